@@ -1,0 +1,83 @@
+# Needs make, Python 3.11 or newer and a package index; nothing else.
+#
+#   make demo       serve requests that share documents, compare the strategies
+#   make test       the tests                make test-slow  the long sweeps
+#   make lint       ruff and pyright         make format     let ruff format
+#   make parity     golden files again from transformers, and compare
+#   make wheel      dist/*.whl and dist/*.tar.gz
+#
+# PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow lint format parity wheel clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo_out
+# Compiled programs are kept per process: one file of tests stays with one.
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+# The first of these that starts and is new enough (a name on the PATH may be a
+# shim that does not start).
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+CANDIDATES := python3 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+  if $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+
+demo: $(VENV)/.run
+	$(BIN)/python -m sparse_prefix_jax demo --out=$(OUT)
+
+test: $(VENV)/.test
+	$(PYTEST)
+
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: .venv-parity/.parity
+	.venv-parity/bin/python -m tests.models.make_golden
+
+# From a source distribution, so that both are tried.
+wheel: $(VENV)/.test
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf build dist demo_out *.egg-info
+
+# Environments: a file in each says that it holds what pyproject.toml asks for.
+%/.made:
+	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' >/dev/null 2>&1 || { \
+	  echo "make: PYTHON is '$(PYTHON)', and Python 3.11 or newer is needed:" \
+	    "install one, or name it with PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $*
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made pyproject.toml setup.py
+	@echo "Installing the package and what it needs (a minute or two)"
+	$(BIN)/python $(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml setup.py
+	@echo "Installing the package and what its tests need (a minute or two)"
+	$(BIN)/python $(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-parity/.parity: .venv-parity/.made pyproject.toml setup.py
+	@echo "Installing PyTorch and transformers (several minutes)"
+	.venv-parity/bin/python $(PIP_INSTALL) -e '.[parity,test]'
+	@touch $@
