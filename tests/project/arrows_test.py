@@ -1,0 +1,176 @@
+"""Who may import whom, read from the import statements."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests.project import checkout
+
+PACKAGE = "sparse_prefix_jax"
+CACHE = {"cache", "cache.index", "cache.pools"}
+
+# Direct imports. `array_typing` is the notation and may be used by everybody.
+ARROWS: dict[str, set[str]] = {
+  "array_typing": set(),
+  "kernels": set(),
+  "layers": {"kernels"},
+  "models": {"layers"},
+  "placement": set(),
+  "workloads": set(),
+  "cache.index": {"placement"},
+  "cache.pools": {"models"},
+  "cache": {"cache.index", "cache.pools", "models", "placement"},
+  "prefill": {"models"} | CACHE,
+  "decode": {"models"} | CACHE,
+  "cost": {"models", "prefill"},
+  "evaluation": {"cache.index", "placement", "workloads", "cost"},
+}
+# They put the parts together, and nothing imports them.
+COMPOSITION_ROOTS = {"__init__", "__main__", "demo"}
+
+KERNELS_MAY_IMPORT = {"jax", "jaxlib", "jaxtyping", "numpy", "ml_dtypes"}
+STANDARD = {"abc", "collections", "dataclasses", "enum", "functools"}
+STANDARD |= {"itertools", "math", "operator", "types", "typing"}
+
+
+def _unit(module: str) -> str:
+  """The part of the package that a dotted module name belongs to."""
+  parts = module.split(".")[1:]
+  if not parts:
+    return "__init__"
+  if parts[0] == "cache" and len(parts) > 1 and parts[1] in ("index", "pools"):
+    return f"cache.{parts[1]}"
+  return parts[0]
+
+
+def _module_exists(name: str) -> bool:
+  path = checkout.ROOT.joinpath(*name.split("."))
+  return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def _absolute(node: ast.ImportFrom, path: pathlib.Path) -> str:
+  """The module that a `from` statement names, without leading dots."""
+  if node.level == 0:
+    return node.module or ""
+  package = checkout.module_name(path)
+  if path.name != "__init__.py":
+    package = package.rpartition(".")[0]
+  for _ in range(node.level - 1):
+    package = package.rpartition(".")[0]
+  return f"{package}.{node.module}" if node.module else package
+
+
+def _imports(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Line and module of every import; `from p import m` may name a module."""
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield node.lineno, alias.name
+    elif isinstance(node, ast.ImportFrom):
+      base = _absolute(node, path)
+      for alias in node.names:
+        inner = f"{base}.{alias.name}"
+        ours = inner.startswith(PACKAGE) and _module_exists(inner)
+        yield node.lineno, inner if ours else base
+
+
+def _where(path: pathlib.Path, line: int) -> str:
+  return f"{path.relative_to(checkout.ROOT)}:{line}"
+
+
+def _edges() -> Iterator[tuple[str, str, str]]:
+  """Place, unit and imported unit of every import inside the package."""
+  for path in checkout.library_files():
+    for line, module in _imports(path):
+      if module.split(".")[0] == PACKAGE:
+        yield (
+          _where(path, line),
+          _unit(checkout.module_name(path)),
+          _unit(module),
+        )
+
+
+def test_every_part_is_known() -> None:
+  parts = {_unit(checkout.module_name(p)) for p in checkout.library_files()}
+  assert parts <= set(ARROWS) | COMPOSITION_ROOTS
+
+
+def test_imports_follow_the_arrows() -> None:
+  wrong = [
+    f"{where}: {unit} imports {imported}"
+    for where, unit, imported in _edges()
+    if unit not in COMPOSITION_ROOTS
+    and imported not in {unit, "array_typing"} | ARROWS.get(unit, set())
+  ]
+  assert not wrong, "\n".join(wrong)
+
+
+def test_the_arrows_have_no_cycle() -> None:
+  left = dict(ARROWS)
+  while left:
+    free = [unit for unit, needs in left.items() if not needs & set(left)]
+    assert free, f"a cycle among {sorted(left)}"
+    for unit in free:
+      del left[unit]
+
+
+def test_kernels_need_jax_only() -> None:
+  allowed = KERNELS_MAY_IMPORT | STANDARD | {PACKAGE}
+  wrong = [
+    f"{_where(path, line)}: {module}"
+    for path in checkout.python_files("kernels")
+    for line, module in _imports(path)
+    if module.split(".")[0] not in allowed
+  ]
+  assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("forbidden", ["tests", "benchmarks", "kernels"])
+def test_nothing_that_ships_imports(forbidden: str) -> None:
+  found = [
+    _where(path, line)
+    for path in checkout.library_files()
+    for line, module in _imports(path)
+    if module.split(".")[0] == forbidden
+  ]
+  assert not found, f"{forbidden} imported by " + ", ".join(found)
+
+
+def test_kernels_have_one_name() -> None:
+  found = [
+    _where(path, line)
+    for path in checkout.python_files("tests", "benchmarks")
+    for line, module in _imports(path)
+    if module.split(".")[0] == "kernels"
+  ]
+  assert not found, "\n".join(found)
+  assert not (checkout.ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_the_link_points_at_the_kernels() -> None:
+  assert checkout.LINK.is_symlink()
+  assert checkout.LINK.readlink() == pathlib.Path("../kernels")
+
+
+def test_tests_mirror_the_folders() -> None:
+  """`tests/a/b_test.py` tests `a/b.py`, or the folder `a/b`, of the library."""
+  stray = []
+  for path in checkout.python_files("tests"):
+    relative = path.relative_to(checkout.ROOT / "tests")
+    if path.name.endswith("_test.py") and relative.parts[0] != "project":
+      folder = checkout.ROOT / PACKAGE
+      if relative.parts[0] in ("benchmarks", "colab"):
+        folder = checkout.ROOT
+      if not (folder / relative.parent).is_dir():
+        stray.append(str(relative))
+  assert not stray, "\n".join(stray)
+
+
+def test_the_placement_of_a_relative_import_is_read() -> None:
+  path = checkout.ROOT / PACKAGE / "cache" / "index" / "x.py"
+  node = ast.parse("from ..pools import y").body[0]
+  assert isinstance(node, ast.ImportFrom)
+  assert _absolute(node, path) == f"{PACKAGE}.cache.pools"
+  assert _unit(_absolute(node, path)) == "cache.pools"
