@@ -1,0 +1,11 @@
+"""The short causal convolution before a recurrence, with a carried window."""
+
+from sparse_prefix_jax.kernels.causal_conv1d.api import (
+  causal_conv1d as causal_conv1d,
+)
+from sparse_prefix_jax.kernels.causal_conv1d.api import (
+  causal_conv1d_chunk as causal_conv1d_chunk,
+)
+from sparse_prefix_jax.kernels.causal_conv1d.api import (
+  causal_conv1d_step as causal_conv1d_step,
+)

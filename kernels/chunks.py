@@ -1,0 +1,169 @@
+"""The packed form that every operation shares: chunks, slots, one scan.
+
+A *packed chunk* is c tokens of one request; the chunks of a request stand
+together, in order, and the chunks of all requests of a call are packed along
+one axis `n` of static length. How much of it is real work is data, never shape:
+`length` counts the real tokens of a chunk (0 = inactive).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int32
+
+ZERO = -1
+"""`Chunks.read`: begin from the zero state (the empty prefix)."""
+CARRY = -2
+"""`Chunks.read`: go on from the chunk before, in the same call."""
+NONE = -1
+"""`Chunks.write`: keep no state of this chunk."""
+
+
+class Chunks(NamedTuple):
+  """What each of n packed chunks reads, writes and holds.
+
+  Attributes:
+    read: Slot to resume from, or ZERO, or CARRY. [n]
+    write: Slot that receives the state after the chunk, or NONE. [n]
+    length: Real tokens, 0 to c; 0 marks an inactive chunk. [n]
+    position: Absolute position of the first token, a lattice point. [n]
+    request: Row of the page table. [n]
+  """
+
+  read: Int32[Array, "n"]
+  write: Int32[Array, "n"]
+  length: Int32[Array, "n"]
+  position: Int32[Array, "n"]
+  request: Int32[Array, "n"]
+
+
+class Rows(NamedTuple):
+  """What each of b rows of a decode step reads and writes: one token each.
+
+  Attributes:
+    read: Slot of the carry before the token, or ZERO. [b]
+    write: Slot that receives the carry after it, or NONE. [b]
+    position: Absolute position of the token. [b]
+    active: False for a free row, which writes nothing. [b]
+  """
+
+  read: Int32[Array, "b"]
+  write: Int32[Array, "b"]
+  position: Int32[Array, "b"]
+  active: Bool[Array, "b"]
+
+
+Cell = Callable[[Any, Any, Array], tuple[Any, Any]]
+
+
+def packed_scan(
+  cell: Cell, pools: Any, xs: Any, chunks: Chunks
+) -> tuple[Any, Any]:
+  """Restore, scan and capture in one pass: the reference of section 6.
+
+  For each chunk in order: the carry is read from its slot (or is zero, or flows
+  on), `cell` advances it, and the carry after the chunk is written to its slot.
+  What is not asked for is *selected* away, so a slot that is not written keeps
+  its bits, NaN included, and an inactive chunk leaves the carry as it was.
+
+  The scan has static length and its body a barrier on both sides: the body is
+  one computation, whatever n is and whatever surrounds it.
+
+  Args:
+    cell: `(carry, x, length) -> (carry, y)` for one chunk.
+    pools: Tree of arrays [s ...], the slots of the carry's leaves.
+    xs: Tree of arrays [n ...].
+    chunks: What to read, write and advance.
+
+  Returns:
+    ys [n ...] and the pools with the captured states.
+  """
+
+  def body(loop: Any, step: Any) -> tuple[Any, Any]:
+    carry, pools = loop
+    x, read, write, length = step
+    carry = restore(pools, read, carry)
+    carry, x, length = lax.optimization_barrier((carry, x, length))
+    advanced, y = lax.optimization_barrier(cell(carry, x, length))
+    carry = select(length > 0, advanced, carry)
+    return (carry, capture(pools, write, carry)), y
+
+  empty = jax.tree.map(lambda pool: jnp.zeros_like(pool[0]), pools)
+  steps = (xs, chunks.read, chunks.write, chunks.length)
+  (_, pools), ys = lax.scan(body, (empty, pools), steps)
+  return ys, pools
+
+
+def map_chunks(
+  function: Callable[..., Any], *xs: Any
+) -> Any:
+  """Applies `function` chunk by chunk, by a scan of static length.
+
+  For what must not see how many rows there are (norms of heads, narrow
+  products, softmax): its shapes are those of one chunk, always.
+  """
+
+  def body(_: None, x: Any) -> tuple[None, Any]:
+    y = function(*lax.optimization_barrier(x))
+    return None, lax.optimization_barrier(y)
+
+  return lax.scan(body, None, xs)[1]
+
+
+def select(condition: Array, if_true: Any, if_false: Any) -> Any:
+  """Leaf-wise `where`: keeps bits (-0.0, NaN) that arithmetic would lose."""
+  return jax.tree.map(
+    lambda x, y: jnp.where(condition, x, y), if_true, if_false
+  )
+
+
+def restore(pools: Any, read: Array, carry: Any) -> Any:
+  """The carry that slot `read` holds; zero at ZERO, `carry` at CARRY."""
+  slot = jnp.maximum(read, 0)
+
+  def leaf(pool: Array, flowing: Array) -> Array:
+    stored = lax.dynamic_index_in_dim(pool, slot, 0, keepdims=False)
+    stored = jnp.where(read == ZERO, jnp.zeros_like(stored), stored)
+    return jnp.where(read == CARRY, flowing, stored)
+
+  return jax.tree.map(leaf, pools, carry)
+
+
+def capture(pools: Any, write: Array, carry: Any) -> Any:
+  """The pools with `carry` in slot `write`; unchanged bits at NONE."""
+  slot = jnp.maximum(write, 0)
+
+  def leaf(pool: Array, value: Array) -> Array:
+    held = lax.dynamic_index_in_dim(pool, slot, 0, keepdims=False)
+    value = jnp.where(write == NONE, held, value.astype(pool.dtype))
+    return lax.dynamic_update_index_in_dim(pool, value, slot, 0)
+
+  return jax.tree.map(leaf, pools, carry)
+
+
+def restore_rows(pools: Any, read: Int32[Array, "b"]) -> Any:
+  """The carries of b running sequences: [s ...] -> [b ...], zero at ZERO."""
+  slots = jnp.maximum(read, 0)
+
+  def leaf(pool: Array) -> Array:
+    stored = pool[slots]
+    empty = (read == ZERO).reshape((-1,) + (1,) * (stored.ndim - 1))
+    return jnp.where(empty, jnp.zeros_like(stored), stored)
+
+  return jax.tree.map(leaf, pools)
+
+
+def capture_rows(pools: Any, write: Int32[Array, "b"], carry: Any) -> Any:
+  """Writes b carries to their slots; rows with NONE are dropped.
+
+  An index past the end is dropped, -1 would wrap to the last slot.
+  """
+
+  def leaf(pool: Array, value: Array) -> Array:
+    slots = jnp.where(write == NONE, pool.shape[0], write)
+    return pool.at[slots].set(value.astype(pool.dtype), mode="drop")
+
+  return jax.tree.map(leaf, pools, carry)

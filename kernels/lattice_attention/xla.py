@@ -1,0 +1,184 @@
+"""Lattice attention in plain XLA operations: online softmax over page blocks.
+
+For the blocks of keys in absolute order, with m the running maximum, l the
+running sum and o the running output:
+
+    m' = max(m, max s),  l' = l e^{m-m'} + sum e^{s-m'},
+    o' = o e^{m-m'} + e^{s-m'} V
+
+Every block has the same shape, a query sees the same blocks however it came
+here, and blocks past its chunk are never visited: the trip count is data.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels.chunks import Chunks
+
+
+class _Softmax(NamedTuple):
+  """Carry of the online softmax over blocks of keys."""
+
+  maximum: Float32[Array, "hkv rows 1"]
+  total: Float32[Array, "hkv rows 1"]
+  out: Float32[Array, "hkv rows k"]
+
+
+def attend_chunks(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c hkv k"],
+  v: Float[Array, "n c hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  block_pages: int,
+  precision: lax.Precision,
+) -> tuple[Array, Array, Array]:
+  """All chunks write their pages, then each attends, in a static scan."""
+  size, heads = q.shape[1], k.shape[2]
+  groups = q.shape[2] // heads
+  own_page = page_table[chunks.request, chunks.position // size]
+  own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
+  key_pages = _write(key_pages, own_page, k)
+  value_pages = _write(value_pages, own_page, v)
+
+  def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
+    q, position, length, request = lax.optimization_barrier(x)
+    rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
+    rows = rows.reshape(heads, groups * size, -1)
+    out = _attend(
+      rows,
+      jnp.tile(position + jnp.arange(size), groups),
+      position + length,
+      page_table[request],
+      (key_pages, value_pages),
+      block_pages,
+      precision,
+    )
+    out = out.reshape(heads, groups, size, -1).transpose(2, 0, 1, 3)
+    out = out.reshape(size, heads * groups, -1)
+    return None, lax.optimization_barrier(out)
+
+  xs = (q, chunks.position, chunks.length, chunks.request)
+  return lax.scan(attend, None, xs)[1], key_pages, value_pages
+
+
+def attend_rows(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b hkv k"],
+  v: Float[Array, "b hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  block_pages: int,
+  precision: lax.Precision,
+) -> tuple[Array, Array, Array]:
+  """One token per row: written to its page, then attended, row by row."""
+  size, heads = key_pages.shape[1:3]
+  groups = q.shape[1] // heads
+  page = page_table[jnp.arange(q.shape[0]), position // size]
+  page = jnp.where(active, page, key_pages.shape[0])
+  offset = position % size
+  key_pages = _write(key_pages, (page, offset), k)
+  value_pages = _write(value_pages, (page, offset), v)
+  # A product of one row has bits of its own: a single query is doubled.
+  copies = 2 if groups == 1 else 1
+
+  def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
+    q, position, pages = lax.optimization_barrier(x)
+    rows = jnp.tile(q.reshape(heads, groups, -1), (1, copies, 1))
+    out = _attend(
+      rows,
+      jnp.broadcast_to(position, rows.shape[1:2]),
+      position + 1,
+      pages,
+      (key_pages, value_pages),
+      block_pages,
+      precision,
+    )
+    out = out[:, :groups].reshape(heads * groups, -1)
+    return None, lax.optimization_barrier(out)
+
+  out = lax.scan(attend, None, (q, position, page_table))[1]
+  return out, key_pages, value_pages
+
+
+def _attend(
+  q: Float[Array, "hkv rows k"],
+  row_position: Int32[Array, "rows"],
+  end: Int32[Array, ""],
+  pages: Int32[Array, "pages"],
+  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
+  block_pages: int,
+  precision: lax.Precision,
+) -> Float32[Array, "hkv rows k"]:
+  """Rows of one request against its blocks of keys up to token `end`."""
+  size = pools[0].shape[1]
+  width = block_pages * size
+
+  def keys_of(pool: Array, ids: Array) -> Array:
+    block = pool[ids]
+    return block.reshape(width, *pool.shape[2:]).swapaxes(0, 1)
+
+  def block(index: Array, carry: _Softmax) -> _Softmax:
+    ids = lax.dynamic_slice_in_dim(pages, index * block_pages, block_pages)
+    key_position = index * width + jnp.arange(width)
+    k, v = (keys_of(pool, ids) for pool in pools)
+    v = jnp.where((key_position < end)[None, :, None], v, jnp.zeros_like(v))
+    scores = jnp.einsum(
+      "hrk,hsk->hrs",
+      q,
+      k,
+      precision=precision,
+      preferred_element_type=jnp.float32,
+    )
+    seen = key_position[None, :] <= row_position[:, None]
+    scores = jnp.where(seen[None], scores, -jnp.inf)
+    return _accumulate(carry, scores, v, precision)
+
+  shape = q.shape[:2]
+  empty = _Softmax(
+    jnp.full((*shape, 1), -jnp.inf, jnp.float32),
+    jnp.zeros((*shape, 1), jnp.float32),
+    jnp.zeros(q.shape, jnp.float32),
+  )
+  # Blocks [0, ceil(end / width)); the first holds token 0, which all rows see.
+  last = lax.fori_loop(0, (end + width - 1) // width, block, empty)
+  # An inactive chunk visits no block; its rows stay zero.
+  return last.out / jnp.where(last.total == 0, 1.0, last.total)
+
+
+def _accumulate(
+  carry: _Softmax,
+  scores: Float32[Array, "hkv rows keys"],
+  v: Float[Array, "hkv keys k"],
+  precision: lax.Precision,
+) -> _Softmax:
+  """One step of the online softmax."""
+  maximum = jnp.maximum(carry.maximum, scores.max(axis=-1, keepdims=True))
+  rescale = jnp.exp(carry.maximum - maximum)
+  weights = jnp.exp(scores - maximum)
+  total = carry.total * rescale + weights.sum(axis=-1, keepdims=True)
+  update = jnp.einsum(
+    "hrs,hsk->hrk",
+    weights.astype(v.dtype),
+    v,
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+  return _Softmax(maximum, total, carry.out * rescale + update)
+
+
+def _write(
+  pool: Float[Array, "p c hkv k"],
+  index: Array | tuple[Array, ...],
+  value: Float[Array, "..."],
+) -> Float[Array, "p c hkv k"]:
+  """Writes at `index`; an index past the end is dropped."""
+  return pool.at[index].set(value.astype(pool.dtype), mode="drop")

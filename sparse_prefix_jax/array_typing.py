@@ -1,0 +1,54 @@
+"""The notation of the library: one letter, one meaning, one alias per role.
+
+Letters, as in every docstring and signature:
+
+| letter | meaning                              | letter | meaning              |
+|--------|--------------------------------------|--------|----------------------|
+| b      | requests (or rows) of a batch        | w      | convolution window   |
+| t      | tokens                               | s      | state slots          |
+| n      | packed chunks                        | p      | key/value pages      |
+| c      | tokens of a chunk                    | m      | budget of states     |
+| h      | heads of queries and keys            | hv     | heads of values      |
+| k, v   | key and value width of a head        | d      | model width          |
+
+In placement N is the number of depths, `w(t)` the weight of overlap depth t and
+`F(t)` the cumulative cost; in the recurrence `A` is the cumulated log decay.
+Lengths are in tokens, sizes in bytes, times in seconds unless said otherwise.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+
+# Tokens: a prompt as a user may hand it over, and as the programs see it.
+Tokens: TypeAlias = Sequence[int] | np.ndarray | jax.Array
+TokenChunks: TypeAlias = Int32[Array, "n c"]
+
+# Activations.
+Hidden: TypeAlias = Float[Array, "rows d"]
+Logits: TypeAlias = Float32[Array, "rows vocab"]
+
+# The recurrence.
+QueryChunks: TypeAlias = Float[Array, "n c h k"]
+KeyChunks: TypeAlias = Float[Array, "n c h k"]
+ValueChunks: TypeAlias = Float[Array, "n c hv v"]
+Gates: TypeAlias = Float32[Array, "n c hv"]
+RecurrentState: TypeAlias = Float32[Array, "hv k v"]
+ConvState: TypeAlias = Float[Array, "w-1 d"]
+
+# What outlives a request.
+StatePool: TypeAlias = Float32[Array, "s hv k v"]
+ConvPool: TypeAlias = Float[Array, "s w-1 d"]
+PagePool: TypeAlias = Float[Array, "p c hkv k"]
+PageTable: TypeAlias = Int32[Array, "b pages"]
+
+# Placement.
+Weights: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
+Costs: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
+Positions: TypeAlias = Int32[Array, "m"]
+Flag: TypeAlias = Bool[Array, ""]
+
+PyTree: TypeAlias = Any

@@ -1,0 +1,486 @@
+"""The prefix index: match, pin, reserve, insert, evict, under one budget.
+
+The life of a request (DESIGN.md section 2): `match` finds what is stored of
+its prompt, `pin` protects what it resumes from, `reserve` takes slots and
+pages for what it will capture, and `insert` passes them into the tree. What
+raises has changed nothing.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+
+from .audit import audit
+from .budget import Budget, CapacityError, Lease, Numbers
+from .insertion import Insertion, plan_insertion
+from .policies import make_policy
+from .results import Inserted, Match, Pin, Reason, Stats
+from .tokens import BYTES_PER_TOKEN, longest_common_tokens
+from .tree import Entry, Node, StateSlot, extend, prune, walk
+
+
+class PrefixIndex:
+  """Which prefixes are stored, and in which slots and pages.
+
+  Every salt has a tree of its own over block keys: bytes of `token_blocks`, or
+  any hashables, such as the hash ids of a trace. Keys are compared, never only
+  their hashes. `match`, `pin` and `insert` cost O(path), and one O(log n) look
+  among n siblings; an eviction costs O(1) plus what it frees.
+
+  An entry is a stored prompt. It keeps alive the pages of its whole blocks and
+  the slots that it claims. Entries without a whole block are stored as well,
+  for exact overlaps; they hold nothing but their tail. `Budget.entries` bounds
+  how many there are. A pin keeps alive a path and the slot at its end, whatever
+  becomes of the entries.
+
+  Args:
+    budget: what may be held.
+    eviction: name of the policy, a key of `POLICIES`.
+    block_size: tokens of a block; only for keys that are not bytes.
+
+  Raises:
+    ValueError: an unknown policy or a block size below 1.
+
+  >>> index = PrefixIndex(Budget(1000, slot_bytes=100, page_bytes=10))
+  >>> lease = index.reserve(slots=1, pages=2)
+  >>> done = index.insert(["a", "b"], b"", lease.pages, {2: lease.slots[0]})
+  >>> index.match(["a", "b", "c"]).resume_blocks, index.held_bytes
+  (2, 120)
+  """
+
+  def __init__(
+    self, budget: Budget, eviction: str = "lru", *, block_size: int = 1
+  ) -> None:
+    """Starts empty; see the class."""
+    if block_size < 1:
+      raise ValueError(f"block_size must be at least 1, got {block_size}.")
+    self.budget = budget
+    self.evictions = 0
+    self._block_size = block_size
+    self._policy = make_policy(eviction)
+    self._slots = Numbers("slot")
+    self._pages = Numbers("page")
+    self._roots: dict[bytes, Node] = {}
+    self._pins: set[Pin] = set()
+
+  # Looking up.
+
+  def match(
+    self,
+    blocks: Sequence[Hashable],
+    tail: bytes = b"",
+    *,
+    salt: bytes = b"",
+    limit: int | None = None,
+    touch: bool = True,
+  ) -> Match:
+    """Finds the longest stored prefix of a prompt and where to resume.
+
+    With `touch` the policy learns of it: the entry that claimed the slot last
+    is used, or where no slot can be resumed from, the entry inserted last
+    through the deepest matched node. One entry, not all that share the slot:
+    it keeps alive all that was used, and what only the others hold ages.
+
+    Args:
+      blocks: keys of the whole blocks of the prompt.
+      tail: key of its remaining tokens.
+      salt: the tenant; nothing is shared between salts.
+      limit: deepest block count to resume at; None: no limit.
+      touch: whether the match counts as a use.
+
+    Returns:
+      the match; see its attributes.
+
+    Raises:
+      ValueError: limit is negative.
+    """
+    if limit is not None and limit < 0:
+      raise ValueError(f"limit must not be negative, got {limit}.")
+    root = self._roots.get(salt)
+    path = walk(root, blocks)
+    resume = _resume_depth(path, limit)
+    if touch and path:
+      self._touch(path[(resume or len(path)) - 1], at_slot=resume > 0)
+    state = path[resume - 1].slot if resume else None
+    return Match(
+      overlap_blocks=len(path),
+      overlap_tokens=self._overlap_tokens(root, path, blocks, tail),
+      resume_blocks=resume,
+      slot=state.number if state else -1,
+      pages=tuple(node.page for node in path[:resume]),
+      reason=_reason(path, resume, limit),
+    )
+
+  def _overlap_tokens(
+    self,
+    root: Node | None,
+    path: list[Node],
+    blocks: Sequence[Hashable],
+    tail: bytes,
+  ) -> int:
+    """Exact overlap in tokens: inside the next block as well, for bytes."""
+    depth = len(path)
+    following = blocks[depth] if depth < len(blocks) else tail
+    if not isinstance(blocks[0] if blocks else following, bytes):
+      return depth * self._block_size
+    node = path[-1] if path else root
+    if node is None:
+      return 0
+    whole = depth * len(_as_bytes(blocks[0])) if path else 0
+    partial = longest_common_tokens(node.fringe, _as_bytes(following))
+    return whole // BYTES_PER_TOKEN + partial
+
+  def _touch(self, node: Node, *, at_slot: bool) -> None:
+    """Tells the policy which entry a match used, if one is left."""
+    claims = node.slot.claims if at_slot and node.slot else {}
+    entry = next(reversed(claims), None) if at_slot else node.latest
+    if entry in self._policy and entry is not None:
+      self._policy.touch(entry)
+
+  # Protecting what is in use.
+
+  def pin(
+    self, blocks: Sequence[Hashable], depth: int, *, salt: bytes = b""
+  ) -> Pin:
+    """Protects the pages of the first `depth` blocks and the slot there.
+
+    Until `unpin` they are neither freed nor used anew, whatever entries are
+    evicted, and a match still finds them.
+
+    Raises:
+      ValueError: depth is negative or deeper than what is stored.
+    """
+    path = walk(self._roots.get(salt), blocks[: max(depth, 0)])
+    if not 0 <= depth == len(path):
+      raise ValueError(
+        f"depth to pin must be between 0 and the {len(path)} blocks that are "
+        f"stored of this prompt, got {depth}."
+      )
+    node = path[-1] if path else None
+    pin = Pin(node, holds_slot=node is not None and node.slot is not None)
+    for held in path:
+      self._pages.pinned += held.pins == 0
+      held.pins += 1
+    if node and node.slot:
+      self._slots.pinned += node.slot.pins == 0
+      node.slot.pins += 1
+    self._pins.add(pin)
+    return pin
+
+  def unpin(self, pin: Pin) -> None:
+    """Gives a pin back; what nobody needs any more is freed.
+
+    Raises:
+      ValueError: the pin is not open (any more).
+    """
+    if pin not in self._pins:
+      raise ValueError(f"the pin at depth {pin.depth} is not open.")
+    self._pins.remove(pin)
+    if pin.node is None:
+      return
+    if pin.holds_slot and pin.node.slot:
+      pin.node.slot.pins -= 1
+      self._slots.pinned -= pin.node.slot.pins == 0
+      self._drop_slot_if_free(pin.node)
+    for node in pin.node.upwards():
+      node.pins -= 1
+      self._pages.pinned -= node.pins == 0
+    self._prune(pin.node)
+
+  # Making room.
+
+  def reserve(self, slots: int, pages: int) -> Lease:
+    """Takes free slots and pages, evicting entries in the policy's order.
+
+    An entry is passed over while its last block is pinned and no other entry
+    ends there, unless all others were not enough: it would free no page.
+
+    Returns:
+      the leased numbers; they count as held until `free` or `insert`.
+
+    Raises:
+      ValueError: a negative number.
+      CapacityError: not even evicting every entry would make enough room.
+    """
+    if slots < 0 or pages < 0:
+      raise ValueError(
+        "slots and pages to reserve must not be negative, got "
+        f"{slots} and {pages}."
+      )
+    fixed_slots, fixed_pages = self._slots.fixed, self._pages.fixed
+    if not self.budget.fits(fixed_slots + slots, fixed_pages + pages):
+      raise CapacityError(self._shortage(slots, pages))
+    while not self.budget.fits(
+      self.held_slots + slots, self.held_pages + pages
+    ):
+      self._evict_next()
+    return Lease(self._slots.lease(slots), self._pages.lease(pages))
+
+  def _shortage(self, slots: int, pages: int) -> str:
+    """One sentence: what was asked for, what is in use, what there is."""
+    used = self._slots.fixed, self._pages.fixed
+    budget = self.budget
+    limits = (
+      f", {count} {name}"
+      for count, name in ((budget.slots, "slots"), (budget.pages, "pages"))
+      if count is not None
+    )
+    return (
+      f"cannot reserve {slots} slots and {pages} pages "
+      f"({budget.bytes_of(slots, pages)} bytes): {used[0]} slots and "
+      f"{used[1]} pages ({budget.bytes_of(*used)} bytes) are in use, and the "
+      f"capacity is {budget.capacity_bytes} bytes{''.join(limits)}."
+    )
+
+  def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
+    """Gives leased numbers back.
+
+    Raises:
+      ValueError: a number is not leased, or is named twice.
+    """
+    self._slots.require_leased(slots)
+    self._pages.require_leased(pages)
+    self._slots.give_back(slots)
+    self._pages.give_back(pages)
+
+  def _evict_next(self) -> None:
+    """Drops the policy's next victim."""
+    self._remove(self._policy.victim(_in_use))
+    self.evictions += 1
+
+  # Storing.
+
+  def insert(
+    self,
+    blocks: Sequence[Hashable],
+    tail: bytes,
+    pages: Sequence[int],
+    slots: Mapping[int, int],
+    *,
+    salt: bytes = b"",
+    claim: Iterable[int] = (),
+    replace: Entry | None = None,
+  ) -> Inserted:
+    """Stores a prompt; the leased numbers pass into the tree's ownership.
+
+    Where a node or its slot exists already, it stays as it is, and a leased
+    number that was to take its place is freed. A prompt that is stored already
+    (same blocks, tail and salt) is the same entry: it becomes the newest and
+    claims the new slots on top of its own. If `Budget.entries` are stored, the
+    policy's next victim goes.
+
+    Args:
+      blocks: keys of the whole blocks.
+      tail: key of the remaining tokens.
+      pages: one page number per block: the tree's own, or a leased one.
+      slots: slot number by depth in blocks: the tree's own, or a leased one.
+      salt: the tenant.
+      claim: depths whose slot is to be kept alive by this entry too; where
+        there is none, nothing happens.
+      replace: an entry that this one supersedes; it goes in the same step,
+        after the claims. One that was evicted meanwhile is no error. If it is
+        the same prompt, it keeps no claim but the new ones.
+
+    Returns:
+      the entry and the canonical numbers.
+
+    Raises:
+      ValueError: keys of different lengths, a page or slot that is neither
+        leased nor the tree's own there, one named twice, a depth outside of
+        1..len(blocks), or as many pages as not blocks.
+    """
+    path = walk(self._roots.get(salt), blocks)
+    plan = plan_insertion(
+      path, blocks, tail, pages, slots, tuple(claim), self._slots, self._pages
+    )
+    end = self._attach(path, blocks, pages, salt)
+    entry = end.ends.get(tail) or Entry(end, salt, tail)
+    if entry is replace:
+      self._release_claims(entry, keep=plan.depths)
+    self._store(entry, plan)
+    if replace is not None and replace is not entry and replace in self._policy:
+      self._remove(replace)
+    self._enforce_entry_limit(entry)
+    self._slots.give_back(plan.spare_slots)
+    self._pages.give_back(plan.spare_pages)
+    return Inserted(
+      entry=entry,
+      pages=tuple(node.page for node in end.upwards())[::-1],
+      slots={d: _slot_number(entry.claims[d]) for d in plan.depths},
+      freed_pages=plan.spare_pages,
+      freed_slots=plan.spare_slots,
+    )
+
+  def _attach(
+    self,
+    path: list[Node],
+    blocks: Sequence[Hashable],
+    pages: Sequence[int],
+    salt: bytes,
+  ) -> Node:
+    """Creates the missing nodes and returns the end of the path."""
+    root = self._roots.setdefault(salt, Node(key=salt))
+    depth = len(path)
+    fresh = [self._pages.adopt(page) for page in pages[depth:]]
+    added = extend(path[-1] if path else root, blocks[depth:], fresh)
+    return (added or path or [root])[-1]
+
+  def _store(self, entry: Entry, plan: Insertion) -> None:
+    """Makes the entry the newest, with its slots and claims."""
+    end = entry.node
+    if entry.tail not in end.ends:
+      end.ends[entry.tail] = entry
+      end.add_edge(entry.tail)
+    for node in end.upwards():
+      node.latest = entry
+      if node.depth in plan.new_slots:
+        node.slot = StateSlot(self._slots.adopt(plan.new_slots[node.depth]))
+      if node.depth in plan.depths and node.slot:
+        node.slot.claims[entry] = node.slot.claims.pop(entry, None)
+        entry.claims[node.depth] = node
+    self._policy.add(entry)
+
+  def _enforce_entry_limit(self, newest: Entry) -> None:
+    """Evicts until no more entries are stored than allowed."""
+    while len(self._policy) > self.budget.entries:
+      self._remove(self._policy.victim(lambda e: e is newest or _in_use(e)))
+      self.evictions += 1
+
+  # Removing.
+
+  def evict(self, entry: Entry) -> None:
+    """Removes one entry; what is pinned stays.
+
+    Raises:
+      ValueError: the entry is not stored (any more).
+    """
+    if entry not in self._policy:
+      raise ValueError(f"{entry!r} is not stored.")
+    self._remove(entry)
+
+  def clear(self) -> None:
+    """Removes all entries; pins and leases stay."""
+    for entry in self.entries:
+      self._remove(entry)
+
+  def _remove(self, entry: Entry) -> None:
+    """Takes an entry out of the policy and the tree, and frees what it held."""
+    self._policy.remove(entry)
+    self._release_claims(entry, keep=())
+    del entry.node.ends[entry.tail]
+    entry.node.drop_edge(entry.tail)
+    self._prune(entry.node)
+
+  def _release_claims(self, entry: Entry, keep: Iterable[int]) -> None:
+    """Gives up the entry's claims but those at the depths to keep."""
+    for depth in entry.claims.keys() - set(keep):
+      node = entry.claims.pop(depth)
+      if node.slot:
+        del node.slot.claims[entry]
+      self._drop_slot_if_free(node)
+
+  def _drop_slot_if_free(self, node: Node) -> None:
+    """Frees the node's slot unless it is claimed or pinned."""
+    if node.slot and not node.slot.needed:
+      self._slots.give_back([node.slot.number])
+      node.slot = None
+
+  def _prune(self, node: Node) -> None:
+    """Removes what nobody needs from a node upwards, and an empty root."""
+    pages, top = prune(node)
+    self._pages.give_back(pages)
+    if top.parent is None and not top.needed:
+      del self._roots[_as_bytes(top.key)]
+
+  # Counting.
+
+  def __len__(self) -> int:
+    """How many entries are stored."""
+    return len(self._policy)
+
+  def __contains__(self, entry: object) -> bool:
+    """Whether an entry is (still) stored."""
+    return entry in self._policy
+
+  def __iter__(self) -> Iterator[Entry]:
+    """The entries, oldest first."""
+    return iter(self.entries)
+
+  @property
+  def entries(self) -> tuple[Entry, ...]:
+    """The entries in the policy's order, the next victim first."""
+    return tuple(self._policy)
+
+  @property
+  def held_slots(self) -> int:
+    """Slots of the tree and of leases."""
+    return self._slots.held
+
+  @property
+  def held_pages(self) -> int:
+    """Pages of the tree and of leases, shared ones once."""
+    return self._pages.held
+
+  @property
+  def held_bytes(self) -> int:
+    """Bytes of what is held; at most `budget.capacity_bytes`."""
+    return self.budget.bytes_of(self.held_slots, self.held_pages)
+
+  @property
+  def stats(self) -> Stats:
+    """Counts for a report."""
+    return Stats(
+      entries=len(self),
+      pins=len(self._pins),
+      held_slots=self.held_slots,
+      held_pages=self.held_pages,
+      held_bytes=self.held_bytes,
+      leased_slots=len(self._slots.leased),
+      leased_pages=len(self._pages.leased),
+      evictions=self.evictions,
+    )
+
+  def check(self) -> None:
+    """Recomputes every count from scratch; for tests, O(everything).
+
+    Raises:
+      AssertionError: something does not add up.
+    """
+    audit(
+      self.budget,
+      self._roots,
+      self.entries,
+      self._pins,
+      self._slots,
+      self._pages,
+    )
+
+
+def _resume_depth(path: Sequence[Node], limit: int | None) -> int:
+  """Depth of the deepest node, not past the limit, that holds a slot."""
+  usable = path if limit is None else path[:limit]
+  return next((node.depth for node in reversed(usable) if node.slot), 0)
+
+
+def _reason(path: Sequence[Node], resume: int, limit: int | None) -> Reason:
+  """Why the resume depth is not deeper."""
+  if not path:
+    return Reason.NO_OVERLAP
+  if resume == len(path):
+    return Reason.COMPLETE
+  if resume == limit or _resume_depth(path, None) > resume:
+    return Reason.LAST_TOKEN
+  return Reason.NO_STATE_CHECKPOINT
+
+
+def _in_use(entry: Entry) -> bool:
+  """Whether the entry is the last one to stand for a pinned node."""
+  return entry.node.pins > 0 and len(entry.node.ends) == 1
+
+
+def _slot_number(node: Node) -> int:
+  """Number of the node's slot, -1 if it holds none."""
+  return node.slot.number if node.slot else -1
+
+
+def _as_bytes(key: Hashable) -> bytes:
+  """The key if it is bytes, which sort and compare token by token."""
+  return key if isinstance(key, bytes) else b""

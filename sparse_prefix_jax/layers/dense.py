@@ -1,0 +1,38 @@
+"""The wide product: one row count per program, a barrier on both sides."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def dense(
+  x: Float[Array, "*rows i"], weight: Float[Array, "i o"], precision: str
+) -> Float[Array, "*rows o"]:
+  """x W over all rows at once, accumulated in float32.
+
+  The rows of a wide product do not depend on how many rows there are, from two
+  up, provided that nothing is fused into it: hence the barriers.
+
+  Args:
+    x: Activations; the leading axes are rows.
+    weight: Widths are multiples of 64 where several row counts are in use.
+    precision: Of the product, as `jax.lax.Precision` names it.
+
+  Returns:
+    The product in the dtype of x.
+  """
+  rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+  y = jnp.matmul(
+    rows, weight, precision=precision, preferred_element_type=jnp.float32
+  )
+  y = lax.optimization_barrier(y.astype(x.dtype))
+  return y.reshape(*x.shape[:-1], weight.shape[-1])
+
+
+def kernel(
+  rngs: nnx.Rngs, inputs: int, outputs: int, dtype: str
+) -> nnx.Param[Array]:
+  """A weight [inputs, outputs], normal with variance 1 / inputs."""
+  init = nnx.initializers.lecun_normal()
+  return nnx.Param(init(rngs.params(), (inputs, outputs), jnp.dtype(dtype)))

@@ -1,0 +1,49 @@
+"""Root-mean-square and L2 norms, computed in float32."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32
+
+
+def rms_norm(
+  x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
+) -> Float[Array, "*rows d"]:
+  """x / sqrt(mean(x^2) + eps) * (1 + weight), weight centred on zero."""
+  scale = 1.0 + weight.astype(jnp.float32)
+  return (_normalize(x, eps) * _row(scale, x)).astype(x.dtype)
+
+
+def residual_norm(
+  x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
+) -> Float[Array, "*rows d"]:
+  """`rms_norm` over whole rows of a program, a barrier on both sides."""
+  x = lax.optimization_barrier(x)
+  return lax.optimization_barrier(rms_norm(x, weight, eps))
+
+
+def gated_rms_norm(
+  x: Float[Array, "*rows d"],
+  gate: Float[Array, "*rows d"],
+  weight: Float[Array, "d"],
+  eps: float,
+) -> Float[Array, "*rows d"]:
+  """weight * x / sqrt(mean(x^2) + eps) * silu(gate), in the gate's dtype."""
+  normed = _normalize(x, eps).astype(gate.dtype)
+  scaled = _row(weight, normed).astype(gate.dtype) * normed
+  gated = scaled.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
+  return gated.astype(gate.dtype)
+
+
+def l2_norm(x: Float32[Array, "*rows k"]) -> Float32[Array, "*rows k"]:
+  """x / sqrt(sum(x^2) + 1e-6): keys and queries of the delta rule."""
+  return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
+
+
+def _normalize(x: Float[Array, "*rows d"], eps: float) -> Array:
+  x = x.astype(jnp.float32)
+  return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+def _row(weight: Float[Array, "d"], like: Float[Array, "*rows d"]) -> Array:
+  return weight.reshape((1,) * (like.ndim - 1) + weight.shape)

@@ -1,0 +1,180 @@
+"""The one frozen configuration of a model and of its numerics."""
+
+import dataclasses
+
+from sparse_prefix_jax.layers.attention import AttentionConfig
+from sparse_prefix_jax.layers.gated_delta_net import GatedDeltaNetConfig
+
+GATED_DELTA_NET = "gated_delta_net"
+ATTENTION = "attention"
+_DTYPES = ("float32", "bfloat16")
+_PRECISIONS = ("default", "high", "highest")
+_LANES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+  """Static choices of a hybrid decoder; hashable, hence a static argument.
+
+  Everything here is part of the *numerics*: two configurations that differ in
+  one field do not promise equal bits, and a cache belongs to one of them.
+
+  Attributes:
+    vocab_size: Number of token ids.
+    width: Model width d.
+    hidden: Width of the feed-forward layers.
+    layer_types: One of "gated_delta_net" or "attention" per layer.
+    key_heads: Gated DeltaNet: heads h of queries and keys.
+    value_heads: Gated DeltaNet: heads hv of values.
+    key_width: Gated DeltaNet: width k of a head.
+    value_width: Gated DeltaNet: width v of a head.
+    window: Taps w of the short convolution.
+    heads: Attention: query heads.
+    kv_heads: Attention: heads hkv of keys and values.
+    head_width: Attention: width of a head.
+    rotary_width: Attention: leading channels that are rotated.
+    rope_theta: Attention: base of the frequencies.
+    eps: Of all norms.
+    tie_embeddings: The head is the transposed embedding.
+    dtype: "float32" or "bfloat16": weights, activations, keys and values.
+    precision: Of products, as `jax.lax.Precision` names it.
+    chunk: Chunk length c in tokens; the lattice is its multiples.
+    ladder: Packed chunks that one prefill program may take, ascending; one
+      compilation each. Several rungs need widths that are multiples of 64.
+    decode_rows: Rows of the decode program, at least 2.
+    head_rows: Rows of the head program, at least 2.
+    max_length: Longest sequence in tokens, prompt and decoded.
+  """
+
+  vocab_size: int
+  width: int
+  hidden: int
+  layer_types: tuple[str, ...]
+  key_heads: int = 16
+  value_heads: int = 16
+  key_width: int = 128
+  value_width: int = 128
+  window: int = 4
+  heads: int = 8
+  kv_heads: int = 2
+  head_width: int = 256
+  rotary_width: int = 64
+  rope_theta: float = 1e7
+  eps: float = 1e-6
+  tie_embeddings: bool = True
+  dtype: str = "float32"
+  precision: str = "highest"
+  chunk: int = 64
+  ladder: tuple[int, ...] = (1, 2, 4, 8, 16)
+  decode_rows: int = 4
+  head_rows: int = 4
+  max_length: int = 32768
+
+  def __post_init__(self) -> None:
+    """Refuses what cannot work, or cannot keep the contract.
+
+    Raises:
+      ValueError: Naming the field, its value and what is allowed.
+    """
+    self._check_counts()
+    self._check_choices()
+    self._check_ladder()
+
+  @property
+  def gated_delta_net(self) -> GatedDeltaNetConfig:
+    """The choices of one Gated DeltaNet layer."""
+    return GatedDeltaNetConfig(
+      width=self.width,
+      key_heads=self.key_heads,
+      value_heads=self.value_heads,
+      key_width=self.key_width,
+      value_width=self.value_width,
+      window=self.window,
+      eps=self.eps,
+      dtype=self.dtype,
+      precision=self.precision,
+    )
+
+  @property
+  def attention(self) -> AttentionConfig:
+    """The choices of one attention layer."""
+    return AttentionConfig(
+      width=self.width,
+      heads=self.heads,
+      kv_heads=self.kv_heads,
+      head_width=self.head_width,
+      rotary_width=self.rotary_width,
+      theta=self.rope_theta,
+      eps=self.eps,
+      dtype=self.dtype,
+      precision=self.precision,
+    )
+
+  def _check_counts(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is int and value < 1:
+        raise ValueError(f"{field.name} is {value}; it must be at least 1.")
+    for name, least in (("decode_rows", 2), ("head_rows", 2), ("window", 2)):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"{name} is {getattr(self, name)}; it must be at least {least}."
+        )
+    for many, one in (("value_heads", "key_heads"), ("heads", "kv_heads")):
+      if getattr(self, many) % getattr(self, one):
+        raise ValueError(
+          f"{many} is {getattr(self, many)}; it must be a multiple of "
+          f"{one} = {getattr(self, one)}."
+        )
+    if self.rotary_width % 2 or self.rotary_width > self.head_width:
+      raise ValueError(
+        f"rotary_width is {self.rotary_width}; it must be even and at most "
+        f"head_width = {self.head_width}."
+      )
+
+  def _check_choices(self) -> None:
+    known = (GATED_DELTA_NET, ATTENTION)
+    for kind in self.layer_types:
+      if kind not in known:
+        raise ValueError(
+          f"layer_types holds {kind!r}; it may hold {' and '.join(known)}."
+        )
+    if not self.layer_types:
+      raise ValueError("layer_types is empty; a model has at least one layer.")
+    for name, allowed in (("dtype", _DTYPES), ("precision", _PRECISIONS)):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f"{name} is {getattr(self, name)!r}; it must be one of "
+          f"{', '.join(allowed)}."
+        )
+
+  def _check_ladder(self) -> None:
+    if (
+      not self.ladder
+      or min(self.ladder) < 1
+      or list(self.ladder) != sorted(set(self.ladder))
+    ):
+      raise ValueError(
+        f"ladder is {self.ladder}; it must be ascending numbers of chunks."
+      )
+    if self.chunk % 16 or self.chunk * min(self.ladder) < 2:
+      raise ValueError(f"chunk is {self.chunk}; it must be a multiple of 16.")
+    narrow = {n: w for n, w in self._product_widths().items() if w % _LANES}
+    if len(self.ladder) > 1 and narrow:
+      name, width = next(iter(narrow.items()))
+      raise ValueError(
+        f"ladder is {self.ladder} and {name} is {width}; with several rungs "
+        f"every product must be a multiple of {_LANES} wide, since narrower "
+        "ones change their bits with the number of rows: use a single rung."
+      )
+
+  def _product_widths(self) -> dict[str, int]:
+    """Columns of every product that runs on all rows of a program."""
+    widths = {"width": self.width, "hidden": self.hidden}
+    if GATED_DELTA_NET in self.layer_types:
+      net = self.gated_delta_net
+      widths["key_heads * key_width"] = net.key_heads * net.key_width
+      widths["value_heads * value_width"] = net.value_heads * net.value_width
+    if ATTENTION in self.layer_types:
+      widths["kv_heads * head_width"] = self.kv_heads * self.head_width
+    return widths

@@ -1,0 +1,84 @@
+"""Named configurations."""
+
+import dataclasses
+from typing import Any
+
+from sparse_prefix_jax.models.config import (
+  ATTENTION,
+  GATED_DELTA_NET,
+  ModelConfig,
+)
+
+
+def _hybrid(groups: int) -> tuple[str, ...]:
+  """Three Gated DeltaNet layers, then one of attention, `groups` times."""
+  return ((GATED_DELTA_NET,) * 3 + (ATTENTION,)) * groups
+
+
+PRESETS: dict[str, ModelConfig] = {
+  # For tests: compiles in seconds, every mechanism present.
+  "tiny": ModelConfig(
+    vocab_size=512,
+    width=64,
+    hidden=128,
+    layer_types=(GATED_DELTA_NET, ATTENTION),
+    key_heads=2,
+    value_heads=4,
+    key_width=32,
+    value_width=32,
+    heads=4,
+    kv_heads=2,
+    head_width=32,
+    rotary_width=16,
+    ladder=(1, 2, 4),
+    max_length=4096,
+  ),
+  # For the demonstration: a few million parameters, vocabulary of its BPE.
+  "demo": ModelConfig(
+    vocab_size=4096,
+    width=256,
+    hidden=768,
+    layer_types=_hybrid(1),
+    key_heads=4,
+    value_heads=4,
+    key_width=64,
+    value_width=64,
+    heads=4,
+    kv_heads=2,
+    head_width=64,
+    rotary_width=16,
+    max_length=8192,
+  ),
+  # One layer group of Qwen3.5-0.8B, as the paper measures it.
+  "qwen3_5_0_8b_group": ModelConfig(
+    vocab_size=512, width=1024, hidden=3584, layer_types=_hybrid(1)
+  ),
+  "qwen3_5_0_8b": ModelConfig(
+    vocab_size=248320, width=1024, hidden=3584, layer_types=_hybrid(6)
+  ),
+}
+"""Every configuration that `preset` knows, by name."""
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+  """The configuration of that name, with fields replaced.
+
+  Args:
+    name: A key of PRESETS.
+    **changes: Fields of `ModelConfig`, for example `dtype="bfloat16"`.
+
+  Returns:
+    A frozen configuration.
+
+  Raises:
+    ValueError: For an unknown name, or a field out of its range.
+
+  Example:
+    >>> preset("tiny", dtype="bfloat16").dtype
+    'bfloat16'
+  """
+  if name not in PRESETS:
+    raise ValueError(
+      f"preset is {name!r}; the presets are {', '.join(PRESETS)}."
+    )
+  return dataclasses.replace(PRESETS[name], **changes)

@@ -1,0 +1,17 @@
+"""Where to keep states: pure functions of weights and costs, never of a model."""
+
+from .dynamic_program import solve_placement as solve_placement
+from .heuristics import HEURISTICS as HEURISTICS
+from .heuristics import balanced as balanced
+from .heuristics import block as block
+from .heuristics import dyadic as dyadic
+from .heuristics import last as last
+from .heuristics import no_cache as no_cache
+from .heuristics import sqrt as sqrt
+from .overlap import OverlapHistogram as OverlapHistogram
+from .overlap import observe as observe
+from .planner import Planner as Planner
+from .planner import PlacementPolicy as PlacementPolicy
+from .problem import Placement as Placement
+from .problem import linear_cost as linear_cost
+from .problem import quadratic_cost as quadratic_cost
