@@ -3,18 +3,16 @@
 import collections
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from .budget import Budget, Numbers
+from .ledger import Ledger, Numbers
 from .results import Pin
 from .tree import Entry, Node, nodes_below
 
 
 def audit(
-  budget: Budget,
+  ledger: Ledger,
   roots: Mapping[bytes, Node],
   entries: Sequence[Entry],
   pins: Collection[Pin],
-  slots: Numbers,
-  pages: Numbers,
 ) -> None:
   """Compares tree, entries, pins and free numbers with one another.
 
@@ -22,6 +20,7 @@ def audit(
     AssertionError: one sentence on the first thing that does not add up.
   """
   nodes = [node for root in roots.values() for node in nodes_below(root)]
+  budget, slots, pages = ledger.budget, ledger.slots, ledger.pages
   _require(budget.fits(slots.held, pages.held), "more is held than allowed")
   _require(len(entries) <= budget.entries, "too many entries are stored")
   _audit_numbers(pages, [node.page for node in nodes])
@@ -66,8 +65,10 @@ def _audit_shape(nodes: Iterable[Node]) -> None:
     for key, child in node.children.items():
       linked = child.parent is node and child.key == key
       _require(linked and child.depth == node.depth + 1, "a child hangs wrong")
-    edges = [key for key in node.children if isinstance(key, bytes)]
-    _require(node.fringe == sorted([*edges, *node.ends]), "edges are unsorted")
+    keys = [key for key in node.children if isinstance(key, bytes)]
+    edges = sorted([*keys, *node.ends])
+    kept = node.sorted_edges
+    _require(kept is None or kept == edges, "edges are not in order")
     _require(not node.slot or node.slot.needed, "nobody needs a slot")
 
 
@@ -83,11 +84,16 @@ def _audit_entries(
     claims == {(e, n) for e in entries for n in e.claims.values()},
     "slots and entries disagree on who claims what",
   )
+  known = set(entries)
   for entry in entries:
     path = {node.depth: node for node in entry.node.upwards()}
     root = min(path.values(), key=lambda n: n.depth).parent if path else None
     _require((root or entry.node) is roots.get(entry.salt), "an entry is lost")
     _require(entry.node.ends.get(entry.tail) is entry, "an entry ends wrong")
+    _require(
+      all(n.latest is None or n.latest in known for n in path.values()),
+      "a node remembers an entry that is gone",
+    )
     on_path = all(path.get(d) is n for d, n in entry.claims.items())
     _require(on_path, "an entry claims a slot off its path")
 

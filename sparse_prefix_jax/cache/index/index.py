@@ -6,14 +6,15 @@ pages for what it will capture, and `insert` passes them into the tree. What
 raises has changed nothing.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from .audit import audit
-from .budget import Budget, CapacityError, Lease, Numbers
+from .budget import Budget, Lease
 from .insertion import Insertion, plan_insertion
+from .ledger import Ledger
+from .matching import describe_match
 from .policies import make_policy
-from .results import Inserted, Match, Pin, Reason, Stats
-from .tokens import BYTES_PER_TOKEN, longest_common_tokens
+from .results import Inserted, Match, Pin, Stats
 from .tree import Entry, Node, StateSlot, extend, prune, walk
 
 
@@ -23,7 +24,7 @@ class PrefixIndex:
   Every salt has a tree of its own over block keys: bytes of `token_blocks`, or
   any hashables, such as the hash ids of a trace. Keys are compared, never only
   their hashes. `match`, `pin` and `insert` cost O(path), and one O(log n) look
-  among n siblings; an eviction costs O(1) plus what it frees.
+  among n siblings; an eviction costs O(path of the entry).
 
   An entry is a stored prompt. It keeps alive the pages of its whole blocks and
   the slots that it claims. Entries without a whole block are stored as well,
@@ -52,16 +53,12 @@ class PrefixIndex:
     """Starts empty; see the class."""
     if block_size < 1:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
-    self.budget = budget
     self.evictions = 0
     self._block_size = block_size
     self._policy = make_policy(eviction)
-    self._slots = Numbers("slot")
-    self._pages = Numbers("page")
+    self._ledger = Ledger(budget)
     self._roots: dict[bytes, Node] = {}
     self._pins: set[Pin] = set()
-
-  # Looking up.
 
   def match(
     self,
@@ -75,9 +72,10 @@ class PrefixIndex:
     """Finds the longest stored prefix of a prompt and where to resume.
 
     With `touch` the policy learns of it: the entry that claimed the slot last
-    is used, or where no slot can be resumed from, the entry inserted last
-    through the deepest matched node. One entry, not all that share the slot:
-    it keeps alive all that was used, and what only the others hold ages.
+    counts as used, or where no slot can be resumed from, the entry inserted
+    last through the deepest matched node, if it is still stored. One entry,
+    not all that share the slot: it keeps alive all that was used, while what
+    only the others hold ages, and the cost does not grow with their number.
 
     Args:
       blocks: keys of the whole blocks of the prompt.
@@ -96,46 +94,19 @@ class PrefixIndex:
       raise ValueError(f"limit must not be negative, got {limit}.")
     root = self._roots.get(salt)
     path = walk(root, blocks)
-    resume = _resume_depth(path, limit)
-    if touch and path:
-      self._touch(path[(resume or len(path)) - 1], at_slot=resume > 0)
-    state = path[resume - 1].slot if resume else None
-    return Match(
-      overlap_blocks=len(path),
-      overlap_tokens=self._overlap_tokens(root, path, blocks, tail),
-      resume_blocks=resume,
-      slot=state.number if state else -1,
-      pages=tuple(node.page for node in path[:resume]),
-      reason=_reason(path, resume, limit),
+    match = describe_match(
+      root, path, blocks, tail, limit=limit, block_size=self._block_size
     )
+    if touch and path:
+      self._touch(path, match.resume_blocks)
+    return match
 
-  def _overlap_tokens(
-    self,
-    root: Node | None,
-    path: list[Node],
-    blocks: Sequence[Hashable],
-    tail: bytes,
-  ) -> int:
-    """Exact overlap in tokens: inside the next block as well, for bytes."""
-    depth = len(path)
-    following = blocks[depth] if depth < len(blocks) else tail
-    if not isinstance(blocks[0] if blocks else following, bytes):
-      return depth * self._block_size
-    node = path[-1] if path else root
-    if node is None:
-      return 0
-    whole = depth * len(_as_bytes(blocks[0])) if path else 0
-    partial = longest_common_tokens(node.fringe, _as_bytes(following))
-    return whole // BYTES_PER_TOKEN + partial
-
-  def _touch(self, node: Node, *, at_slot: bool) -> None:
-    """Tells the policy which entry a match used, if one is left."""
-    claims = node.slot.claims if at_slot and node.slot else {}
-    entry = next(reversed(claims), None) if at_slot else node.latest
-    if entry in self._policy and entry is not None:
+  def _touch(self, path: list[Node], resume: int) -> None:
+    """Tells the policy which entry a match used, if one is stored."""
+    state = path[resume - 1].slot if resume else None
+    entry = next(reversed(state.claims), None) if state else path[-1].latest
+    if entry is not None:
       self._policy.touch(entry)
-
-  # Protecting what is in use.
 
   def pin(
     self, blocks: Sequence[Hashable], depth: int, *, salt: bytes = b""
@@ -155,12 +126,12 @@ class PrefixIndex:
         f"stored of this prompt, got {depth}."
       )
     node = path[-1] if path else None
-    pin = Pin(node, holds_slot=node is not None and node.slot is not None)
+    pin = Pin(node, salt, holds_slot=bool(node and node.slot))
     for held in path:
-      self._pages.pinned += held.pins == 0
+      self._ledger.pages.pinned += held.pins == 0
       held.pins += 1
     if node and node.slot:
-      self._slots.pinned += node.slot.pins == 0
+      self._ledger.slots.pinned += node.slot.pins == 0
       node.slot.pins += 1
     self._pins.add(pin)
     return pin
@@ -178,14 +149,12 @@ class PrefixIndex:
       return
     if pin.holds_slot and pin.node.slot:
       pin.node.slot.pins -= 1
-      self._slots.pinned -= pin.node.slot.pins == 0
+      self._ledger.slots.pinned -= pin.node.slot.pins == 0
       self._drop_slot_if_free(pin.node)
     for node in pin.node.upwards():
       node.pins -= 1
-      self._pages.pinned -= node.pins == 0
-    self._prune(pin.node)
-
-  # Making room.
+      self._ledger.pages.pinned -= node.pins == 0
+    self._prune(pin.node, pin.salt)
 
   def reserve(self, slots: int, pages: int) -> Lease:
     """Takes free slots and pages, evicting entries in the policy's order.
@@ -205,30 +174,10 @@ class PrefixIndex:
         "slots and pages to reserve must not be negative, got "
         f"{slots} and {pages}."
       )
-    fixed_slots, fixed_pages = self._slots.fixed, self._pages.fixed
-    if not self.budget.fits(fixed_slots + slots, fixed_pages + pages):
-      raise CapacityError(self._shortage(slots, pages))
-    while not self.budget.fits(
-      self.held_slots + slots, self.held_pages + pages
-    ):
+    self._ledger.require_possible(slots, pages)
+    while not self._ledger.has_room(slots, pages):
       self._evict_next()
-    return Lease(self._slots.lease(slots), self._pages.lease(pages))
-
-  def _shortage(self, slots: int, pages: int) -> str:
-    """One sentence: what was asked for, what is in use, what there is."""
-    used = self._slots.fixed, self._pages.fixed
-    budget = self.budget
-    limits = (
-      f", {count} {name}"
-      for count, name in ((budget.slots, "slots"), (budget.pages, "pages"))
-      if count is not None
-    )
-    return (
-      f"cannot reserve {slots} slots and {pages} pages "
-      f"({budget.bytes_of(slots, pages)} bytes): {used[0]} slots and "
-      f"{used[1]} pages ({budget.bytes_of(*used)} bytes) are in use, and the "
-      f"capacity is {budget.capacity_bytes} bytes{''.join(limits)}."
-    )
+    return self._ledger.lease(slots, pages)
 
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.
@@ -236,17 +185,12 @@ class PrefixIndex:
     Raises:
       ValueError: a number is not leased, or is named twice.
     """
-    self._slots.require_leased(slots)
-    self._pages.require_leased(pages)
-    self._slots.give_back(slots)
-    self._pages.give_back(pages)
+    self._ledger.free(slots, pages)
 
-  def _evict_next(self) -> None:
-    """Drops the policy's next victim."""
-    self._remove(self._policy.victim(_in_use))
+  def _evict_next(self, newest: Entry | None = None) -> None:
+    """Drops the policy's next victim, which is never the newest."""
+    self._remove(self._policy.victim(lambda e: e is newest or _in_use(e)))
     self.evictions += 1
-
-  # Storing.
 
   def insert(
     self,
@@ -289,7 +233,7 @@ class PrefixIndex:
     """
     path = walk(self._roots.get(salt), blocks)
     plan = plan_insertion(
-      path, blocks, tail, pages, slots, tuple(claim), self._slots, self._pages
+      path, blocks, tail, pages, slots, tuple(claim), self._ledger
     )
     end = self._attach(path, blocks, pages, salt)
     entry = end.ends.get(tail) or Entry(end, salt, tail)
@@ -298,13 +242,14 @@ class PrefixIndex:
     self._store(entry, plan)
     if replace is not None and replace is not entry and replace in self._policy:
       self._remove(replace)
-    self._enforce_entry_limit(entry)
-    self._slots.give_back(plan.spare_slots)
-    self._pages.give_back(plan.spare_pages)
+    while len(self) > self.budget.entries:
+      self._evict_next(newest=entry)
+    self._ledger.slots.give_back(plan.spare_slots)
+    self._ledger.pages.give_back(plan.spare_pages)
     return Inserted(
       entry=entry,
       pages=tuple(node.page for node in end.upwards())[::-1],
-      slots={d: _slot_number(entry.claims[d]) for d in plan.depths},
+      slots={d: s.number for d in plan.depths if (s := entry.claims[d].slot)},
       freed_pages=plan.spare_pages,
       freed_slots=plan.spare_slots,
     )
@@ -319,7 +264,7 @@ class PrefixIndex:
     """Creates the missing nodes and returns the end of the path."""
     root = self._roots.setdefault(salt, Node(key=salt))
     depth = len(path)
-    fresh = [self._pages.adopt(page) for page in pages[depth:]]
+    fresh = [self._ledger.pages.adopt(page) for page in pages[depth:]]
     added = extend(path[-1] if path else root, blocks[depth:], fresh)
     return (added or path or [root])[-1]
 
@@ -332,19 +277,13 @@ class PrefixIndex:
     for node in end.upwards():
       node.latest = entry
       if node.depth in plan.new_slots:
-        node.slot = StateSlot(self._slots.adopt(plan.new_slots[node.depth]))
+        node.slot = StateSlot(
+          self._ledger.slots.adopt(plan.new_slots[node.depth])
+        )
       if node.depth in plan.depths and node.slot:
         node.slot.claims[entry] = node.slot.claims.pop(entry, None)
         entry.claims[node.depth] = node
     self._policy.add(entry)
-
-  def _enforce_entry_limit(self, newest: Entry) -> None:
-    """Evicts until no more entries are stored than allowed."""
-    while len(self._policy) > self.budget.entries:
-      self._remove(self._policy.victim(lambda e: e is newest or _in_use(e)))
-      self.evictions += 1
-
-  # Removing.
 
   def evict(self, entry: Entry) -> None:
     """Removes one entry; what is pinned stays.
@@ -367,7 +306,10 @@ class PrefixIndex:
     self._release_claims(entry, keep=())
     del entry.node.ends[entry.tail]
     entry.node.drop_edge(entry.tail)
-    self._prune(entry.node)
+    for node in entry.node.upwards():
+      if node.latest is entry:
+        node.latest = None
+    self._prune(entry.node, entry.salt)
 
   def _release_claims(self, entry: Entry, keep: Iterable[int]) -> None:
     """Gives up the entry's claims but those at the depths to keep."""
@@ -380,17 +322,15 @@ class PrefixIndex:
   def _drop_slot_if_free(self, node: Node) -> None:
     """Frees the node's slot unless it is claimed or pinned."""
     if node.slot and not node.slot.needed:
-      self._slots.give_back([node.slot.number])
+      self._ledger.slots.give_back([node.slot.number])
       node.slot = None
 
-  def _prune(self, node: Node) -> None:
+  def _prune(self, node: Node, salt: bytes) -> None:
     """Removes what nobody needs from a node upwards, and an empty root."""
     pages, top = prune(node)
-    self._pages.give_back(pages)
+    self._ledger.pages.give_back(pages)
     if top.parent is None and not top.needed:
-      del self._roots[_as_bytes(top.key)]
-
-  # Counting.
+      del self._roots[salt]
 
   def __len__(self) -> int:
     """How many entries are stored."""
@@ -400,24 +340,25 @@ class PrefixIndex:
     """Whether an entry is (still) stored."""
     return entry in self._policy
 
-  def __iter__(self) -> Iterator[Entry]:
-    """The entries, oldest first."""
-    return iter(self.entries)
-
   @property
   def entries(self) -> tuple[Entry, ...]:
     """The entries in the policy's order, the next victim first."""
     return tuple(self._policy)
 
   @property
+  def budget(self) -> Budget:
+    """What may be held."""
+    return self._ledger.budget
+
+  @property
   def held_slots(self) -> int:
     """Slots of the tree and of leases."""
-    return self._slots.held
+    return self._ledger.slots.held
 
   @property
   def held_pages(self) -> int:
     """Pages of the tree and of leases, shared ones once."""
-    return self._pages.held
+    return self._ledger.pages.held
 
   @property
   def held_bytes(self) -> int:
@@ -433,8 +374,8 @@ class PrefixIndex:
       held_slots=self.held_slots,
       held_pages=self.held_pages,
       held_bytes=self.held_bytes,
-      leased_slots=len(self._slots.leased),
-      leased_pages=len(self._pages.leased),
+      leased_slots=len(self._ledger.slots.leased),
+      leased_pages=len(self._ledger.pages.leased),
       evictions=self.evictions,
     )
 
@@ -444,43 +385,9 @@ class PrefixIndex:
     Raises:
       AssertionError: something does not add up.
     """
-    audit(
-      self.budget,
-      self._roots,
-      self.entries,
-      self._pins,
-      self._slots,
-      self._pages,
-    )
-
-
-def _resume_depth(path: Sequence[Node], limit: int | None) -> int:
-  """Depth of the deepest node, not past the limit, that holds a slot."""
-  usable = path if limit is None else path[:limit]
-  return next((node.depth for node in reversed(usable) if node.slot), 0)
-
-
-def _reason(path: Sequence[Node], resume: int, limit: int | None) -> Reason:
-  """Why the resume depth is not deeper."""
-  if not path:
-    return Reason.NO_OVERLAP
-  if resume == len(path):
-    return Reason.COMPLETE
-  if resume == limit or _resume_depth(path, None) > resume:
-    return Reason.LAST_TOKEN
-  return Reason.NO_STATE_CHECKPOINT
+    audit(self._ledger, self._roots, self.entries, self._pins)
 
 
 def _in_use(entry: Entry) -> bool:
   """Whether the entry is the last one to stand for a pinned node."""
   return entry.node.pins > 0 and len(entry.node.ends) == 1
-
-
-def _slot_number(node: Node) -> int:
-  """Number of the node's slot, -1 if it holds none."""
-  return node.slot.number if node.slot else -1
-
-
-def _as_bytes(key: Hashable) -> bytes:
-  """The key if it is bytes, which sort and compare token by token."""
-  return key if isinstance(key, bytes) else b""

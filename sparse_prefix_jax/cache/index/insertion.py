@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from .budget import Numbers
+from .ledger import Ledger
 from .tree import Node
 
 
@@ -30,8 +30,7 @@ def plan_insertion(
   pages: Sequence[int],
   slots: Mapping[int, int],
   claim: Sequence[int],
-  slot_numbers: Numbers,
-  page_numbers: Numbers,
+  ledger: Ledger,
 ) -> Insertion:
   """Decides what becomes of every number of an insertion.
 
@@ -42,8 +41,7 @@ def plan_insertion(
     pages: one page number per block.
     slots: slot number by depth.
     claim: depths whose existing slots are claimed too.
-    slot_numbers: which slots are leased.
-    page_numbers: which pages are leased.
+    ledger: which slots and pages are leased.
 
   Raises:
     ValueError: as `PrefixIndex.insert`.
@@ -58,10 +56,10 @@ def plan_insertion(
     )
   held_pages = [node.page for node in path]
   leased_pages = [*_differing(pages, held_pages), *pages[len(path) :]]
-  page_numbers.require_leased(leased_pages)
+  ledger.pages.require_leased(leased_pages)
   held = {node.depth: node.slot.number for node in path if node.slot}
   leased = {d: s for d, s in slots.items() if held.get(d) != s}
-  slot_numbers.require_leased(leased.values())
+  ledger.slots.require_leased(leased.values())
   claimed = {depth for depth in claim if depth in held}
   return Insertion(
     depths=tuple(sorted(claimed | slots.keys())),
@@ -78,6 +76,7 @@ def _differing(pages: Sequence[int], held: Sequence[int]) -> Iterator[int]:
 
 def _check_keys(blocks: Sequence[Hashable], tail: bytes) -> None:
   """Refuses blocks of different kinds or lengths, and a tail of a block."""
+  hash((tail, *blocks))  # A TypeError comes now or not at all.
   sizes = {len(k) if isinstance(k, bytes) else None for k in blocks}
   if len(sizes) > 1:
     raise ValueError(

@@ -67,10 +67,12 @@ class Pin:
 
   Attributes:
     node: end of the pinned path; None at depth 0, where nothing is held.
+    salt: the tenant.
     holds_slot: whether the node held a slot when it was pinned.
   """
 
   node: Node | None
+  salt: bytes
   holds_slot: bool
 
   @property

@@ -44,7 +44,8 @@ class Node:
     children: prefixes one block longer, by key.
     ends: entries without a further whole block, by tail.
     pins: open pins that pass through or end here.
-    latest: the entry inserted last through here; it may be gone.
+    latest: the entry inserted last through here, None once it is gone.
+    sorted_edges: what `fringe` returns, once somebody has asked.
   """
 
   key: Hashable = None
@@ -56,7 +57,7 @@ class Node:
   ends: "dict[bytes, Entry]" = dataclasses.field(default_factory=dict)
   pins: int = 0
   latest: "Entry | None" = None
-  _fringe: list[bytes] | None = None
+  sorted_edges: list[bytes] | None = None
 
   @property
   def needed(self) -> bool:
@@ -69,20 +70,20 @@ class Node:
 
     Sorted when it is first asked for, and kept in order from then on.
     """
-    if self._fringe is None:
+    if self.sorted_edges is None:
       keys = (key for key in self.children if isinstance(key, bytes))
-      self._fringe = sorted([*keys, *self.ends])
-    return self._fringe
+      self.sorted_edges = sorted([*keys, *self.ends])
+    return self.sorted_edges
 
   def add_edge(self, key: Hashable) -> None:
     """Notes a new child's key or a new tail in the sorted fringe."""
-    if self._fringe is not None and isinstance(key, bytes):
-      bisect.insort(self._fringe, key)
+    if self.sorted_edges is not None and isinstance(key, bytes):
+      bisect.insort(self.sorted_edges, key)
 
   def drop_edge(self, key: Hashable) -> None:
     """Takes a key or tail out of the sorted fringe."""
-    if self._fringe is not None and isinstance(key, bytes):
-      del self._fringe[bisect.bisect_left(self._fringe, key)]
+    if self.sorted_edges is not None and isinstance(key, bytes):
+      del self.sorted_edges[bisect.bisect_left(self.sorted_edges, key)]
 
   def upwards(self) -> "Iterator[Node]":
     """The node and its ancestors that have a page, deepest first."""

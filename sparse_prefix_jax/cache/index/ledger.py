@@ -1,0 +1,126 @@
+"""Which numbers of slots and pages are free, leased, or owned by the tree.
+
+Numbers are abstract: the index never sees an array, and the pools never see a
+token.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from .budget import Budget, CapacityError, Lease
+
+
+class Numbers:
+  """The numbers 0, 1, 2, ... of one kind: free, leased, or owned by the tree.
+
+  A number that came back is given out before a fresh one, so all numbers ever
+  given out are smaller than the most that were held at once.
+
+  Attributes:
+    kind: "slot" or "page", for messages.
+    leased: numbers that a request reserved and that are not in the tree yet.
+    pinned: how many of the tree's numbers a pin protects.
+  """
+
+  def __init__(self, kind: str) -> None:
+    """Starts with nothing held."""
+    self.kind = kind
+    self.leased: set[int] = set()
+    self.pinned = 0
+    self._returned: list[int] = []
+    self._fresh = 0
+
+  @property
+  def held(self) -> int:
+    """How many numbers are leased or owned by the tree."""
+    return self._fresh - len(self._returned)
+
+  @property
+  def fixed(self) -> int:
+    """How many numbers no eviction can free: leased or pinned."""
+    return len(self.leased) + self.pinned
+
+  @property
+  def free(self) -> tuple[int, ...]:
+    """Numbers given out before and free again, the next one last."""
+    return tuple(self._returned)
+
+  def lease(self, count: int) -> tuple[int, ...]:
+    """Takes `count` free numbers."""
+    numbers = tuple(self._take() for _ in range(count))
+    self.leased.update(numbers)
+    return numbers
+
+  def _take(self) -> int:
+    """Takes a number that came back, or else a fresh one."""
+    if self._returned:
+      return self._returned.pop()
+    self._fresh += 1
+    return self._fresh - 1
+
+  def adopt(self, number: int) -> int:
+    """Passes a leased number into the tree's ownership."""
+    self.leased.remove(number)
+    return number
+
+  def give_back(self, numbers: Iterable[int]) -> None:
+    """Frees numbers that nobody holds any more, leased or owned."""
+    for number in numbers:
+      self.leased.discard(number)
+      self._returned.append(number)
+
+  def require_leased(self, numbers: Iterable[int]) -> None:
+    """Raises ValueError unless all are leased and none comes twice."""
+    seen: set[int] = set()
+    for number in numbers:
+      if number in seen or number not in self.leased:
+        state = "is named twice" if number in seen else "is not leased"
+        raise ValueError(f"{self.kind} {number} {state}.")
+      seen.add(number)
+
+
+class Ledger:
+  """Slots and pages under one budget.
+
+  Attributes:
+    budget: what may be held.
+    slots: numbers of state slots.
+    pages: numbers of key/value pages.
+  """
+
+  def __init__(self, budget: Budget) -> None:
+    """Starts with nothing held."""
+    self.budget = budget
+    self.slots = Numbers("slot")
+    self.pages = Numbers("page")
+
+  def has_room(self, slots: int, pages: int) -> bool:
+    """Whether so many more can be leased as things stand."""
+    return self.budget.fits(self.slots.held + slots, self.pages.held + pages)
+
+  def require_possible(self, slots: int, pages: int) -> None:
+    """Raises CapacityError if even an index without entries has no room."""
+    used = self.slots.fixed, self.pages.fixed
+    budget = self.budget
+    if budget.fits(used[0] + slots, used[1] + pages):
+      return
+    limits = ((budget.slots, "slots"), (budget.pages, "pages"))
+    counts = (
+      f", {count} {kind}" for count, kind in limits if count is not None
+    )
+    raise CapacityError(
+      f"cannot reserve {slots} slots and {pages} pages "
+      f"({budget.bytes_of(slots, pages)} bytes): {used[0]} slots and "
+      f"{used[1]} pages ({budget.bytes_of(*used)} bytes) are in use, and the "
+      f"capacity is {budget.capacity_bytes} bytes{''.join(counts)}."
+    )
+
+  def lease(self, slots: int, pages: int) -> Lease:
+    """Takes free numbers; there must be room."""
+    return Lease(self.slots.lease(slots), self.pages.lease(pages))
+
+  def free(self, slots: Sequence[int], pages: Sequence[int]) -> None:
+    """Gives leased numbers back, or raises ValueError and keeps them all."""
+    self.slots.require_leased(slots)
+    self.pages.require_leased(pages)
+    self.slots.give_back(slots)
+    self.pages.give_back(pages)
