@@ -5,12 +5,13 @@
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     golden files again from transformers, and compare
 #   make wheel      dist/*.whl and dist/*.tar.gz
+#   make lock       the versions in use now, for Bazel
 #
 # PYTHON=... chooses the interpreter, VENV=... the folder of the environment.
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint format parity wheel clean
+.PHONY: demo test test-slow lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -51,6 +52,14 @@ parity: .venv-parity/.parity
 # From a source distribution, so that both are tried.
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --outdir dist .
+
+lock: $(VENV)/.test
+	@{ echo "# The versions that the tests passed with on Python 3.11, for" \
+	    "Bazel; made by"; \
+	  echo "# \`make lock\`. pip installs read the ranges of" \
+	    "pyproject.toml instead."; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable \
+	    | grep -v '^pip=='; } >requirements_lock.txt
 
 clean:
 	rm -rf build dist demo_out *.egg-info
