@@ -28,7 +28,8 @@ SUPPRESSION = re.compile(
   r"type:\s*ignore|\bnoqa\b|pyright:|pylint:|fmt:\s*(off|skip)|isort:\s*skip"
 )
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
-SKIPPING = {"skip", "skipif", "skipIf", "skipUnless", "skipTest", "xfail"}
+SKIPPING = {"skip", "skipif", "skipIf", "skipUnless", "skipTest"}
+SKIPPING |= {"importorskip", "xfail", "expectedFailure"}
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -33,7 +33,6 @@ print(" ".join(sorted(names)))
 """
 
 SMALL_PREFILL = """
-import jax
 import numpy as np
 from flax import nnx
 
