@@ -11,6 +11,7 @@ import pathlib
 import re
 import tomllib
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def _glob(include: Sequence[str], exclude: Sequence[str] = ()) -> list[str]:
   return sorted(matches(include) - matches(exclude))
 
 
-def _evaluate() -> tuple[dict[str, dict], dict[str, object]]:
+def _evaluate() -> tuple[dict[str, dict], dict[str, Any]]:
   """Runs BUILD: targets by name, with their kind, and its variables."""
   targets: dict[str, dict] = {}
 
@@ -47,7 +48,7 @@ def _evaluate() -> tuple[dict[str, dict], dict[str, object]]:
 
     return declare
 
-  scope: dict[str, object] = {
+  scope: dict[str, Any] = {
     "__builtins__": {"len": len},
     "load": lambda *_: None,
     "package": lambda **_: None,

@@ -191,10 +191,6 @@ def test_nothing_is_a_stub() -> None:
   assert not stubs, "\n".join(stubs)
 
 
-def _is_test(node: ast.AST) -> bool:
-  return isinstance(node, FunctionNode) and node.name.startswith("test")
-
-
 def _checks(node: ast.AST) -> bool:
   """Whether a test can fail by what it says: an assert, or a call that does."""
   for child in ast.walk(node):
@@ -213,8 +209,9 @@ def test_every_test_asserts_and_none_is_skipped() -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     where = path.relative_to(checkout.ROOT)
     for node in ast.walk(tree):
-      if _is_test(node) and not _checks(node):
-        faults.append(f"{where}:{node.lineno} asserts nothing")
+      is_test = isinstance(node, FunctionNode) and node.name[:4] == "test"
+      if is_test and not _checks(node):
+        faults.append(f"{where}:{node.lineno} {node.name} asserts nothing")
       if isinstance(node, ast.Attribute) and node.attr in SKIPPING:
         faults.append(f"{where}:{node.lineno} {node.attr}")
   assert not faults, "\n".join(faults)
