@@ -119,12 +119,13 @@ class PrefixIndex:
     Raises:
       ValueError: depth is negative or deeper than what is stored.
     """
-    path = walk(self._roots.get(salt), blocks[: max(depth, 0)])
-    if not 0 <= depth == len(path):
+    stored = walk(self._roots.get(salt), blocks)
+    if not 0 <= depth <= len(stored):
       raise ValueError(
-        f"depth to pin must be between 0 and the {len(path)} blocks that are "
+        f"depth to pin must be between 0 and the {len(stored)} blocks that are "
         f"stored of this prompt, got {depth}."
       )
+    path = stored[:depth]
     node = path[-1] if path else None
     pin = Pin(node, salt, holds_slot=bool(node and node.slot))
     for held in path:

@@ -6,11 +6,12 @@ one interface, so that a new one is a class and a line in `POLICIES`.
 
 import collections
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from .tree import Entry
 
 
+@runtime_checkable
 class EvictionPolicy(Protocol):
   """Order of eviction over the stored entries, first victim first."""
 

@@ -7,16 +7,27 @@ the longest common prefix with many keys is found by bisection.
 
 import bisect
 from collections.abc import Sequence
+from typing import Any, Protocol, SupportsIndex, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
+
+
+@runtime_checkable
+class SupportsArray(Protocol):
+  """An array of NumPy, of JAX, or of anybody else that NumPy can read."""
+
+  def __array__(self) -> Any:
+    """The values as a NumPy array."""
+
+
+TokenIds: TypeAlias = Sequence[SupportsIndex] | SupportsArray
 
 BYTES_PER_TOKEN = 4
 _LARGEST_ID = 2**31 - 1
 
 
 def token_blocks(
-  tokens: ArrayLike, chunk: int
+  tokens: TokenIds, chunk: int
 ) -> tuple[tuple[bytes, ...], bytes]:
   """Cuts a prompt into the keys of its whole blocks and its tail.
 
@@ -45,7 +56,7 @@ def token_blocks(
   return blocks, data[whole:]
 
 
-def _checked_ids(tokens: ArrayLike) -> np.ndarray:
+def _checked_ids(tokens: TokenIds) -> np.ndarray:
   """Returns the ids as an array [t] that int32 can hold, or raises."""
   ids = np.asarray(tokens)
   if ids.ndim != 1:

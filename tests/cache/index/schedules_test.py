@@ -1,0 +1,282 @@
+"""Random schedules of everything an index can do, against a naive model."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+  RuleBasedStateMachine,
+  initialize,
+  invariant,
+  precondition,
+  rule,
+)
+
+from sparse_prefix_jax.cache.index import (
+  Budget,
+  CapacityError,
+  PrefixIndex,
+  token_blocks,
+)
+from tests.cache.index.naive_index import NaiveIndex, Pinned
+
+CHUNK = 2
+SALTS = st.sampled_from([b"", b"tenant"])
+PROMPTS = st.lists(st.integers(0, 1), max_size=9).map(tuple)
+BUDGETS = st.builds(
+  Budget,
+  capacity_bytes=st.integers(0, 60),
+  slot_bytes=st.sampled_from([0, 3, 7]),
+  page_bytes=st.sampled_from([0, 2, 5]),
+  slots=st.sampled_from([None, 1, 3]),
+  pages=st.sampled_from([None, 4, 12]),
+  entries=st.sampled_from([1, 3, 1000]),
+)
+
+
+class Running:
+  """A request between admission and insertion."""
+
+  def __init__(self, salt, tokens, match, pin, lease):
+    self.salt, self.tokens = salt, tokens
+    self.match, self.pin, self.lease = match, pin, lease
+
+
+class Schedule(RuleBasedStateMachine):
+  """Requests come and go while entries are evicted under them."""
+
+  @initialize(budget=BUDGETS, eviction=st.sampled_from(["fifo", "lru"]))
+  def start(self, budget, eviction):
+    self.index = PrefixIndex(budget, eviction)
+    self.naive = NaiveIndex(budget, CHUNK, eviction == "lru")
+    self.running: list[Running] = []
+    self.gone = []
+
+  @rule(
+    salt=SALTS,
+    tokens=PROMPTS,
+    limit=st.none() | st.integers(0, 4),
+    touch=st.booleans(),
+  )
+  def look_up(self, salt, tokens, limit, touch):
+    blocks, tail = token_blocks(tokens, CHUNK)
+    found = self.index.match(blocks, tail, salt=salt, limit=limit, touch=touch)
+    self.expect_match(found, salt, tokens, limit)
+    if touch:
+      self.naive.touch(salt, tokens, limit)
+
+  def expect_match(self, found, salt, tokens, limit):
+    tokens_, blocks_, resume, slot, pages = self.naive.match(
+      salt, tokens, limit
+    )
+    assert found.overlap_tokens == tokens_
+    assert found.overlap_blocks == blocks_
+    assert (found.resume_blocks, found.slot) == (resume, slot)
+    assert found.pages == pages
+    assert (found.reason == "no_overlap") == (blocks_ == 0)
+    assert (found.reason == "complete") == (0 < blocks_ == resume)
+
+  @rule(salt=SALTS, tokens=PROMPTS, slots=st.integers(0, 3))
+  def admit(self, salt, tokens, slots):
+    """Match, pin what is resumed from, reserve; undone if there is no room."""
+    blocks, tail = token_blocks(tokens, CHUNK)
+    match = self.index.match(blocks, tail, salt=salt)
+    self.naive.touch(salt, tokens, None)
+    pin = self.index.pin(blocks, match.resume_blocks, salt=salt)
+    resumed = tokens[: match.resume_blocks * CHUNK]
+    pinned = Pinned(salt, resumed, match.resume_blocks > 0, pin)
+    self.naive.pins.append(pinned)
+    lease = self.reserve(slots, len(blocks) - match.resume_blocks)
+    if lease is None:
+      self.index.unpin(pin)
+      self.naive.pins.remove(pinned)
+      self.naive.sweep()
+    else:
+      self.running.append(Running(salt, tokens, match, pinned, lease))
+
+  def reserve(self, slots, pages):
+    """Reserves on both sides, or sees that refusing has changed nothing."""
+    if not self.naive.can_reserve(slots, pages):
+      before = self.dump()
+      with pytest.raises(CapacityError):
+        self.index.reserve(slots, pages)
+      assert self.dump() == before
+      return None
+    self.naive.reserve(slots, pages)
+    in_tree = set(self.naive.slots.values()), set(self.naive.pages.values())
+    lease = self.index.reserve(slots, pages)
+    assert len(set(lease.slots)) == slots and len(set(lease.pages)) == pages
+    assert not set(lease.slots) & (in_tree[0] | self.naive.leased_slots)
+    assert not set(lease.pages) & (in_tree[1] | self.naive.leased_pages)
+    self.naive.leased_slots |= set(lease.slots)
+    self.naive.leased_pages |= set(lease.pages)
+    return lease
+
+  def dump(self):
+    """Everything that a refused call might have changed."""
+    index = self.index
+    prompts = [(p.salt, p.tokens) for p in self.naive.prompts]
+    return (
+      index.stats,
+      [(e, e.blocks, e.tail, set(e.claims)) for e in index.entries],
+      [
+        index.match(*token_blocks(t, CHUNK), salt=s, touch=False)
+        for s, t in prompts
+      ],
+    )
+
+  @precondition(lambda self: self.running)
+  @rule(data=st.data())
+  def finish(self, data):
+    """Inserts a running request, with any captures, claims and predecessor."""
+    request = self.take(data)
+    blocks, tail = token_blocks(request.tokens, CHUNK)
+    depths = st.sets(st.integers(1, max(len(blocks), 1)))
+    chosen = sorted(data.draw(depths, "captured")) if blocks else []
+    slots = dict(zip(chosen, request.lease.slots))
+    if request.match.resume_blocks and data.draw(st.booleans(), "reclaim"):
+      slots[request.match.resume_blocks] = request.match.slot
+    unused = tuple(s for s in request.lease.slots if s not in slots.values())
+    pages = (*request.match.pages, *request.lease.pages)
+    claim = tuple(data.draw(depths, "claim")) if blocks else ()
+    old = [None, *self.naive.prompts, *self.gone[-1:]]
+    replace = data.draw(st.sampled_from(old), "replace")
+    naive = self.naive.insert(
+      request.salt, request.tokens, pages, slots, claim, replace
+    )
+    done = self.index.insert(
+      blocks,
+      tail,
+      pages,
+      slots,
+      salt=request.salt,
+      claim=claim,
+      replace=replace and replace.handle,
+    )
+    if naive[0].handle is None:
+      naive[0].handle = done.entry
+    assert done.entry is naive[0].handle
+    assert done.pages == naive[1] and done.slots == naive[2]
+    assert set(done.freed_pages) == naive[3]
+    assert set(done.freed_slots) == naive[4]
+    if replace and replace not in self.naive.prompts:
+      self.gone.append(replace)
+    self.index.free(slots=unused)
+    self.naive.leased_slots -= set(unused)
+    self.release(request)
+
+  @precondition(lambda self: self.running)
+  @rule(data=st.data())
+  def abort(self, data):
+    request = self.take(data)
+    self.index.free(*request.lease)
+    self.naive.leased_slots -= set(request.lease.slots)
+    self.naive.leased_pages -= set(request.lease.pages)
+    self.release(request)
+
+  def take(self, data):
+    return self.running.pop(
+      data.draw(st.integers(0, len(self.running) - 1), "request")
+    )
+
+  def release(self, request):
+    self.index.unpin(request.pin.handle)
+    self.naive.pins.remove(request.pin)
+    self.naive.sweep()
+    before = self.dump()
+    with pytest.raises(ValueError, match="not open"):
+      self.index.unpin(request.pin.handle)
+    for kind in ("slots", "pages"):
+      numbers = getattr(request.lease, kind)
+      if numbers:
+        with pytest.raises(ValueError, match="not leased"):
+          self.index.free(**{kind: numbers[:1]})
+    assert self.dump() == before
+
+  @precondition(lambda self: self.running)
+  @rule(data=st.data())
+  def refuse(self, data):
+    """Insertions that are wrong in one way each change nothing."""
+    request = data.draw(st.sampled_from(self.running))
+    blocks, tail = token_blocks(request.tokens, CHUNK)
+    pages = (*request.match.pages, *request.lease.pages)
+    wrong = [
+      (blocks, (*pages, 0), {}),
+      (blocks, pages, {len(blocks) + 1: 0}),
+      (blocks, pages, {0: 0}),
+      ((*blocks, b"1234"), (*pages, 0), {}),
+    ]
+    if blocks:
+      wrong.append((blocks, (*pages[:-1], 10**6), {}))
+      wrong.append((blocks, pages, {len(blocks): 10**6}))
+    if len(request.lease.pages) > 1:
+      wrong.append((blocks, (*pages[:-1], pages[-2]), {}))
+    if len(blocks) > 1 and request.lease.slots:
+      slot = request.lease.slots[0]
+      wrong.append((blocks, pages, {1: slot, 2: slot}))
+    before = self.dump()
+    for keys, numbers, slots in wrong:
+      with pytest.raises(ValueError):
+        self.index.insert(keys, tail, numbers, slots, salt=request.salt)
+    assert self.dump() == before
+
+  @precondition(lambda self: self.naive.prompts)
+  @rule(data=st.data())
+  def evict(self, data):
+    prompt = data.draw(st.sampled_from(self.naive.prompts))
+    self.index.evict(prompt.handle)
+    self.naive.remove(prompt)
+    self.gone.append(prompt)
+    with pytest.raises(ValueError, match="not stored"):
+      self.index.evict(prompt.handle)
+
+  @rule()
+  def clear(self):
+    self.index.clear()
+    self.naive.prompts.clear()
+    self.naive.sweep()
+
+  @invariant()
+  def agree(self):
+    if not hasattr(self, "index"):
+      return
+    index, naive = self.index, self.naive
+    index.check()
+    assert (index.held_slots, index.held_pages) == naive.held()
+    assert index.held_bytes == index.budget.bytes_of(*naive.held())
+    assert naive.fits(*naive.held())
+    assert list(index.entries) == [p.handle for p in naive.prompts]
+    assert [set(e.claims) for e in index.entries] == [
+      p.claims for p in naive.prompts
+    ]
+    assert len(index) == len(naive.prompts)
+    assert index.evictions == naive.evictions
+
+  @invariant()
+  def pinned_is_found(self):
+    if not hasattr(self, "index"):
+      return
+    for request in self.running:
+      depth = request.match.resume_blocks
+      blocks, _ = token_blocks(request.pin.tokens, CHUNK)
+      found = self.index.match(blocks, salt=request.salt, touch=False)
+      assert found.resume_blocks == depth
+      assert found.slot == request.match.slot
+      assert found.pages == request.match.pages
+
+  def teardown(self):
+    """When all requests and entries are gone, nothing is held."""
+    for request in self.running:
+      self.index.free(*request.lease)
+      self.index.unpin(request.pin.handle)
+    self.index.clear()
+    self.index.check()
+    assert self.index.held_slots == self.index.held_pages == 0
+
+
+TestSchedule = Schedule.TestCase
+TestSchedule.settings = settings(
+  max_examples=150,
+  stateful_step_count=40,
+  deadline=None,
+  derandomize=True,
+)

@@ -1,0 +1,60 @@
+"""Nodes come, are shared, and go when nobody needs them."""
+
+from sparse_prefix_jax.cache.index.tree import (
+  Entry,
+  Node,
+  extend,
+  nodes_below,
+  prune,
+  walk,
+)
+
+
+def test_walking_stops_where_nothing_is_stored():
+  root = Node()
+  path = extend(root, "abc", [5, 6, 7])
+  assert walk(root, "abx") == path[:2]
+  assert walk(root, "x") == walk(root, "") == walk(None, "abc") == []
+  assert [node.depth for node in path[-1].upwards()] == [3, 2, 1]
+
+
+def test_pruning_stops_at_what_is_needed():
+  root = Node()
+  trunk = extend(root, "ab", [0, 1])
+  left, right = extend(trunk[-1], "cd", [2, 3]), extend(trunk[-1], "e", [4])
+  trunk[0].pins = 1
+  assert prune(left[0]) == ([], left[0])
+  assert prune(left[1]) == ([3, 2], trunk[1])
+  assert set(nodes_below(root)) == {*trunk, *right}
+  assert prune(right[0]) == ([4, 1], trunk[0])
+  trunk[0].pins = 0
+  assert prune(trunk[0]) == ([0], root)
+  assert not root.needed and prune(root) == ([], root)
+
+
+def test_edges_stay_sorted_whether_asked_for_early_or_late():
+  early, late = Node(), Node()
+  for node in (early, late):
+    if node is early:
+      assert node.fringe == []
+    extend(node, [b"m"], [0])
+    extend(node, [b"c"], [1])
+    node.ends[b"a"] = Entry(node, b"", b"a")
+    node.add_edge(b"a")
+    del node.children[b"m"]
+    node.drop_edge(b"m")
+    extend(node, [b"x"], [2])
+    assert node.fringe == [b"a", b"c", b"x"]
+
+
+def test_keys_that_are_not_bytes_have_no_order():
+  root = Node()
+  extend(root, [3, 1], [0, 1])
+  extend(root, [(2, "x")], [2])
+  assert root.fringe == []
+
+
+def test_an_entry_knows_its_keys():
+  entry = Entry(extend(Node(), "abc", [0, 1, 2])[-1], b"", b"tail")
+  assert entry.blocks == ("a", "b", "c") and entry.depth == 3
+  assert repr(entry) == "Entry(3 blocks, 4 bytes of tail)"
