@@ -1,1 +1,5 @@
-"""TODO"""
+"""What outlives a request: the prefix cache, its index and its pools."""
+
+from sparse_prefix_jax.cache.index import CapacityError as CapacityError
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache as PrefixCache
+from sparse_prefix_jax.cache.running import Sequence as Sequence

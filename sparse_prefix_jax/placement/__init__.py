@@ -1,4 +1,4 @@
-"""Where to keep states: pure functions of weights and costs, never of a model."""
+"""Where to keep states: pure functions of weights and costs, not of models."""
 
 from .dynamic_program import solve_placement as solve_placement
 from .heuristics import HEURISTICS as HEURISTICS
@@ -8,10 +8,10 @@ from .heuristics import dyadic as dyadic
 from .heuristics import last as last
 from .heuristics import no_cache as no_cache
 from .heuristics import sqrt as sqrt
+from .inputs import linear_cost as linear_cost
+from .inputs import quadratic_cost as quadratic_cost
 from .overlap import OverlapHistogram as OverlapHistogram
 from .overlap import observe as observe
-from .planner import Planner as Planner
 from .planner import PlacementPolicy as PlacementPolicy
+from .planner import Planner as Planner
 from .problem import Placement as Placement
-from .problem import linear_cost as linear_cost
-from .problem import quadratic_cost as quadratic_cost

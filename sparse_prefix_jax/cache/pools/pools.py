@@ -1,0 +1,61 @@
+"""Pools: how many slots and pages fit, and copies between them."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Int32
+
+from sparse_prefix_jax.layers import StatePools
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.decoder import Pools
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+
+
+def split_capacity(
+  config: ModelConfig, capacity: int, state_share: float
+) -> tuple[int, int]:
+  """How many slots and pages to allocate within `capacity` bytes.
+
+  Args:
+    config: Gives the bytes of a state checkpoint and of a page.
+    capacity: Bytes of device memory for both.
+    state_share: Share of them for states; a model without attention, or
+      without recurrent layers, gives all to what it has.
+
+  Returns:
+    slots and pages, together at most `capacity` bytes.
+  """
+  slot, page = state_bytes(config), page_bytes(config)
+  longest = -(-config.max_length // config.chunk)
+  if page == 0:  # pages are only names then: as many as anyone could use
+    slots = capacity // slot
+    return slots, max(slots, 1) * longest
+  if slot == 0:
+    pages = capacity // page
+    return max(pages, 2), pages
+  slots = int(capacity * state_share) // slot
+  return slots, (capacity - slots * slot) // page
+
+
+def _copy_sequence(
+  pools: Pools,
+  slots: tuple[Int32[Array, "m"], Int32[Array, "m"]],
+  page: tuple[Int32[Array, ""], Int32[Array, ""]],
+) -> Pools:
+  def leaf(index: Any, pool: Array) -> Array:
+    source, target = index
+    return pool.at[target].set(pool[source])
+
+  return tuple(
+    jax.tree.map(
+      lambda pool, at=slots if isinstance(layer, StatePools) else page: leaf(
+        at, pool
+      ),
+      layer,
+    )
+    for layer in pools
+  )
+
+
+copy_sequence = jax.jit(_copy_sequence, donate_argnames=("pools",))
+"""Copies slots (from, to) and one page (from, to), bit by bit; for a fork."""

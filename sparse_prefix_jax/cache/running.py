@@ -1,0 +1,62 @@
+"""A running sequence: what a caller holds of it, and what the cache knows."""
+
+import dataclasses
+
+import numpy as np
+
+from sparse_prefix_jax.cache.index import Entry, Pin
+from sparse_prefix_jax.kernels.chunks import ZERO
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+  """Handle of a running sequence, as `prefill` and `decode` return it.
+
+  A handle is used once: `decode` returns the next one, `release` ends it.
+
+  Attributes:
+    number: Which sequence of its cache.
+    length: Tokens processed so far, prompt and decoded.
+  """
+
+  number: int
+  length: int
+
+
+@dataclasses.dataclass
+class Running:
+  """What a sequence owns and pins until it is released.
+
+  Attributes:
+    salt: The tenant.
+    tokens: All ids so far.
+    pages: Page of every chunk begun, in order.
+    running_slot: Leased slot of the carry inside a chunk.
+    own_slot: Leased slot for lattice carries of its own.
+    lattice_slot: Slot of the carry at the last lattice point: its own, one of
+      the tree that is pinned, or ZERO.
+    stored: Leading chunks whose pages the tree owns.
+    pin: Protects those, and the lattice slot where the tree owns it.
+    entry: What was inserted for it, if anything.
+    exact: Whether it decodes by re-running its chunk; None before it decodes.
+  """
+
+  salt: bytes
+  tokens: np.ndarray
+  pages: list[int]
+  running_slot: int
+  own_slot: int
+  lattice_slot: int = ZERO
+  stored: int = 0
+  pin: Pin | None = None
+  entry: Entry | None = None
+  exact: bool | None = None
+
+  @property
+  def length(self) -> int:
+    """Tokens processed so far."""
+    return self.tokens.size
+
+  def leased_pages(self) -> list[int]:
+    """Pages that no tree owns."""
+    return self.pages[self.stored :]

@@ -1,0 +1,256 @@
+"""The plan: the one thing that passes from host to device for a prefill."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.step import Group
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """What is to be computed of one request.
+
+  Attributes:
+    tokens: Ids from `start` on, at least one.
+    start: Lattice position of the first of them.
+    read: Slot that holds the carry at `start`, or ZERO.
+    writes: Slot by position: lattice points after `start`, and the end.
+    spill: Slot that carries the request over the end of a program.
+    pages: Pages of chunks 0, 1, ... to the last one computed.
+  """
+
+  tokens: np.ndarray
+  start: int
+  read: int
+  writes: Mapping[int, int]
+  spill: int
+  pages: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Packed chunks of several requests; NumPy, checked when built.
+
+  Attributes:
+    tokens: Ids, padded with 0. [n c]
+    read: Slot, ZERO or CARRY. [n]
+    write: Slot or NONE. [n]
+    length: Real tokens. [n]
+    position: First token's absolute position. [n]
+    request: Which segment. [n]
+    spill: Slot for a cut, per segment. [requests]
+    page_table: Pages per segment. [requests pages]
+    slots: How many slots the pools have.
+    pages: How many pages the pools have.
+  """
+
+  tokens: np.ndarray
+  read: np.ndarray
+  write: np.ndarray
+  length: np.ndarray
+  position: np.ndarray
+  request: np.ndarray
+  spill: np.ndarray
+  page_table: np.ndarray
+  slots: int
+  pages: int
+
+  def __post_init__(self) -> None:
+    """Refuses a plan that breaks a rule of the kernel contract.
+
+    Raises:
+      ValueError: Naming the array, the chunk and the rule.
+    """
+    self._check_ranges()
+    self._check_order()
+    self._check_slots()
+
+  def _check_ranges(self) -> None:
+    c = self.tokens.shape[1]
+    rules = (
+      ("read", self.read, CARRY, self.slots - 1, "a slot, ZERO or CARRY"),
+      ("write", self.write, NONE, self.slots - 1, "a slot or NONE"),
+      ("length", self.length, 0, c, f"0 to {c}"),
+      ("page_table", self.page_table, 0, self.pages - 1, "a page"),
+    )
+    for name, values, low, high, allowed in rules:
+      wrong = values[(values < low) | (values > high)]
+      if wrong.size:
+        raise ValueError(f"plan: {name} holds {wrong[0]}; it must be {allowed}.")
+    if np.any(self.position % c):
+      raise ValueError(f"plan: position must be a multiple of {c} everywhere.")
+
+  def _check_order(self) -> None:
+    """Chunks of a request stand together, in order, inactive ones last."""
+    c = self.tokens.shape[1]
+    active = self.length > 0
+    if np.any(active[1:] & ~active[:-1]):
+      raise ValueError("plan: an inactive chunk stands before an active one.")
+    follows = np.zeros(active.shape, bool)
+    follows[1:] = (self.request[1:] == self.request[:-1]) & active[1:]
+    carry = (self.read == CARRY) & active
+    if np.any(carry & ~follows):
+      index = int(np.argmax(carry & ~follows))
+      raise ValueError(
+        f"plan: read of chunk {index} is CARRY, but it does not follow a chunk "
+        "of the same request."
+      )
+    steps = np.diff(self.position)
+    broken = follows[1:] & ((self.length[:-1] != c) | (steps != c))
+    if np.any(broken | (follows[1:] & ~carry[1:])):
+      raise ValueError(
+        "plan: chunks of one request must stand in order, all but the last "
+        "full, and read CARRY after the first."
+      )
+    first = self.request[active & ~follows]
+    if np.unique(first).size != first.size:
+      raise ValueError("plan: the chunks of a request must stand together.")
+
+  def _check_slots(self) -> None:
+    """No slot is written twice, or written by one and read by another."""
+    writes = self.write != NONE
+    written, owner = self.write[writes], self.request[writes]
+    if np.unique(written).size != written.size:
+      raise ValueError("plan: write names a slot twice.")
+    writer = dict(zip(written.tolist(), owner.tolist(), strict=True))
+    reads = self.read >= 0
+    for slot, request in zip(
+      self.read[reads].tolist(), self.request[reads].tolist(), strict=True
+    ):
+      if writer.get(slot, request) != request:
+        raise ValueError(
+          f"plan: slot {slot} is written by request {writer[slot]} and read by "
+          f"request {request}."
+        )
+
+  def groups(self, ladder: Sequence[int]) -> Iterator[tuple[range, Group]]:
+    """Cuts the plan into inputs of the prefill programs.
+
+    A request that is cut writes its spill slot at the end of one program and
+    reads it at the start of the next: the same bits as the carry.
+
+    Yields:
+      Which chunks, and the program's input; its size is a rung of the ladder.
+    """
+    start, total = 0, self.length.size
+    for rung in rungs(total, ladder):
+      chunks = range(start, min(start + rung, total))
+      yield chunks, self._group(chunks, rung)
+      start += rung
+
+  def _group(self, chunks: range, rung: int) -> Group:
+    first, stop = chunks.start, chunks.stop
+    part = slice(first, stop)
+    read, write = self.read[part].copy(), self.write[part].copy()
+    if read[0] == CARRY:
+      before = self.write[first - 1]
+      spill = self.spill[self.request[first]]
+      read[0] = spill if before == NONE else before
+    cut = stop < self.length.size and self.read[stop] == CARRY
+    if cut and write[-1] == NONE:
+      write[-1] = self.spill[self.request[stop]]
+
+    def padded(values: np.ndarray, fill: int) -> np.ndarray:
+      widths = [(0, rung - len(chunks))] + [(0, 0)] * (values.ndim - 1)
+      return np.pad(values, widths, constant_values=fill)
+
+    table = self.page_table[self.request[part]]
+    return Group(
+      tokens=jnp.asarray(padded(self.tokens[part], 0)),
+      chunks=Chunks(
+        read=jnp.asarray(padded(read, CARRY)),
+        write=jnp.asarray(padded(write, NONE)),
+        length=jnp.asarray(padded(self.length[part], 0)),
+        position=jnp.asarray(padded(self.position[part], 0)),
+        request=jnp.arange(rung, dtype=jnp.int32),
+      ),
+      page_table=jnp.asarray(padded(table, 0)),
+    )
+
+
+def build_plan(
+  config: ModelConfig, segments: Sequence[Segment], *, slots: int, pages: int
+) -> Plan:
+  """Packs the chunks of all segments, in order.
+
+  Args:
+    config: Chunk length and longest sequence.
+    segments: At least one.
+    slots: How many slots the pools have.
+    pages: How many pages the pools have.
+
+  Raises:
+    ValueError: If a rule of the kernel contract is broken.
+  """
+  c = config.chunk
+  counts = [-(-len(s.tokens) // c) for s in segments]
+  n = sum(counts)
+  tokens = np.zeros((n, c), np.int32)
+  length = np.full(n, c, np.int32)
+  position = np.zeros(n, np.int32)
+  read = np.full(n, CARRY, np.int32)
+  write = np.full(n, NONE, np.int32)
+  request = np.repeat(np.arange(len(segments), dtype=np.int32), counts)
+  first = 0
+  for segment, count in zip(segments, counts, strict=True):
+    stop = first + count
+    flat = tokens[first:stop].reshape(-1)
+    flat[: len(segment.tokens)] = segment.tokens
+    length[stop - 1] = len(segment.tokens) - (count - 1) * c
+    position[first:stop] = segment.start + c * np.arange(count)
+    read[first] = segment.read
+    ends = position[first:stop] + length[first:stop]
+    write[first:stop] = [segment.writes.get(int(e), NONE) for e in ends]
+    first = stop
+  return Plan(
+    tokens=tokens,
+    read=read,
+    write=write,
+    length=length,
+    position=position,
+    request=request,
+    spill=np.array([s.spill for s in segments], np.int32),
+    page_table=page_table(config, [s.pages for s in segments]),
+    slots=slots,
+    pages=pages,
+  )
+
+
+def page_table(
+  config: ModelConfig, pages: Sequence[Sequence[int]]
+) -> np.ndarray:
+  """Pages per row, padded to the width of the longest sequence. [b pages]"""
+  widest = -(-config.max_length // config.chunk)
+  width = -(-widest // BLOCK_PAGES) * BLOCK_PAGES
+  table = np.zeros((len(pages), width), np.int32)
+  for row, row_pages in zip(table, pages, strict=True):
+    row[: len(row_pages)] = row_pages
+  return table
+
+
+def rungs(chunks: int, ladder: Sequence[int]) -> Iterator[int]:
+  """Sizes of the programs that together hold that many chunks.
+
+  The largest rung as long as it is full; then the smallest that holds the
+  rest, if that wastes at most a quarter of it, otherwise the largest that is
+  full.
+
+  Example:
+    >>> list(rungs(37, (1, 2, 4, 8, 16)))
+    [16, 16, 4, 1]
+    >>> list(rungs(15, (1, 2, 4, 8, 16)))
+    [16]
+  """
+  while chunks > 0:
+    enough = [r for r in ladder if r >= chunks]
+    full = [r for r in ladder if r <= chunks]
+    snug = enough and 4 * chunks >= 3 * enough[0]
+    rung = enough[0] if enough and (snug or not full) else full[-1]
+    yield rung
+    chunks -= rung

@@ -1,0 +1,76 @@
+"""Runs a plan through the programs, group by group, and the head on rows."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_prefix_jax.models import step
+from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.models.plan import Plan
+
+
+def run_plan(
+  model: HybridDecoder, pools: Pools, plan: Plan, rows: np.ndarray
+) -> tuple[np.ndarray, Pools]:
+  """Restores, scans and captures all chunks; logits of the rows asked for.
+
+  Groups are dispatched one after another. How many there are is the only thing
+  that depends on the lengths of the prompts; each is one of the compiled
+  programs, one per rung.
+
+  Args:
+    model: Parameters and configuration.
+    pools: Donated.
+    plan: What to run.
+    rows: Which tokens to give to the head, ascending: chunk times c plus the
+      offset in it.
+
+  Returns:
+    Logits [rows vocab] in float32 on the host, and the pools.
+  """
+  config, parts = model.config, []
+  for chunks, group in plan.groups(config.ladder):
+    hidden, pools = step.prefill_group(model, pools, group)
+    first, stop = chunks.start * config.chunk, chunks.stop * config.chunk
+    here = rows[(rows >= first) & (rows < stop)] - first
+    parts.append(head_rows(model, hidden, here))
+  return np.concatenate(parts), pools
+
+
+def head_rows(
+  model: HybridDecoder, hidden: jax.Array, rows: np.ndarray
+) -> np.ndarray:
+  """Logits of some rows, `head_rows` at a time; free rows repeat row 0.
+
+  Args:
+    model: Parameters and configuration.
+    hidden: What a program returned. [... d]
+    rows: Indices into its rows.
+
+  Returns:
+    Float32 logits on the host. [rows vocab]
+  """
+  size, parts = model.config.head_rows, []
+  for start in range(0, rows.size, size):
+    part = rows[start : start + size].astype(np.int32)
+    padded = jnp.asarray(np.pad(part, (0, size - part.size)))
+    logits = step.head(model, step.gather_rows(hidden, padded))
+    parts.append(np.asarray(logits)[: part.size])
+  if not parts:
+    return np.zeros((0, model.config.vocab_size), np.float32)
+  return np.concatenate(parts)
+
+
+def last_rows(plan: Plan) -> np.ndarray:
+  """The last token of every segment of a plan, for `run_plan`."""
+  last = np.flatnonzero(np.diff(plan.request, append=-1))
+  return last * plan.tokens.shape[1] + plan.length[last] - 1
+
+
+def all_rows(plan: Plan) -> np.ndarray:
+  """Every real token of a plan, for `run_plan`."""
+  chunk = plan.tokens.shape[1]
+  real = np.arange(chunk)[None] < plan.length[:, None]
+  return np.flatnonzero(real.reshape(-1))

@@ -1,0 +1,215 @@
+"""What `solve_placement` and the heuristics accept, checked on the host.
+
+Values are checked where they are concrete; what is traced by `jit` is checked
+by the program itself (`problem.build_problem`).
+"""
+
+import math
+import operator
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+# Weights or a cumulative cost as a user may hand them over.
+Vector: TypeAlias = jax.Array | np.ndarray | list | tuple
+
+INTEGERS = {"int32": 31, "int64": 62}
+"""Integer types by name, and log2 of the limit of `w_total * F(N-1)`."""
+
+
+def linear_cost(depths: int) -> np.ndarray:
+  """`F(t) = t`: every recomputed depth bin costs the same.
+
+  Args:
+    depths: number of depth bins N.
+
+  Returns:
+    int32 [N].
+
+  >>> linear_cost(4)
+  array([0, 1, 2, 3], dtype=int32)
+  """
+  return np.arange(depths, dtype=np.int32)
+
+
+def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
+  """`F(t) = t + ratio t^2`: a linear part, and attention to what came before.
+
+  Args:
+    depths: number of depth bins N.
+    ratio: quadratic over linear coefficient, per depth bin, not negative.
+
+  Returns:
+    float64 [N].
+
+  Raises:
+    ValueError: ratio is negative or not finite.
+
+  >>> quadratic_cost(4, 0.5)
+  array([0. , 1.5, 4. , 7.5])
+  """
+  if not (math.isfinite(ratio) and ratio >= 0):
+    raise ValueError(f"ratio must be finite and not negative, got {ratio}")
+  depth = np.arange(depths, dtype=np.float64)
+  return depth + ratio * depth * depth
+
+
+def is_concrete(*arrays: object) -> bool:
+  """Whether the values of all arrays can be looked at (no `jit` tracer)."""
+  return not any(isinstance(a, Tracer) for a in arrays)
+
+
+def check_budget(budget: int, name: str = "budget") -> int:
+  """The budget as an int; ValueError where it is no integer or negative."""
+  try:
+    value = operator.index(budget)
+  except TypeError:
+    raise ValueError(f"{name} must be an integer, got {budget!r}") from None
+  if value < 0:
+    raise ValueError(f"{name} must not be negative, got {value}")
+  return value
+
+
+def as_vector(values: Vector, name: str) -> jax.Array | np.ndarray:
+  """A one-dimensional numeric array; lists become NumPy arrays.
+
+  Raises:
+    ValueError: wrong rank, fewer than two values, or not numbers.
+  """
+  array = values if isinstance(values, jax.Array) else np.asarray(values)
+  if array.ndim != 1 or array.shape[0] < 2:
+    raise ValueError(
+      f"{name} must be one-dimensional with at least two depths, got shape"
+      f" {tuple(array.shape)}"
+    )
+  if array.dtype.kind == "b" or not jnp.issubdtype(array.dtype, jnp.number):
+    raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+  return array
+
+
+def check_weights(weights: np.ndarray) -> None:
+  """Raises ValueError for weights that are negative, NaN, inf or all zero."""
+  if not np.all(np.isfinite(weights)):
+    where = int(np.argmin(np.isfinite(weights)))
+    raise ValueError(
+      f"weights must be finite, got {weights[where]} at depth {where}"
+    )
+  if np.any(weights < 0):
+    where = int(np.argmax(weights < 0))
+    raise ValueError(
+      f"weights must not be negative, got {weights[where]} at depth {where}"
+    )
+  if not np.any(weights > 0):
+    raise ValueError("weights must not all be zero")
+
+
+def check_cost(cost: np.ndarray, depths: int) -> None:
+  """Raises ValueError for a cost that is no non-decreasing F with F(0) = 0."""
+  if cost.shape[0] != depths:
+    raise ValueError(
+      f"cost must have one value per depth, got {cost.shape[0]} for"
+      f" {depths} weights"
+    )
+  if not np.all(np.isfinite(cost)):
+    raise ValueError("cost must be finite, got NaN or infinity")
+  if cost[0] != 0:
+    raise ValueError(f"cost must be 0 at depth 0, got {cost[0]}")
+  if np.any(cost[1:] < cost[:-1]):
+    where = int(np.argmax(cost[1:] < cost[:-1])) + 1
+    raise ValueError(
+      f"cost must not decrease, got {cost[where]} after {cost[where - 1]} at"
+      f" depth {where}"
+    )
+
+
+def is_integer(array: jax.Array | np.ndarray) -> bool:
+  """Whether the values are integers, which are used as they are."""
+  return jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def _fitting_integer(weights: np.ndarray, cost: np.ndarray) -> str:
+  """The narrowest type that holds `w_total * F(N-1)`, in Python integers."""
+  peak = sum(int(w) for w in weights) * int(cost[-1])
+  for name, bits in INTEGERS.items():
+    if peak < 2**bits:
+      return name
+  raise ValueError(
+    f"weights times cost must be below 2**62 in all, got {peak}; divide the"
+    " weights, or pass them as floats"
+  )
+
+
+def choose_integer(
+  weights: jax.Array | np.ndarray,
+  cost: jax.Array | np.ndarray,
+  integer: str | None,
+) -> str:
+  """The integer type to solve in (DESIGN section 5).
+
+  Args:
+    weights: [N] numbers.
+    cost: [N] numbers.
+    integer: "int32", "int64", or None to choose: concrete integers get the
+      narrowest type that holds them, everything else gets int64.
+
+  Raises:
+    ValueError: unknown name, or concrete integers that do not fit.
+  """
+  if integer is not None and integer not in INTEGERS:
+    raise ValueError(
+      f"integer must be one of {', '.join(INTEGERS)} or None, got {integer!r}"
+    )
+  exact = is_integer(weights) and is_integer(cost)
+  if not (exact and is_concrete(weights, cost)):
+    return integer or "int64"
+  fitting = _fitting_integer(np.asarray(weights), np.asarray(cost))
+  if integer == "int32" and fitting == "int64":
+    raise ValueError(
+      "integer='int32' needs weights times cost below 2**31 in all, use 'int64'"
+    )
+  return integer or fitting
+
+
+def needs_x64(integer: str, *arrays: jax.Array | np.ndarray) -> bool:
+  """Whether 64-bit types have to be allowed while the problem is solved."""
+  return integer == "int64" or any(a.dtype.itemsize == 8 for a in arrays)
+
+
+def x64_is_on() -> bool:
+  """Whether the process allows 64-bit types anyway."""
+  return bool(jax.config.read("jax_enable_x64"))
+
+
+def checked_inputs(
+  weights: Vector, cost: Vector | None, integer: str | None
+) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray, str, bool]:
+  """Everything that can be checked before the program runs.
+
+  Args:
+    weights: [N] numbers.
+    cost: [N] numbers, or None for the linear cost.
+    integer: "int32", "int64" or None to choose.
+
+  Returns:
+    weights, cost, the integer type, and whether the values were checked.
+
+  Raises:
+    ValueError: what is wrong with a concrete input, in one sentence.
+  """
+  weights = as_vector(weights, "weights")
+  depths = weights.shape[0]
+  cost = linear_cost(depths) if cost is None else as_vector(cost, "cost")
+  if is_concrete(weights):
+    check_weights(np.asarray(weights))
+  if is_concrete(cost):
+    check_cost(np.asarray(cost), depths)
+  elif cost.shape[0] != depths:
+    raise ValueError(
+      f"cost must have one value per depth, got {cost.shape[0]} for {depths}"
+      " weights"
+    )
+  chosen = choose_integer(weights, cost, integer)
+  return weights, cost, chosen, is_concrete(weights, cost)

@@ -1,0 +1,219 @@
+"""From a policy's name to positions on the lattice, for a host that serves.
+
+A `Planner` sees the overlap of every request and says where the request's own
+entry should keep states. The simulator and the prefix cache both use it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparse_prefix_jax.placement.dynamic_program import solve_placement
+from sparse_prefix_jax.placement.heuristics import NEEDS_STEP, spaced
+from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
+
+POLICIES = {
+  "no_cache": None,
+  "last": None,
+  "block": "tokens between states",
+  "balanced": "states per entry",
+  "sqrt": None,
+  "dyadic": "smallest position in tokens",
+  "dp": "states per entry",
+  "optimal": "states per entry",
+}
+"""Names of placement policies, and what their budget means (None: they have
+no budget)."""
+
+LEARNED = ("dp", "optimal")
+"""Policies that place by statistics of the overlaps seen so far."""
+
+REPLANNING = ("frozen", "periodic", "decaying")
+"""How often learned policies solve again, and whether old counts fade."""
+
+
+def _check_budget(name: str, budget: int | None) -> None:
+  """Raises ValueError where a budget is missing, superfluous or too small."""
+  meaning = POLICIES[name]
+  if meaning is None:
+    if budget is not None:
+      raise ValueError(f"placement {name} takes no budget, got {budget}")
+    return
+  if budget is None:
+    raise ValueError(f"placement {name} needs a budget: {meaning}")
+  least = 1 if name in NEEDS_STEP else 0
+  if budget < least:
+    raise ValueError(
+      f"budget of {name} ({meaning}) must be at least {least}, got {budget}"
+    )
+
+
+@dataclass(frozen=True)
+class PlacementPolicy:
+  """Where entries keep states, by name (hashable configuration).
+
+  Attributes:
+    name: a key of `POLICIES`.
+    budget: what `POLICIES` says for the name; None for names without one.
+    chunk: tokens between lattice positions c.
+    replan: for `dp` and `optimal`: "frozen" solves once, "periodic" again
+      every `every` observations, "decaying" also lets old counts fade.
+    every: observations between plans ("frozen": before the only one, where
+      there is no warm-up).
+    decay: what an observation leaves of earlier counts ("decaying" only). The
+      defaults are the paper's.
+
+  Raises:
+    ValueError: unknown names, or numbers out of range.
+
+  >>> PlacementPolicy("balanced", budget=3).chunk
+  64
+  """
+
+  name: str
+  budget: int | None = None
+  chunk: int = 64
+  replan: str = "decaying"
+  every: int = 10
+  decay: float = 0.99
+
+  def __post_init__(self) -> None:
+    """Checks every field."""
+    if self.name not in POLICIES:
+      raise ValueError(
+        f"placement must be one of {', '.join(POLICIES)}, got {self.name!r}"
+      )
+    _check_budget(self.name, self.budget)
+    if self.replan not in REPLANNING:
+      raise ValueError(
+        f"replan must be one of {', '.join(REPLANNING)}, got {self.replan!r}"
+      )
+    if self.chunk < 1 or self.every < 1:
+      raise ValueError(
+        f"chunk and every must be at least 1, got {self.chunk} and {self.every}"
+      )
+    if not 0 < self.decay <= 1:
+      raise ValueError(f"decay must be in (0, 1], got {self.decay}")
+
+
+class Planner:
+  """Statistics of overlaps, and the plan that was last made from them.
+
+  Before there is a plan (nothing observed, or still warming up) the learned
+  policies place like `balanced` with the same budget.
+
+  Attributes:
+    policy: what it plans by.
+    counts: float64 [N], decayed overlap counts; index = overlap // chunk.
+    observations: how many overlaps were observed, misses included.
+
+  >>> planner = Planner(PlacementPolicy("optimal", budget=1), depths=16)
+  >>> planner.positions(640)
+  (320,)
+  >>> planner.observe(200)
+  >>> planner.positions(640)
+  (192,)
+  """
+
+  def __init__(
+    self, policy: PlacementPolicy, *, depths: int, warming_up: bool = False
+  ) -> None:
+    """Starts with empty statistics.
+
+    Args:
+      policy: what to plan by.
+      depths: number of depth bins N of `policy.chunk` tokens, at least 2;
+        deeper overlaps count in the last bin.
+      warming_up: make no plan until `end_warmup` is called.
+
+    Raises:
+      ValueError: fewer than two depths.
+    """
+    if depths < 2:
+      raise ValueError(f"depths must be at least 2, got {depths}")
+    self.policy = policy
+    self.counts = np.zeros(depths, np.float64)
+    self.observations = 0
+    self._warming_up = warming_up
+    self._plan: tuple[int, ...] | None = None
+    self._stale = False
+
+  def observe(self, overlap_tokens: int) -> None:
+    """Counts the overlap of one request; misses count, as 0.
+
+    Args:
+      overlap_tokens: leading tokens that equal a stored prefix, >= 0.
+
+    Raises:
+      ValueError: a negative overlap; nothing is counted then.
+    """
+    if overlap_tokens < 0:
+      raise ValueError(
+        f"overlap_tokens must not be negative, got {overlap_tokens}"
+      )
+    if self.policy.replan == "decaying":
+      self.counts *= self.policy.decay
+    depth = overlap_tokens // self.policy.chunk
+    self.counts[min(depth, self.counts.shape[0] - 1)] += 1.0
+    self.observations += 1
+    if self.observations % self.policy.every == 0:
+      self._stale = True
+
+  def end_warmup(self) -> None:
+    """Makes the first plan, from everything observed so far."""
+    self._warming_up = False
+    if self.observations:
+      self._solve()
+
+  def positions(self, length: int) -> tuple[int, ...]:
+    """Where an entry should keep states.
+
+    Args:
+      length: tokens of the entry.
+
+    Returns:
+      Strictly ascending positions in tokens, multiples of the chunk,
+      0 < p <= length.
+    """
+    return tuple(p for p in self.marks(length) if p > 0)
+
+  def marks(self, length: int) -> tuple[int, ...]:
+    """`positions`, and 0 where the rule asks for a place within chunk 0.
+
+    The paper counts that one as stored, though it saves nothing.
+    """
+    chunk = self.policy.chunk
+    floored = {p // chunk * chunk for p in self._wished(length)}
+    return tuple(sorted(floored))
+
+  def _wished(self, length: int) -> list[int] | range:
+    """Positions in tokens before they are floored to the lattice."""
+    name, budget = self.policy.name, self.policy.budget or 0
+    if name not in LEARNED:
+      return spaced(name, length, budget)
+    if self._due():
+      self._solve()
+    if self._plan is None:
+      return spaced("balanced", length, budget)
+    return [p for p in self._plan if p <= length]
+
+  def _due(self) -> bool:
+    """Whether a plan has to be made before the next placement."""
+    if self._warming_up or self.observations == 0:
+      return False
+    if self.policy.replan == "frozen":
+      return self._plan is None and self.observations >= self.policy.every
+    return self._plan is None or self._stale
+
+  def _solve(self) -> None:
+    """Makes a plan of the current statistics."""
+    self._stale = False
+    if self.policy.name not in LEARNED:
+      return
+    budget = self.policy.budget or 0
+    if self.policy.name == "dp":
+      bins = solve_paper_rule(self.counts, budget)
+    else:
+      placed = np.asarray(solve_placement(self.counts, budget).positions)
+      bins = placed[placed > 0].tolist()
+    self._plan = tuple(b * self.policy.chunk for b in bins)

@@ -1,0 +1,268 @@
+"""Prefill: match -> plan -> restore -> suffix scan -> insert.
+
+The page to read first: `prefill` is the whole idea.
+"""
+
+import dataclasses
+from collections.abc import Sequence as Several
+from typing import NamedTuple
+
+import numpy as np
+
+from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.cache.index import CapacityError, Match, Reason
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.running import Running, Sequence
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.plan import Segment, build_plan
+from sparse_prefix_jax.models.run import all_rows, last_rows, run_plan
+from sparse_prefix_jax.requests import Request, check_requests
+
+
+class Report(NamedTuple):
+  """What the cache did for one request; positions and lengths in tokens.
+
+  Attributes:
+    length: Of the prompt.
+    overlap: Leading tokens that were stored.
+    resumed: Position of the state that it resumed from.
+    captured: Positions at which states were captured.
+    reason: Why it did not resume any deeper.
+    wave: Which wave of the batch it ran in.
+  """
+
+  length: int
+  overlap: int
+  resumed: int
+  captured: tuple[int, ...]
+  reason: Reason
+  wave: int
+
+  @property
+  def recomputed(self) -> int:
+    """Tokens computed: the suffix."""
+    return self.length - self.resumed
+
+
+class PrefillOutput(NamedTuple):
+  """Result of `prefill`, in the order of the prompts.
+
+  Attributes:
+    logits: Float32 per request: [vocab] of the last token, or with
+      `all_logits` [recomputed vocab] of every token from `resumed` on.
+    sequences: Handles for `decode`, `cache.fork` and `cache.release`.
+    reports: What the cache did for each.
+  """
+
+  logits: tuple[np.ndarray, ...]
+  sequences: tuple[Sequence, ...]
+  reports: tuple[Report, ...]
+
+
+@dataclasses.dataclass
+class _Admitted:
+  """A request of a wave: what it resumes from and what it will write."""
+
+  request: Request
+  match: Match
+  shared: set[int] = dataclasses.field(default_factory=set)
+  number: int = -1
+  captures: dict[int, int] = dataclasses.field(default_factory=dict)
+
+
+def prefill(
+  model: HybridDecoder,
+  cache: PrefixCache,
+  prompts: Several[at.Tokens],
+  *,
+  anchors: Several[Several[int]] | None = None,
+  capture: Several[Several[int]] | None = None,
+  all_logits: bool = False,
+  salt: bytes = b"",
+) -> PrefillOutput:
+  """Computes prompts, each from the deepest state that fits it.
+
+  The logits, and every carry, key and value that is kept, have the bits that a
+  cold prefill alone would give. A request whose prefix another one of the
+  batch is about to compute waits for the next wave and resumes from it.
+
+  Args:
+    model: The model of the cache.
+    cache: Matched, extended and, if need be, evicted from.
+    prompts: Token ids per request, at least one each.
+    anchors: Per request, positions worth a state besides the placement's: the
+      end of a system prompt or a document; floored to the lattice.
+    capture: Per request, exactly the positions to capture: lattice points up
+      to its length; instead of placement and anchors.
+    all_logits: Logits of every computed token instead of the last one.
+    salt: Requests with different salts share nothing.
+
+  Returns:
+    Logits, running sequences and a report per request. Release the sequences
+    when they are done: they hold two states and their last pages.
+
+  Raises:
+    ValueError: If an argument is out of range; nothing has changed then.
+    CapacityError: If the running sequences do not fit; those of this call are
+      released then.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import HybridDecoder, PrefixCache, preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> cache = PrefixCache(model, capacity=4 << 20)
+    >>> document = list(range(200))
+    >>> for question in ([7], [8, 9]):
+    ...   out = prefill(model, cache, [document + question])
+    ...   cache.release(out.sequences)
+    >>> out.reports[0].resumed, out.reports[0].recomputed
+    (192, 10)
+  """
+  cache.check_model(model)
+  waiting = check_requests(cache, prompts, anchors, capture, salt)
+  results: dict[int, tuple[np.ndarray, _Admitted, Report]] = {}
+  wave_number = 0
+  while waiting:
+    wave, waiting = _next_wave(cache, waiting)
+    _admit(cache, wave, [done for _, done, _ in results.values()])
+    segments = [_segment(cache, admitted) for admitted in wave]
+    logits = _scan(model, cache, segments, all_logits)
+    for admitted, rows in zip(wave, logits, strict=True):
+      _insert(cache, admitted)
+      report = _report(cache, admitted, wave_number)
+      results[admitted.request.index] = (rows, admitted, report)
+    wave_number += 1
+  ordered = [results[index] for index in range(len(results))]
+  return PrefillOutput(
+    logits=tuple(rows for rows, _, _ in ordered),
+    sequences=tuple(cache.handle(done.number) for _, done, _ in ordered),
+    reports=tuple(report for _, _, report in ordered),
+  )
+
+
+def _next_wave(
+  cache: PrefixCache, waiting: list[Request]
+) -> tuple[list[_Admitted], list[Request]]:
+  """Matches; who shares more with one that runs now than is stored, waits."""
+  chunk = cache.config.chunk
+  wave: list[_Admitted] = []
+  later: list[Request] = []
+  for request in waiting:
+    match = cache.match(request.tokens, salt=request.salt)
+    overlaps = [
+      (request.lattice_overlap(other.request, chunk), other)
+      for other in wave
+      if cache.stores
+    ]
+    useful = [
+      (shared, other)
+      for shared, other in overlaps
+      if shared > max(match.resume_blocks, other.match.resume_blocks)
+    ]
+    if useful:
+      shared, other = max(useful, key=lambda pair: pair[0])
+      other.shared.add(shared * chunk)
+      later.append(request)
+    else:
+      wave.append(_Admitted(request, match))
+  return wave, later
+
+
+def _admit(
+  cache: PrefixCache, wave: list[_Admitted], done: list[_Admitted]
+) -> None:
+  """Pins and reserves for a whole wave, or releases the call's sequences."""
+  started: list[int] = [admitted.number for admitted in done]
+  try:
+    for admitted in wave:
+      wanted = _wanted(cache, admitted)
+      admitted.number, slots = cache.admit(
+        admitted.request.tokens,
+        admitted.match,
+        len(wanted),
+        salt=admitted.request.salt,
+      )
+      started.append(admitted.number)
+      admitted.captures = dict(zip(wanted, slots))
+  except CapacityError:
+    for admitted in wave:
+      cache.index.free(list(admitted.captures.values()))
+    for number in started:
+      cache.drop(number)
+    raise
+
+
+def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:
+  """Positions to capture, most useful first: shared ones, then the deepest."""
+  request, chunk = admitted.request, cache.config.chunk
+  if request.capture is not None:
+    placed = set(request.capture)
+  elif cache.stores:
+    placed = set(cache.planner.positions(request.tokens.size))
+    placed |= {position // chunk * chunk for position in request.anchors}
+  else:
+    placed = set()
+  resume = admitted.match.resume_blocks * chunk
+  ahead = {p for p in placed | admitted.shared if p > resume}
+  return sorted(ahead, key=lambda p: (p not in admitted.shared, -p))
+
+
+def _segment(cache: PrefixCache, admitted: _Admitted) -> Segment:
+  """The part of a plan that belongs to one request."""
+  chunk = cache.config.chunk
+  record = cache.running(cache.handle(admitted.number))
+  start = admitted.match.resume_blocks * chunk
+  last_full = record.length // chunk * chunk
+  writes = {record.length: record.running_slot, last_full: record.own_slot}
+  writes |= admitted.captures
+  if last_full > start:
+    record.lattice_slot = writes[last_full]
+  return Segment(
+    tokens=record.tokens[start:],
+    start=start,
+    read=admitted.match.slot,
+    writes=writes,
+    spill=record.running_slot,
+    pages=record.pages,
+  )
+
+
+def _scan(
+  model: HybridDecoder,
+  cache: PrefixCache,
+  segments: list[Segment],
+  all_logits: bool,
+) -> list[np.ndarray]:
+  """Runs the segments packed together; logits per segment."""
+  budget = cache.index.budget
+  plan = build_plan(
+    cache.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
+  )
+  rows = all_rows(plan) if all_logits else last_rows(plan)
+  logits, cache.pools = run_plan(model, cache.pools, plan, rows)
+  if not all_logits:
+    return list(logits)
+  lengths = [segment.tokens.size for segment in segments]
+  return np.split(logits, np.cumsum(lengths)[:-1])
+
+
+def _insert(cache: PrefixCache, admitted: _Admitted) -> None:
+  """Stores the prompt and lets the placement learn from its overlap."""
+  chunk = cache.config.chunk
+  record: Running = cache.running(cache.handle(admitted.number))
+  if cache.stores:
+    slots = {p // chunk: slot for p, slot in admitted.captures.items()}
+    cache.store(record, slots)
+  overlap = min(admitted.match.overlap_tokens, record.length - 1)
+  cache.planner.observe(overlap)
+
+
+def _report(cache: PrefixCache, admitted: _Admitted, wave: int) -> Report:
+  return Report(
+    length=admitted.request.tokens.size,
+    overlap=admitted.match.overlap_tokens,
+    resumed=admitted.match.resume_blocks * cache.config.chunk,
+    captured=tuple(sorted(admitted.captures)),
+    reason=admitted.match.reason,
+    wave=wave,
+  )

@@ -1,0 +1,129 @@
+"""What a caller asks to prefill: checked before anything changes."""
+
+import dataclasses
+from collections.abc import Sequence as Several
+
+import numpy as np
+
+from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.models.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+  """One prompt of a batch.
+
+  Attributes:
+    index: Its place in the batch.
+    tokens: Ids, int32. [t]
+    anchors: Positions worth a state besides the placement's.
+    capture: Exactly the positions to capture, or None.
+    salt: The tenant.
+  """
+
+  index: int
+  tokens: np.ndarray
+  anchors: tuple[int, ...]
+  capture: tuple[int, ...] | None
+  salt: bytes
+
+  def lattice_overlap(self, other: "Request", chunk: int) -> int:
+    """Chunks that both share and this one could resume after."""
+    if self.salt != other.salt:
+      return 0
+    size = min(self.tokens.size - 1, other.tokens.size)
+    differs = self.tokens[:size] != other.tokens[:size]
+    return int(differs.argmax() if differs.any() else size) // chunk
+
+
+def check_requests(
+  cache: PrefixCache,
+  prompts: Several[at.Tokens],
+  anchors: Several[Several[int]] | None,
+  capture: Several[Several[int]] | None,
+  salt: bytes,
+) -> list[Request]:
+  """The requests of a batch.
+
+  Raises:
+    ValueError: Naming the argument, what it was and what is allowed.
+    CapacityError: If one prompt alone exceeds the capacity.
+  """
+  if capture is not None and not cache.stores:
+    raise ValueError(
+      "capture was given, but placement no_cache of this cache stores nothing."
+    )
+  for name, values in (("anchors", anchors), ("capture", capture)):
+    if values is not None and len(values) != len(prompts):
+      raise ValueError(
+        f"{name} has {len(values)} entries for {len(prompts)} prompts; it needs "
+        "one per prompt."
+      )
+  requests = []
+  for index, prompt in enumerate(prompts):
+    tokens = check_tokens(f"prompts[{index}]", prompt, cache.config)
+    request = Request(
+      index=index,
+      tokens=tokens,
+      anchors=_positions("anchors", index, anchors, tokens.size, 1) or (),
+      capture=_positions(
+        "capture", index, capture, tokens.size, cache.config.chunk
+      ),
+      salt=salt,
+    )
+    cache.check_fits(tokens.size)
+    requests.append(request)
+  return requests
+
+
+def check_tokens(
+  name: str, prompt: at.Tokens, config: ModelConfig
+) -> np.ndarray:
+  """Token ids as int32.
+
+  Raises:
+    ValueError: If there are none or too many, they are no integers, or one is
+      out of the vocabulary.
+  """
+  tokens = np.asarray(prompt)
+  if tokens.ndim != 1 or tokens.size == 0:
+    raise ValueError(
+      f"{name} has shape {tokens.shape}; it must be one row of at least one "
+      "token."
+    )
+  if not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
+  if tokens.size > config.max_length:
+    raise ValueError(
+      f"{name} has {tokens.size} tokens; max_length of the model's "
+      f"configuration is {config.max_length}."
+    )
+  wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
+  if wrong.size:
+    raise ValueError(
+      f"{name} holds id {wrong[0]}; the vocabulary is 0 to "
+      f"{config.vocab_size - 1}."
+    )
+  return tokens.astype(np.int32)
+
+
+def _positions(
+  name: str,
+  index: int,
+  values: Several[Several[int]] | None,
+  length: int,
+  chunk: int,
+) -> tuple[int, ...] | None:
+  """Positions of one request: multiples of `chunk`, 1 to `length`."""
+  if values is None:
+    return None
+  positions = tuple(int(position) for position in values[index])
+  for position in positions:
+    if not 0 < position <= length or position % chunk:
+      kind = "a position" if chunk == 1 else f"a multiple of {chunk}"
+      raise ValueError(
+        f"{name}[{index}] holds {position}; it must be {kind} from 1 to the "
+        f"prompt's {length} tokens."
+      )
+  return positions
