@@ -22,8 +22,10 @@ ARROWS: dict[str, set[str]] = {
   "cache.index": {"placement"},
   "cache.pools": {"models"},
   "cache": {"cache.index", "cache.pools", "models", "placement"},
-  "prefill": {"models"} | CACHE,
-  "decode": {"models"} | CACHE,
+  # What callers ask for, checked: a part of prefill in a file of its own.
+  "requests": {"models"} | CACHE,
+  "prefill": {"models", "requests"} | CACHE,
+  "decode": {"models", "requests"} | CACHE,
   "cost": {"models", "prefill"},
   "evaluation": {"cache.index", "placement", "workloads", "cost"},
 }

@@ -203,15 +203,19 @@ def _checks(node: ast.AST) -> bool:
   return False
 
 
+def _asserts_nothing(node: ast.AST) -> bool:
+  is_test = isinstance(node, FunctionNode) and node.name.startswith("test")
+  return is_test and not _checks(node)
+
+
 def test_every_test_asserts_and_none_is_skipped() -> None:
   faults = []
   for path in checkout.python_files("tests"):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     where = path.relative_to(checkout.ROOT)
     for node in ast.walk(tree):
-      is_test = isinstance(node, FunctionNode) and node.name[:4] == "test"
-      if is_test and not _checks(node):
-        faults.append(f"{where}:{node.lineno} {node.name} asserts nothing")
+      if _asserts_nothing(node):
+        faults.append(f"{where}: {ast.unparse(node)[:60]} asserts nothing")
       if isinstance(node, ast.Attribute) and node.attr in SKIPPING:
         faults.append(f"{where}:{node.lineno} {node.attr}")
   assert not faults, "\n".join(faults)

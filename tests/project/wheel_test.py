@@ -38,20 +38,17 @@ from flax import nnx
 
 import sparse_prefix_jax as spj
 
-config = spj.preset("tiny")
-model = spj.HybridDecoder(config, rngs=nnx.Rngs(0))
-cache = spj.PrefixCache(
-  model, capacity="bytes:64MiB", placement="balanced", eviction="lru"
-)
-prompt = np.arange(200, dtype=np.int32) % config.vocab_size
+model = spj.HybridDecoder(spj.preset("tiny"), rngs=nnx.Rngs(0))
+cache = spj.PrefixCache(model, capacity=4 << 20)
+prompt = np.arange(200, dtype=np.int32)
 cold = spj.prefill(model, cache, [prompt])
 cache.release(cold.sequences)
 warm = spj.prefill(model, cache, [prompt])
-cold_bits = np.asarray(cold.logits).view(np.uint32)
-warm_bits = np.asarray(warm.logits).view(np.uint32)
-assert cold_bits.shape[-1] == config.vocab_size
-assert (cold_bits == warm_bits).all()
-print("differing bits", int((cold_bits != warm_bits).sum()))
+assert cold.reports[0].resumed == 0
+assert warm.reports[0].resumed > 0
+pair = [np.asarray(out.logits[0]).view(np.uint32) for out in (cold, warm)]
+assert pair[0].size > 0
+print("differing bits", np.bitwise_count(pair[0] ^ pair[1]).sum())
 """
 
 
