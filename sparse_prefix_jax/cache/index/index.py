@@ -30,7 +30,7 @@ class PrefixIndex:
   the slots that it claims. Entries without a whole block are stored as well,
   for exact overlaps; they hold nothing but their tail. `Budget.entries` bounds
   how many there are. A pin keeps alive a path and the slot at its end, whatever
-  becomes of the entries.
+  becomes of the entries. Not for several threads at once.
 
   Args:
     budget: what may be held.
@@ -187,6 +187,19 @@ class PrefixIndex:
       ValueError: a number is not leased, or is named twice.
     """
     self._ledger.free(slots, pages)
+
+  def unheld(self) -> Lease:
+    """Slots and pages that nobody holds, of those that exist physically.
+
+    Raises:
+      ValueError: the budget does not say how many exist.
+    """
+    slots, pages = self.budget.slots, self.budget.pages
+    if slots is None or pages is None:
+      raise ValueError("budget: slots and pages must be numbers to list them.")
+    return Lease(
+      self._ledger.slots.unheld(slots), self._ledger.pages.unheld(pages)
+    )
 
   def _evict_next(self, newest: Entry | None = None) -> None:
     """Drops the policy's next victim, which is never the newest."""

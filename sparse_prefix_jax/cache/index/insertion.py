@@ -76,7 +76,9 @@ def _differing(pages: Sequence[int], held: Sequence[int]) -> Iterator[int]:
 
 def _check_keys(blocks: Sequence[Hashable], tail: bytes) -> None:
   """Refuses blocks of different kinds or lengths, and a tail of a block."""
-  hash((tail, *blocks))  # A TypeError comes now or not at all.
+  if not isinstance(tail, bytes):
+    raise ValueError(f"tail must be bytes, got {type(tail).__name__}.")
+  hash(tuple(blocks))  # A TypeError comes now or not at all.
   sizes = {len(k) if isinstance(k, bytes) else None for k in blocks}
   if len(sizes) > 1:
     raise ValueError(

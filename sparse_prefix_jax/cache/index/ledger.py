@@ -44,6 +44,10 @@ class Numbers:
     """Numbers given out before and free again, the next one last."""
     return tuple(self._returned)
 
+  def unheld(self, limit: int) -> tuple[int, ...]:
+    """Every number below `limit` that nobody holds."""
+    return (*self._returned, *range(self._fresh, limit))
+
   def lease(self, count: int) -> tuple[int, ...]:
     """Takes `count` free numbers."""
     numbers = tuple(self._take() for _ in range(count))
@@ -73,8 +77,11 @@ class Numbers:
     seen: set[int] = set()
     for number in numbers:
       if number in seen or number not in self.leased:
-        state = "is named twice" if number in seen else "is not leased"
-        raise ValueError(f"{self.kind} {number} {state}.")
+        fault = "named twice" if number in seen else "not leased"
+        raise ValueError(
+          f"{self.kind} {number} is {fault}: only a leased number can be "
+          "inserted or freed, and only once."
+        )
       seen.add(number)
 
 

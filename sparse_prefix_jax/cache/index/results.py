@@ -10,11 +10,10 @@ from .tree import Entry, Node
 class Reason(enum.StrEnum):
   """Why a request did not resume any deeper.
 
-  `complete`: it resumes at the end of its whole overlap. `no_overlap`: no
-  whole block of it is stored. `no_state_checkpoint`: no state is kept at or
-  below the end of the overlap that is deeper. `last_token`: one is, or would
-  be of no use, because the logits of the last token have to be computed
-  (DESIGN.md section 1, rule 7).
+  `complete`: it resumes at the end of its whole overlap. `no_overlap`: not one
+  whole block of it is stored. `no_state_checkpoint`: pages are stored further
+  than states. `last_token`: a deeper resume is ruled out by the limit, since
+  the logits of the last token have to be computed (DESIGN.md section 1, 7).
   """
 
   COMPLETE = "complete"
