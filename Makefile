@@ -53,12 +53,13 @@ parity: .venv-parity/.parity
 wheel: $(VENV)/.test
 	$(BIN)/python -m build --outdir dist .
 
-lock: $(VENV)/.test
+lock: .venv-lock/.made
+	.venv-lock/bin/python $(PIP_INSTALL) -e '.[test]'
 	@{ echo "# The versions that the tests passed with on Python 3.11, for" \
 	    "Bazel; made by"; \
 	  echo "# \`make lock\`. pip installs read the ranges of" \
 	    "pyproject.toml instead."; \
-	  $(BIN)/python -m pip freeze --all --exclude-editable \
+	  .venv-lock/bin/python -m pip freeze --all --exclude-editable \
 	    | grep -v '^pip=='; } >requirements_lock.txt
 
 clean:
