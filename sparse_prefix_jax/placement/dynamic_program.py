@@ -234,7 +234,7 @@ def _trace_back(
   return jnp.concatenate([first[None], rest])[::-1]
 
 
-def _ascending(descending: Positions, budget: int) -> Positions:
+def _ascending(descending: Int32[Array, "found"], budget: int) -> Positions:
   """Turns positions around, and fills up with `NONE` to length `budget`."""
   found = jnp.sum(descending > 0, dtype=jnp.int32)
   order = found - jnp.int32(1) - jnp.arange(budget, dtype=jnp.int32)
