@@ -26,6 +26,8 @@ ARROWS: dict[str, set[str]] = {
   "requests": {"models"} | CACHE,
   "prefill": {"models", "requests"} | CACHE,
   "decode": {"models", "requests"} | CACHE,
+  # Path independence tried on schedules: a user of everything that serves.
+  "contract": {"models", "placement", "prefill", "decode"} | CACHE,
   "cost": {"models", "prefill"},
   "evaluation": {"cache.index", "placement", "workloads", "cost"},
 }
