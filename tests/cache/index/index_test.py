@@ -1,5 +1,6 @@
 """Each rule of the index by itself."""
 
+import jaxtyping
 import pytest
 
 from sparse_prefix_jax.cache.index import (
@@ -183,7 +184,7 @@ def test_hash_ids_of_a_trace_are_keys():
 
 def test_a_prompt_of_very_many_blocks():
   index = PrefixIndex(Budget(10**9, slot_bytes=1, page_bytes=1))
-  count = 20_000
+  count = 5_000
   lease = index.reserve(1, count)
   index.insert(range(count), b"", lease.pages, {count: lease.slots[0]})
   index.unpin(index.pin(range(count), count))
@@ -531,6 +532,18 @@ def test_a_key_that_has_no_hash_changes_nothing():
     index.insert(keys, b"", lease.pages, {})
   assert index.stats.leased_pages == 2
   index.check()
+
+
+def test_a_tail_that_is_not_bytes_changes_nothing():
+  index = PrefixIndex(ROOMY)
+  # Outside of tests nobody checks annotations.
+  jaxtyping.config.update("jaxtyping_disable", True)
+  try:
+    with pytest.raises(ValueError, match="tail must be bytes, got str"):
+      index.insert((), "tail", (), {})
+  finally:
+    jaxtyping.config.update("jaxtyping_disable", False)
+  assert len(index) == 0
 
 
 def test_bad_arguments_are_refused():
