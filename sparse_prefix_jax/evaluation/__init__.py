@@ -1,1 +1,12 @@
-"""TODO"""
+"""Replay of request streams against policies, without device arrays."""
+
+from .capacity import Capacity as Capacity
+from .capacity import parse_capacity as parse_capacity
+from .memory import Sizes as Sizes
+from .plots import plot_reports as plot_reports
+from .plots import write_json as write_json
+from .report import Report as Report
+from .sequences import Lookup as Lookup
+from .sequences import look_up as look_up
+from .simulate import EVICTIONS as EVICTIONS
+from .simulate import simulate as simulate

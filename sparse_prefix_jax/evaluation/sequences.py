@@ -1,0 +1,134 @@
+"""The paper's simulator: the cache holds the entries of the last N requests.
+
+Which entry a request matches, and how far, does not depend on where states are
+kept. So the look-ups of a stream are done once (`look_up`) and every placement
+is replayed against them (`replay_sequences`).
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from sparse_prefix_jax.evaluation.report import Tally
+from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.workloads import Request, Trace, common_prefix
+
+
+@dataclass(frozen=True)
+class Lookup:
+  """What one request found, in the order of the stream.
+
+  Attributes:
+    overlap: longest common prefix with a held entry of its group, in tokens;
+      a trailing partial block counts for nothing.
+    entry: position in the stream of the request that left that entry, the
+      earliest stored one among equals; -1 where nothing was shared.
+    evicted: position of the request whose entry left when this one's came;
+      -1 for none.
+  """
+
+  overlap: int
+  entry: int
+  evicted: int
+
+
+def _longest(
+  request: Request, held: Sequence[int], requests: Sequence[Request]
+) -> tuple[int, int]:
+  """Common ids with the best of the held entries, and which entry that is."""
+  best, entry = 0, -1
+  for position in held:
+    common = common_prefix(requests[position].ids, request.ids)
+    if common > best:
+      best, entry = common, position
+  return best, entry
+
+
+def look_up(
+  trace: Trace,
+  sequences: int,
+  *,
+  eviction: str = "fifo",
+  progress: bool = False,
+) -> list[Lookup]:
+  """Matches every request against the entries held when it comes.
+
+  Args:
+    trace: the stream.
+    sequences: how many entries are held.
+    eviction: "fifo", or "lru": an entry that is matched becomes the youngest.
+    progress: show a progress bar.
+
+  Returns:
+    One look-up per request.
+  """
+  # Entries that share anything agree in group and first id.
+  held: dict[tuple[int, int], OrderedDict[int, None]] = {}
+  ages: OrderedDict[int, None] = OrderedDict()
+  keys = [
+    (r.group, int(r.ids[0]) if len(r.ids) else -1) for r in trace.requests
+  ]
+  lookups = []
+  requests = tqdm(
+    trace.requests, "look-ups", unit="request", disable=not progress
+  )
+  for position, request in enumerate(requests):
+    alike = held.setdefault(keys[position], OrderedDict())
+    common, entry = _longest(request, tuple(alike), trace.requests)
+    if entry >= 0 and eviction == "lru":
+      ages.move_to_end(entry)
+    ages[position], alike[position] = None, None
+    evicted = -1
+    if len(ages) > sequences:
+      evicted = ages.popitem(last=False)[0]
+      del held[keys[evicted]][evicted]
+    lookups.append(Lookup(common * trace.block, entry, evicted))
+  return lookups
+
+
+def replay_sequences(
+  trace: Trace,
+  planner: Planner,
+  lookups: Sequence[Lookup],
+  warmup: int,
+  *,
+  progress: bool = False,
+) -> Tally:
+  """Replays a stream under the paper's rules for one placement.
+
+  Args:
+    trace: the stream.
+    planner: where states go; still warming up if there is a warm-up.
+    lookups: of `look_up` for this stream.
+    warmup: how many leading requests only fill the cache.
+    progress: show a progress bar.
+
+  Returns:
+    Counts of the measured requests.
+  """
+  tally, held = Tally(), 0
+  stored: dict[int, tuple[int, ...]] = {}
+  uses_cache = planner.policy.name != "no_cache"
+  requests = tqdm(
+    trace.requests, planner.policy.name, unit="request", disable=not progress
+  )
+  for position, (request, found) in enumerate(zip(requests, lookups)):
+    if position == warmup:
+      planner.end_warmup()
+    overlap = found.overlap if uses_cache else 0
+    planner.observe(overlap)
+    below = [p for p in stored.get(found.entry, ()) if p <= overlap]
+    marks = planner.marks(request.length)
+    stored[position] = marks
+    held += len(marks) - len(stored.pop(found.evicted, ()))
+    tally.peak = max(tally.peak, held)
+    if position >= warmup:
+      tally.add(
+        length=request.length,
+        saved=max(below, default=0),
+        overlap=overlap,
+        states=len(marks),
+      )
+  return tally

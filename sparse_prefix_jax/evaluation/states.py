@@ -1,0 +1,153 @@
+"""K states in all, everything else free: which states are worth their slot?
+
+The tree of all earlier requests is kept for ever, keys and values included;
+only state checkpoints compete, for K slots. A request's path is its whole
+lattice blocks; a trailing partial block is neither matched nor stored, and
+unlike serving (DESIGN section 1.7) a match may reach the end of the prompt.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from sparse_prefix_jax.cache.index import token_blocks
+from sparse_prefix_jax.evaluation.report import Tally
+from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.workloads import Request, Trace
+
+
+@dataclass(frozen=True)
+class Path:
+  """The way of one request through the tree.
+
+  Attributes:
+    nodes: one number per whole block; equal numbers are equal prefixes.
+    seen: depth of the deepest node that an earlier request passed.
+  """
+
+  nodes: tuple[int, ...]
+  seen: int
+
+
+def block_keys(
+  request: Request, trace: Trace, chunk: int
+) -> Sequence[Hashable]:
+  """Keys of the whole lattice blocks of a request.
+
+  Args:
+    request: of the trace.
+    trace: tells what an id is: a token, or a block of `chunk` tokens.
+    chunk: tokens per block.
+  """
+  if trace.block == 1:
+    return token_blocks(request.ids, chunk)[0]
+  return request.ids.tolist()
+
+
+def tree_paths(
+  trace: Trace, chunk: int, *, progress: bool = False
+) -> list[Path]:
+  """Numbers the prefixes of a stream; no placement changes them.
+
+  Args:
+    trace: the stream.
+    chunk: tokens per lattice block.
+    progress: show a progress bar.
+
+  Returns:
+    One path per request.
+  """
+  numbers: dict[tuple[int, Hashable], int] = {}
+  paths = []
+  for request in tqdm(
+    trace.requests, "paths", unit="request", disable=not progress
+  ):
+    node, known, nodes = -1, len(numbers), []
+    for key in block_keys(request, trace, chunk):
+      node = numbers.setdefault((node, key), len(numbers))
+      nodes.append(node)
+    paths.append(Path(tuple(nodes), sum(n < known for n in nodes)))
+  return paths
+
+
+class _Slots:
+  """At most K tree nodes that hold a state; the oldest leaves first."""
+
+  def __init__(self, count: int) -> None:
+    self.count = count
+    self.held: OrderedDict[int, None] = OrderedDict()
+
+  def match(self, nodes: tuple[int, ...]) -> int:
+    """Depth of the deepest node that holds a state, 0 for none."""
+    deepest = len(nodes)
+    while deepest and nodes[deepest - 1] not in self.held:
+      deepest -= 1
+    return deepest
+
+  def refresh(self, nodes: Sequence[int]) -> None:
+    """Makes the states of these nodes the youngest, the last one most."""
+    for node in nodes:
+      if node in self.held:
+        self.held.move_to_end(node)
+
+  def add(self, nodes: Sequence[int]) -> None:
+    """Stores states, shallow first; where there are too many, the deepest."""
+    for node in nodes[-self.count :]:
+      if len(self.held) == self.count:
+        self.held.popitem(last=False)
+      self.held[node] = None
+
+
+def replay_states(
+  trace: Trace,
+  planner: Planner,
+  paths: Sequence[Path],
+  *,
+  slots: int,
+  warmup: int,
+  eviction: str = "lru",
+  whole_path: bool = False,
+  progress: bool = False,
+) -> Tally:
+  """Replays a stream with K state slots for one placement.
+
+  Args:
+    trace: the stream.
+    planner: where states go; learns how deep the tree matches.
+    paths: of `tree_paths` for this stream and the planner's chunk.
+    slots: K.
+    warmup: how many leading requests only fill the cache.
+    eviction: "fifo", or "lru": a state that a request resumes from becomes
+      the youngest.
+    whole_path: with "lru", so do all states above it on the path.
+    progress: show a progress bar.
+
+  Returns:
+    Counts of the measured requests.
+  """
+  tally, held, chunk = Tally(), _Slots(slots), planner.policy.chunk
+  requests = tqdm(
+    trace.requests, planner.policy.name, unit="request", disable=not progress
+  )
+  for position, (request, path) in enumerate(zip(requests, paths)):
+    if position == warmup:
+      planner.end_warmup()
+    planner.observe(path.seen * chunk)
+    resumed = held.match(path.nodes)
+    if eviction == "lru" and resumed:
+      first = 0 if whole_path else resumed - 1
+      held.refresh(path.nodes[first:resumed])
+    wanted = [p // chunk for p in planner.positions(request.length)]
+    added = [path.nodes[k - 1] for k in wanted if k > resumed]
+    held.add(added)
+    tally.peak = max(tally.peak, len(held.held))
+    if position >= warmup:
+      tally.add(
+        length=request.length,
+        saved=resumed * chunk,
+        overlap=path.seen * chunk,
+        states=len(added),
+      )
+  return tally

@@ -1,0 +1,43 @@
+"""The paper's order of requests: groups whose requests arrive at random."""
+
+import heapq
+
+import numpy as np
+
+from sparse_prefix_jax.workloads.request import Trace, reordered
+
+
+def interleave(trace: Trace, seed: int = 42) -> Trace:
+  """Interleaves the groups of a trace as independent Poisson arrivals.
+
+  Groups in order of first appearance are shuffled; each draws its first arrival
+  from Exponential(1), in shuffled order. Then the group with the earliest
+  arrival emits its next request and, if it has more, adds a new draw to its
+  arrival. Shuffle and draws come from one `RandomState(seed)`.
+
+  Args:
+    trace: requests, each group in its own order.
+    seed: of the generator; the paper's is 42.
+
+  Returns:
+    The same requests in the new order.
+  """
+  random = np.random.RandomState(seed)
+  members: dict[int, list[int]] = {}
+  for position, request in enumerate(trace.requests):
+    members.setdefault(request.group, []).append(position)
+  groups = list(members)
+  random.shuffle(groups)
+  queue = [
+    (random.exponential(1.0), place, members[group])
+    for place, group in enumerate(groups)
+  ]
+  heapq.heapify(queue)
+  order = []
+  while queue:
+    arrival, place, waiting = heapq.heappop(queue)
+    order.append(waiting[0])
+    if len(waiting) > 1:
+      later = arrival + random.exponential(1.0)
+      heapq.heappush(queue, (later, place, waiting[1:]))
+  return reordered(trace, order)
