@@ -12,6 +12,8 @@ from .inputs import linear_cost as linear_cost
 from .inputs import quadratic_cost as quadratic_cost
 from .overlap import OverlapHistogram as OverlapHistogram
 from .overlap import observe as observe
+from .planner import CHUNK as CHUNK
+from .planner import POLICIES as POLICIES
 from .planner import PlacementPolicy as PlacementPolicy
 from .planner import Planner as Planner
 from .problem import Placement as Placement

@@ -130,9 +130,16 @@ def is_integer(array: jax.Array | np.ndarray) -> bool:
   return jnp.issubdtype(array.dtype, jnp.integer)
 
 
+def _total(weights: np.ndarray) -> int:
+  """The exact sum of integers that are not negative, in two 32-bit limbs."""
+  wide = weights.astype(np.uint64)
+  high, low = wide >> np.uint64(32), wide & np.uint64(2**32 - 1)
+  return (int(high.sum()) << 32) + int(low.sum())
+
+
 def _fitting_integer(weights: np.ndarray, cost: np.ndarray) -> str:
-  """The narrowest type that holds `w_total * F(N-1)`, in Python integers."""
-  peak = sum(int(w) for w in weights) * int(cost[-1])
+  """The narrowest type that holds `w_total * F(N-1)`."""
+  peak = _total(weights) * int(cost[-1])
   for name, bits in INTEGERS.items():
     if peak < 2**bits:
       return name

@@ -12,6 +12,9 @@ from sparse_prefix_jax.placement.dynamic_program import solve_placement
 from sparse_prefix_jax.placement.heuristics import NEEDS_STEP, spaced
 from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
 
+CHUNK = 64
+"""Tokens between lattice positions, unless configured."""
+
 POLICIES = {
   "no_cache": None,
   "last": None,
@@ -72,7 +75,7 @@ class PlacementPolicy:
 
   name: str
   budget: int | None = None
-  chunk: int = 64
+  chunk: int = CHUNK
   replan: str = "decaying"
   every: int = 10
   decay: float = 0.99

@@ -3,6 +3,7 @@
 from .documents import load_quality as load_quality
 from .documents import load_system_prompts as load_system_prompts
 from .interleave import interleave as interleave
+from .mooncake import DEFAULT_BLOCK as DEFAULT_BLOCK
 from .mooncake import load_mooncake as load_mooncake
 from .request import Request as Request
 from .request import Trace as Trace

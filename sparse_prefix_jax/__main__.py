@@ -1,0 +1,268 @@
+"""Command line: `python -m sparse_prefix_jax demo | simulate | place`.
+
+Bad input is answered with one sentence on stderr and exit status 2, never with
+a traceback. DESIGN section 7 describes the commands; `--help` the flags.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from sparse_prefix_jax import evaluation, placement, workloads
+
+_USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
+
+  demo --out=DIR
+      serve requests that share documents under every strategy, and compare
+  simulate --requests=FILE --capacity=KIND:AMOUNT --report=OUT.json [...]
+      replay a request stream without a model
+  place --histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]
+      print the best positions for a histogram of overlap depths
+
+flags:
+"""
+
+_COMMAND_FLAGS = {
+  "demo": ("out",),
+  "simulate": (
+    "requests",
+    "capacity",
+    "placement",
+    "budget",
+    "eviction",
+    "block_size",
+    "warmup_fraction",
+    "interleave_seed",
+    "preset",
+    "report",
+  ),
+  "place": ("histogram", "budget", "cost"),
+}
+_REQUIRED = {
+  "demo": ("out",),
+  "simulate": ("requests", "capacity", "report"),
+  "place": ("histogram", "budget"),
+}
+
+# The paper interleaves its streams, and warms the cache with 60 % of them.
+_SEED, _WARMUP = 42, 0.6
+
+
+def _define_flags() -> flags.FlagValues:
+  """Flags of all commands, unset unless given."""
+  values = flags.FlagValues()
+  text = {
+    "out": "Folder for report.json and pareto.png.",
+    "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
+    "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
+    "placement": f"One of {', '.join(placement.POLICIES)} (default last).",
+    "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
+    " sequences, lru otherwise).",
+    "preset": "Model whose sizes count for bytes (default qwen3_5_0_8b).",
+    "report": "JSON file to write.",
+    "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
+    "cost": "linear or quadratic:RATIO (default linear).",
+  }
+  integers = {
+    "budget": "What it means for each placement: "
+    + "; ".join(f"{n}: {m}" for n, m in placement.POLICIES.items() if m)
+    + ". For place: number of positions.",
+    "block_size": "Tokens per block of a trace whose name does not say it"
+    f" (default {workloads.DEFAULT_BLOCK}).",
+    "interleave_seed": f"Order of a token file (default {_SEED}); -1 keeps it.",
+  }
+  for name, meaning in text.items():
+    flags.DEFINE_string(name, None, meaning, flag_values=values)
+  for name, meaning in integers.items():
+    flags.DEFINE_integer(name, None, meaning, flag_values=values)
+  flags.DEFINE_float(
+    "warmup_fraction",
+    None,
+    f"Share of the requests not measured (default {_WARMUP} for token files,"
+    " 0 for traces).",
+    flag_values=values,
+  )
+  return values
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
+  """The command and its flags; ValueError for what does not belong to it."""
+  values = _define_flags()
+  words = values(list(argv))[1:]
+  if len(words) != 1 or words[0] not in _COMMAND_FLAGS:
+    raise ValueError(
+      f"command must be one of {', '.join(_COMMAND_FLAGS)}, got"
+      f" {' '.join(words) or 'nothing'} (--help shows how)"
+    )
+  command = words[0]
+  given = [name for name in values if values[name].present]
+  for name in given:
+    if name not in _COMMAND_FLAGS[command]:
+      raise ValueError(f"--{name} is no flag of {command}")
+  for name in _REQUIRED[command]:
+    if name not in given:
+      raise ValueError(f"{command} needs --{name}")
+  return command, values
+
+
+def _check_writable(path: Path) -> None:
+  """Raises OSError before long work if a file could not be written."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise OSError(f"cannot write {path}")
+
+
+def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
+  """The stream in the order of serving, and its default warm-up."""
+  path = Path(values.requests)
+  if path.suffix == ".npz":
+    if values.block_size is not None:
+      raise ValueError("--block_size is for traces, not for token files")
+    trace = workloads.load_token_file(path)
+    seed = _SEED if values.interleave_seed is None else values.interleave_seed
+    if not -1 <= seed < 2**32:
+      raise ValueError(
+        f"--interleave_seed must be -1 or in [0, 2**32), got {seed}"
+      )
+    return (trace if seed == -1 else workloads.interleave(trace, seed)), _WARMUP
+  if ".jsonl" not in path.suffixes:
+    raise ValueError(
+      f"--requests must end in .npz, .jsonl, .jsonl.gz or .jsonl.xz, got {path}"
+    )
+  if values.interleave_seed is not None:
+    raise ValueError(
+      "--interleave_seed is for token files; traces are replayed in order"
+    )
+  return workloads.load_mooncake(path, values.block_size), 0.0
+
+
+def _sizes(name: str, chunk: int) -> evaluation.Sizes:
+  """Bytes of a state and of a page of `chunk` tokens, for a preset."""
+  cost = importlib.import_module("sparse_prefix_jax.cost")
+  models = importlib.import_module("sparse_prefix_jax.models")
+  config = models.preset(name)
+  pages = cost.page_bytes(config) * chunk
+  return evaluation.Sizes(cost.state_bytes(config), pages // config.chunk)
+
+
+def _simulate(values: flags.FlagValues) -> None:
+  """Replays a stream, writes the report and prints one line."""
+  report_path = Path(values.report)
+  capacity = evaluation.parse_capacity(values.capacity)
+  if values.preset is not None and capacity.kind != "bytes":
+    raise ValueError("--preset is for a capacity in bytes")
+  trace, warmup = _load_trace(values)
+  chunk = placement.CHUNK if trace.block == 1 else trace.block
+  policy = placement.PlacementPolicy(
+    values.placement or "last", values.budget, chunk=chunk
+  )
+  sizes = None
+  if capacity.kind == "bytes":
+    sizes = _sizes(values.preset or "qwen3_5_0_8b", chunk)
+  if values.warmup_fraction is not None:
+    warmup = values.warmup_fraction
+  _check_writable(report_path)
+  report = evaluation.simulate(
+    trace,
+    policy,
+    capacity,
+    eviction=values.eviction,
+    warmup_fraction=warmup,
+    sizes=sizes,
+    progress=True,
+  )
+  evaluation.write_json(report_path, report)
+  print(
+    f"{report.placement}: {report.tokens_saved} of {report.tokens_total} prompt"
+    f" tokens saved ({report.saved_fraction:.1%}), reusable"
+    f" {report.reusable_tokens}, states per entry"
+    f" {report.state_checkpoints_per_entry:.2f}, states at most"
+    f" {report.state_checkpoints_peak}"
+  )
+
+
+def _cost(text: str | None, depths: int) -> np.ndarray:
+  """The cumulative cost that `--cost` names."""
+  kind, _, ratio = (text or "linear").partition(":")
+  if kind == "linear" and not ratio:
+    return placement.linear_cost(depths)
+  if kind == "quadratic":
+    try:
+      return placement.quadratic_cost(depths, float(ratio))
+    except ValueError:
+      pass
+  raise ValueError(
+    f"--cost must be linear or quadratic:RATIO with RATIO >= 0, got {text}"
+  )
+
+
+def _load_histogram(path: Path) -> np.ndarray:
+  """The weights in a NumPy file."""
+  try:
+    weights = np.load(path, allow_pickle=False)
+  except (ValueError, EOFError):
+    raise ValueError(f"{path} is no NumPy array file (.npy)") from None
+  if not isinstance(weights, np.ndarray):
+    raise ValueError(f"{path} holds several arrays, a .npy file is needed")
+  return weights
+
+
+def _place(values: flags.FlagValues) -> None:
+  """Prints the best positions for a histogram, as JSON."""
+  weights = _load_histogram(Path(values.histogram))
+  cost = _cost(values.cost, len(np.atleast_1d(weights)))
+  placed = placement.solve_placement(weights, values.budget, cost)
+  positions = [p for p in placed.positions.tolist() if p > 0]
+  mean = float(placed.expected_recompute)
+  print(json.dumps({"positions": positions, "expected_recompute": mean}))
+
+
+def _demo(values: flags.FlagValues) -> None:
+  """Runs the demo, which needs the whole library and so is imported late."""
+  importlib.import_module("sparse_prefix_jax.demo").run(values.out)
+
+
+_COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
+  "demo": _demo,
+  "simulate": _simulate,
+  "place": _place,
+}
+
+
+def _sentence(error: Exception) -> str:
+  """What went wrong, on one line."""
+  if isinstance(error, OSError) and error.strerror:
+    return f"{error.strerror}: {error.filename}"
+  return " ".join(str(error).split())
+
+
+def run(argv: Sequence[str]) -> int:
+  """Runs one command.
+
+  Args:
+    argv: program name, command and flags.
+
+  Returns:
+    Exit status: 0, or 2 after bad input or an unwritable output, which is told
+    in one sentence on stderr.
+  """
+  if any(word in ("--help", "-h", "-help", "help") for word in argv[1:2]):
+    print(_USAGE + _define_flags().get_help())
+    return 0
+  try:
+    command, values = _parse(argv)
+    _COMMANDS[command](values)
+  except (ValueError, OSError, flags.Error) as error:
+    print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv))
