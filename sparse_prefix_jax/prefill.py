@@ -16,6 +16,7 @@ from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.plan import Segment, build_plan
 from sparse_prefix_jax.models.run import all_rows, last_rows, run_plan
+from sparse_prefix_jax.models.step import FrozenModel
 from sparse_prefix_jax.requests import Request, check_requests
 
 
@@ -118,7 +119,7 @@ def prefill(
     >>> out.reports[0].resumed, out.reports[0].recomputed
     (192, 10)
   """
-  cache.check_model(model)
+  frozen = cache.check_model(model)
   waiting = check_requests(cache, prompts, anchors, capture, salt)
   results: dict[int, tuple[np.ndarray, _Admitted, Report]] = {}
   wave_number = 0
@@ -126,7 +127,7 @@ def prefill(
     wave, waiting = _next_wave(cache, waiting)
     _admit(cache, wave, [done for _, done, _ in results.values()])
     segments = [_segment(cache, admitted) for admitted in wave]
-    logits = _scan(model, cache, segments, all_logits)
+    logits = _scan(frozen, cache, segments, all_logits)
     for admitted, rows in zip(wave, logits, strict=True):
       _insert(cache, admitted)
       report = _report(cache, admitted, wave_number)
@@ -228,7 +229,7 @@ def _segment(cache: PrefixCache, admitted: _Admitted) -> Segment:
 
 
 def _scan(
-  model: HybridDecoder,
+  model: FrozenModel,
   cache: PrefixCache,
   segments: list[Segment],
   all_logits: bool,

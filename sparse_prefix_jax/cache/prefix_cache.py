@@ -1,5 +1,6 @@
 """PrefixCache: match, pin, reserve, insert, release, over one model's pools."""
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from sparse_prefix_jax.cache.index import (
 from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.step import FrozenModel, freeze
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
@@ -101,7 +103,7 @@ class PrefixCache:
       eviction=eviction,
     )
     self.pools = model.init_pools(slots=slots, pages=pages)
-    self._weights = jax.tree.leaves(model)
+    self._frozen = freeze(model)
     self._running: dict[int, Running] = {}
     self._numbers = itertools.count()
 
@@ -119,26 +121,34 @@ class PrefixCache:
     """What is held: entries, states, pages, bytes; and evictions so far."""
     return self.index.stats
 
-  def check_model(self, model: HybridDecoder) -> None:
-    """States of one model mean nothing to another.
+  def check_model(self, model: HybridDecoder) -> FrozenModel:
+    """The model's parameters; states of one model mean nothing to another.
+
+    Parameters that are the same arrays pass at once; others are hashed.
 
     Raises:
       ValueError: If configuration or weights are not those of this cache.
     """
     if model.config != self.config:
+      changed = [
+        f"{field.name} = {getattr(model.config, field.name)!r} instead of "
+        f"{getattr(self.config, field.name)!r}"
+        for field in dataclasses.fields(self.config)
+        if getattr(model.config, field.name) != getattr(self.config, field.name)
+      ]
       raise ValueError(
-        f"model has another configuration than the cache: {model.config} "
-        f"instead of {self.config}."
+        f"model has another configuration than the cache: {', '.join(changed)}."
       )
-    leaves = jax.tree.leaves(model)
-    if all(x is y for x, y in zip(leaves, self._weights, strict=True)):
-      return
-    if _fingerprint(leaves) != _fingerprint(self._weights):
+    frozen, known = freeze(model), self._frozen
+    if all(x is y for x, y in zip(frozen.leaves, known.leaves, strict=True)):
+      return known
+    if _fingerprint(frozen.leaves) != _fingerprint(known.leaves):
       raise ValueError(
         "model has other weights than the cache was made for; make a new "
         "PrefixCache, since stored states belong to the old weights."
       )
-    self._weights = leaves
+    self._frozen = frozen
+    return frozen
 
   def check_fits(self, length: int) -> None:
     """Refuses what could not be held even by an empty cache.

@@ -173,9 +173,7 @@ class GatedDeltaNet(nnx.Module):
     log_decay = -rate * jax.nn.softplus(decay + self.decay_bias[...][None])
     keys = c.key_heads * c.key_width
     q, k, v = jnp.split(jax.nn.silu(mixed), [keys, 2 * keys], axis=-1)
-    q, k = (
-      l2_norm(u.reshape(-1, c.key_heads, c.key_width)) for u in (q, k)
-    )
+    q, k = (l2_norm(u.reshape(-1, c.key_heads, c.key_width)) for u in (q, k))
     v = v.reshape(-1, c.value_heads, c.value_width)
     q = q * c.key_width**-0.5
     q, k, v = (u.astype(x.dtype) for u in (q, k, v))

@@ -26,9 +26,7 @@ Pools: TypeAlias = tuple[StatePools | PagePools, ...]
 class DecoderLayer(nnx.Module):
   """x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
 
-  def __init__(
-    self, config: ModelConfig, kind: str, *, rngs: nnx.Rngs
-  ) -> None:
+  def __init__(self, config: ModelConfig, kind: str, *, rngs: nnx.Rngs) -> None:
     dtype = jnp.dtype(config.dtype)
     self.eps = config.eps
     self.mixer_norm = nnx.Param(jnp.zeros(config.width, dtype))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
@@ -82,7 +81,9 @@ class Plan:
     for name, values, low, high, allowed in rules:
       wrong = values[(values < low) | (values > high)]
       if wrong.size:
-        raise ValueError(f"plan: {name} holds {wrong[0]}; it must be {allowed}.")
+        raise ValueError(
+          f"plan: {name} holds {wrong[0]}; it must be {allowed}."
+        )
     if np.any(self.position % c):
       raise ValueError(f"plan: position must be a multiple of {c} everywhere.")
 
@@ -162,15 +163,15 @@ class Plan:
 
     table = self.page_table[self.request[part]]
     return Group(
-      tokens=jnp.asarray(padded(self.tokens[part], 0)),
+      tokens=padded(self.tokens[part], 0),
       chunks=Chunks(
-        read=jnp.asarray(padded(read, CARRY)),
-        write=jnp.asarray(padded(write, NONE)),
-        length=jnp.asarray(padded(self.length[part], 0)),
-        position=jnp.asarray(padded(self.position[part], 0)),
-        request=jnp.arange(rung, dtype=jnp.int32),
+        read=padded(read, CARRY),
+        write=padded(write, NONE),
+        length=padded(self.length[part], 0),
+        position=padded(self.position[part], 0),
+        request=np.arange(rung, dtype=np.int32),
       ),
-      page_table=jnp.asarray(padded(table, 0)),
+      page_table=padded(table, 0),
     )
 
 

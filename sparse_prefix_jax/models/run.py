@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax.models import step
-from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.models.decoder import Pools
 from sparse_prefix_jax.models.plan import Plan
 
 
 def run_plan(
-  model: HybridDecoder, pools: Pools, plan: Plan, rows: np.ndarray
+  model: step.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
 ) -> tuple[np.ndarray, Pools]:
   """Restores, scans and captures all chunks; logits of the rows asked for.
 
@@ -40,7 +39,7 @@ def run_plan(
 
 
 def head_rows(
-  model: HybridDecoder, hidden: jax.Array, rows: np.ndarray
+  model: step.FrozenModel, hidden: jax.Array, rows: np.ndarray
 ) -> np.ndarray:
   """Logits of some rows, `head_rows` at a time; free rows repeat row 0.
 
@@ -55,7 +54,7 @@ def head_rows(
   size, parts = model.config.head_rows, []
   for start in range(0, rows.size, size):
     part = rows[start : start + size].astype(np.int32)
-    padded = jnp.asarray(np.pad(part, (0, size - part.size)))
+    padded = np.pad(part, (0, size - part.size))
     logits = step.head(model, step.gather_rows(hidden, padded))
     parts.append(np.asarray(logits)[: part.size])
   if not parts:

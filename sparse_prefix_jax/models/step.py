@@ -1,13 +1,53 @@
 """The compiled programs: prefill, decode, head. Shapes fixed, work is data."""
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
+from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("leaves",),
+  meta_fields=("config",),
+)
+@dataclasses.dataclass(frozen=True)
+class FrozenModel:
+  """A model flattened once, for programs that are called for every token.
+
+  Flattening a module walks all its attributes in Python; this is a tuple.
+  Models of one configuration share their compiled programs.
+
+  Attributes:
+    leaves: Parameters, in the order of `jax.tree.leaves`.
+    config: The model's configuration.
+  """
+
+  leaves: tuple[jax.Array, ...]
+  config: ModelConfig
+
+  def thaw(self) -> HybridDecoder:
+    """The module again, around the same parameters."""
+    return jax.tree.unflatten(_structure(self.config), self.leaves)
+
+
+def freeze(model: HybridDecoder) -> FrozenModel:
+  """The parameters of a model as they are now."""
+  return FrozenModel(tuple(jax.tree.leaves(model)), model.config)
+
+
+@functools.lru_cache(maxsize=16)
+def _structure(config: ModelConfig) -> Any:
+  model = nnx.eval_shape(lambda: HybridDecoder(config, rngs=nnx.Rngs(0)))
+  return jax.tree.structure(model)
 
 
 class Group(NamedTuple):
@@ -39,15 +79,15 @@ class Step(NamedTuple):
 
 
 def _prefill_group(
-  model: HybridDecoder, pools: Pools, group: Group
+  model: FrozenModel, pools: Pools, group: Group
 ) -> tuple[Float[Array, "k c d"], Pools]:
-  return model(group.tokens, pools, group.chunks, group.page_table)
+  return model.thaw()(group.tokens, pools, group.chunks, group.page_table)
 
 
 def _decode_step(
-  model: HybridDecoder, pools: Pools, step: Step
+  model: FrozenModel, pools: Pools, step: Step
 ) -> tuple[Float[Array, "b d"], Pools]:
-  return model.step(step.tokens, pools, step.rows, step.page_table)
+  return model.thaw().step(step.tokens, pools, step.rows, step.page_table)
 
 
 def _gather_rows(
@@ -56,8 +96,8 @@ def _gather_rows(
   return hidden.reshape(-1, hidden.shape[-1])[index]
 
 
-def _head(model: HybridDecoder, hidden: at.Hidden) -> at.Logits:
-  return model.head(hidden)
+def _head(model: FrozenModel, hidden: at.Hidden) -> at.Logits:
+  return model.thaw().head(hidden)
 
 
 prefill_group = jax.jit(_prefill_group, donate_argnames=("pools",))

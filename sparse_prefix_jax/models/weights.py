@@ -76,9 +76,7 @@ def load_pretrained(
   return abstract, config
 
 
-def read_config(
-  directory: str | pathlib.Path, **changes: Any
-) -> ModelConfig:
+def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   """`ModelConfig` of a directory's config.json, with fields replaced.
 
   Raises:
