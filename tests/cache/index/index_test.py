@@ -107,6 +107,13 @@ def test_the_limit_may_be_below_every_state():
   assert look_up(index, range(12), limit=0).reason == "last_token"
 
 
+def test_a_state_right_at_the_limit_is_as_deep_as_may_be():
+  index = PrefixIndex(ROOMY)
+  store(index, range(12), depths=(2,))
+  limited = look_up(index, range(12), limit=2)
+  assert (limited.resume_blocks, limited.reason) == (2, "last_token")
+
+
 def test_the_reason_names_a_missing_state():
   index = PrefixIndex(ROOMY)
   store(index, range(12), depths=(1,))
@@ -347,6 +354,16 @@ def test_the_last_to_claim_a_slot_is_the_one_that_is_used():
   assert index.entries == (first, third, second)
 
 
+def test_claiming_again_makes_an_entry_the_last_to_claim():
+  index = PrefixIndex(ROOMY)
+  first = store(index, [1] * 4 + [2] * 4, depths=(1,)).entry
+  second = store(index, [1] * 4 + [3] * 4, claim=(1,)).entry
+  store(index, [1] * 4 + [2] * 4, claim=(1,))
+  other = store(index, [5] * 4).entry
+  look_up(index, [1] * 5)
+  assert index.entries == (second, other, first)
+
+
 def test_without_a_slot_the_last_one_through_the_node_is_used():
   index = PrefixIndex(ROOMY)
   first = store(index, [1] * 4 + [2] * 4).entry
@@ -464,6 +481,15 @@ def test_an_entry_in_use_goes_last():
   index.pin(token_blocks([0] * 4, CHUNK)[0], 1)
   index.reserve(0, 1)
   assert index.entries == (entries[0], entries[2])
+
+
+def test_of_entries_that_end_alike_one_is_enough_for_a_pin():
+  index = PrefixIndex(Budget(30, slot_bytes=0, page_bytes=10), "fifo")
+  entries = [store(index, [0] * 4 + [i]).entry for i in range(3)]
+  index.pin(token_blocks([0] * 4, CHUNK)[0], 1)
+  other = store(index, [1] * 4).entry
+  index.reserve(0, 2)
+  assert index.entries == (entries[2],) and other not in index
 
 
 @pytest.mark.parametrize("depth", [-1, 3])
