@@ -194,12 +194,7 @@ class PrefixIndex:
     Raises:
       ValueError: the budget does not say how many exist.
     """
-    slots, pages = self.budget.slots, self.budget.pages
-    if slots is None or pages is None:
-      raise ValueError("budget: slots and pages must be numbers to list them.")
-    return Lease(
-      self._ledger.slots.unheld(slots), self._ledger.pages.unheld(pages)
-    )
+    return self._ledger.unheld()
 
   def _evict_next(self, newest: Entry | None = None) -> None:
     """Drops the policy's next victim, which is never the newest."""

@@ -104,6 +104,17 @@ class Ledger:
     """Whether so many more can be leased as things stand."""
     return self.budget.fits(self.slots.held + slots, self.pages.held + pages)
 
+  def unheld(self) -> Lease:
+    """Numbers of both kinds that nobody holds; nothing is taken.
+
+    Raises:
+      ValueError: the budget does not say how many exist.
+    """
+    slots, pages = self.budget.slots, self.budget.pages
+    if slots is None or pages is None:
+      raise ValueError("budget: slots and pages must be numbers to list them.")
+    return Lease(self.slots.unheld(slots), self.pages.unheld(pages))
+
   def require_possible(self, slots: int, pages: int) -> None:
     """Raises CapacityError if even an index without entries has no room."""
     used = self.slots.fixed, self.pages.fixed

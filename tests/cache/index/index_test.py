@@ -397,6 +397,20 @@ def test_what_is_reserved_counts_as_held():
   assert index.reserve(0, 10).slots == ()
 
 
+def test_what_nobody_holds_is_neither_stored_nor_leased():
+  index = PrefixIndex(Budget(100, slot_bytes=1, page_bytes=1, slots=3, pages=4))
+  gone = store(index, [9] * 4, depths=(1,)).entry
+  done = store(index, range(8), depths=(2,))
+  lease = index.reserve(1, 1)
+  held = {*done.slots.values(), *lease.slots}, {*done.pages, *lease.pages}
+  index.evict(gone)
+  unheld = index.unheld()
+  assert sorted(unheld.slots) == sorted({0, 1, 2} - held[0])
+  assert sorted(unheld.pages) == sorted({0, 1, 2, 3} - held[1])
+  with pytest.raises(ValueError, match="slots and pages must be numbers"):
+    PrefixIndex(ROOMY).unheld()
+
+
 def test_a_prompt_longer_than_the_capacity_changes_nothing():
   index = PrefixIndex(Budget(30, slot_bytes=10, page_bytes=10))
   store(index, range(8), depths=(2,))
