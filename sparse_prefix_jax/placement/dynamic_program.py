@@ -160,23 +160,15 @@ def _within_pairs(
 
 
 def _over_pairs(best: _Best, pairs: _Pairs) -> _Best:
-  """Maxima over all pairs of a gap, [n q], the earlier tile winning a tie.
-
-  After the round of distance d a pair knows the 2 d pairs that begin with it;
-  ranges may overlap, a maximum does not mind.
-  """
-  value, tile, distance = best.value, best.tile, 1
-  while distance < pairs.first.shape[0]:
-    shift = partial(jnp.roll, shift=-distance, axis=0)
-    # What wraps around belongs to gap 0, and a single gap has a single pair.
-    same = (shift(pairs.gap) == pairs.gap)[:, None]
-    later = shift(value)
-    if tile is not None:
-      tile = jnp.where(same & (later > value), shift(tile), tile)
-    value = jnp.where(same, jnp.maximum(value, later), value)
-    distance *= 2
-  tile = None if tile is None else tile[pairs.first]
-  return _Best(value[pairs.first], tile)
+  """Maxima over all pairs of a gap, [n q], the earliest tile winning a tie."""
+  scattered = {"indices_are_sorted": True, "mode": "promise_in_bounds"}
+  value = best.value[pairs.first].at[pairs.gap].max(best.value, **scattered)
+  if best.tile is None:
+    return _Best(value, None)
+  beyond = jnp.int32(pairs.first.shape[0] * value.shape[-1])
+  reached = best.value == value[pairs.gap]
+  tile = jnp.where(reached, best.tile, beyond)
+  return _Best(value, tile[pairs.first].at[pairs.gap].min(tile, **scattered))
 
 
 def _envelope(lines: _Lines, strides: list[int]) -> Int[Array, "N"]:
