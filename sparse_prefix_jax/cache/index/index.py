@@ -170,11 +170,6 @@ class PrefixIndex:
       ValueError: a negative number.
       CapacityError: not even evicting every entry would make enough room.
     """
-    if slots < 0 or pages < 0:
-      raise ValueError(
-        "slots and pages to reserve must not be negative, got "
-        f"{slots} and {pages}."
-      )
     self._ledger.require_possible(slots, pages)
     while not self._ledger.has_room(slots, pages):
       self._evict_next()

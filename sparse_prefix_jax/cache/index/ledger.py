@@ -116,7 +116,16 @@ class Ledger:
     return Lease(self.slots.unheld(slots), self.pages.unheld(pages))
 
   def require_possible(self, slots: int, pages: int) -> None:
-    """Raises CapacityError if even an index without entries has no room."""
+    """Raises CapacityError if even an index without entries has no room.
+
+    Raises:
+      ValueError: a negative number.
+    """
+    if slots < 0 or pages < 0:
+      raise ValueError(
+        "slots and pages to reserve must not be negative, got "
+        f"{slots} and {pages}."
+      )
     used = self.slots.fixed, self.pages.fixed
     budget = self.budget
     if budget.fits(used[0] + slots, used[1] + pages):
