@@ -1,22 +1,22 @@
 """Text files of one JSON object per line, plain or compressed."""
 
 import gzip
+import io
 import json
 import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
-def _open(path: Path) -> IO[str]:
+def _open(path: Path) -> io.TextIOWrapper:
   """Opens a file as UTF-8 text, by its last suffix."""
   opener = _OPENERS.get(path.suffix)
-  if opener is None:
-    return path.open(encoding="utf-8")
-  return opener(path, "rt", encoding="utf-8")
+  stream = path.open("rb") if opener is None else opener(path, "rb")
+  return io.TextIOWrapper(stream, encoding="utf-8")
 
 
 def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:

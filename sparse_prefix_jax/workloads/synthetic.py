@@ -8,7 +8,7 @@ from sparse_prefix_jax.workloads.request import Trace, token_trace
 
 
 def synthetic_stream(
-  weights: Sequence[float] | np.ndarray,
+  weights: Sequence[float | int] | np.ndarray,
   *,
   requests: int,
   length: int,

@@ -22,7 +22,7 @@ _FIELDS = ("group", "n_tokens", "common_with_prev", "tail")
 def _read_fields(path: Path) -> dict[str, np.ndarray]:
   """The four arrays as int64; ValueError where one is missing or unreadable."""
   try:
-    with np.load(path) as archive:
+    with path.open("rb") as file, np.load(file) as archive:
       fields = {name: archive[name] for name in _FIELDS}
   except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
     raise ValueError(
