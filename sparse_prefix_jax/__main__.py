@@ -144,11 +144,11 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
 
 def _sizes(name: str, chunk: int) -> evaluation.Sizes:
   """Bytes of a state and of a page of `chunk` tokens, for a preset."""
-  cost = importlib.import_module("sparse_prefix_jax.cost")
   models = importlib.import_module("sparse_prefix_jax.models")
+  sizes = importlib.import_module("sparse_prefix_jax.models.sizes")
   config = models.preset(name)
-  pages = cost.page_bytes(config) * chunk
-  return evaluation.Sizes(cost.state_bytes(config), pages // config.chunk)
+  pages = sizes.page_bytes(config) * chunk
+  return evaluation.Sizes(sizes.state_bytes(config), pages // config.chunk)
 
 
 def _simulate(values: flags.FlagValues) -> None:

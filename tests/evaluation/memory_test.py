@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.evaluation.memory import Sizes, replay_bytes
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.workloads import Request, Trace, token_trace
+
+
+def replay(trace, capacity, policy=None, eviction="lru", chunk=4):
+  policy = policy or PlacementPolicy("block", chunk, chunk=chunk)
+  planner = Planner(policy, depths=32)
+  return replay_bytes(
+    trace,
+    planner,
+    Sizes(state_bytes=100, page_bytes=10),
+    capacity_bytes=capacity,
+    warmup=0,
+    eviction=eviction,
+  )
+
+
+def repeated(length, times):
+  return token_trace("same", [np.arange(length)] * times, [0] * times)
+
+
+def test_resumes_before_the_last_token():
+  """Of 12 tokens in chunks of 4, the third chunk has the last token."""
+  tally = replay(repeated(12, 3), capacity=10_000)
+  assert tally.reusable_tokens == 24 and tally.tokens_saved == 16
+  assert tally.states == 9
+  # The later requests computed the last chunk again while they held a lease.
+  assert tally.peak == 3
+
+
+def test_what_does_not_fit_is_served_and_not_stored():
+  tally = replay(repeated(12, 3), capacity=329)
+  assert tally.tokens_saved == tally.states == tally.peak == 0
+  assert tally.bytes_peak == 0 and tally.requests == 3
+
+
+def test_pages_count_too():
+  """A single state and the pages of one prompt fit, those of two do not."""
+  a, b = np.arange(9), np.arange(100, 109)
+  trace = token_trace("two", [a, b, a, b, b], [0] * 5)
+  last = PlacementPolicy("last", chunk=4)
+  tally = replay(trace, 239, last)
+  assert tally.tokens_saved == 8 and tally.bytes_peak == 120
+  assert replay(trace, 240, last).tokens_saved == 24
+
+
+@pytest.mark.parametrize("eviction", ["fifo", "lru"])
+def test_never_above_the_capacity(eviction):
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(0, 2, rng.integers(1, 40)) for _ in range(100)]
+  trace = token_trace("random", rows, [0] * 100)
+  for capacity in (150, 700, 3000):
+    tally = replay(trace, capacity, eviction=eviction)
+    assert tally.bytes_peak is not None and tally.bytes_peak <= capacity
+    assert tally.tokens_saved <= tally.reusable_tokens
+
+
+def test_traces_of_hashed_blocks():
+  request = Request(ids=np.array([3, 7], np.int32), length=35)
+  trace = Trace("blocks", (request, request), block=16)
+  tally = replay(trace, 1000, chunk=16)
+  assert tally.tokens_saved == tally.reusable_tokens == 32
+
+
+def test_bad_sizes_are_refused():
+  with pytest.raises(ValueError, match="state_bytes must be positive"):
+    Sizes(state_bytes=0, page_bytes=1)

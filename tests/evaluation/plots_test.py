@@ -1,0 +1,40 @@
+import json
+
+import pytest
+
+from sparse_prefix_jax.evaluation import (
+  Capacity,
+  plot_reports,
+  simulate,
+  write_json,
+)
+from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.workloads import synthetic_stream
+
+
+@pytest.fixture(scope="module")
+def reports():
+  stream = synthetic_stream([1, 1, 1], requests=30, length=512)
+  policies = [PlacementPolicy("balanced", m) for m in (1, 4, 8)]
+  policies.append(PlacementPolicy("no_cache"))
+  return [simulate(stream, p, Capacity("sequences", 5)) for p in policies]
+
+
+def test_writes_a_picture_and_json(tmp_path, reports):
+  picture = tmp_path / "new" / "plot.png"
+  plot_reports(reports, picture)
+  assert picture.read_bytes().startswith(b"\x89PNG")
+  plot_reports(reports[:1], picture)
+  write_json(tmp_path / "deep" / "all.json", reports)
+  write_json(tmp_path / "one.json", reports[0])
+  many = json.loads((tmp_path / "deep" / "all.json").read_text())
+  assert [r["placement"] for r in many] == ["balanced"] * 3 + ["no_cache"]
+  assert json.loads((tmp_path / "one.json").read_text()) == many[0]
+
+
+def test_bad_input_is_refused(tmp_path, reports):
+  with pytest.raises(ValueError, match="reports must not be empty"):
+    plot_reports([], tmp_path / "plot.png")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match="file"):
+    write_json(tmp_path / "file" / "report.json", reports)

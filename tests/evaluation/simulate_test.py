@@ -1,0 +1,100 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.evaluation import (
+  Capacity,
+  Sizes,
+  look_up,
+  parse_capacity,
+  simulate,
+)
+from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.workloads import Request, Trace, synthetic_stream
+
+STREAM = synthetic_stream(
+  [1, 0, 2, 0, 4], requests=120, length=300, groups=3, seed=5
+)
+POLICIES = [
+  PlacementPolicy("no_cache"),
+  PlacementPolicy("last"),
+  PlacementPolicy("sqrt"),
+  PlacementPolicy("block", 128),
+  PlacementPolicy("balanced", 2),
+  PlacementPolicy("dyadic", 64),
+  PlacementPolicy("dp", 2),
+  PlacementPolicy("optimal", 2),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
+@pytest.mark.parametrize("capacity", ["sequences:9", "states:9", "bytes:9KB"])
+def test_every_policy_and_capacity(policy, capacity):
+  report = simulate(
+    STREAM,
+    policy,
+    parse_capacity(capacity),
+    warmup_fraction=0.25,
+    sizes=Sizes(state_bytes=500, page_bytes=50),
+  )
+  assert (report.warmup_requests, report.requests) == (30, 90)
+  assert report.tokens_total == 90 * 300
+  assert 0 <= report.tokens_saved <= report.reusable_tokens
+  assert (report.tokens_saved == 0) == (policy.name == "no_cache")
+  assert report.placement == policy.name
+  content = report.to_json()
+  assert content["saved_fraction"] == report.tokens_saved / report.tokens_total
+
+
+def test_learned_policies_beat_balanced_where_depths_are_few():
+  def saved(name):
+    report = simulate(
+      STREAM,
+      PlacementPolicy(name, 1),
+      Capacity("sequences", 60),
+      warmup_fraction=0.5,
+    )
+    return report.tokens_saved
+
+  assert saved("dp") == saved("optimal") > saved("balanced")
+
+
+def test_shared_lookups_change_nothing():
+  capacity, policy = Capacity("sequences", 9), PlacementPolicy("block", 64)
+  found = look_up(STREAM, 9)
+  assert simulate(STREAM, policy, capacity, lookups=found) == simulate(
+    STREAM, policy, capacity
+  )
+
+
+def test_default_evictions():
+  policy = PlacementPolicy("last")
+  sizes = Sizes(1, 1)
+  names = [
+    simulate(STREAM, policy, Capacity(kind, 5), sizes=sizes).eviction
+    for kind in ("sequences", "states", "bytes")
+  ]
+  assert names == ["fifo", "lru", "lru"]
+
+
+def test_bad_input_is_refused():
+  policy, capacity = PlacementPolicy("last"), Capacity("sequences", 3)
+  with pytest.raises(
+    ValueError, match="eviction must be one of fifo, lru, got"
+  ):
+    simulate(STREAM, policy, capacity, eviction="marconi")
+  with pytest.raises(ValueError, match="requests must not be empty"):
+    simulate(Trace("none", ()), policy, capacity)
+  for fraction in (-0.1, 1.0, float("nan")):
+    with pytest.raises(ValueError, match="warmup_fraction must be in"):
+      simulate(STREAM, policy, capacity, warmup_fraction=fraction)
+  with pytest.raises(ValueError, match="needs sizes of a state and a page"):
+    simulate(STREAM, policy, Capacity("bytes", 3))
+  blocks = Trace(
+    "b", (Request(ids=np.array([1], np.int32), length=16),), block=16
+  )
+  with pytest.raises(ValueError, match="must be the block size of the trace"):
+    simulate(blocks, policy, capacity)
+  fitting = dataclasses.replace(policy, chunk=16)
+  assert simulate(blocks, fitting, capacity).requests == 1

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.evaluation.states import replay_states, tree_paths
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.workloads import Request, Trace, token_trace
+
+
+def random_trace(seed, requests=120):
+  """Blocks of 2 tokens over two letters: many shared prefixes."""
+  rng = np.random.default_rng(seed)
+  rows = [rng.integers(0, 2, rng.integers(1, 14)) for _ in range(requests)]
+  return token_trace("random", rows, [0] * requests)
+
+
+def naive(trace, wanted, slots, lru, whole_path):
+  """The rules with lists of prefixes instead of trees and stamps."""
+  seen, held, saved, overlap = set(), [], 0, 0
+  for request in trace.requests:
+    tokens = request.ids.tolist()
+    path = [tuple(tokens[: 2 * k]) for k in range(1, len(tokens) // 2 + 1)]
+    depth = max((k + 1 for k, p in enumerate(path) if p in held), default=0)
+    saved += 2 * depth
+    overlap += 2 * sum(p in seen for p in path)
+    seen.update(path)
+    if lru and depth:
+      for prefix in path[0 if whole_path else depth - 1 : depth]:
+        if prefix in held:
+          held.remove(prefix)
+          held.append(prefix)
+    new = [path[k - 1] for k in wanted(len(tokens)) if k > depth]
+    for prefix in new[-slots:]:
+      if len(held) == slots:
+        held.pop(0)
+      held.append(prefix)
+  return saved, overlap
+
+
+@pytest.mark.parametrize("slots", [1, 3, 10, 1000])
+@pytest.mark.parametrize(
+  "eviction, whole_path", [("fifo", False), ("lru", False), ("lru", True)]
+)
+def test_equals_a_naive_cache(slots, eviction, whole_path):
+  trace = random_trace(slots)
+  policy = PlacementPolicy("balanced", 3, chunk=2)
+  reference = Planner(policy, depths=9)
+  tally = replay_states(
+    trace,
+    Planner(policy, depths=9),
+    tree_paths(trace, 2),
+    slots=slots,
+    warmup=0,
+    eviction=eviction,
+    whole_path=whole_path,
+  )
+  expected = naive(
+    trace,
+    lambda length: [p // 2 for p in reference.positions(length)],
+    slots,
+    eviction == "lru",
+    whole_path,
+  )
+  assert (tally.tokens_saved, tally.reusable_tokens) == expected
+  assert tally.peak <= slots
+
+
+def test_paths_of_hashed_blocks():
+  """A trailing partial block has no id; equal ids mean equal prefixes."""
+  ids = [[0, 1], [0, 2], [5, 1], [0, 1, 3]]
+  requests = tuple(
+    Request(ids=np.array(i, np.int32), length=16 * len(i) + 3) for i in ids
+  )
+  paths = tree_paths(Trace("blocks", requests, block=16), 16)
+  assert [p.seen for p in paths] == [0, 1, 0, 2]
+  assert paths[3].nodes[:2] == paths[0].nodes
+  assert paths[2].nodes[1] != paths[0].nodes[1]
+
+
+def test_warm_up_is_not_counted():
+  trace = random_trace(1, requests=10)
+  planner = Planner(PlacementPolicy("last", chunk=2), depths=9, warming_up=True)
+  tally = replay_states(trace, planner, tree_paths(trace, 2), slots=5, warmup=6)
+  assert tally.requests == 4
+  assert tally.tokens_total == sum(r.length for r in trace.requests[6:])

@@ -1,0 +1,244 @@
+"""The command line, in this process; bad input never gives a traceback."""
+
+import json
+import lzma
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax import __main__ as main
+from sparse_prefix_jax.workloads import save_token_file, synthetic_stream
+
+
+@pytest.fixture
+def tokens(tmp_path):
+  path = tmp_path / "stream.npz"
+  stream = synthetic_stream(
+    [1, 2, 0, 4], requests=60, length=256, groups=4, seed=1
+  )
+  save_token_file(path, stream)
+  return path
+
+
+@pytest.fixture
+def trace(tmp_path):
+  path = tmp_path / "trace.b16.jsonl.xz"
+  lines = [
+    {"timestamp": t, "input_length": 48, "hash_ids": [1, 2, t % 3]}
+    for t in range(30)
+  ]
+  path.write_bytes(lzma.compress("\n".join(map(json.dumps, lines)).encode()))
+  return path
+
+
+@pytest.fixture
+def command(capsys):
+  """Runs a command; returns the exit status, stdout and stderr."""
+
+  def run(*arguments):
+    status = main.run(["sparse_prefix_jax", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+  return run
+
+
+def refused(result):
+  """The one sentence of a refusal."""
+  status, out, err = result
+  lines = [line for line in err.splitlines() if line]
+  assert status == 2 and not out and len(lines) == 1
+  assert lines[0].startswith("sparse_prefix_jax: ")
+  return lines[0]
+
+
+@pytest.mark.parametrize(
+  "flags",
+  [
+    ["--capacity=sequences:9", "--placement=block", "--budget=64"],
+    ["--capacity=sequences:9", "--interleave_seed=-1"],
+    ["--capacity=states:9", "--placement=dp", "--budget=2", "--eviction=fifo"],
+    ["--capacity=sequences:9", "--warmup_fraction=0", "--placement=sqrt"],
+  ],
+)
+def test_simulate_tokens(command, tmp_path, tokens, flags):
+  report = tmp_path / "new" / "report.json"
+  status, out, _ = command(
+    "simulate", f"--requests={tokens}", f"--report={report}", *flags
+  )
+  content = json.loads(report.read_text())
+  assert status == 0 and f"{content['tokens_saved']} of" in out
+  expected = 60 if "--warmup_fraction=0" in flags else 24
+  assert content["requests"] == expected
+  assert content["tokens_total"] == 256 * expected
+  assert content["state_checkpoints_per_entry"] > 0
+  assert content["state_checkpoints_peak"] > 0
+  assert content["tokens_saved"] <= content["reusable_tokens"]
+
+
+def test_simulate_a_trace(command, tmp_path, trace):
+  report = tmp_path / "report.json"
+  status, _, _ = command(
+    "simulate",
+    f"--requests={trace}",
+    "--capacity=states:40",
+    f"--report={report}",
+    "--block_size=16",
+  )
+  content = json.loads(report.read_text())
+  assert status == 0 and content["requests"] == 30
+  assert content["warmup_requests"] == 0 and content["placement"] == "last"
+  assert content["tokens_saved"] == 27 * 48
+
+
+def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
+  report = tmp_path / "report.json"
+  status, _, err = command(
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=bytes:4GiB",
+    "--preset=tiny",
+    "--placement=block",
+    "--budget=64",
+    f"--report={report}",
+  )
+  content = json.loads(report.read_text())
+  assert status == 0, err
+  assert 0 < content["bytes_peak"] <= 4 * 2**30
+  assert content["tokens_saved"] > 0
+
+
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    ({"requests": "missing.npz"}, "No such file or directory: missing.npz"),
+    ({"requests": "stream.txt"}, "--requests must end in .npz, .jsonl"),
+    ({"capacity": "20"}, "capacity must be sequences:N, states:K or bytes"),
+    ({"placement": "adaptive"}, "placement must be one of no_cache, last,"),
+    ({"placement": "block"}, "placement block needs a budget: tokens between"),
+    ({"budget": "3"}, "placement last takes no budget, got 3"),
+    ({"budget": "many"}, "budget=many"),
+    ({"placement": "dp", "budget": "-1"}, "must be at least 0, got -1"),
+    ({"eviction": "index"}, "eviction must be one of fifo, lru, got 'index'"),
+    ({"block_size": "64"}, "--block_size is for traces"),
+    ({"interleave_seed": "-2"}, "--interleave_seed must be -1 or in"),
+    ({"warmup_fraction": "1"}, "warmup_fraction must be in [0, 1), got 1.0"),
+    ({"preset": "tiny"}, "--preset is for a capacity in bytes"),
+    ({"histogram": "h.npy"}, "--histogram is no flag of simulate"),
+    ({"speed": "9"}, "Unknown command line flag 'speed'"),
+  ],
+)
+def test_simulate_refuses(command, tmp_path, tokens, changes, sentence):
+  report = tmp_path / "report.json"
+  flags = {"requests": tokens, "capacity": "sequences:3", "report": report}
+  result = command(
+    "simulate", *(f"--{k}={v}" for k, v in (flags | changes).items())
+  )
+  assert sentence in refused(result)
+  assert not report.exists()
+
+
+def test_simulate_refuses_bad_traces(command, tmp_path, trace):
+  flags = ["--capacity=states:3", f"--report={tmp_path / 'r.json'}"]
+  contradiction = command(
+    "simulate", f"--requests={trace}", "--block_size=32", *flags
+  )
+  assert "block_size=32 contradicts" in refused(contradiction)
+  seeded = command(
+    "simulate", f"--requests={trace}", "--interleave_seed=1", *flags
+  )
+  assert "traces are replayed in order" in refused(seeded)
+  trace.write_bytes(trace.read_bytes()[:-20])
+  cut = command("simulate", f"--requests={trace}", *flags)
+  assert "is truncated or damaged after line" in refused(cut)
+  empty = tmp_path / "empty.jsonl"
+  empty.write_text("")
+  nothing = command("simulate", f"--requests={empty}", *flags)
+  assert "empty.jsonl has no requests" in refused(nothing)
+
+
+def test_unwritable_reports_are_refused_before_the_work(
+  command, tmp_path, tokens
+):
+  (tmp_path / "file").write_text("")
+  for report in (tmp_path / "file" / "report.json", tmp_path):
+    sentence = refused(
+      command(
+        "simulate",
+        f"--requests={tokens}",
+        "--capacity=sequences:3",
+        f"--report={report}",
+      )
+    )
+    assert str(tmp_path) in sentence
+
+
+def test_place(command, tmp_path):
+  path = tmp_path / "h.npy"
+  np.save(path, np.array([0, 5, 0, 1, 9, 0]))
+  status, out, _ = command("place", f"--histogram={path}", "--budget=2")
+  content = json.loads(out)
+  assert status == 0 and content["positions"] == [1, 4]
+  assert content["expected_recompute"] == pytest.approx(2 / 15)
+  _, out, _ = command(
+    "place", f"--histogram={path}", "--budget=1", "--cost=quadratic:0.5"
+  )
+  assert json.loads(out)["positions"] == [4]
+
+
+@pytest.mark.parametrize(
+  "weights, flags, sentence",
+  [
+    ([1.0, -1.0], ["--budget=1"], "weights must not be negative, got -1.0"),
+    ([1.0, np.nan], ["--budget=1"], "weights must be finite, got nan"),
+    ([0, 0], ["--budget=1"], "weights must not all be zero"),
+    ([3], ["--budget=1"], "at least two depths, got shape (1,)"),
+    (3, ["--budget=1"], "at least two depths, got shape ()"),
+    ([1, 1], ["--budget=-2"], "budget must not be negative, got -2"),
+    ([1, 1], ["--budget=1", "--cost=cubic"], "--cost must be linear or quad"),
+    ([1, 1], ["--budget=1", "--cost=quadratic:x"], "--cost must be linear or"),
+    ([1, 1], ["--budget=1", "--cost=quadratic:-1"], "--cost must be linear or"),
+    ([1, 1], [], "place needs --budget"),
+  ],
+)
+def test_place_refuses(command, tmp_path, weights, flags, sentence):
+  path = tmp_path / "h.npy"
+  np.save(path, np.array(weights))
+  assert sentence in refused(command("place", f"--histogram={path}", *flags))
+
+
+def test_place_refuses_other_files(command, tmp_path):
+  text, several = tmp_path / "text.npy", tmp_path / "several.npy"
+  text.write_text("1 2 3")
+  with several.open("wb") as file:
+    np.savez(file, a=np.ones(3))
+  for path, sentence in (
+    (text, "is no NumPy array file"),
+    (several, "holds several arrays"),
+    (tmp_path / "missing.npy", "No such file or directory"),
+    (tmp_path, "Is a directory"),
+  ):
+    result = command("place", f"--histogram={path}", "--budget=1")
+    assert sentence in refused(result)
+
+
+def test_demo_gets_its_folder(command, monkeypatch):
+  """The demo itself is tested with its own module."""
+  called = []
+  module = types.ModuleType("sparse_prefix_jax.demo")
+  monkeypatch.setattr(module, "run", called.append, raising=False)
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  assert command("demo", "--out=some/folder")[0] == 0
+  assert called == ["some/folder"]
+  assert "demo needs --out" in refused(command("demo"))
+
+
+def test_commands_and_help(command):
+  assert "command must be one of demo, simulate, place" in refused(command())
+  assert "got serve" in refused(command("serve"))
+  assert "got place now" in refused(command("place", "now"))
+  status, out, _ = command("--help")
+  assert status == 0 and "simulate --requests=FILE" in out
+  assert "--warmup_fraction" in out
