@@ -97,9 +97,7 @@ def packed_scan(
   return ys, pools
 
 
-def map_chunks(
-  function: Callable[..., Any], *xs: Any
-) -> Any:
+def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
   """Applies `function` chunk by chunk, by a scan of static length.
 
   For what must not see how many rows there are (norms of heads, narrow

@@ -2,14 +2,21 @@
 
 Letters, as in every docstring and signature:
 
-| letter | meaning                              | letter | meaning              |
-|--------|--------------------------------------|--------|----------------------|
-| b      | requests (or rows) of a batch        | w      | convolution window   |
-| t      | tokens                               | s      | state slots          |
-| n      | packed chunks                        | p      | key/value pages      |
-| c      | tokens of a chunk                    | m      | budget of states     |
-| h      | heads of queries and keys            | hv     | heads of values      |
-| k, v   | key and value width of a head        | d      | model width          |
+| letter | meaning                               |
+|--------|---------------------------------------|
+| b      | requests (or rows) of a batch         |
+| t      | tokens                                |
+| n      | packed chunks                         |
+| c      | tokens of a chunk                     |
+| h      | heads of queries and keys             |
+| hv     | heads of values                       |
+| hkv    | heads of keys and values in attention |
+| k, v   | key and value width of a head         |
+| d      | model width                           |
+| w      | convolution window                    |
+| s      | state slots                           |
+| p      | key/value pages                       |
+| m      | budget of states                      |
 
 In placement N is the number of depths, `w(t)` the weight of overlap depth t and
 `F(t)` the cumulative cost; in the recurrence `A` is the cumulated log decay.

@@ -9,7 +9,7 @@ bits; run it on the device and the configuration that you serve.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from sparse_prefix_jax.cache.running import Sequence
 from sparse_prefix_jax.decode import decode
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.layers import PagePools
-from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.models.decoder import HybridDecoder, Pools, map_pools
 from sparse_prefix_jax.models.plan import Segment, build_plan
 from sparse_prefix_jax.models.run import all_rows, run_plan
 from sparse_prefix_jax.models.step import freeze
@@ -155,18 +155,12 @@ def _fill(
 ) -> Pools:
   """NaN in some slots and pages; indices past the end are dropped."""
 
-  def fill(pool: Array, index: Array) -> Array:
-    return pool.at[index].set(jnp.asarray(jnp.nan, pool.dtype), mode="drop")
-
-  return tuple(
-    jax.tree.map(
-      lambda pool, at=pages if isinstance(layer, PagePools) else slots: fill(
-        pool, at
-      ),
-      layer,
+  def fill(index: Array) -> Callable[[Array], Array]:
+    return lambda pool: pool.at[index].set(
+      jnp.asarray(jnp.nan, pool.dtype), mode="drop"
     )
-    for layer in pools
-  )
+
+  return map_pools(pools, fill(slots), fill(pages))
 
 
 _fill_jit = jax.jit(_fill, donate_argnames=("pools",))
@@ -381,7 +375,7 @@ class Schedule:
       nodes = list(entry.node.upwards())[::-1]
       if not nodes:
         continue
-      keys = b"".join(node.key for node in nodes)
+      keys = b"".join(n.key for n in nodes if isinstance(n.key, bytes))
       cold = self.cold.prefill(np.frombuffer(keys, ">i4").astype(np.int32))
       for node in nodes:
         held = node.slot.number if node.slot else None

@@ -9,6 +9,7 @@ next turn of a conversation hits exactly.
 from collections.abc import Sequence as Several
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from sparse_prefix_jax import array_typing as at
@@ -70,7 +71,8 @@ def decode(
 
   Example:
     >>> from flax import nnx
-    >>> from sparse_prefix_jax import HybridDecoder, PrefixCache, preset, prefill
+    >>> from sparse_prefix_jax import HybridDecoder, PrefixCache
+    >>> from sparse_prefix_jax import prefill, preset
     >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
     >>> cache = PrefixCache(model, capacity=4 << 20)
     >>> out = prefill(model, cache, [[1, 2, 3]])
@@ -149,26 +151,21 @@ def _step(cache: PrefixCache, records: list[Running]) -> step.Step:
   """Input of the decode program; free rows are inactive."""
   config = cache.config
   size, chunk = config.decode_rows, config.chunk
-  tokens = np.zeros(size, np.int32)
-  rows = Rows(
-    read=np.full(size, ZERO, np.int32),
-    write=np.full(size, NONE, np.int32),
-    position=np.zeros(size, np.int32),
-    active=np.arange(size) < len(records),
-  )
+  tokens, read, write, position = np.zeros((4, size), np.int32)
+  read[:], write[:] = ZERO, NONE
   for i, record in enumerate(records):
-    position = record.length - 1
-    begins = position % chunk == 0
-    tokens[i], rows.position[i] = record.tokens[-1], position
-    rows.read[i] = record.lattice_slot if begins else record.running_slot
-    rows.write[i] = record.running_slot
+    begins = (record.length - 1) % chunk == 0
+    tokens[i], position[i] = record.tokens[-1], record.length - 1
+    read[i] = record.lattice_slot if begins else record.running_slot
+    write[i] = record.running_slot
   pages = [record.pages for record in records]
   pages += [[]] * (size - len(records))
-  return step.Step(
-    tokens=tokens,
-    rows=rows,
-    page_table=page_table(config, pages),
+  active = np.arange(size) < len(records)
+  table = page_table(config, pages)
+  tokens, table, *rows = jax.device_put(
+    (tokens, table, read, write, position, active)
   )
+  return step.Step(tokens, Rows(*rows), table)
 
 
 def _make_canonical(
@@ -189,7 +186,10 @@ def _rerun_chunks(
 
 
 def _run_last_chunks(
-  model: step.FrozenModel, cache: PrefixCache, records: list[Running], head: bool
+  model: step.FrozenModel,
+  cache: PrefixCache,
+  records: list[Running],
+  head: bool,
 ) -> np.ndarray:
   """The last chunk of each sequence from the lattice carry before it.
 

@@ -57,8 +57,8 @@ def check_requests(
   for name, values in (("anchors", anchors), ("capture", capture)):
     if values is not None and len(values) != len(prompts):
       raise ValueError(
-        f"{name} has {len(values)} entries for {len(prompts)} prompts; it needs "
-        "one per prompt."
+        f"{name} has {len(values)} entries for {len(prompts)} prompts; it "
+        "needs one per prompt."
       )
   requests = []
   for index, prompt in enumerate(prompts):

@@ -52,11 +52,10 @@ def causal_conv1d_chunk(
   """One chunk; the new state is rows [length, length+w-1) of (state, x)."""
   window, tokens = weight.shape[0], x.shape[0]
   extended = jnp.concatenate([state, x], axis=0)
-  y = sum(
-    extended[i : i + tokens].astype(jnp.float32)
-    * weight[i].astype(jnp.float32)[None]
-    for i in range(window)
-  )
+  extended32, weight = extended.astype(jnp.float32), weight.astype(jnp.float32)
+  y = jnp.zeros((tokens, weight.shape[1]), jnp.float32)
+  for i in range(window):
+    y = y + extended32[i : i + tokens] * weight[i][None]
   return lax.dynamic_slice_in_dim(extended, length, window - 1), y
 
 

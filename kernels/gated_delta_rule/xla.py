@@ -12,9 +12,15 @@ which is the chunked form of S_t = exp(a_t) S_{t-1} + k_t u_t^T with
 u_t = beta_t (v_t - k_t exp(a_t) S_{t-1}) and o_t = q_t S_t.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
+
+Dot: TypeAlias = Callable[[Array, Array], Array]
+"""A matrix product at the configured precision."""
 
 _BLOCK = 16
 _RESET = -1e36  # exp gives the same zero as for -inf, and 0 * it is not NaN
@@ -54,7 +60,7 @@ def chunk(
   key_key = per_value_head(dot(k, k_transposed)) * decay
   query_key = per_value_head(dot(q, k_transposed)) * decay
   q, k = per_value_head(q), per_value_head(k)
-  strictly_lower = jnp.tril(jnp.ones((tokens, tokens), bool), -1)
+  strictly_lower = jnp.tril(jnp.ones((1, tokens, tokens), bool), -1)
   lower = jnp.where(strictly_lower, key_key * beta[:, :, None], 0.0)
   scale = beta[:, :, None]
   right = jnp.concatenate(
@@ -92,7 +98,7 @@ def step(
 
 
 def solve_unit_lower(
-  lower: Float32[Array, "h c c"], right: Float32[Array, "h c r"], dot: ...
+  lower: Float32[Array, "h c c"], right: Float32[Array, "h c r"], dot: Dot
 ) -> Float32[Array, "h c r"]:
   """(I + lower)^-1 right by forward substitution in blocks of 16 rows.
 
@@ -141,7 +147,7 @@ def _invert_unit_lower(
 
 
 def _decays(
-  log_decay: Float32[Array, "hv c"], dot: ...
+  log_decay: Float32[Array, "hv c"], dot: Dot
 ) -> tuple[Float32[Array, "hv c c"], Float32[Array, "hv c"]]:
   """exp(A_i - A_j) for i >= j (0 above), and exp(A_i).
 
@@ -152,9 +158,9 @@ def _decays(
   inclusive = jnp.tril(jnp.ones((size, size), jnp.float32))
   after = inclusive - jnp.eye(size, dtype=jnp.float32)
   # segment_ij = sum over l <= i of log_decay_l [l > j]
-  segment = dot(inclusive, log_decay[:, :, None] * after)
+  segment = dot(inclusive[None], log_decay[:, :, None] * after[None])
   from_start = dot(log_decay, inclusive.T)
-  on_or_below = inclusive > 0
+  on_or_below = (inclusive > 0)[None]
   decay = jnp.exp(jnp.where(on_or_below, segment, -jnp.inf))
   return decay, jnp.exp(from_start)
 

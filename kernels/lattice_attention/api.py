@@ -1,6 +1,5 @@
 """lattice_attention: causal attention whose bits depend on the tokens alone."""
 
-
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 

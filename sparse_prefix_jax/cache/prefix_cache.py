@@ -20,8 +20,8 @@ from sparse_prefix_jax.cache.index import (
 from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.step import FrozenModel, freeze
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.models.step import FrozenModel, freeze
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 
@@ -292,6 +292,10 @@ class PrefixCache:
     self.index.free(sorted(slots), record.leased_pages())
     if record.pin is not None:
       self.index.unpin(record.pin)
+    if not self.stores and record.entry and record.entry in self.index:
+      # Without a cache a fork stores, so that both can share pages, for as
+      # long as one of them runs.
+      self.index.evict(record.entry)
 
   def fork(self, sequence: Sequence) -> Sequence:
     """A second sequence with the same past, to be continued differently.

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from sparse_prefix_jax.cache.index import Entry, Pin
-from sparse_prefix_jax.kernels.chunks import ZERO
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Running:
     running_slot: Leased slot of the carry inside a chunk.
     own_slot: Leased slot for lattice carries of its own.
     lattice_slot: Slot of the carry at the last lattice point: its own, one of
-      the tree that is pinned, or ZERO.
+      the tree that is pinned, or ZERO (-1).
     stored: Leading chunks whose pages the tree owns.
     pin: Protects those, and the lattice slot where the tree owns it.
     entry: What was inserted for it, if anything.
@@ -46,7 +45,7 @@ class Running:
   pages: list[int]
   running_slot: int
   own_slot: int
-  lattice_slot: int = ZERO
+  lattice_slot: int
   stored: int = 0
   pin: Pin | None = None
   entry: Entry | None = None

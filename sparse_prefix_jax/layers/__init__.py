@@ -6,6 +6,7 @@ from sparse_prefix_jax.layers.gated_delta_net import (
   GatedDeltaNet as GatedDeltaNet,
 )
 from sparse_prefix_jax.layers.gated_delta_net import StatePools as StatePools
+from sparse_prefix_jax.layers.mixer import Mixer as Mixer
 from sparse_prefix_jax.layers.scan_with_capture import (
   CapturedScan as CapturedScan,
 )

@@ -70,8 +70,9 @@ class GatedAttention(nnx.Module):
     self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(c.dtype)))
     self.out = kernel(rngs, queries, c.width, c.dtype)
 
-  def init_pools(self, pages: int, chunk: int) -> PagePools:
+  def init_pools(self, *, slots: int, pages: int, chunk: int) -> PagePools:
     """Pools of zeros for that many pages of `chunk` tokens."""
+    del slots  # attention keeps no state
     c = self.config
     shape = (pages, chunk, c.kv_heads, c.head_width)
     dtype = jnp.dtype(c.dtype)
@@ -98,16 +99,17 @@ class GatedAttention(nnx.Module):
     tokens = jnp.arange(x.shape[1])
     position = chunks.position[:, None] + tokens[None]
     q, gate, k, v = map_chunks(self._heads, *self._project(x), position)
-    out, *pools = lattice_attention(
+    out, keys, values = lattice_attention(
       q,
       k,
       v,
-      *pools,
+      pools.keys,
+      pools.values,
       chunks,
       page_table,
       precision=jax.lax.Precision(self.config.precision),
     )
-    return self._close(map_chunks(_gate, out, gate)), PagePools(*pools)
+    return self._close(map_chunks(_gate, out, gate)), PagePools(keys, values)
 
   def step(
     self,
@@ -118,23 +120,26 @@ class GatedAttention(nnx.Module):
   ) -> tuple[Float[Array, "b d"], PagePools]:
     """One token of b running sequences; same meaning as `__call__`."""
     q, gate, k, v = self._heads(*self._project(x), rows.position)
-    out, *pools = lattice_attention_step(
+    out, keys, values = lattice_attention_step(
       q,
       k,
       v,
-      *pools,
+      pools.keys,
+      pools.values,
       rows.position,
       rows.active,
       page_table,
       precision=jax.lax.Precision(self.config.precision),
     )
-    return self._close(_gate(out, gate)), PagePools(*pools)
+    return self._close(_gate(out, gate)), PagePools(keys, values)
 
   def _project(
     self, x: Float[Array, "*rows d"]
   ) -> tuple[Float[Array, "*rows qg"], Array, Array]:
-    weights = (self.in_query_gate, self.in_key, self.in_value)
-    return tuple(dense(x, w[...], self.config.precision) for w in weights)
+    precision = self.config.precision
+    query_gate = dense(x, self.in_query_gate[...], precision)
+    key = dense(x, self.in_key[...], precision)
+    return query_gate, key, dense(x, self.in_value[...], precision)
 
   def _close(self, out: Float[Array, "*rows queries"]) -> Array:
     return dense(out, self.out[...], self.config.precision)
@@ -162,6 +167,6 @@ class GatedAttention(nnx.Module):
 def _gate(
   out: Float32[Array, "rows h k"], gate: Float[Array, "rows h k"]
 ) -> Float[Array, "rows queries"]:
-  """out * sigmoid(gate), heads side by side."""
+  """Out * sigmoid(gate), heads side by side."""
   opened = out * jax.nn.sigmoid(gate.astype(jnp.float32))
   return opened.astype(gate.dtype).reshape(gate.shape[0], -1)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 def dense(
   x: Float[Array, "*rows i"], weight: Float[Array, "i o"], precision: str
 ) -> Float[Array, "*rows o"]:
-  """x W over all rows at once, accumulated in float32.
+  """X W over all rows at once, accumulated in float32.
 
   The rows of a wide product do not depend on how many rows there are, from two
   up, provided that nothing is fused into it: hence the barriers.

@@ -100,8 +100,9 @@ class GatedDeltaNet(nnx.Module):
     self.norm = nnx.Param(jnp.ones(c.value_width, jnp.dtype(c.dtype)))
     self.out = kernel(rngs, values, c.width, c.dtype)
 
-  def init_pools(self, slots: int) -> StatePools:
+  def init_pools(self, *, slots: int, pages: int, chunk: int) -> StatePools:
     """Pools of zeros for that many slots."""
+    del pages, chunk  # a recurrent layer keeps no keys and values
     c = self.config
     shape = (slots, c.value_heads, c.key_width, c.value_width)
     return StatePools(
@@ -112,7 +113,11 @@ class GatedDeltaNet(nnx.Module):
     )
 
   def __call__(
-    self, x: Float[Array, "n c d"], pools: StatePools, chunks: Chunks
+    self,
+    x: Float[Array, "n c d"],
+    pools: StatePools,
+    chunks: Chunks,
+    page_table: at.PageTable,
   ) -> tuple[Float[Array, "n c d"], StatePools]:
     """Restores, scans and captures n packed chunks.
 
@@ -120,19 +125,25 @@ class GatedDeltaNet(nnx.Module):
       x: Normalised inputs.
       pools: Donated.
       chunks: What each packed chunk reads, writes and holds.
+      page_table: Not used.
 
     Returns:
       The outputs, and the pools with the captured states.
     """
+    del page_table
     precision = self.config.precision
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)
     mixed, conv_state = causal_conv1d(
       mixed, self.conv[...], pools.conv_state, chunks
     )
-    heads = map_chunks(self._heads, x, mixed)
+    q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
     out, recurrent_state = gated_delta_rule(
-      *heads,
+      q,
+      k,
+      v,
+      log_decay,
+      beta,
       pools.recurrent_state,
       chunks,
       precision=jax.lax.Precision(precision),
@@ -142,9 +153,14 @@ class GatedDeltaNet(nnx.Module):
     return y, StatePools(recurrent_state, conv_state)
 
   def step(
-    self, x: Float[Array, "b d"], pools: StatePools, rows: Rows
+    self,
+    x: Float[Array, "b d"],
+    pools: StatePools,
+    rows: Rows,
+    page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], StatePools]:
     """One token of b running sequences; same meaning as `__call__`."""
+    del page_table
     precision = self.config.precision
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)

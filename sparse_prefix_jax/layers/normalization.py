@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Float32
 def rms_norm(
   x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
 ) -> Float[Array, "*rows d"]:
-  """x / sqrt(mean(x^2) + eps) * (1 + weight), weight centred on zero."""
+  """X / sqrt(mean(x^2) + eps) * (1 + weight), weight centred on zero."""
   scale = 1.0 + weight.astype(jnp.float32)
   return (_normalize(x, eps) * _row(scale, x)).astype(x.dtype)
 
@@ -28,7 +28,7 @@ def gated_rms_norm(
   weight: Float[Array, "d"],
   eps: float,
 ) -> Float[Array, "*rows d"]:
-  """weight * x / sqrt(mean(x^2) + eps) * silu(gate), in the gate's dtype."""
+  """Weight * x / sqrt(mean(x^2) + eps) * silu(gate), in the gate's dtype."""
   normed = _normalize(x, eps).astype(gate.dtype)
   scaled = _row(weight, normed).astype(gate.dtype) * normed
   gated = scaled.astype(jnp.float32) * jax.nn.silu(gate.astype(jnp.float32))
@@ -36,7 +36,7 @@ def gated_rms_norm(
 
 
 def l2_norm(x: Float32[Array, "*rows k"]) -> Float32[Array, "*rows k"]:
-  """x / sqrt(sum(x^2) + 1e-6): keys and queries of the delta rule."""
+  """X / sqrt(sum(x^2) + 1e-6): keys and queries of the delta rule."""
   return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 

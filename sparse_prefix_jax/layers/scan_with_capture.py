@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.kernels import chunks as packed
@@ -85,7 +85,7 @@ def scan_with_capture(
 
 def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:
   """Positions as an array; concrete ones are checked."""
-  if not isinstance(capture_at, jax.core.Tracer):
+  if not isinstance(capture_at, core.Tracer):
     concrete = np.asarray(capture_at, np.int64).reshape(-1)
     outside = concrete[(concrete < 1) | (concrete > steps)]
     if outside.size:

@@ -1,5 +1,6 @@
 """HybridDecoder: layers stacked, states and pages passed in and out."""
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -12,6 +13,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers import (
   GatedAttention,
   GatedDeltaNet,
+  Mixer,
   PagePools,
   StatePools,
   SwiGLU,
@@ -23,6 +25,18 @@ Pools: TypeAlias = tuple[StatePools | PagePools, ...]
 """One entry per layer: slots of a recurrent layer, or pages of attention."""
 
 
+def map_pools(
+  pools: Pools,
+  on_slots: Callable[[Array], Array],
+  on_pages: Callable[[Array], Array],
+) -> Pools:
+  """Applies one function to all arrays of slots, another to those of pages."""
+  return tuple(
+    jax.tree.map(on_pages if isinstance(layer, PagePools) else on_slots, layer)
+    for layer in pools
+  )
+
+
 class DecoderLayer(nnx.Module):
   """x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
 
@@ -30,10 +44,11 @@ class DecoderLayer(nnx.Module):
     dtype = jnp.dtype(config.dtype)
     self.eps = config.eps
     self.mixer_norm = nnx.Param(jnp.zeros(config.width, dtype))
-    if kind == ATTENTION:
-      self.mixer = GatedAttention(config.attention, rngs=rngs)
-    else:
-      self.mixer = GatedDeltaNet(config.gated_delta_net, rngs=rngs)
+    self.mixer: Mixer = (
+      GatedAttention(config.attention, rngs=rngs)
+      if kind == ATTENTION
+      else GatedDeltaNet(config.gated_delta_net, rngs=rngs)
+    )
     self.mlp_norm = nnx.Param(jnp.zeros(config.width, dtype))
     self.mlp = SwiGLU(
       config.width,
@@ -52,10 +67,7 @@ class DecoderLayer(nnx.Module):
   ) -> tuple[Float[Array, "n c d"], StatePools | PagePools]:
     """One layer over n packed chunks."""
     normed = residual_norm(x, self.mixer_norm[...], self.eps)
-    if isinstance(self.mixer, GatedAttention):
-      mixed, pools = self.mixer(normed, pools, chunks, page_table)
-    else:
-      mixed, pools = self.mixer(normed, pools, chunks)
+    mixed, pools = self.mixer(normed, pools, chunks, page_table)
     return self._feed_forward(x + mixed), pools
 
   def step(
@@ -67,10 +79,7 @@ class DecoderLayer(nnx.Module):
   ) -> tuple[Float[Array, "b d"], StatePools | PagePools]:
     """One layer over one token of b running sequences."""
     normed = residual_norm(x, self.mixer_norm[...], self.eps)
-    if isinstance(self.mixer, GatedAttention):
-      mixed, pools = self.mixer.step(normed, pools, rows, page_table)
-    else:
-      mixed, pools = self.mixer.step(normed, pools, rows)
+    mixed, pools = self.mixer.step(normed, pools, rows, page_table)
     return self._feed_forward(x + mixed), pools
 
   def _feed_forward(self, x: Float[Array, "*rows d"]) -> Array:
@@ -108,9 +117,7 @@ class HybridDecoder(nnx.Module):
     """Pools of zeros: `slots` state checkpoints, `pages` pages."""
     chunk = self.config.chunk
     return tuple(
-      layer.mixer.init_pools(pages, chunk)
-      if isinstance(layer.mixer, GatedAttention)
-      else layer.mixer.init_pools(slots)
+      layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
       for layer in self.layers
     )
 

@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 
-from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.chunks import CARRY, NONE, Chunks
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.step import Group
@@ -161,18 +162,18 @@ class Plan:
       widths = [(0, rung - len(chunks))] + [(0, 0)] * (values.ndim - 1)
       return np.pad(values, widths, constant_values=fill)
 
-    table = self.page_table[self.request[part]]
-    return Group(
-      tokens=padded(self.tokens[part], 0),
-      chunks=Chunks(
-        read=padded(read, CARRY),
-        write=padded(write, NONE),
-        length=padded(self.length[part], 0),
-        position=padded(self.position[part], 0),
-        request=np.arange(rung, dtype=np.int32),
-      ),
-      page_table=padded(table, 0),
+    tokens, page_table, *fields = jax.device_put(
+      (
+        padded(self.tokens[part], 0),
+        padded(self.page_table[self.request[part]], 0),
+        padded(read, CARRY),
+        padded(write, NONE),
+        padded(self.length[part], 0),
+        padded(self.position[part], 0),
+        np.arange(rung, dtype=np.int32),  # its own row of the page table
+      )
     )
+    return Group(tokens, Chunks(*fields), page_table)
 
 
 def build_plan(

@@ -33,21 +33,23 @@ PRESETS: dict[str, ModelConfig] = {
     ladder=(1, 2, 4),
     max_length=4096,
   ),
-  # For the demonstration: a few million parameters, vocabulary of its BPE.
+  # For the demonstration: a few million parameters, vocabulary of its BPE; few
+  # rungs, since each is compiled before the first request is served.
   "demo": ModelConfig(
-    vocab_size=4096,
+    vocab_size=2048,
     width=256,
-    hidden=768,
+    hidden=512,
     layer_types=_hybrid(1),
-    key_heads=4,
-    value_heads=4,
+    key_heads=2,
+    value_heads=2,
     key_width=64,
     value_width=64,
-    heads=4,
-    kv_heads=2,
+    heads=2,
+    kv_heads=1,
     head_width=64,
     rotary_width=16,
-    max_length=8192,
+    ladder=(1, 4, 16),
+    max_length=4096,
   ),
   # One layer group of Qwen3.5-0.8B, as the paper measures it.
   "qwen3_5_0_8b_group": ModelConfig(

@@ -1,7 +1,5 @@
 """Runs a plan through the programs, group by group, and the head on rows."""
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from safetensors import safe_open
 
-from sparse_prefix_jax.layers import GatedAttention, GatedDeltaNet, SwiGLU
+from sparse_prefix_jax.layers import GatedAttention, GatedDeltaNet
 from sparse_prefix_jax.models.config import (
   ATTENTION,
   GATED_DELTA_NET,
@@ -18,7 +18,7 @@ from sparse_prefix_jax.models.config import (
 )
 from sparse_prefix_jax.models.decoder import DecoderLayer, HybridDecoder
 
-_LAYER_TYPES = {
+_LAYER_TYPES: dict[str, str] = {
   "linear_attention": GATED_DELTA_NET,
   "full_attention": ATTENTION,
 }
@@ -69,7 +69,7 @@ def load_pretrained(
     value = convert(*map(read, names))
     if value.shape != parameter.shape:
       raise ValueError(
-        f"{' and '.join(names)} in {directory} has shape {value.shape} after conversion; "
+        f"{' and '.join(names)} in {directory} has shape {value.shape}; "
         f"config.json asks for {parameter.shape}."
       )
     parameter.set_value(jnp.asarray(value, parameter.dtype))
@@ -113,7 +113,7 @@ def _layer_types(text: dict[str, Any]) -> tuple[str, ...]:
   """Kinds of the layers: listed, or attention at every n-th."""
   if "layer_types" in text:
     kinds = text["layer_types"]
-    return tuple(_LAYER_TYPES.get(kind, kind) for kind in kinds)
+    return tuple(_LAYER_TYPES.get(str(kind), str(kind)) for kind in kinds)
   interval = text.get("full_attention_interval", 4)
   return tuple(
     GATED_DELTA_NET if (i + 1) % interval else ATTENTION
@@ -196,7 +196,7 @@ def _layer_parameters(layer: DecoderLayer) -> Parameters:
   yield ("mlp.down_proj.weight",), layer.mlp.down, _transposed
   if isinstance(layer.mixer, GatedAttention):
     yield from _attention_parameters(layer.mixer)
-  else:
+  elif isinstance(layer.mixer, GatedDeltaNet):
     yield from _gated_delta_net_parameters(layer.mixer)
 
 

@@ -1,13 +1,12 @@
 """Pools: how many slots and pages fit, and copies between them."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from jaxtyping import Array, Int32
 
-from sparse_prefix_jax.layers import StatePools
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.decoder import Pools
+from sparse_prefix_jax.models.decoder import Pools, map_pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 
@@ -42,19 +41,10 @@ def _copy_sequence(
   slots: tuple[Int32[Array, "m"], Int32[Array, "m"]],
   page: tuple[Int32[Array, ""], Int32[Array, ""]],
 ) -> Pools:
-  def leaf(index: Any, pool: Array) -> Array:
-    source, target = index
-    return pool.at[target].set(pool[source])
+  def copy(source: Array, target: Array) -> Callable[[Array], Array]:
+    return lambda pool: pool.at[target].set(pool[source])
 
-  return tuple(
-    jax.tree.map(
-      lambda pool, at=slots if isinstance(layer, StatePools) else page: leaf(
-        at, pool
-      ),
-      layer,
-    )
-    for layer in pools
-  )
+  return map_pools(pools, copy(*slots), copy(*page))
 
 
 copy_sequence = jax.jit(_copy_sequence, donate_argnames=("pools",))

@@ -1,0 +1,193 @@
+"""The job: warm up, serve under every strategy, compare, write, print."""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from sparse_prefix_jax.demo import picture, results
+from sparse_prefix_jax.demo.serving import CAPACITY, DECODED, Served, serve
+from sparse_prefix_jax.demo.strategies import LEVELS, Strategy, strategies
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.presets import preset
+from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.workloads.demo_corpus import demo_requests
+
+_SEED = 42
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def run(
+  out: str | Path,
+  *,
+  config: ModelConfig | None = None,
+  requests: int | None = None,
+  levels: Sequence[int] = LEVELS,
+) -> dict[str, Any]:
+  """Serves the demo's stream under every strategy and checks every bit.
+
+  The model has random weights: speed and exactness do not depend on what it
+  has learned. Everything but the times is the same in every run.
+
+  Args:
+    out: folder for report.json and pareto.png; made if need be.
+    config: model, the preset "demo" by default.
+    requests: how many requests of the stream to serve, all by default.
+    levels: states per entry at which strategies are compared.
+
+  Returns:
+    The content of report.json.
+
+  Raises:
+    OSError: the folder cannot be written to; nothing has been computed then.
+    ValueError: a number of requests or a level below 1, or a model without
+      room for the prompts.
+    RuntimeError: an output differs from that of the run without a cache; the
+      report is written nonetheless.
+  """
+  folder = _writable(Path(out))
+  prompts = _prompts(requests)
+  model = HybridDecoder(config or preset("demo"), rngs=nnx.Rngs(0))
+  tried = strategies(
+    lengths=[prompt.size for prompt in prompts],
+    levels=levels,
+    chunk=model.config.chunk,
+  )
+  with _compilations() as warming:
+    _warm_up(model, tried)
+  with _compilations() as serving:
+    rows = _serve_all(model, tried, prompts)
+  report = _report(model, prompts, rows) | {
+    "compilations": {"warm_up": len(warming), "serving": len(serving)}
+  }
+  text = json.dumps(report, indent=2) + "\n"
+  (folder / "report.json").write_text(text, encoding="utf-8")
+  picture.draw(rows, folder / "pareto.png", title=_title(report))
+  print(results.table(rows))
+  _check(rows)
+  print(
+    "All prefill and decode logits equal those without a cache, bit for bit.\n"
+    f"Written: {folder / 'report.json'}, {folder / 'pareto.png'}"
+  )
+  return report
+
+
+def _writable(folder: Path) -> Path:
+  """Makes the folder and tries it; OSError in one sentence otherwise."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return folder
+  except OSError as error:
+    raise OSError(
+      f"out is {str(folder)!r}, where nothing can be written "
+      f"({error.strerror}); it must be a folder that can be written to."
+    ) from None
+
+
+def _prompts(requests: int | None) -> list[np.ndarray]:
+  """The first prompts of the stream."""
+  stream = [r.token_ids for r in demo_requests(interleave_seed=_SEED)]
+  if requests is not None and not 1 <= requests <= len(stream):
+    raise ValueError(
+      f"requests is {requests}; the stream has 1 to {len(stream)}."
+    )
+  return stream[:requests]
+
+
+@contextlib.contextmanager
+def _compilations() -> Iterator[list[float]]:
+  """Collects the seconds of every compilation while it is open."""
+  seconds: list[float] = []
+
+  def note(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == _COMPILED:
+      seconds.append(duration_secs)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  try:
+    yield seconds
+  finally:
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
+  """Compiles each program once: the rungs, decode, the head, the solver."""
+  config = model.config
+  reference = tried[0].policy
+  steps = [rung * config.chunk - DECODED for rung in config.ladder]
+  learned = [s.policy for s in tried if s.policy.name == "optimal"]
+  with tqdm(total=len(steps) + len(learned), desc="compiling") as bar:
+    for length in steps:
+      serve(model, reference, [np.zeros(length, np.int32)])
+      bar.update()
+    for policy in learned:
+      planner = Planner(policy, depths=config.max_length // config.chunk)
+      planner.observe(0)
+      planner.positions(config.max_length)
+      bar.update()
+
+
+def _serve_all(
+  model: HybridDecoder,
+  tried: Sequence[Strategy],
+  prompts: Sequence[np.ndarray],
+) -> list[results.Result]:
+  """A row for each strategy; the first is what the others are compared to."""
+  rows: list[results.Result] = []
+  reference: list[Served] = []
+  total = sum(prompt.size for prompt in prompts)
+  count = len(tried) * len(prompts)
+  with tqdm(total=count, unit="request", mininterval=0.5) as bar:
+    for strategy in tried:
+      bar.set_description(f"{strategy.label:13}")
+      served = serve(model, strategy.policy, prompts, advance=bar.update)
+      reference = reference or served
+      rows.append(results.summarise(strategy, served, reference, total))
+  return rows
+
+
+def _report(
+  model: HybridDecoder,
+  prompts: Sequence[np.ndarray],
+  rows: Sequence[results.Result],
+) -> dict[str, Any]:
+  """Where it was measured, what was served, and the rows."""
+  return results.environment() | {
+    "model": dataclasses.asdict(model.config),
+    "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
+    "requests": len(prompts),
+    "tokens_total": sum(prompt.size for prompt in prompts),
+    "decoded_per_request": DECODED,
+    "capacity_bytes": CAPACITY,
+    "strategies": [dataclasses.asdict(row) for row in rows],
+  }
+
+
+def _title(report: dict[str, Any]) -> str:
+  """What the picture shows."""
+  return (
+    f"{report['requests']} requests about shared documents,"
+    f" {report['tokens_total']:,} prompt tokens; hybrid model of"
+    f" {report['parameters'] / 1e6:.1f} M parameters on a CPU"
+  )
+
+
+def _check(rows: Sequence[results.Result]) -> None:
+  """Raises RuntimeError if a strategy changed an output."""
+  broken = [row for row in rows if row.differing_bits]
+  if broken:
+    names = ", ".join(f"{r.strategy} ({r.differing_bits} bits)" for r in broken)
+    raise RuntimeError(
+      f"outputs differ from those without a cache under {names}: the contract "
+      "of path independence is broken."
+    )

@@ -1,0 +1,301 @@
+"""Path independence: random schedules, and every rule broken once."""
+
+import copy
+import functools
+import sys
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_prefix_jax import PrefixCache, decode, prefill
+from sparse_prefix_jax.cache import prefix_cache
+from sparse_prefix_jax.contract import (
+  ColdRuns,
+  Schedule,
+  differing_bits,
+  poison,
+)
+from sparse_prefix_jax.kernels import chunks as packed
+from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_chunk
+from sparse_prefix_jax.layers import attention, gated_delta_net
+from sparse_prefix_jax.models import step
+from sparse_prefix_jax.placement import PlacementPolicy
+from tests.models_for_tests import small_model
+
+LONGEST = 160
+# The package exports the function under the module's name.
+decode_module = sys.modules["sparse_prefix_jax.decode"]
+
+
+@functools.cache
+def cold_runs(**changes) -> ColdRuns:
+  return ColdRuns(small_model(**changes), longest=LONGEST)
+
+
+def test_differing_bits_counts_bits():
+  x = np.array([0.0, 1.0], np.float32)
+  assert differing_bits(x, x) == 0
+  assert differing_bits(x, np.array([-0.0, 1.0], np.float32)) == 1
+  with pytest.raises(ValueError, match="must agree"):
+    differing_bits(x, x.astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_schedules_differ_in_no_bit(dtype):
+  compared = []
+
+  @hypothesis.given(st.integers(0, 2**32 - 1))
+  @hypothesis.settings(
+    max_examples=12, deadline=None, derandomize=True, database=None
+  )
+  def run(seed):
+    schedule = Schedule(cold_runs(dtype=dtype), seed, longest=LONGEST)
+    assert schedule.run() == 0
+    compared.append(schedule.compared)
+
+  run()
+  assert sum(compared) > 1e6  # bytes: the schedules did something
+
+
+def test_chunks_of_64_and_all_rungs_differ_in_no_bit():
+  model = small_model(chunk=64, ladder=(1, 2, 4), max_length=1024)
+  cold, compared = ColdRuns(model, longest=640), 0
+  for seed in range(4):
+    schedule = Schedule(cold, seed, operations=6, longest=640)
+    assert schedule.run() == 0
+    compared += schedule.compared
+  assert compared > 1e6
+
+
+def test_schedules_compile_nothing_after_the_first():
+  programs = (step.prefill_group, step.decode_step, step.head)
+  cold = cold_runs()
+  Schedule(cold, 0, longest=LONGEST).run()
+  before = [program._cache_size() for program in programs]
+  for seed in range(1, 6):
+    Schedule(cold, seed, longest=LONGEST).run()
+  assert [program._cache_size() for program in programs] == before
+
+
+# Every rule of the contract that can be broken is broken once, and seen.
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+def new_cache():
+  placement = PlacementPolicy("block", budget=16, chunk=16)
+  return PrefixCache(small_model(), capacity=1 << 20, placement=placement)
+
+
+PROMPT, TURN = 40, 20
+
+
+def second_turn():
+  """Differing bits of a second turn, and of the decoding before it.
+
+  Prefill, decode through a lattice point, release, then a longer prompt.
+  """
+  tokens, model = random_tokens(90), small_model()
+  cache, decoded, expected = new_cache(), [], cold_turn()
+  sequences = prefill(model, cache, [tokens[:PROMPT]]).sequences
+  for end in range(PROMPT, PROMPT + TURN):
+    poison(cache)
+    out = decode(model, cache, sequences, tokens[end : end + 1])
+    sequences = out.sequences
+    decoded.append(out.logits[0])
+  cache.release(sequences)
+  poison(cache)
+  out = prefill(model, cache, [tokens], all_logits=True)
+  resumed = out.reports[0].resumed
+  assert resumed == (PROMPT + TURN) // 16 * 16
+  cold = cold_runs().prefill(tokens).logits[resumed:]
+  return (
+    differing_bits(out.logits[0], cold),
+    differing_bits(np.stack(decoded), expected),
+  )
+
+
+@functools.cache
+def cold_turn():
+  """Cold decode logits of `second_turn`; made before anything is broken."""
+  tokens = random_tokens(90)
+  cold_runs().prefill(tokens)
+  return np.stack(
+    [
+      cold_runs().decode(tokens[: end + 1], PROMPT)
+      for end in range(PROMPT, PROMPT + TURN)
+    ]
+  )
+
+
+def test_second_turn_differs_in_no_bit():
+  cold_turn()
+  assert second_turn() == (0, 0)
+
+
+def test_stepwise_carry_kept_at_a_lattice_point_is_seen(monkeypatch):
+  cold_turn()
+
+  def keep_stepwise(model, cache, records):
+    del model, cache
+    for record in records:
+      if record.length % 16 == 0:
+        swapped = record.running_slot, record.own_slot
+        record.own_slot, record.running_slot = swapped
+        record.lattice_slot = record.own_slot
+
+  monkeypatch.setattr(decode_module, "_make_canonical", keep_stepwise)
+  assert min(second_turn()) > 0
+
+
+def test_canonical_chunk_deferred_is_seen(monkeypatch):
+  cold_turn()
+  make_canonical, late = decode_module._make_canonical, []
+
+  def one_step_late(model, cache, records):
+    for record, completed in late:
+      make_canonical(model, cache, [completed])
+      record.lattice_slot = completed.lattice_slot
+    late.clear()
+    for record in records:
+      if record.length % 16 == 0:
+        late.append((record, copy.copy(record)))
+        record.lattice_slot = record.running_slot
+
+  monkeypatch.setattr(decode_module, "_make_canonical", one_step_late)
+  _, decoded = second_turn()
+  assert decoded > 0
+
+
+def test_partial_page_inserted_is_seen(monkeypatch):
+  model, document = small_model(), random_tokens(40)
+  longer = [document, np.zeros(8, np.int32), random_tokens(9, seed=1)]
+  longer = np.concatenate(longer)  # goes on as the padding of the page did
+  expected = cold_runs().prefill(longer).logits[-1]
+
+  def last_logits():
+    cache = new_cache()
+    cache.release(prefill(model, cache, [document]).sequences)
+    return prefill(model, cache, [longer]).logits[0]
+
+  assert differing_bits(last_logits(), expected) == 0
+  store, token_blocks = PrefixCache.store, prefix_cache.token_blocks
+
+  def rounded_up(tokens, chunk):
+    return token_blocks(np.pad(tokens, (0, -tokens.size % chunk)), chunk)
+
+  def store_partial(self, record, slots):
+    with monkeypatch.context() as patch:
+      patch.setattr(prefix_cache, "token_blocks", rounded_up)
+      store(self, record, dict(slots) | {3: record.running_slot})
+    (record.running_slot,) = self.index.reserve(1, 0).slots
+
+  monkeypatch.setattr(PrefixCache, "store", store_partial)
+  assert differing_bits(last_logits(), expected) > 0
+
+
+def state_after(x, lengths):
+  """State of the delta rule after chunks of those lengths of 16 at most."""
+  step_chunk, first = jax.jit(gated_delta_chunk), 0
+  state = jnp.zeros((2, 8, 8))
+  for length in lengths:
+    rows = slice(first, first + length)
+    padding = ((0, 16 - length),) + ((0, 0),) * 2
+    heads = [jnp.asarray(np.pad(u[rows], padding)) for u in x[:3]]
+    gates = [jnp.asarray(np.pad(u[rows], padding[:2])) for u in x[3:]]
+    state, _ = step_chunk(state, (*heads, *gates), jnp.int32(length))
+    first += length
+  return state
+
+
+def test_shifted_chunk_grid_is_seen():
+  random = np.random.default_rng(0)
+  heads = [random.normal(0, 0.3, (48, 2, 8)) for _ in range(3)]
+  gates = [np.full((48, 2), value) for value in (-0.05, 0.8)]
+  x = [u.astype(np.float32) for u in heads + gates]
+  on_grid, shifted = (
+    state_after(x, [16, 16, 16]),
+    state_after(x, [1, 16, 16, 15]),
+  )
+  np.testing.assert_allclose(on_grid, shifted, rtol=1e-3, atol=1e-5)
+  assert differing_bits(on_grid, state_after(x, [16, 16, 16])) == 0
+  assert differing_bits(on_grid, shifted) > 0
+
+
+def rung_bits(**changes):
+  """Bits by which programs of 64 and of 1,024 rows differ."""
+  tokens = random_tokens(1024)
+  small, large = (
+    ColdRuns(
+      small_model(
+        chunk=64, ladder=(rung,), max_length=1024, head_rows=64, **changes
+      ),
+      longest=1024,
+    )
+    .prefill(tokens)
+    .logits
+    for rung in (1, 16)
+  )
+  return differing_bits(small, large)
+
+
+def test_vmap_over_tiles_is_seen(monkeypatch):
+  assert rung_bits() == 0
+
+  def over_tiles(function, *xs):
+    return jax.vmap(function)(*xs)
+
+  for module in (gated_delta_net, attention):
+    monkeypatch.setattr(module, "map_chunks", over_tiles)
+  # Another eps: another configuration, hence programs of its own.
+  assert rung_bits(eps=2e-6) > 0
+
+
+def test_programs_of_few_rows_are_seen():
+  # Why the configuration refuses such a ladder: 16 rows against 64.
+  tokens = random_tokens(64)
+  few, many = (
+    ColdRuns(small_model(ladder=(rung,)), longest=LONGEST)
+    .prefill(tokens)
+    .logits
+    for rung in (1, 4)
+  )
+  assert differing_bits(few, many) > 0
+
+
+def test_multiplied_instead_of_selected_is_seen(monkeypatch):
+  free, held = jnp.full((2,), jnp.nan), jnp.array([-0.0, 1.0])
+  pool = jnp.stack([free, held, free])
+
+  def scanned():
+    chunks = packed.Chunks(
+      read=jnp.array([1, packed.CARRY, packed.ZERO]),
+      write=jnp.array([-1, 2, -1]),
+      length=jnp.array([0, 0, 1]),
+      position=jnp.zeros(3, jnp.int32),
+      request=jnp.array([0, 0, 1]),
+    )
+
+    def cell(carry, x, length):
+      del x, length
+      return carry + 1, carry
+
+    return packed.packed_scan(cell, pool, jnp.zeros(3), chunks)
+
+  ys, kept = scanned()
+  assert not np.isnan(ys[2]).any()
+  assert differing_bits(kept, pool.at[2].set(held)) == 0
+
+  def multiplied(condition, if_true, if_false):
+    keep = condition.astype(jnp.float32)
+    return if_true * keep + if_false * (1 - keep)
+
+  monkeypatch.setattr(packed, "select", multiplied)
+  _, kept = scanned()
+  assert differing_bits(kept[2], held) > 0
