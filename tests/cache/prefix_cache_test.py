@@ -1,0 +1,100 @@
+"""PrefixCache: what it refuses, holds and gives back."""
+
+import jax
+import numpy as np
+import pytest
+
+from sparse_prefix_jax import PrefixCache, prefill
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.placement import PlacementPolicy
+from tests.models_for_tests import small_config, small_model
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+def new_cache(name="last", budget=None, **changes):
+  fields = {
+    "capacity": 1 << 20,
+    "placement": PlacementPolicy(name, budget=budget, chunk=16),
+  }
+  return PrefixCache(small_model(), **(fields | changes))
+
+
+@pytest.mark.parametrize(
+  "changes, match",
+  [
+    ({"capacity": 1000}, "capacity is 1000 bytes"),
+    ({"capacity": -5}, "capacity is -5 bytes"),
+    ({"eviction": "newest"}, "newest"),
+    ({"placement": "everywhere"}, "everywhere"),
+    ({"placement": PlacementPolicy("last", chunk=64)}, "chunk 64"),
+    ({"state_share": 0.0}, "state_share is 0.0"),
+    ({"state_share": 1.0}, "state_share is 1.0"),
+  ],
+)
+def test_bad_choices_are_refused(changes, match):
+  with pytest.raises(ValueError, match=match):
+    new_cache(**changes)
+
+
+def test_device_memory_stays_within_the_capacity():
+  for capacity in (100_000, 1 << 20):
+    cache = new_cache(capacity=capacity)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.pools))
+    assert 0.9 * capacity < held <= capacity
+
+
+def test_what_is_held_is_counted_exactly():
+  cache = new_cache("balanced", budget=2)
+  config = small_config()
+  out = prefill(small_model(), cache, [random_tokens(100)])
+  states, pages = 2 + 2, 7
+  expected = states * state_bytes(config) + pages * page_bytes(config)
+  assert cache.stats().held_bytes == expected
+  cache.release(out.sequences)
+  expected -= 2 * state_bytes(config) + page_bytes(config)
+  assert cache.stats().held_bytes == expected
+  assert cache.sequences == ()
+
+
+def test_shared_pages_count_once():
+  cache, document = new_cache(), random_tokens(96)
+  for i in range(3):
+    prompt = np.append(document, random_tokens(10, i + 1))
+    cache.release(prefill(small_model(), cache, [prompt]).sequences)
+  assert cache.stats().held_pages == 6
+  assert len(cache.index) == 3
+
+
+def test_running_sequences_are_not_evicted():
+  cache = new_cache(capacity=300_000)
+  held = prefill(small_model(), cache, [random_tokens(60)]).sequences
+  for seed in range(1, 9):
+    out = prefill(small_model(), cache, [random_tokens(150, seed)])
+    cache.release(out.sequences)
+  assert cache.stats().evictions > 0
+  assert cache.running(held[0]).length == 60
+  longer = np.append(random_tokens(60), 3)
+  (report,) = prefill(small_model(), cache, [longer]).reports
+  assert report.resumed == 48
+
+
+def test_planner_learns_overlaps_as_they_come():
+  cache = new_cache("optimal", budget=1)
+  document = random_tokens(100)
+  for seed in range(1, 13):
+    prompt = np.append(document, random_tokens(30, seed))
+    out = prefill(small_model(), cache, [prompt])
+    cache.release(out.sequences)
+  assert out.reports[0].resumed == 96
+  assert cache.planner.positions(130) == (96,)
+
+
+def test_release_refuses_one_named_twice():
+  cache = new_cache()
+  sequences = prefill(small_model(), cache, [random_tokens(20)]).sequences
+  with pytest.raises(ValueError, match="named twice"):
+    cache.release(sequences * 2)
+  cache.release(sequences)
