@@ -17,7 +17,7 @@ is found layer by layer. Two facts make a layer cheap and regular:
   tiles a(k) .. a(k+1). Over all gaps those are at most 2 N / S - 1 pairs
   (gap, tile): a fixed shape.
 
-Each level goes from stride S to stride S / 32: it takes the maximum inside
+Each level goes from stride S to stride S / 32, say: it takes the maximum inside
 every pair's dense block [32 queries, S values], per sub-tile of S / 32, and
 then over the pairs of a gap. That is 2 * 32 * N products a level and
 log_32(N) levels: O(N log N) a layer, O(M N log N) in all, in dense blocks that
@@ -52,6 +52,11 @@ from sparse_prefix_jax.placement.problem import (
 # Queries that one level adds per gap. 32 was the fastest of 4, 8, 16 and 32
 # on two CPU cores at N from 1,024 to 16,384 (benchmarks/placement.py).
 _FAN_OUT = 32
+
+# The first level asks its queries of all lines. Where that would be more than
+# 8 queries, a level of 4 goes before it: wide first levels were five times
+# slower for each product.
+_FIRST, _SPLIT = 8, 4
 
 
 class _Lines(NamedTuple):
@@ -94,12 +99,14 @@ class _Best(NamedTuple):
 def _strides(depths: int) -> list[int]:
   """Strides of the levels, widest first, the last one 1.
 
-  >>> _strides(4096)
-  [1024, 32, 1]
+  >>> _strides(4096), _strides(16384)
+  ([1024, 32, 1], [4096, 1024, 32, 1])
   """
   strides = [1]
   while 2 * strides[-1] * _FAN_OUT <= depths:
     strides.append(strides[-1] * _FAN_OUT)
+  while depths > _FIRST * strides[-1]:
+    strides.append(strides[-1] * _SPLIT)
   return strides[::-1]
 
 
