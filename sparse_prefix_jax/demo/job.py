@@ -14,7 +14,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from sparse_prefix_jax.demo import picture, results
-from sparse_prefix_jax.demo.serving import CAPACITY, DECODED, Served, serve
+from sparse_prefix_jax.demo.serving import CAPACITY, DECODED, new_cache, serve
 from sparse_prefix_jax.demo.strategies import LEVELS, Strategy, strategies
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -123,12 +123,12 @@ def _compilations() -> Iterator[list[float]]:
 def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
   """Compiles each program once: the rungs, decode, the head, the solver."""
   config = model.config
-  reference = tried[0].policy
+  cache = new_cache(model, tried[0].policy)
   steps = [rung * config.chunk - DECODED for rung in config.ladder]
   learned = [s.policy for s in tried if s.policy.name == "optimal"]
   with tqdm(total=len(steps) + len(learned), desc="compiling") as bar:
     for length in steps:
-      serve(model, reference, [np.zeros(length, np.int32)])
+      serve(model, cache, np.zeros(length, np.int32))
       bar.update()
     for policy in learned:
       planner = Planner(policy, depths=config.max_length // config.chunk)
@@ -142,18 +142,22 @@ def _serve_all(
   tried: Sequence[Strategy],
   prompts: Sequence[np.ndarray],
 ) -> list[results.Result]:
-  """A row for each strategy; the first is what the others are compared to."""
-  rows: list[results.Result] = []
-  reference: list[Served] = []
+  """A row for each strategy; the first is what the others are compared to.
+
+  Each request is served under every strategy before the next one comes, so
+  that a machine that is busy for a while is so for all of them.
+  """
+  caches = [new_cache(model, strategy.policy) for strategy in tried]
+  turns = [
+    [serve(model, cache, prompt) for cache in caches]
+    for prompt in tqdm(prompts, f"serving {len(tried)} ways", unit="request")
+  ]
   total = sum(prompt.size for prompt in prompts)
-  count = len(tried) * len(prompts)
-  with tqdm(total=count, unit="request", mininterval=0.5) as bar:
-    for strategy in tried:
-      bar.set_description(f"{strategy.label:13}")
-      served = serve(model, strategy.policy, prompts, advance=bar.update)
-      reference = reference or served
-      rows.append(results.summarise(strategy, served, reference, total))
-  return rows
+  reference, *_ = runs = list(zip(*turns, strict=True))
+  return [
+    results.summarise(strategy, served, reference, total)
+    for strategy, served in zip(tried, runs, strict=True)
+  ]
 
 
 def _report(

@@ -1,7 +1,7 @@
-"""Serves a stream under one strategy and notes what it took."""
+"""Serves requests and notes what they took."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +13,11 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.prefill import prefill
 
-CAPACITY = 64 << 20
+CAPACITY = 32 << 20
 """Bytes of every cache: nothing is evicted, so that strategies differ in their
 states alone; and one size of the pools is one set of compiled programs."""
+
+_STATE_SHARE = 0.65  # `sqrt` keeps many states.
 
 DECODED = 3
 """Tokens decoded greedily after each prompt."""
@@ -40,39 +42,37 @@ class Served(NamedTuple):
   held: Stats
 
 
-def serve(
-  model: HybridDecoder,
-  policy: PlacementPolicy,
-  prompts: Sequence[np.ndarray],
-  *,
-  advance: Callable[[], object] = lambda: None,
-) -> list[Served]:
-  """Serves prompts one after another with a new cache.
+def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
+  """An empty cache, of the one size that all strategies get.
 
   Args:
     model: the model.
     policy: where entries keep states; learns in the order of serving.
-    prompts: int32 [t] token ids each.
-    advance: called after each request, for a progress bar.
 
   Returns:
-    What each request gave and took.
+    The cache.
+  """
+  return PrefixCache(
+    model, capacity=CAPACITY, placement=policy, state_share=_STATE_SHARE
+  )
+
+
+def serve(
+  model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
+) -> Served:
+  """Prefills a prompt, decodes a few tokens greedily and releases.
+
+  Args:
+    model: the model.
+    cache: matched and extended.
+    prompt: int32 [t] token ids.
+
+  Returns:
+    What the request gave and took.
 
   Raises:
     ValueError: a prompt that the model or the capacity has no room for.
   """
-  cache = PrefixCache(model, capacity=CAPACITY, placement=policy)
-  served = []
-  for prompt in prompts:
-    served.append(_serve_one(model, cache, prompt))
-    advance()
-  return served
-
-
-def _serve_one(
-  model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
-) -> Served:
-  """Prefill, a few greedy tokens, release."""
   start = time.perf_counter()
   out = prefill(model, cache, [prompt])
   seconds = time.perf_counter() - start

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sparse_prefix_jax.placement import PlacementPolicy
 
-LEVELS = (1, 2, 4, 8)
+LEVELS = (1, 2, 4)
 """States per entry at which strategies with a budget are compared."""
 
 # Learned placements plan anew after every request: the stream is short, and a
