@@ -92,7 +92,18 @@ def _define_flags() -> flags.FlagValues:
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
-  """The command and its flags; ValueError for what does not belong to it."""
+  """Splits the command line.
+
+  Args:
+    argv: program name, command and flags.
+
+  Returns:
+    The command, and the values of all flags (None where not given).
+
+  Raises:
+    ValueError: no such command, a flag of another command, or one missing.
+    flags.Error: an unknown flag, or a value of the wrong type.
+  """
   values = _define_flags()
   words = values(list(argv))[1:]
   if len(words) != 1 or words[0] not in _COMMAND_FLAGS:
@@ -119,7 +130,18 @@ def _check_writable(path: Path) -> None:
 
 
 def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
-  """The stream in the order of serving, and its default warm-up."""
+  """Reads the request stream that the flags name.
+
+  Token files are interleaved as in the paper; traces keep their order in time.
+
+  Returns:
+    The stream in the order of serving, and the warm-up it has by default.
+
+  Raises:
+    ValueError: an unknown kind of file, a malformed one, or a flag that does
+      not go with it.
+    FileNotFoundError: there is no such file.
+  """
   path = Path(values.requests)
   if path.suffix == ".npz":
     if values.block_size is not None:
@@ -143,7 +165,13 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
 
 
 def _sizes(name: str, chunk: int) -> evaluation.Sizes:
-  """Bytes of a state and of a page of `chunk` tokens, for a preset."""
+  """Bytes of a state and of a page of `chunk` tokens, for a preset.
+
+  Models are imported here, so that the other capacities and `place` start fast.
+
+  Raises:
+    ValueError: there is no such preset.
+  """
   models = importlib.import_module("sparse_prefix_jax.models")
   sizes = importlib.import_module("sparse_prefix_jax.models.sizes")
   config = models.preset(name)
@@ -188,7 +216,11 @@ def _simulate(values: flags.FlagValues) -> None:
 
 
 def _cost(text: str | None, depths: int) -> np.ndarray:
-  """The cumulative cost that `--cost` names."""
+  """The cumulative cost [depths] that `--cost` names.
+
+  Raises:
+    ValueError: an unknown name, or a ratio that is no number >= 0.
+  """
   kind, _, ratio = (text or "linear").partition(":")
   if kind == "linear" and not ratio:
     return placement.linear_cost(depths)
@@ -203,7 +235,12 @@ def _cost(text: str | None, depths: int) -> np.ndarray:
 
 
 def _load_histogram(path: Path) -> np.ndarray:
-  """The weights in a NumPy file."""
+  """The weights in a NumPy file; `solve_placement` checks their values.
+
+  Raises:
+    ValueError: the file is no single NumPy array.
+    OSError: it cannot be read.
+  """
   try:
     weights = np.load(path, allow_pickle=False)
   except (ValueError, EOFError):

@@ -55,9 +55,22 @@ def _store(
   match: Match,
   wanted: Sequence[int],
 ) -> int:
-  """Stores a request's pages and the wanted states; returns the states.
+  """Stores a request's pages and the wanted states.
 
+  What the request resumes from is pinned while room is made. Blocks past the
+  resumed position are computed again into pages of their own, as in serving,
+  also where the tree has them; the tree then keeps its own and frees these.
   What does not fit even into an empty cache is served and not stored.
+
+  Args:
+    index: the cache.
+    blocks: keys of the whole blocks of the request.
+    tail: key of its remaining tokens.
+    match: what the index found of it.
+    wanted: depths in blocks at which to keep states.
+
+  Returns:
+    How many states the entry keeps.
   """
   resumed = match.resume_blocks
   fresh = [depth for depth in wanted if depth > resumed]
@@ -81,7 +94,10 @@ def _store(
 def _keys(
   request: Request, trace: Trace, chunk: int
 ) -> tuple[Sequence[Hashable], bytes]:
-  """Whole blocks of a request and its tail."""
+  """Keys of the whole blocks of a request, and its tail.
+
+  A trace of hashed blocks does not tell the ids of a trailing partial block.
+  """
   if trace.block == 1:
     return token_blocks(request.ids, chunk)
   return block_keys(request, trace, chunk), b""

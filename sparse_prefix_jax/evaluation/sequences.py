@@ -37,7 +37,17 @@ class Lookup:
 def _longest(
   request: Request, held: Sequence[int], requests: Sequence[Request]
 ) -> tuple[int, int]:
-  """Common ids with the best of the held entries, and which entry that is."""
+  """The held entry that shares most with a request.
+
+  Args:
+    request: what is looked up.
+    held: positions of the entries to compare with, the earliest stored first.
+    requests: the stream.
+
+  Returns:
+    Number of common ids, and the position of the first entry that has as many;
+    0 and -1 where nothing is shared.
+  """
   best, entry = 0, -1
   for position in held:
     common = common_prefix(requests[position].ids, request.ids)

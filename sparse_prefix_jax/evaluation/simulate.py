@@ -29,7 +29,11 @@ def default_eviction(capacity: Capacity) -> str:
 def _check(
   requests: Trace, policy: PlacementPolicy, eviction: str, fraction: float
 ) -> int:
-  """How many requests warm the cache; ValueError for what does not fit."""
+  """How many requests warm the cache.
+
+  Raises:
+    ValueError: arguments of `simulate` that do not fit each other.
+  """
   if eviction not in EVICTIONS:
     raise ValueError(
       f"eviction must be one of {', '.join(EVICTIONS)}, got {eviction!r}"

@@ -76,6 +76,7 @@ class _Slots:
   """At most K tree nodes that hold a state; the oldest leaves first."""
 
   def __init__(self, count: int) -> None:
+    """Starts empty; `count` is K."""
     self.count = count
     self.held: OrderedDict[int, None] = OrderedDict()
 

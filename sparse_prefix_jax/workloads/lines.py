@@ -23,7 +23,10 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
   """Line numbers from 1, and lines that are not blank.
 
   Args:
-    path: a text file; `.gz` and `.xz` are decompressed.
+    path: a text file; `.gz` and `.xz` are decompressed while it is read.
+
+  Yields:
+    Pairs of number and text, stripped of white space at both ends.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -49,6 +52,12 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Line numbers from 1, and the JSON object of each line that is not blank.
+
+  Args:
+    path: JSON lines, plain or compressed.
+
+  Yields:
+    Pairs of number and object.
 
   Raises:
     FileNotFoundError: there is no such file.

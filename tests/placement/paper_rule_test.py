@@ -1,13 +1,8 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
-
-sys.path.insert(0, str(Path(__file__).parent))
-import reference
+from tests.placement import reference
 
 
 def literal(counts, budget):
