@@ -44,7 +44,17 @@ def check_requests(
   capture: Several[Several[int]] | None,
   salt: bytes,
 ) -> list[Request]:
-  """The requests of a batch.
+  """The requests of a batch, each checked before any of them runs.
+
+  Args:
+    cache: Its configuration and capacity bound what is allowed.
+    prompts: Token ids per request.
+    anchors: Positions per request, or None.
+    capture: Lattice points per request, or None.
+    salt: The tenant of the whole batch.
+
+  Returns:
+    The requests, in the order of the prompts.
 
   Raises:
     ValueError: Naming the argument, what it was and what is allowed.
@@ -81,6 +91,14 @@ def check_tokens(
   name: str, prompt: at.Tokens, config: ModelConfig
 ) -> np.ndarray:
   """Token ids as int32.
+
+  Args:
+    name: What to call them in a message.
+    prompt: Any sequence of integers.
+    config: Vocabulary and longest sequence.
+
+  Returns:
+    A NumPy row. [t]
 
   Raises:
     ValueError: If there are none or too many, they are no integers, or one is

@@ -117,7 +117,9 @@ def test_forks_go_their_own_ways(placement, decoded):
   assert (stats.held_bytes == 0) == (placement == "no_cache")
 
 
-def refused(match, cache, sequences, tokens, error=ValueError, **arguments):
+def assert_refused(
+  match, cache, sequences, tokens, error=ValueError, **arguments
+):
   before = cache.stats()
   lengths = [sequence.length for sequence in cache.sequences]
   with pytest.raises(error, match=match):
@@ -129,14 +131,14 @@ def refused(match, cache, sequences, tokens, error=ValueError, **arguments):
 def test_refusals_change_nothing():
   cache = new_cache()
   old = start(cache, random_tokens(20))
-  refused("ids for 1 sequences", cache, old, [1, 2])
-  refused("holds id 512", cache, old, [512])
-  refused("named twice", cache, old * 2, [1, 2])
+  assert_refused("ids for 1 sequences", cache, old, [1, 2])
+  assert_refused("holds id 512", cache, old, [512])
+  assert_refused("named twice", cache, old * 2, [1, 2])
   new = advance(cache, old, [5]).sequences
-  refused("decoded further, to 21 tokens", cache, old, [1])
-  refused("exact=False", cache, new, [1], exact=True)
+  assert_refused("decoded further, to 21 tokens", cache, old, [1])
+  assert_refused("exact=False", cache, new, [1], exact=True)
   cache.release(new)
-  refused("was released", cache, new, [1])
+  assert_refused("was released", cache, new, [1])
   with pytest.raises(ValueError, match="was released"):
     cache.release(new)
 
@@ -144,7 +146,7 @@ def test_refusals_change_nothing():
 def test_longest_sequence_is_refused_a_further_token():
   cache = new_cache()
   sequences = start(cache, random_tokens(256))
-  refused("max_length = 256", cache, sequences, [1])
+  assert_refused("max_length = 256", cache, sequences, [1])
 
 
 def test_no_page_for_a_new_chunk_changes_nothing():
@@ -153,6 +155,6 @@ def test_no_page_for_a_new_chunk_changes_nothing():
   share = (slots + 1) / (slots + pages)
   cache = new_cache("no_cache", capacity=slots + pages, state_share=share)
   sequences = start(cache, random_tokens(32))
-  refused("cannot reserve", cache, sequences, [1], error=CapacityError)
+  assert_refused("cannot reserve", cache, sequences, [1], error=CapacityError)
   cache.release(sequences)
   assert cache.stats().held_bytes == 0

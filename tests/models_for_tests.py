@@ -5,6 +5,11 @@ import functools
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig, preset
+from sparse_prefix_jax.contract import ColdRuns
+from sparse_prefix_jax.placement import PlacementPolicy
+
+LONGEST = 160
+"""Longest sequence of most tests, in tokens."""
 
 
 def small_config(**changes) -> ModelConfig:
@@ -17,3 +22,14 @@ def small_config(**changes) -> ModelConfig:
 def small_model(**changes) -> HybridDecoder:
   """A random model of `small_config`."""
   return HybridDecoder(small_config(**changes), rngs=nnx.Rngs(0))
+
+
+@functools.cache
+def cold_runs(**changes) -> ColdRuns:
+  """Cold runs of `small_model`, to compare with."""
+  return ColdRuns(small_model(**changes), longest=LONGEST)
+
+
+def last_placement() -> PlacementPolicy:
+  """A state at the end of every entry."""
+  return PlacementPolicy("last", chunk=16)

@@ -149,7 +149,8 @@ def test_every_subset_of_captures_has_the_same_bits():
   prompt = random_tokens(70)
   for subset in range(16):
     capture = [CHUNK * (i + 1) for i in range(4) if subset >> i & 1]
-    run(new_cache(), [prompt], capture=[capture])
+    (report,) = run(new_cache(), [prompt], capture=[capture])
+    assert report.captured == tuple(capture)
 
 
 def test_one_compilation_per_rung():
@@ -177,7 +178,9 @@ def test_one_compilation_per_rung():
 # Refusals: one sentence, and nothing has changed.
 
 
-def refused(match, cache=None, prompts=None, error=ValueError, **arguments):
+def assert_refused(
+  match, cache=None, prompts=None, error=ValueError, **arguments
+):
   cache = cache or new_cache()
   prompts = [random_tokens(40)] if prompts is None else prompts
   before = cache.stats()
@@ -200,7 +203,7 @@ def refused(match, cache=None, prompts=None, error=ValueError, **arguments):
   ],
 )
 def test_bad_prompt_is_refused(prompt, match):
-  refused(match, prompts=[random_tokens(20), np.asarray(prompt)])
+  assert_refused(match, prompts=[random_tokens(20), np.asarray(prompt)])
 
 
 @pytest.mark.parametrize(
@@ -214,15 +217,15 @@ def test_bad_prompt_is_refused(prompt, match):
   ],
 )
 def test_bad_capture_is_refused(capture, match):
-  refused(match, capture=capture)
+  assert_refused(match, capture=capture)
 
 
 def test_bad_anchor_is_refused():
-  refused(r"anchors\[0\] holds 41", anchors=[[41]])
+  assert_refused(r"anchors\[0\] holds 41", anchors=[[41]])
 
 
 def test_capture_without_a_cache_is_refused():
-  refused("no_cache", cache=new_cache("no_cache"), capture=[[16]])
+  assert_refused("no_cache", cache=new_cache("no_cache"), capture=[[16]])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,7 @@ def small_cache(states, pages):
 
 
 def test_prompt_longer_than_the_capacity_is_refused():
-  refused(
+  assert_refused(
     "a sequence of 100 tokens needs 2 states and 7 pages",
     cache=small_cache(4, 6),
     prompts=[random_tokens(100)],
@@ -264,7 +267,7 @@ def test_prompt_longer_than_the_capacity_is_refused():
 
 def test_batch_that_does_not_fit_is_refused_whole():
   cache = small_cache(4, 12)
-  refused(
+  assert_refused(
     "cannot reserve",
     cache=cache,
     prompts=[random_tokens(90, seed) for seed in range(3)],

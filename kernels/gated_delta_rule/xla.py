@@ -36,7 +36,15 @@ def chunk(
   length: Array,
   precision: lax.Precision,
 ) -> tuple[Float32[Array, "hv k v"], Float32[Array, "c hv v"]]:
-  """Advances one state over one chunk of which `length` tokens are real."""
+  """Advances one state over one chunk of which `length` tokens are real.
+
+  Everything is float32 from here on. Padding is selected to zero keys, values,
+  strengths and decays, which leaves a state as it is.
+
+  Returns:
+    The state after the real tokens, and the outputs; rows of padding hold
+    finite numbers of no meaning.
+  """
   tokens, groups = q.shape[0], v.shape[1] // k.shape[1]
   real = jnp.arange(tokens) < length
   q, k, v = (_heads_first(x, real) for x in (q, k, v))
@@ -85,7 +93,10 @@ def step(
   log_decay: Float32[Array, "b hv"],
   beta: Float32[Array, "b hv"],
 ) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
-  """One token of b requests: sums over k, never a product of one row."""
+  """One token of b requests, the recurrence as it is written.
+
+  Sums over k, never a product of one row, whose bits would be its own.
+  """
   groups = v.shape[1] // k.shape[1]
   q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
   if groups > 1:

@@ -38,7 +38,12 @@ def attend_chunks(
   block_pages: int,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
-  """All chunks write their pages, then each attends, in a static scan."""
+  """All chunks write their pages, then each attends, in a static scan.
+
+  The query heads of a group stand below one another as rows of one product per
+  key head. Shapes and meaning as in `lattice_attention`; `block_pages` pages
+  are gathered for one product.
+  """
   size, heads = q.shape[1], k.shape[2]
   groups = q.shape[2] // heads
   own_page = page_table[chunks.request, chunks.position // size]
@@ -79,7 +84,11 @@ def attend_rows(
   block_pages: int,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
-  """One token per row: written to its page, then attended, row by row."""
+  """One token per row: written to its page, then attended, row by row.
+
+  Shapes and meaning as in `lattice_attention_step`. Rows are scanned, so that
+  a row has the same bits wherever it stands and whoever joins it.
+  """
   size, heads = key_pages.shape[1:3]
   groups = q.shape[1] // heads
   page = page_table[jnp.arange(q.shape[0]), position // size]
@@ -118,7 +127,20 @@ def _attend(
   block_pages: int,
   precision: lax.Precision,
 ) -> Float32[Array, "hkv rows k"]:
-  """Rows of one request against its blocks of keys up to token `end`."""
+  """Rows of one request against its blocks of keys up to token `end`.
+
+  Args:
+    q: Queries, scaled; rows of one key head share its keys.
+    row_position: Absolute position per row: the last key that it sees.
+    end: Tokens that exist; values from there on are selected to zero.
+    pages: Pages of the request, in order.
+    pools: Keys and values.
+    block_pages: Pages of one block.
+    precision: Of the products.
+
+  Returns:
+    softmax(q K^T) V; zeros if `end` is 0.
+  """
   size = pools[0].shape[1]
   width = block_pages * size
 
@@ -160,7 +182,7 @@ def _accumulate(
   v: Float[Array, "hkv keys k"],
   precision: lax.Precision,
 ) -> _Softmax:
-  """One step of the online softmax."""
+  """One step of the online softmax; exp(-inf) = 0 leaves masked keys out."""
   maximum = jnp.maximum(carry.maximum, scores.max(axis=-1, keepdims=True))
   rescale = jnp.exp(carry.maximum - maximum)
   weights = jnp.exp(scores - maximum)

@@ -65,7 +65,17 @@ class DecoderLayer(nnx.Module):
     chunks: Chunks,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "n c d"], StatePools | PagePools]:
-    """One layer over n packed chunks."""
+    """One layer over n packed chunks.
+
+    Args:
+      x: The residual stream.
+      pools: Of this layer, donated.
+      chunks: What each chunk reads, writes and holds.
+      page_table: Pages of each request, in order.
+
+    Returns:
+      The residual stream, and the pools with what was captured.
+    """
     normed = residual_norm(x, self.mixer_norm[...], self.eps)
     mixed, pools = self.mixer(normed, pools, chunks, page_table)
     return self._feed_forward(x + mixed), pools
@@ -77,7 +87,7 @@ class DecoderLayer(nnx.Module):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], StatePools | PagePools]:
-    """One layer over one token of b running sequences."""
+    """One layer over one token of b running sequences; as `__call__`."""
     normed = residual_norm(x, self.mixer_norm[...], self.eps)
     mixed, pools = self.mixer.step(normed, pools, rows, page_table)
     return self._feed_forward(x + mixed), pools
@@ -114,7 +124,12 @@ class HybridDecoder(nnx.Module):
       self.unembedding = nnx.Param(normal(rngs.params(), shape, dtype))
 
   def init_pools(self, *, slots: int, pages: int) -> Pools:
-    """Pools of zeros: `slots` state checkpoints, `pages` pages."""
+    """Pools of zeros, one entry per layer.
+
+    Args:
+      slots: State checkpoints; one number names a slot in every layer.
+      pages: Pages of keys and values, likewise.
+    """
     chunk = self.config.chunk
     return tuple(
       layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
@@ -152,7 +167,17 @@ class HybridDecoder(nnx.Module):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], Pools]:
-    """Runs one token of b running sequences through all layers."""
+    """Runs one token of b running sequences through all layers.
+
+    Args:
+      tokens: Ids; a free row may hold any valid id.
+      pools: Donated.
+      rows: What each row reads and writes.
+      page_table: Pages of each sequence, in order.
+
+    Returns:
+      What enters the final norm and the head, and the pools.
+    """
     x, updated = self.embedding[...][tokens], []
     for layer, pool in zip(self.layers, pools, strict=True):
       x, pool = layer.step(x, pool, rows, page_table)
@@ -160,7 +185,11 @@ class HybridDecoder(nnx.Module):
     return x, tuple(updated)
 
   def head(self, hidden: at.Hidden) -> at.Logits:
-    """Final norm and logits in float32."""
+    """Final norm and logits in float32.
+
+    Args:
+      hidden: Gathered rows of what the layers returned, `head_rows` of them.
+    """
     c = self.config
     hidden = residual_norm(hidden, self.norm[...], c.eps)
     weight = self.embedding if c.tie_embeddings else self.unembedding

@@ -189,6 +189,7 @@ def _parameters(model: HybridDecoder) -> Parameters:
 
 
 def _layer_parameters(layer: DecoderLayer) -> Parameters:
+  """One layer: norms, feed-forward, and the mixer that it has."""
   yield ("input_layernorm.weight",), layer.mixer_norm, _same
   yield ("post_attention_layernorm.weight",), layer.mlp_norm, _same
   yield ("mlp.gate_proj.weight",), layer.mlp.gate, _transposed
@@ -201,6 +202,7 @@ def _layer_parameters(layer: DecoderLayer) -> Parameters:
 
 
 def _attention_parameters(mixer: GatedAttention) -> Parameters:
+  """Queries and gates interleave per head there as here."""
   yield ("self_attn.q_proj.weight",), mixer.in_query_gate, _transposed
   yield ("self_attn.k_proj.weight",), mixer.in_key, _transposed
   yield ("self_attn.v_proj.weight",), mixer.in_value, _transposed
@@ -210,6 +212,7 @@ def _attention_parameters(mixer: GatedAttention) -> Parameters:
 
 
 def _gated_delta_net_parameters(mixer: GatedDeltaNet) -> Parameters:
+  """The two narrow products become one; A_log is the log of the rate."""
   yield ("linear_attn.in_proj_qkv.weight",), mixer.in_qkv, _transposed
   yield ("linear_attn.in_proj_z.weight",), mixer.in_gate, _transposed
   narrow = ("linear_attn.in_proj_a.weight", "linear_attn.in_proj_b.weight")
@@ -222,10 +225,12 @@ def _gated_delta_net_parameters(mixer: GatedDeltaNet) -> Parameters:
 
 
 def _same(x: np.ndarray) -> np.ndarray:
+  """Stored as it is used."""
   return x
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
+  """[outputs inputs] -> [inputs outputs]."""
   return x.T
 
 
@@ -235,4 +240,5 @@ def _taps_first(x: np.ndarray) -> np.ndarray:
 
 
 def _side_by_side(decay: np.ndarray, beta: np.ndarray) -> np.ndarray:
+  """Two of [hv inputs] -> [inputs 2 hv], decays first."""
   return np.concatenate([decay, beta]).T

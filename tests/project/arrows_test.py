@@ -16,7 +16,8 @@ ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
   "kernels": set(),
   "layers": {"kernels"},
-  "models": {"layers"},
+  # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
+  "models": {"layers", "kernels"},
   "placement": set(),
   "workloads": set(),
   "cache.index": {"placement"},
@@ -25,14 +26,14 @@ ARROWS: dict[str, set[str]] = {
   # What callers ask for, checked: a part of prefill in a file of its own.
   "requests": {"models"} | CACHE,
   "prefill": {"models", "requests"} | CACHE,
-  "decode": {"models", "requests"} | CACHE,
+  "decode": {"models", "requests", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "placement", "prefill", "decode"} | CACHE,
-  "cost": {"models", "prefill"},
+  "cost": {"models", "prefill", "cache"},  # a cache to measure with
   "evaluation": {"cache.index", "placement", "workloads", "cost"},
 }
 # They put the parts together, and nothing imports them.
-COMPOSITION_ROOTS = {"__init__", "__main__", "demo"}
+COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}
 
 KERNELS_MAY_IMPORT = {"jax", "jaxlib", "jaxtyping", "numpy", "ml_dtypes"}
 STANDARD = {"abc", "collections", "dataclasses", "enum", "functools"}

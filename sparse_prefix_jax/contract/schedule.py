@@ -1,179 +1,23 @@
-"""The contract, tried out: random schedules against cold runs, bit by bit.
+"""A random life of one cache, compared with cold runs at every step.
 
-A schedule is a random life of one cache: batches of prompts that share
-prefixes, captures anywhere, decoding through lattice points, second turns,
-forks, evictions, releases; before every operation all free slots and pages are
-filled with NaN. Whatever comes out, and whatever is stored, is compared with
-what a cold run of the same tokens alone gives. The promise is zero differing
-bits; run it on the device and the configuration that you serve.
+Batches of prompts that share prefixes, captures anywhere, decoding through
+lattice points, second turns, forks, evictions, releases; before every operation
+all free slots and pages are filled with NaN.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.cache.index import CapacityError
-from sparse_prefix_jax.cache.pools import split_capacity
-from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Sequence
+from sparse_prefix_jax.contract.bits import differing_bits, poison
+from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.decode import decode
-from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.layers import PagePools
-from sparse_prefix_jax.models.decoder import HybridDecoder, Pools, map_pools
-from sparse_prefix_jax.models.plan import Segment, build_plan
-from sparse_prefix_jax.models.run import all_rows, run_plan
-from sparse_prefix_jax.models.step import freeze
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.prefill import prefill
-
-
-def differing_bits(x: Any, y: Any) -> int:
-  """How many bits of two arrays of one shape and dtype differ."""
-  x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
-  if x.shape != y.shape or x.dtype != y.dtype:
-    raise ValueError(
-      f"arrays are {x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}; they "
-      "must agree in shape and dtype."
-    )
-  if x.size == 0:
-    return 0
-  different = np.bitwise_xor(x.view(np.uint8), y.view(np.uint8))
-  return int(np.bitwise_count(different).sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class Cold:
-  """A cold prefill of some tokens alone.
-
-  Attributes:
-    logits: Of every token. [t vocab]
-    pools: Slot i holds the state after i + 1 chunks, page i those of chunk i.
-  """
-
-  logits: np.ndarray
-  pools: list[np.ndarray]
-
-
-class ColdRuns:
-  """Cold runs of one model, each made once.
-
-  Args:
-    model: Parameters and configuration.
-    longest: Longest run in tokens.
-  """
-
-  def __init__(self, model: HybridDecoder, longest: int) -> None:
-    self.model = model
-    self._frozen = freeze(model)
-    # Room for a few sequences with a state at every lattice point; one size,
-    # so that cold runs and schedules share their compiled programs.
-    self._capacity = 8 * -(-longest // model.config.chunk) * _chunk_bytes(model)
-    self._runs: dict[bytes, Cold] = {}
-    self._twins: dict[tuple[bytes, int], _Twin] = {}
-
-  def cache(
-    self, placement: PlacementPolicy, eviction: str = "lru"
-  ) -> PrefixCache:
-    """An empty cache of the one size."""
-    return PrefixCache(
-      self.model,
-      capacity=self._capacity,
-      placement=placement,
-      eviction=eviction,
-    )
-
-  def prefill(self, tokens: np.ndarray) -> Cold:
-    """All chunks in one plan on fresh pools, capturing after every chunk."""
-    key = tokens.tobytes()
-    if key not in self._runs:
-      self._runs[key] = self._run(tokens)
-    return self._runs[key]
-
-  def _run(self, tokens: np.ndarray) -> Cold:
-    config = self.model.config
-    slots, pages = split_capacity(config, self._capacity, 0.5)
-    pools = self.model.init_pools(slots=slots, pages=pages)
-    full = range(tokens.size // config.chunk)
-    segment = Segment(
-      tokens=tokens,
-      start=0,
-      read=ZERO,
-      writes={(i + 1) * config.chunk: i for i in full},
-      spill=slots - 1,  # carries over program ends
-      pages=range(-(-tokens.size // config.chunk)),
-    )
-    plan = build_plan(config, [segment], slots=slots, pages=pages)
-    logits, pools = run_plan(self._frozen, pools, plan, all_rows(plan))
-    return Cold(logits, [np.asarray(leaf) for leaf in jax.tree.leaves(pools)])
-
-  def decode(self, tokens: np.ndarray, prompt: int) -> np.ndarray:
-    """Logits after the last token, decoding alone from `prompt` on."""
-    twin = self._twins.pop((tokens[:-1].tobytes(), prompt), None)
-    if twin is None:
-      twin = self._begin(tokens[:-1], prompt)
-    logits = twin.step(tokens[-1:])
-    self._twins[tokens.tobytes(), prompt] = twin
-    return logits
-
-  def _begin(self, tokens: np.ndarray, prompt: int) -> "_Twin":
-    """A sequence of its own, from a cold prefill on."""
-    placement = PlacementPolicy("no_cache", chunk=self.model.config.chunk)
-    twin = _Twin(self.model, self.cache(placement), tokens[:prompt])
-    for token in tokens[prompt:]:
-      twin.step(token[None])
-    return twin
-
-
-class _Twin:
-  """A sequence that decodes alone, in a cache that stores nothing."""
-
-  def __init__(
-    self, model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
-  ) -> None:
-    self._model, self._cache = model, cache
-    self._sequences = prefill(model, cache, [prompt]).sequences
-
-  def step(self, token: np.ndarray) -> np.ndarray:
-    """Logits after one more token."""
-    out = decode(self._model, self._cache, self._sequences, token)
-    self._sequences = out.sequences
-    return out.logits[0]
-
-
-def _chunk_bytes(model: HybridDecoder) -> int:
-  pools = model.init_pools(slots=1, pages=1)
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(pools))
-
-
-def _fill(
-  pools: Pools, slots: Int32[Array, "m"], pages: Int32[Array, "n"]
-) -> Pools:
-  """NaN in some slots and pages; indices past the end are dropped."""
-
-  def fill(index: Array) -> Callable[[Array], Array]:
-    return lambda pool: pool.at[index].set(
-      jnp.asarray(jnp.nan, pool.dtype), mode="drop"
-    )
-
-  return map_pools(pools, fill(slots), fill(pages))
-
-
-_fill_jit = jax.jit(_fill, donate_argnames=("pools",))
-
-
-def poison(cache: PrefixCache) -> None:
-  """Fills every slot and page that nobody holds with NaN."""
-  unheld, budget = cache.index.unheld(), cache.index.budget
-  slots = np.full(budget.slots or 0, budget.slots, np.int32)
-  pages = np.full(budget.pages or 0, budget.pages, np.int32)
-  slots[: len(unheld.slots)] = unheld.slots
-  pages[: len(unheld.pages)] = unheld.pages
-  cache.pools = _fill_jit(cache.pools, slots, pages)
 
 
 @dataclasses.dataclass
@@ -189,11 +33,21 @@ class _Life:
 class Schedule:
   """One random schedule; `run` gives the number of differing bits.
 
+  Attributes:
+    compared: Bytes compared so far.
+
   Args:
     cold: Cold runs to compare with; shared by schedules of one model.
     seed: Of everything random in it.
     operations: How many operations.
     longest: Longest sequence in tokens.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import HybridDecoder, preset
+    >>> model = HybridDecoder(preset("tiny", ladder=(4,)), rngs=nnx.Rngs(0))
+    >>> Schedule(ColdRuns(model, 320), seed=0, operations=2, longest=320).run()
+    0
   """
 
   def __init__(
@@ -212,7 +66,11 @@ class Schedule:
     self.compared = 0
 
   def run(self) -> int:
-    """Runs all operations and compares everything; differing bits."""
+    """Runs all operations, then compares everything that is stored.
+
+    Returns:
+      Differing bits in logits, states, keys and values; 0 is the contract.
+    """
     verbs = (
       [self._prefill] * 3
       + [self._decode] * 3
@@ -281,6 +139,7 @@ class Schedule:
     ]
 
   def _prefill(self) -> int:
+    """A batch of prompts; where there is no room, some release instead."""
     prompts = [self._prompt() for _ in range(self.random.integers(1, 4))]
     try:
       out = prefill(
@@ -305,12 +164,14 @@ class Schedule:
     return bits
 
   def _decode(self) -> int:
+    """A few steps, of other sequences each time."""
     bits = 0
     for _ in range(int(self.random.integers(1, self.config.chunk))):
       bits += self._decode_once(exact=False) + self._decode_once(exact=True)
     return bits
 
   def _decode_once(self, exact: bool) -> int:
+    """One token for some of the sequences that decode in that form."""
     chosen = [
       life
       for life in self.lives
@@ -340,6 +201,7 @@ class Schedule:
     return bits
 
   def _release(self) -> int:
+    """Some sequences end; what they became may be a prompt's prefix."""
     keep = [life for life in self.lives if self.random.integers(2)]
     gone = [life for life in self.lives if life not in keep]
     self.cache.release([life.sequence for life in gone])
@@ -348,6 +210,7 @@ class Schedule:
     return 0
 
   def _fork(self) -> int:
+    """One sequence is continued twice."""
     if not self.lives:
       return 0
     life = self.lives[self.random.integers(len(self.lives))]
@@ -359,6 +222,7 @@ class Schedule:
     return 0
 
   def _evict(self) -> int:
+    """An entry goes, whether or not it is in use."""
     entries = self.cache.index.entries
     if entries:
       self.cache.index.evict(entries[self.random.integers(len(entries))])

@@ -1,0 +1,139 @@
+"""Cold runs: what the same tokens alone give, without a cache."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from sparse_prefix_jax.cache.pools import split_capacity
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.decode import decode
+from sparse_prefix_jax.kernels.chunks import ZERO
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.plan import Segment, build_plan
+from sparse_prefix_jax.models.run import all_rows, run_plan
+from sparse_prefix_jax.models.step import freeze
+from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.prefill import prefill
+
+
+@dataclasses.dataclass(frozen=True)
+class Cold:
+  """A cold prefill of some tokens alone.
+
+  Attributes:
+    logits: Of every token. [t vocab]
+    pools: Slot i holds the state after i + 1 chunks, page i those of chunk i.
+  """
+
+  logits: np.ndarray
+  pools: list[np.ndarray]
+
+
+class ColdRuns:
+  """Cold runs of one model, each made once: what everything is compared with.
+
+  A prefill goes around the cache, straight through the programs on pools of
+  zeros. Decoding runs alone in a cache that stores nothing.
+
+  Args:
+    model: Parameters and configuration.
+    longest: Longest run in tokens.
+  """
+
+  def __init__(self, model: HybridDecoder, longest: int) -> None:
+    self.model = model
+    self._frozen = freeze(model)
+    # Room for a few sequences with a state at every lattice point; one size,
+    # so that cold runs and schedules share their compiled programs.
+    self._capacity = 8 * -(-longest // model.config.chunk) * _chunk_bytes(model)
+    self._runs: dict[bytes, Cold] = {}
+    self._twins: dict[tuple[bytes, int], _Twin] = {}
+
+  def cache(
+    self, placement: PlacementPolicy, eviction: str = "lru"
+  ) -> PrefixCache:
+    """An empty cache of the one size."""
+    return PrefixCache(
+      self.model,
+      capacity=self._capacity,
+      placement=placement,
+      eviction=eviction,
+    )
+
+  def prefill(self, tokens: np.ndarray) -> Cold:
+    """All chunks in one plan on fresh pools, capturing after every chunk.
+
+    Args:
+      tokens: Ids, int32, at least one. [t]
+
+    Returns:
+      Logits of every token, and the pools as the run left them.
+    """
+    key = tokens.tobytes()
+    if key not in self._runs:
+      self._runs[key] = self._run(tokens)
+    return self._runs[key]
+
+  def _run(self, tokens: np.ndarray) -> Cold:
+    config = self.model.config
+    slots, pages = split_capacity(config, self._capacity, 0.5)
+    pools = self.model.init_pools(slots=slots, pages=pages)
+    full = range(tokens.size // config.chunk)
+    segment = Segment(
+      tokens=tokens,
+      start=0,
+      read=ZERO,
+      writes={(i + 1) * config.chunk: i for i in full},
+      spill=slots - 1,  # carries over program ends
+      pages=range(-(-tokens.size // config.chunk)),
+    )
+    plan = build_plan(config, [segment], slots=slots, pages=pages)
+    logits, pools = run_plan(self._frozen, pools, plan, all_rows(plan))
+    return Cold(logits, [np.asarray(leaf) for leaf in jax.tree.leaves(pools)])
+
+  def decode(self, tokens: np.ndarray, prompt: int) -> np.ndarray:
+    """Logits after the last token, decoding alone from `prompt` on.
+
+    Args:
+      tokens: Prompt and decoded ids, int32. [t]
+      prompt: How many of them were prefilled.
+
+    Returns:
+      Float32 logits. [vocab]
+    """
+    twin = self._twins.pop((tokens[:-1].tobytes(), prompt), None)
+    if twin is None:
+      twin = self._begin(tokens[:-1], prompt)
+    logits = twin.step(tokens[-1:])
+    self._twins[tokens.tobytes(), prompt] = twin
+    return logits
+
+  def _begin(self, tokens: np.ndarray, prompt: int) -> "_Twin":
+    """A sequence of its own, from a cold prefill on."""
+    placement = PlacementPolicy("no_cache", chunk=self.model.config.chunk)
+    twin = _Twin(self.model, self.cache(placement), tokens[:prompt])
+    for token in tokens[prompt:]:
+      twin.step(token[None])
+    return twin
+
+
+class _Twin:
+  """A sequence that decodes alone, in a cache that stores nothing."""
+
+  def __init__(
+    self, model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
+  ) -> None:
+    self._model, self._cache = model, cache
+    self._sequences = prefill(model, cache, [prompt]).sequences
+
+  def step(self, token: np.ndarray) -> np.ndarray:
+    """Logits after one more token."""
+    out = decode(self._model, self._cache, self._sequences, token)
+    self._sequences = out.sequences
+    return out.logits[0]
+
+
+def _chunk_bytes(model: HybridDecoder) -> int:
+  pools = model.init_pools(slots=1, pages=1)
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(pools))

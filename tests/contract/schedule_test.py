@@ -1,0 +1,46 @@
+"""Path independence under random schedules."""
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from sparse_prefix_jax.contract import ColdRuns, Schedule
+from sparse_prefix_jax.models import step
+from tests.models_for_tests import LONGEST, cold_runs, small_model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_schedules_differ_in_no_bit(dtype):
+  compared = []
+
+  @hypothesis.given(st.integers(0, 2**32 - 1))
+  @hypothesis.settings(
+    max_examples=12, deadline=None, derandomize=True, database=None
+  )
+  def run(seed):
+    schedule = Schedule(cold_runs(dtype=dtype), seed, longest=LONGEST)
+    assert schedule.run() == 0
+    compared.append(schedule.compared)
+
+  run()
+  assert sum(compared) > 1e6  # bytes: the schedules did something
+
+
+def test_chunks_of_64_and_all_rungs_differ_in_no_bit():
+  model = small_model(chunk=64, ladder=(1, 2, 4), max_length=1024)
+  cold, compared = ColdRuns(model, longest=640), 0
+  for seed in range(4):
+    schedule = Schedule(cold, seed, operations=6, longest=640)
+    assert schedule.run() == 0
+    compared += schedule.compared
+  assert compared > 1e6
+
+
+def test_schedules_compile_nothing_after_the_first():
+  programs = (step.prefill_group, step.decode_step, step.head)
+  cold = cold_runs()
+  Schedule(cold, 0, longest=LONGEST).run()
+  before = [program._cache_size() for program in programs]
+  for seed in range(1, 6):
+    Schedule(cold, seed, longest=LONGEST).run()
+  assert [program._cache_size() for program in programs] == before
