@@ -1,4 +1,8 @@
-"""The job: warm up, serve under every strategy, compare, write, print."""
+"""The job: warm up, serve under every strategy, compare, write, print.
+
+One model serves all strategies, and all caches have one size, so that every
+program is compiled once, in the warm-up, and no compilation is in a time.
+"""
 
 import contextlib
 import dataclasses
@@ -36,7 +40,8 @@ def run(
   """Serves the demo's stream under every strategy and checks every bit.
 
   The model has random weights: speed and exactness do not depend on what it
-  has learned. Everything but the times is the same in every run.
+  has learned. Everything but the times is the same in every run. The table goes
+  to stdout, progress bars to stderr.
 
   Args:
     out: folder for report.json and pareto.png; made if need be.
@@ -45,7 +50,9 @@ def run(
     levels: states per entry at which strategies are compared.
 
   Returns:
-    The content of report.json.
+    The content of report.json: machine, versions and date, model, number of
+    compilations before and while serving, and under `strategies` the fields of
+    `Result` for each.
 
   Raises:
     OSError: the folder cannot be written to; nothing has been computed then.
@@ -82,7 +89,14 @@ def run(
 
 
 def _writable(folder: Path) -> Path:
-  """Makes the folder and tries it; OSError in one sentence otherwise."""
+  """Makes the folder and writes to it, for a moment.
+
+  Permissions alone do not tell: who runs as root has all of them, and a disk
+  may be mounted read-only.
+
+  Raises:
+    OSError: one sentence that names the folder and the reason.
+  """
   try:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -95,7 +109,11 @@ def _writable(folder: Path) -> Path:
 
 
 def _prompts(requests: int | None) -> list[np.ndarray]:
-  """The first prompts of the stream."""
+  """The first prompts of the stream, int32 [t] each.
+
+  Raises:
+    ValueError: fewer than one, or more than there are.
+  """
   stream = [r.token_ids for r in demo_requests(interleave_seed=_SEED)]
   if requests is not None and not 1 <= requests <= len(stream):
     raise ValueError(
@@ -106,7 +124,11 @@ def _prompts(requests: int | None) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def _compilations() -> Iterator[list[float]]:
-  """Collects the seconds of every compilation while it is open."""
+  """Collects the seconds of every compilation while it is open.
+
+  Yields:
+    A list that grows by one number for each program that XLA compiles.
+  """
   seconds: list[float] = []
 
   def note(event: str, duration_secs: float, **_: str | int) -> None:
@@ -121,7 +143,11 @@ def _compilations() -> Iterator[list[float]]:
 
 
 def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
-  """Compiles each program once: the rungs, decode, the head, the solver."""
+  """Compiles each program once: the rungs, decode, the head, the solver.
+
+  A prompt just short of a rung's chunks runs the program of that rung. The
+  solver is compiled for each budget, which is static.
+  """
   config = model.config
   cache = new_cache(model, tried[0].policy)
   steps = [rung * config.chunk - DECODED for rung in config.ladder]
@@ -165,7 +191,13 @@ def _report(
   prompts: Sequence[np.ndarray],
   rows: Sequence[results.Result],
 ) -> dict[str, Any]:
-  """Where it was measured, what was served, and the rows."""
+  """Where it was measured, what was served, and the rows, ready for JSON.
+
+  Args:
+    model: what served.
+    prompts: what it was asked.
+    rows: one for each strategy.
+  """
   return results.environment() | {
     "model": dataclasses.asdict(model.config),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
@@ -187,7 +219,12 @@ def _title(report: dict[str, Any]) -> str:
 
 
 def _check(rows: Sequence[results.Result]) -> None:
-  """Raises RuntimeError if a strategy changed an output."""
+  """The contract, as the demo can see it.
+
+  Raises:
+    RuntimeError: naming every strategy that changed an output, with the number
+      of bits.
+  """
   broken = [row for row in rows if row.differing_bits]
   if broken:
     names = ", ".join(f"{r.strategy} ({r.differing_bits} bits)" for r in broken)

@@ -1,4 +1,8 @@
-"""pareto.png: what a state buys, in tokens and in time."""
+"""pareto.png: what a state buys, in tokens and in time.
+
+Lower and further left is better: a strategy is worth its states if no other
+one recomputes less with as few of them.
+"""
 
 import math
 from collections.abc import Sequence
@@ -53,7 +57,16 @@ def draw(results: Sequence[Result], path: Path, *, title: str) -> None:
 
 
 def _panel(axes: Axes, results: Sequence[Result], values: list[float]) -> None:
-  """One curve or point per strategy over states per entry."""
+  """One curve or point per strategy over states per entry.
+
+  The axis of states is linear up to 1 and logarithmic beyond, so that having
+  none fits on it. The rings of `dp` leave `optimal` visible where both agree.
+
+  Args:
+    axes: where to draw.
+    results: one for each point.
+    values: their heights, in the same order.
+  """
   for name in dict.fromkeys(r.strategy for r in results):
     points = sorted(
       (r.states_per_entry, value)

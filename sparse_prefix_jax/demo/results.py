@@ -108,7 +108,15 @@ def summarise(
 
 
 def table(results: Sequence[Result]) -> str:
-  """The results as aligned text, one line each under a heading."""
+  """The results as aligned text, one line each under a heading.
+
+  Args:
+    results: rows in the order in which they are to stand.
+
+  Returns:
+    Lines without trailing spaces; times in milliseconds, bytes in MiB, tokens
+    recomputed as a share of all prompt tokens.
+  """
   lines = [[name for name, _ in _COLUMNS], *(_cells(r) for r in results)]
   return "\n".join(
     "  ".join(f"{c:{form}}" for c, (_, form) in zip(line, _COLUMNS)).rstrip()
@@ -133,7 +141,11 @@ def _cells(result: Result) -> list[str]:
 
 
 def environment() -> dict[str, object]:
-  """Machine, versions and date, for a report that is kept."""
+  """Machine, versions and date, for a report that is kept.
+
+  >>> sorted(environment())
+  ['date', 'machine', 'versions']
+  """
   versions = {name: metadata.version(name) for name in _PACKAGES}
   return {
     "date": datetime.date.today().isoformat(),

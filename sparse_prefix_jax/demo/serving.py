@@ -1,4 +1,4 @@
-"""Serves requests and notes what they took."""
+"""Serves one request and notes what it gave and what it took."""
 
 import time
 from collections.abc import Sequence
@@ -96,7 +96,18 @@ def serve(
 
 
 def differing_bits(ours: Sequence[Served], reference: Sequence[Served]) -> int:
-  """Bits in which the logits of two runs over the same stream differ."""
+  """Bits in which the logits of two runs over the same stream differ.
+
+  Compared as integers: two zeros of different sign differ, and two NaN with
+  the same bits do not.
+
+  Args:
+    ours: one run.
+    reference: the other, as long as the first.
+
+  Returns:
+    The number of differing bits, over all requests and all logits.
+  """
   return sum(
     int(
       np.bitwise_count(
