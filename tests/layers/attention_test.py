@@ -1,0 +1,123 @@
+"""Gated attention: the formula, chunks packed or one by one, steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
+from sparse_prefix_jax.layers import GatedAttention, PagePools
+from sparse_prefix_jax.models import preset
+from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
+from tests.kernels.reference import causal_attention, relative_error
+from tests.layers import reference
+from tests.layers.reference import distance
+
+C, D, PAGES, N = 64, 64, 12, 5
+JOBS = Job(150), Job(70)
+TABLE = np.zeros((N, 8), np.int32)
+TABLE[0, :3], TABLE[1, :2] = (7, 2, 11), (5, 3)
+
+run = jax.jit(lambda layer, *inputs: layer(*inputs))
+step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
+
+
+def make_layer(dtype="float32"):
+  """Weights large enough for a softmax that is not flat."""
+  layer = GatedAttention(
+    preset("tiny", dtype=dtype).attention, rngs=nnx.Rngs(0)
+  )
+  layer.query_norm[...] = layer.query_norm[...] + jnp.asarray(2, dtype)
+  layer.key_norm[...] = layer.key_norm[...] - jnp.asarray(0.25, dtype)
+  return layer
+
+
+def inputs(dtype="float32"):
+  keys = jax.random.split(jax.random.key(0), len(JOBS))
+  return [
+    np.asarray(jax.random.normal(key, (job.length, D)).astype(dtype))
+    for key, job in zip(keys, JOBS, strict=True)
+  ]
+
+
+def free_pools(layer):
+  pools = layer.init_pools(slots=0, pages=PAGES, chunk=C)
+  return PagePools(*(jnp.full_like(pool, jnp.nan) for pool in pools))
+
+
+def expected_layer(layer, x):
+  """The layer in float64, softmax over all tokens before."""
+  c, x = layer.config, reference.wide(x)
+  position = np.arange(x.shape[0])
+
+  def heads(weight, count):
+    return (x @ reference.wide(weight[...])).reshape(x.shape[0], count, -1)
+
+  q, gate = np.split(heads(layer.in_query_gate, c.heads), 2, axis=-1)
+  k, v = (heads(w, c.kv_heads) for w in (layer.in_key, layer.in_value))
+  norms = layer.query_norm, layer.key_norm
+  q, k = (
+    reference.rotate(
+      reference.rms(u, c.eps) * (1 + reference.wide(norm[...])),
+      position,
+      c.rotary_width,
+      c.theta,
+    )
+    for u, norm in zip((q, k), norms, strict=True)
+  )
+  out = causal_attention(q * c.head_width**-0.5, k, v)
+  out = (out * reference.sigmoid(gate)).reshape(x.shape[0], -1)
+  return out @ reference.wide(layer.out[...])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equals_the_formula(dtype):
+  layer, xs = make_layer(dtype), inputs(dtype)
+  x = pack(JOBS, xs, N, C, padding=0)
+  y, _ = run(layer, x, free_pools(layer), chunks_of(JOBS, N, C), TABLE)
+  assert y.dtype == jnp.dtype(dtype)
+  tolerance = 1e-5 if dtype == "float32" else 2e-2
+  for x, got in zip(xs, unpack(JOBS, y, C), strict=True):
+    assert distance(got, expected_layer(layer, x)) <= tolerance
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_chunks_have_the_bits_of_one_at_a_time(dtype):
+  layer = make_layer(dtype)
+  chunks = chunks_of(JOBS, N, C)
+  x = pack(JOBS, inputs(dtype), N, C, padding=0)
+  y, after = run(layer, x, free_pools(layer), chunks, TABLE)
+  singles, pools = [], free_pools(layer)
+  for i in range(N):
+    one = jax.tree.map(lambda field, i=i: field[i : i + 1], chunks)
+    out, pools = run(layer, x[i : i + 1], pools, one, TABLE)
+    singles.append(out)
+  singles = jnp.concatenate(singles)
+  assert bits(unpack(JOBS, singles, C)) == bits(unpack(JOBS, y, C))
+  assert bits(pools) == bits(after)
+
+
+def test_steps_are_close_to_the_chunk():
+  layer, (x, _) = make_layer(), inputs()
+  pools, job = free_pools(layer), Job(140)
+  packed = pack([job], [x[:140]], N, C, padding=0)
+  y, _ = run(layer, packed, pools, chunks_of([job], N, C), TABLE)
+  (expected,) = unpack([job], y, C)
+  before = Job(120)
+  packed = pack([before], [x[:120]], N, C, padding=0)
+  _, pools = run(layer, packed, pools, chunks_of([before], N, C), TABLE)
+  outs, tables = [], np.zeros((2, 8), np.int32)
+  tables[1] = TABLE[0]
+  for i in range(120, 140):
+    rows = Rows(
+      read=jnp.full(2, ZERO),
+      write=jnp.full(2, NONE),
+      position=jnp.array([0, i]),
+      active=jnp.array([False, True]),
+    )
+    out, pools = step(layer, jnp.asarray(x[[0, i]]), pools, rows, tables)
+    outs.append(out[1])
+  wide = reference.wide(expected[120:])
+  assert relative_error(np.stack(outs), wide) <= 1e-4
+  assert np.isnan(pools.keys[0]).all()  # the free row wrote nothing

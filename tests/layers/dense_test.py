@@ -1,0 +1,48 @@
+"""The wide product: right, and one set of bits for every row count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax.layers.dense import dense, kernel
+
+product = jax.jit(dense, static_argnums=2)
+
+
+def values(seed, *shape, dtype="float32"):
+  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equals_the_product(dtype):
+  x, weight = values(0, 2, 16, 64, dtype=dtype), values(1, 64, 96, dtype=dtype)
+  y = product(x, weight, "highest")
+  wide = (np.asarray(u).astype(np.float64) for u in (x, weight))
+  expected = np.matmul(*wide)
+  tolerance = 1e-6 if dtype == "float32" else 4e-3  # rounded once, at the end
+  assert y.shape == (2, 16, 96)
+  assert y.dtype == x.dtype
+  error = np.abs(np.asarray(y).astype(np.float64) - expected).max()
+  assert error <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 192), (256, 64)])
+def test_rows_have_the_same_bits_in_any_program(inputs, outputs, dtype):
+  x = values(0, 1024, inputs, dtype=dtype)
+  weight = values(1, inputs, outputs, dtype=dtype)
+  expected = np.asarray(product(x, weight, "highest"))
+  for rows in (64, 128, 256, 512):
+    first = 1024 - rows
+    y = product(x[first:], weight, "highest")
+    assert np.asarray(y).tobytes() == expected[first:].tobytes()
+
+
+def test_kernel_has_variance_one_over_inputs():
+  weight = kernel(nnx.Rngs(0), 256, 512, "bfloat16")
+  assert weight[...].dtype == jnp.bfloat16
+  assert weight.shape == (256, 512)
+  variance = np.asarray(weight[...]).astype(np.float64).var()
+  assert variance == pytest.approx(1 / 256, rel=0.05)
