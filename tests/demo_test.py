@@ -11,7 +11,7 @@ from matplotlib import image
 from sparse_prefix_jax import demo, preset
 from sparse_prefix_jax.demo import job, results, serving
 
-CONFIG = preset("tiny", vocab_size=2048)
+CONFIG = preset("tiny", vocab_size=2048, ladder=(4,))
 REQUESTS = 6
 
 
