@@ -3,7 +3,8 @@
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
 #   make lint       ruff and pyright         make format     let ruff format
-#   make parity     golden files again from transformers, and compare
+#   make parity     logits again from transformers, compared with the golden
+#                   files, and ours with both
 #   make wheel      dist/*.whl and dist/*.tar.gz
 #   make lock       the versions in use now, for Bazel
 #
@@ -47,7 +48,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 parity: .venv-parity/.parity
-	.venv-parity/bin/python -m tests.models.make_golden
+	.venv-parity/bin/python -m tests.models.make_golden --check
+	.venv-parity/bin/python -m pytest tests/models/weights_test.py
 
 # From a source distribution, so that both are tried.
 wheel: $(VENV)/.test
