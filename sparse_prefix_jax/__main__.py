@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from sparse_prefix_jax import evaluation, placement, workloads
+from sparse_prefix_jax.contract import ContractError
 
 _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
 
@@ -286,8 +287,8 @@ def run(argv: Sequence[str]) -> int:
     argv: program name, command and flags.
 
   Returns:
-    Exit status: 0, or 2 after bad input or an unwritable output, which is told
-    in one sentence on stderr.
+    Exit status: 0; 2 after bad input or an unwritable output, 1 if the demo
+    finds a bit that differs, told in one sentence on stderr.
   """
   if any(word in ("--help", "-h", "-help", "help") for word in argv[1:2]):
     print(_USAGE + _define_flags().get_help())
@@ -298,6 +299,9 @@ def run(argv: Sequence[str]) -> int:
   except (ValueError, OSError, flags.Error) as error:
     print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
     return 2
+  except ContractError as error:
+    print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
+    return 1
   return 0
 
 

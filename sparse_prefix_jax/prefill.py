@@ -181,6 +181,8 @@ def _admit(
         admitted.request.tokens,
         admitted.match,
         len(wanted),
+        anchors=admitted.request.anchors,
+        placed=admitted.request.placed,
         salt=admitted.request.salt,
       )
       started.append(admitted.number)
@@ -196,15 +198,11 @@ def _admit(
 def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:
   """Positions to capture, most useful first: shared ones, then the deepest."""
   request, chunk = admitted.request, cache.config.chunk
-  if request.capture is not None:
-    placed = set(request.capture)
-  elif cache.stores:
-    placed = set(cache.planner.positions(request.tokens.size))
-    placed |= {position // chunk * chunk for position in request.anchors}
-  else:
-    placed = set()
+  wanted = {*request.anchors} if cache.stores else set()
+  if request.placed:
+    wanted |= {*cache.planner.positions(request.tokens.size)}
   resume = admitted.match.resume_blocks * chunk
-  ahead = {p for p in placed | admitted.shared if p > resume}
+  ahead = {p for p in wanted | admitted.shared if p > resume}
   return sorted(ahead, key=lambda p: (p not in admitted.shared, -p))
 
 

@@ -17,15 +17,15 @@ class Request:
   Attributes:
     index: Its place in the batch.
     tokens: Ids, int32. [t]
-    anchors: Positions worth a state besides the placement's.
-    capture: Exactly the positions to capture, or None.
+    anchors: Lattice positions worth a state besides the placement's.
+    placed: Whether the placement has a say; not if captures were given.
     salt: The tenant.
   """
 
   index: int
   tokens: np.ndarray
   anchors: tuple[int, ...]
-  capture: tuple[int, ...] | None
+  placed: bool
   salt: bytes
 
   def lattice_overlap(self, other: "Request", chunk: int) -> int:
@@ -76,10 +76,8 @@ def check_requests(
     request = Request(
       index=index,
       tokens=tokens,
-      anchors=_positions("anchors", index, anchors, tokens.size, 1) or (),
-      capture=_positions(
-        "capture", index, capture, tokens.size, cache.config.chunk
-      ),
+      anchors=_kept(index, anchors, capture, tokens.size, cache.config.chunk),
+      placed=capture is None,
       salt=salt,
     )
     cache.check_fits(tokens.size)
@@ -126,16 +124,35 @@ def check_tokens(
   return tokens.astype(np.int32)
 
 
+def _kept(
+  index: int,
+  anchors: Several[Several[int]] | None,
+  capture: Several[Several[int]] | None,
+  length: int,
+  chunk: int,
+) -> tuple[int, ...]:
+  """Captures as they are, or anchors floored to the lattice."""
+  if capture is not None:
+    if anchors is not None:
+      raise ValueError("anchors and capture were both given; give one of them.")
+    return _positions("capture", index, capture, length, chunk)
+  floored = {
+    position // chunk * chunk
+    for position in _positions("anchors", index, anchors, length, 1)
+  }
+  return tuple(sorted(floored - {0}))
+
+
 def _positions(
   name: str,
   index: int,
   values: Several[Several[int]] | None,
   length: int,
   chunk: int,
-) -> tuple[int, ...] | None:
+) -> tuple[int, ...]:
   """Positions of one request: multiples of `chunk`, 1 to `length`."""
   if values is None:
-    return None
+    return ()
   positions = tuple(int(position) for position in values[index])
   for position in positions:
     if not 0 < position <= length or position % chunk:

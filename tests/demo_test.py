@@ -9,6 +9,7 @@ import pytest
 from matplotlib import image
 
 from sparse_prefix_jax import demo, preset
+from sparse_prefix_jax.contract import ContractError
 from sparse_prefix_jax.demo import job, results, serving
 
 CONFIG = preset("tiny", vocab_size=2048, ladder=(4,))
@@ -99,7 +100,7 @@ def test_a_changed_bit_is_an_error_that_names_the_strategy(
 
   monkeypatch.setattr(job, "serve", flip)
   with pytest.raises(
-    RuntimeError, match=r"under last \(1 bits\): the contract"
+    ContractError, match=r"under last \(1 bits\): the contract"
   ):
     demo.run(tmp_path, config=CONFIG, requests=1, levels=(1,))
   report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))

@@ -123,6 +123,16 @@ def test_anchors_come_on_top_of_the_placement():
   assert report.captured == (32, 80, 96)
 
 
+def test_an_anchor_outlives_the_entry_that_captured_it():
+  cache, document = new_cache(eviction="fifo"), random_tokens(90)
+  prompts = [np.append(document, random_tokens(30, i)) for i in range(1, 4)]
+  for prompt in prompts[:2]:
+    run(cache, [prompt], anchors=[[85]])
+  cache.index.evict(cache.index.entries[0])
+  (report,) = run(cache, prompts[2:], anchors=[[85]])
+  assert (report.resumed, report.captured) == (80, (112,))
+
+
 def test_all_logits_are_those_of_every_computed_token():
   cache, prompt = new_cache(), random_tokens(90)
   expected = COLD.prefill(prompt).logits
@@ -222,6 +232,10 @@ def test_bad_capture_is_refused(capture, match):
 
 def test_bad_anchor_is_refused():
   assert_refused(r"anchors\[0\] holds 41", anchors=[[41]])
+
+
+def test_anchors_and_capture_together_are_refused():
+  assert_refused("both given", anchors=[[16]], capture=[[16]])
 
 
 def test_capture_without_a_cache_is_refused():

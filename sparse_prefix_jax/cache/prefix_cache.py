@@ -171,7 +171,14 @@ class PrefixCache:
     return self.index.match(blocks, tail, salt=salt, limit=limit)
 
   def admit(
-    self, tokens: np.ndarray, match: Match, captures: int, *, salt: bytes = b""
+    self,
+    tokens: np.ndarray,
+    match: Match,
+    captures: int,
+    *,
+    anchors: tuple[int, ...] = (),
+    placed: bool = True,
+    salt: bytes = b"",
   ) -> tuple[int, tuple[int, ...]]:
     """Pins what a request resumes from and reserves what it will write.
 
@@ -182,6 +189,8 @@ class PrefixCache:
       tokens: The prompt.
       match: Of that prompt, just made.
       captures: How many states it would like to capture.
+      anchors: Lattice positions that its entry keeps besides the placement's.
+      placed: Whether the placement has a say.
       salt: The tenant.
 
     Returns:
@@ -208,6 +217,8 @@ class PrefixCache:
       own_slot=lease.slots[1],
       lattice_slot=match.slot,
       stored=resume,
+      anchors=anchors,
+      placed=placed,
       pin=pin,
     )
     return number, self._reserve_captures(captures)
@@ -252,14 +263,16 @@ class PrefixCache:
     chunk = self.config.chunk
     blocks, tail = token_blocks(record.tokens, chunk)
     depth = len(blocks)
-    claims = [p // chunk for p in self.planner.positions(record.length)]
+    kept = {*record.anchors}
+    if record.placed:
+      kept |= {*self.planner.positions(record.length)}
     done = self.index.insert(
       blocks,
       tail,
       record.pages[:depth],
       slots,
       salt=record.salt,
-      claim=[d for d in claims if d <= depth],
+      claim=[p // chunk for p in kept],
       replace=record.entry,
     )
     pin = self.index.pin(blocks, depth, salt=record.salt)
@@ -326,6 +339,8 @@ class PrefixCache:
       lattice_slot=lease.slots[1] if own else record.lattice_slot,
       stored=record.stored,
       pin=self.index.pin(blocks, depth, salt=record.salt),
+      anchors=record.anchors,
+      placed=record.placed,
       exact=record.exact,
     )
     self._copy(record, twin)

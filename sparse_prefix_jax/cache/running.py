@@ -37,6 +37,8 @@ class Running:
     stored: Leading chunks whose pages the tree owns.
     pin: Protects those, and the lattice slot where the tree owns it.
     entry: What was inserted for it, if anything.
+    anchors: Lattice positions that its entry keeps besides the placement's.
+    placed: Whether the placement has a say; not if captures were given.
     exact: Whether it decodes by re-running its chunk; None before it decodes.
   """
 
@@ -47,6 +49,8 @@ class Running:
   own_slot: int
   lattice_slot: int
   stored: int = 0
+  anchors: tuple[int, ...] = ()
+  placed: bool = True
   pin: Pin | None = None
   entry: Entry | None = None
   exact: bool | None = None

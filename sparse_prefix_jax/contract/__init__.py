@@ -3,6 +3,7 @@
 For users too: run it on the device and the configuration that you serve.
 """
 
+from sparse_prefix_jax.contract.bits import ContractError as ContractError
 from sparse_prefix_jax.contract.bits import differing_bits as differing_bits
 from sparse_prefix_jax.contract.bits import poison as poison
 from sparse_prefix_jax.contract.cold_runs import Cold as Cold

@@ -12,6 +12,10 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.decoder import Pools, map_pools
 
 
+class ContractError(RuntimeError):
+  """An output differs in a bit from what it must equal."""
+
+
 def differing_bits(x: Any, y: Any) -> int:
   """How many bits of two arrays differ; 0.0 and -0.0 differ in one.
 

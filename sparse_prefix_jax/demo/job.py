@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from sparse_prefix_jax.contract import ContractError
 from sparse_prefix_jax.demo import picture, results
 from sparse_prefix_jax.demo.serving import CAPACITY, DECODED, new_cache, serve
 from sparse_prefix_jax.demo.strategies import LEVELS, Strategy, strategies
@@ -58,7 +59,7 @@ def run(
     OSError: the folder cannot be written to; nothing has been computed then.
     ValueError: a number of requests or a level below 1, or a model without
       room for the prompts.
-    RuntimeError: an output differs from that of the run without a cache; the
+    ContractError: an output differs from that of the run without a cache; the
       report is written nonetheless.
   """
   folder = _writable(Path(out))
@@ -222,13 +223,13 @@ def _check(rows: Sequence[results.Result]) -> None:
   """The contract, as the demo can see it.
 
   Raises:
-    RuntimeError: naming every strategy that changed an output, with the number
+    ContractError: naming every strategy that changed an output, with the number
       of bits.
   """
   broken = [row for row in rows if row.differing_bits]
   if broken:
     names = ", ".join(f"{r.strategy} ({r.differing_bits} bits)" for r in broken)
-    raise RuntimeError(
+    raise ContractError(
       f"outputs differ from those without a cache under {names}: the contract "
       "of path independence is broken."
     )

@@ -70,13 +70,17 @@ class Plan:
     self._check_ranges()
     self._check_order()
     self._check_slots()
+    self._check_spill()
+    self._check_pages()
 
   def _check_ranges(self) -> None:
-    c = self.tokens.shape[1]
+    c, (rows, width) = self.tokens.shape[1], self.page_table.shape
     rules = (
       ("read", self.read, CARRY, self.slots - 1, "a slot, ZERO or CARRY"),
       ("write", self.write, NONE, self.slots - 1, "a slot or NONE"),
       ("length", self.length, 0, c, f"0 to {c}"),
+      ("position", self.position, 0, c * (width - 1), f"below {c * width}"),
+      ("request", self.request, 0, rows - 1, "a row of page_table"),
       ("page_table", self.page_table, 0, self.pages - 1, "a page"),
     )
     for name, values, low, high, allowed in rules:
@@ -130,6 +134,33 @@ class Plan:
           f"plan: slot {slot} is written by request {writer[slot]} and read by "
           f"request {request}."
         )
+
+  def _check_spill(self) -> None:
+    """A spill slot holds nothing that another request or a capture needs."""
+    for request in np.unique(self.request[self.read == CARRY]).tolist():
+      slot = int(self.spill[request])
+      if not 0 <= slot < self.slots:
+        raise ValueError(
+          f"plan: spill of request {request} is {slot}; it must be a slot."
+        )
+      own = self.request == request
+      # Its last write may be the spill slot: nothing is carried after it.
+      captured = np.flatnonzero(self.write == slot)
+      last = np.flatnonzero(own)[-1]
+      taken = np.any(captured != last) or np.any(self.read[~own] == slot)
+      if taken:
+        raise ValueError(
+          f"plan: spill slot {slot} of request {request} is also captured to, "
+          "or read by another request."
+        )
+
+  def _check_pages(self) -> None:
+    """Every active chunk writes a page of its own."""
+    active = self.length > 0
+    chunk = self.position[active] // self.tokens.shape[1]
+    written = self.page_table[self.request[active], chunk]
+    if np.unique(written).size != written.size:
+      raise ValueError("plan: two chunks write the same page.")
 
   def groups(self, ladder: Sequence[int]) -> Iterator[tuple[range, Group]]:
     """Cuts the plan into inputs of the prefill programs.
@@ -191,6 +222,8 @@ def build_plan(
     ValueError: If a rule of the kernel contract is broken.
   """
   c = config.chunk
+  for index, segment in enumerate(segments):
+    _check_segment(c, index, segment)
   counts = [-(-len(s.tokens) // c) for s in segments]
   n = sum(counts)
   tokens = np.zeros((n, c), np.int32)
@@ -222,6 +255,26 @@ def build_plan(
     slots=slots,
     pages=pages,
   )
+
+
+def _check_segment(chunk: int, index: int, segment: Segment) -> None:
+  """Refuses what packing would lose: no tokens, pages or ends of chunks."""
+  end = segment.start + len(segment.tokens)
+  if end == segment.start:
+    raise ValueError(f"segment {index} has no tokens; it needs at least one.")
+  if len(segment.pages) < -(-end // chunk):
+    raise ValueError(
+      f"segment {index} has {len(segment.pages)} pages; its {end} tokens need "
+      f"{-(-end // chunk)}."
+    )
+  # What lies before the first chunk is held already and asks for nothing.
+  for position in segment.writes:
+    off = position % chunk and position != end
+    if position > segment.start and (off or position > end):
+      raise ValueError(
+        f"segment {index} writes at {position}; it must be a multiple of "
+        f"{chunk} or the end, {end}."
+      )
 
 
 def page_table(
