@@ -27,11 +27,12 @@ class FrozenModel:
   Models of one configuration share their compiled programs.
 
   Attributes:
-    leaves: Parameters, in the order of `jax.tree.leaves`.
+    leaves: Parameters, in the order of `jax.tree.leaves`: arrays, or what
+      stands for them while a program is lowered.
     config: The model's configuration.
   """
 
-  leaves: tuple[jax.Array, ...]
+  leaves: tuple[Any, ...]
   config: ModelConfig
 
   def thaw(self) -> HybridDecoder:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sparse_prefix_jax.layers import GatedAttention, GatedDeltaNet
 from sparse_prefix_jax.models.config import (
@@ -56,7 +56,8 @@ def load_pretrained(
   Raises:
     FileNotFoundError: If config.json or the weights are missing.
     ValueError: For another architecture, a rotary scaling that depends on the
-      total length, a tensor that is missing or has another shape.
+      total length, a damaged file, a tensor that is missing or has another
+      shape.
 
   Example:
     model, config = load_pretrained("Qwen3.5-0.8B", dtype="bfloat16")
@@ -90,14 +91,18 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
     raw = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is not JSON: {error}.") from error
-  text = raw.get("text_config", raw)
+  text = raw.get("text_config", raw) if isinstance(raw, dict) else raw
+  if not isinstance(text, dict):
+    raise ValueError(f"{path} holds no JSON object with a configuration.")
   if text.get("model_type") != "qwen3_5_text":
     raise ValueError(
       f"model_type in {path} is {text.get('model_type')!r}; it must be "
       "'qwen3_5_text'."
     )
   _check_plain(text, path)
-  missing = [key for key in _FIELDS.values() if key not in text]
+  needed = list(_FIELDS.values())
+  needed += [] if "layer_types" in text else ["num_hidden_layers"]
+  missing = [key for key in needed if key not in text]
   if missing:
     raise ValueError(f"{path} lacks {', '.join(missing)}.")
   fields = {field: text[key] for field, key in _FIELDS.items()}
@@ -155,8 +160,7 @@ def _reader(directory: pathlib.Path) -> Read:
     raise FileNotFoundError(f"{directory} holds no .safetensors file.")
   where: dict[str, tuple[pathlib.Path, str]] = {}
   for file in files:
-    with safe_open(file, framework="flax") as tensors:
-      names = list(tensors.keys())
+    names = _names(file)
     where |= {_plain_name(name): (file, name) for name in names}
 
   def read(name: str) -> np.ndarray:
@@ -167,6 +171,15 @@ def _reader(directory: pathlib.Path) -> Read:
       return np.asarray(tensors.get_tensor(key))
 
   return read
+
+
+def _names(file: pathlib.Path) -> list[str]:
+  """Names of the tensors in a file; its header tells whether it is whole."""
+  try:
+    with safe_open(file, framework="flax") as tensors:
+      return list(tensors.keys())
+  except SafetensorError as error:
+    raise ValueError(f"{file} is damaged: {error}.") from error
 
 
 def _plain_name(key: str) -> str:

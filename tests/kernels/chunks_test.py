@@ -143,4 +143,6 @@ def test_map_chunks_sees_one_chunk_whatever_n_is():
   for n in (1, 2, 3):
     part, _ = map_chunks(normalized, *(x[:n] for x in xs))
     assert bits(part) == bits(y[:n])
-  np.testing.assert_allclose(y[3], xs[0][3] / np.linalg.norm(xs[0][3]) * 3, rtol=1e-5)
+  np.testing.assert_allclose(
+    y[3], xs[0][3] / np.linalg.norm(xs[0][3]) * 3, rtol=1e-5
+  )

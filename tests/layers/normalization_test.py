@@ -27,7 +27,7 @@ def cases(dtype):
   return x.astype(dtype)
 
 
-def close(x, expected, dtype):
+def assert_close(x, expected, dtype):
   tolerance = 1e-6 if dtype == "float32" else 1e-2
   assert x.dtype == jnp.dtype(dtype)
   np.testing.assert_allclose(
@@ -41,7 +41,7 @@ def test_rms_norm(norm, dtype):
   x, weight = cases(dtype), values(1, 48, dtype=dtype)
   scale = 1 + reference.wide(weight)
   expected = reference.rms(reference.wide(x), EPS) * scale
-  close(norm(x, weight, EPS), expected, dtype)
+  assert_close(norm(x, weight, EPS), expected, dtype)
 
 
 def test_rms_norm_of_bfloat16_rounds_once():
@@ -59,11 +59,11 @@ def test_gated_rms_norm(dtype):
   expected = reference.rms(reference.wide(x), EPS) * reference.wide(weight)
   expected = expected * reference.silu(reference.wide(gate))
   # Rounded before the weight, after it, and after the gate.
-  close(gated_rms_norm(x, gate, weight, EPS), expected, dtype)
+  assert_close(gated_rms_norm(x, gate, weight, EPS), expected, dtype)
 
 
 def test_l2_norm():
   x = cases("float32")
   wide = reference.wide(x)
   expected = wide / np.sqrt((wide**2).sum(-1, keepdims=True) + 1e-6)
-  close(l2_norm(x), expected, "float32")
+  assert_close(l2_norm(x), expected, "float32")

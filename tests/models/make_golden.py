@@ -1,9 +1,9 @@
 """Writes golden checkpoints and logits with transformers; `make parity`.
 
-Each case is a Hugging Face directory that transformers itself wrote (config.json
-and model.safetensors, random weights), with the tokens and the logits of its
-own forward pass in `golden.npz`. With --check nothing is written: transformers
-runs again on the stored weights and must give the stored logits.
+Each case is a Hugging Face directory that transformers itself wrote
+(config.json and model.safetensors, random weights), with the tokens and the
+logits of its own forward pass in `golden.npz`. With --check nothing is written:
+transformers runs again on the stored weights and must give the stored logits.
 
 Usage: python -m tests.models.make_golden [--check]
 """

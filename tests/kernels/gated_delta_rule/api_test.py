@@ -87,7 +87,7 @@ JOBS = (
 )
 
 
-def compare_with_reference(dtype="float32", **choices):
+def check_against_reference(dtype="float32", **choices):
   pool = poisoned_pool((SLOTS, HV, K, V))
   pool[11], pool[200] = initial_state(1), initial_state(2)
   inputs = [
@@ -109,13 +109,13 @@ def compare_with_reference(dtype="float32", **choices):
 @pytest.mark.parametrize("decay", [*DECAYS, "mixed", "gates"])
 @pytest.mark.parametrize("keys", ["random", "repeated", "correlated"])
 def test_equals_the_recurrence(keys, decay, beta):
-  compare_with_reference(keys=keys, decay=decay, beta=beta)
+  check_against_reference(keys=keys, decay=decay, beta=beta)
 
 
 @pytest.mark.parametrize("decay", [0.0, -20.0, "mixed", "gates"])
 @pytest.mark.parametrize("keys", ["random", "repeated", "correlated"])
 def test_equals_the_recurrence_with_bfloat16_inputs(keys, decay):
-  compare_with_reference("bfloat16", keys=keys, decay=decay, beta="gates")
+  check_against_reference("bfloat16", keys=keys, decay=decay, beta="gates")
 
 
 def test_equals_the_recurrence_with_one_head_per_key():

@@ -1,0 +1,55 @@
+"""Presets: the sizes they promise."""
+
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax import HybridDecoder, preset
+from sparse_prefix_jax.models import PRESETS
+
+
+def parameters(name):
+  config = preset(name)
+  model = nnx.eval_shape(lambda: HybridDecoder(config, rngs=nnx.Rngs(0)))
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+
+
+@pytest.mark.parametrize(
+  ("name", "least", "most"),
+  [
+    ("tiny", 1e5, 2e5),
+    ("demo", 2e6, 5e6),
+    ("qwen3_5_0_8b_group", 83.4e6, 83.6e6),
+    ("qwen3_5_0_8b", 0.74e9, 0.76e9),
+  ],
+)
+def test_number_of_parameters(name, least, most):
+  assert least <= parameters(name) <= most
+
+
+def test_the_group_is_a_layer_group_of_the_model():
+  group, model = preset("qwen3_5_0_8b_group"), preset("qwen3_5_0_8b")
+  assert group.vocab_size == 512
+  assert group.layer_types == ("gated_delta_net",) * 3 + ("attention",)
+  assert model.layer_types == 6 * group.layer_types
+  assert (
+    preset("qwen3_5_0_8b", vocab_size=512, layer_types=group.layer_types)
+    == group
+  )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_fields_can_be_replaced(name):
+  changed = preset(name, max_length=1024)
+  assert changed.max_length == 1024
+  assert preset(name).max_length != 1024
+  assert preset(name) == PRESETS[name]
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match=r"^preset is 'huge'; .*") as refused:
+    preset("huge")
+  for name in PRESETS:
+    assert name in str(refused.value)

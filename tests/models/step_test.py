@@ -1,0 +1,142 @@
+"""The programs: nothing compiles again, pools stay in place."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks, Rows
+from sparse_prefix_jax.models import step
+from sparse_prefix_jax.placement import PlacementPolicy
+from tests.models_for_tests import small_config, small_model
+
+PROGRAMS = ("prefill_group", "decode_step", "gather_rows", "head")
+LADDER = (4, 8)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+  """The programs, each refusing to be traced more often than promised."""
+  chex.clear_trace_counter()
+  for name in PROGRAMS:
+    # The rows of the head are gathered from a program of any rung, and from
+    # the decode program.
+    most = {"prefill_group": len(LADDER), "gather_rows": len(LADDER) + 1}
+    function = chex.assert_max_traces(
+      getattr(step, f"_{name}"), n=most.get(name, 1)
+    )
+    donated = ("pools",) if name in ("prefill_group", "decode_step") else ()
+    monkeypatch.setattr(step, name, jax.jit(function, donate_argnames=donated))
+
+
+BATCHES = [1], [200, 3], [16, 17, 15, 64], [250], [130, 131, 9], [47], [250]
+
+
+@pytest.mark.usefixtures("counted")
+def test_nothing_is_traced_again_for_other_work():
+  """Lengths, batch mixes, resume positions and captures are data."""
+  model = small_model(ladder=LADDER)
+  placement = PlacementPolicy("block", budget=32, chunk=16)
+  cache = PrefixCache(model, capacity=1 << 20, placement=placement)
+  past = np.random.default_rng(0).integers(0, 512, 250)
+  resumed = set()
+  for i, lengths in enumerate(BATCHES):
+    chosen = [[p for p in (16, 48, 112) if p <= size] for size in lengths]
+    out = prefill(
+      model,
+      cache,
+      [past[:size] for size in lengths],
+      capture=chosen if i % 2 else None,
+      all_logits=i % 3 == 0,
+    )
+    resumed |= {report.resumed for report in out.reports}
+    out = decode(model, cache, out.sequences, past[: len(lengths)])
+    cache.release(out.sequences)
+  assert len(resumed) > 3
+  counts = [getattr(step, name)._cache_size() for name in PROGRAMS]
+  assert counts == [len(LADDER), 1, len(LADDER) + 1, 1]
+
+
+def shapes(*shape, dtype=np.int32):
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@functools.cache
+def analysis(program, slots, pages):
+  """Memory of a compiled program, and the bytes of its pools."""
+  config = small_config(ladder=(4,))
+  frozen = step.freeze(small_model(ladder=(4,)))
+  pools = jax.eval_shape(lambda: small_pools(config, slots, pages))
+  if program == "prefill_group":
+    inputs = step.Group(shapes(4, 16), Chunks(*[shapes(4)] * 5), shapes(4, 16))
+  else:
+    rows = [shapes(4)] * 3
+    inputs = step.Step(
+      shapes(4), Rows(*rows, shapes(4, dtype=np.bool_)), shapes(4, 16)
+    )
+  compiled = getattr(step, program).lower(frozen, pools, inputs).compile()
+  total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pools))
+  return compiled.memory_analysis(), total
+
+
+def small_pools(config, slots, pages):
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  return model.init_pools(slots=slots, pages=pages)
+
+
+@pytest.mark.parametrize("program", ["prefill_group", "decode_step"])
+def test_pools_are_updated_in_place(program):
+  few, few_bytes = analysis(program, 8, 32)
+  many, many_bytes = analysis(program, 1024, 4096)
+  assert few.alias_size_in_bytes == few_bytes
+  assert many.alias_size_in_bytes == many_bytes
+  assert many_bytes > 100 * few_bytes
+  assert many.temp_size_in_bytes <= few.temp_size_in_bytes + 4096
+
+
+def test_captures_are_data_and_take_no_memory_of_their_own():
+  """One program for any captures: its inputs do not say how many there are."""
+  model = small_model()
+  frozen, traces = step.freeze(model), step.prefill_group._cache_size()
+  for wanted in (0, 1, 4):
+    write = np.full(4, NONE, np.int32)
+    write[:wanted] = range(wanted)
+    chunks = Chunks(
+      read=np.array([ZERO, -2, -2, -2], np.int32),
+      write=write,
+      length=np.full(4, 16, np.int32),
+      position=np.arange(4, dtype=np.int32) * 16,
+      request=np.zeros(4, np.int32),
+    )
+    table = np.zeros((4, 16), np.int32)
+    table[:, :4] = range(4)
+    pools = model.init_pools(slots=8, pages=40)  # as in run_test
+    group = step.Group(np.ones((4, 16), np.int32), chunks, table)
+    _, pools = step.prefill_group(frozen, pools, group)
+    kept = np.asarray(pools[0].recurrent_state).any(axis=(1, 2, 3))
+    assert kept.tolist() == [i < wanted for i in range(8)]
+  assert step.prefill_group._cache_size() <= traces + 1
+
+
+def test_freezing_keeps_the_parameters():
+  model = small_model()
+  thawed = step.freeze(model).thaw()
+  assert isinstance(thawed, HybridDecoder)
+  assert thawed.config == model.config
+  for x, y in zip(jax.tree.leaves(model), jax.tree.leaves(thawed), strict=True):
+    assert x is y
+
+
+def test_models_of_one_configuration_share_their_programs():
+  config = small_config(ladder=(4,))
+  pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
+  one, two = (
+    step.freeze(HybridDecoder(config, rngs=nnx.Rngs(seed))) for seed in (0, 1)
+  )
+  assert jax.tree.structure((one, pools)) == jax.tree.structure((two, pools))
+  other = HybridDecoder(small_config(ladder=(8,)), rngs=nnx.Rngs(0))
+  assert jax.tree.structure(step.freeze(other)) != jax.tree.structure(one)

@@ -1,0 +1,267 @@
+"""Hugging Face directories: logits of transformers, refusals."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sparse_prefix_jax import PrefixCache, load_pretrained, prefill
+from sparse_prefix_jax.models.weights import read_config
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CASES = sorted(path.name for path in GOLDEN.iterdir())
+# Widths that are no multiples of 64 take a single rung.
+CHOICES = {"ladder": (4,), "max_length": 512, "head_rows": 64}
+LAYER = "model.layers.0."
+
+
+def load(directory, **changes):
+  model, _ = load_pretrained(directory, **(CHOICES | changes))
+  return model
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_agree_with_transformers_cold_and_resumed(case):
+  golden = np.load(GOLDEN / case / "golden.npz")
+  tokens, expected = golden["tokens"], golden["logits"]
+  assert tokens.size == 300
+  model, resumed = load(GOLDEN / case), []
+  cache = PrefixCache(model, capacity=4 << 20)
+  # Each run leaves the state that the next one resumes from.
+  for capture in ([64], [128], [256], []):
+    out = prefill(model, cache, [tokens], capture=[capture], all_logits=True)
+    cache.release(out.sequences)
+    resumed.append(out.reports[0].resumed)
+    difference = np.abs(out.logits[0] - expected[resumed[-1] :]).max()
+    assert difference <= 2e-4
+  assert resumed == [0, 64, 128, 256]
+  assert np.abs(expected).max() > 1  # there is something to agree on
+
+
+def test_all_cases_are_there():
+  assert CASES == ["decay_near_0", "decay_near_1", "random", "repeated"]
+  tied = {case: load(GOLDEN / case).config.tie_embeddings for case in CASES}
+  assert tied == {case: case == "repeated" for case in CASES}
+
+
+def copy(tmp_path, case="random", **changes):
+  """A directory to be changed; `changes` go into its config.json."""
+  directory = tmp_path / "checkpoint"
+  directory.mkdir()
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(GOLDEN / case / name, directory / name)
+  config = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps(config | changes))
+  return directory
+
+
+def edit_config(directory, edit):
+  path = directory / "config.json"
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(edit(config)))
+
+
+def drop_key(directory, key):
+  edit_config(directory, lambda c: {k: v for k, v in c.items() if k != key})
+
+
+def edit_tensors(directory, edit):
+  path = directory / "model.safetensors"
+  save_file(edit(load_file(path)), path)
+
+
+def assert_same_weights(directory):
+  changed = jax.tree.leaves(load(directory))
+  original = jax.tree.leaves(load(GOLDEN / "random"))
+  for x, y in zip(changed, original, strict=True):
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_sharded_files_are_read(tmp_path):
+  directory = copy(tmp_path)
+  path = directory / "model.safetensors"
+  tensors = load_file(path)
+  names = sorted(tensors)
+  for i in range(3):
+    part = {name: tensors[name] for name in names[i::3]}
+    save_file(part, directory / f"model-0000{i + 1}-of-00003.safetensors")
+  path.unlink()
+  assert_same_weights(directory)
+
+
+def test_conditional_models_nest_names_and_configuration(tmp_path):
+  directory = copy(tmp_path)
+
+  def nested(tensors):
+    moved = {
+      name.replace("model.", "model.language_model.", 1): value
+      for name, value in tensors.items()
+    }
+    return moved | {"model.visual.patch.weight": np.zeros((2, 2), np.float32)}
+
+  edit_tensors(directory, nested)
+  edit_config(
+    directory, lambda text: {"model_type": "qwen3_5", "text_config": text}
+  )
+  assert_same_weights(directory)
+
+
+def test_bfloat16_tensors_and_activations(tmp_path):
+  directory = copy(tmp_path)
+  edit_tensors(
+    directory,
+    lambda tensors: {
+      name: np.asarray(jnp.asarray(value, jnp.bfloat16))
+      for name, value in tensors.items()
+    },
+  )
+  rounded, original = load(directory), load(GOLDEN / "random")
+  model = load(directory, dtype="bfloat16")
+  assert model.embedding[...].dtype == jnp.bfloat16
+  expected = original.embedding[...].astype(jnp.bfloat16)
+  np.testing.assert_array_equal(model.embedding[...], expected)
+  np.testing.assert_array_equal(
+    rounded.embedding[...], expected.astype(jnp.float32)
+  )
+  # Gates stay float32.
+  assert model.layers[0].mixer.log_rate[...].dtype == jnp.float32
+  golden = np.load(GOLDEN / "random" / "golden.npz")
+  cache = PrefixCache(model, capacity=4 << 20)
+  out = prefill(model, cache, [golden["tokens"]], all_logits=True)
+  error = np.linalg.norm(out.logits[0] - golden["logits"])
+  assert 0 < error <= 0.1 * np.linalg.norm(golden["logits"])
+
+
+def test_the_configuration_is_that_of_the_file():
+  config = read_config(GOLDEN / "random", **CHOICES)
+  assert config.layer_types == (
+    "gated_delta_net",
+    "gated_delta_net",
+    "attention",
+  )
+  assert (config.width, config.hidden, config.vocab_size) == (64, 96, 96)
+  assert (config.heads, config.kv_heads, config.head_width) == (4, 2, 32)
+  assert (config.key_heads, config.value_heads) == (2, 4)
+  assert (config.key_width, config.value_width) == (16, 24)
+  assert (config.window, config.eps) == (4, 1e-6)
+  assert (config.rotary_width, config.rope_theta) == (8, 1e7)
+  assert config.ladder == (4,)
+
+
+def test_layer_types_may_be_an_interval(tmp_path):
+  directory = copy(tmp_path, num_hidden_layers=6, full_attention_interval=3)
+  drop_key(directory, "layer_types")
+  kinds = read_config(directory, **CHOICES).layer_types
+  assert kinds == (("gated_delta_net",) * 2 + ("attention",)) * 2
+
+
+ROPE = {"rope_type": "default", "rope_theta": 1e7}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"model_type": "llama"}, "model_type in .* is 'llama'; .*qwen3_5_text"),
+    ({"attention_bias": True}, "attention_bias in .* is True; only False"),
+    ({"hidden_act": "gelu"}, "hidden_act in .* is 'gelu'; only 'silu'"),
+    (
+      {"rope_parameters": ROPE | {"rope_type": "yarn", "factor": 4.0}},
+      "rope_type in .* is 'yarn'; only 'default' .* total length",
+    ),
+    (
+      {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}},
+      "rope_type in .* is 'dynamic'; only 'default'",
+    ),
+    ({"layer_types": ["sliding_attention"]}, "holds 'sliding_attention'"),
+    ({"linear_num_value_heads": 3}, "value_heads is 3; .* multiple"),
+  ],
+)
+def test_another_architecture_is_refused(tmp_path, changes, message):
+  directory = copy(tmp_path, **changes)
+  with pytest.raises(ValueError, match=message) as refused:
+    load(directory)
+  assert "\n" not in str(refused.value)
+
+
+def test_a_missing_configuration_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+    load(tmp_path / "nowhere")
+  directory = copy(tmp_path)
+  drop_key(directory, "head_dim")
+  with pytest.raises(ValueError, match=r"config\.json lacks head_dim"):
+    load(directory)
+  drop_key(directory, "layer_types")
+  edit_config(directory, lambda c: c | {"head_dim": 32})
+  drop_key(directory, "num_hidden_layers")
+  with pytest.raises(ValueError, match="lacks num_hidden_layers"):
+    load(directory)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{", r"config\.json is not JSON"),
+    ("[]", r"config\.json holds no JSON object"),
+    ('{"text_config": 3}', r"config\.json holds no JSON object"),
+  ],
+)
+def test_a_broken_configuration_is_refused(tmp_path, text, message):
+  directory = copy(tmp_path)
+  (directory / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    load(directory)
+
+
+def test_no_weights_are_refused(tmp_path):
+  directory = copy(tmp_path)
+  (directory / "model.safetensors").unlink()
+  with pytest.raises(FileNotFoundError, match=r"holds no \.safetensors file"):
+    load(directory)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["model.embed_tokens.weight", "lm_head.weight", LAYER + "linear_attn.A_log"],
+)
+def test_a_missing_tensor_is_refused(tmp_path, name):
+  directory = copy(tmp_path)
+  edit_tensors(directory, lambda ts: {k: v for k, v in ts.items() if k != name})
+  short = name.removeprefix("model.")
+  with pytest.raises(ValueError, match=f"has no tensor {short}"):
+    load(directory)
+
+
+@pytest.mark.parametrize(
+  ("name", "kept"),
+  [
+    ("model.norm.weight", "norm.weight"),
+    (LAYER + "mlp.up_proj.weight", "mlp.up_proj.weight"),
+    (
+      LAYER + "linear_attn.in_proj_a.weight",
+      "in_proj_a.weight and .*in_proj_b",
+    ),
+    (LAYER + "linear_attn.conv1d.weight", "conv1d.weight"),
+  ],
+)
+def test_a_tensor_of_another_shape_is_refused(tmp_path, name, kept):
+  directory = copy(tmp_path)
+  edit_tensors(directory, lambda ts: ts | {name: ts[name][:-1].copy()})
+  message = f"{kept}.* has shape .* asks for"
+  with pytest.raises(ValueError, match=message) as refused:
+    load(directory)
+  assert "\n" not in str(refused.value)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+  directory = copy(tmp_path)
+  path = directory / "model.safetensors"
+  content = path.read_bytes()
+  for kept in (0, 1000, len(content) - 1):
+    path.write_bytes(content[:kept])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+      load(directory)
