@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.cache.index import CapacityError, Match, Reason
+from sparse_prefix_jax.cache.index import CapacityError, Match, Pin, Reason
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -66,6 +66,7 @@ class _Admitted:
 
   request: Request
   match: Match
+  pin: Pin
   shared: set[int] = dataclasses.field(default_factory=set)
   number: int = -1
   captures: dict[int, int] = dataclasses.field(default_factory=dict)
@@ -144,7 +145,11 @@ def prefill(
 def _next_wave(
   cache: PrefixCache, waiting: list[Request]
 ) -> tuple[list[_Admitted], list[Request]]:
-  """Matches; who shares more with one that runs now than is stored, waits."""
+  """Matches; who shares more with one that runs now than is stored, waits.
+
+  What is matched is pinned at once: reserving for one request must not evict
+  what another is about to resume from.
+  """
   chunk = cache.config.chunk
   wave: list[_Admitted] = []
   later: list[Request] = []
@@ -165,34 +170,40 @@ def _next_wave(
       other.shared.add(shared * chunk)
       later.append(request)
     else:
-      wave.append(_Admitted(request, match))
+      pin = cache.pin(request.tokens, match, salt=request.salt)
+      wave.append(_Admitted(request, match, pin))
   return wave, later
 
 
 def _admit(
   cache: PrefixCache, wave: list[_Admitted], done: list[_Admitted]
 ) -> None:
-  """Pins and reserves for a whole wave, or releases the call's sequences."""
-  started: list[int] = [admitted.number for admitted in done]
+  """Reserves for a whole wave, or releases the call's sequences.
+
+  First what each must have, then slots for the states that it would capture.
+  """
+  started = [admitted.number for admitted in done]
   try:
     for admitted in wave:
-      wanted = _wanted(cache, admitted)
-      admitted.number, slots = cache.admit(
+      admitted.number, admitted.match = cache.admit(
         admitted.request.tokens,
         admitted.match,
-        len(wanted),
+        admitted.pin,
         anchors=admitted.request.anchors,
         placed=admitted.request.placed,
         salt=admitted.request.salt,
       )
       started.append(admitted.number)
-      admitted.captures = dict(zip(wanted, slots))
   except CapacityError:
-    for admitted in wave:
-      cache.index.free(list(admitted.captures.values()))
     for number in started:
       cache.drop(number)
+    for admitted in wave[len(started) - len(done) + 1 :]:
+      cache.index.unpin(admitted.pin)
     raise
+  for admitted in wave:
+    wanted = _wanted(cache, admitted)
+    slots = cache.reserve_captures(len(wanted))
+    admitted.captures = dict(zip(wanted, slots))
 
 
 def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:

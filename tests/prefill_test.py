@@ -8,6 +8,7 @@ from sparse_prefix_jax import (
   CapacityError,
   HybridDecoder,
   PrefixCache,
+  decode,
   prefill,
 )
 from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
@@ -299,6 +300,28 @@ def test_later_wave_that_does_not_fit_releases_the_call():
   assert cache.stats().pins == 0
   cache.index.check()
   run(cache, prompts[:1])
+
+
+def test_reserving_for_one_request_spares_what_another_matched():
+  cache, old = small_cache(6, 14), random_tokens(60)
+  run(cache, [old])
+  # The first of the batch needs room, and the only entry is what the second
+  # one resumes from.
+  first, second = run(cache, [random_tokens(140, 1), np.append(old, 5)])
+  assert (first.resumed, second.resumed) == (0, 48)
+
+
+def test_a_cache_of_one_sequence_gives_up_what_it_matched():
+  cache, prompt = small_cache(2, 5), random_tokens(40)
+  out = prefill(small_model(), cache, [prompt])
+  tokens = random_tokens(20, seed=1)
+  for t in range(20):
+    out = decode(small_model(), cache, out.sequences, tokens[t : t + 1])
+  cache.release(out.sequences)  # now the end of the conversation has a state
+  assert cache.stats().held_slots == 1
+  longer = np.concatenate([prompt, tokens, [7]])
+  (report,) = run(cache, [longer])
+  assert (report.overlap, report.resumed, report.reason) == (60, 0, "no_room")
 
 
 def test_captures_yield_to_the_capacity():

@@ -13,12 +13,15 @@ from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
   Match,
+  Pin,
   PrefixIndex,
+  Reason,
   Stats,
   token_blocks,
 )
 from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.cache.running import Running, Sequence
+from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.models.step import FrozenModel, freeze
@@ -170,44 +173,52 @@ class PrefixCache:
     limit = (tokens.size - 1) // self.config.chunk
     return self.index.match(blocks, tail, salt=salt, limit=limit)
 
+  def pin(self, tokens: np.ndarray, match: Match, *, salt: bytes = b"") -> Pin:
+    """Protects what a match offers until `admit`, or `index.unpin`."""
+    blocks, _ = token_blocks(tokens, self.config.chunk)
+    return self.index.pin(blocks, match.resume_blocks, salt=salt)
+
   def admit(
     self,
     tokens: np.ndarray,
     match: Match,
-    captures: int,
+    pin: Pin,
     *,
     anchors: tuple[int, ...] = (),
     placed: bool = True,
     salt: bytes = b"",
-  ) -> tuple[int, tuple[int, ...]]:
-    """Pins what a request resumes from and reserves what it will write.
+  ) -> tuple[int, Match]:
+    """Reserves what a request cannot do without: two slots and its pages.
 
-    Two slots and the pages of its suffix are a must; slots for captured states
-    are taken as far as the capacity goes.
+    Where there is no room beside what it would resume from, it gives that up
+    and starts from nothing.
 
     Args:
       tokens: The prompt.
-      match: Of that prompt, just made.
-      captures: How many states it would like to capture.
+      match: Of that prompt.
+      pin: Of that match; the sequence's from here on, or given back.
       anchors: Lattice positions that its entry keeps besides the placement's.
       placed: Whether the placement has a say.
       salt: The tenant.
 
     Returns:
-      The number of the new running sequence, and slots for its captures.
+      The number of the new running sequence, and the match that it uses.
 
     Raises:
-      CapacityError: If it cannot be held; nothing has changed then.
+      CapacityError: If it cannot be held; only the pin has been given back.
     """
-    blocks, _ = token_blocks(tokens, self.config.chunk)
-    resume = match.resume_blocks
-    pin = self.index.pin(blocks, resume, salt=salt)
-    pages = -(-tokens.size // self.config.chunk) - resume
+    pages = -(-tokens.size // self.config.chunk)
     try:
-      lease = self.index.reserve(2, pages)
+      lease = self.index.reserve(2, pages - match.resume_blocks)
     except CapacityError:
       self.index.unpin(pin)
-      raise
+      if match.resume_blocks == 0:
+        raise
+      lease = self.index.reserve(2, pages)
+      match = match._replace(
+        resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
+      )
+      pin = self.pin(tokens, match, salt=salt)
     number = next(self._numbers)
     self._running[number] = Running(
       salt=salt,
@@ -216,14 +227,14 @@ class PrefixCache:
       running_slot=lease.slots[0],
       own_slot=lease.slots[1],
       lattice_slot=match.slot,
-      stored=resume,
+      stored=match.resume_blocks,
       anchors=anchors,
       placed=placed,
       pin=pin,
     )
-    return number, self._reserve_captures(captures)
+    return number, match
 
-  def _reserve_captures(self, wanted: int) -> tuple[int, ...]:
+  def reserve_captures(self, wanted: int) -> tuple[int, ...]:
     """As many slots as the capacity has, up to `wanted`."""
     while wanted:
       try:

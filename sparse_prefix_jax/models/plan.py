@@ -280,7 +280,15 @@ def _check_segment(chunk: int, index: int, segment: Segment) -> None:
 def page_table(
   config: ModelConfig, pages: Sequence[Sequence[int]]
 ) -> np.ndarray:
-  """Pages per row, padded to the width of the longest sequence. [b pages]"""
+  """Pages per row, padded to the width of the longest sequence. [b pages]
+
+  Args:
+    config: Gives the longest sequence; the width is a multiple of BLOCK_PAGES.
+    pages: Of each row, chunk by chunk.
+
+  Returns:
+    Page numbers; page 0 stands where a row has no more, and is masked there.
+  """
   widest = -(-config.max_length // config.chunk)
   width = -(-widest // BLOCK_PAGES) * BLOCK_PAGES
   table = np.zeros((len(pages), width), np.int32)

@@ -135,7 +135,11 @@ def _check_plain(text: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """Width and base of the rotary embedding; scalings are refused."""
+  """Width and base of the rotary embedding; scalings are refused.
+
+  Old files keep the base and the share of rotated channels beside the scaling,
+  new ones all of it in `rope_parameters`.
+  """
   rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind != "default":
@@ -154,7 +158,13 @@ def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 
 
 def _reader(directory: pathlib.Path) -> Read:
-  """Reads tensors by name, whatever prefix and file they stand in."""
+  """Reads tensors by name, whatever prefix and file they stand in.
+
+  Returns:
+    A function of the plain name. It raises ValueError for a tensor that no
+    file holds, and opens the file at each call: one tensor is in memory twice
+    at a time, never the model.
+  """
   files = sorted(directory.glob("*.safetensors"))
   if not files:
     raise FileNotFoundError(f"{directory} holds no .safetensors file.")
@@ -202,6 +212,7 @@ def _parameters(model: HybridDecoder) -> Parameters:
 
 
 def _layer_parameters(layer: DecoderLayer) -> Parameters:
+  """Of one layer: its norms, its feed-forward layer and its mixer."""
   """One layer: norms, feed-forward, and the mixer that it has."""
   yield ("input_layernorm.weight",), layer.mixer_norm, _same
   yield ("post_attention_layernorm.weight",), layer.mlp_norm, _same
@@ -215,6 +226,7 @@ def _layer_parameters(layer: DecoderLayer) -> Parameters:
 
 
 def _attention_parameters(mixer: GatedAttention) -> Parameters:
+  """q_proj holds query and gate of a head side by side, as `in_query_gate`."""
   """Queries and gates interleave per head there as here."""
   yield ("self_attn.q_proj.weight",), mixer.in_query_gate, _transposed
   yield ("self_attn.k_proj.weight",), mixer.in_key, _transposed
@@ -225,6 +237,7 @@ def _attention_parameters(mixer: GatedAttention) -> Parameters:
 
 
 def _gated_delta_net_parameters(mixer: GatedDeltaNet) -> Parameters:
+  """Two narrow projections become one product: first decay, then beta."""
   """The two narrow products become one; A_log is the log of the rate."""
   yield ("linear_attn.in_proj_qkv.weight",), mixer.in_qkv, _transposed
   yield ("linear_attn.in_proj_z.weight",), mixer.in_gate, _transposed

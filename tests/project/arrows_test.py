@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
   "workloads": set(),
   "cache.index": {"placement"},
   "cache.pools": {"models"},
-  "cache": {"cache.index", "cache.pools", "models", "placement"},
+  "cache": {"cache.index", "cache.pools", "models", "placement", "kernels"},
   # What callers ask for, checked: a part of prefill in a file of its own.
   "requests": {"models"} | CACHE,
   "prefill": {"models", "requests"} | CACHE,

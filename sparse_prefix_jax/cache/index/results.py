@@ -14,12 +14,15 @@ class Reason(enum.StrEnum):
   whole block of it is stored. `no_state_checkpoint`: pages are stored further
   than states. `last_token`: a deeper resume is ruled out by the limit, since
   the logits of the last token have to be computed (DESIGN.md section 1, 7).
+  `no_room`: the caller gave up what was matched, since its capacity holds no
+  sequence beside it (never said by the index itself).
   """
 
   COMPLETE = "complete"
   NO_OVERLAP = "no_overlap"
   NO_STATE_CHECKPOINT = "no_state_checkpoint"
   LAST_TOKEN = "last_token"
+  NO_ROOM = "no_room"
 
 
 class Match(NamedTuple):
