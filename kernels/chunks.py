@@ -119,7 +119,15 @@ def select(condition: Array, if_true: Any, if_false: Any) -> Any:
 
 
 def restore(pools: Any, read: Array, carry: Any) -> Any:
-  """The carry that slot `read` holds; zero at ZERO, `carry` at CARRY."""
+  """The carry that slot `read` holds; zero at ZERO, `carry` at CARRY.
+
+  A sentinel never reaches an index: slot 0 is read then, and selected away.
+
+  Args:
+    pools: Tree of arrays [s ...].
+    read: A slot, ZERO or CARRY; a traced scalar.
+    carry: What the chunk before left, in the dtypes of the pools.
+  """
   slot = jnp.maximum(read, 0)
 
   def leaf(pool: Array, flowing: Array) -> Array:
@@ -131,7 +139,16 @@ def restore(pools: Any, read: Array, carry: Any) -> Any:
 
 
 def capture(pools: Any, write: Array, carry: Any) -> Any:
-  """The pools with `carry` in slot `write`; unchanged bits at NONE."""
+  """The pools with `carry` in slot `write`; unchanged bits at NONE.
+
+  The write is always made, at NONE with what slot 0 holds already: one update
+  in place, and no copy of a pool for a condition.
+
+  Args:
+    pools: Tree of arrays [s ...].
+    write: A slot or NONE; a traced scalar.
+    carry: Cast to the dtypes of the pools.
+  """
   slot = jnp.maximum(write, 0)
 
   def leaf(pool: Array, value: Array) -> Array:
@@ -143,7 +160,10 @@ def capture(pools: Any, write: Array, carry: Any) -> Any:
 
 
 def restore_rows(pools: Any, read: Int32[Array, "b"]) -> Any:
-  """The carries of b running sequences: [s ...] -> [b ...], zero at ZERO."""
+  """The carries of b running sequences: [s ...] -> [b ...], zero at ZERO.
+
+  The form of `restore` for a decode step; rows may read the same slot.
+  """
   slots = jnp.maximum(read, 0)
 
   def leaf(pool: Array) -> Array:
@@ -157,7 +177,8 @@ def restore_rows(pools: Any, read: Int32[Array, "b"]) -> Any:
 def capture_rows(pools: Any, write: Int32[Array, "b"], carry: Any) -> Any:
   """Writes b carries to their slots; rows with NONE are dropped.
 
-  An index past the end is dropped, -1 would wrap to the last slot.
+  The form of `capture` for a decode step. An index past the end is dropped, -1
+  would wrap to the last slot. No two rows may name one slot.
   """
 
   def leaf(pool: Array, value: Array) -> Array:
