@@ -26,9 +26,10 @@ SLOTS, N = 6, 5
 
 
 def a_pool():
-  """Slot i holds i + 1; the last two hold NaN and -0.0."""
+  """Slot i holds i + 1; the first and the last two hold NaN and -0.0."""
   pool = np.arange(1.0, SLOTS + 1, dtype=np.float32)[:, None] * np.ones(3)
   pool[-2], pool[-1] = np.nan, -0.0
+  pool[0] = np.nan  # what ZERO must not let through
   return pool.astype(np.float32)
 
 
