@@ -90,7 +90,9 @@ class ColdRuns:
     )
     plan = build_plan(config, [segment], slots=slots, pages=pages)
     logits, pools = run_plan(self._frozen, pools, plan, all_rows(plan))
-    return Cold(logits, [np.asarray(leaf) for leaf in jax.tree.leaves(pools)])
+    # Only the slots and pages of whole chunks: a run is kept for long.
+    kept = [np.array(leaf[: len(full)]) for leaf in jax.tree.leaves(pools)]
+    return Cold(logits, kept)
 
   def decode(self, tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Logits after the last token, decoding alone from `prompt` on.
