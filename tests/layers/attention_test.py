@@ -1,5 +1,7 @@
 """Gated attention: the formula, chunks packed or one by one, steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ run = jax.jit(lambda layer, *inputs: layer(*inputs))
 step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 
 
+@functools.cache
 def make_layer(dtype="float32"):
   """Weights large enough for a softmax that is not flat."""
   layer = GatedAttention(
@@ -33,6 +36,7 @@ def make_layer(dtype="float32"):
   return layer
 
 
+@functools.cache
 def inputs(dtype="float32"):
   keys = jax.random.split(jax.random.key(0), len(JOBS))
   return [
@@ -82,11 +86,10 @@ def test_equals_the_formula(dtype):
     assert distance(got, expected_layer(layer, x)) <= tolerance
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_packed_chunks_have_the_bits_of_one_at_a_time(dtype):
-  layer = make_layer(dtype)
+def test_packed_chunks_have_the_bits_of_one_at_a_time():
+  layer = make_layer()
   chunks = chunks_of(JOBS, N, C)
-  x = pack(JOBS, inputs(dtype), N, C, padding=0)
+  x = pack(JOBS, inputs(), N, C, padding=0)
   y, after = run(layer, x, free_pools(layer), chunks, TABLE)
   singles, pools = [], free_pools(layer)
   for i in range(N):

@@ -28,13 +28,15 @@ def test_equals_the_product(dtype):
   assert error <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 192), (256, 64)])
-def test_rows_have_the_same_bits_in_any_program(inputs, outputs, dtype):
+@pytest.mark.parametrize(
+  ("dtype", "inputs", "outputs"),
+  [("float32", 64, 192), ("bfloat16", 256, 64)],
+)
+def test_rows_have_the_same_bits_in_any_program(dtype, inputs, outputs):
   x = values(0, 1024, inputs, dtype=dtype)
   weight = values(1, inputs, outputs, dtype=dtype)
   expected = np.asarray(product(x, weight, "highest"))
-  for rows in (64, 128, 256, 512):
+  for rows in (64, 128, 512):
     first = 1024 - rows
     y = product(x[first:], weight, "highest")
     assert np.asarray(y).tobytes() == expected[first:].tobytes()

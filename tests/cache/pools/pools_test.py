@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from sparse_prefix_jax import preset
+from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from tests.models_for_tests import small_config, small_model
+from tests.models_for_tests import small_config
 
 HYBRID = preset("tiny")
 RECURRENT = preset("tiny", layer_types=("gated_delta_net",))
@@ -55,17 +56,23 @@ def test_too_little_holds_no_state_or_page(config, capacity):
   assert all(count == 0 for count, size in sizes if size)
 
 
+def shapes_of_pools(**sizes):
+  model = nnx.eval_shape(
+    lambda: HybridDecoder(small_config(), rngs=nnx.Rngs(0))
+  )
+  return jax.eval_shape(lambda: model.init_pools(**sizes))
+
+
 def poisoned():
   """Random pools with NaN, -0.0 and infinities among the copied."""
-  pools = small_model().init_pools(slots=6, pages=5)
+  random = np.random.default_rng(0)
 
   def fill(pool):
-    key = jax.random.key(pool.size)
-    pool = jax.random.normal(key, pool.shape, pool.dtype)
-    special = jnp.array([jnp.nan, -0.0, jnp.inf], pool.dtype)
-    return pool.reshape(-1).at[: 3 * 40 : 40].set(special).reshape(pool.shape)
+    values = random.standard_normal(pool.size, np.float32)
+    values[[0, 40, 80]] = np.nan, -0.0, np.inf
+    return jnp.asarray(values.reshape(pool.shape))
 
-  return jax.tree.map(fill, pools)
+  return jax.tree.map(fill, shapes_of_pools(slots=6, pages=5))
 
 
 def test_copies_slots_and_one_page_bit_by_bit():
@@ -89,7 +96,7 @@ def test_copies_nothing_onto_itself():
 
 
 def test_copying_works_in_place():
-  pools = jax.eval_shape(lambda: small_model().init_pools(slots=64, pages=64))
+  pools = shapes_of_pools(slots=64, pages=64)
   total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pools))
   pair, one = np.zeros(2, np.int32), np.int32(0)
   compiled = copy_sequence.lower(pools, (pair, pair), (one, one)).compile()

@@ -145,10 +145,9 @@ def test_slots_not_written_keep_their_bits():
 def test_reset_forgets_the_state_and_nothing_else():
   inputs = tokens(0, 100, decay=0.0)
   inputs[3][40] = -np.inf
-  pool = np.stack([initial_state(), 1e3 * initial_state(1)])
-  outs = [
-    call([Job(100, read=slot)], [inputs], pool, n=2)[0][0] for slot in (0, 1)
-  ]
+  pool = poisoned_pool((SLOTS, HV, K, V))
+  pool[:2] = initial_state(), 1e3 * initial_state(1)
+  outs = [call([Job(100, read=slot)], [inputs], pool)[0][0] for slot in (0, 1)]
   assert np.abs(outs[0][:40] - outs[1][:40]).max() > 1
   np.testing.assert_array_equal(outs[0][40:], outs[1][40:])
 
@@ -256,6 +255,15 @@ def test_both_drivers_give_the_same_bits():
   assert bits(out.carry) == bits(states[4])
 
 
+@jax.jit
+@functools.partial(jax.grad, argnums=(0, 1))
+def gradients(inputs, state, length, weight, kept):
+  """Through outputs, the state captured after one chunk, and the last one."""
+  out = scan_with_capture(chunk_cell, state, (*inputs, length), (1,))
+  loss = jnp.sum(out.ys * weight) + jnp.sum(out.captured[0] * kept[0])
+  return loss + jnp.sum(out.carry * kept[1])
+
+
 @pytest.mark.parametrize("keys", ["random", "repeated"])
 def test_gradients_equal_those_of_the_recurrence(keys):
   t, n = 100, 2
@@ -267,20 +275,12 @@ def test_gradients_equal_those_of_the_recurrence(keys):
   d_states = np.zeros((t + 1, H, K, V))
   d_states[C], d_states[t] = random.standard_normal((2, H, K, V))
   job = Job(t)
-  # Rows past the length must not reach the loss: their weight is zero.
+  # Rows past the length do not reach the loss: their weight is zero.
   weight = pack([job], [d_out.astype(np.float32)], n, C, padding=0)
   length = chunks_of([job], n, C).length
-
-  @jax.jit
-  @functools.partial(jax.grad, argnums=(0, 1))
-  def gradients(inputs, state):
-    out = scan_with_capture(chunk_cell, state, (*inputs, length), (1,))
-    kept = d_states[[C, t]].astype(np.float32)
-    loss = jnp.sum(out.ys * weight) + jnp.sum(out.captured[0] * kept[0])
-    return loss + jnp.sum(out.carry * kept[1])
-
   packed = tuple(pack([job], [x], n, C, padding=0) for x in inputs)
-  got, got_state = gradients(packed, jnp.asarray(state))
+  kept = d_states[[C, t]].astype(np.float32)
+  got, got_state = gradients(packed, state, length, weight, kept)
   *expected, expected_state = reference.delta_rule_gradients(
     *inputs, state, d_out, d_states
   )
