@@ -20,6 +20,10 @@ INTEGERS = {"int32": 31, "int64": 62}
 """Integer types by name, and log2 of the limit of `w_total * F(N-1)`."""
 
 
+# The largest cost whose mean float32 can hold.
+_MOST_COST = float(np.finfo(np.float32).max)
+
+
 def linear_cost(depths: int) -> np.ndarray:
   """`F(t) = t`: every recomputed depth bin costs the same.
 
@@ -46,7 +50,7 @@ def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
     float64 [N].
 
   Raises:
-    ValueError: ratio is negative or not finite.
+    ValueError: ratio is negative or not finite, or the cost leaves float32.
 
   >>> quadratic_cost(4, 0.5)
   array([0. , 1.5, 4. , 7.5])
@@ -54,6 +58,12 @@ def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
   if not (math.isfinite(ratio) and ratio >= 0):
     raise ValueError(f"ratio must be finite and not negative, got {ratio}")
   depth = np.arange(depths, dtype=np.float64)
+  deepest = max(depths - 1, 0)
+  if ratio * deepest > _MOST_COST / max(deepest, 1) - 1:
+    raise ValueError(
+      f"ratio must keep the cost of {depths} depths below {_MOST_COST:.2g}, got"
+      f" {ratio}"
+    )
   return depth + ratio * depth * depth
 
 
@@ -77,7 +87,7 @@ def as_vector(values: Vector, name: str) -> jax.Array | np.ndarray:
   """A one-dimensional numeric array; lists become NumPy arrays.
 
   Raises:
-    ValueError: wrong rank, fewer than two values, or not numbers.
+    ValueError: wrong rank, fewer than two values, or not real numbers.
   """
   array = values if isinstance(values, jax.Array) else np.asarray(values)
   if array.ndim != 1 or array.shape[0] < 2:
@@ -85,13 +95,31 @@ def as_vector(values: Vector, name: str) -> jax.Array | np.ndarray:
       f"{name} must be one-dimensional with at least two depths, got shape"
       f" {tuple(array.shape)}"
     )
-  if array.dtype.kind == "b" or not jnp.issubdtype(array.dtype, jnp.number):
-    raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+  if not _is_real(array.dtype):
+    raise ValueError(
+      f"{name} must be real numbers of at most 64 bits, got dtype {array.dtype}"
+    )
+  if isinstance(array, np.ndarray) and not array.dtype.isnative:
+    return array.astype(array.dtype.newbyteorder("="))
   return array
 
 
+def _is_real(dtype: np.dtype) -> bool:
+  """Whether JAX can calculate with it.
+
+  Durations, which NumPy calls integers, complex numbers and extended precision
+  are not: JAX has no such type, or would drop a part without a word.
+  """
+  kinds = (jnp.integer, jnp.floating)
+  real = any(jnp.issubdtype(dtype, kind) for kind in kinds)
+  return real and dtype.kind != "m" and dtype.itemsize <= 8
+
+
 def check_weights(weights: np.ndarray) -> None:
-  """Raises ValueError for weights that are negative, NaN, inf or all zero."""
+  """Raises ValueError for weights that are negative, NaN, inf or all zero.
+
+  Also where all are subnormal, which the device takes for zero.
+  """
   if not np.all(np.isfinite(weights)):
     where = int(np.argmin(np.isfinite(weights)))
     raise ValueError(
@@ -104,6 +132,14 @@ def check_weights(weights: np.ndarray) -> None:
     )
   if not np.any(weights > 0):
     raise ValueError("weights must not all be zero")
+  if not is_integer(weights):
+    wide = weights.dtype.itemsize == 8
+    least = float(np.finfo(np.float64 if wide else np.float32).tiny)
+    if float(np.max(weights)) < least:
+      raise ValueError(
+        f"weights must not all be below {least:.2g}, got at most"
+        f" {float(np.max(weights))}; multiply them by a power of two"
+      )
 
 
 def check_cost(cost: np.ndarray, depths: int) -> None:
@@ -115,6 +151,11 @@ def check_cost(cost: np.ndarray, depths: int) -> None:
     )
   if not np.all(np.isfinite(cost)):
     raise ValueError("cost must be finite, got NaN or infinity")
+  if not is_integer(cost) and float(cost[-1]) > _MOST_COST:
+    raise ValueError(
+      f"cost must stay below {_MOST_COST:.2g}, which float32 holds, got"
+      f" {float(cost[-1])}; divide it by a power of two"
+    )
   if cost[0] != 0:
     raise ValueError(f"cost must be 0 at depth 0, got {cost[0]}")
   if np.any(cost[1:] < cost[:-1]):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int, Int32
 
 from sparse_prefix_jax.array_typing import Flag, Positions
 from sparse_prefix_jax.placement.inputs import (
@@ -52,7 +52,7 @@ class Placement(NamedTuple):
       `jit`; concrete bad values raise). Then there are no positions.
     objective: the minimised sum as an exact integer of the chosen type.
     scale: float32, integer units per unit of weight times cost; 1 if nothing
-      was scaled.
+      was scaled, 0 or inf where float32 cannot hold it.
     loss_bound: float32, how much more than the true optimum the positions can
       cost in `expected_recompute` because floats were rounded; 0 if exact.
   """
@@ -72,14 +72,14 @@ class Problem(NamedTuple):
     weights: [N] integer weights `w`, all zero where the input was bad.
     survival: [N] `G(s)`, the sum of the weights at `s` and deeper.
     cost: [N] integer cumulative cost `F`.
-    cost_scale: float32, integer units per unit of cost.
+    cost_exponent: int32, log2 of the integer units per unit of cost.
     scale, loss_bound, valid: as in `Placement`.
   """
 
   weights: Int[Array, "N"]
   survival: Int[Array, "N"]
   cost: Int[Array, "N"]
-  cost_scale: Float32[Array, ""]
+  cost_exponent: Int32[Array, ""]
   scale: Float32[Array, ""]
   loss_bound: Float32[Array, ""]
   valid: Bool[Array, ""]
@@ -89,6 +89,8 @@ def _valid(weights: jax.Array, cost: jax.Array) -> jax.Array:
   """What `check_weights` and `check_cost` check, as one traced flag."""
   good = jnp.all(jnp.isfinite(weights)) & jnp.all(weights >= 0)
   good &= jnp.any(weights > 0) & jnp.all(jnp.isfinite(cost))
+  if not is_integer(cost):
+    good &= cost[-1].astype(jnp.float32) < jnp.float32(jnp.inf)
   return good & (cost[0] == 0) & jnp.all(cost[1:] >= cost[:-1])
 
 
@@ -112,21 +114,50 @@ def _exponent(
   return jnp.floor(jnp.log2(ratio)).astype(jnp.int32)
 
 
+def _fits(values: jax.Array, dtype: np.dtype) -> jax.Array:
+  """Whether no value wraps in `dtype`; asked before they are narrowed."""
+  most = jnp.iinfo(dtype).max
+  if not is_integer(values):
+    # The largest integer itself would be rounded up to the power of two.
+    return jnp.all(values < jnp.asarray(2.0 ** most.bit_length(), values.dtype))
+  if jnp.iinfo(values.dtype).max <= most:
+    return jnp.asarray(True)
+  return jnp.all(values <= jnp.asarray(most, values.dtype))
+
+
 def _scaled(
   values: jax.Array, exponent: jax.Array, dtype: np.dtype
-) -> tuple[jax.Array, jax.Array]:
-  """Rounds `values * 2**exponent`; also the error left, in the old units."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rounds `values * 2**exponent` to integers.
+
+  Returns:
+    The integers, the error left in the old units, and whether they all fit.
+  """
   if is_integer(values):
-    return values.astype(dtype), jnp.zeros(values.shape, jnp.float32)
+    fits = _fits(values, dtype)
+    return values.astype(dtype), jnp.zeros(values.shape, jnp.float32), fits
   rounded = jnp.round(jnp.ldexp(values, exponent))
   error = jnp.abs(values - jnp.ldexp(rounded, -exponent))
-  return rounded.astype(dtype), error.astype(jnp.float32)
+  return rounded.astype(dtype), error.astype(jnp.float32), _fits(rounded, dtype)
 
 
-def _sanitised(values: jax.Array, valid: jax.Array, real: type) -> jax.Array:
-  """Zeros where the input was bad; floats in the type `real`."""
+def _normalised(
+  values: jax.Array, valid: jax.Array, real: type
+) -> tuple[jax.Array, jax.Array]:
+  """Zeros where the input was bad; floats below 1 in the type `real`.
+
+  Sums and products of floats near the ends of their type would overflow or
+  vanish, so that they are first divided by a power of two.
+
+  Returns:
+    The values, and log2 of what they were divided by; 0 for integers.
+  """
   values = jnp.where(valid, values, jnp.zeros_like(values))
-  return values if is_integer(values) else values.astype(real)
+  if is_integer(values):
+    return values, jnp.zeros((), jnp.int32)
+  values = values.astype(real)
+  exponent = jnp.frexp(jnp.max(values))[1].astype(jnp.int32)
+  return jnp.ldexp(values, -exponent), exponent
 
 
 def _mean_loss(
@@ -168,8 +199,8 @@ def build_problem(
   dtype, limit = np.dtype(integer), 2.0 ** INTEGERS[integer]
   real = jnp.float64 if needs_x64(integer, weights, cost) else jnp.float32
   valid = jnp.asarray(True) if checked else _valid(weights, cost)
-  weights = _sanitised(weights, valid, real)
-  cost = _sanitised(cost, valid, real)
+  weights, weight_size = _normalised(weights, valid, real)
+  cost, cost_size = _normalised(cost, valid, real)
   total, top = jnp.sum(weights.astype(real)), cost[-1].astype(real)
 
   # The cost takes its bits first, the weights all that is left. Rounding can
@@ -179,27 +210,37 @@ def build_problem(
   else:
     cost_limit = jnp.asarray(2.0 ** _COST_BITS[integer], real)
   cost_exponent = _exponent(cost, cost_limit, top)
-  cost_units, cost_error = _scaled(cost, cost_exponent, dtype)
+  cost_units, cost_error, cost_fits = _scaled(cost, cost_exponent, dtype)
   top_units = cost_units[-1].astype(real)
   weight_limit = limit * _SAFETY / (top_units + 1.0) - weights.shape[0]
   exponent = _exponent(weights, weight_limit, total)
-  weight_units, weight_error = _scaled(weights, exponent, dtype)
-  if not (checked and is_integer(weights) and is_integer(cost)):
-    room = limit / jnp.maximum(top_units, jnp.ones((), real))
-    held = jnp.sum(weight_units.astype(real))
-    valid &= (held > 0) & (held < room * (1 - 1e-6))
-  weight_units = jnp.where(valid, weight_units, jnp.zeros_like(weight_units))
+  weight_units, weight_error, weights_fit = _scaled(weights, exponent, dtype)
+  survival = jnp.cumsum(weight_units[::-1], dtype=dtype)[::-1]
+  valid &= cost_fits & weights_fit & _holds(survival, cost_units[-1], integer)
 
-  one = jnp.ones((), jnp.float32)
+  loss = _mean_loss(weights, cost, weight_error, cost_error)
+  cost_exponent -= cost_size
   return Problem(
-    weights=weight_units,
-    survival=jnp.cumsum(weight_units[::-1], dtype=dtype)[::-1],
+    weights=jnp.where(valid, weight_units, jnp.zeros_like(weight_units)),
+    survival=jnp.where(valid, survival, jnp.zeros_like(survival)),
     cost=cost_units,
-    cost_scale=jnp.ldexp(one, cost_exponent),
-    scale=jnp.ldexp(one, cost_exponent + exponent),
-    loss_bound=_mean_loss(weights, cost, weight_error, cost_error),
+    cost_exponent=cost_exponent,
+    scale=jnp.ldexp(jnp.float32(1.0), cost_exponent + exponent - weight_size),
+    loss_bound=jnp.ldexp(loss, cost_size),
     valid=valid,
   )
+
+
+def _holds(
+  survival: Int[Array, "N"], top: Int[Array, ""], integer: str
+) -> jax.Array:
+  """Whether `w_total * top` is below the limit of the type, in exact integers.
+
+  A sum of weights that fit one by one is negative where it first wraps.
+  """
+  most = jnp.asarray(2 ** INTEGERS[integer] - 1, top.dtype)
+  room = most // jnp.maximum(top, jnp.ones_like(top))
+  return jnp.all(survival >= 0) & (survival[0] > 0) & (survival[0] <= room)
 
 
 def measure(problem: Problem, positions: Positions) -> Placement:
@@ -219,10 +260,10 @@ def measure(problem: Problem, positions: Positions) -> Placement:
   saved = jnp.sum(steps * survival[edges[1:]], dtype=dtype)
   objective = jnp.sum(problem.weights * cost, dtype=dtype) - saved
   total = jnp.maximum(survival[0], jnp.ones((), dtype)).astype(jnp.float32)
-  mean = objective.astype(jnp.float32) / total / problem.cost_scale
+  mean = objective.astype(jnp.float32) / total
   return Placement(
     positions=positions,
-    expected_recompute=mean,
+    expected_recompute=jnp.ldexp(mean, -problem.cost_exponent),
     valid=problem.valid,
     objective=objective,
     scale=problem.scale,

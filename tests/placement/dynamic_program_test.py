@@ -199,6 +199,79 @@ def test_too_large_for_int32_under_jit_is_not_valid():
 
 
 @pytest.mark.parametrize(
+  "dtype, large, integer",
+  [
+    (np.uint32, 2**32 - 1, "int32"),
+    (np.int64, 2**32 + 1, "int32"),
+    (np.uint64, 2**64 - 1, "int64"),
+  ],
+)
+def test_integers_that_would_wrap_under_jit_are_not_valid(
+  dtype, large, integer
+):
+  solve = jax.jit(lambda w: solve_placement(w, 1, integer=integer))
+  scaled = jax.jit(lambda f: solve_placement([0.5] * 4, 1, f, integer=integer))
+  with jax.enable_x64(True):
+    fitting = solve(jnp.asarray(np.array([5, 9, 7, 0], dtype)))
+    placement = solve(jnp.asarray(np.array([5, large, 7, 0], dtype)))
+    costly = scaled(jnp.asarray(np.array([0, 1, large, large], dtype)))
+  assert bool(fitting.valid) and fitting.positions.tolist() == [1]
+  for refused in (placement, costly):
+    assert not bool(refused.valid) and int(refused.objective) == 0
+    assert refused.positions.tolist() == [-1]
+
+
+def test_the_largest_product_under_jit_is_exact():
+  solve = jax.jit(lambda w: solve_placement(w, 0, integer="int32"))
+  fitting = solve(jnp.asarray([0, 2**31 - 1], jnp.int32))
+  assert bool(fitting.valid) and int(fitting.objective) == 2**31 - 1
+  assert not bool(solve(jnp.asarray([1, 2**31 - 1], jnp.int32)).valid)
+  # Three of these wrap to a positive number.
+  wrapped = solve(jnp.full((3,), 2**31 - 1, jnp.int32))
+  assert not bool(wrapped.valid)
+
+
+@pytest.mark.parametrize("integer", ["int32", "int64"])
+@pytest.mark.parametrize(
+  "weights",
+  [
+    np.array([0, 1e308, 1e308, 0]),
+    np.array([0, 1e-300, 1e-300, 0]),
+    np.array([1e-300, 1e300, 1e300, 0]),
+    np.array([0, 3e38, 3e38, 0], np.float32),
+    np.array([0, 2e-38, 2e-38, 0], np.float32),
+  ],
+)
+def test_floats_near_the_ends_of_their_type(weights, integer):
+  placement = solve_placement(weights, 1, integer=integer)
+  assert placement.positions.tolist() == [1] and bool(placement.valid)
+  np.testing.assert_allclose(placement.expected_recompute, 0.5, rtol=1e-6)
+  assert 0 <= float(placement.loss_bound) < 1e-2
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e37])
+def test_costs_near_the_ends_of_float32(size):
+  cost = np.array([0, 1, 2, 3]) * size
+  placement = solve_placement([0.0, 1.0, 1.0, 0.0], 1, cost)
+  assert placement.positions.tolist() == [1]
+  np.testing.assert_allclose(placement.expected_recompute, size / 2, rtol=1e-6)
+  assert 0 <= float(placement.loss_bound) < 1e-3 * size
+
+
+def test_costs_beyond_float32_under_jit_are_not_valid():
+  with jax.enable_x64(True):
+    cost = jnp.asarray([0.0, 1e300])
+    placement = jax.jit(lambda f: solve_placement([1, 1], 1, f))(cost)
+  assert not bool(placement.valid) and placement.positions.tolist() == [-1]
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i4", ">u2"])
+def test_other_byte_orders(dtype):
+  weights = np.array([0, 5, 0, 1, 9, 0], dtype)
+  assert solve_placement(weights, 2).positions.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
   "weights, budget, cost, sentence",
   [
     ([1, -2, 3], 1, None, "weights must not be negative, got -2 at depth 1"),
@@ -206,8 +279,14 @@ def test_too_large_for_int32_under_jit_is_not_valid():
     ([0, 0, 0], 1, None, "weights must not all be zero"),
     ([4], 1, None, "at least two depths"),
     ([[1, 2], [3, 4]], 1, None, "one-dimensional"),
-    (["a", "b"], 1, None, "weights must be numbers"),
-    ([True, False], 1, None, "weights must be numbers"),
+    (["a", "b"], 1, None, "weights must be real numbers"),
+    ([True, False], 1, None, "weights must be real numbers"),
+    ([1, 2 + 3j], 1, None, "weights must be real numbers .* got dtype complex"),
+    (np.ones(2, np.longdouble), 1, None, "weights must be real numbers of at"),
+    (np.ones(2, "m8[s]"), 1, None, "weights must be real numbers of at most"),
+    (np.full(2, 1e-45, "f4"), 1, None, "not all be below 1.2e-38, got at most"),
+    ([0.0, 5e-324], 1, None, "weights must not all be below 2.2e-308"),
+    ([1, 2], 1, [0.0, 1e300], "cost must stay below 3.4e\\+38"),
     ([1, 2], -1, None, "budget must not be negative, got -1"),
     ([1, 2, 3], 1, [0, 2, 1], "cost must not decrease, got 1 after 2"),
     ([1, 2, 3], 1, [1, 2, 3], "cost must be 0 at depth 0, got 1"),
@@ -235,3 +314,9 @@ def test_costs():
   np.testing.assert_array_equal(quadratic_cost(3, 2.0), [0, 3, 10])
   with pytest.raises(ValueError, match="ratio must be finite"):
     quadratic_cost(3, -1.0)
+  for ratio in (1e308, 1e300):
+    with pytest.raises(ValueError, match="ratio must keep the cost of 6 depth"):
+      quadratic_cost(6, ratio)
+  with pytest.raises(ValueError, match="ratio must keep the cost of 3 depths"):
+    quadratic_cost(3, 1e38)
+  assert quadratic_cost(3, 8e37)[-1] < np.finfo(np.float32).max
