@@ -70,7 +70,8 @@ def packed_scan(
   its bits, NaN included, and an inactive chunk leaves the carry as it was.
 
   The scan has static length and its body a barrier on both sides: the body is
-  one computation, whatever n is and whatever surrounds it.
+  one computation, whatever n is and whatever surrounds it. A single chunk gets
+  an inactive one behind it, see `two_steps`.
 
   Args:
     cell: `(carry, x, length) -> (carry, y)` for one chunk.
@@ -91,10 +92,18 @@ def packed_scan(
     carry = select(length > 0, advanced, carry)
     return (carry, capture(pools, write, carry)), y
 
+  n = chunks.read.shape[0]
   empty = jax.tree.map(lambda pool: jnp.zeros_like(pool[0]), pools)
-  steps = (xs, chunks.read, chunks.write, chunks.length)
+  xs, read, write, length = two_steps(
+    (xs, chunks.read, chunks.write, chunks.length)
+  )
+  real = jnp.arange(length.size) < n
+  read = jnp.where(real, read, CARRY)
+  write = jnp.where(real, write, NONE)
+  length = jnp.where(real, length, 0)
+  steps = (xs, read, write, length)
   (_, pools), ys = lax.scan(body, (empty, pools), steps)
-  return ys, pools
+  return jax.tree.map(lambda y: y[:n], ys), pools
 
 
 def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
@@ -108,7 +117,23 @@ def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
     y = function(*lax.optimization_barrier(x))
     return None, lax.optimization_barrier(y)
 
-  return lax.scan(body, None, xs)[1]
+  n = jax.tree.leaves(xs)[0].shape[0]
+  ys = lax.scan(body, None, two_steps(xs))[1]
+  return jax.tree.map(lambda y: y[:n], ys)
+
+
+def two_steps(xs: Any) -> Any:
+  """Steps [n ...], a single one doubled: what a scan needs to stay a loop.
+
+  XLA removes a loop of one step and fuses its body with what stands around it,
+  and then the body has other bits than in a loop of more (measured: with one
+  value head). The caller makes the second step do nothing and drops its y.
+  """
+
+  def leaf(x: Array) -> Array:
+    return jnp.concatenate([x, x]) if x.shape[0] == 1 else x
+
+  return jax.tree.map(leaf, xs)
 
 
 def select(condition: Array, if_true: Any, if_false: Any) -> Any:

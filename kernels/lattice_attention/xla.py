@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
 
 
 class _Softmax(NamedTuple):
@@ -68,8 +68,15 @@ def attend_chunks(
     out = out.reshape(size, heads * groups, -1)
     return None, lax.optimization_barrier(out)
 
-  xs = (q, chunks.position, chunks.length, chunks.request)
-  return lax.scan(attend, None, xs)[1], key_pages, value_pages
+  n = q.shape[0]
+  q, position, length, request = two_steps(
+    (q, chunks.position, chunks.length, chunks.request)
+  )
+  # The step added to a single one holds no token and visits no block.
+  real = jnp.arange(length.size) < n
+  position, length = (jnp.where(real, u, 0) for u in (position, length))
+  out = lax.scan(attend, None, (q, position, length, request))[1]
+  return out[:n], key_pages, value_pages
 
 
 def attend_rows(

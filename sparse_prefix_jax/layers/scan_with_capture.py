@@ -63,11 +63,12 @@ def scan_with_capture(
   steps = jax.tree.leaves(xs)[0].shape[0]
   capture_at = _checked(capture_at, steps)
 
-  def body(loop: Any, step: tuple[Any, Array]) -> tuple[Any, Any]:
+  def body(loop: Any, step: tuple[Any, Array, Array]) -> tuple[Any, Any]:
     carry, captured = loop
-    x, write = step
+    x, write, real = step
     carry, x = lax.optimization_barrier((carry, x))
-    carry, y = lax.optimization_barrier(cell(carry, x))
+    advanced, y = lax.optimization_barrier(cell(carry, x))
+    carry = packed.select(real, advanced, carry)
     return (carry, packed.capture(captured, write, carry)), y
 
   # One slot at least, so that there is one body whatever is asked.
@@ -79,8 +80,16 @@ def scan_with_capture(
   write = jnp.full(steps, packed.NONE)
   if asked:
     write = jnp.where(here.any(axis=1), here.argmax(axis=1), packed.NONE)
-  (carry, captured), ys = lax.scan(body, (carry, captured), (xs, write))
-  return CapturedScan(carry, ys, jax.tree.map(lambda x: x[:asked], captured))
+  xs, write = packed.two_steps((xs, write))
+  real = jnp.arange(write.size) < steps
+  write = jnp.where(real, write, packed.NONE)
+  scanned = lax.scan(body, (carry, captured), (xs, write, real))
+  (carry, captured), ys = scanned
+  return CapturedScan(
+    carry,
+    jax.tree.map(lambda y: y[:steps], ys),
+    jax.tree.map(lambda x: x[:asked], captured),
+  )
 
 
 def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:

@@ -198,6 +198,38 @@ def test_vmap_over_tiles_is_seen(monkeypatch):
   assert rung_bits(eps=2e-6) > 0
 
 
+ONE_HEAD = {"key_heads": 1, "value_heads": 1} | {
+  "key_width": 64,
+  "value_width": 64,
+}
+
+
+def one_chunk_bits(**changes):
+  """Bits by which programs of one and of four chunks differ."""
+  tokens, fields = random_tokens(640), ONE_HEAD | changes
+  logits = [
+    ColdRuns(
+      small_model(
+        chunk=64, ladder=(rung,), max_length=1024, head_rows=64, **fields
+      ),
+      longest=640,
+    )
+    .prefill(tokens)
+    .logits
+    for rung in (1, 4)
+  ]
+  return differing_bits(*logits)
+
+
+def test_loop_of_one_step_is_seen(monkeypatch):
+  assert one_chunk_bits() == 0
+
+  xla = sys.modules["sparse_prefix_jax.kernels.lattice_attention.xla"]
+  for module in (packed, xla):
+    monkeypatch.setattr(module, "two_steps", lambda xs: xs)
+  assert one_chunk_bits(eps=2e-6) > 0
+
+
 def test_programs_of_few_rows_are_seen():
   # Why the configuration refuses such a ladder: 16 rows against 64.
   tokens = random_tokens(64)
