@@ -1,6 +1,9 @@
 """The one frozen configuration of a model and of its numerics."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from sparse_prefix_jax.layers.attention import AttentionConfig
 from sparse_prefix_jax.layers.gated_delta_net import GatedDeltaNetConfig
@@ -9,8 +12,49 @@ GATED_DELTA_NET = "gated_delta_net"
 ATTENTION = "attention"
 _DTYPES = ("float32", "bfloat16")
 _PRECISIONS = ("default", "high", "highest")
+_LEAST = {"decode_rows": 2, "head_rows": 2, "window": 2}
+_MOST = 2**30  # positions and token ids are int32, with room to add chunks
 _LANES = 64
 _LEAST_ROWS = 64  # measured: 16 rows differ from 64, 64 to 1,024 agree
+
+
+def is_int(value: Any) -> bool:
+  """Whether `value` is an int, and not a bool, a float or of NumPy.
+
+  Example:
+    >>> is_int(64), is_int(64.0), is_int(True)
+    (True, False, False)
+  """
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_positive(value: Any) -> bool:
+  """Whether `value` is a finite number above 0.
+
+  Example:
+    >>> is_positive(1e-6), is_positive(float("nan")), is_positive("1")
+    (True, False, False)
+  """
+  number = is_int(value) or isinstance(value, float)
+  return number and math.isfinite(value) and value > 0
+
+
+def check_fields(changes: Mapping[str, Any]) -> None:
+  """Refuses names that are no field of `ModelConfig`.
+
+  Raises:
+    ValueError: Naming the first of them.
+
+  Example:
+    >>> check_fields({"width": 64})
+  """
+  known = [field.name for field in dataclasses.fields(ModelConfig)]
+  for name, value in changes.items():
+    if name not in known:
+      raise ValueError(
+        f"{name} is {value!r}, but no such field exists; the fields are "
+        f"{', '.join(known)}."
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +90,15 @@ class ModelConfig:
     decode_rows: Rows of the decode program, at least 2.
     head_rows: Rows of the head program, at least 2.
     max_length: Longest sequence in tokens, prompt and decoded.
+
+  Raises:
+    ValueError: For a field of another type or out of its range: one sentence
+      with its name, its value and what is allowed. No count is above 2**30.
+
+  Example:
+    >>> ModelConfig(vocab_size=8, width=64, hidden=64, layer_types=())
+    Traceback (most recent call last):
+    ValueError: layer_types is empty; a model has at least one layer.
   """
 
   vocab_size: int
@@ -78,7 +131,9 @@ class ModelConfig:
     Raises:
       ValueError: Naming the field, its value and what is allowed.
     """
+    self._check_types()
     self._check_counts()
+    self._check_multiples()
     self._check_choices()
     self._check_ladder()
 
@@ -112,16 +167,35 @@ class ModelConfig:
       precision=self.precision,
     )
 
-  def _check_counts(self) -> None:
+  def _check_types(self) -> None:
+    """Refuses what only looks like a value: 64.0 rows, lists, "false"."""
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type is int and value < 1:
-        raise ValueError(f"{field.name} is {value}; it must be at least 1.")
-    for name, least in (("decode_rows", 2), ("head_rows", 2), ("window", 2)):
-      if getattr(self, name) < least:
+      if field.type is int:
+        fits, allowed = is_int(value), "an int"
+      elif field.type is float:
+        fits, allowed = is_positive(value), "a finite number above 0"
+      elif field.type is bool:
+        fits, allowed = isinstance(value, bool), "True or False"
+      elif field.type is str:
+        fits, allowed = isinstance(value, str), "a string"
+      else:
+        fits, allowed = isinstance(value, tuple), "a tuple"
+      if not fits:
+        raise ValueError(f"{field.name} is {value!r}; it must be {allowed}.")
+
+  def _check_counts(self) -> None:
+    """Refuses counts that are too small, or too large for int32."""
+    for field in dataclasses.fields(self):
+      value, least = getattr(self, field.name), _LEAST.get(field.name, 1)
+      if field.type is int and not least <= value <= _MOST:
         raise ValueError(
-          f"{name} is {getattr(self, name)}; it must be at least {least}."
+          f"{field.name} is {value}; it must be at least {least} and at most "
+          f"{_MOST}."
         )
+
+  def _check_multiples(self) -> None:
+    """Refuses heads that cannot share, and channels that cannot pair."""
     for many, one in (("value_heads", "key_heads"), ("heads", "kv_heads")):
       if getattr(self, many) % getattr(self, one):
         raise ValueError(
@@ -135,6 +209,7 @@ class ModelConfig:
       )
 
   def _check_choices(self) -> None:
+    """Refuses names that are not known."""
     known = (GATED_DELTA_NET, ATTENTION)
     for kind in self.layer_types:
       if kind not in known:
@@ -151,13 +226,15 @@ class ModelConfig:
         )
 
   def _check_ladder(self) -> None:
+    """Refuses rungs that are no sizes, or whose bits would differ."""
     if (
       not self.ladder
+      or not all(map(is_int, self.ladder))
       or min(self.ladder) < 1
       or list(self.ladder) != sorted(set(self.ladder))
     ):
       raise ValueError(
-        f"ladder is {self.ladder}; it must be ascending numbers of chunks."
+        f"ladder is {self.ladder}; it must be ascending ints, in chunks."
       )
     if self.chunk % 16:
       raise ValueError(f"chunk is {self.chunk}; it must be a multiple of 16.")

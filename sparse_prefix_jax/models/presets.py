@@ -7,6 +7,7 @@ from sparse_prefix_jax.models.config import (
   ATTENTION,
   GATED_DELTA_NET,
   ModelConfig,
+  check_fields,
 )
 
 
@@ -73,7 +74,8 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     A frozen configuration.
 
   Raises:
-    ValueError: For an unknown name, or a field out of its range.
+    ValueError: For an unknown name, a field that does not exist, or a value
+      out of its range.
 
   Example:
     >>> preset("tiny", dtype="bfloat16").dtype
@@ -83,4 +85,5 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     raise ValueError(
       f"preset is {name!r}; the presets are {', '.join(PRESETS)}."
     )
+  check_fields(changes)
   return dataclasses.replace(PRESETS[name], **changes)

@@ -1,7 +1,9 @@
 """Every choice that cannot work is refused, naming its field."""
 
 import dataclasses
+import math
 
+import jaxtyping
 import pytest
 
 from sparse_prefix_jax import ModelConfig, preset
@@ -11,6 +13,14 @@ COUNTS = [
   for field in dataclasses.fields(ModelConfig)
   if field.type in (int, "int")
 ]
+
+
+@pytest.fixture
+def unchecked():
+  """As outside the tests: no annotation is checked before our own checks."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -40,6 +50,25 @@ def test_counts_below_one_are_refused(name, value):
     ({"ladder": (2, 2)}, r"ladder is \(2, 2\); .* ascending"),
     ({"chunk": 40}, "chunk is 40; it must be a multiple of 16"),
     ({"chunk": 32}, "chunk is 32, .* program has 32 rows; .* at least 64"),
+    ({"width": 64.0}, "width is 64.0; it must be an int"),
+    ({"width": True}, "width is True; it must be an int"),
+    ({"width": "64"}, "width is '64'; it must be an int"),
+    ({"max_length": 2**31}, "max_length is 2147483648; .* most 1073741824"),
+    ({"vocab_size": 2**30 + 1}, "vocab_size is 1073741825; .* at most"),
+    ({"eps": -1}, "eps is -1; it must be a finite number above 0"),
+    ({"eps": 0.0}, "eps is 0.0; it must be a finite number above 0"),
+    ({"eps": math.nan}, "eps is nan; it must be a finite number above 0"),
+    ({"eps": None}, "eps is None; it must be a finite number above 0"),
+    ({"rope_theta": -5}, "rope_theta is -5; .* finite number above 0"),
+    ({"rope_theta": math.inf}, "rope_theta is inf; .* finite number"),
+    ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; .* True or False"),
+    ({"dtype": 32}, "dtype is 32; it must be a string"),
+    ({"layer_types": ["attention"]}, "layer_types is .*; it must be a tuple"),
+    ({"layer_types": "attention"}, "layer_types is .*; it must be a tuple"),
+    ({"ladder": [1]}, r"ladder is \[1\]; it must be a tuple"),
+    ({"ladder": (1.0,)}, r"ladder is \(1\.0,\); .* ascending ints"),
+    ({"ladder": (True,)}, r"ladder is \(True,\); .* ascending ints"),
+    ({"ladder": ("1",)}, r"ladder is \('1',\); .* ascending ints"),
     ({"width": 96}, "width is 96; .* multiple of 64 wide"),
     ({"hidden": 100}, "hidden is 100; .* multiple of 64 wide"),
     ({"key_width": 16}, r"key_heads \* key_width is 32; .* single rung"),
@@ -47,6 +76,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"head_width": 16}, r"kv_heads \* head_width is 32; .* single rung"),
   ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     preset("tiny", **changes)
@@ -63,6 +93,7 @@ def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
     {"layer_types": ("attention",), "value_width": 24},
     {"layer_types": ("gated_delta_net",), "head_width": 16},
     {"rotary_width": 32},
+    {"max_length": 2**30},
     {"decode_rows": 2, "head_rows": 2, "window": 2},
   ],
 )

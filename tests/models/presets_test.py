@@ -53,3 +53,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
     preset("huge")
   for name in PRESETS:
     assert name in str(refused.value)
+
+
+def test_a_field_that_does_not_exist_is_refused_with_those_that_do():
+  with pytest.raises(ValueError, match=r"^foo is 1, but no such .* width, "):
+    preset("tiny", foo=1)
