@@ -6,6 +6,7 @@ that canonical carry, and the canonical keys and values, are ever stored, so the
 next turn of a conversation hits exactly.
 """
 
+import copy
 from collections.abc import Sequence as Several
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.plan import Segment, build_plan, page_table
 from sparse_prefix_jax.models.run import head_rows, last_rows, run_plan
-from sparse_prefix_jax.requests import check_tokens
+from sparse_prefix_jax.requests import check_ids
 
 _NO_ROWS = np.zeros(0, np.int64)
 
@@ -83,15 +84,20 @@ def decode(
   """
   frozen = cache.check_model(model)
   records = _checked(cache, sequences, next_tokens, exact)
-  tokens = check_tokens("next_tokens", next_tokens, cache.config)
-  _reserve_pages(cache, records)
+  tokens = check_ids("next_tokens", next_tokens, cache.config)
+  before = [copy.copy(record) for record in records]
+  pages = _reserve_pages(cache, records)
   for record, token in zip(records, tokens, strict=True):
     record.tokens = np.append(record.tokens, token)
     record.exact = exact
-  run = _rerun_chunks if exact else _step_rows
-  logits = run(frozen, cache, records)
-  if not exact:
-    _make_canonical(frozen, cache, records)
+  try:
+    run = _rerun_chunks if exact else _step_rows
+    logits = run(frozen, cache, records)
+    if not exact:
+      _make_canonical(frozen, cache, records)
+  except BaseException:
+    _undo(cache, records, before, pages)
+    raise
   handles = tuple(cache.handle(sequence.number) for sequence in sequences)
   return DecodeOutput(logits, handles)
 
@@ -125,12 +131,28 @@ def _checked(
   return records
 
 
-def _reserve_pages(cache: PrefixCache, records: list[Running]) -> None:
+def _reserve_pages(
+  cache: PrefixCache, records: list[Running]
+) -> tuple[int, ...]:
   """A page for every sequence whose next token begins a chunk."""
   begin = [r for r in records if r.length % cache.config.chunk == 0]
   pages = cache.index.reserve(0, len(begin)).pages
   for record, page in zip(begin, pages, strict=True):
-    record.pages.append(page)
+    record.pages = [*record.pages, page]
+  return pages
+
+
+def _undo(
+  cache: PrefixCache,
+  records: list[Running],
+  before: list[Running],
+  pages: tuple[int, ...],
+) -> None:
+  """After an interruption the sequences are as they were, or lost."""
+  for record, old in zip(records, before, strict=True):
+    vars(record).update(vars(old))
+  cache.index.free(pages=pages)
+  cache.recover()
 
 
 def _step_rows(
@@ -213,6 +235,7 @@ def _run_last_chunks(
     )
     if completed:
       record.lattice_slot = record.own_slot
+      record.decoded = True
   plan = build_plan(
     cache.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
   )

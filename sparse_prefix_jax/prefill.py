@@ -13,6 +13,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.cache.index import CapacityError, Match, Pin, Reason
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Running, Sequence
+from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.plan import Segment, build_plan
 from sparse_prefix_jax.models.run import all_rows, last_rows, run_plan
@@ -70,6 +71,7 @@ class _Admitted:
   shared: set[int] = dataclasses.field(default_factory=set)
   number: int = -1
   captures: dict[int, int] = dataclasses.field(default_factory=dict)
+  inserted: bool = False
 
 
 def prefill(
@@ -94,8 +96,9 @@ def prefill(
     prompts: Token ids per request, at least one each.
     anchors: Per request, positions worth a state besides the placement's: the
       end of a system prompt or a document; floored to the lattice.
-    capture: Per request, exactly the positions to capture: lattice points up
-      to its length; instead of placement and anchors.
+    capture: Per request, the positions to capture: lattice points up to its
+      length; instead of placement and anchors. What another request of the
+      batch waits for is captured besides.
     all_logits: Logits of every computed token instead of the last one.
     salt: Requests with different salts share nothing.
 
@@ -126,11 +129,18 @@ def prefill(
   wave_number = 0
   while waiting:
     wave, waiting = _next_wave(cache, waiting)
-    _admit(cache, wave, [done for _, done, _ in results.values()])
-    segments = [_segment(cache, admitted) for admitted in wave]
-    logits = _scan(frozen, cache, segments, all_logits)
+    done = [admitted for _, admitted, _ in results.values()]
+    _admit(cache, wave, done)
+    try:
+      segments = [_segment(cache, admitted) for admitted in wave]
+      logits = _scan(frozen, cache, segments, all_logits)
+      for admitted in wave:
+        _insert(cache, admitted)
+    except BaseException:
+      _abandon(cache, [*done, *wave])
+      cache.recover()
+      raise
     for admitted, rows in zip(wave, logits, strict=True):
-      _insert(cache, admitted)
       report = _report(cache, admitted, wave_number)
       results[admitted.request.index] = (rows, admitted, report)
     wave_number += 1
@@ -182,10 +192,31 @@ def _admit(
 
   First what each must have, then slots for the states that it would capture.
   """
-  started = [admitted.number for admitted in done]
-  try:
-    for admitted in wave:
-      admitted.number, admitted.match = cache.admit(
+  for index, admitted in enumerate(wave):
+    try:
+      _admit_one(cache, admitted, wave[index + 1 :])
+    except CapacityError:
+      for waiting in wave[index:]:
+        cache.index.unpin(waiting.pin)
+      _abandon(cache, [*done, *wave[:index]])
+      raise
+  for admitted in wave:
+    wanted = _wanted(cache, admitted)
+    slots = cache.reserve_captures(len(wanted))
+    admitted.captures = dict(zip(wanted, slots))
+
+
+def _admit_one(
+  cache: PrefixCache, admitted: _Admitted, later: list[_Admitted]
+) -> None:
+  """Reserves; where there is no room, matches are given up for it.
+
+  What requests resume from is pinned, and pins may be all that is in the way:
+  first those of later requests go, then its own. Who gave up starts cold.
+  """
+  for given_up in (*reversed(later), admitted, None):
+    try:
+      admitted.number = cache.admit(
         admitted.request.tokens,
         admitted.match,
         admitted.pin,
@@ -193,17 +224,32 @@ def _admit(
         placed=admitted.request.placed,
         salt=admitted.request.salt,
       )
-      started.append(admitted.number)
-  except CapacityError:
-    for number in started:
-      cache.drop(number)
-    for admitted in wave[len(started) - len(done) + 1 :]:
-      cache.index.unpin(admitted.pin)
-    raise
-  for admitted in wave:
-    wanted = _wanted(cache, admitted)
-    slots = cache.reserve_captures(len(wanted))
-    admitted.captures = dict(zip(wanted, slots))
+      return
+    except CapacityError:
+      if given_up is None:
+        raise
+      _give_up(cache, given_up)
+
+
+def _give_up(cache: PrefixCache, admitted: _Admitted) -> None:
+  """Unpins what a request matched; it starts from nothing."""
+  if admitted.match.resume_blocks == 0:
+    return
+  cache.index.unpin(admitted.pin)
+  admitted.match = admitted.match._replace(
+    resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
+  )
+  admitted.pin = cache.pin(
+    admitted.request.tokens, admitted.match, salt=admitted.request.salt
+  )
+
+
+def _abandon(cache: PrefixCache, admitted: list[_Admitted]) -> None:
+  """Frees what the sequences of an interrupted call hold."""
+  for one in admitted:
+    if not one.inserted:
+      cache.index.free(list(one.captures.values()))
+    cache.drop(one.number)
 
 
 def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:
@@ -263,6 +309,7 @@ def _insert(cache: PrefixCache, admitted: _Admitted) -> None:
   if cache.stores:
     slots = {p // chunk: slot for p, slot in admitted.captures.items()}
     cache.store(record, slots)
+  admitted.inserted = True
   overlap = min(admitted.match.overlap_tokens, record.length - 1)
   cache.planner.observe(overlap)
 

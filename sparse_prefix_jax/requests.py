@@ -88,7 +88,7 @@ def check_requests(
 def check_tokens(
   name: str, prompt: at.Tokens, config: ModelConfig
 ) -> np.ndarray:
-  """Token ids as int32.
+  """The ids of a prompt as int32.
 
   Args:
     name: What to call them in a message.
@@ -99,22 +99,43 @@ def check_tokens(
     A NumPy row. [t]
 
   Raises:
-    ValueError: If there are none or too many, they are no integers, or one is
-      out of the vocabulary.
+    ValueError: As `check_ids`, and if there are none or too many.
   """
-  tokens = np.asarray(prompt)
-  if tokens.ndim != 1 or tokens.size == 0:
-    raise ValueError(
-      f"{name} has shape {tokens.shape}; it must be one row of at least one "
-      "token."
-    )
-  if not np.issubdtype(tokens.dtype, np.integer):
-    raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
+  tokens = check_ids(name, prompt, config)
+  if tokens.size == 0:
+    raise ValueError(f"{name} is empty; a prompt has at least one token.")
   if tokens.size > config.max_length:
     raise ValueError(
       f"{name} has {tokens.size} tokens; max_length of the model's "
       f"configuration is {config.max_length}."
     )
+  return tokens
+
+
+def check_ids(name: str, ids: at.Tokens, config: ModelConfig) -> np.ndarray:
+  """Token ids as int32, any number of them.
+
+  Args:
+    name: What to call them in a message.
+    ids: Any sequence of integers.
+    config: Its vocabulary.
+
+  Returns:
+    A NumPy row. [t]
+
+  Raises:
+    ValueError: If they are not one row of integers of the vocabulary.
+  """
+  try:
+    tokens = np.asarray(ids)
+  except ValueError:
+    raise ValueError(f"{name} is ragged; it must be one row of ids.") from None
+  if tokens.ndim != 1:
+    raise ValueError(
+      f"{name} has shape {tokens.shape}; it must be one row of ids."
+    )
+  if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+    raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
   wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
   if wrong.size:
     raise ValueError(

@@ -205,7 +205,7 @@ def assert_refused(
 @pytest.mark.parametrize(
   "prompt, match",
   [
-    ([], r"prompts\[1\] has shape \(0,\)"),
+    ([], r"prompts\[1\] is empty"),
     ([[1, 2]], "must be one row"),
     ([512], r"prompts\[1\] holds id 512; the vocabulary is 0 to 511"),
     ([3, -1], "holds id -1"),

@@ -15,17 +15,17 @@ from sparse_prefix_jax.cache.index import (
   Match,
   Pin,
   PrefixIndex,
-  Reason,
   Stats,
   token_blocks,
 )
 from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.cache.running import Running, Sequence
-from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.models.step import FrozenModel, freeze
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
+
+_NUMBERS = itertools.count()  # of sequences, over all caches
 
 
 class PrefixCache:
@@ -108,7 +108,6 @@ class PrefixCache:
     self.pools = model.init_pools(slots=slots, pages=pages)
     self._frozen = freeze(model)
     self._running: dict[int, Running] = {}
-    self._numbers = itertools.count()
 
   @property
   def stores(self) -> bool:
@@ -143,6 +142,11 @@ class PrefixCache:
         f"model has another configuration than the cache: {', '.join(changed)}."
       )
     frozen, known = freeze(model), self._frozen
+    if any(leaf.is_deleted() for leaf in known.leaves):
+      raise ValueError(
+        "model: the weights that the cache was made for are gone (donated to "
+        "a training step, for example); make a new PrefixCache."
+      )
     if all(x is y for x, y in zip(frozen.leaves, known.leaves, strict=True)):
       return known
     if _fingerprint(frozen.leaves) != _fingerprint(known.leaves):
@@ -187,39 +191,26 @@ class PrefixCache:
     anchors: tuple[int, ...] = (),
     placed: bool = True,
     salt: bytes = b"",
-  ) -> tuple[int, Match]:
+  ) -> int:
     """Reserves what a request cannot do without: two slots and its pages.
-
-    Where there is no room beside what it would resume from, it gives that up
-    and starts from nothing.
 
     Args:
       tokens: The prompt.
       match: Of that prompt.
-      pin: Of that match; the sequence's from here on, or given back.
+      pin: Of that match; the sequence's from here on.
       anchors: Lattice positions that its entry keeps besides the placement's.
       placed: Whether the placement has a say.
       salt: The tenant.
 
     Returns:
-      The number of the new running sequence, and the match that it uses.
+      The number of the new running sequence.
 
     Raises:
-      CapacityError: If it cannot be held; only the pin has been given back.
+      CapacityError: If it cannot be held; nothing has changed then.
     """
-    pages = -(-tokens.size // self.config.chunk)
-    try:
-      lease = self.index.reserve(2, pages - match.resume_blocks)
-    except CapacityError:
-      self.index.unpin(pin)
-      if match.resume_blocks == 0:
-        raise
-      lease = self.index.reserve(2, pages)
-      match = match._replace(
-        resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
-      )
-      pin = self.pin(tokens, match, salt=salt)
-    number = next(self._numbers)
+    pages = -(-tokens.size // self.config.chunk) - match.resume_blocks
+    lease = self.index.reserve(2, pages)
+    number = next(_NUMBERS)
     self._running[number] = Running(
       salt=salt,
       tokens=tokens,
@@ -232,7 +223,7 @@ class PrefixCache:
       placed=placed,
       pin=pin,
     )
-    return number, match
+    return number
 
   def reserve_captures(self, wanted: int) -> tuple[int, ...]:
     """As many slots as the capacity has, up to `wanted`."""
@@ -247,11 +238,11 @@ class PrefixCache:
     """What the cache knows of a handle.
 
     Raises:
-      ValueError: If it was released or decoded further.
+      ValueError: If it was released, decoded further, or is another cache's.
     """
     record = self._running.get(sequence.number)
     if record is None:
-      raise ValueError(f"{sequence} was released.")
+      raise ValueError(f"{sequence} was released, or belongs to another cache.")
     if record.length != sequence.length:
       raise ValueError(
         f"{sequence} was decoded further, to {record.length} tokens; use the "
@@ -321,6 +312,21 @@ class PrefixCache:
       # long as one of them runs.
       self.index.evict(record.entry)
 
+  def recover(self) -> None:
+    """After an interruption: if a program took the pools, start empty.
+
+    What was stored or running is lost then; otherwise nothing changes.
+    """
+    if not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.pools)):
+      return
+    for number in list(self._running):
+      self.drop(number)
+    self.index.clear()
+    budget = self.index.budget
+    self.pools = self.model.init_pools(
+      slots=budget.slots or 0, pages=budget.pages or 0
+    )
+
   def fork(self, sequence: Sequence) -> Sequence:
     """A second sequence with the same past, to be continued differently.
 
@@ -340,7 +346,7 @@ class PrefixCache:
     if record.stored < depth:
       self.store(record, {})
     own = record.lattice_slot == record.own_slot
-    number = next(self._numbers)
+    number = next(_NUMBERS)
     twin = Running(
       salt=record.salt,
       tokens=record.tokens,
@@ -352,6 +358,7 @@ class PrefixCache:
       pin=self.index.pin(blocks, depth, salt=record.salt),
       anchors=record.anchors,
       placed=record.placed,
+      decoded=record.decoded,
       exact=record.exact,
     )
     self._copy(record, twin)
@@ -371,9 +378,9 @@ class PrefixCache:
 
   def _store_decoded(self, record: Running) -> None:
     """Inserts chunks completed by decoding, with the state at their end."""
-    depth = record.length // self.config.chunk
-    if record.stored == depth:
+    if not record.decoded:
       return
+    depth = record.length // self.config.chunk
     keep = record.lattice_slot == record.own_slot
     self.store(record, {depth: record.own_slot} if keep else {})
     if keep:  # the slot is the tree's now, or was a duplicate and is free

@@ -14,7 +14,7 @@ class Sequence:
   A handle is used once: `decode` returns the next one, `release` ends it.
 
   Attributes:
-    number: Which sequence of its cache.
+    number: Which sequence; no two of a process have the same.
     length: Tokens processed so far, prompt and decoded.
   """
 
@@ -39,6 +39,7 @@ class Running:
     entry: What was inserted for it, if anything.
     anchors: Lattice positions that its entry keeps besides the placement's.
     placed: Whether the placement has a say; not if captures were given.
+    decoded: Whether decoding completed a chunk, so that release stores it.
     exact: Whether it decodes by re-running its chunk; None before it decodes.
   """
 
@@ -53,6 +54,7 @@ class Running:
   placed: bool = True
   pin: Pin | None = None
   entry: Entry | None = None
+  decoded: bool = False
   exact: bool | None = None
 
   @property
