@@ -7,7 +7,9 @@ a traceback. DESIGN section 7 describes the commands; `--help` the flags.
 import importlib
 import json
 import os
+import re
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -220,16 +222,18 @@ def _cost(text: str | None, depths: int) -> np.ndarray:
   """The cumulative cost [depths] that `--cost` names.
 
   Raises:
-    ValueError: an unknown name, or a ratio that is no number >= 0.
+    ValueError: an unknown name, or a ratio that is no number >= 0 or too large.
   """
   kind, _, ratio = (text or "linear").partition(":")
   if kind == "linear" and not ratio:
     return placement.linear_cost(depths)
   if kind == "quadratic":
     try:
-      return placement.quadratic_cost(depths, float(ratio))
+      number = float(ratio)
     except ValueError:
-      pass
+      number = -1.0
+    if 0 <= number < float("inf"):
+      return placement.quadratic_cost(depths, number)
   raise ValueError(
     f"--cost must be linear or quadratic:RATIO with RATIO >= 0, got {text}"
   )
@@ -239,13 +243,18 @@ def _load_histogram(path: Path) -> np.ndarray:
   """The weights in a NumPy file; `solve_placement` checks their values.
 
   Raises:
-    ValueError: the file is no single NumPy array.
+    ValueError: the file is no single NumPy array, or memory cannot hold it.
     OSError: it cannot be read.
   """
   try:
-    weights = np.load(path, allow_pickle=False)
-  except (ValueError, EOFError):
+    with path.open("rb") as file:
+      weights = np.load(file, allow_pickle=False)
+  except (ValueError, EOFError, zipfile.BadZipFile):
     raise ValueError(f"{path} is no NumPy array file (.npy)") from None
+  except (MemoryError, OverflowError):
+    raise ValueError(
+      f"{path} names an array that is too large for memory, or is damaged"
+    ) from None
   if not isinstance(weights, np.ndarray):
     raise ValueError(f"{path} holds several arrays, a .npy file is needed")
   return weights
@@ -254,8 +263,11 @@ def _load_histogram(path: Path) -> np.ndarray:
 def _place(values: flags.FlagValues) -> None:
   """Prints the best positions for a histogram, as JSON."""
   weights = _load_histogram(Path(values.histogram))
-  cost = _cost(values.cost, len(np.atleast_1d(weights)))
-  placed = placement.solve_placement(weights, values.budget, cost)
+  depths = len(np.atleast_1d(weights))
+  cost = _cost(values.cost, depths)
+  # More positions than depths are of no use, and would take memory.
+  budget = min(values.budget, depths)
+  placed = placement.solve_placement(weights, budget, cost)
   positions = [p for p in placed.positions.tolist() if p > 0]
   mean = float(placed.expected_recompute)
   print(json.dumps({"positions": positions, "expected_recompute": mean}))
@@ -275,9 +287,26 @@ _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
 
 def _sentence(error: Exception) -> str:
   """What went wrong, on one line."""
+  text = str(error) or type(error).__name__
   if isinstance(error, OSError) and error.strerror:
-    return f"{error.strerror}: {error.filename}"
-  return " ".join(str(error).split())
+    name = "" if error.filename is None else f": {error.filename}"
+    text = error.strerror + name
+  elif isinstance(error, MemoryError | OverflowError | RecursionError):
+    text = f"the input is too large: {text}"
+  # Nobody reads a number of thousands of digits.
+  short = re.sub(r"\d{40,}", lambda m: f"{m[0][:10]}... (long)", text)
+  return " ".join(short.split())
+
+
+# Any other error is a bug of ours, which a traceback helps to find.
+_BAD_INPUT = (
+  ValueError,
+  OSError,
+  flags.Error,
+  OverflowError,
+  MemoryError,
+  RecursionError,
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -290,13 +319,14 @@ def run(argv: Sequence[str]) -> int:
     Exit status: 0; 2 after bad input or an unwritable output, 1 if the demo
     finds a bit that differs, told in one sentence on stderr.
   """
-  if any(word in ("--help", "-h", "-help", "help") for word in argv[1:2]):
+  helps = [word for word in argv[1:] if word in ("--help", "-h", "-help")]
+  if helps or list(argv[1:2]) == ["help"]:
     print(_USAGE + _define_flags().get_help())
     return 0
   try:
     command, values = _parse(argv)
     _COMMANDS[command](values)
-  except (ValueError, OSError, flags.Error) as error:
+  except _BAD_INPUT as error:
     print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
     return 2
   except ContractError as error:

@@ -1,7 +1,9 @@
 """The command line, in this process; bad input never gives a traceback."""
 
+import errno
 import json
 import lzma
+import pathlib
 import sys
 import types
 
@@ -121,6 +123,9 @@ def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
     ({"budget": "3"}, "placement last takes no budget, got 3"),
     ({"budget": "many"}, "budget=many"),
     ({"placement": "dp", "budget": "-1"}, "must be at least 0, got -1"),
+    ({"capacity": "sequences:" + "9" * 400}, "capacity must be sequences:N"),
+    ({"capacity": "bytes:" + "9" * 400 + "GiB"}, "capacity must be sequences"),
+    ({"placement": "block", "budget": "9" * 5000}, "budget"),
     ({"eviction": "index"}, "eviction must be one of fifo, lru, got 'index'"),
     ({"block_size": "64"}, "--block_size is for traces"),
     ({"interleave_seed": "-2"}, "--interleave_seed must be -1 or in"),
@@ -136,7 +141,7 @@ def test_simulate_refuses(command, tmp_path, tokens, changes, sentence):
   result = command(
     "simulate", *(f"--{k}={v}" for k, v in (flags | changes).items())
   )
-  assert sentence in refused(result)
+  assert sentence in refused(result) and len(refused(result)) < 300
   assert not report.exists()
 
 
@@ -188,6 +193,69 @@ def test_place(command, tmp_path):
   assert json.loads(out)["positions"] == [4]
 
 
+@pytest.mark.parametrize("name", ["optimal", "dp"])
+@pytest.mark.parametrize("budget", [2**31, 10**20 - 1])
+def test_budgets_beyond_the_depths(command, tmp_path, tokens, name, budget):
+  path, report = tmp_path / "h.npy", tmp_path / "report.json"
+  np.save(path, np.array([0, 5, 0, 1, 9, 0]))
+  status, out, _ = command("place", f"--histogram={path}", f"--budget={budget}")
+  assert status == 0 and json.loads(out)["positions"] == [1, 3, 4]
+  status, _, err = command(
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=sequences:9",
+    f"--placement={name}",
+    f"--budget={budget}",
+    f"--report={report}",
+  )
+  assert status == 0, err
+  assert json.loads(report.read_text())["budget"] == budget
+
+
+def test_a_full_disk_is_named(command, tmp_path, tokens, monkeypatch):
+  def full(path, *_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(pathlib.Path, "write_text", full)
+  report = tmp_path / "report.json"
+  status, _, err = command(
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=sequences:3",
+    f"--report={report}",
+  )
+  assert status == 2
+  assert err.endswith(f"No space left on device: {report}\n")
+
+
+@pytest.mark.parametrize(
+  "error, sentence",
+  [
+    (OverflowError("int too large"), "the input is too large: int too large"),
+    (MemoryError(), "the input is too large: MemoryError"),
+    (RecursionError("depth"), "the input is too large: depth"),
+    (OSError("odd"), "sparse_prefix_jax: odd"),
+    (OSError(5, "Input/output error"), "sparse_prefix_jax: Input/output error"),
+    (ValueError("got " + "7" * 5000), "got 7777777777... (long)"),
+  ],
+)
+def test_last_net(command, monkeypatch, error, sentence):
+  def fail(_):
+    raise error
+
+  monkeypatch.setitem(main._COMMANDS, "place", fail)
+  result = command("place", "--histogram=h.npy", "--budget=1")
+  assert refused(result).endswith(sentence)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">i4", np.float16])
+def test_place_reads_other_types(command, tmp_path, dtype):
+  path = tmp_path / "h.npy"
+  np.save(path, np.array([0, 5, 0, 1, 9, 0], dtype))
+  _, out, _ = command("place", f"--histogram={path}", "--budget=2")
+  assert json.loads(out)["positions"] == [1, 4]
+
+
 @pytest.mark.parametrize(
   "weights, flags, sentence",
   [
@@ -200,6 +268,16 @@ def test_place(command, tmp_path):
     ([1, 1], ["--budget=1", "--cost=cubic"], "--cost must be linear or quad"),
     ([1, 1], ["--budget=1", "--cost=quadratic:x"], "--cost must be linear or"),
     ([1, 1], ["--budget=1", "--cost=quadratic:-1"], "--cost must be linear or"),
+    ([1, 1], ["--budget=1", "--cost=quadratic:1e300"], "ratio must keep the"),
+    ([1, 1], ["--budget=1", "--cost=quadratic:nan"], "--cost must be linear"),
+    (
+      [1, 2j],
+      ["--budget=1"],
+      "weights must be real numbers of at most 64 bits",
+    ),
+    (np.ones(2, np.longdouble), ["--budget=1"], "weights must be real numbers"),
+    (np.ones(2, "m8[s]"), ["--budget=1"], "weights must be real numbers"),
+    ([0.0, 5e-324], ["--budget=1"], "weights must not all be below"),
     ([1, 1], [], "place needs --budget"),
   ],
 )
@@ -214,9 +292,16 @@ def test_place_refuses_other_files(command, tmp_path):
   text.write_text("1 2 3")
   with several.open("wb") as file:
     np.savez(file, a=np.ones(3))
+  packed, huge = tmp_path / "packed.npy", tmp_path / "huge.npy"
+  packed.write_bytes(b"PK\x03\x04garbage")
+  with huge.open("wb") as file:
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**15,)}
+    np.lib.format.write_array_header_1_0(file, header)
   for path, sentence in (
     (text, "is no NumPy array file"),
     (several, "holds several arrays"),
+    (packed, "is no NumPy array file"),
+    (huge, "names an array that is too large for memory, or is damaged"),
     (tmp_path / "missing.npy", "No such file or directory"),
     (tmp_path, "Is a directory"),
   ):
@@ -242,3 +327,9 @@ def test_commands_and_help(command):
   status, out, _ = command("--help")
   assert status == 0 and "simulate --requests=FILE" in out
   assert "--warmup_fraction" in out
+  for words in (
+    ["simulate", "--help"],
+    ["place", "--budget=1", "-h"],
+    ["help"],
+  ):
+    assert command(*words) == (0, out, "")

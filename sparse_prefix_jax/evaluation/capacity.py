@@ -2,7 +2,9 @@
 
 import math
 import re
+import reprlib
 from dataclasses import dataclass
+from fractions import Fraction
 
 _UNITS = {"": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -51,7 +53,8 @@ def parse_capacity(text: str) -> Capacity:
 
   Args:
     text: "sequences:20", "states:1024" or "bytes:4GiB" (bytes also in B, KB,
-      MB, GB, TB, KiB, MiB and TiB; fractions allowed).
+      MB, GB, TB, KiB, MiB and TiB; fractions allowed, rounded down). Numbers
+      have at most 18 digits on either side of the point.
 
   Returns:
     The capacity.
@@ -62,14 +65,14 @@ def parse_capacity(text: str) -> Capacity:
   >>> parse_capacity("bytes:0.5KiB")
   Capacity(kind='bytes', amount=512)
   """
-  match = re.fullmatch(r"(\w+):(\d+(?:\.\d+)?)\s*(\w*)", text)
+  match = re.fullmatch(r"(\w+):(\d{1,18}(?:\.\d{1,18})?)\s*(\w*)", text)
   if match:
     kind, number, unit = match.groups()
     scale = _UNITS.get(unit) if kind == "bytes" else (1 if not unit else None)
     whole = kind == "bytes" or "." not in number
     if scale is not None and whole:
-      return Capacity(kind, math.floor(float(number) * scale))
+      return Capacity(kind, math.floor(Fraction(number) * scale))
   raise ValueError(
-    "capacity must be sequences:N, states:K or bytes:SIZE (4GiB, say), got"
-    f" {text!r}"
+    "capacity must be sequences:N, states:K or bytes:SIZE (4GiB, say), of at"
+    f" most 18 digits, got {reprlib.repr(text)}"
   )

@@ -70,7 +70,10 @@ def _store(
     wanted: depths in blocks at which to keep states.
 
   Returns:
-    How many states the entry keeps.
+    How many states the entry keeps alive: those it stored, those of its own
+    that an earlier request left, and those on the path that it wished for and
+    that the tree still held. A wish above the resumed position that no one
+    holds is not among them; its state was never computed.
   """
   resumed = match.resume_blocks
   fresh = [depth for depth in wanted if depth > resumed]
@@ -80,7 +83,7 @@ def _store(
   except CapacityError:
     index.unpin(pin)
     return 0
-  index.insert(
+  inserted = index.insert(
     blocks,
     tail,
     (*match.pages, *lease.pages),
@@ -88,7 +91,7 @@ def _store(
     claim=[depth for depth in wanted if depth <= resumed],
   )
   index.unpin(pin)
-  return len(wanted)
+  return len(inserted.entry.claims)
 
 
 def _keys(

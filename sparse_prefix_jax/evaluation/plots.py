@@ -26,7 +26,11 @@ def write_json(path: str | Path, report: Report | Sequence[Report]) -> None:
   content = report.to_json() if one else [r.to_json() for r in report]
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  try:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  except OSError as error:
+    # A full disk is noticed at the write, which does not know the name.
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _points(

@@ -25,7 +25,12 @@ class Report:
     reusable_tokens: tokens that equalled a stored prefix (what one state per
       token would have saved).
     hits: requests whose overlap was not zero.
-    state_checkpoints_per_entry: states kept per request, on average.
+    state_checkpoints_per_entry: states kept per request, on average. With a
+      capacity in sequences, the places that the policy names, as the paper
+      counts them (a place within chunk 0 included); in states, the states that
+      a request adds, those of its prefix that it resumes from not counted
+      again; in bytes, the states that its entry keeps alive, shared ones
+      included, and 0 where it was not stored.
     state_checkpoints_peak: states held at one time, at most, warm-up included.
     bytes_peak: bytes held at one time, at most; None where bytes are not
       counted.

@@ -292,7 +292,8 @@ def solve_placement(
   Raises:
     ValueError: fewer than two depths; weights that are negative, not finite or
       all zero; a cost that decreases, is not finite, does not begin at 0 or has
-      another length; a negative budget; integers beyond the type. Where values
+      another length; a budget that is negative or
+      not below 2**31; integers beyond the type. Where values
       are traced these give no positions and `valid = False` instead.
 
   >>> placement = solve_placement([0, 5, 0, 1, 9, 0], 2)
@@ -300,6 +301,8 @@ def solve_placement(
   ([1, 4], 2)
   """
   budget = check_budget(budget)
+  if budget >= 2**31:
+    raise ValueError(f"budget must be below 2**31, got {budget}")
   weights, cost, integer, checked = checked_inputs(weights, cost, integer)
   with jax.enable_x64(needs_x64(integer, weights, cost) or x64_is_on()):
     placement = _solve(

@@ -180,7 +180,8 @@ def _total(weights: np.ndarray) -> int:
 
 def _fitting_integer(weights: np.ndarray, cost: np.ndarray) -> str:
   """The narrowest type that holds `w_total * F(N-1)`."""
-  peak = _total(weights) * int(cost[-1])
+  # The weights are summed too, also where nothing costs anything.
+  peak = _total(weights) * max(int(cost[-1]), 1)
   for name, bits in INTEGERS.items():
     if peak < 2**bits:
       return name

@@ -17,7 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Float32, Int, Integer
 
 from sparse_prefix_jax.placement.inputs import is_concrete
 
@@ -92,7 +92,7 @@ class OverlapHistogram:
 
 def observe(
   histogram: OverlapHistogram,
-  depth: int | Int[Array, ""],
+  depth: int | Integer[Array, ""],
   decay: float | Float32[Array, ""] = 0.99,
 ) -> OverlapHistogram:
   """Counts one overlap depth: `counts * decay`, then 1 more at `depth`.
@@ -100,8 +100,11 @@ def observe(
   Args:
     histogram: the statistics so far.
     depth: overlap of a request in bins; misses count, at 0. Deeper than the
-      last bin counts in the last bin. Traced negative depths count as 0.
-    decay: what is left of every earlier count, in (0, 1].
+      last bin counts in the last bin, also beyond int32. Traced negative
+      depths count as 0.
+    decay: what is left of every earlier count, in (0, 1]. With 1 a bin stops
+      at 2**24 (16,777,216) counts, where float32 no longer adds 1; longer
+      streams need a decay such as 0.999999.
 
   Returns:
     The new histogram.
@@ -118,7 +121,12 @@ def observe(
   if is_concrete(decay) and not 0 < float(decay) <= 1:
     raise ValueError(f"decay must be in (0, 1], got {float(decay)}")
   last = histogram.counts.shape[-1] - 1
-  where = jnp.clip(jnp.asarray(depth, jnp.int32), 0, last)
+  if not isinstance(depth, jax.Array):
+    depth = min(int(depth), last)
+  where = jnp.asarray(depth)
+  # Clipped in its own type, which int32 may not hold (nor it the last bin).
+  last = min(last, jnp.iinfo(where.dtype).max)
+  where = jnp.clip(where, 0, last).astype(jnp.int32)
   counts = histogram.counts * jnp.asarray(decay, jnp.float32)
   return OverlapHistogram(
     counts=counts.at[where].add(jnp.float32(1.0)),

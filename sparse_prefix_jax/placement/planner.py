@@ -4,7 +4,9 @@ A `Planner` sees the overlap of every request and says where the request's own
 entry should keep states. The simulator and the prefix cache both use it.
 """
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,15 @@ LEARNED = ("dp", "optimal")
 
 REPLANNING = ("frozen", "periodic", "decaying")
 """How often learned policies solve again, and whether old counts fade."""
+
+
+def _check_whole(**values: Any) -> None:
+  """Raises ValueError for what is no integer; None is left out."""
+  for name, value in values.items():
+    try:
+      operator.index(0 if value is None else value)
+    except TypeError:
+      raise ValueError(f"{name} must be an integer, got {value!r}") from None
 
 
 def _check_budget(name: str, budget: int | None) -> None:
@@ -86,6 +97,7 @@ class PlacementPolicy:
       raise ValueError(
         f"placement must be one of {', '.join(POLICIES)}, got {self.name!r}"
       )
+    _check_whole(budget=self.budget, chunk=self.chunk, every=self.every)
     _check_budget(self.name, self.budget)
     if self.replan not in REPLANNING:
       raise ValueError(
@@ -213,7 +225,8 @@ class Planner:
     self._stale = False
     if self.policy.name not in LEARNED:
       return
-    budget = self.policy.budget or 0
+    # More states than depths are of no use, and would take memory.
+    budget = min(self.policy.budget or 0, self.counts.shape[0] - 1)
     if self.policy.name == "dp":
       bins = solve_paper_rule(self.counts, budget)
     else:

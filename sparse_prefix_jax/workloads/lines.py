@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
@@ -50,6 +50,11 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     ) from None
 
 
+def _refuse_constant(name: str) -> NoReturn:
+  """Raises ValueError for NaN and Infinity, which JSON does not have."""
+  raise ValueError(f"{name} is no JSON number")
+
+
 def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Line numbers from 1, and the JSON object of each line that is not blank.
 
@@ -67,10 +72,17 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
   name = Path(path).name
   for number, line in numbered_lines(path):
     try:
-      value = json.loads(line)
+      value = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
       raise ValueError(
         f"{name}, line {number} is not JSON: {error.msg}"
+      ) from None
+    except ValueError as error:  # a constant, or an integer too long to read
+      reason = str(error).partition(";")[0]
+      raise ValueError(f"{name}, line {number}: {reason}") from None
+    except RecursionError:
+      raise ValueError(
+        f"{name}, line {number} is nested too deeply to be read"
       ) from None
     if not isinstance(value, dict):
       raise ValueError(

@@ -6,6 +6,7 @@ leading ids agree. A trailing partial block is neither matched nor stored.
 """
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,6 +16,9 @@ from sparse_prefix_jax.workloads.lines import json_lines
 from sparse_prefix_jax.workloads.request import Request, Trace
 
 DEFAULT_BLOCK = 512
+
+# Milliseconds since 1970 are about 2e12; float64 counts them exactly to 9e15.
+_LATEST = 1e15
 
 
 def block_size_of(path: str | Path, block_size: int | None = None) -> int:
@@ -53,18 +57,25 @@ def _check(where: str, fields: dict[str, Any], block: int) -> None:
   length, hashes = fields.get("input_length"), fields.get("hash_ids")
   if not _is_count(length) or length == 0:
     raise ValueError(
-      f"{where}: input_length must be a positive integer, got {length!r}"
+      f"{where}: input_length must be a positive integer, got"
+      f" {reprlib.repr(length)}"
     )
   if not isinstance(hashes, list) or not all(map(_is_count, hashes)):
     raise ValueError(f"{where}: hash_ids must be a list of integers >= 0")
   if len(hashes) < length // block:
     raise ValueError(
-      f"{where}: {length} tokens are {length // block} whole blocks of {block},"
-      f" but hash_ids has {len(hashes)}"
+      f"{where}: {reprlib.repr(length)} tokens are"
+      f" {reprlib.repr(length // block)} whole blocks of {block}, but hash_ids"
+      f" has {len(hashes)}"
     )
   time = fields.get("timestamp", 0)
-  if isinstance(time, bool) or not isinstance(time, int | float):
-    raise ValueError(f"{where}: timestamp must be a number, got {time!r}")
+  number = isinstance(time, int | float) and not isinstance(time, bool)
+  # Python compares integers of any size with a float, and NaN with nothing.
+  if not number or not -_LATEST <= time <= _LATEST:
+    raise ValueError(
+      f"{where}: timestamp must be a number of milliseconds within"
+      f" +-{_LATEST:.0e}, got {reprlib.repr(time)}"
+    )
 
 
 def load_mooncake(path: str | Path, block_size: int | None = None) -> Trace:

@@ -57,6 +57,15 @@ class Trace:
     return max(request.length for request in self.requests)
 
 
+def check_ids(where: str, ids: np.ndarray) -> None:
+  """Raises ValueError for token ids that int32 would wrap, or below 0."""
+  bad = (ids < 0) | (ids > np.iinfo(np.int32).max)
+  if np.any(bad):
+    raise ValueError(
+      f"{where}: token ids must be in [0, 2**31), got {ids[np.argmax(bad)]}"
+    )
+
+
 def token_trace(
   name: str, rows: Sequence[np.ndarray], groups: Sequence[int]
 ) -> Trace:
@@ -68,7 +77,7 @@ def token_trace(
     groups: one group per row.
 
   Raises:
-    ValueError: there is no row, or a row is empty.
+    ValueError: there is no row, a row is empty, or an id is no int32 >= 0.
 
   >>> len(token_trace("two", [np.array([1, 2]), np.array([1])], [0, 0]))
   2
@@ -78,6 +87,8 @@ def token_trace(
   empty = [index for index, row in enumerate(rows) if len(row) == 0]
   if empty:
     raise ValueError(f"{name}: request {empty[0]} has no tokens")
+  for index, row in enumerate(rows):
+    check_ids(f"{name}: request {index}", row)
   requests = [
     Request(
       ids=np.ascontiguousarray(row, np.int32),

@@ -5,15 +5,31 @@ group; `tail` holds the remaining ids of all rows end to end. Arrays: `group`,
 `n_tokens`, `common_with_prev` [rows] and `tail` [ids].
 """
 
+import lzma
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from sparse_prefix_jax.workloads.request import (
   Trace,
+  check_ids,
   common_prefix,
   token_trace,
+)
+
+# What NumPy and zipfile raise for damaged, encrypted or foreign archives.
+_DAMAGED = (
+  zipfile.BadZipFile,
+  zlib.error,
+  lzma.LZMAError,
+  ValueError,
+  EOFError,
+  KeyError,
+  RuntimeError,
+  OverflowError,
+  MemoryError,
 )
 
 _FIELDS = ("group", "n_tokens", "common_with_prev", "tail")
@@ -22,9 +38,11 @@ _FIELDS = ("group", "n_tokens", "common_with_prev", "tail")
 def _read_fields(path: Path) -> dict[str, np.ndarray]:
   """The four arrays as int64; ValueError where one is missing or unreadable."""
   try:
-    with path.open("rb") as file, np.load(file) as archive:
-      fields = {name: archive[name] for name in _FIELDS}
-  except (zipfile.BadZipFile, ValueError, EOFError, KeyError) as error:
+    with path.open("rb") as file, zipfile.ZipFile(file):
+      file.seek(0)
+      with np.load(file) as archive:
+        fields = {name: archive[name] for name in _FIELDS}
+  except _DAMAGED as error:
     raise ValueError(
       f"{path.name} is no token file (.npz with {', '.join(_FIELDS)}): {error}"
     ) from None
@@ -33,6 +51,10 @@ def _read_fields(path: Path) -> dict[str, np.ndarray]:
       raise ValueError(
         f"{path.name}: {name} must be a vector of integers, got"
         f" {field.dtype} {field.shape}"
+      )
+    if field.dtype == np.uint64 and np.any(field > np.iinfo(np.int64).max):
+      raise ValueError(
+        f"{path.name}: {name} must be below 2**63, got {field.max()}"
       )
   return {name: field.astype(np.int64) for name, field in fields.items()}
 
@@ -47,11 +69,13 @@ def _check_rows(name: str, fields: dict[str, np.ndarray]) -> None:
     raise ValueError(
       f"{name}: row {row} shares {common[row]} of {lengths[row]} tokens"
     )
-  needed, held = int((lengths - common).sum()), len(fields["tail"])
+  # Summed in Python, which cannot wrap.
+  needed, held = sum((lengths - common).tolist()), len(fields["tail"])
   if needed != held:
     raise ValueError(
       f"{name} is truncated: its rows need {needed} ids in tail, it has {held}"
     )
+  check_ids(f"{name}: tail", fields["tail"])
 
 
 def load_token_file(path: str | Path) -> Trace:

@@ -12,6 +12,7 @@ from sparse_prefix_jax.evaluation import Capacity, parse_capacity
     ("bytes:4GiB", "bytes", 4 * 2**30),
     ("bytes:1.5MB", "bytes", 1_500_000),
     ("bytes:2B", "bytes", 2),
+    ("states:123456789012345679", "states", 123456789012345679),
   ],
 )
 def test_parses(text, kind, amount):
@@ -25,13 +26,24 @@ def test_text_of_a_capacity_parses_again():
 
 @pytest.mark.parametrize(
   "text",
-  ["", "20", "sequences", "sequences:1.5", "states:2GiB", "bytes:1XB", "a:b"],
+  [
+    "",
+    "20",
+    "sequences",
+    "sequences:1.5",
+    "states:2GiB",
+    "bytes:1XB",
+    "a:b",
+    "sequences:" + "9" * 400,
+    "bytes:" + "9" * 5000 + "GiB",
+  ],
 )
 def test_other_texts_are_refused(text):
   with pytest.raises(
     ValueError, match="capacity must be sequences:N, states:K"
-  ):
+  ) as refusal:
     parse_capacity(text)
+  assert len(str(refusal.value)) < 150
 
 
 def test_bad_capacities_are_refused():

@@ -32,6 +32,29 @@ def test_resumes_before_the_last_token():
   assert tally.peak == 3
 
 
+def test_states_that_nobody_holds_are_not_counted():
+  """The first request leaves one state; the plan then wishes for more."""
+  trace = repeated(24, 2)
+
+  class Growing(Planner):
+    """Places one state, then one per chunk."""
+
+    def positions(self, length: int) -> tuple[int, ...]:
+      """The third chunk, and from the second request on all of them."""
+      return (12,) if self.observations == 1 else (4, 8, 12, 16, 20, 24)
+
+  tally = replay_bytes(
+    trace,
+    Growing(PlacementPolicy("last", chunk=4), depths=32),
+    Sizes(state_bytes=100, page_bytes=10),
+    capacity_bytes=10_000,
+    warmup=0,
+  )
+  # The second resumes at 12: it claims that state and adds 16, 20 and 24.
+  assert tally.tokens_saved == 12
+  assert tally.states == 1 + 4 and tally.peak == 4
+
+
 def test_what_does_not_fit_is_served_and_not_stored():
   tally = replay(repeated(12, 3), capacity=329)
   assert tally.tokens_saved == tally.states == tally.peak == 0

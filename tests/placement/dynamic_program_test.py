@@ -67,6 +67,12 @@ def test_integer_type_is_chosen_by_size():
   assert not jax.config.read("jax_enable_x64")
 
 
+def test_large_weights_that_cost_nothing():
+  placement = solve_placement([2**40, 2**40], 1, [0, 0])
+  assert placement.objective.dtype == np.int64 and bool(placement.valid)
+  assert float(placement.expected_recompute) == 0.0
+
+
 def test_int64_is_exact_where_int32_cannot_be():
   rng = np.random.default_rng(3)
   weights = rng.integers(0, 2**40, 300)
@@ -287,6 +293,7 @@ def test_other_byte_orders(dtype):
     (np.full(2, 1e-45, "f4"), 1, None, "not all be below 1.2e-38, got at most"),
     ([0.0, 5e-324], 1, None, "weights must not all be below 2.2e-308"),
     ([1, 2], 1, [0.0, 1e300], "cost must stay below 3.4e\\+38"),
+    ([1, 2], 2**31, None, "budget must be below 2\\*\\*31, got 2147483648"),
     ([1, 2], -1, None, "budget must not be negative, got -1"),
     ([1, 2, 3], 1, [0, 2, 1], "cost must not decrease, got 1 after 2"),
     ([1, 2, 3], 1, [1, 2, 3], "cost must be 0 at depth 0, got 1"),

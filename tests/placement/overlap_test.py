@@ -20,6 +20,20 @@ def test_decays_then_counts():
   assert int(histogram.observations) == 50
 
 
+def test_depths_beyond_the_last_bin_count_in_it():
+  empty = OverlapHistogram.create(300)
+  with jax.enable_x64(True):
+    wide = jnp.asarray(2**40, jnp.int64)
+  depths = [300, 2**31, 2**40, jnp.uint32(2**32 - 1), wide]
+  for depth in depths:
+    assert int(jnp.argmax(observe(empty, depth).counts)) == 299
+  # Its type does not hold the last bin.
+  assert int(jnp.argmax(observe(empty, jnp.uint8(255)).counts)) == 255
+  traced = jax.jit(lambda d: observe(empty, d).counts)
+  assert int(jnp.argmax(traced(jnp.uint32(2**32 - 1)))) == 299
+  assert int(jnp.argmax(traced(jnp.int32(-5)))) == 0
+
+
 def test_is_pure():
   empty = OverlapHistogram.create(3)
   observe(empty, 1)

@@ -62,6 +62,14 @@ def test_learned_policies_fall_back_to_balanced(name):
   assert 640 not in planner.positions(639)
 
 
+@pytest.mark.parametrize("name", ["dp", "optimal"])
+def test_more_states_than_depths_are_not_planned(name):
+  planner = Planner(PlacementPolicy(name, 10**20), depths=4)
+  for overlap in (64, 192, 64):
+    planner.observe(overlap)
+  assert {64, 192} <= set(planner.positions(1000)) <= {64, 128, 192}
+
+
 def replay(policy, overlaps, warming_up=0):
   """Positions after each overlap."""
   planner = Planner(policy, depths=32, warming_up=warming_up > 0)
@@ -114,6 +122,18 @@ def test_overlaps_deeper_than_the_bins_count_in_the_last():
 def test_bad_policies_are_refused(arguments, sentence):
   with pytest.raises(ValueError, match=sentence):
     PlacementPolicy(**arguments)
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [("budget", 2.5), ("budget", "3"), ("chunk", 1.5), ("every", 2.0)],
+)
+def test_numbers_that_are_no_integers_are_refused(field, value):
+  """The type check of the tests would refuse them in the constructor."""
+  policy = PlacementPolicy("dp", 2)
+  object.__setattr__(policy, field, value)
+  with pytest.raises(ValueError, match=f"{field} must be an integer, got "):
+    policy.__post_init__()
 
 
 def test_bad_observations_change_nothing():

@@ -30,6 +30,23 @@ def test_bad_lines_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+  "text, sentence",
+  [
+    ("[" * 100_000, "line 2 is nested too deeply"),
+    ('{"a":' * 100_000, "line 2 is nested too deeply"),
+    ('{"a": NaN}', "line 2: NaN is no JSON number"),
+    ('{"a": [-Infinity]}', "line 2: -Infinity is no JSON number"),
+    ('{"a": ' + "9" * 5000 + "}", "line 2: Exceeds the limit .* 5000 digits$"),
+  ],
+)
+def test_values_that_python_cannot_hold(tmp_path, text, sentence):
+  path = tmp_path / "t.jsonl"
+  path.write_text('{"a": 1}\n' + text + "\n")
+  with pytest.raises(ValueError, match=sentence):
+    list(json_lines(path))
+
+
+@pytest.mark.parametrize(
   "suffix, pack", [(".gz", gzip.compress), (".xz", lzma.compress)]
 )
 def test_truncated_and_misnamed_archives(tmp_path, suffix, pack):

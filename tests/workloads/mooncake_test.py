@@ -54,15 +54,24 @@ def test_block_size():
     (line(0, 600, ["a"]), "line 2: hash_ids must be a list of integers"),
     (line(0, 600, 3), "line 2: hash_ids must be a list of integers"),
     (line(0, 1100, [1]), "line 2: 1100 tokens are 2 whole blocks of 512, but"),
-    (line("now", 10, []), "line 2: timestamp must be a number, got 'now'"),
+    (
+      line("now", 10, []),
+      "timestamp must be a number of milliseconds .* 'now'",
+    ),
     (line(0, 10, [])[:-4], "line 2 is not JSON"),
+    (line(10**400, 10, []), "line 2: timestamp must be a number of milli"),
+    (line(float("nan"), 10, []), "line 2: NaN is no JSON number"),
+    (line(0, 10, []).replace(" 0,", " 1e999,"), "timestamp .* got inf"),
+    (line(0, 10**4000, [1]), "whole blocks of 512, but hash_ids has 1"),
+    (line(0, -(10**4000), [1]), "input_length must be a positive integer"),
   ],
 )
 def test_malformed_lines_are_named(tmp_path, bad, sentence):
   path = tmp_path / "t.jsonl"
   path.write_text(line(0, 10, []) + "\n" + bad + "\n")
-  with pytest.raises(ValueError, match=sentence):
+  with pytest.raises(ValueError, match=sentence) as refusal:
     load_mooncake(path)
+  assert len(str(refusal.value)) < 200
 
 
 def test_empty_files_are_refused(tmp_path):

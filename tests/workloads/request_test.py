@@ -34,3 +34,10 @@ def test_empty_streams_and_rows_are_refused():
 def test_common_prefix(a, b, common):
   assert common_prefix(np.array(a), np.array(b)) == common
   assert common_prefix(np.array(b), np.array(a)) == common
+
+
+@pytest.mark.parametrize("bad", [-1, 2**31, 2**40])
+def test_ids_that_int32_would_wrap_are_refused(bad):
+  rows = [np.array([1, 2]), np.array([3, bad])]
+  with pytest.raises(ValueError, match=f"t: request 1: token ids .* got {bad}"):
+    token_trace("t", rows, [0, 0])
