@@ -42,16 +42,19 @@ def scan_with_capture(
 
   Args:
     cell: `(carry, x) -> (carry, y)`, as in `lax.scan`.
-    carry: The initial carry, a tree of arrays.
-    xs: A tree of arrays [t ...].
+    carry: The initial carry, a tree of arrays or Python numbers.
+    xs: A tree of arrays [t ...], at least one.
     capture_at: Numbers of steps, each in 1..t, distinct; traced values are
-      allowed and are then not checked (one outside 1..t captures zeros).
+      allowed and are then not checked: one outside 1..t captures zeros, and
+      of equal ones the first captures and the others hold zeros.
 
   Returns:
     The final carry, the outputs and the captured carries, in the order asked.
 
   Raises:
-    ValueError: If a concrete position is past the end, below 1 or repeated.
+    ValueError: If `capture_at` is no list of integers, if a concrete position
+      is past the end, below 1 or repeated, or if `xs` holds no array or arrays
+      of different lengths.
 
   Example:
     >>> import jax.numpy as jnp
@@ -60,8 +63,9 @@ def scan_with_capture(
     >>> out.carry.item(), out.captured.tolist()
     (6.0, [1.0, 3.0])
   """
-  steps = jax.tree.leaves(xs)[0].shape[0]
+  steps = _steps(xs)
   capture_at = _checked(capture_at, steps)
+  carry = _settled(cell, carry, xs)
 
   def body(loop: Any, step: tuple[Any, Array, Array]) -> tuple[Any, Any]:
     carry, captured = loop
@@ -92,19 +96,60 @@ def scan_with_capture(
   )
 
 
+def _steps(xs: Any) -> int:
+  """t: the first axis of every array of xs."""
+  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
+  if not shapes or () in shapes:
+    raise ValueError(
+      f"xs holds arrays of shapes {shapes}; it must hold at least one, and "
+      "each must have an axis of steps."
+    )
+  lengths = sorted({shape[0] for shape in shapes})
+  if len(lengths) > 1:
+    raise ValueError(f"xs has {lengths} steps; all arrays must have as many.")
+  return lengths[0]
+
+
+def _settled(cell: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
+  """The carry as arrays, of the dtypes that it has after a step.
+
+  A Python number takes the dtype that the cell gives it, as in `lax.scan`; what
+  is captured must have it too.
+  """
+  after = jax.eval_shape(lambda c, x: lax.scan(cell, c, x)[0], carry, xs)
+  return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), carry, after)
+
+
 def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:
-  """Positions as an array; concrete ones are checked."""
-  if not isinstance(capture_at, core.Tracer):
-    concrete = np.asarray(capture_at, np.int64).reshape(-1)
-    outside = concrete[(concrete < 1) | (concrete > steps)]
-    if outside.size:
-      raise ValueError(
-        f"capture_at holds {outside[0]}; positions are numbers of steps from 1 "
-        f"to {steps}."
-      )
-    if np.unique(concrete).size != concrete.size:
-      raise ValueError(
-        f"capture_at is {concrete.tolist()}; each position may stand once."
-      )
-    capture_at = concrete
-  return jnp.asarray(capture_at, jnp.int32)
+  """Positions as an array; what is not an integer is refused.
+
+  Values are checked where they are concrete.
+  """
+  traced = isinstance(capture_at, core.Tracer)
+  positions = capture_at if traced else np.asarray(capture_at)
+  if positions.ndim != 1:
+    raise ValueError(
+      f"capture_at has shape {positions.shape}; it must have one axis."
+    )
+  if positions.size and not jnp.issubdtype(positions.dtype, jnp.integer):
+    raise ValueError(
+      f"capture_at has dtype {positions.dtype}; positions are integers, "
+      f"numbers of steps from 1 to {steps}."
+    )
+  if not traced:
+    _check_values(positions, steps)
+  return jnp.asarray(positions, jnp.int32)
+
+
+def _check_values(positions: np.ndarray, steps: int) -> None:
+  """Refuses positions that are outside the scan, or repeated."""
+  outside = positions[(positions < 1) | (positions > steps)]
+  if outside.size:
+    raise ValueError(
+      f"capture_at holds {outside[0]}; positions are numbers of steps from 1 "
+      f"to {steps}."
+    )
+  if np.unique(positions).size != positions.size:
+    raise ValueError(
+      f"capture_at is {positions.tolist()}; each position may stand once."
+    )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -16,6 +17,14 @@ def cell(carry, x):
   count = carry["count"] + x["b"]
   carry = {"hidden": hidden, "count": count, "weight": carry["weight"]}
   return carry, hidden.sum()
+
+
+@pytest.fixture
+def unchecked():
+  """As outside the tests: no annotation is checked before our own checks."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 jit_cell = jax.jit(cell)
@@ -146,6 +155,69 @@ def test_positions_outside_the_scan_are_refused(at):
 def test_repeated_positions_are_refused(at):
   with pytest.raises(ValueError, match=r"capture_at is .* may stand once"):
     scan_with_capture(cell, *inputs(), at)
+
+
+@pytest.mark.parametrize(
+  ("at", "message"),
+  [
+    ((2.0, 2.9), "dtype float64; positions are integers"),
+    (np.array([2.9]), "dtype float64; positions are integers"),
+    (np.arange(STEPS) == 2, "dtype bool; positions are integers"),
+    (("2",), "dtype .*U1; positions are integers"),
+    (np.array([[1, 2]]), r"shape \(1, 2\); it must have one axis"),
+    (np.array(3), r"shape \(\); it must have one axis"),
+  ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_list_of_integers_is_refused(at, message):
+  with pytest.raises(ValueError, match=f"^capture_at has {message}") as refused:
+    scan_with_capture(cell, *inputs(), at)
+  assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bool])
+@pytest.mark.usefixtures("unchecked")
+def test_traced_positions_are_integers_too(dtype):
+  run = jax.jit(lambda at: scan_with_capture(cell, *inputs(), at))
+  with pytest.raises(ValueError, match="capture_at has dtype"):
+    run(jnp.ones(2, dtype))
+
+
+@pytest.mark.parametrize(
+  ("xs", "message"),
+  [
+    (None, r"xs holds arrays of shapes \[\]; .* at least one"),
+    ({"a": 1.0}, r"xs holds arrays of shapes \[\(\)\]; .* axis of steps"),
+    ((np.ones(2), np.ones(3)), r"xs has \[2, 3\] steps; .* as many"),
+  ],
+)
+def test_inputs_without_a_number_of_steps_are_refused(xs, message):
+  with pytest.raises(ValueError, match=message):
+    scan_with_capture(lambda c, x: (c, c), jnp.zeros(2), xs, (1,))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_python_number_is_a_carry_as_in_a_scan(dtype):
+  def step(carry, x):
+    return carry + x, carry
+
+  xs = jnp.arange(4, dtype=dtype)
+  expected = jnp.asarray(jax.lax.scan(step, 0.5, xs)[0])
+  out = scan_with_capture(step, 0.5, xs, (2, 4))
+  assert out.carry.dtype == expected.dtype == out.captured.dtype == dtype
+  assert out.carry == expected
+  assert out.captured.tolist() == [1.5, 6.5]
+  constant = scan_with_capture(lambda c, x: (2.0, x), 0.5, xs, (1,))
+  assert constant.captured.tolist() == [2.0]
+
+
+def test_of_equal_traced_positions_the_first_captures():
+  run = jax.jit(
+    lambda at: scan_with_capture(
+      lambda c, x: (c + x, x), jnp.float32(0), jnp.arange(4.0), at
+    )
+  )
+  assert run(jnp.array([3, 2, 3])).captured.tolist() == [3.0, 1.0, 0.0]
 
 
 def test_capture_writes_into_one_buffer_of_the_captured_carries():
