@@ -121,7 +121,7 @@ def observe(
   if is_concrete(decay) and not 0 < float(decay) <= 1:
     raise ValueError(f"decay must be in (0, 1], got {float(decay)}")
   last = histogram.counts.shape[-1] - 1
-  if not isinstance(depth, jax.Array):
+  if is_concrete(depth):
     depth = min(int(depth), last)
   where = jnp.asarray(depth)
   # Clipped in its own type, which int32 may not hold (nor it the last bin).

@@ -226,7 +226,7 @@ class Planner:
     if self.policy.name not in LEARNED:
       return
     # More states than depths are of no use, and would take memory.
-    budget = min(self.policy.budget or 0, self.counts.shape[0] - 1)
+    budget = min(int(self.policy.budget or 0), self.counts.shape[0] - 1)
     if self.policy.name == "dp":
       bins = solve_paper_rule(self.counts, budget)
     else:
