@@ -15,6 +15,9 @@ from sparse_prefix_jax.models.config import (
   ATTENTION,
   GATED_DELTA_NET,
   ModelConfig,
+  check_fields,
+  is_int,
+  is_positive,
 )
 from sparse_prefix_jax.models.decoder import DecoderLayer, HybridDecoder
 
@@ -34,7 +37,11 @@ _FIELDS = {
   "heads": "num_attention_heads",
   "kv_heads": "num_key_value_heads",
   "head_width": "head_dim",
-  "eps": "rms_norm_eps",
+}
+_PLAIN: dict[str, Any] = {
+  "hidden_act": "silu",
+  "attention_bias": False,
+  "attn_output_gate": True,
 }
 Read = Callable[[str], np.ndarray]
 Parameters = Iterator[tuple[tuple[str, ...], Any, Callable[..., np.ndarray]]]
@@ -55,9 +62,9 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: If config.json or the weights are missing.
-    ValueError: For another architecture, a rotary scaling that depends on the
-      total length, a damaged file, a tensor that is missing or has another
-      shape.
+    ValueError: For another architecture, mixtures of experts among them, a
+      rotary scaling that depends on the total length, a damaged file, a tensor
+      that is missing or has another shape, a field that does not exist.
 
   Example:
     model, config = load_pretrained("Qwen3.5-0.8B", dtype="bfloat16")
@@ -84,77 +91,169 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
     FileNotFoundError: If there is no config.json.
     ValueError: For what this library does not compute, naming the field.
   """
+  check_fields(changes)
   path = pathlib.Path(directory) / "config.json"
+  raw = _json(path)
+  text = raw.get("text_config", raw)
+  if not isinstance(text, dict):
+    raise ValueError(f"{path} holds no JSON object with a configuration.")
+  _check_plain(text, path)
+  _check_present(text, path)
+  fields: dict[str, Any] = {
+    field: _count(text, key, path) for field, key in _FIELDS.items()
+  }
+  fields["eps"] = _positive(text, "rms_norm_eps", path)
+  fields["layer_types"] = _layer_types(text, path)
+  fields["tie_embeddings"] = _tied(text, raw, path)
+  fields |= _rotary_fields(text, path)
+  return ModelConfig(**(fields | changes))
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  """The object that the file holds."""
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist.")
   try:
     raw = json.loads(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is not JSON: {error}.") from error
-  text = raw.get("text_config", raw) if isinstance(raw, dict) else raw
-  if not isinstance(text, dict):
+  if not isinstance(raw, dict):
     raise ValueError(f"{path} holds no JSON object with a configuration.")
+  return raw
+
+
+def _check_plain(text: dict[str, Any], path: pathlib.Path) -> None:
+  """Refuses variants of the architecture that are not implemented."""
   if text.get("model_type") != "qwen3_5_text":
     raise ValueError(
       f"model_type in {path} is {text.get('model_type')!r}; it must be "
       "'qwen3_5_text'."
     )
-  _check_plain(text, path)
-  needed = list(_FIELDS.values())
-  needed += [] if "layer_types" in text else ["num_hidden_layers"]
+  for key, value in _PLAIN.items():
+    if text.get(key, value) != value:
+      raise ValueError(f"{key} in {path} is {text[key]!r}; only {value!r}.")
+  for key, value in text.items():
+    if value and ("expert" in key or "moe" in key):
+      raise ValueError(
+        f"{key} in {path} is {value!r}; mixtures of experts are not "
+        "implemented, so it must be absent."
+      )
+
+
+def _check_present(text: dict[str, Any], path: pathlib.Path) -> None:
+  """Refuses a configuration without what has no default."""
+  needed = [*_FIELDS.values(), "rms_norm_eps"]
+  needed += ["num_hidden_layers"] if text.get("layer_types") is None else []
   missing = [key for key in needed if key not in text]
   if missing:
     raise ValueError(f"{path} lacks {', '.join(missing)}.")
-  fields = {field: text[key] for field, key in _FIELDS.items()}
-  fields |= _rotary_fields(text, path)
-  fields["layer_types"] = _layer_types(text)
-  fields["tie_embeddings"] = bool(
-    raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-  )
-  return ModelConfig(**(fields | changes))
 
 
-def _layer_types(text: dict[str, Any]) -> tuple[str, ...]:
+def _count(
+  text: dict[str, Any], key: str, path: pathlib.Path, default: int | None = None
+) -> int:
+  """A count that is stored, or the default where it is absent or null."""
+  value = text.get(key)
+  value = default if value is None else value
+  if not is_int(value) or value < 1:
+    raise ValueError(
+      f"{key} in {path} is {value!r}; it must be an int above 0."
+    )
+  return value
+
+
+def _positive(
+  text: dict[str, Any],
+  key: str,
+  path: pathlib.Path,
+  default: float | None = None,
+) -> float:
+  """A number that is stored, or the default where it is absent or null."""
+  value = text.get(key)
+  value = default if value is None else value
+  if not is_positive(value):
+    raise ValueError(
+      f"{key} in {path} is {value!r}; it must be a finite number above 0."
+    )
+  return float(value)
+
+
+def _tied(
+  text: dict[str, Any], raw: dict[str, Any], path: pathlib.Path
+) -> bool:
+  """Whether the head is the embedding; the outer object decides first."""
+  key = "tie_word_embeddings"
+  value = text.get(key) if raw.get(key) is None else raw[key]
+  if value not in (None, True, False):
+    raise ValueError(
+      f"tie_word_embeddings in {path} is {value!r}; it must be true or false."
+    )
+  return bool(value)
+
+
+def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
   """Kinds of the layers: listed, or attention at every n-th."""
-  if "layer_types" in text:
-    kinds = text["layer_types"]
-    return tuple(_LAYER_TYPES.get(str(kind), str(kind)) for kind in kinds)
-  interval = text.get("full_attention_interval", 4)
-  return tuple(
-    GATED_DELTA_NET if (i + 1) % interval else ATTENTION
-    for i in range(text["num_hidden_layers"])
-  )
-
-
-def _check_plain(text: dict[str, Any], path: pathlib.Path) -> None:
-  """Refuses variants of the architecture that are not implemented."""
-  plain = {"hidden_act": "silu", "attention_bias": False}
-  for key, value in plain.items():
-    if text.get(key, value) != value:
-      raise ValueError(f"{key} in {path} is {text[key]!r}; only {value!r}.")
+  interval = _count(text, "full_attention_interval", path, 4)
+  kinds = text.get("layer_types")
+  if kinds is None:
+    return tuple(
+      GATED_DELTA_NET if (i + 1) % interval else ATTENTION
+      for i in range(_count(text, "num_hidden_layers", path))
+    )
+  if not isinstance(kinds, list) or not kinds:
+    raise ValueError(f"layer_types in {path} is {kinds!r}; it must be a list.")
+  for kind in map(str, kinds):
+    if kind not in _LAYER_TYPES:
+      raise ValueError(
+        f"layer_types in {path} holds {kind!r}; it may hold "
+        f"{' and '.join(_LAYER_TYPES)}."
+      )
+  layers = _count(text, "num_hidden_layers", path, len(kinds))
+  if layers != len(kinds):
+    raise ValueError(
+      f"layer_types in {path} names {len(kinds)} layers; it must name "
+      f"num_hidden_layers = {layers}."
+    )
+  return tuple(_LAYER_TYPES[kind] for kind in kinds)
 
 
 def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
   """Width and base of the rotary embedding; scalings are refused.
 
   Old files keep the base and the share of rotated channels beside the scaling,
-  new ones all of it in `rope_parameters`.
+  new ones all of it in `rope_parameters`; a file may hold both.
   """
-  rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-  kind = rope.get("rope_type", rope.get("type", "default"))
-  if kind != "default":
+  rope = {key: text.get(key) for key in ("partial_rotary_factor", "rope_theta")}
+  for key in ("rope_scaling", "rope_parameters"):
+    rope |= _unscaled(text, key, path)
+  theta = _positive(rope, "rope_theta", path, 1e4)
+  partial = _positive(rope, "partial_rotary_factor", path, 0.25)
+  if partial > 1:
     raise ValueError(
-      f"rope_type in {path} is {kind!r}; only 'default' is allowed, since an "
-      "angle that depends on the total length has no fixed value at a position."
+      f"partial_rotary_factor in {path} is {partial}; it must be at most 1."
     )
-  partial = rope.get("partial_rotary_factor")
-  if partial is None:
-    partial = text.get("partial_rotary_factor", 0.25)
-  theta = rope.get("rope_theta", text.get("rope_theta", 1e4))
-  return {
-    "rotary_width": int(text["head_dim"] * partial),
-    "rope_theta": float(theta),
-  }
+  width = int(_count(text, "head_dim", path) * partial)
+  return {"rotary_width": width, "rope_theta": theta}
+
+
+def _unscaled(
+  text: dict[str, Any], key: str, path: pathlib.Path
+) -> dict[str, Any]:
+  """What one object says of the rotary embedding, without its nulls."""
+  rope = text.get(key)
+  rope = {} if rope is None else rope
+  if not isinstance(rope, dict):
+    raise ValueError(
+      f"{key} in {path} is {rope!r}; it must be an object or null."
+    )
+  for kind in (rope.get("rope_type"), rope.get("type")):
+    if kind not in (None, "default"):
+      raise ValueError(
+        f"rope_type in {path} is {kind!r}; only 'default' is allowed in {key}, "
+        "since an angle that depends on the total length has no fixed value at "
+        "a position."
+      )
+  return {name: value for name, value in rope.items() if value is not None}
 
 
 def _reader(directory: pathlib.Path) -> Read:
@@ -213,7 +312,6 @@ def _parameters(model: HybridDecoder) -> Parameters:
 
 def _layer_parameters(layer: DecoderLayer) -> Parameters:
   """Of one layer: its norms, its feed-forward layer and its mixer."""
-  """One layer: norms, feed-forward, and the mixer that it has."""
   yield ("input_layernorm.weight",), layer.mixer_norm, _same
   yield ("post_attention_layernorm.weight",), layer.mlp_norm, _same
   yield ("mlp.gate_proj.weight",), layer.mlp.gate, _transposed
@@ -227,7 +325,6 @@ def _layer_parameters(layer: DecoderLayer) -> Parameters:
 
 def _attention_parameters(mixer: GatedAttention) -> Parameters:
   """q_proj holds query and gate of a head side by side, as `in_query_gate`."""
-  """Queries and gates interleave per head there as here."""
   yield ("self_attn.q_proj.weight",), mixer.in_query_gate, _transposed
   yield ("self_attn.k_proj.weight",), mixer.in_key, _transposed
   yield ("self_attn.v_proj.weight",), mixer.in_value, _transposed
@@ -238,7 +335,6 @@ def _attention_parameters(mixer: GatedAttention) -> Parameters:
 
 def _gated_delta_net_parameters(mixer: GatedDeltaNet) -> Parameters:
   """Two narrow projections become one product: first decay, then beta."""
-  """The two narrow products become one; A_log is the log of the rate."""
   yield ("linear_attn.in_proj_qkv.weight",), mixer.in_qkv, _transposed
   yield ("linear_attn.in_proj_z.weight",), mixer.in_gate, _transposed
   narrow = ("linear_attn.in_proj_a.weight", "linear_attn.in_proj_b.weight")

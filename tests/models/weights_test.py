@@ -1,6 +1,7 @@
 """Hugging Face directories: logits of transformers, refusals."""
 
 import json
+import math
 import pathlib
 import shutil
 
@@ -150,9 +151,11 @@ def test_the_configuration_is_that_of_the_file():
 
 def test_layer_types_may_be_an_interval(tmp_path):
   directory = copy(tmp_path, num_hidden_layers=6, full_attention_interval=3)
-  drop_key(directory, "layer_types")
+  edit_config(directory, lambda c: c | {"layer_types": None})
   kinds = read_config(directory, **CHOICES).layer_types
   assert kinds == (("gated_delta_net",) * 2 + ("attention",)) * 2
+  drop_key(directory, "layer_types")
+  assert read_config(directory, **CHOICES).layer_types == kinds
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1e7}
@@ -172,6 +175,57 @@ ROPE = {"rope_type": "default", "rope_theta": 1e7}
       {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}},
       "rope_type in .* is 'dynamic'; only 'default'",
     ),
+    (
+      {"rope_parameters": ROPE, "rope_scaling": {"rope_type": "yarn"}},
+      "rope_type in .* is 'yarn'; only 'default' .* in rope_scaling",
+    ),
+    (
+      {"rope_parameters": ROPE | {"type": "linear"}},
+      "rope_type in .* is 'linear'; only 'default' .* in rope_parameters",
+    ),
+    ({"rope_parameters": [1]}, r"rope_parameters in .* is \[1\]; .* object"),
+    ({"rope_scaling": "yarn"}, "rope_scaling in .* is 'yarn'; .* object"),
+    ({"rope_scaling": []}, r"rope_scaling in .* is \[\]; .* object"),
+    ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta in .* is 'x'; .*"),
+    (
+      {"rope_parameters": {"partial_rotary_factor": -1}},
+      "partial_rotary_factor in .* is -1; .* number above 0",
+    ),
+    (
+      {"rope_parameters": {"partial_rotary_factor": 1e308}},
+      "partial_rotary_factor in .* is 1e.308; .* at most 1",
+    ),
+    ({"attn_output_gate": False}, "attn_output_gate in .* is False; only True"),
+    ({"num_experts": 8}, "num_experts in .* is 8; mixtures of experts"),
+    ({"num_local_experts": 8}, "num_local_experts in .* is 8; mixtures"),
+    ({"moe_intermediate_size": 64}, "moe_intermediate_size in .* is 64; mix"),
+    ({"hidden_size": "64"}, r"hidden_size in .*config\.json is '64'; .* int"),
+    ({"hidden_size": 64.0}, r"hidden_size in .*config\.json is 64\.0; .* int"),
+    ({"hidden_size": None}, r"hidden_size in .*config\.json is None; .* int"),
+    ({"head_dim": 0}, r"head_dim in .*config\.json is 0; .* int above 0"),
+    ({"rms_norm_eps": -1}, "rms_norm_eps in .* is -1; .* number above 0"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps in .* is nan; .* finite"),
+    ({"tie_word_embeddings": "no"}, "tie_word_embeddings in .* is 'no'; .*"),
+    ({"full_attention_interval": 0}, "full_attention_interval in .* is 0; .*"),
+    (
+      {"layer_types": None, "full_attention_interval": 0},
+      r"full_attention_interval in .*config\.json is 0; .* int above 0",
+    ),
+    ({"layer_types": "linear"}, "layer_types in .* is 'linear'; .* a list"),
+    ({"layer_types": []}, r"layer_types in .* is \[\]; .* a list"),
+    (
+      {"layer_types": ["full_attention"] * 2},
+      "layer_types in .* names 2 layers; .* num_hidden_layers = 3",
+    ),
+    (
+      {"layer_types": ["full_attention"] * 4},
+      "layer_types in .* names 4 layers; .* num_hidden_layers = 3",
+    ),
+    (
+      {"layer_types": None, "num_hidden_layers": "3"},
+      "num_hidden_layers in .* is '3'; .* int above 0",
+    ),
+    ({"layer_types": [["x"]]}, "layer_types in .* holds .* full_attention"),
     ({"layer_types": ["sliding_attention"]}, "holds 'sliding_attention'"),
     ({"linear_num_value_heads": 3}, "value_heads is 3; .* multiple"),
   ],
@@ -181,6 +235,24 @@ def test_another_architecture_is_refused(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     load(directory)
   assert "\n" not in str(refused.value)
+
+
+def test_a_field_that_does_not_exist_is_refused():
+  with pytest.raises(ValueError, match=r"^foo is 1, but no such field"):
+    load(GOLDEN / "random", foo=1)
+
+
+def test_what_says_nothing_about_a_variant_is_taken(tmp_path):
+  directory = copy(
+    tmp_path,
+    rope_scaling=ROPE | {"type": "default"},
+    attn_output_gate=True,
+    num_experts=0,
+    full_attention_interval=None,
+  )
+  assert read_config(directory, **CHOICES) == read_config(
+    GOLDEN / "random", **CHOICES
+  )
 
 
 def test_a_missing_configuration_is_refused(tmp_path):
