@@ -6,7 +6,6 @@ that canonical carry, and the canonical keys and values, are ever stored, so the
 next turn of a conversation hits exactly.
 """
 
-import copy
 from collections.abc import Sequence as Several
 from typing import NamedTuple
 
@@ -62,7 +61,8 @@ def decode(
       form that it began with.
 
   Returns:
-    Logits and the handles to go on with.
+    Logits and the handles to go on with. If the step is interrupted
+    (KeyboardInterrupt, a failing device), its sequences are released.
 
   Raises:
     ValueError: If a handle is stale or named twice, an id is out of vocabulary,
@@ -85,8 +85,7 @@ def decode(
   frozen = cache.check_model(model)
   records = _checked(cache, sequences, next_tokens, exact)
   tokens = check_ids("next_tokens", next_tokens, cache.config)
-  before = [copy.copy(record) for record in records]
-  pages = _reserve_pages(cache, records)
+  _reserve_pages(cache, records)
   for record, token in zip(records, tokens, strict=True):
     record.tokens = np.append(record.tokens, token)
     record.exact = exact
@@ -96,7 +95,10 @@ def decode(
     if not exact:
       _make_canonical(frozen, cache, records)
   except BaseException:
-    _undo(cache, records, before, pages)
+    # A step writes the slot that it reads: it cannot be tried again.
+    for sequence in sequences:
+      cache.drop(sequence.number)
+    cache.recover()
     raise
   handles = tuple(cache.handle(sequence.number) for sequence in sequences)
   return DecodeOutput(logits, handles)
@@ -131,28 +133,12 @@ def _checked(
   return records
 
 
-def _reserve_pages(
-  cache: PrefixCache, records: list[Running]
-) -> tuple[int, ...]:
+def _reserve_pages(cache: PrefixCache, records: list[Running]) -> None:
   """A page for every sequence whose next token begins a chunk."""
   begin = [r for r in records if r.length % cache.config.chunk == 0]
   pages = cache.index.reserve(0, len(begin)).pages
   for record, page in zip(begin, pages, strict=True):
-    record.pages = [*record.pages, page]
-  return pages
-
-
-def _undo(
-  cache: PrefixCache,
-  records: list[Running],
-  before: list[Running],
-  pages: tuple[int, ...],
-) -> None:
-  """After an interruption the sequences are as they were, or lost."""
-  for record, old in zip(records, before, strict=True):
-    vars(record).update(vars(old))
-  cache.index.free(pages=pages)
-  cache.recover()
+    record.pages.append(page)
 
 
 def _step_rows(

@@ -191,14 +191,18 @@ def _admit(
   """Reserves for a whole wave, or releases the call's sequences.
 
   First what each must have, then slots for the states that it would capture.
+  What requests resume from is pinned, and pins may be all that is in the way:
+  where there is no room, the wave gives its matches up and starts cold.
   """
-  for index, admitted in enumerate(wave):
+  try:
+    _admit_all(cache, wave)
+  except CapacityError:
+    for admitted in wave:
+      _start_cold(cache, admitted)
     try:
-      _admit_one(cache, admitted, wave[index + 1 :])
+      _admit_all(cache, wave)
     except CapacityError:
-      for waiting in wave[index:]:
-        cache.index.unpin(waiting.pin)
-      _abandon(cache, [*done, *wave[:index]])
+      _abandon(cache, done)
       raise
   for admitted in wave:
     wanted = _wanted(cache, admitted)
@@ -206,15 +210,9 @@ def _admit(
     admitted.captures = dict(zip(wanted, slots))
 
 
-def _admit_one(
-  cache: PrefixCache, admitted: _Admitted, later: list[_Admitted]
-) -> None:
-  """Reserves; where there is no room, matches are given up for it.
-
-  What requests resume from is pinned, and pins may be all that is in the way:
-  first those of later requests go, then its own. Who gave up starts cold.
-  """
-  for given_up in (*reversed(later), admitted, None):
+def _admit_all(cache: PrefixCache, wave: list[_Admitted]) -> None:
+  """Slots and pages for all; without room for one, no pin is left of any."""
+  for index, admitted in enumerate(wave):
     try:
       admitted.number = cache.admit(
         admitted.request.tokens,
@@ -224,21 +222,20 @@ def _admit_one(
         placed=admitted.request.placed,
         salt=admitted.request.salt,
       )
-      return
     except CapacityError:
-      if given_up is None:
-        raise
-      _give_up(cache, given_up)
+      for started in wave[:index]:
+        cache.drop(started.number)
+      for waiting in wave[index:]:
+        cache.index.unpin(waiting.pin)
+      raise
 
 
-def _give_up(cache: PrefixCache, admitted: _Admitted) -> None:
-  """Unpins what a request matched; it starts from nothing."""
-  if admitted.match.resume_blocks == 0:
-    return
-  cache.index.unpin(admitted.pin)
-  admitted.match = admitted.match._replace(
-    resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
-  )
+def _start_cold(cache: PrefixCache, admitted: _Admitted) -> None:
+  """Takes nothing of what a request matched."""
+  if admitted.match.resume_blocks:
+    admitted.match = admitted.match._replace(
+      resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
+    )
   admitted.pin = cache.pin(
     admitted.request.tokens, admitted.match, salt=admitted.request.salt
   )

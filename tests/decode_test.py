@@ -1,5 +1,7 @@
 """decode: steps, canonical chunks, forks, the exact form, refusals."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,10 @@ from sparse_prefix_jax import CapacityError, PrefixCache, decode, prefill
 from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
-from tests.models_for_tests import small_config, small_model
+from tests.models_for_tests import last_placement, small_config, small_model
+
+# The package exports the function under the module's name.
+decode_module = sys.modules["sparse_prefix_jax.decode"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)
@@ -158,3 +163,60 @@ def test_no_page_for_a_new_chunk_changes_nothing():
   assert_refused("cannot reserve", cache, sequences, [1], error=CapacityError)
   cache.release(sequences)
   assert cache.stats().held_bytes == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_fork_keeps_the_end_of_the_conversation(order):
+  tokens, cache = random_tokens(60), new_cache()
+  sequences = start(cache, tokens[:40])
+  for end in range(40, 55):
+    sequences = advance(cache, sequences, tokens[end : end + 1]).sequences
+  both = [*sequences, cache.fork(sequences[0])]
+  for i in order:
+    cache.release([both[i]])
+  cache.index.check()
+  out = prefill(small_model(), cache, [tokens])
+  assert (out.reports[0].overlap, out.reports[0].resumed) == (55, 48)
+  expected = COLD.prefill(tokens).logits[-1]
+  assert differing_bits(out.logits[0], expected) == 0
+
+
+def test_handle_of_another_cache_is_refused():
+  first, second = new_cache(), new_cache()
+  sequences = start(first, random_tokens(20))
+  start(second, random_tokens(20))
+  assert_refused("another cache", second, sequences, [1])
+
+
+def test_more_sequences_than_max_length_is_no_error():
+  model = small_model(max_length=16)
+  cache = PrefixCache(model, capacity=1 << 21, placement=last_placement())
+  sequences = prefill(model, cache, [[i] for i in range(18)]).sequences
+  out = decode(model, cache, sequences, list(range(18)))
+  assert out.logits.shape == (18, 512)
+
+
+@pytest.mark.parametrize("length", [20, 31, 32])
+@pytest.mark.parametrize("exact", [False, True])
+def test_interrupted_step_releases_its_sequences(monkeypatch, length, exact):
+  tokens, cache = random_tokens(length + 1), new_cache()
+  (bystander,) = start(cache, random_tokens(5, seed=1))
+  sequences = start(cache, tokens[:-1])
+
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(decode_module, "_make_canonical", interrupted)
+    patch.setattr(decode_module, "run_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      advance(cache, sequences, tokens[-1:], exact=exact)
+  assert cache.sequences == (bystander,)
+  assert_refused("was released", cache, sequences, tokens[-1:])
+  cache.release([bystander])
+  stats = cache.stats()
+  assert (stats.pins, stats.leased_slots, stats.leased_pages) == (0, 0, 0)
+  out = prefill(small_model(), cache, [tokens])
+  assert out.reports[0].resumed == min(length // CHUNK * CHUNK, length)
+  expected = COLD.prefill(tokens).logits[-1]
+  assert differing_bits(out.logits[0], expected) == 0

@@ -1,5 +1,8 @@
 """prefill: waves, captures, reports, bad input that changes nothing."""
 
+import sys
+
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,7 +18,10 @@ from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
 from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
-from tests.models_for_tests import small_config, small_model
+from tests.models_for_tests import last_placement, small_config, small_model
+
+# The package exports the function under the module's name.
+prefill_module = sys.modules["sparse_prefix_jax.prefill"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)
@@ -336,3 +342,46 @@ def test_eviction_makes_room_and_bits_stay():
     run(cache, [random_tokens(90, seed % 3)])
   assert cache.stats().evictions > 0
   assert cache.stats().held_bytes <= cache.index.budget.capacity_bytes
+
+
+def test_matches_of_a_batch_are_given_up_for_room():
+  cache = small_cache(4, 40)
+  documents = [random_tokens(60, seed) for seed in range(2)]
+  for document in documents:
+    run(cache, [document])
+  reports = run(cache, [np.append(document, 5) for document in documents])
+  # Two sequences need all four slots: neither may keep what it matched.
+  assert [report.resumed for report in reports] == [0, 0]
+  assert {report.reason for report in reports} == {"no_room"}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_interruption_leaves_nothing_behind(monkeypatch, lost):
+  cache, prompt = new_cache(), random_tokens(60)
+  run(cache, [prompt])
+
+  def interrupted(model, pools, plan, rows):
+    if lost:  # a program had taken the pools already
+      for leaf in jax.tree.leaves(pools):
+        leaf.delete()
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prefill_module, "run_plan", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      prefill(small_model(), cache, [np.append(prompt, i) for i in range(3)])
+  stats = cache.stats()
+  assert (stats.pins, stats.leased_slots, stats.leased_pages) == (0, 0, 0)
+  assert cache.sequences == ()
+  (report,) = run(cache, [np.append(prompt, 7)])
+  assert report.resumed == (0 if lost else 48)
+
+
+def test_donated_weights_are_refused_with_a_sentence():
+  model = HybridDecoder(small_config(), rngs=nnx.Rngs(5))
+  cache = PrefixCache(model, capacity=1 << 20, placement=last_placement())
+  trained = jax.tree.map(lambda leaf: leaf + 0, model)
+  for leaf in jax.tree.leaves(model):
+    leaf.delete()
+  with pytest.raises(ValueError, match="are gone"):
+    prefill(trained, cache, [random_tokens(20)])
