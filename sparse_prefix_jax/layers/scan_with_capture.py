@@ -97,7 +97,12 @@ def scan_with_capture(
 
 
 def _steps(xs: Any) -> int:
-  """t: the first axis of every array of xs."""
+  """t: the first axis of every array of xs.
+
+  Raises:
+    ValueError: Without arrays there is no number of steps; arrays without axes
+      or of different lengths have none in common.
+  """
   shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
   if not shapes or () in shapes:
     raise ValueError(
@@ -123,7 +128,9 @@ def _settled(cell: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
 def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:
   """Positions as an array; what is not an integer is refused.
 
-  Values are checked where they are concrete.
+  The rank and the dtype are known of traced positions too: a fraction would be
+  cut to another step, a mask be taken for steps 0 and 1. Values are checked
+  where they are concrete.
   """
   traced = isinstance(capture_at, core.Tracer)
   positions = capture_at if traced else np.asarray(capture_at)

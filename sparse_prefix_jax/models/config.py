@@ -168,7 +168,11 @@ class ModelConfig:
     )
 
   def _check_types(self) -> None:
-    """Refuses what only looks like a value: 64.0 rows, lists, "false"."""
+    """Refuses what only looks like a value: 64.0 rows, lists, "false".
+
+    Nobody checks annotations outside the tests, and a list would be found only
+    where the configuration is hashed, a static argument of the first program.
+    """
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type is int:

@@ -87,9 +87,26 @@ def load_pretrained(
 def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   """`ModelConfig` of a directory's config.json, with fields replaced.
 
+  Fields are read from `text_config` where the file has one, as those of models
+  that also see. Nothing that would change the logits is passed over: what is
+  not computed here is refused.
+
+  Args:
+    directory: Holds config.json.
+    **changes: Fields of `ModelConfig` to replace. They do not excuse what the
+      file holds, which is checked first.
+
+  Returns:
+    A frozen configuration.
+
   Raises:
     FileNotFoundError: If there is no config.json.
-    ValueError: For what this library does not compute, naming the field.
+    ValueError: For what this library does not compute, a field that is missing,
+      of another type or out of its range (naming it and the file), or a change
+      to a field that does not exist.
+
+  Example:
+    config = read_config("Qwen3.5-0.8B", ladder=(4,))
   """
   check_fields(changes)
   path = pathlib.Path(directory) / "config.json"
@@ -123,7 +140,11 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_plain(text: dict[str, Any], path: pathlib.Path) -> None:
-  """Refuses variants of the architecture that are not implemented."""
+  """Refuses variants of the architecture that are not implemented.
+
+  Each has the tensors of a plain model or more, so that loading would succeed
+  and only the logits be wrong. Experts go by many names; all of them say so.
+  """
   if text.get("model_type") != "qwen3_5_text":
     raise ValueError(
       f"model_type in {path} is {text.get('model_type')!r}; it must be "
@@ -192,7 +213,12 @@ def _tied(
 
 
 def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
-  """Kinds of the layers: listed, or attention at every n-th."""
+  """Kinds of the layers: listed, or attention at every n-th.
+
+  Raises:
+    ValueError: For an unknown kind, or a list of other length than
+      `num_hidden_layers`: a shorter one would drop layers silently.
+  """
   interval = _count(text, "full_attention_interval", path, 4)
   kinds = text.get("layer_types")
   if kinds is None:
@@ -221,7 +247,11 @@ def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
   """Width and base of the rotary embedding; scalings are refused.
 
   Old files keep the base and the share of rotated channels beside the scaling,
-  new ones all of it in `rope_parameters`; a file may hold both.
+  new ones all of it in `rope_parameters`; a file may hold both. Both are
+  inspected, and where they disagree on a number the new one decides.
+
+  Raises:
+    ValueError: For a scaling in either, or a number out of its range.
   """
   rope = {key: text.get(key) for key in ("partial_rotary_factor", "rope_theta")}
   for key in ("rope_scaling", "rope_parameters"):
@@ -239,7 +269,10 @@ def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 def _unscaled(
   text: dict[str, Any], key: str, path: pathlib.Path
 ) -> dict[str, Any]:
-  """What one object says of the rotary embedding, without its nulls."""
+  """What one object says of the rotary embedding, without its nulls.
+
+  The kind stands under `rope_type`, in old files under `type`.
+  """
   rope = text.get(key)
   rope = {} if rope is None else rope
   if not isinstance(rope, dict):
