@@ -21,6 +21,9 @@ _LEAST_ROWS = 64  # measured: 16 rows differ from 64, 64 to 1,024 agree
 def is_int(value: Any) -> TypeGuard[int]:
   """Whether `value` is an int, and not a bool, a float or of NumPy.
 
+  Integers of NumPy are refused since those of 32 bits overflow in products of
+  sizes, which Python's do not.
+
   Example:
     >>> is_int(64), is_int(64.0), is_int(True)
     (True, False, False)
@@ -29,7 +32,10 @@ def is_int(value: Any) -> TypeGuard[int]:
 
 
 def is_positive(value: Any) -> TypeGuard[float]:
-  """Whether `value` is a finite number above 0.
+  """Whether `value` is a finite number above 0, an int or a float.
+
+  With an epsilon of 0 a norm of zeros is not a number; a base of 0 or below has
+  no real powers.
 
   Example:
     >>> is_positive(1e-6), is_positive(float("nan")), is_positive("1")
@@ -41,6 +47,12 @@ def is_positive(value: Any) -> TypeGuard[float]:
 
 def check_fields(changes: Mapping[str, Any]) -> None:
   """Refuses names that are no field of `ModelConfig`.
+
+  Constructors raise TypeError for these; they are a caller's mistake like a
+  value out of its range, and get the same kind of sentence.
+
+  Args:
+    changes: Values by the names of the fields they replace.
 
   Raises:
     ValueError: Naming the first of them.
@@ -259,7 +271,10 @@ class ModelConfig:
       )
 
   def _product_widths(self) -> dict[str, int]:
-    """Columns of every product that runs on all rows of a program."""
+    """Columns of every product that runs on all rows of a program.
+
+    Those of the head are left out: it has rows of its own, always as many.
+    """
     widths = {"width": self.width, "hidden": self.hidden}
     if GATED_DELTA_NET in self.layer_types:
       net = self.gated_delta_net
