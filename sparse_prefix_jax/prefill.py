@@ -231,7 +231,10 @@ def _admit_all(cache: PrefixCache, wave: list[_Admitted]) -> None:
 
 
 def _start_cold(cache: PrefixCache, admitted: _Admitted) -> None:
-  """Takes nothing of what a request matched."""
+  """Takes nothing of what a request matched; its report says `no_room`.
+
+  Its overlap stays as it was seen: the placement learns from it all the same.
+  """
   if admitted.match.resume_blocks:
     admitted.match = admitted.match._replace(
       resume_blocks=0, slot=ZERO, pages=(), reason=Reason.NO_ROOM
@@ -261,7 +264,11 @@ def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:
 
 
 def _segment(cache: PrefixCache, admitted: _Admitted) -> Segment:
-  """The part of a plan that belongs to one request."""
+  """The part of a plan that belongs to one request.
+
+  It writes its lattice slot after the last whole chunk and its running slot at
+  the end; a captured state takes the place of either.
+  """
   chunk = cache.config.chunk
   record = cache.running(cache.handle(admitted.number))
   start = admitted.match.resume_blocks * chunk
@@ -286,7 +293,11 @@ def _scan(
   segments: list[Segment],
   all_logits: bool,
 ) -> list[np.ndarray]:
-  """Runs the segments packed together; logits per segment."""
+  """Runs the segments packed together.
+
+  Returns:
+    Logits per segment: of its last token, or of all that were computed.
+  """
   budget = cache.index.budget
   plan = build_plan(
     cache.config, segments, slots=budget.slots or 0, pages=budget.pages or 0

@@ -11,7 +11,8 @@ from sparse_prefix_jax.cache.index import Entry, Pin
 class Sequence:
   """Handle of a running sequence, as `prefill` and `decode` return it.
 
-  A handle is used once: `decode` returns the next one, `release` ends it.
+  A handle is used once: `decode` returns the next one, `release` ends it. It
+  holds no array; the cache that made it does.
 
   Attributes:
     number: Which sequence; no two of a process have the same.

@@ -133,7 +133,7 @@ def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:
   where they are concrete.
   """
   traced = isinstance(capture_at, core.Tracer)
-  positions = capture_at if traced else np.asarray(capture_at)
+  positions: Any = capture_at if traced else np.asarray(capture_at)
   if positions.ndim != 1:
     raise ValueError(
       f"capture_at has shape {positions.shape}; it must have one axis."

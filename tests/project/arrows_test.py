@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
   "cache": {"cache.index", "cache.pools", "models", "placement", "kernels"},
   # What callers ask for, checked: a part of prefill in a file of its own.
   "requests": {"models"} | CACHE,
-  "prefill": {"models", "requests"} | CACHE,
+  "prefill": {"models", "requests", "kernels"} | CACHE,
   "decode": {"models", "requests", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "placement", "prefill", "decode"} | CACHE,
