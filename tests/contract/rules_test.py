@@ -90,6 +90,7 @@ def test_stepwise_carry_kept_at_a_lattice_point_is_seen(monkeypatch):
         swapped = record.running_slot, record.own_slot
         record.own_slot, record.running_slot = swapped
         record.lattice_slot = record.own_slot
+        record.decoded = True
 
   monkeypatch.setattr(decode_module, "_make_canonical", keep_stepwise)
   assert min(second_turn()) > 0
@@ -108,6 +109,7 @@ def test_canonical_chunk_deferred_is_seen(monkeypatch):
       if record.length % 16 == 0:
         late.append((record, copy.copy(record)))
         record.lattice_slot = record.running_slot
+        record.decoded = True
 
   monkeypatch.setattr(decode_module, "_make_canonical", one_step_late)
   _, decoded = second_turn()
