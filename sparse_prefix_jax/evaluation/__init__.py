@@ -6,7 +6,9 @@ from .memory import Sizes as Sizes
 from .plots import plot_reports as plot_reports
 from .plots import write_json as write_json
 from .report import Report as Report
+from .sequences import Decision as Decision
 from .sequences import Lookup as Lookup
 from .sequences import look_up as look_up
+from .sequences import replay_decisions as replay_decisions
 from .simulate import EVICTIONS as EVICTIONS
 from .simulate import simulate as simulate

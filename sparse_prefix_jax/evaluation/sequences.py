@@ -6,7 +6,7 @@ is replayed against them (`replay_sequences`).
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -98,15 +98,34 @@ def look_up(
   return lookups
 
 
-def replay_sequences(
+@dataclass(frozen=True)
+class Decision:
+  """What the cache decided for one request.
+
+  Attributes:
+    length: prompt tokens.
+    overlap: leading tokens that equal a held entry's, 0 without a cache.
+    resumed: position of the state that it resumes from, 0 for none.
+    marks: positions at which its entry keeps states.
+    held: states held by all entries after it was stored.
+  """
+
+  length: int
+  overlap: int
+  resumed: int
+  marks: tuple[int, ...]
+  held: int
+
+
+def replay_decisions(
   trace: Trace,
   planner: Planner,
   lookups: Sequence[Lookup],
   warmup: int,
   *,
   progress: bool = False,
-) -> Tally:
-  """Replays a stream under the paper's rules for one placement.
+) -> Iterator[Decision]:
+  """Replays a stream under the paper's rules, request by request.
 
   Args:
     trace: the stream.
@@ -115,12 +134,11 @@ def replay_sequences(
     warmup: how many leading requests only fill the cache.
     progress: show a progress bar.
 
-  Returns:
-    Counts of the measured requests.
+  Yields:
+    One decision per request, those of the warm-up included.
   """
-  tally, held = Tally(), 0
   stored: dict[int, tuple[int, ...]] = {}
-  uses_cache = planner.policy.name != "no_cache"
+  held, uses_cache = 0, planner.policy.name != "no_cache"
   requests = tqdm(
     trace.requests, planner.policy.name, unit="request", disable=not progress
   )
@@ -133,12 +151,41 @@ def replay_sequences(
     marks = planner.marks(request.length)
     stored[position] = marks
     held += len(marks) - len(stored.pop(found.evicted, ()))
-    tally.peak = max(tally.peak, held)
+    resumed = max(below, default=0)
+    yield Decision(request.length, overlap, resumed, marks, held)
+
+
+def replay_sequences(
+  trace: Trace,
+  planner: Planner,
+  lookups: Sequence[Lookup],
+  warmup: int,
+  *,
+  progress: bool = False,
+) -> Tally:
+  """Counts what `replay_decisions` decides for the measured requests.
+
+  Args:
+    trace: the stream.
+    planner: where states go; still warming up if there is a warm-up.
+    lookups: of `look_up` for this stream.
+    warmup: how many leading requests only fill the cache.
+    progress: show a progress bar.
+
+  Returns:
+    The counts; the peak of held states includes the warm-up.
+  """
+  tally = Tally()
+  decisions = replay_decisions(
+    trace, planner, lookups, warmup, progress=progress
+  )
+  for position, decision in enumerate(decisions):
+    tally.peak = max(tally.peak, decision.held)
     if position >= warmup:
       tally.add(
-        length=request.length,
-        saved=max(below, default=0),
-        overlap=overlap,
-        states=len(marks),
+        length=decision.length,
+        saved=decision.resumed,
+        overlap=decision.overlap,
+        states=len(decision.marks),
       )
   return tally

@@ -98,18 +98,23 @@ class GatedAttention(nnx.Module):
     """
     tokens = jnp.arange(x.shape[1])
     position = chunks.position[:, None] + tokens[None]
-    q, gate, k, v = map_chunks(self._heads, *self._project(x), position)
-    out, keys, values = lattice_attention(
-      q,
-      k,
-      v,
-      pools.keys,
-      pools.values,
-      chunks,
-      page_table,
-      precision=jax.lax.Precision(self.config.precision),
-    )
-    return self._close(map_chunks(_gate, out, gate)), PagePools(keys, values)
+    projected = self._project(x)
+    with jax.named_scope("heads"):
+      q, gate, k, v = map_chunks(self._heads, *projected, position)
+    with jax.named_scope("attention"):
+      out, keys, values = lattice_attention(
+        q,
+        k,
+        v,
+        pools.keys,
+        pools.values,
+        chunks,
+        page_table,
+        precision=jax.lax.Precision(self.config.precision),
+      )
+    with jax.named_scope("heads"):
+      out = map_chunks(_gate, out, gate)
+    return self._close(out), PagePools(keys, values)
 
   def step(
     self,

@@ -1,5 +1,6 @@
 """The wide product: one row count per program, a barrier on both sides."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
@@ -23,9 +24,10 @@ def dense(
     The product in the dtype of x.
   """
   rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
-  y = jnp.matmul(
-    rows, weight, precision=precision, preferred_element_type=jnp.float32
-  )
+  with jax.named_scope("projection"):
+    y = jnp.matmul(
+      rows, weight, precision=precision, preferred_element_type=jnp.float32
+    )
   y = lax.optimization_barrier(y.astype(x.dtype))
   return y.reshape(*x.shape[:-1], weight.shape[-1])
 

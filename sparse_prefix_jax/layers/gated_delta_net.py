@@ -134,21 +134,21 @@ class GatedDeltaNet(nnx.Module):
     precision = self.config.precision
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)
-    mixed, conv_state = causal_conv1d(
-      mixed, self.conv[...], pools.conv_state, chunks
-    )
-    q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
-    out, recurrent_state = gated_delta_rule(
-      q,
-      k,
-      v,
-      log_decay,
-      beta,
-      pools.recurrent_state,
-      chunks,
-      precision=jax.lax.Precision(precision),
-    )
-    out = map_chunks(self._gated_norm, out, gate)
+    with jax.named_scope("convolution"):
+      mixed, conv_state = causal_conv1d(
+        mixed, self.conv[...], pools.conv_state, chunks
+      )
+    with jax.named_scope("heads"):
+      heads = map_chunks(self._heads, x, mixed)
+    with jax.named_scope("recurrence"):
+      out, recurrent_state = gated_delta_rule(
+        *heads,
+        pools.recurrent_state,
+        chunks,
+        precision=jax.lax.Precision(precision),
+      )
+    with jax.named_scope("heads"):
+      out = map_chunks(self._gated_norm, out, gate)
     y = dense(out, self.out[...], precision)
     return y, StatePools(recurrent_state, conv_state)
 

@@ -32,7 +32,9 @@ def residual_norm(
   from 64 to 1,024.
   """
   x = lax.optimization_barrier(x)
-  return lax.optimization_barrier(rms_norm(x, weight, eps))
+  with jax.named_scope("norms"):
+    normed = rms_norm(x, weight, eps)
+  return lax.optimization_barrier(normed)
 
 
 def gated_rms_norm(

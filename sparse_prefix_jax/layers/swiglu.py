@@ -36,6 +36,7 @@ class SwiGLU(nnx.Module):
     """Row by row; every row count of two and more gives the same bits."""
     gate = dense(x, self.gate[...], self.precision)
     up = dense(x, self.up[...], self.precision)
-    hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
+    with jax.named_scope("activation"):
+      hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
     hidden = lax.optimization_barrier(hidden)
     return dense(hidden, self.down[...], self.precision)

@@ -155,8 +155,10 @@ class HybridDecoder(nnx.Module):
       What enters the final norm and the head, and the pools.
     """
     x, updated = self.embedding[...][tokens], []
-    for layer, pool in zip(self.layers, pools, strict=True):
-      x, pool = layer(x, pool, chunks, page_table)
+    kinds = self.config.layer_types
+    for kind, layer, pool in zip(kinds, self.layers, pools, strict=True):
+      with jax.named_scope(kind):
+        x, pool = layer(x, pool, chunks, page_table)
       updated.append(pool)
     return x, tuple(updated)
 

@@ -1,0 +1,309 @@
+r"""The paper's experiment: measured latency against states stored.
+
+    python -m benchmarks.pareto --requests=FILE.npz --capacity=sequences:20 \\
+      --output=FILE.json --plot=FILE.png
+
+What every strategy matches, restores and captures comes from a full replay of
+the stream under the paper's rules. How long that takes is measured with the
+real layer group, captures included: on every measured request with --all, else
+on a sample. The sample is drawn by strata of (suffix length, restored position,
+captures) over the decisions of all strategies together; the latency of a
+request is then its floating point operations times the seconds per operation
+measured in its stratum.
+"""
+
+import collections
+import statistics
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.latency import Case, LatencyMeter
+from benchmarks.record import write_result
+from sparse_prefix_jax import preset
+from sparse_prefix_jax.cost import page_bytes, prefill_flops, state_bytes
+from sparse_prefix_jax.evaluation import (
+  Decision,
+  look_up,
+  parse_capacity,
+  replay_decisions,
+)
+from sparse_prefix_jax.models import ModelConfig
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.workloads import Trace, interleave, load_token_file
+
+# The budgets of the paper's configurations, and ours at the same ones.
+_BUDGETS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 300)
+_STRATEGIES = (
+  ["no_cache", "last", "sqrt", "dyadic:768"]
+  + [f"block:{b}" for b in (64, 192, 256, 384, 512, 1024, 2048, 3072, 4096)]
+  + [
+    f"{name}:{budget}"
+    for name in ("balanced", "dp", "optimal")
+    for budget in _BUDGETS
+  ]
+)
+
+_REQUESTS = flags.DEFINE_string(
+  "requests", None, "Token arrays (.npz).", required=True
+)
+_CAPACITY = flags.DEFINE_string("capacity", "sequences:20", "Entries held.")
+_PRESET = flags.DEFINE_string("preset", "qwen3_5_0_8b_group", "Which model.")
+_NAMES = flags.DEFINE_list(
+  "strategies", _STRATEGIES, "Names of placements, with budgets: balanced:5."
+)
+_WARMUP = flags.DEFINE_float("warmup_fraction", 0.6, "Not measured.")
+_SAMPLES = flags.DEFINE_integer("samples", 2, "Cases per stratum.", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 2, "Timed runs of a case.", 1)
+_ALL = flags.DEFINE_bool("all", False, "Measure every request.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+_PLOT = flags.DEFINE_string("plot", None, "PNG file for the picture.")
+
+_SUFFIXES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+_RESTORED = (1, 4096)
+_CAPTURES = (1, 9)
+
+Stratum = tuple[int, int, int]
+
+
+class Point(NamedTuple):
+  """One strategy: what it stores and how long requests take. Seconds."""
+
+  states: float
+  state_bytes: float
+  saved: float
+  mean: float
+  p95: float
+
+
+def policy_of(name: str) -> PlacementPolicy:
+  """A placement by its name and budget: `balanced:5`."""
+  placement, _, budget = name.partition(":")
+  return PlacementPolicy(placement, int(budget) if budget else None)
+
+
+def decide(trace: Trace, names: Iterable[str]) -> dict[str, list[Decision]]:
+  """Decisions of the measured requests for every strategy."""
+  found = look_up(trace, parse_capacity(_CAPACITY.value).amount)
+  warmup = int(_WARMUP.value * len(trace))
+  decisions = {}
+  for name in tqdm(names, "replays", unit="strategy"):
+    policy = policy_of(name)
+    depths = max(257, trace.longest // policy.chunk + 1)
+    planner = Planner(policy, depths=depths, warming_up=warmup > 0)
+    replay = list(replay_decisions(trace, planner, found, warmup))
+    decisions[name] = replay[warmup:]
+  return decisions
+
+
+def case_of(decision: Decision, chunk: int) -> Case:
+  """What the model has to do for a decision.
+
+  A state at the very end of a prompt would leave no token to compute, whose
+  logits are wanted: the request resumes one lattice point earlier (1.7).
+  """
+  last = (decision.length - 1) // chunk * chunk
+  resumed = min(decision.resumed // chunk * chunk, last)
+  captures = sum(
+    mark > resumed and mark % chunk == 0 for mark in decision.marks
+  )
+  return Case(decision.length, resumed, captures)
+
+
+def stratum_of(case: Case) -> Stratum:
+  """Suffix length, restored position and captures, each by its interval."""
+  return (
+    int(np.searchsorted(_SUFFIXES, case.length - case.resumed)),
+    int(np.searchsorted(_RESTORED, case.resumed, side="right")),
+    int(np.searchsorted(_CAPTURES, case.captures, side="right")),
+  )
+
+
+def sample(cases: Iterable[Case], size: int) -> dict[Stratum, list[Case]]:
+  """At most `size` different cases of every stratum, drawn at random."""
+  strata: dict[Stratum, set[Case]] = collections.defaultdict(set)
+  for case in cases:
+    strata[stratum_of(case)].add(case)
+  rng = np.random.default_rng(0)
+  return {
+    stratum: [alike[i] for i in rng.permutation(len(alike))[:size].tolist()]
+    for stratum, alike in ((s, sorted(c)) for s, c in sorted(strata.items()))
+  }
+
+
+def rates(
+  config: ModelConfig, measured: dict[Case, float]
+) -> dict[Stratum, float]:
+  """Seconds per floating point operation of every stratum."""
+  seconds: dict[Stratum, float] = collections.Counter()
+  operations: dict[Stratum, float] = collections.Counter()
+  for case, value in measured.items():
+    seconds[stratum_of(case)] += value
+    operations[stratum_of(case)] += operations_of(config, case)
+  return {s: seconds[s] / operations[s] for s in seconds}
+
+
+def operations_of(config: ModelConfig, case: Case) -> float:
+  """Operations of a suffix, its last chunk counted whole as it is computed."""
+  end = -(-case.length // config.chunk) * config.chunk
+  start, stop = prefill_flops(config).at([case.resumed, end])
+  return float(stop - start)
+
+
+def point(
+  config: ModelConfig, decisions: list[Decision], latency: list[float]
+) -> Point:
+  """One strategy's place in the picture."""
+  states = statistics.mean(len(d.marks) for d in decisions)
+  total = sum(d.length for d in decisions)
+  return Point(
+    states=states,
+    state_bytes=states * state_bytes(config),
+    saved=sum(d.resumed for d in decisions) / total,
+    mean=statistics.mean(latency),
+    p95=float(np.quantile(latency, 0.95)),
+  )
+
+
+def frontier(points: dict[str, Point], of: str) -> list[str]:
+  """Strategies that no other beats with as few states, by their states."""
+  best, names = float("inf"), []
+  order = sorted(
+    points, key=lambda n: (points[n].states, getattr(points[n], of))
+  )
+  for name in order:
+    if getattr(points[name], of) < best:
+      best = getattr(points[name], of)
+      names.append(name)
+  return names
+
+
+def plot(
+  points: dict[str, Point], config: ModelConfig, title: str, path: str
+) -> None:
+  """Mean and p95 latency against states and bytes, the frontier in grey."""
+  ticks = [0, 1, 2, 4, 8, 16, 32, 64]
+  each = state_bytes(config) / 2**20
+  labels = [f"{tick}\n{tick * each:.0f}" for tick in ticks]
+  figure = Figure(figsize=(12, 5), layout="constrained")
+  for axes, of in zip(figure.subplots(1, 2), ("mean", "p95")):
+    best = [points[name] for name in frontier(points, of)]
+    axes.step(
+      [p.states for p in best],
+      [getattr(p, of) for p in best],
+      where="post",
+      color="0.8",
+      linewidth=6,
+      label="frontier",
+    )
+    for kind, marker in zip(_kinds(points), "xXPsDov^", strict=False):
+      alike = sorted(
+        (p.states, getattr(p, of))
+        for name, p in points.items()
+        if name.partition(":")[0] == kind
+      )
+      axes.plot(*zip(*alike), marker=marker, markersize=5, label=kind)
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set_xticks(ticks, labels)
+    axes.set_xlabel("state checkpoints per entry; below, their MiB")
+    axes.set_ylabel(f"{of} latency of a prefill, seconds")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+  axes.legend(fontsize="small", loc="lower left")
+  figure.suptitle(title)
+  figure.savefig(path, dpi=150)
+
+
+def _kinds(points: dict[str, Point]) -> list[str]:
+  return list(dict.fromkeys(name.partition(":")[0] for name in points))
+
+
+def _measure(
+  config: ModelConfig, cases: dict[str, list[Case]]
+) -> dict[Case, float]:
+  """Seconds of the sample, or of all cases, in random order."""
+  every = {case for of_one in cases.values() for case in of_one}
+  chosen = every
+  if not _ALL.value:
+    chosen = set().union(*sample(every, _SAMPLES.value).values())
+  meter = LatencyMeter(config, sorted(chosen))
+  order = np.random.default_rng(1).permutation(len(chosen) * _REPEATS.value)
+  times: dict[Case, list[float]] = collections.defaultdict(list)
+  listed = sorted(chosen) * _REPEATS.value
+  for index in tqdm(order.tolist(), "prefills", unit="prefill"):
+    times[listed[index]].append(meter.seconds(listed[index]))
+  return {case: statistics.median(values) for case, values in times.items()}
+
+
+def _latency(
+  config: ModelConfig, case: Case, measured: dict[Case, float], rate: dict
+) -> float:
+  if case in measured:
+    return measured[case]
+  return operations_of(config, case) * rate[stratum_of(case)]
+
+
+def _result(
+  points: dict[str, Point], measured: dict[Case, float], config: ModelConfig
+) -> dict[str, Any]:
+  strata = collections.Counter(map(stratum_of, measured))
+  return {
+    "requests": _REQUESTS.value.rpartition("/")[2],
+    "capacity": _CAPACITY.value,
+    "preset": _PRESET.value,
+    "state_bytes": state_bytes(config),
+    "page_bytes": page_bytes(config),
+    "sample": {
+      "every_request": _ALL.value,
+      "strata": "suffix tokens x restored position x captures",
+      "limits": [_SUFFIXES, _RESTORED, _CAPTURES],
+      "cases_per_stratum": _SAMPLES.value,
+      "repeats": _REPEATS.value,
+      "strata_filled": len(strata),
+      "cases": [
+        [*case, round(seconds, 4)] for case, seconds in sorted(measured.items())
+      ],
+    },
+    "points": {name: value._asdict() for name, value in points.items()},
+    "frontier": {of: frontier(points, of) for of in ("mean", "p95")},
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Replays, measures, prints, draws and keeps the result."""
+  del argv
+  config = preset(_PRESET.value)
+  trace = interleave(load_token_file(_REQUESTS.value))
+  decisions = decide(trace, _NAMES.value)
+  cases = {
+    name: [case_of(decision, config.chunk) for decision in made]
+    for name, made in decisions.items()
+  }
+  measured = _measure(config, cases)
+  rate = rates(config, measured)
+  points = {
+    name: point(
+      config,
+      decisions[name],
+      [_latency(config, case, measured, rate) for case in cases[name]],
+    )
+    for name in cases
+  }
+  for name, p in points.items():
+    print(
+      f"{name:14s} {p.states:6.1f} states {p.state_bytes / 2**20:7.1f} MiB "
+      f"saved {p.saved:6.1%} mean {p.mean:6.3f} s p95 {p.p95:6.3f} s"
+    )
+  print("frontier of the mean:", ", ".join(frontier(points, "mean")))
+  if _PLOT.value:
+    plot(points, config, f"{trace.name}, {_CAPACITY.value}", _PLOT.value)
+  if _OUTPUT.value:
+    write_result(_OUTPUT.value, _result(points, measured, config))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,275 @@
+"""Prefill of the 0.8B layer group, against transformers on PyTorch.
+
+    python -m benchmarks.prefill_against_transformers --output=FILE.json
+    python -m benchmarks.prefill_against_transformers --profile
+
+One process, the same weights, the same threads, runs in turn: for every length
+ours, theirs, ours, theirs, ...; medians. Then what only a cache can do: resumed
+from half, and the time to first token of short suffixes on long prefixes. The
+peak of memory is that of a process which does nothing else.
+
+`--profile` prints where our time goes, per layer kind and stage, and needs no
+PyTorch; the comparison needs the extra `parity`.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from tqdm import tqdm
+
+from benchmarks import layer_profile
+from benchmarks.latency import Case, LatencyMeter
+from benchmarks.record import write_result
+from sparse_prefix_jax import (
+  HybridDecoder,
+  PrefixCache,
+  load_pretrained,
+  prefill,
+  preset,
+)
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+
+_LENGTHS = flags.DEFINE_list(
+  "lengths", ["1024", "2048", "4096", "8192"], "Prompts in tokens."
+)
+_RESTORED = flags.DEFINE_list(
+  "restored", ["4096", "16384"], "Prefixes for short suffixes, in tokens."
+)
+_SUFFIXES = flags.DEFINE_list("suffixes", ["32", "128", "512"], "In tokens.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
+_THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "Theirs.", 1)
+_PROFILE = flags.DEFINE_bool("profile", False, "Only our profile.")
+_PROFILE_TOKENS = flags.DEFINE_integer("profile_tokens", 4096, "Its prompt.", 1)
+_ALONE = flags.DEFINE_enum(
+  "alone", None, ["ours", "theirs"], "Only the peak of memory of one side."
+)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Used with --alone.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+GOALS = {1024: 1.2, 2048: 1.3, 4096: 1.5, 8192: 1.5}
+GOAL_FROM_HALF = {4096: 1.85}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+  start = time.perf_counter()
+  run()
+  return time.perf_counter() - start
+
+
+def _prompt(length: int) -> np.ndarray:
+  return np.random.default_rng(length).integers(0, 512, length)
+
+
+class Ours:
+  """The library with a cache that keeps nothing between calls."""
+
+  def __init__(self, model: HybridDecoder, longest: int) -> None:
+    self.model, config = model, model.config
+    room = 2 * -(-longest // config.chunk) * page_bytes(config)
+    self.cache = PrefixCache(
+      model,
+      capacity=room + 8 * state_bytes(config),
+      state_share=8 * state_bytes(config) / (room + 8 * state_bytes(config)),
+      placement="no_cache",
+    )
+
+  def prefill(self, tokens: np.ndarray) -> np.ndarray:
+    """Logits of the last token, cold."""
+    out = prefill(self.model, self.cache, [tokens])
+    self.cache.release(out.sequences)
+    return out.logits[0]
+
+
+def _checkpoint_models(directory: str, longest: int) -> tuple[Ours, Any]:
+  """Both sides around one checkpoint."""
+  from benchmarks.transformers_model import Transformers, write_checkpoint
+
+  write_checkpoint(directory)
+  return Ours(load_pretrained(directory)[0], longest), Transformers(
+    directory, _THREADS.value
+  )
+
+
+def _cold(ours: Ours, theirs: Any, length: int) -> dict[str, Any]:
+  """Both sides over one prompt, in turn."""
+  tokens = _prompt(length)
+  sides = {
+    "ours": lambda: ours.prefill(tokens),
+    "transformers": lambda: theirs.prefill(tokens[None])[0][0],
+  }
+  logits = {name: run() for name, run in sides.items()}  # compiles, warms up
+  times: dict[str, list[float]] = {name: [] for name in sides}
+  for _ in range(_REPEATS.value):
+    for name, run in sides.items():
+      times[name].append(_seconds(run))
+  mine, other = (statistics.median(times[name]) for name in sides)
+  products = 2 * _product_weights(ours.model) * length
+  row = {
+    "tokens": length,
+    "seconds": times,
+    "ours_median_seconds": mine,
+    "transformers_median_seconds": other,
+    "times_as_fast": other / mine,
+    "goal": GOALS.get(length),
+    "share_of_products": products / _product_rate(1024) / mine,
+    "max_logit_difference": float(
+      np.abs(logits["ours"] - logits["transformers"]).max()
+    ),
+  }
+  print(
+    f"{length:6d} tokens: ours {mine:6.2f} s, transformers {other:6.2f} s, "
+    f"{other / mine:.2f} times as fast; matrix products alone "
+    f"{row['share_of_products']:.0%} of ours"
+  )
+  return row
+
+
+def _product_weights(model: HybridDecoder) -> int:
+  """Weights of the wide products, those of the head not counted."""
+  leaves = [
+    leaf
+    for leaf in jax.tree.leaves(model.layers)
+    if leaf.ndim == 2 and min(leaf.shape) >= 64
+  ]
+  return sum(leaf.size for leaf in leaves)
+
+
+def _product_rate(rows: int) -> float:
+  """Floating point operations a second of one wide product, now."""
+  x, w = jnp.ones((rows, 1024)), jnp.ones((1024, 3584))
+  product = jax.jit(lambda x, w: jnp.matmul(x, w, precision="highest"))
+  jax.block_until_ready(product(x, w))
+  times = [
+    _seconds(lambda: jax.block_until_ready(product(x, w))) for _ in range(15)
+  ]
+  return 2 * rows * w.size / statistics.median(times)
+
+
+def _cached(lengths: list[int], pairs: list[tuple[int, int]]) -> dict[str, Any]:
+  """What a cache saves: from half, and short suffixes on long prefixes."""
+  halves = {n: (Case(n, 0, 0), Case(n, n // 2, 0)) for n in lengths}
+  suffixes = {(r, s): Case(r + s, r, 0) for r, s in pairs}
+  cases = [case for pair in halves.values() for case in pair]
+  meter = LatencyMeter(
+    preset("qwen3_5_0_8b_group"), [*cases, *suffixes.values()]
+  )
+  from_half, first_token = [], []
+  for length, pair in halves.items():
+    rounds = [[meter.seconds(c) for c in pair] for _ in range(_REPEATS.value)]
+    cold, resumed = (statistics.median(column) for column in zip(*rounds))
+    print(f"{length:6d} tokens from half: {cold / resumed:.2f} times as fast")
+    from_half.append(
+      {
+        "tokens": length,
+        "cold_seconds": cold,
+        "resumed_seconds": resumed,
+        "times_as_fast": cold / resumed,
+        "goal": GOAL_FROM_HALF.get(length),
+      }
+    )
+  for (restored, suffix), case in suffixes.items():
+    seconds = statistics.median(
+      meter.seconds(case) for _ in range(_REPEATS.value)
+    )
+    print(f"{suffix:4d} tokens on {restored} restored: {1e3 * seconds:.0f} ms")
+    first_token.append(
+      {"restored": restored, "suffix": suffix, "seconds": seconds}
+    )
+  return {"resumed_from_half": from_half, "first_token": first_token}
+
+
+def _peak(side: str, directory: str, length: int) -> float:
+  """Peak memory in GiB of a process with one side and one prompt."""
+  command = [
+    *(sys.executable, "-m", "benchmarks.prefill_against_transformers"),
+    *(f"--alone={side}", f"--checkpoint={directory}", f"--lengths={length}"),
+    f"--threads={_THREADS.value}",
+  ]
+  done = subprocess.run(command, check=True, capture_output=True, text=True)
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _run_alone(directory: str, length: int) -> None:
+  """One prefill by one side; prints the peak of this process in GiB."""
+  if _ALONE.value == "ours":
+    Ours(load_pretrained(directory)[0], length).prefill(_prompt(length))
+  else:
+    from benchmarks.transformers_model import Transformers
+
+    Transformers(directory, _THREADS.value).prefill(_prompt(length)[None])
+  # Not `ru_maxrss`: a child begins with its parent's there.
+  status = Path("/proc/self/status").read_text(encoding="ascii")
+  peak = next(line for line in status.splitlines() if "VmHWM" in line)
+  print(json.dumps(int(peak.split()[1]) / 2**20))
+
+
+def _print_profile(tokens: int) -> dict[str, Any]:
+  """Where our time goes, of one prompt of whole groups."""
+  config = preset("qwen3_5_0_8b_group")
+  group = max(config.ladder) * config.chunk
+  if tokens % group:
+    raise app.UsageError(
+      f"--profile_tokens is {tokens}; it must be a multiple of {group}."
+    )
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  ours, prompt = Ours(model, tokens), _prompt(tokens)
+  ours.prefill(prompt)
+  shares = layer_profile.profile(
+    ours.cache,
+    ours.cache.check_model(model),
+    lambda: ours.prefill(prompt),
+  )
+  recurrent = layer_profile.recurrent_share(shares)
+  print(layer_profile.table(shares))
+  print(f"recurrence with convolution and heads: {recurrent:.1%} (goal 25 %)")
+  return {
+    "tokens": tokens,
+    "milliseconds": {"/".join(k): 1e3 * s for k, s in shares.items()},
+    "recurrent_share": recurrent,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints, and keeps the result where it was asked for."""
+  del argv
+  lengths, restored, suffixes = (
+    [int(text) for text in flag.value]
+    for flag in (_LENGTHS, _RESTORED, _SUFFIXES)
+  )
+  if _ALONE.value:
+    _run_alone(_CHECKPOINT.value, lengths[0])
+    return
+  result = {"profile": _print_profile(_PROFILE_TOKENS.value)}
+  if not _PROFILE.value:
+    with tempfile.TemporaryDirectory() as directory:
+      ours, theirs = _checkpoint_models(directory, max(lengths))
+      result["threads"] = _THREADS.value
+      result["cold"] = [_cold(ours, theirs, n) for n in tqdm(lengths)]
+      result["peak_gib"] = {
+        length: {
+          side: _peak(side, directory, length) for side in ("ours", "theirs")
+        }
+        for length in lengths
+      }
+    print("peak GiB:", result["peak_gib"])
+    pairs = [(r, s) for r in restored for s in suffixes]
+    result |= _cached(lengths, pairs)
+  if _OUTPUT.value:
+    write_result(_OUTPUT.value, result)
+
+
+if __name__ == "__main__":
+  app.run(main)
