@@ -31,7 +31,7 @@ _CONTEXTS = flags.DEFINE_list(
 )
 _BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Sequences.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Decoded tokens per sequence.", 2)
-_THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "Theirs.", 1)
+_THREADS = flags.DEFINE_integer("threads", os.cpu_count() or 1, "Theirs.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
@@ -130,14 +130,14 @@ def main(argv: list[str]) -> None:
   )
   with tempfile.TemporaryDirectory() as directory:
     write_checkpoint(directory)
-    theirs = Transformers(directory, _THREADS.value)
+    theirs = Transformers(directory, int(_THREADS.value or 1))
     rows = [
       _measure(directory, theirs, context, batch)
       for context in contexts
       for batch in batches
     ]
   if _OUTPUT.value:
-    result = {"threads": _THREADS.value, "rows": rows}
+    result = {"threads": int(_THREADS.value or 1), "rows": rows}
     write_result(_OUTPUT.value, result)
 
 

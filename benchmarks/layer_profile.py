@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -111,7 +111,9 @@ def _operations(
   plan = build_plan(config, [whole], slots=1, pages=len(pages))
   _, group = next(iter(plan.groups(config.ladder)))
   lowered = step.prefill_group.lower(frozen, cache.pools, group)
-  matches = map(_INSTRUCTION.match, lowered.compile().as_text().splitlines())
+  matches = map(
+    _INSTRUCTION.match, str(lowered.compile().as_text()).splitlines()
+  )
   return {
     match[1]: Operation(_scope(match[3]), match[2] in _CONTAINERS)
     for match in matches
@@ -129,7 +131,7 @@ def _scope(op_name: str) -> tuple[str, str]:
 
 
 def _intervals(
-  data: jax.profiler.ProfileData, operations: dict[str, Operation]
+  data: Any, operations: dict[str, Operation]
 ) -> Iterator[Interval]:
   """Runs of all operations; an asynchronous one ends where its mark is."""
   unknown = Operation(("model", "other"), False)

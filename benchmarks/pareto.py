@@ -139,8 +139,8 @@ def rates(
   config: ModelConfig, measured: dict[Case, float]
 ) -> dict[Stratum, float]:
   """Seconds per floating point operation of every stratum."""
-  seconds: dict[Stratum, float] = collections.Counter()
-  operations: dict[Stratum, float] = collections.Counter()
+  seconds: dict[Stratum, float] = collections.defaultdict(float)
+  operations: dict[Stratum, float] = collections.defaultdict(float)
   for case, value in measured.items():
     seconds[stratum_of(case)] += value
     operations[stratum_of(case)] += operations_of(config, case)

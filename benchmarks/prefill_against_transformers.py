@@ -50,7 +50,7 @@ _RESTORED = flags.DEFINE_list(
 )
 _SUFFIXES = flags.DEFINE_list("suffixes", ["32", "128", "512"], "In tokens.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
-_THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "Theirs.", 1)
+_THREADS = flags.DEFINE_integer("threads", os.cpu_count() or 1, "Theirs.", 1)
 _PROFILE = flags.DEFINE_bool("profile", False, "Only our profile.")
 _PROFILE_TOKENS = flags.DEFINE_integer("profile_tokens", 4096, "Its prompt.", 1)
 _ALONE = flags.DEFINE_enum(
@@ -99,7 +99,7 @@ def _checkpoint_models(directory: str, longest: int) -> tuple[Ours, Any]:
 
   write_checkpoint(directory)
   return Ours(load_pretrained(directory)[0], longest), Transformers(
-    directory, _THREADS.value
+    directory, int(_THREADS.value or 1)
   )
 
 
@@ -196,7 +196,7 @@ def _peak(side: str, directory: str, length: int) -> float:
   command = [
     *(sys.executable, "-m", "benchmarks.prefill_against_transformers"),
     *(f"--alone={side}", f"--checkpoint={directory}", f"--lengths={length}"),
-    f"--threads={_THREADS.value}",
+    f"--threads={int(_THREADS.value or 1)}",
   ]
   done = subprocess.run(command, check=True, capture_output=True, text=True)
   return json.loads(done.stdout.splitlines()[-1])
@@ -209,7 +209,9 @@ def _run_alone(directory: str, length: int) -> None:
   else:
     from benchmarks.transformers_model import Transformers
 
-    Transformers(directory, _THREADS.value).prefill(_prompt(length)[None])
+    Transformers(directory, int(_THREADS.value or 1)).prefill(
+      _prompt(length)[None]
+    )
   # Not `ru_maxrss`: a child begins with its parent's there.
   status = Path("/proc/self/status").read_text(encoding="ascii")
   peak = next(line for line in status.splitlines() if "VmHWM" in line)
@@ -250,13 +252,13 @@ def main(argv: list[str]) -> None:
     for flag in (_LENGTHS, _RESTORED, _SUFFIXES)
   )
   if _ALONE.value:
-    _run_alone(_CHECKPOINT.value, lengths[0])
+    _run_alone(str(_CHECKPOINT.value), lengths[0])
     return
-  result = {"profile": _print_profile(_PROFILE_TOKENS.value)}
+  result: dict[str, Any] = {"profile": _print_profile(_PROFILE_TOKENS.value)}
   if not _PROFILE.value:
     with tempfile.TemporaryDirectory() as directory:
       ours, theirs = _checkpoint_models(directory, max(lengths))
-      result["threads"] = _THREADS.value
+      result["threads"] = int(_THREADS.value or 1)
       result["cold"] = [_cold(ours, theirs, n) for n in tqdm(lengths)]
       result["peak_gib"] = {
         length: {

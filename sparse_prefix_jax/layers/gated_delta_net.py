@@ -139,10 +139,14 @@ class GatedDeltaNet(nnx.Module):
         mixed, self.conv[...], pools.conv_state, chunks
       )
     with jax.named_scope("heads"):
-      heads = map_chunks(self._heads, x, mixed)
+      q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = gated_delta_rule(
-        *heads,
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
         pools.recurrent_state,
         chunks,
         precision=jax.lax.Precision(precision),
