@@ -14,7 +14,9 @@ measured in its stratum.
 
 import collections
 import statistics
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,9 +83,45 @@ class Point(NamedTuple):
 
 
 def policy_of(name: str) -> PlacementPolicy:
-  """A placement by its name and budget: `balanced:5`."""
+  """A placement by its name and budget: `balanced:5`.
+
+  Raises:
+    ValueError: An unknown placement, or a budget that is none.
+  """
   placement, _, budget = name.partition(":")
+  if budget and not budget.isdecimal():
+    raise ValueError(f"--strategies: the budget of {name!r} is no number")
   return PlacementPolicy(placement, int(budget) if budget else None)
+
+
+def load(config: ModelConfig) -> Trace:
+  """The stream, once all flags are known to fit: measuring takes minutes.
+
+  Raises:
+    ValueError: A flag or a prompt out of range.
+    OSError: A file that cannot be read, or an output that cannot be written.
+  """
+  for name in _NAMES.value:
+    policy_of(name)
+  if parse_capacity(_CAPACITY.value).kind != "sequences":
+    raise ValueError(
+      f"--capacity is {_CAPACITY.value}; the paper's rules count sequences:N"
+    )
+  if not 0 <= _WARMUP.value < 1:
+    raise ValueError(
+      f"--warmup_fraction is {_WARMUP.value}; it must be in [0, 1)"
+    )
+  for path in filter(None, (_OUTPUT.value, _PLOT.value)):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).open("a").close()
+  trace = interleave(load_token_file(_REQUESTS.value))
+  shortest = min(request.length for request in trace.requests)
+  if shortest < 1 or trace.longest > config.max_length:
+    raise ValueError(
+      f"--requests has prompts of {shortest} to {trace.longest} tokens; "
+      f"{_PRESET.value} takes 1 to {config.max_length}"
+    )
+  return trace
 
 
 def decide(trace: Trace, names: Iterable[str]) -> dict[str, list[Decision]]:
@@ -276,8 +314,11 @@ def _result(
 def main(argv: list[str]) -> None:
   """Replays, measures, prints, draws and keeps the result."""
   del argv
-  config = preset(_PRESET.value)
-  trace = interleave(load_token_file(_REQUESTS.value))
+  try:
+    config = preset(_PRESET.value)
+    trace = load(config)
+  except (ValueError, OSError) as error:
+    sys.exit(f"pareto: {error}")
   decisions = decide(trace, _NAMES.value)
   cases = {
     name: [case_of(decision, config.chunk) for decision in made]

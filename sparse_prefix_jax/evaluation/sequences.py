@@ -2,11 +2,11 @@
 
 Which entry a request matches, and how far, does not depend on where states are
 kept. So the look-ups of a stream are done once (`look_up`) and every placement
-is replayed against them (`replay_sequences`).
+is replayed against them (`replay_decisions`).
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -155,30 +155,17 @@ def replay_decisions(
     yield Decision(request.length, overlap, resumed, marks, held)
 
 
-def replay_sequences(
-  trace: Trace,
-  planner: Planner,
-  lookups: Sequence[Lookup],
-  warmup: int,
-  *,
-  progress: bool = False,
-) -> Tally:
-  """Counts what `replay_decisions` decides for the measured requests.
+def tally_decisions(decisions: Iterable[Decision], warmup: int) -> Tally:
+  """Counts what was decided for the measured requests.
 
   Args:
-    trace: the stream.
-    planner: where states go; still warming up if there is a warm-up.
-    lookups: of `look_up` for this stream.
+    decisions: of `replay_decisions`.
     warmup: how many leading requests only fill the cache.
-    progress: show a progress bar.
 
   Returns:
     The counts; the peak of held states includes the warm-up.
   """
   tally = Tally()
-  decisions = replay_decisions(
-    trace, planner, lookups, warmup, progress=progress
-  )
   for position, decision in enumerate(decisions):
     tally.peak = max(tally.peak, decision.held)
     if position >= warmup:

@@ -8,7 +8,8 @@ from sparse_prefix_jax.evaluation.report import Report, Tally
 from sparse_prefix_jax.evaluation.sequences import (
   Lookup,
   look_up,
-  replay_sequences,
+  replay_decisions,
+  tally_decisions,
 )
 from sparse_prefix_jax.evaluation.states import replay_states, tree_paths
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
@@ -105,9 +106,10 @@ def simulate(
       lookups = look_up(
         requests, capacity.amount, eviction=eviction, progress=progress
       )
-    tally = replay_sequences(
+    decisions = replay_decisions(
       requests, planner, lookups, warmup, progress=progress
     )
+    tally = tally_decisions(decisions, warmup)
   elif capacity.kind == "states":
     tally = replay_states(
       requests,

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.evaluation import look_up
-from sparse_prefix_jax.evaluation.sequences import replay_sequences
+from sparse_prefix_jax.evaluation.sequences import (
+  replay_decisions,
+  tally_decisions,
+)
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import token_trace
 
@@ -62,7 +65,8 @@ def test_counts_by_hand():
   planner = Planner(
     PlacementPolicy("block", 4, chunk=4), depths=8, warming_up=True
   )
-  tally = replay_sequences(trace, planner, look_up(trace, 2), warmup=1)
+  decisions = replay_decisions(trace, planner, look_up(trace, 2), 1)
+  tally = tally_decisions(decisions, warmup=1)
   # Overlaps 10, 9 and, with the first document gone, 10 again.
   assert tally.reusable_tokens == 29 and tally.hits == 3
   assert tally.tokens_saved == 8 + 8 + 8
@@ -74,6 +78,7 @@ def test_counts_by_hand():
 def test_no_cache_looks_nothing_up():
   trace = random_trace(0)
   planner = Planner(PlacementPolicy("no_cache"), depths=8)
-  tally = replay_sequences(trace, planner, look_up(trace, 9), warmup=0)
+  decisions = replay_decisions(trace, planner, look_up(trace, 9), 0)
+  tally = tally_decisions(decisions, warmup=0)
   assert tally.hits == tally.reusable_tokens == tally.peak == 0
   assert tally.requests == len(trace)
