@@ -1,23 +1,144 @@
-"""Which implementation of an operation runs: by platform, or by name."""
+"""Which implementation of an operation runs: by device and shape, or by name.
 
-IMPLEMENTATIONS = ("xla",)
+Every operation lists its implementations, best first. Each says why it does not
+fit a call (`refusal`), which sizes it would take (`heuristic`) and computes it
+(`run`); `dispatch` is the one place that chooses.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import jax
 
 
-def choose(operation: str, implementation: str | None) -> str:
-  """The implementation to run.
+class Device(NamedTuple):
+  """What a program is made for: "cpu", "gpu" or "tpu", and which one."""
+
+  platform: str
+  kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Static choices of one implementation; subclasses add tile sizes.
+
+  A config may stand wherever the name of its implementation may, and then
+  overrides what the heuristic would have taken.
+
+  Attributes:
+    interpret: Parameters of Pallas's interpreter, which runs on any device;
+      None compiles.
+  """
+
+  name: ClassVar[str] = "xla"
+  platform: ClassVar[str | None] = None
+  interpret: Hashable = None
+
+
+Choice: TypeAlias = str | Config | None
+"""What callers say: a name, a config, or None for the best that fits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+  """One way to compute an operation.
+
+  Attributes:
+    config: The class of its static choices; its name is the implementation's.
+    run: The operation's arguments and `config=` -> its results.
+    refusal: `(device, config, *arguments, **options)` -> why it does not fit,
+      or None. The platform has been compared before.
+    heuristic: Likewise, without a config -> the config for these shapes.
+  """
+
+  config: type[Config]
+  run: Callable[..., Any]
+  refusal: Callable[..., str | None]
+  heuristic: Callable[..., Config]
+
+
+def plain(run: Callable[..., Any]) -> Implementation:
+  """An implementation in XLA operations: fits everywhere, has no sizes."""
+
+  def without_config(*arguments: Any, config: Config, **options: Any) -> Any:
+    del config
+    return run(*arguments, **options)
+
+  return Implementation(
+    config=Config,
+    run=without_config,
+    refusal=lambda *_, **__: None,
+    heuristic=lambda *_, **__: Config(),
+  )
+
+
+def current_device() -> Device:
+  """The device that the program under trace is for.
+
+  A mesh that names a device (lowering ahead of time) comes before the machine's
+  own default.
+  """
+  abstract = jax.sharding.get_abstract_mesh().abstract_device
+  if abstract is not None and abstract.platform is not None:
+    platform = str(abstract.platform)
+    return Device(
+      "gpu" if platform == "cuda" else platform, abstract.device_kind
+    )
+  device = jax.devices()[0]
+  return Device(device.platform, device.device_kind)
+
+
+def dispatch(
+  operation: str,
+  choice: Choice,
+  candidates: Sequence[Implementation],
+  *arguments: Any,
+  **options: Any,
+) -> Any:
+  """Runs the first candidate that fits, or the one that `choice` names.
 
   Args:
     operation: For the message.
-    implementation: A name of IMPLEMENTATIONS, or None for the best that fits.
+    choice: A name, a config, or None.
+    candidates: The operation's implementations, best first.
+    *arguments: Of the operation.
+    **options: Of the operation.
 
   Raises:
-    ValueError: For a name that this operation does not have.
+    ValueError: If the name is not known, or what it names does not fit, with
+      the reason of each candidate.
   """
-  if implementation is None:
-    return "xla"
-  if implementation not in IMPLEMENTATIONS:
+  names = [candidate.config.name for candidate in candidates]
+  wanted = choice.name if isinstance(choice, Config) else choice
+  if wanted is not None and wanted not in names:
     raise ValueError(
-      f"implementation={implementation!r} of {operation} does not exist; "
-      f"choose None or one of {', '.join(IMPLEMENTATIONS)}."
+      f"implementation={wanted!r} of {operation} does not exist; choose None "
+      f"or one of {', '.join(names)}."
     )
-  return implementation
+  device, reasons = current_device(), {}
+  for candidate in candidates:
+    config = choice if isinstance(choice, Config) else None
+    if config is None or config.name != candidate.config.name:
+      config = candidate.heuristic(device, *arguments, **options)
+    reason = _refusal(candidate, device, config, arguments, options)
+    reasons[candidate.config.name] = reason or "fits"
+    if reason is None and wanted in (None, candidate.config.name):
+      return candidate.run(*arguments, config=config, **options)
+  told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+  raise ValueError(
+    f"implementation={wanted!r} of {operation} does not fit. {told}."
+  )
+
+
+def _refusal(
+  candidate: Implementation,
+  device: Device,
+  config: Config,
+  arguments: tuple[Any, ...],
+  options: dict[str, Any],
+) -> str | None:
+  needed = candidate.config.platform
+  if needed not in (None, device.platform) and config.interpret is None:
+    return f"needs a {needed}, and this is a {device.platform}"
+  return candidate.refusal(device, config, *arguments, **options)

@@ -4,8 +4,5 @@ from sparse_prefix_jax.kernels.causal_conv1d.api import (
   causal_conv1d as causal_conv1d,
 )
 from sparse_prefix_jax.kernels.causal_conv1d.api import (
-  causal_conv1d_chunk as causal_conv1d_chunk,
-)
-from sparse_prefix_jax.kernels.causal_conv1d.api import (
   causal_conv1d_step as causal_conv1d_step,
 )

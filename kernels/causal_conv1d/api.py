@@ -1,18 +1,18 @@
 """causal_conv1d: a depthwise convolution whose window outlives a chunk."""
 
-import functools
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels import implementations
+from sparse_prefix_jax.kernels.causal_conv1d import xla
 from sparse_prefix_jax.kernels.chunks import (
   Chunks,
   capture_rows,
-  packed_scan,
   restore_rows,
 )
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+
+_IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def causal_conv1d(
@@ -21,7 +21,7 @@ def causal_conv1d(
   pool: Float[Array, "s w-1 d"],
   chunks: Chunks,
   *,
-  implementation: str | None = None,
+  implementation: Choice = None,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
   """y_t = sum_i weight_i x_{t-w+1+i}, the past before a chunk from its slot.
 
@@ -30,7 +30,7 @@ def causal_conv1d(
     weight: Depthwise filter, oldest tap first.
     pool: The last w-1 inputs per slot, in the dtype of x; donated.
     chunks: What each packed chunk reads, writes and holds.
-    implementation: A name, or None for the best that fits.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     y in float32 and the pool. Rows past a chunk's length are unspecified.
@@ -38,25 +38,8 @@ def causal_conv1d(
   Raises:
     ValueError: If no implementation fits, with the reason of each.
   """
-  implementations.choose("causal_conv1d", implementation)
-  cell = functools.partial(causal_conv1d_chunk, weight)
-  return packed_scan(cell, pool, x, chunks)
-
-
-def causal_conv1d_chunk(
-  weight: Float[Array, "w d"],
-  state: Float[Array, "w-1 d"],
-  x: Float[Array, "c d"],
-  length: Int32[Array, ""],
-) -> tuple[Float[Array, "w-1 d"], Float32[Array, "c d"]]:
-  """One chunk; the new state is rows [length, length+w-1) of (state, x)."""
-  window, tokens = weight.shape[0], x.shape[0]
-  extended = jnp.concatenate([state, x], axis=0)
-  extended32, weight = extended.astype(jnp.float32), weight.astype(jnp.float32)
-  y = jnp.zeros((tokens, weight.shape[1]), jnp.float32)
-  for i in range(window):
-    y = y + extended32[i : i + tokens] * weight[i][None]
-  return lax.dynamic_slice_in_dim(extended, length, window - 1), y
+  arguments = x, weight, pool, chunks
+  return dispatch("causal_conv1d", implementation, _IMPLEMENTATIONS, *arguments)
 
 
 def causal_conv1d_step(

@@ -1,20 +1,18 @@
 """gated_delta_rule: what layers call, whatever computes it."""
 
-import functools
-
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import (
   Chunks,
   capture_rows,
-  packed_scan,
   restore_rows,
 )
 from sparse_prefix_jax.kernels.gated_delta_rule import xla
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
 _PRECISION = lax.Precision.HIGHEST
+_IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def gated_delta_rule(
@@ -27,7 +25,7 @@ def gated_delta_rule(
   chunks: Chunks,
   *,
   precision: lax.Precision = _PRECISION,
-  implementation: str | None = None,
+  implementation: Choice = None,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
   """S_t = exp(a_t) S_{t-1} + k_t u_t^T, u_t = beta_t (v_t - k_t exp(a_t) S).
 
@@ -43,7 +41,7 @@ def gated_delta_rule(
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds.
     precision: Of the products.
-    implementation: A name, or None for the best that fits.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     out and pool. Rows past a chunk's length are unspecified (and finite).
@@ -51,9 +49,14 @@ def gated_delta_rule(
   Raises:
     ValueError: If no implementation fits, with the reason of each.
   """
-  implementations.choose("gated_delta_rule", implementation)
-  cell = functools.partial(gated_delta_chunk, precision=precision)
-  return packed_scan(cell, pool, (q, k, v, log_decay, beta), chunks)
+  arguments = q, k, v, log_decay, beta, pool, chunks
+  return dispatch(
+    "gated_delta_rule",
+    implementation,
+    _IMPLEMENTATIONS,
+    *arguments,
+    precision=precision,
+  )
 
 
 def gated_delta_chunk(

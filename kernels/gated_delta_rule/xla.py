@@ -13,17 +13,38 @@ u_t = beta_t (v_t - k_t exp(a_t) S_{t-1}) and o_t = q_t S_t.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
+
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
 
 Dot: TypeAlias = Callable[[Array, Array], Array]
 """A matrix product at the configured precision."""
 
 _BLOCK = 16
 _RESET = -1e36  # exp gives the same zero as for -inf, and 0 * it is not NaN
+
+
+def packed(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv"],
+  beta: Float32[Array, "n c hv"],
+  pool: Float32[Array, "s hv k v"],
+  chunks: Chunks,
+  *,
+  precision: lax.Precision,
+) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
+  """The operation as a scan over chunks; arguments of `gated_delta_rule`."""
+
+  def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
+    return chunk(state, *x, length=length, precision=precision)
+
+  return packed_scan(cell, pool, (q, k, v, log_decay, beta), chunks)
 
 
 def chunk(

@@ -3,14 +3,15 @@
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import xla
 
 BLOCK_PAGES = 8
 """Pages that one product covers; page tables are a multiple of it wide."""
 
 _PRECISION = lax.Precision.HIGHEST
+_IMPLEMENTATIONS = (plain(xla.attend_chunks),)
 
 
 def lattice_attention(
@@ -23,7 +24,7 @@ def lattice_attention(
   page_table: Int32[Array, "requests pages"],
   *,
   precision: lax.Precision = _PRECISION,
-  implementation: str | None = None,
+  implementation: Choice = None,
 ) -> tuple[
   Float32[Array, "n c h k"],
   Float[Array, "p c hkv k"],
@@ -46,7 +47,7 @@ def lattice_attention(
     page_table: Page of each chunk of each request, in order; entries past the
       last used page may be any valid page.
     precision: Of the products.
-    implementation: A name, or None for the best that fits.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     out, key_pages, value_pages. Rows past a chunk's length are unspecified.
@@ -55,10 +56,15 @@ def lattice_attention(
     ValueError: If no implementation fits, or the page table is not a multiple
       of BLOCK_PAGES wide.
   """
-  implementations.choose("lattice_attention", implementation)
   _check_page_table(page_table)
-  return xla.attend_chunks(
-    q, k, v, key_pages, value_pages, chunks, page_table, BLOCK_PAGES, precision
+  arguments = q, k, v, key_pages, value_pages, chunks, page_table
+  return dispatch(
+    "lattice_attention",
+    implementation,
+    _IMPLEMENTATIONS,
+    *arguments,
+    block_pages=BLOCK_PAGES,
+    precision=precision,
   )
 
 

@@ -35,6 +35,7 @@ def attend_chunks(
   value_pages: Float[Array, "p c hkv k"],
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
+  *,
   block_pages: int,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:

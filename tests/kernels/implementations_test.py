@@ -1,22 +1,90 @@
-"""Choosing an implementation by platform, or by name."""
+"""Choosing an implementation by device and shape, by name, or by config."""
 
+import dataclasses
+from typing import ClassVar
+
+import jax
 import pytest
 
-from sparse_prefix_jax.kernels.implementations import IMPLEMENTATIONS, choose
+from sparse_prefix_jax.kernels.implementations import (
+  Config,
+  Device,
+  Implementation,
+  current_device,
+  dispatch,
+  plain,
+)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_name_is_taken_as_it_is(name):
-  assert choose("causal_conv1d", name) == name
+@dataclasses.dataclass(frozen=True)
+class TileConfig(Config):
+  name: ClassVar[str] = "tiles"
+  platform: ClassVar[str | None] = "tpu"
+  tile: int = 0
 
 
-def test_none_chooses_one_that_exists():
-  assert choose("causal_conv1d", None) in IMPLEMENTATIONS
+def width_refusal(device, config, x):
+  return None if x % 8 == 0 else f"{x} is not a multiple of 8"
+
+
+TILES = Implementation(
+  config=TileConfig,
+  run=lambda x, config: ("tiles", x, config),
+  refusal=width_refusal,
+  heuristic=lambda device, x: TileConfig(tile=x // 8),
+)
+CANDIDATES = (TILES, plain(lambda x: ("xla", x)))
+
+
+def call(choice, x):
+  return dispatch("double", choice, CANDIDATES, x)
+
+
+def on(platform, kind):
+  device = jax.sharding.AbstractDevice(
+    device_kind=kind, num_cores=1, platform=platform
+  )
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+  )
+
+
+def test_none_takes_the_first_that_fits():
+  assert call(None, 8) == ("xla", 8)
+  with on("tpu", "TPU v6e"):
+    assert call(None, 8) == ("tiles", 8, TileConfig(tile=1))
+    assert call(None, 9) == ("xla", 9)
+
+
+def test_a_name_forces_one():
+  with on("tpu", "TPU v6e"):
+    assert call("xla", 8) == ("xla", 8)
+    assert call("tiles", 16) == ("tiles", 16, TileConfig(tile=2))
+
+
+def test_a_config_overrides_the_heuristic():
+  config = TileConfig(tile=7, interpret="any")
+  assert call(config, 8) == ("tiles", 8, config)
+
+
+def test_what_does_not_fit_is_refused_with_the_reason_of_each():
+  with pytest.raises(ValueError, match="'tiles' of double") as refused:
+    call("tiles", 8)
+  assert "tiles: needs a tpu, and this is a cpu" in str(refused.value)
+  assert "xla: fits" in str(refused.value)
+  with on("tpu", "TPU v6e"), pytest.raises(ValueError, match="multiple of 8"):
+    call(TileConfig(tile=1), 9)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "XLA"])
 def test_an_unknown_name_is_refused_with_what_is_allowed(name):
   with pytest.raises(ValueError, match=f"implementation='{name}'") as refused:
-    choose("causal_conv1d", name)
-  for word in ("causal_conv1d", "None", *IMPLEMENTATIONS):
+    call(name, 8)
+  for word in ("double", "None", "tiles", "xla"):
     assert word in str(refused.value)
+
+
+def test_the_device_is_that_of_the_mesh_or_of_the_machine():
+  assert current_device().platform == jax.default_backend()
+  with on("cuda", "NVIDIA H100 80GB HBM3"):
+    assert current_device() == Device("gpu", "NVIDIA H100 80GB HBM3")

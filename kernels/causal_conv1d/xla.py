@@ -1,0 +1,35 @@
+"""causal_conv1d in plain XLA operations: one shifted product per tap."""
+
+import functools
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
+
+
+def packed(
+  x: Float[Array, "n c d"],
+  weight: Float[Array, "w d"],
+  pool: Float[Array, "s w-1 d"],
+  chunks: Chunks,
+) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
+  """The operation as a scan over chunks; arguments of `causal_conv1d`."""
+  return packed_scan(functools.partial(chunk, weight), pool, x, chunks)
+
+
+def chunk(
+  weight: Float[Array, "w d"],
+  state: Float[Array, "w-1 d"],
+  x: Float[Array, "c d"],
+  length: Int32[Array, ""],
+) -> tuple[Float[Array, "w-1 d"], Float32[Array, "c d"]]:
+  """One chunk; the new state is rows [length, length+w-1) of (state, x)."""
+  window, tokens = weight.shape[0], x.shape[0]
+  extended = jnp.concatenate([state, x], axis=0)
+  extended32, weight = extended.astype(jnp.float32), weight.astype(jnp.float32)
+  y = jnp.zeros((tokens, weight.shape[1]), jnp.float32)
+  for i in range(window):
+    y = y + extended32[i : i + tokens] * weight[i][None]
+  return lax.dynamic_slice_in_dim(extended, length, window - 1), y
