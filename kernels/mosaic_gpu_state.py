@@ -304,7 +304,8 @@ class _Program(NamedTuple):
     plgpu.barrier_wait(buffers.arrived.at[stage])
     plgpu.commit_smem()
     of = Factors(*(x if x is None else x.at[stage] for x in buffers.chunk))
-    output = self._update(of)
+    real = self.plan[LENGTH, chunk]
+    output = self._update(of, real)
     plgpu.commit_smem()
     attention = [
       of.attention.at[pl.ds(part * CHUNK, CHUNK)] for part in range(_PARTS)
@@ -316,7 +317,6 @@ class _Program(NamedTuple):
       updates = [buffers.updates.at[_PARTS + part] for part in range(_PARTS)]
       added = dot([(of.keys.at[rows], x) for x in updates], (_BLOCK, columns))
       advanced.append(decay * block + added)
-    real = self.plan[LENGTH, chunk]
     self._emit(chunk, real, output)
     state = tuple(
       choose(real > 0, new, old)
@@ -328,7 +328,7 @@ class _Program(NamedTuple):
     pl.when(after < live)(functools.partial(self._load, after, stage))
     return state
 
-  def _update(self, of: Factors) -> Float32[Array, "c v"]:
+  def _update(self, of: Factors, real: Array) -> Float32[Array, "c v"]:
     """Stores the parts of U and e_u * U; returns e_o * (Q S)."""
     columns, buffers = self.config.columns, self.buffers
     shape = (CHUNK, columns)
@@ -336,6 +336,8 @@ class _Program(NamedTuple):
     update = of.values[...].astype(jnp.float32)
     if of.corrections is not None:
       update = update - dot([(of.corrections, x) for x in state], shape)
+    row = lax.broadcasted_iota(jnp.int32, shape, 0)
+    update = jnp.where(row < real, update, jnp.zeros_like(update))
     from_state = dot([(of.q, x) for x in state], shape)
     scaled = update * along_rows(of.scales[pl.ds(CHUNK, CHUNK)], columns)
     for part, value in enumerate(

@@ -7,22 +7,9 @@ by `_prepare` for all chunks and value heads at once, a program each:
     T    = (I + L)^-1,  L = strictly lower (beta K K^T * D)
     X    = T [beta V, beta exp(A) K],  P = Q K^T * D
 
-and the rest by the scan that all matrix-valued recurrences share. Shapes are
-those of one chunk and one head in both, so bits do not depend on the packing.
-
-Decays. The sums over (j, i] are a product with a matrix of zeros and ones, the
-log decays split into three bfloat16 parts that hold all of their 24 bits: each
-is a sum over its own segment, and no digits are lost behind a strong decay.
-
-The inverse is forward substitution on pairs of blocks, of 1, 2, 4, ... 32 rows:
-with the inverses A, B of two neighbouring diagonal blocks and C between them,
-
-    [[A^-1, 0], [C, B^-1]]^-1 = [[A, 0], [-B C A, B]],
-
-all pairs of a size in two products. Every block that it holds is a true inverse
-of a part of I + L, of moderate entries. (A product of powers of L, which also
-doubles, runs through huge entries that should cancel: it loses all digits where
-keys repeat.) Operands in two bfloat16 parts keep 16 bits.
+(see `mosaic_gpu_chunk`), and the rest by the scan that all matrix-valued
+recurrences share. Shapes are those of one chunk and one head in both, so bits
+do not depend on the packing.
 """
 
 from typing import Any, NamedTuple
@@ -34,6 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
 from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
@@ -44,18 +32,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   along_columns,
   along_rows,
   dot,
-  dot_parts,
   indices,
   launch,
-  parts,
   real_rows,
   split,
-  store_parts,
   tile,
   too_old,
 )
 
-_RESET = -1e36  # exp gives the same zero as for -inf, and 0 * it is not NaN
 _SQUARE = (CHUNK, CHUNK)
 
 
@@ -78,12 +62,9 @@ def packed(
   """
   del precision
   real = real_rows(chunks)
-  log_decay = jnp.where(log_decay == -jnp.inf, _RESET, log_decay)
-  gates = jnp.stack([log_decay, beta], axis=1)  # [n 2 c hv]
-  gates = jnp.where(real[:, None, :, None], gates, 0.0).transpose(0, 3, 1, 2)
-  keys = jnp.where(real[:, :, None, None], k, jnp.zeros_like(k))
-  keys = keys.transpose(0, 2, 3, 1)
-  factors = prepare(q, k, keys, v, gates, chunks, config)
+  gates = [algebra.heads_first(x, real) for x in (log_decay, beta)]
+  keys = algebra.transposed_keys(k, real)
+  factors = prepare(q, k, keys, v, jnp.stack(gates, 2), chunks, config)
   return state_scan.scan(factors, pool, chunks, config, "gated_delta_scan")
 
 
@@ -133,9 +114,7 @@ class _Buffers(NamedTuple):
   beta_again: Ref
   scales: Ref
   decay: Ref
-  lower: Ref
-  inverse: Ref
-  between: Ref
+  work: algebra.Work
   arrived: Ref
   loading: Ref
 
@@ -184,9 +163,7 @@ def prepare(
     beta_again=gate,
     scales=plgpu.SMEM((2 * CHUNK,), jnp.float32),
     decay=plgpu.SMEM((width,), jnp.float32),
-    lower=tile(3, CHUNK, CHUNK),
-    inverse=tile(2, CHUNK, CHUNK),
-    between=tile(2, CHUNK, CHUNK),
+    work=algebra.work(),
     arrived=plgpu.Barrier(num_arrivals=6),
     loading=plgpu.Barrier(),
   )
@@ -228,16 +205,9 @@ def _load(of: _Operands, buffers: _Buffers, chunk: Array, head: Array) -> None:
     plgpu.copy_gmem_to_smem(source, buffer, buffers.arrived)
   plgpu.barrier_wait(buffers.arrived)
   pl.when(of.lengths[chunk] < CHUNK)(
-    lambda: _clear_padding(buffers.k, of.lengths[chunk])
+    lambda: algebra.clear_padding(buffers.k, of.lengths[chunk])
   )
   plgpu.commit_smem()
-
-
-def _clear_padding(buffer: Ref, length: Array) -> None:
-  """Rows past the length to zero: they are summed over, and may hold NaN."""
-  row = lax.broadcasted_iota(jnp.int32, buffer.shape, 0)
-  rows = buffer[...]
-  buffer[...] = jnp.where(row < length, rows, jnp.zeros_like(rows))
 
 
 def _chunk(
@@ -247,7 +217,9 @@ def _chunk(
   attention, values, corrections, scales, ends = results
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   row, column = indices()
-  decay = _decays(buffers)
+  decay = algebra.decays(
+    buffers.log_decay, buffers.scales, buffers.decay, buffers.work
+  )
   plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
   plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
   # Whatever padding holds is in rows of its own here, and selected away.
@@ -258,69 +230,13 @@ def _chunk(
   key_key = dot([(buffers.k, buffers.keys)], _SQUARE) * decay
   lower = key_key * along_rows(buffers.beta[...], CHUNK)
   lower = jnp.where((row > column) & (row < length), lower, 0.0)
-  inverse = _invert_unit_lower(lower, buffers)
+  inverse = algebra.invert_unit_lower(lower, buffers.work)
   inverse = inverse * along_columns(buffers.beta_again[...], CHUNK)
   _solve_values(of, values, inverse, buffers, length)
   start = along_columns(buffers.scales[pl.ds(0, CHUNK)], CHUNK)
-  solved = _times(inverse * start, buffers.k, buffers)
+  solved = algebra.times(inverse * start, buffers.k, buffers.work)
   corrections[chunk, head] = solved.astype(jnp.bfloat16)
   plgpu.wait_smem_to_gmem(0)
-
-
-def _decays(buffers: _Buffers) -> Float32[Array, "c c"]:
-  """D, zero above the diagonal; stores exp(A), exp(A_c - A) and exp(A_c)."""
-  row, column = indices()
-  each = along_columns(buffers.log_decay[...], CHUNK)
-  until = jnp.where(column <= row, each, 0.0)
-  store_parts(buffers.lower, until, 3)
-  buffers.between[0] = jnp.where(row > column, 1.0, 0.0).astype(jnp.bfloat16)
-  from_start = jnp.sum(until, axis=1)
-  to_end = jnp.sum(jnp.where(column > row, each, 0.0), axis=1)
-  buffers.scales[pl.ds(0, CHUNK)] = jnp.exp(from_start)
-  buffers.scales[pl.ds(CHUNK, CHUNK)] = jnp.exp(to_end)
-  for start in range(0, buffers.decay.shape[0], CHUNK):
-    buffers.decay[pl.ds(start, CHUNK)] = jnp.exp(from_start + to_end)
-  plgpu.commit_smem()
-  inside = dot(
-    [(buffers.lower.at[part], buffers.between.at[0]) for part in range(3)],
-    _SQUARE,
-  )
-  return jnp.exp(jnp.where(row >= column, inside, -jnp.inf))
-
-
-def _invert_unit_lower(
-  lower: Float32[Array, "c c"], buffers: _Buffers
-) -> Float32[Array, "c c"]:
-  """(I + lower)^-1 by substitution on pairs of blocks; see the module."""
-  row, column = indices()
-  store_parts(buffers.lower, lower, 2)
-  pairs = (row >> 1) == (column >> 1)
-  inverse = jnp.where(row == column, 1.0, 0.0) - jnp.where(pairs, lower, 0.0)
-
-  def level(size: Array, inverse: Array) -> Array:
-    """From the inverses of blocks of 2^size rows to blocks of twice that."""
-    store_parts(buffers.inverse, inverse, 2)
-    plgpu.commit_smem()
-    between = dot_parts(parts(buffers.lower), parts(buffers.inverse), CHUNK)
-    neighbours = (row >> (size + 1)) == (column >> (size + 1))
-    neighbours &= (row >> size) > (column >> size)
-    store_parts(buffers.between, jnp.where(neighbours, between, 0.0), 2)
-    plgpu.commit_smem()
-    return inverse - dot_parts(
-      parts(buffers.inverse), parts(buffers.between), CHUNK
-    )
-
-  return lax.fori_loop(1, 6, level, inverse)
-
-
-def _times(
-  x: Float32[Array, "c c"], right: Ref, buffers: _Buffers
-) -> Float32[Array, "c r"]:
-  """x times a bfloat16 buffer."""
-  store_parts(buffers.inverse, x, 2)
-  plgpu.commit_smem()
-  pairs = [(part, right) for part in parts(buffers.inverse)]
-  return dot(pairs, (CHUNK, right.shape[1]))
 
 
 def _solve_values(
@@ -337,5 +253,7 @@ def _solve_values(
     source = of.v.at[chunk, :, head, columns]
     plgpu.copy_gmem_to_smem(source, buffers.v, buffers.loading)
     plgpu.barrier_wait(buffers.loading)
-    _clear_padding(buffers.v, length)
-    values[chunk, :, head, columns] = _times(inverse, buffers.v, buffers)
+    algebra.clear_padding(buffers.v, length)
+    values[chunk, :, head, columns] = algebra.times(
+      inverse, buffers.v, buffers.work
+    )
