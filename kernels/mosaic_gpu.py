@@ -13,6 +13,7 @@ interpreter follows it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -202,6 +203,17 @@ def indices() -> tuple[Int32[Array, "c c"], Int32[Array, "c c"]]:
   )
 
 
+def as_accumulator(x: Float32[Array, "r c"], config: Config) -> Array:
+  """Places x in registers like the result of a product.
+
+  Where a kernel has no products, the lowering has nothing else to tell it how
+  rows and columns lie. The interpreter has no registers, and no such operation.
+  """
+  if config.interpret is not None:
+    return x
+  return plgpu.layout_cast(x, plgpu.Layout.WGMMA)
+
+
 def along_rows(x: Float32[Array, "r"], columns: int) -> Float32[Array, "r c"]:
   """Element i of x in all of row i."""
   return lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
@@ -250,6 +262,54 @@ def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
   return jnp.stack([read, chunks.write, chunks.length, live, stop]).astype(
     jnp.int32
   )
+
+
+def scan_segment(
+  plan: Ref,
+  arrived: Ref,
+  stages: int,
+  *,
+  restore: Callable[[Array], Any],
+  load: Callable[[Array, Array | int], None],
+  step: Callable[[Array, Array, Any], Any],
+  clear: Callable[[Array], None],
+) -> None:
+  """Scans the segment that begins at this program's chunk, if one does.
+
+  The loads of a chunk begin `stages` chunks ahead, when the buffers of its
+  stage are free again.
+
+  Args:
+    plan: See `plan`.
+    arrived: One barrier per stage, which the loads of a chunk complete.
+    stages: Number of chunks under way.
+    restore: Slot or ZERO -> carry.
+    load: Chunk, stage: starts the copies.
+    step: Chunk, stage, carry -> carry: computes, emits and captures.
+    clear: Chunk: emits zeros for an inactive one.
+  """
+  first = lax.axis_index("chunk")
+
+  @pl.when(plan[READ, first] != CARRY)
+  def _() -> None:
+    live, stop = plan[LIVE, first], plan[STOP, first]
+    carry = restore(plan[READ, first])
+    for stage in range(stages):
+      pl.when(first + stage < live)(
+        functools.partial(load, first + stage, stage)
+      )
+
+    def advance(chunk: Array, carry: Any) -> Any:
+      stage = lax.rem(chunk - first, stages)
+      plgpu.barrier_wait(arrived.at[stage])
+      carry = step(chunk, stage, carry)
+      plgpu.commit_smem()  # all have read this stage, before it is overwritten
+      after = chunk + stages
+      pl.when(after < live)(functools.partial(load, after, stage))
+      return carry
+
+    lax.fori_loop(first, live, advance, carry)
+    lax.fori_loop(lax.max(first, live), stop, lambda j, _: clear(j), None)
 
 
 def real_rows(chunks: Chunks) -> Bool[Array, "n c"]:

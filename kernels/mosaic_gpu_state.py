@@ -34,14 +34,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from sparse_prefix_jax.kernels.chunks import CARRY, Chunks
+from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   LENGTH,
-  LIVE,
-  READ,
   SHARED_BYTES,
-  STOP,
   WRITE,
   MosaicGpuConfig,
   Ref,
@@ -52,6 +49,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   launch,
   parts,
   plan,
+  scan_segment,
   split,
   tile,
 )
@@ -226,19 +224,15 @@ class _Program(NamedTuple):
 
   def run(self) -> None:
     """Scans the segment that begins at this program's chunk, if one does."""
-    first = lax.axis_index("chunk")
-
-    @pl.when(self.plan[READ, first] != CARRY)
-    def _() -> None:
-      live, stop = self.plan[LIVE, first], self.plan[STOP, first]
-      state = self._restore(self.plan[READ, first])
-      for stage in range(self.config.stages):
-        pl.when(first + stage < live)(
-          functools.partial(self._load, first + stage, stage)
-        )
-      step = functools.partial(self._step, first, live)
-      lax.fori_loop(first, live, step, state)
-      lax.fori_loop(lax.max(first, live), stop, self._clear, None)
+    scan_segment(
+      self.plan,
+      self.buffers.arrived,
+      self.config.stages,
+      restore=self._restore,
+      load=self._load,
+      step=self._step,
+      clear=self._clear,
+    )
 
   @property
   def _columns(self) -> Any:
@@ -293,15 +287,13 @@ class _Program(NamedTuple):
         )
 
   def _step(
-    self, first: Array, live: Array, chunk: Array, state: tuple[Array, ...]
+    self, chunk: Array, stage: Array, state: tuple[Array, ...]
   ) -> tuple[Array, ...]:
     """One chunk: the equations of this module, output and capture."""
-    stage = lax.rem(chunk - first, self.config.stages)
     buffers, columns = self.buffers, self.config.columns
     for rows, block in zip(self._rows, state, strict=True):
       for part, value in enumerate(split(block, _PARTS)):
         buffers.state[part, rows, :] = value
-    plgpu.barrier_wait(buffers.arrived.at[stage])
     plgpu.commit_smem()
     of = Factors(*(x if x is None else x.at[stage] for x in buffers.chunk))
     real = self.plan[LENGTH, chunk]
@@ -323,9 +315,6 @@ class _Program(NamedTuple):
       for new, old in zip(advanced, state, strict=True)
     )
     self._capture(self.plan[WRITE, chunk], state)
-    plgpu.commit_smem()  # all have read this stage, before it is overwritten
-    after = chunk + self.config.stages
-    pl.when(after < live)(functools.partial(self._load, after, stage))
     return state
 
   def _update(self, of: Factors, real: Array) -> Float32[Array, "c v"]:
@@ -352,7 +341,7 @@ class _Program(NamedTuple):
     output = jnp.where(row < real, output, jnp.zeros_like(output))
     self.out[chunk, :, lax.axis_index("head"), self._columns] = output
 
-  def _clear(self, chunk: Array, _: None) -> None:
+  def _clear(self, chunk: Array) -> None:
     """The outputs of an inactive chunk that holds nothing."""
     zeros = jnp.zeros((CHUNK, self.config.columns), jnp.float32)
     self.out[chunk, :, lax.axis_index("head"), self._columns] = zeros
