@@ -180,6 +180,11 @@ def parts(buffer: Ref) -> list[Ref]:
   return [buffer.at[0], buffer.at[1]]
 
 
+def stacked(buffer: Ref) -> list[Ref]:
+  """Likewise where they stand one below the other. [part*c r]"""
+  return [buffer.at[pl.ds(0, CHUNK)], buffer.at[pl.ds(CHUNK, CHUNK)]]
+
+
 def dot_parts(
   left: Sequence[Ref], right: Sequence[Ref], columns: int
 ) -> Float32[Array, "c v"]:

@@ -51,6 +51,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   plan,
   scan_segment,
   split,
+  stacked,
   tile,
 )
 
@@ -64,7 +65,8 @@ class Factors(NamedTuple):
   """What a preparation hands to the scan.
 
   Attributes:
-    q: Queries Q; hq is h, or hv if they are scaled per value head.
+    q: Queries Q; hq is h, or hv if they are scaled per value head, and then in
+      two parts, one below the other: m is 1 or 2.
     keys: K^T, rows past the length zero; hk is h or hv.
     attention: P in two parts, one below the other. A row past the length is
       zero.
@@ -74,7 +76,7 @@ class Factors(NamedTuple):
     decay: e_s.
   """
 
-  q: BFloat16[Array, "n c hq k"]
+  q: BFloat16[Array, "n m*c hq k"]
   keys: BFloat16[Array, "n hk k c"]
   attention: BFloat16[Array, "n hv 2*c c"]
   values: Float[Array, "n c hv v"]
@@ -104,17 +106,17 @@ class _Buffers(NamedTuple):
 
 
 def shared_bytes(
-  width: int, columns: int, stages: int, value_bytes: int, corrected: bool
+  width: int, columns: int, stages: int, value_bytes: int, operands: int
 ) -> int:
   """Shared memory that a program takes, for the choice of sizes."""
-  operands = 2 * CHUNK * (width * (2 + corrected) + _PARTS * CHUNK)
-  operands += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)
+  loads = 2 * CHUNK * (width * operands + _PARTS * CHUNK)
+  loads += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)
   own = 2 * _PARTS * columns * (width + 2 * CHUNK) + 4 * _BLOCK * columns
-  return stages * operands + own
+  return stages * loads + own
 
 
 def sizes(
-  width: int, value_width: int, value_bytes: int, corrected: bool
+  width: int, value_width: int, value_bytes: int, operands: int
 ) -> MosaicGpuConfig:
   """Columns and stages for a head of `width` keys.
 
@@ -124,7 +126,7 @@ def sizes(
   of 256 keys leave room for neither.
   """
   for columns, stages in ((64, 2), (32, 2), (32, 1)):
-    taken = shared_bytes(width, columns, stages, value_bytes, corrected)
+    taken = shared_bytes(width, columns, stages, value_bytes, operands)
     if taken <= SHARED_BYTES - _SPARE_BYTES:
       break
   return MosaicGpuConfig(columns=columns, stages=stages)
@@ -194,7 +196,7 @@ def _buffers(factors: Factors, config: MosaicGpuConfig) -> _Buffers:
   loads = len([x for x in factors if x is not None])
   operand = functools.partial(tile, width=columns)
   chunk = Factors(
-    q=operand(stages, CHUNK, width),
+    q=operand(stages, factors.q.shape[1], width),
     keys=operand(stages, width, CHUNK),
     attention=operand(stages, _PARTS * CHUNK, CHUNK),
     values=tile(stages, CHUNK, columns, dtype=factors.values.dtype),
@@ -299,10 +301,9 @@ class _Program(NamedTuple):
     real = self.plan[LENGTH, chunk]
     output = self._update(of, real)
     plgpu.commit_smem()
-    attention = [
-      of.attention.at[pl.ds(part * CHUNK, CHUNK)] for part in range(_PARTS)
-    ]
-    output = output + dot_parts(attention, parts(buffers.updates), columns)
+    output = output + dot_parts(
+      stacked(of.attention), parts(buffers.updates), columns
+    )
     advanced = []
     for rows, block in zip(self._rows, state, strict=True):
       decay = along_rows(of.decay[rows], columns)
@@ -327,7 +328,10 @@ class _Program(NamedTuple):
       update = update - dot([(of.corrections, x) for x in state], shape)
     row = lax.broadcasted_iota(jnp.int32, shape, 0)
     update = jnp.where(row < real, update, jnp.zeros_like(update))
-    from_state = dot([(of.q, x) for x in state], shape)
+    if of.q.shape[0] == CHUNK:
+      from_state = dot([(of.q, x) for x in state], shape)
+    else:
+      from_state = dot_parts(stacked(of.q), state, columns)
     scaled = update * along_rows(of.scales[pl.ds(CHUNK, CHUNK)], columns)
     for part, value in enumerate(
       [*split(update, _PARTS), *split(scaled, _PARTS)]

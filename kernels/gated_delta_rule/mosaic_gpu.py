@@ -85,7 +85,7 @@ def heuristic(
   device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
 ) -> MosaicGpuConfig:
   """Sizes for heads of these widths."""
-  return state_scan.sizes(q.shape[-1], v.shape[-1], 4, True)
+  return state_scan.sizes(q.shape[-1], v.shape[-1], 4, 3)
 
 
 IMPLEMENTATION = Implementation(

@@ -72,7 +72,7 @@ def heuristic(
   device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
 ) -> MosaicGpuConfig:
   """Sizes for heads of these widths."""
-  return state_scan.sizes(q.shape[-1], v.shape[-1], 2, False)
+  return state_scan.sizes(q.shape[-1], v.shape[-1], 2, 2)
 
 
 IMPLEMENTATION = Implementation(
