@@ -14,7 +14,7 @@ from sparse_prefix_jax.kernels.chunks import (
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-_IMPLEMENTATIONS = (plain(xla.packed),)
+IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def causal_conv1d(
@@ -41,7 +41,7 @@ def causal_conv1d(
     ValueError: If no implementation fits, with the reason of each.
   """
   arguments = x, weight, pool, chunks
-  return dispatch("causal_conv1d", implementation, _IMPLEMENTATIONS, *arguments)
+  return dispatch("causal_conv1d", implementation, IMPLEMENTATIONS, *arguments)
 
 
 def causal_conv1d_core(

@@ -15,7 +15,7 @@ from sparse_prefix_jax.kernels.chunks import (
 from sparse_prefix_jax.kernels.diagonal_scan import xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-_IMPLEMENTATIONS = (plain(xla.packed),)
+IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def diagonal_scan(
@@ -67,7 +67,7 @@ def diagonal_scan(
   return dispatch(
     "diagonal_scan",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(x, log_decay, pool, chunks),
     rate=rate,
     b=b,

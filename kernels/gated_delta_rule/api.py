@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (plain(xla.packed),)
+IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def gated_delta_rule(
@@ -67,7 +67,7 @@ def gated_delta_rule(
   return dispatch(
     "gated_delta_rule",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, log_decay, beta, pool, chunks),
     precision=precision,
   )

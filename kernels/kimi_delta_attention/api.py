@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import xla
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (plain(xla.packed),)
+IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def kimi_delta_attention(
@@ -69,7 +69,7 @@ def kimi_delta_attention(
   return dispatch(
     "kimi_delta_attention",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, log_decay, beta, pool, chunks),
     precision=precision,
   )

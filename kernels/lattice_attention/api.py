@@ -12,7 +12,7 @@ BLOCK_PAGES = 8
 """Pages that one product covers; page tables are a multiple of it wide."""
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (plain(xla.attend_chunks),)
+IMPLEMENTATIONS = (plain(xla.attend_chunks),)
 
 
 def lattice_attention(
@@ -64,7 +64,7 @@ def lattice_attention(
   return dispatch(
     "lattice_attention",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, key_pages, value_pages, chunks, page_table),
     block_pages=BLOCK_PAGES,
     window=window,

@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.linear_attention import xla
 Inputs: TypeAlias = tuple[Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (plain(xla.packed),)
+IMPLEMENTATIONS = (plain(xla.packed),)
 
 
 def linear_attention(
@@ -66,7 +66,7 @@ def linear_attention(
   return dispatch(
     "linear_attention",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, log_decay, pool, chunks),
     precision=precision,
   )
