@@ -1,9 +1,9 @@
 """What `benchmarks.kernels` times: cases, their inputs, their least work.
 
 The shapes are those of models that are served: Gated DeltaNet of Qwen3.5 (16
-key heads of 128), Kimi Linear, Mamba-2 (one key head of 128, value heads of 64),
-RG-LRU, Mamba (16 states), the short convolution over queries, keys and values,
-and grouped attention (eight query heads to one of keys).
+key heads of 128), Kimi Linear, Mamba-2 (one key head of 128, value heads of
+64), RG-LRU, Mamba (16 states), the short convolution over queries, keys and
+values, and grouped attention (eight query heads to one of keys).
 """
 
 import importlib
