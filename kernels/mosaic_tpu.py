@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.kernels import implementations
-from sparse_prefix_jax.kernels.chunks import ZERO, Chunks, capture
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
 
 Ref: TypeAlias = Any
 """A block in VMEM, or an array in HBM."""
@@ -131,25 +131,34 @@ def packed_scan(
 
 
 def _gather(pool: Array, read: Int32[Array, "n"]) -> Array:
-  """Slots [n ...]; any at ZERO and CARRY. A loop, which XLA fuses no copy to."""
+  """Slots [n ...] of the pool; any at ZERO and CARRY.
+
+  XLA keeps arrays like [s, few, d] with the slots next to d, and so does the
+  loop: with the slots first in it, it would begin with a copy of the pool.
+  """
+  pool = pool.swapaxes(0, 1)
 
   def take(i: Array, few: Array) -> Array:
-    slot = jnp.maximum(read[i], 0)
-    state = lax.dynamic_slice_in_dim(pool, slot, 1)
-    return lax.dynamic_update_slice_in_dim(few, state, i, 0)
+    state = lax.dynamic_slice_in_dim(pool, jnp.maximum(read[i], 0), 1, 1)
+    return lax.dynamic_update_slice_in_dim(few, state, i, 1)
 
   n = read.shape[0]
-  few = jnp.zeros((n, *pool.shape[1:]), pool.dtype)
-  return lax.fori_loop(0, n, take, few)
+  few = jnp.zeros((pool.shape[0], n, *pool.shape[2:]), pool.dtype)
+  return lax.fori_loop(0, n, take, few).swapaxes(0, 1)
 
 
 def _scatter(pool: Array, few: Array, write: Int32[Array, "n"]) -> Array:
   """The pool with few[i] in slot write[i]; unchanged bits at NONE."""
+  pool, few = (x.swapaxes(0, 1) for x in (pool, few))
 
   def put(i: Array, pool: Array) -> Array:
-    return capture(pool, write[i], few[i])
+    slot = jnp.maximum(write[i], 0)
+    held = lax.dynamic_slice_in_dim(pool, slot, 1, 1)
+    state = lax.dynamic_slice_in_dim(few, i, 1, 1)
+    state = jnp.where(write[i] == NONE, held, state)
+    return lax.dynamic_update_slice_in_dim(pool, state, slot, 1)
 
-  return lax.fori_loop(0, write.shape[0], put, pool)
+  return lax.fori_loop(0, write.shape[0], put, pool).swapaxes(0, 1)
 
 
 def _pallas_call(

@@ -36,7 +36,7 @@ def iota(shape: tuple[int, int], axis: int) -> Int32[Array, "r k"]:
   return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
-def real_rows(size: int, length: Array) -> Bool[Array, "c 1"]:
+def real_rows(size: int, length: Array | int) -> Bool[Array, "c 1"]:
   """Which of `size` rows hold one of the `length` real tokens."""
   return iota((size, 1), 0) < length
 
