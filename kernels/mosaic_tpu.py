@@ -37,6 +37,9 @@ Cell: TypeAlias = Callable[[Ref, Sequence[Ref], Ref, Array], None]
 """`(carry, xs, y, length)`: advances the carry in place and writes y."""
 
 
+LANES = 128
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(implementations.Config):
   """Static choices of a packed scan on TPU.
@@ -358,3 +361,13 @@ def refusal_of_channels(config: Config, x: Array) -> str | None:
   if config.block % 128 or width % config.block:
     return f"block {config.block} is not a multiple of 128 dividing {width}"
   return None
+
+
+def rows_lie_together(rows: int, dtype: Any) -> bool:
+  """Whether XLA lays out [..., rows, 128 k] in the order of its axes.
+
+  It has tiles of 1, 2, 4 and 8 rows of 32 bits, and none of one row of 16 bits.
+  With other rows it avoids padding: the axis before takes their place.
+  """
+  whole = rows in (2, 4) or rows % 8 == 0
+  return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)

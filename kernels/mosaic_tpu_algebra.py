@@ -18,7 +18,7 @@ RESET = -1e36
 def dot(
   x: Float32[Array, "r k"],
   y: Float32[Array, "k v"],
-  precision: lax.Precision,
+  precision: lax.Precision | None,
   contract: tuple[int, int] = (1, 0),
 ) -> Float32[Array, "r v"]:
   """x y, summed over axis `contract` of each: (1, 1) is x y^T."""

@@ -26,6 +26,7 @@ from sparse_prefix_jax.kernels.mosaic_tpu import (
   channels_per_step,
   packed_scan,
   refusal_of_channels,
+  rows_lie_together,
 )
 from sparse_prefix_jax.kernels.mosaic_tpu_algebra import iota
 
@@ -48,19 +49,8 @@ def _run(
     blocks=x.shape[2] // config.block,
     config=config,
     name="causal_conv1d",
-    in_place=_rows_lie_together(pool),
+    in_place=rows_lie_together(pool.shape[1], pool.dtype),
   )
-
-
-def _rows_lie_together(pool: Array) -> bool:
-  """Whether XLA keeps the rows of a slot in a tile of their own.
-
-  There are tiles of 1, 2, 4 and 8 rows of 32 bits, none of one row of 16 bits.
-  For other windows XLA avoids padding: it keeps row r of all slots together.
-  """
-  rows = pool.shape[1]
-  whole = rows in (2, 4) or rows % 8 == 0
-  return whole or (rows == 1 and pool.dtype.itemsize == 4)
 
 
 def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
