@@ -2,6 +2,7 @@
 #
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
+#   make test-kernels     every kernel at all widths and dtypes
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     logits again from transformers, compared with the golden
 #                   files, and ours with both
@@ -12,7 +13,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow lint format parity wheel lock clean
+.PHONY: demo test test-slow test-kernels lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -37,6 +38,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow
+
+test-kernels: $(VENV)/.test
+	$(PYTEST) -m slow_kernels tests/kernels
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

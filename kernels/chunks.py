@@ -6,12 +6,13 @@ one axis `n` of static length. How much of it is real work is data, never shape:
 `length` counts the real tokens of a chunk (0 = inactive).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax import core, lax
 from jaxtyping import Array, Bool, Int32
 
 ZERO = -1
@@ -56,6 +57,8 @@ class Rows(NamedTuple):
   active: Bool[Array, "b"]
 
 
+Captures: TypeAlias = Sequence[int] | np.ndarray | Int32[Array, "m"]
+"""Numbers of steps after which a scan hands out its carry."""
 Cell = Callable[[Any, Any, Array], tuple[Any, Any]]
 
 
@@ -211,3 +214,48 @@ def capture_rows(pools: Any, write: Int32[Array, "b"], carry: Any) -> Any:
     return pool.at[slots].set(value.astype(pool.dtype), mode="drop")
 
   return jax.tree.map(leaf, pools, carry)
+
+
+def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
+  """Numbers of steps as an array; what is not an integer is refused.
+
+  The rank and the dtype are known of traced positions too: a fraction would be
+  cut to another step, a mask be taken for steps 0 and 1. Values are checked
+  where they are concrete.
+
+  Args:
+    capture_at: Distinct numbers of steps, each in 1..steps.
+    steps: Of the scan.
+
+  Raises:
+    ValueError: If it is no list of integers, or if a concrete value is outside
+      the scan or repeated.
+  """
+  traced = isinstance(capture_at, core.Tracer)
+  positions: Any = capture_at if traced else np.asarray(capture_at)
+  if positions.ndim != 1:
+    raise ValueError(
+      f"capture_at has shape {positions.shape}; it must have one axis."
+    )
+  if positions.size and not jnp.issubdtype(positions.dtype, jnp.integer):
+    raise ValueError(
+      f"capture_at has dtype {positions.dtype}; positions are integers, "
+      f"numbers of steps from 1 to {steps}."
+    )
+  if not traced:
+    _check_values(positions, steps)
+  return jnp.asarray(positions, jnp.int32)
+
+
+def _check_values(positions: np.ndarray, steps: int) -> None:
+  """Refuses positions that are outside the scan, or repeated."""
+  outside = positions[(positions < 1) | (positions > steps)]
+  if outside.size:
+    raise ValueError(
+      f"capture_at holds {outside[0]}; positions are numbers of steps from 1 "
+      f"to {steps}."
+    )
+  if np.unique(positions).size != positions.size:
+    raise ValueError(
+      f"capture_at is {positions.tolist()}; each position may stand once."
+    )

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.causal_conv1d import xla
 from sparse_prefix_jax.kernels.chunks import (
+  Captures,
   Chunks,
   capture_rows,
   restore_rows,
@@ -40,6 +42,51 @@ def causal_conv1d(
   """
   arguments = x, weight, pool, chunks
   return dispatch("causal_conv1d", implementation, _IMPLEMENTATIONS, *arguments)
+
+
+def causal_conv1d_core(
+  x: Float[Array, "n c d"],
+  weight: Float[Array, "w d"],
+  length: Int32[Array, "n"],
+  *,
+  initial_state: Float[Array, "w-1 d"],
+  capture_at: Captures = (),
+  implementation: Choice = None,
+) -> differentiable.Scanned:
+  """The operation for one request, without a pool: what training uses.
+
+  Differentiable in inputs, weight, initial and captured states. Its bits are
+  those of `causal_conv1d`.
+
+  Args:
+    x: As in `causal_conv1d`.
+    weight: As in `causal_conv1d`.
+    length: Real tokens of each chunk.
+    initial_state: The last w-1 inputs before the first chunk.
+    capture_at: Numbers of chunks after which to hand out the state.
+    implementation: Of the forward pass.
+
+  Returns:
+    y [n c d] in float32, the last state, the captured states [m w-1 d].
+
+  Raises:
+    ValueError: As `causal_conv1d`; or if `capture_at` is not made of distinct
+      numbers from 1 to n.
+  """
+
+  def packed(
+    weight: Array, x: Array, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    return causal_conv1d(x, weight, pool, chunks, implementation=implementation)
+
+  return differentiable.scan(
+    differentiable.Core(packed, xla.chunk),
+    x,
+    initial_state,
+    length,
+    capture_at,
+    constants=weight,
+  )
 
 
 def causal_conv1d_step(

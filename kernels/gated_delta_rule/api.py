@@ -1,15 +1,21 @@
 """gated_delta_rule: what layers call, whatever computes it."""
 
+from typing import Any, TypeAlias
+
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.chunks import (
+  Captures,
   Chunks,
   capture_rows,
   restore_rows,
 )
 from sparse_prefix_jax.kernels.gated_delta_rule import xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+
+Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
 _IMPLEMENTATIONS = (plain(xla.packed),)
@@ -48,37 +54,84 @@ def gated_delta_rule(
 
   Raises:
     ValueError: If no implementation fits, with the reason of each.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> chunks = Chunks(*jnp.array([[-1], [0], [2], [0], [0]]))  # from ZERO
+    >>> x, gates = jnp.ones((1, 4, 1, 1)), jnp.zeros((1, 4, 1))
+    >>> pool = jnp.zeros((1, 1, 1, 1))
+    >>> out, pool = gated_delta_rule(x, x, x, gates, gates + 0.5, pool, chunks)
+    >>> out[0, :2, 0, 0].tolist(), pool.item()
+    ([0.5, 0.75], 0.75)
   """
-  arguments = q, k, v, log_decay, beta, pool, chunks
   return dispatch(
     "gated_delta_rule",
     implementation,
     _IMPLEMENTATIONS,
-    *arguments,
+    *(q, k, v, log_decay, beta, pool, chunks),
     precision=precision,
   )
 
 
-def gated_delta_chunk(
-  state: Float32[Array, "hv k v"],
-  x: tuple[Array, Array, Array, Array, Array],
-  length: Int32[Array, ""],
+def gated_delta_rule_core(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv"],
+  beta: Float32[Array, "n c hv"],
+  length: Int32[Array, "n"],
   *,
+  initial_state: Float32[Array, "hv k v"],
+  capture_at: Captures = (),
   precision: lax.Precision = _PRECISION,
-) -> tuple[Float32[Array, "hv k v"], Float32[Array, "c hv v"]]:
-  """One chunk, carry first, without a pool: the differentiable core.
+  implementation: Choice = None,
+) -> differentiable.Scanned:
+  """The operation for one request, without a pool: what training uses.
+
+  Differentiable in the inputs, the initial and the captured states; it keeps
+  one state per chunk for that. Its bits are those of `gated_delta_rule`.
 
   Args:
-    state: The state before the chunk.
-    x: (q, k, v, log_decay, beta) of the chunk, shapes as in
-      `gated_delta_rule` without n.
-    length: Real tokens of the chunk.
+    q: As in `gated_delta_rule`.
+    k: As in `gated_delta_rule`.
+    v: As in `gated_delta_rule`.
+    log_decay: As in `gated_delta_rule`.
+    beta: As in `gated_delta_rule`.
+    length: Real tokens of each chunk.
+    initial_state: The state before the first chunk.
+    capture_at: Numbers of chunks after which to hand out the state.
     precision: Of the products.
+    implementation: Of the forward pass.
 
   Returns:
-    The state after the chunk's real tokens, and the outputs.
+    Outputs [n c hv v], the last state, the captured states [m hv k v].
+
+  Raises:
+    ValueError: As `gated_delta_rule`; or if `capture_at` is not made of
+      distinct numbers from 1 to n.
   """
-  return xla.chunk(state, *x, length, precision)
+
+  def packed(
+    _: Any, x: Inputs, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    return gated_delta_rule(
+      *(*x, pool, chunks),
+      precision=precision,
+      implementation=implementation,
+    )
+
+  def chunk(
+    _: Any, state: Array, x: Inputs, length: Array
+  ) -> tuple[Array, Array]:
+    return xla.chunk(state, *x, length=length, precision=precision)
+
+  return differentiable.scan(
+    differentiable.Core(packed, chunk),
+    (q, k, v, log_decay, beta),
+    initial_state,
+    length,
+    capture_at,
+  )
 
 
 def gated_delta_rule_step(

@@ -7,5 +7,8 @@ from sparse_prefix_jax.kernels.lattice_attention.api import (
   lattice_attention as lattice_attention,
 )
 from sparse_prefix_jax.kernels.lattice_attention.api import (
+  lattice_attention_core as lattice_attention_core,
+)
+from sparse_prefix_jax.kernels.lattice_attention.api import (
   lattice_attention_step as lattice_attention_step,
 )

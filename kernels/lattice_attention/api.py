@@ -1,11 +1,12 @@
 """lattice_attention: causal attention whose bits depend on the tokens alone."""
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.lattice_attention import xla
+from sparse_prefix_jax.kernels.lattice_attention import vjp, xla
 
 BLOCK_PAGES = 8
 """Pages that one product covers; page tables are a multiple of it wide."""
@@ -23,6 +24,7 @@ def lattice_attention(
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
   *,
+  window: int | None = None,
   precision: lax.Precision = _PRECISION,
   implementation: Choice = None,
 ) -> tuple[
@@ -46,6 +48,8 @@ def lattice_attention(
     chunks: Position and page-table row of each chunk; length 0 writes nothing.
     page_table: Page of each chunk of each request, in order; entries past the
       last used page may be any valid page.
+    window: Keys that a token sees, itself included; None for all before it.
+      Pages that no token of a chunk sees are not visited.
     precision: Of the products.
     implementation: A name, a config, or None for the best that fits.
 
@@ -53,17 +57,17 @@ def lattice_attention(
     out, key_pages, value_pages. Rows past a chunk's length are unspecified.
 
   Raises:
-    ValueError: If no implementation fits, or the page table is not a multiple
-      of BLOCK_PAGES wide.
+    ValueError: If no implementation fits, the page table is not a multiple of
+      BLOCK_PAGES wide, or the window is below 1.
   """
-  _check_page_table(page_table)
-  arguments = q, k, v, key_pages, value_pages, chunks, page_table
+  _check(page_table, window)
   return dispatch(
     "lattice_attention",
     implementation,
     _IMPLEMENTATIONS,
-    *arguments,
+    *(q, k, v, key_pages, value_pages, chunks, page_table),
     block_pages=BLOCK_PAGES,
+    window=window,
     precision=precision,
   )
 
@@ -78,6 +82,7 @@ def lattice_attention_step(
   active: Array,
   page_table: Int32[Array, "b pages"],
   *,
+  window: int | None = None,
   precision: lax.Precision = _PRECISION,
 ) -> tuple[
   Float32[Array, "b h k"],
@@ -85,7 +90,7 @@ def lattice_attention_step(
   Float[Array, "p c hkv k"],
 ]:
   """One token of b running sequences: its key and value are written first."""
-  _check_page_table(page_table)
+  _check(page_table, window)
   return xla.attend_rows(
     q,
     k,
@@ -95,14 +100,74 @@ def lattice_attention_step(
     position,
     active,
     page_table,
-    BLOCK_PAGES,
-    precision,
+    block_pages=BLOCK_PAGES,
+    window=window,
+    precision=precision,
   )
 
 
-def _check_page_table(page_table: Array) -> None:
+def lattice_attention_core(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c hkv k"],
+  v: Float[Array, "n c hkv k"],
+  length: Int32[Array, "n"],
+  *,
+  past_keys: Float[Array, "past c hkv k"] | None = None,
+  past_values: Float[Array, "past c hkv k"] | None = None,
+  window: int | None = None,
+  precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
+) -> Float32[Array, "n c h k"]:
+  """The operation for one request, without a pool: what training uses.
+
+  The forward pass is `lattice_attention` and has its bits. It keeps its inputs
+  for the backward pass, which computes the weights of each chunk again, in XLA
+  operations.
+
+  Args:
+    q: As in `lattice_attention`.
+    k: As in `lattice_attention`.
+    v: As in `lattice_attention`.
+    length: Real tokens of each chunk.
+    past_keys: Keys of the chunks before the first; what a request resumes from.
+    past_values: Values of the same.
+    window: As in `lattice_attention`.
+    precision: Of the products.
+    implementation: Of the forward pass.
+
+  Raises:
+    ValueError: As `lattice_attention`.
+  """
+  none = jnp.zeros((0, *k.shape[1:]), k.dtype)
+  past_keys = none if past_keys is None else past_keys
+  past_values = none if past_values is None else past_values
+
+  def forward(q: Array, keys: Array, values: Array) -> Array:
+    n, past = q.shape[0], keys.shape[0] - q.shape[0]
+    index = jnp.arange(n, dtype=jnp.int32)
+    nothing = jnp.zeros_like(length)
+    position = (past + index) * q.shape[1]
+    chunks = Chunks(nothing, nothing, length, position, nothing)
+    pages = -(-keys.shape[0] // BLOCK_PAGES) * BLOCK_PAGES
+    table = jnp.minimum(jnp.arange(pages, dtype=jnp.int32), past + n - 1)
+    return lattice_attention(
+      *(q, keys[past:], values[past:], keys, values, chunks, table[None]),
+      window=window,
+      precision=precision,
+      implementation=implementation,
+    )[0]
+
+  keys = jnp.concatenate([past_keys, k])
+  values = jnp.concatenate([past_values, v])
+  core = vjp.Core(forward, window, precision)
+  return vjp.attend(core, q, keys, values, length)
+
+
+def _check(page_table: Array, window: int | None) -> None:
   if page_table.shape[1] % BLOCK_PAGES:
     raise ValueError(
       f"page_table is {page_table.shape[1]} pages wide; it must be a multiple "
       f"of {BLOCK_PAGES}."
     )
+  if window is not None and window < 1:
+    raise ValueError(f"window is {window}; a token sees at least itself: 1.")

@@ -37,6 +37,7 @@ def attend_chunks(
   page_table: Int32[Array, "requests pages"],
   *,
   block_pages: int,
+  window: int | None,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
   """All chunks write their pages, then each attends, in a static scan.
@@ -63,6 +64,7 @@ def attend_chunks(
       page_table[request],
       (key_pages, value_pages),
       block_pages,
+      window,
       precision,
     )
     out = out.reshape(heads, groups, size, -1).transpose(2, 0, 1, 3)
@@ -89,7 +91,9 @@ def attend_rows(
   position: Int32[Array, "b"],
   active: Bool[Array, "b"],
   page_table: Int32[Array, "b pages"],
+  *,
   block_pages: int,
+  window: int | None,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
   """One token per row: written to its page, then attended, row by row.
@@ -117,6 +121,7 @@ def attend_rows(
       pages,
       (key_pages, value_pages),
       block_pages,
+      window,
       precision,
     )
     out = out[:, :groups].reshape(heads * groups, -1)
@@ -133,17 +138,20 @@ def _attend(
   pages: Int32[Array, "pages"],
   pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
   block_pages: int,
+  window: int | None,
   precision: lax.Precision,
 ) -> Float32[Array, "hkv rows k"]:
   """Rows of one request against its blocks of keys up to token `end`.
 
   Args:
     q: Queries, scaled; rows of one key head share its keys.
-    row_position: Absolute position per row: the last key that it sees.
+    row_position: Absolute position per row: the last key that it sees; the
+      first row stands first.
     end: Tokens that exist; values from there on are selected to zero.
     pages: Pages of the request, in order.
     pools: Keys and values.
     block_pages: Pages of one block.
+    window: Keys that a row sees, or None for all before it.
     precision: Of the products.
 
   Returns:
@@ -169,6 +177,8 @@ def _attend(
       preferred_element_type=jnp.float32,
     )
     seen = key_position[None, :] <= row_position[:, None]
+    if window is not None:
+      seen &= key_position[None, :] > row_position[:, None] - window
     scores = jnp.where(seen[None], scores, -jnp.inf)
     return _accumulate(carry, scores, v, precision)
 
@@ -178,8 +188,11 @@ def _attend(
     jnp.zeros((*shape, 1), jnp.float32),
     jnp.zeros(q.shape, jnp.float32),
   )
-  # Blocks [0, ceil(end / width)); the first holds token 0, which all rows see.
-  last = lax.fori_loop(0, (end + width - 1) // width, block, empty)
+  # Without a window the first block holds token 0, which all rows see.
+  first = 0
+  if window is not None:
+    first = jnp.maximum(row_position[0] - window + 1, 0) // width
+  last = lax.fori_loop(first, (end + width - 1) // width, block, empty)
   # An inactive chunk visits no block; its rows stay zero.
   return last.out / jnp.where(last.total == 0, 1.0, last.total)
 
@@ -190,10 +203,15 @@ def _accumulate(
   v: Float[Array, "hkv keys k"],
   precision: lax.Precision,
 ) -> _Softmax:
-  """One step of the online softmax; exp(-inf) = 0 leaves masked keys out."""
+  """One step of the online softmax; exp(-inf) = 0 leaves masked keys out.
+
+  A row that has seen no key yet, because its window begins in a later block,
+  has a maximum of -inf; it subtracts 0 and stays empty.
+  """
   maximum = jnp.maximum(carry.maximum, scores.max(axis=-1, keepdims=True))
-  rescale = jnp.exp(carry.maximum - maximum)
-  weights = jnp.exp(scores - maximum)
+  finite = jnp.where(maximum == -jnp.inf, 0.0, maximum)
+  rescale = jnp.exp(carry.maximum - finite)
+  weights = jnp.exp(scores - finite)
   total = carry.total * rescale + weights.sum(axis=-1, keepdims=True)
   update = jnp.einsum(
     "hrs,hsk->hrk",

@@ -1,13 +1,12 @@
 """A scan that hands out the carry at chosen steps, for any cell."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import core, lax
-from jaxtyping import Array, Int32
+from jax import lax
+from jaxtyping import Array
 
 from sparse_prefix_jax.kernels import chunks as packed
 
@@ -30,7 +29,7 @@ def scan_with_capture(
   cell: Callable[[Any, Any], tuple[Any, Any]],
   carry: Any,
   xs: Any,
-  capture_at: Sequence[int] | np.ndarray | Int32[Array, "m"],
+  capture_at: packed.Captures,
 ) -> CapturedScan:
   """`lax.scan` that also returns the carry after chosen numbers of steps.
 
@@ -64,7 +63,7 @@ def scan_with_capture(
     (6.0, [1.0, 3.0])
   """
   steps = _steps(xs)
-  capture_at = _checked(capture_at, steps)
+  capture_at = packed.check_captures(capture_at, steps)
   carry = _settled(cell, carry, xs)
 
   def body(loop: Any, step: tuple[Any, Array, Array]) -> tuple[Any, Any]:
@@ -123,40 +122,3 @@ def _settled(cell: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
   """
   after = jax.eval_shape(lambda c, x: lax.scan(cell, c, x)[0], carry, xs)
   return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), carry, after)
-
-
-def _checked(capture_at: Any, steps: int) -> Int32[Array, "m"]:
-  """Positions as an array; what is not an integer is refused.
-
-  The rank and the dtype are known of traced positions too: a fraction would be
-  cut to another step, a mask be taken for steps 0 and 1. Values are checked
-  where they are concrete.
-  """
-  traced = isinstance(capture_at, core.Tracer)
-  positions: Any = capture_at if traced else np.asarray(capture_at)
-  if positions.ndim != 1:
-    raise ValueError(
-      f"capture_at has shape {positions.shape}; it must have one axis."
-    )
-  if positions.size and not jnp.issubdtype(positions.dtype, jnp.integer):
-    raise ValueError(
-      f"capture_at has dtype {positions.dtype}; positions are integers, "
-      f"numbers of steps from 1 to {steps}."
-    )
-  if not traced:
-    _check_values(positions, steps)
-  return jnp.asarray(positions, jnp.int32)
-
-
-def _check_values(positions: np.ndarray, steps: int) -> None:
-  """Refuses positions that are outside the scan, or repeated."""
-  outside = positions[(positions < 1) | (positions > steps)]
-  if outside.size:
-    raise ValueError(
-      f"capture_at holds {outside[0]}; positions are numbers of steps from 1 "
-      f"to {steps}."
-    )
-  if np.unique(positions).size != positions.size:
-    raise ValueError(
-      f"capture_at is {positions.tolist()}; each position may stand once."
-    )

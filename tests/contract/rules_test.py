@@ -16,7 +16,7 @@ from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.cache import prefix_cache
 from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
 from sparse_prefix_jax.kernels import chunks as packed
-from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_chunk
+from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule_core
 from sparse_prefix_jax.layers import attention, gated_delta_net
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import LONGEST, cold_runs, small_model
@@ -145,16 +145,17 @@ def test_partial_page_inserted_is_seen(monkeypatch):
 
 def state_after(x, lengths):
   """State of the delta rule after chunks of those lengths of 16 at most."""
-  step_chunk, first = jax.jit(gated_delta_chunk), 0
-  state = jnp.zeros((2, 8, 8))
+  first, chunks = 0, []
   for length in lengths:
-    rows = slice(first, first + length)
-    padding = ((0, 16 - length),) + ((0, 0),) * 2
-    heads = [jnp.asarray(np.pad(u[rows], padding)) for u in x[:3]]
-    gates = [jnp.asarray(np.pad(u[rows], padding[:2])) for u in x[3:]]
-    state, _ = step_chunk(state, (*heads, *gates), jnp.int32(length))
+    padding = ((0, 16 - length), (0, 0), (0, 0))
+    rows = (u[first : first + length] for u in x)
+    chunks.append([np.pad(u, padding[: u.ndim]) for u in rows])
     first += length
-  return state
+  inputs = [jnp.asarray(np.stack(u)) for u in zip(*chunks)]
+  scanned = jax.jit(gated_delta_rule_core)(
+    *inputs, jnp.asarray(lengths), initial_state=jnp.zeros((2, 8, 8))
+  )
+  return scanned.state
 
 
 def test_shifted_chunk_grid_is_seen():

@@ -1,9 +1,14 @@
-"""What the operations must compute: token by token, NumPy, float64.
+"""What the operations must compute: token by token, in float64.
 
 Imports nothing of the library. Inputs are taken as they are given (a bfloat16
-input has its rounded value), everything after that is float64.
+input has its rounded value), everything after that is float64. The recurrences
+are written once, for NumPy and for JAX's arrays: JAX differentiates them.
 """
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,71 +28,105 @@ def relative_error(x, expected):
   return float(np.abs(x - expected).max() / scale)
 
 
-def delta_rule(q, k, v, log_decay, beta, state):
-  """Outputs [t hv v], and the states after 0..t tokens [t+1 hv k v].
+def delta_rule_token(xp, state, q, k, v, log_decay, beta):
+  """S = exp(a) S;  u = beta (v - S^T k);  S = S + k u^T;  o = S^T q.
 
-  S = exp(a) S;  u = beta (v - S^T k);  S = S + k u^T;  o = S^T q.
+  Decays [hv] are per head, [hv k] per key channel.
   """
-  q, k, v, log_decay, beta, state = wide(q, k, v, log_decay, beta, state)
-  groups = v.shape[1] // k.shape[1]
-  q, k = (np.repeat(x, groups, axis=1) for x in (q, k))
+  q, k = _per_value_head(xp, v, q, k)
+  state = xp.exp(log_decay.reshape(len(v), -1))[:, :, None] * state
+  u = beta[:, None] * (v - xp.einsum("hkv,hk->hv", state, k))
+  state = state + xp.einsum("hk,hv->hkv", k, u)
+  return state, xp.einsum("hkv,hk->hv", state, q)
+
+
+def linear_attention_token(xp, state, q, k, v, log_decay):
+  """S = exp(a) S + k v^T;  o = S^T q."""
+  q, k = _per_value_head(xp, v, q, k)
+  state = xp.exp(log_decay)[:, None, None] * state
+  state = state + xp.einsum("hk,hv->hkv", k, v)
+  return state, xp.einsum("hkv,hk->hv", state, q)
+
+
+def diagonal_token(xp, state, x, log_decay):
+  """h = exp(a) h + x, which is also the output."""
+  state = xp.exp(log_decay) * state + x
+  return state, state
+
+
+def selective_token(rate, xp, state, x, log_decay, b, c):
+  """h[d, e] = exp(a[d] rate[d, e]) h[d, e] + x[d] b[e];  y[d] = c . h[d]."""
+  state = xp.exp(log_decay[:, None] * rate) * state + x[:, None] * b[None]
+  return state, xp.einsum("de,e->d", state, c)
+
+
+def convolution_token(weight, xp, state, x):
+  """y = sum_i weight_i x_{t-w+1+i}; the state is the last w-1 inputs."""
+  window = xp.concatenate([state, x[None]])
+  return window[1:], (window * weight).sum(0)
+
+
+def _per_value_head(xp, v, *arrays):
+  return [xp.repeat(x, len(v) // len(x), axis=0) for x in arrays]
+
+
+def run(token, inputs, state):
+  """Outputs [t ...], and the states after 0..t tokens [t+1 ...]."""
+  *inputs, state = wide(*inputs, state)
   outputs, states = [], [state]
-  for t in range(q.shape[0]):
-    state = np.exp(log_decay[t])[:, None, None] * state
-    u = beta[t][:, None] * (v[t] - np.einsum("hkv,hk->hv", state, k[t]))
-    state = state + np.einsum("hk,hv->hkv", k[t], u)
-    outputs.append(np.einsum("hkv,hk->hv", state, q[t]))
+  for t in range(len(inputs[0])):
+    state, out = token(np, state, *(x[t] for x in inputs))
+    outputs.append(out)
     states.append(state)
   return np.array(outputs), np.array(states)
 
 
-def delta_rule_gradients(q, k, v, log_decay, beta, state, d_out, d_states):
-  """Gradients of sum(out * d_out) + sum(states * d_states), input by input.
+def gradients(token, inputs, state, d_out, d_states):
+  """Of sum(out * d_out) + sum(states * d_states), by every input and the state.
 
-  The recurrence of `delta_rule` backwards, one token at a time, for as many
-  heads of keys as of values.
+  Automatic differentiation of the recurrence in float64.
   """
-  _, states = delta_rule(q, k, v, log_decay, beta, state)
-  q, k, v, log_decay, beta = wide(q, k, v, log_decay, beta)
-  grads = [np.zeros_like(x) for x in (q, k, v, log_decay, beta)]
-  dq, dk, dv, dlog, dbeta = grads
-  d_state = d_states[-1].copy()
-  for t in reversed(range(q.shape[0])):
-    decay = np.exp(log_decay[t])[:, None, None]
-    before = decay * states[t]
-    error = v[t] - np.einsum("hkv,hk->hv", before, k[t])
-    u = beta[t][:, None] * error
-    d_state += np.einsum("hk,hv->hkv", q[t], d_out[t])
-    dq[t] = np.einsum("hkv,hv->hk", states[t + 1], d_out[t])
-    du = np.einsum("hkv,hk->hv", d_state, k[t])
-    dbeta[t] = (du * error).sum(-1)
-    dv[t] = beta[t][:, None] * du
-    d_before = d_state - np.einsum("hk,hv->hkv", k[t], dv[t])
-    dk[t] = np.einsum("hkv,hv->hk", d_state, u)
-    dk[t] -= np.einsum("hkv,hv->hk", before, dv[t])
-    dlog[t] = (d_before * before).sum((-1, -2))
-    d_state = decay * d_before + d_states[t]
-  return *grads, d_state
+
+  def loss(inputs, state):
+    def body(state, x):
+      state, out = token(jnp, state, *x)
+      return state, (out, state)
+
+    _, (outs, states) = jax.lax.scan(body, state, inputs)
+    later = jnp.sum(outs * d_out) + jnp.sum(states * d_states[1:])
+    return later + jnp.sum(state * d_states[0])
+
+  with jax.enable_x64(True):
+    arguments = wide(*inputs), wide(state)[0]
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(*arguments)
+    return jax.tree.map(np.asarray, grads)
 
 
-def convolution(x, weight, past):
-  """y_t = sum_i weight_i x_{t-w+1+i}; the inputs before x are `past`."""
-  x, weight, past = wide(x, weight, past)
-  extended, window = np.concatenate([past, x]), weight.shape[0]
-  return np.array(
-    [(extended[t : t + window] * weight).sum(0) for t in range(x.shape[0])]
-  )
+def causal_attention(q, k, v, first=0, window=None):
+  """softmax(q K^T) V; row i of q stands at token first + i. [t h k]
 
-
-def causal_attention(q, k, v, first=0):
-  """softmax(q K^T) V; row i of q stands at token first + i. [t h k]"""
+  With a window, a token sees itself and the window - 1 before it.
+  """
   q, k, v = wide(q, k, v)
   groups = q.shape[1] // k.shape[1]
   k, v = (np.repeat(x, groups, axis=1) for x in (k, v))
   out = np.zeros((q.shape[0], q.shape[1], v.shape[2]))
   for i in range(q.shape[0]):
-    scores = np.einsum("hk,shk->hs", q[i], k[: first + i + 1])
+    end = first + i + 1
+    seen = slice(max(0, end - window) if window else 0, end)
+    scores = np.einsum("hk,shk->hs", q[i], k[seen])
     weights = np.exp(scores - scores.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
-    out[i] = np.einsum("hs,shv->hv", weights, v[: first + i + 1])
+    out[i] = np.einsum("hs,shv->hv", weights, v[seen])
   return out
+
+
+def delta_rule(q, k, v, log_decay, beta, state):
+  """Outputs and states of `delta_rule_token` for a whole sequence."""
+  return run(delta_rule_token, (q, k, v, log_decay, beta), state)
+
+
+def convolution(x, weight, past):
+  """The outputs of `convolution_token` for a whole sequence."""
+  token = functools.partial(convolution_token, *wide(weight))
+  return run(token, [x], past)[0]

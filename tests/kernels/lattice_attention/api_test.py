@@ -1,4 +1,6 @@
-"""lattice_attention: softmax attention over scattered pages, of one bits."""
+"""lattice_attention in XLA: right, of one set of bits, differentiable."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,152 +10,71 @@ import pytest
 from sparse_prefix_jax.kernels.lattice_attention import (
   BLOCK_PAGES,
   lattice_attention,
+  lattice_attention_core,
   lattice_attention_step,
 )
 from tests.kernels import reference
+from tests.kernels.attention_suite import (
+  WIDTH,
+  AttentionSuite,
+  Sizes,
+  table_of,
+)
 from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
 
-C, H, HKV, K, PAGES, N = 16, 4, 2, 32, 60, 14
-WIDTH = 2 * BLOCK_PAGES  # up to 256 tokens, in two blocks of keys
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
-
-run, step = jax.jit(lattice_attention), jax.jit(lattice_attention_step)
+SIZES = Sizes()
+C = SIZES.chunk
 
 
-def tokens(seed, t, *, kv_heads=HKV, dtype="float32"):
-  """q (scaled), k, v of one request; large enough for a pointed softmax."""
-  random = np.random.default_rng(seed)
-  shapes = (t, H, K), (t, kv_heads, K), (t, kv_heads, K)
-  q, k, v = (random.standard_normal(s, np.float32) for s in shapes)
-  q *= 3 * K**-0.5
-  return tuple(np.asarray(jnp.asarray(x, dtype)) for x in (q, k, v))
+class TestLatticeAttention(AttentionSuite):
+  sizes = SIZES
 
 
-def free_pages(kv_heads=HKV, dtype="float32"):
-  return np.full((PAGES, C, kv_heads, K), np.nan, jnp.dtype(dtype))
+class TestLatticeAttentionOfOneKeyHead(AttentionSuite):
+  sizes = Sizes(kv_heads=1)
 
 
-def scrambled(*lengths, seed=0):
-  """Pages of requests of those lengths: every one somewhere else."""
-  order = np.random.default_rng(seed).permutation(PAGES)
-  counts = [-(-length // C) for length in lengths]
-  return np.split(order[: sum(counts)], np.cumsum(counts)[:-1])
+class TestLatticeAttentionOfAHeadPerQuery(AttentionSuite):
+  sizes = Sizes(kv_heads=4)
 
 
-def table_of(pages, rows=N):
-  """Page table; what is not used names a page of the first request."""
-  table = np.full((rows, WIDTH), pages[0][0], np.int32)
-  for row, own in zip(table, pages):
-    row[: len(own)] = own
-  return table
+class TestLatticeAttentionOfBfloat16(AttentionSuite):
+  sizes = Sizes(dtype="bfloat16")
 
 
-def call(jobs, inputs, pages, keys, values, n=N):
-  """Runs the tokens [start, end) of each job: outputs per job, and pools."""
-  q, k, v = (pack(jobs, x, n, C) for x in zip(*inputs, strict=True))
-  out, keys, values = run(
-    q,
-    k,
-    v,
-    jnp.asarray(keys),
-    jnp.asarray(values),
-    chunks_of(jobs, n, C),
-    table_of(pages),
-  )
-  return unpack(jobs, out, C), np.asarray(keys), np.asarray(values)
+class TestLatticeAttentionOfAWindow(AttentionSuite):
+  sizes = Sizes(window=24)
 
 
-@pytest.mark.parametrize(
-  ("dtype", "kv_heads"),
-  [("float32", 1), ("float32", HKV), ("float32", H), ("bfloat16", HKV)],
-)
-def test_equals_softmax_attention(dtype, kv_heads):
-  lengths = (150, 16, 5)  # two blocks of keys; a whole page; part of one
-  jobs, pages = [Job(t) for t in lengths], scrambled(*lengths)
-  inputs = [
-    tokens(i, t, kv_heads=kv_heads, dtype=dtype) for i, t in enumerate(lengths)
-  ]
-  free = free_pages(kv_heads, dtype)
-  outs, keys, _ = call(jobs, inputs, pages, free, free)
-  for arrays, out in zip(inputs, outs, strict=True):
-    expected = reference.causal_attention(*arrays)
-    assert reference.relative_error(out, expected) <= TOLERANCE[dtype]
-  written = {p for own in pages for p in own}
-  for page in set(range(PAGES)) - written:
-    assert bits(keys[page]) == bits(free[page])
+class TestLatticeAttentionOfAWindowOfBlocks(AttentionSuite):
+  sizes = Sizes(window=130, dtype="bfloat16")
 
 
-def test_pages_hold_the_keys_and_values():
-  (pages,) = scrambled(40)
-  q, k, v = tokens(0, 40)
-  free = free_pages()
-  _, keys, values = call([Job(40)], [(q, k, v)], [pages], free, free)
-  for pool, written in ((keys, k), (values, v)):
-    assert bits(pool[pages].reshape(-1, HKV, K)[:40]) == bits(written)
+@functools.cache
+def compiled_step(window):
+  return jax.jit(functools.partial(lattice_attention_step, window=window))
 
 
-def test_inactive_chunks_write_nothing_and_are_finite():
-  free = free_pages()
-  _, keys, values = call([Job(1)], [tokens(0, 1)], [[3]], free, free)
-  free[3] = keys[3]
-  assert bits(keys) == bits(free)
-  free[3] = values[3]
-  assert bits(values) == bits(free)
-  chunks = chunks_of([], 1, C)
-  q, k, v = (jnp.zeros((1, C, h, K)) for h in (H, HKV, HKV))
-  table = np.zeros((1, WIDTH), np.int32)
-  out, _, _ = run(q, k, v, keys, values, chunks, table)
-  assert bits(out) == bits(np.zeros((1, C, H, K), np.float32))
-
-
-def cold(t=180):
-  (pages,), free = scrambled(t, seed=9), free_pages()
-  inputs = tokens(5, t)
-  (out,), keys, values = call([Job(t)], [inputs], [pages], free, free)
-  return inputs, pages, out, keys, values
-
-
-@pytest.mark.parametrize("start", [16, 112, 128, 176])
-@pytest.mark.parametrize("n", [N, 16])
-def test_resumed_in_any_packing_has_the_bits_of_cold(start, n):
-  inputs, pages, expected, keys, values = cold()
-  # The pages of the prefix stand elsewhere now, everything else is NaN.
-  moved = (pages + 7) % PAGES
-  pools = free_pages(), free_pages()
-  for pool, before in zip(pools, (keys, values), strict=True):
-    pool[moved[: start // C]] = before[pages[: start // C]]
-  others = [p for p in range(PAGES) if p not in moved]
-  jobs = [Job(3), Job(180 - start, start=start), Job(1)]
-  rest = [tokens(6, 3), [x[start:] for x in inputs], tokens(7, 1)]
-  tables = [others[:1], moved, others[1:2]]
-  outs, *_ = call(jobs, rest, tables, *pools, n=n)
-  assert bits(outs[1]) == bits(expected[start:])
-
-
-def test_order_of_pages_matters():
-  inputs, pages, expected, keys, values = cold()
-  swapped = pages.copy()
-  swapped[[0, 1]] = pages[[1, 0]]
-  rest = [x[176:] for x in inputs]
-  (out,), *_ = call([Job(4, start=176)], [rest], [pages], keys, values)
-  assert bits(out) == bits(expected[176:])
-  (out,), *_ = call([Job(4, start=176)], [rest], [swapped], keys, values)
-  np.testing.assert_allclose(out, expected[176:], atol=1e-5)
-  assert bits(out) != bits(expected[176:])
-
-
-def take_step(inputs, position, keys, values, active, tables):
+def take_step(inputs, position, keys, values, active, tables, window=None):
+  step = compiled_step(window)
   return step(*inputs, keys, values, position, active, tables)
 
 
-@pytest.mark.parametrize("kv_heads", [HKV, H])
-def test_steps_equal_softmax_attention(kv_heads):
+def prefilled(sizes, jobs, inputs, pages):
+  """Keys and values of the jobs in their pages; NaN elsewhere."""
+  suite, free = TestLatticeAttention(), sizes.free_pages()
+  return suite.call(jobs, inputs, pages, free, free)[1:]
+
+
+@pytest.mark.parametrize(
+  "sizes", [SIZES, Sizes(kv_heads=4), Sizes(window=24), Sizes(window=1)]
+)
+def test_steps_equal_softmax_attention(sizes):
   lengths = (150, 33, 16)
-  inputs = [tokens(i, t, kv_heads=kv_heads) for i, t in enumerate(lengths)]
-  pages, free = scrambled(*lengths), free_pages(kv_heads)
-  jobs = [Job(t - 1) for t in lengths]
+  inputs = [sizes.tokens(i, t) for i, t in enumerate(lengths)]
+  pages, jobs = sizes.scrambled(*lengths), [Job(t - 1) for t in lengths]
   heads = [[x[:-1] for x in arrays] for arrays in inputs]
-  _, keys, values = call(jobs, heads, pages, free, free)
+  keys, values = prefilled(sizes, jobs, heads, pages)
   last = [np.stack(x) for x in zip(*[[y[-1] for y in z] for z in inputs])]
   out, keys, values = take_step(
     last,
@@ -162,9 +83,10 @@ def test_steps_equal_softmax_attention(kv_heads):
     values,
     np.ones(3, bool),
     table_of(pages, 3),
+    sizes.window,
   )
   for row, arrays in enumerate(inputs):
-    expected = reference.causal_attention(*arrays)[-1]
+    expected = reference.causal_attention(*arrays, window=sizes.window)[-1]
     assert reference.relative_error(out[row], expected) <= 1e-5
     page, offset = pages[row][-1], (lengths[row] - 1) % C
     assert bits(keys[page, offset]) == bits(arrays[1][-1])
@@ -172,9 +94,10 @@ def test_steps_equal_softmax_attention(kv_heads):
 
 
 def test_a_step_has_the_same_bits_in_any_row_and_writes_only_if_active():
-  _, pages, _, keys, values = cold(40)
-  others = [p for p in range(PAGES) if p not in pages]
-  q, k, v = (x[:4] for x in tokens(8, 4))
+  (pages,) = SIZES.scrambled(40, seed=9)
+  keys, values = prefilled(SIZES, [Job(40)], [SIZES.tokens(5, 40)], [pages])
+  others = [p for p in range(SIZES.pages) if p not in pages]
+  q, k, v = SIZES.tokens(8, 4)
   position, tables = np.full(4, 40, np.int32), table_of([others[:3]], 4)
   tables[2] = table_of([pages], 1)[0]
 
@@ -194,7 +117,7 @@ def test_a_step_has_the_same_bits_in_any_row_and_writes_only_if_active():
 
   only = np.arange(4) == 2
   expected, (written, _) = at_row(2, only)
-  changed = [p for p in range(PAGES) if bits(written[p]) != bits(keys[p])]
+  changed = [p for p in range(SIZES.pages) if bits(written[p]) != bits(keys[p])]
   assert changed == [pages[2]]
   for row in (0, 1, 3):
     out, pools = at_row(row, only)
@@ -204,8 +127,11 @@ def test_a_step_has_the_same_bits_in_any_row_and_writes_only_if_active():
 
 @pytest.mark.parametrize("width", [1, BLOCK_PAGES - 1, BLOCK_PAGES + 1])
 def test_page_table_of_another_width_is_refused(width):
-  q, k, v = (jnp.zeros((1, C, h, K)) for h in (H, HKV, HKV))
-  pool, table = jnp.asarray(free_pages()), jnp.zeros((1, width), jnp.int32)
+  q, k, v = (x[None] for x in map(jnp.asarray, SIZES.tokens(0, C)))
+  pool, table = (
+    jnp.asarray(SIZES.free_pages()),
+    jnp.zeros((1, width), jnp.int32),
+  )
   message = f"page_table is {width} pages wide; .* multiple of {BLOCK_PAGES}"
   with pytest.raises(ValueError, match=message):
     lattice_attention(q, k, v, pool, pool, chunks_of([], 1, C), table)
@@ -223,10 +149,101 @@ def test_page_table_of_another_width_is_refused(width):
 
 
 def test_unknown_implementation_is_refused():
-  q, k, v = (jnp.zeros((1, C, h, K)) for h in (H, HKV, HKV))
-  pool, table = jnp.asarray(free_pages()), jnp.zeros((1, WIDTH), jnp.int32)
+  q, k, v = (x[None] for x in map(jnp.asarray, SIZES.tokens(0, C)))
+  pool, table = (
+    jnp.asarray(SIZES.free_pages()),
+    jnp.zeros((1, WIDTH), jnp.int32),
+  )
   chunks = chunks_of([], 1, C)
   with pytest.raises(ValueError, match="'nonsense' of lattice_attention"):
     lattice_attention(
       q, k, v, pool, pool, chunks, table, implementation="nonsense"
     )
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_below_one_is_refused(window):
+  q, k, v = (x[None] for x in map(jnp.asarray, SIZES.tokens(0, C)))
+  pool, table = jnp.asarray(SIZES.free_pages()), jnp.zeros((1, WIDTH), int)
+  with pytest.raises(ValueError, match=f"window is {window}; .* at least"):
+    lattice_attention(
+      *(q, k, v, pool, pool, chunks_of([], 1, C), table), window=window
+    )
+
+
+def pack_request(arrays, n):
+  """[t ...] of one request to [n c ...]; padding is NaN."""
+  return [pack([Job(len(x))], [x], n, C) for x in arrays]
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_the_core_has_the_bits_of_the_packed_form(window):
+  inputs, t = SIZES.tokens(1, 150), 150
+  length = chunks_of([Job(t)], 10, C).length
+  suite = (
+    TestLatticeAttention if window is None else TestLatticeAttentionOfAWindow
+  )
+  (pages,), free = SIZES.scrambled(t), SIZES.free_pages()
+  (expected,), *_ = suite().call([Job(t)], [inputs], [pages], free, free)
+  q, k, v = pack_request(inputs, 10)
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def core(q, k, v, past):
+    return lattice_attention_core(
+      *(q[past:], k[past:], v[past:], length[past:]),
+      past_keys=k[:past],
+      past_values=v[:past],
+      window=window,
+    )
+
+  for past in (0, 3):
+    resumed = Job(t - past * C)
+    (out,) = unpack([resumed], core(q, k, v, past), C)
+    assert bits(out) == bits(expected[past * C :])
+
+
+def dense_attention(q, k, v, window):
+  """The formula in float64, for automatic differentiation."""
+  groups = q.shape[1] // k.shape[1]
+  k, v = (jnp.repeat(x, groups, axis=1) for x in (k, v))
+  row, key = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
+  seen = key <= row
+  if window is not None:
+    seen &= key > row - window
+  scores = jnp.einsum("ihk,jhk->hij", q, k)
+  weights = jax.nn.softmax(jnp.where(seen[None], scores, -jnp.inf))
+  return jnp.einsum("hij,jhk->ihk", weights, v)
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_gradients_equal_those_of_the_formula(window):
+  t, past, n = 70, 2, 5
+  inputs = SIZES.tokens(2, t)
+  d_out = np.random.default_rng(3).standard_normal(inputs[0].shape)
+  d_out[: past * C] = 0.0  # queries of the past are not computed
+  weight = pack([Job(t)], [d_out.astype(np.float32)], n, C, padding=0)
+  length = chunks_of([Job(t)], n, C).length
+
+  @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1, 2))
+  def gradients(q, k, v):
+    out = lattice_attention_core(
+      *(q[past:], k[past:], v[past:], length[past:]),
+      past_keys=k[:past],
+      past_values=v[:past],
+      window=window,
+    )
+    return jnp.sum(out * weight[past:])
+
+  got = gradients(*pack_request(inputs, n))
+
+  def loss(*x):
+    return jnp.sum(dense_attention(*x, window) * d_out)
+
+  with jax.enable_x64(True):
+    want = jax.grad(loss, argnums=(0, 1, 2))(*reference.wide(*inputs))
+    want = [np.asarray(x) for x in want]
+  for gradient, expected in zip(got, want, strict=True):
+    assert np.isfinite(gradient).all()
+    (real,) = unpack([Job(t)], gradient, C)
+    assert reference.relative_error(real, expected) <= 1e-4

@@ -1,0 +1,172 @@
+"""diagonal_scan: what layers call, whatever computes it."""
+
+from typing import Any
+
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels import differentiable
+from sparse_prefix_jax.kernels.chunks import (
+  Captures,
+  Chunks,
+  capture_rows,
+  restore_rows,
+)
+from sparse_prefix_jax.kernels.diagonal_scan import xla
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+
+_IMPLEMENTATIONS = (plain(xla.packed),)
+
+
+def diagonal_scan(
+  x: Float[Array, "n c d"],
+  log_decay: Float32[Array, "n c d"],
+  pool: Float32[Array, "s d *e"],
+  chunks: Chunks,
+  *,
+  rate: Float32[Array, "d e"] | None = None,
+  b: Float[Array, "n c e"] | None = None,
+  c: Float[Array, "n c e"] | None = None,
+  implementation: Choice = None,
+) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
+  """h_t = exp(a_t) h_{t-1} + x_t, y_t = h_t; or Mamba's form with B and C.
+
+  With `rate`, `b` and `c` each channel d has a state of e numbers:
+  h_t[d, e] = exp(a_t[d] rate[d, e]) h_{t-1}[d, e] + x_t[d] b_t[e] and
+  y_t[d] = sum_e c_t[e] h_t[d, e]. Mamba: a = -dt, rate = -A, x = dt u.
+  Restores each request from its slot, scans its chunks and captures the state
+  after any subset of them, in one pass.
+
+  Args:
+    x: Inputs of n packed chunks.
+    log_decay: Log decay a_t <= 0; -inf resets the channel.
+    pool: States, [s d] or [s d e]; donated.
+    chunks: What each packed chunk reads, writes and holds.
+    rate: Positive factors of the log decay.
+    b: What an input adds, per state channel.
+    c: How the state is read out.
+    implementation: A name, a config, or None for the best that fits.
+
+  Returns:
+    y in float32 and the pool. Rows past a chunk's length are unspecified (and
+    finite).
+
+  Raises:
+    ValueError: If only some of rate, b and c are given, if the pool has the
+      rank of the other form, or if no implementation fits.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> chunks = Chunks(*jnp.array([[-1], [0], [3], [0], [0]]))  # from ZERO
+    >>> x, halved = jnp.ones((1, 4, 1)), jnp.full((1, 4, 1), jnp.log(0.5))
+    >>> y, pool = diagonal_scan(x, halved, jnp.zeros((1, 1)), chunks)
+    >>> y[0, :3, 0].tolist(), pool[0, 0].item()
+    ([1.0, 1.5, 1.75], 1.75)
+  """
+  _check(pool, (rate, b, c))
+  return dispatch(
+    "diagonal_scan",
+    implementation,
+    _IMPLEMENTATIONS,
+    *(x, log_decay, pool, chunks),
+    rate=rate,
+    b=b,
+    c=c,
+  )
+
+
+def diagonal_scan_core(
+  x: Float[Array, "n c d"],
+  log_decay: Float32[Array, "n c d"],
+  length: Int32[Array, "n"],
+  *,
+  initial_state: Float32[Array, "d *e"],
+  capture_at: Captures = (),
+  rate: Float32[Array, "d e"] | None = None,
+  b: Float[Array, "n c e"] | None = None,
+  c: Float[Array, "n c e"] | None = None,
+  implementation: Choice = None,
+) -> differentiable.Scanned:
+  """The operation for one request, without a pool: what training uses.
+
+  Differentiable in everything but the integers; it keeps one state per chunk
+  for that. Its bits are those of `diagonal_scan`.
+
+  Args:
+    x: As in `diagonal_scan`.
+    log_decay: As in `diagonal_scan`.
+    length: Real tokens of each chunk.
+    initial_state: The state before the first chunk.
+    capture_at: Numbers of chunks after which to hand out the state.
+    rate: As in `diagonal_scan`.
+    b: As in `diagonal_scan`.
+    c: As in `diagonal_scan`.
+    implementation: Of the forward pass.
+
+  Returns:
+    y [n c d] in float32, the last state, the captured states [m d ...].
+
+  Raises:
+    ValueError: As `diagonal_scan`; or if `capture_at` is not made of distinct
+      numbers from 1 to n.
+  """
+
+  def packed(
+    rate: Array | None, inputs: Any, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    x, log_decay, b, c = inputs
+    return diagonal_scan(
+      *(x, log_decay, pool, chunks),
+      rate=rate,
+      b=b,
+      c=c,
+      implementation=implementation,
+    )
+
+  return differentiable.scan(
+    differentiable.Core(packed, xla.chunk),
+    (x, log_decay, b, c),
+    initial_state,
+    length,
+    capture_at,
+    constants=rate,
+  )
+
+
+def diagonal_scan_step(
+  x: Float[Array, "b d"],
+  log_decay: Float32[Array, "b d"],
+  pool: Float32[Array, "s d *e"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+  *,
+  rate: Float32[Array, "d e"] | None = None,
+  b: Float[Array, "b e"] | None = None,
+  c: Float[Array, "b e"] | None = None,
+) -> tuple[Float32[Array, "b d"], Float32[Array, "s d *e"]]:
+  """One token of b running sequences: slot `read` -> token -> slot `write`.
+
+  Raises:
+    ValueError: As `diagonal_scan`.
+  """
+  _check(pool, (rate, b, c))
+  state = restore_rows(pool, read)
+  inputs = lax.optimization_barrier((state, x, log_decay, rate, b, c))
+  state, y = lax.optimization_barrier(xla.step(*inputs))
+  return y, capture_rows(pool, write, state)
+
+
+def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:
+  """Refuses half of Mamba's form, and a pool of the other form."""
+  given = [x is not None for x in selective]
+  if any(given) != all(given):
+    raise ValueError(
+      "diagonal_scan takes rate, b and c together or none of them; given: "
+      f"{[n for n, x in zip(('rate', 'b', 'c'), given) if x]}."
+    )
+  wanted = 2 + all(given)
+  if pool.ndim != wanted:
+    raise ValueError(
+      f"the pool of diagonal_scan has shape {pool.shape}; it must have "
+      f"{wanted} axes {'with' if all(given) else 'without'} rate, b and c."
+    )

@@ -1,0 +1,153 @@
+"""kimi_delta_attention: what layers call, whatever computes it."""
+
+from typing import Any, TypeAlias
+
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels import differentiable
+from sparse_prefix_jax.kernels.chunks import (
+  Captures,
+  Chunks,
+  capture_rows,
+  restore_rows,
+)
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.kimi_delta_attention import xla
+
+Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
+
+_PRECISION = lax.Precision.HIGHEST
+_IMPLEMENTATIONS = (plain(xla.packed),)
+
+
+def kimi_delta_attention(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv k"],
+  beta: Float32[Array, "n c hv"],
+  pool: Float32[Array, "s hv k v"],
+  chunks: Chunks,
+  *,
+  precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
+) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
+  """S = diag(exp(a_t)) S; u = beta_t (v_t - S^T k_t); S += k_t u^T; o = S^T q.
+
+  The gated delta rule with a decay for every key channel. Restores each request
+  from its slot, scans its chunks and captures the state after any subset of
+  them, in one pass.
+
+  Args:
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0 per channel; -inf resets its row of the state.
+    beta: Strength of the update, 0 to 1.
+    pool: States, donated: captured states appear in the result.
+    chunks: What each packed chunk reads, writes and holds; c is at most 16 or a
+      multiple of it.
+    precision: Of the products.
+    implementation: A name, a config, or None for the best that fits.
+
+  Returns:
+    out and pool. Rows past a chunk's length are unspecified (and finite).
+
+  Raises:
+    ValueError: If no implementation fits, with the reason of each.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> chunks = Chunks(*jnp.array([[-1], [0], [2], [0], [0]]))  # from ZERO
+    >>> x, gates = jnp.ones((1, 4, 1, 1)), jnp.zeros((1, 4, 1, 1))
+    >>> pool, beta = jnp.zeros((1, 1, 1, 1)), jnp.full((1, 4, 1), 0.5)
+    >>> out, pool = kimi_delta_attention(x, x, x, gates, beta, pool, chunks)
+    >>> out[0, :2, 0, 0].tolist(), pool.item()
+    ([0.5, 0.75], 0.75)
+  """
+  return dispatch(
+    "kimi_delta_attention",
+    implementation,
+    _IMPLEMENTATIONS,
+    *(q, k, v, log_decay, beta, pool, chunks),
+    precision=precision,
+  )
+
+
+def kimi_delta_attention_core(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv k"],
+  beta: Float32[Array, "n c hv"],
+  length: Int32[Array, "n"],
+  *,
+  initial_state: Float32[Array, "hv k v"],
+  capture_at: Captures = (),
+  precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
+) -> differentiable.Scanned:
+  """The operation for one request, without a pool: what training uses.
+
+  Differentiable in the inputs, the initial and the captured states; it keeps
+  one state per chunk for that. Its bits are those of `kimi_delta_attention`.
+
+  Args:
+    q: As in `kimi_delta_attention`.
+    k: As in `kimi_delta_attention`.
+    v: As in `kimi_delta_attention`.
+    log_decay: As in `kimi_delta_attention`.
+    beta: As in `kimi_delta_attention`.
+    length: Real tokens of each chunk.
+    initial_state: The state before the first chunk.
+    capture_at: Numbers of chunks after which to hand out the state.
+    precision: Of the products.
+    implementation: Of the forward pass.
+
+  Returns:
+    Outputs [n c hv v], the last state, the captured states [m hv k v].
+
+  Raises:
+    ValueError: As `kimi_delta_attention`; or if `capture_at` is not made of
+      distinct numbers from 1 to n.
+  """
+
+  def packed(
+    _: Any, x: Inputs, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    return kimi_delta_attention(
+      *(*x, pool, chunks),
+      precision=precision,
+      implementation=implementation,
+    )
+
+  def chunk(
+    _: Any, state: Array, x: Inputs, length: Array
+  ) -> tuple[Array, Array]:
+    return xla.chunk(state, *x, length=length, precision=precision)
+
+  return differentiable.scan(
+    differentiable.Core(packed, chunk),
+    (q, k, v, log_decay, beta),
+    initial_state,
+    length,
+    capture_at,
+  )
+
+
+def kimi_delta_attention_step(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b h k"],
+  v: Float[Array, "b hv v"],
+  log_decay: Float32[Array, "b hv k"],
+  beta: Float32[Array, "b hv"],
+  pool: Float32[Array, "s hv k v"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
+  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  state = restore_rows(pool, read)
+  x = lax.optimization_barrier((state, q, k, v, log_decay, beta))
+  state, out = lax.optimization_barrier(xla.step(*x))
+  return out, capture_rows(pool, write, state)

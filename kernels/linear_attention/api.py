@@ -1,0 +1,147 @@
+"""linear_attention: what layers call, whatever computes it."""
+
+from typing import Any, TypeAlias
+
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels import differentiable
+from sparse_prefix_jax.kernels.chunks import (
+  Captures,
+  Chunks,
+  capture_rows,
+  restore_rows,
+)
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.linear_attention import xla
+
+Inputs: TypeAlias = tuple[Array, Array, Array, Array]
+
+_PRECISION = lax.Precision.HIGHEST
+_IMPLEMENTATIONS = (plain(xla.packed),)
+
+
+def linear_attention(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv"],
+  pool: Float32[Array, "s hv k v"],
+  chunks: Chunks,
+  *,
+  precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
+) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
+  """S_t = exp(a_t) S_{t-1} + k_t v_t^T, o_t = S_t^T q_t.
+
+  Mamba-2 with q = C, k = B, v = dt x and a = dt A; RetNet with constant decays.
+  Restores each request from its slot, scans its chunks and captures the state
+  after any subset of them, in one pass.
+
+  Args:
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0; -inf resets the state.
+    pool: States, donated: captured states appear in the result.
+    chunks: What each packed chunk reads, writes and holds.
+    precision: Of the products.
+    implementation: A name, a config, or None for the best that fits.
+
+  Returns:
+    out and pool. Rows past a chunk's length are unspecified (and finite).
+
+  Raises:
+    ValueError: If no implementation fits, with the reason of each.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> chunks = Chunks(*jnp.array([[-1], [0], [3], [0], [0]]))  # from ZERO
+    >>> x, no_decay = jnp.ones((1, 4, 1, 2)), jnp.zeros((1, 4, 1))
+    >>> pool = jnp.zeros((1, 1, 2, 2))
+    >>> out, pool = linear_attention(x, x, x, no_decay, pool, chunks)
+    >>> out[0, :3, 0, 0].tolist(), pool[0, 0, 0, 0].item()
+    ([2.0, 4.0, 6.0], 3.0)
+  """
+  return dispatch(
+    "linear_attention",
+    implementation,
+    _IMPLEMENTATIONS,
+    *(q, k, v, log_decay, pool, chunks),
+    precision=precision,
+  )
+
+
+def linear_attention_core(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv"],
+  length: Int32[Array, "n"],
+  *,
+  initial_state: Float32[Array, "hv k v"],
+  capture_at: Captures = (),
+  precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
+) -> differentiable.Scanned:
+  """The operation for one request, without a pool: what training uses.
+
+  Differentiable in the inputs, the initial and the captured states; it keeps
+  one state per chunk for that. Its bits are those of `linear_attention`.
+
+  Args:
+    q: As in `linear_attention`.
+    k: As in `linear_attention`.
+    v: As in `linear_attention`.
+    log_decay: As in `linear_attention`.
+    length: Real tokens of each chunk.
+    initial_state: The state before the first chunk.
+    capture_at: Numbers of chunks after which to hand out the state.
+    precision: Of the products.
+    implementation: Of the forward pass.
+
+  Returns:
+    Outputs [n c hv v], the last state, the captured states [m hv k v].
+
+  Raises:
+    ValueError: As `linear_attention`; or if `capture_at` is not made of
+      distinct numbers from 1 to n.
+  """
+
+  def packed(
+    _: Any, x: Inputs, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    return linear_attention(
+      *(*x, pool, chunks),
+      precision=precision,
+      implementation=implementation,
+    )
+
+  def chunk(
+    _: Any, state: Array, x: Inputs, length: Array
+  ) -> tuple[Array, Array]:
+    return xla.chunk(state, *x, length=length, precision=precision)
+
+  return differentiable.scan(
+    differentiable.Core(packed, chunk),
+    (q, k, v, log_decay),
+    initial_state,
+    length,
+    capture_at,
+  )
+
+
+def linear_attention_step(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b h k"],
+  v: Float[Array, "b hv v"],
+  log_decay: Float32[Array, "b hv"],
+  pool: Float32[Array, "s hv k v"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
+  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  state = restore_rows(pool, read)
+  x = lax.optimization_barrier((state, q, k, v, log_decay))
+  state, out = lax.optimization_barrier(xla.step(*x))
+  return out, capture_rows(pool, write, state)

@@ -1,0 +1,90 @@
+"""Linear attention in plain XLA operations: the form that runs everywhere.
+
+The chunk is that of `chunk_algebra` with X = [V, 0]: nothing is solved for.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.kernels import chunk_algebra as algebra
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
+
+
+def packed(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c h k"],
+  v: Float[Array, "n c hv v"],
+  log_decay: Float32[Array, "n c hv"],
+  pool: Float32[Array, "s hv k v"],
+  chunks: Chunks,
+  *,
+  precision: lax.Precision,
+) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
+  """The operation as a scan over chunks; arguments of `linear_attention`."""
+
+  def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
+    return chunk(state, *x, length=length, precision=precision)
+
+  return packed_scan(cell, pool, (q, k, v, log_decay), chunks)
+
+
+def chunk(
+  state: Float32[Array, "hv k v"],
+  q: Float[Array, "c h k"],
+  k: Float[Array, "c h k"],
+  v: Float[Array, "c hv v"],
+  log_decay: Float32[Array, "c hv"],
+  length: Array,
+  precision: lax.Precision,
+) -> tuple[Float32[Array, "hv k v"], Float32[Array, "c hv v"]]:
+  """Advances one state over one chunk of which `length` tokens are real.
+
+  Everything is float32 from here on; padding is selected to zero keys, values
+  and decays, which leaves a state as it is.
+
+  Returns:
+    The state after the real tokens, and the outputs; rows of padding hold
+    finite numbers of no meaning.
+  """
+  real = jnp.arange(q.shape[0]) < length
+  q, k, v, log_decay = (
+    algebra.heads_first(x, real) for x in (q, k, v, log_decay)
+  )
+  dot, heads = algebra.dot_at(precision), v.shape[0]
+  log_decay = algebra.settle_resets(log_decay)
+  decay, decay_from_start = algebra.head_decays(log_decay, dot)
+  scores = algebra.repeat_heads(dot(q, k.swapaxes(1, 2)), heads) * decay
+  q, k = (algebra.repeat_heads(x, heads) for x in (q, k))
+  decay_in = decay_from_start[:, :, None]
+  prepared = algebra.Prepared(
+    x_v=v,
+    x_k=None,
+    q_in=q * decay_in,
+    scores=scores,
+    k_out=k * decay[:, -1, :, None],
+    decay=decay_in[:, -1:],
+  )
+  return algebra.advance(state, prepared, dot)
+
+
+def step(
+  state: Float32[Array, "b hv k v"],
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b h k"],
+  v: Float[Array, "b hv v"],
+  log_decay: Float32[Array, "b hv"],
+) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
+  """One token of b requests, the recurrence as it is written.
+
+  Sums over k, never a product of one row, whose bits would be its own.
+  """
+  groups = v.shape[1] // k.shape[1]
+  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+  if groups > 1:
+    q, k = (jnp.repeat(x, groups, axis=1) for x in (q, k))
+  state = state * jnp.exp(log_decay)[..., None, None]
+  state = state + k[..., None] * v[..., None, :]
+  return state, jnp.sum(state * q[..., None], axis=-2)

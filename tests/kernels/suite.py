@@ -1,0 +1,319 @@
+"""One set of tests for every implementation of every packed operation.
+
+A test class names an operation (and an implementation) and inherits the rest:
+
+    class TestGatedDeltaRule(PackedSuite):
+      operation = operations.gated_delta_rule_at()
+
+Whoever needs a device of its own or an interpreter overrides `around`, and
+`after_each` for what has to hold after every run.
+"""
+
+import contextlib
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO
+from tests.kernels import reference
+from tests.kernels.operations import (
+  TOLERANCE,
+  Operation,
+  compiled,
+  compiled_step,
+)
+from tests.kernels.packing import (
+  Job,
+  bits,
+  chunks_of,
+  pack,
+  poisoned_pool,
+  unpack,
+)
+
+SLOTS = 300
+
+
+def same_bits(x, y):
+  """Whether two arrays, or trees of them, have the same bytes."""
+  return bits(x) == bits(y)
+
+
+class PackedSuite:
+  """Right, of one set of bits, and careful with slots that are not its own.
+
+  Attributes:
+    operation: What is tested, at which shape.
+    implementation: A name or a config; None for the best that fits.
+    packed: Chunks of a call.
+    cases: Names of the operation's cases to try; None for all.
+  """
+
+  operation: Operation
+  implementation = None
+  packed = 8
+  cases = None
+
+  def pytest_generate_tests(self, metafunc):
+    if "case" in metafunc.fixturenames:
+      metafunc.parametrize("case", self.cases or list(self.operation.cases))
+
+  def around(self):
+    """Entered around every run."""
+    return contextlib.nullcontext()
+
+  def after_each(self):
+    """Called after every run."""
+
+  def call(self, jobs, inputs, pool, n=None):
+    """Runs jobs packed together: outputs per job, and the pool."""
+    n, c = n or self.packed, self.operation.chunk
+    arrays = [pack(jobs, x, n, c) for x in zip(*inputs, strict=True)]
+    run = compiled(self.operation.packed, self.implementation)
+    with self.around():
+      out, pool = run(*arrays, jnp.asarray(pool), chunks_of(jobs, n, c))
+      out, pool = np.asarray(out), np.asarray(pool)
+    self.after_each()
+    outs = unpack(jobs, out, c)
+    assert all(np.isfinite(x).all() for x in outs)
+    return outs, pool
+
+  def pool(self):
+    """Slots of NaN and of -0.0."""
+    dtype = jnp.dtype(self.operation.pool_dtype)
+    return poisoned_pool((SLOTS, *self.operation.slot), dtype)
+
+  def jobs(self):
+    """Ends inside a chunk; resumes and ends on the lattice; a token later."""
+    c = self.operation.chunk
+    return (
+      Job(2 * c + c // 3, writes={0: 299, 1: 7, 2: 130}),
+      Job(c, read=11, writes={0: 12}),
+      Job(2 * c + 1, read=200, writes={2: 200}),
+    )
+
+  def three_requests(self, **choices):
+    """The jobs, their inputs, the pool that they begin with."""
+    pool, jobs = self.pool(), self.jobs()
+    pool[11], pool[200] = map(self.operation.initial_state, (1, 2))
+    inputs = [
+      self.operation.tokens(seed, job.length, **choices)
+      for seed, job in enumerate(jobs)
+    ]
+    return jobs, inputs, pool
+
+  def test_equals_the_recurrence(self, case):
+    operation, c = self.operation, self.operation.chunk
+    limit = TOLERANCE[operation.dtype]
+    jobs, inputs, pool = self.three_requests(**operation.cases[case])
+    outs, after = self.call(jobs, inputs, pool)
+    for job, arrays, out in zip(jobs, inputs, outs, strict=True):
+      before = pool[job.read] if job.read != ZERO else np.zeros(operation.slot)
+      expected, states = operation.reference(arrays, before)
+      assert reference.relative_error(out, expected) <= limit
+      for chunk, slot in job.writes.items():
+        end = min((chunk + 1) * c, job.length)
+        assert reference.relative_error(after[slot], states[end]) <= limit
+
+  def test_slots_not_written_keep_their_bits(self):
+    jobs, inputs, pool = self.three_requests()
+    _, after = self.call(jobs, inputs, pool)
+    written = sorted(s for job in jobs for s in job.writes.values())
+    changed = [s for s in range(SLOTS) if not same_bits(after[s], pool[s])]
+    assert changed == written
+
+  @classmethod
+  @functools.cache
+  def _cold(cls):
+    """One request alone: inputs, outputs, and its state per chunk."""
+    self = cls()
+    length = 4 * self.operation.chunk + self.operation.chunk // 3
+    inputs = self.operation.tokens(5, length)
+    job = Job(length, writes={i: i for i in range(5)})
+    (out,), pool = self.call([job], [inputs], self.pool())
+    return inputs, out, pool[:5]
+
+  @pytest.mark.parametrize("captures", [{}, {0: 299, 3: 0, 4: 7}])
+  def test_capture_changes_no_bit(self, captures):
+    inputs, expected, states = self._cold()
+    job = Job(len(expected), writes=captures)
+    (out,), pool = self.call([job], [inputs], self.pool())
+    assert same_bits(out, expected)
+    for chunk, slot in captures.items():
+      assert same_bits(pool[slot], states[chunk])
+
+  @pytest.mark.parametrize("done", [1, 3, 4])
+  def test_resumed_has_the_bits_of_cold(self, done):
+    inputs, expected, states = self._cold()
+    start, pool = done * self.operation.chunk, self.pool()
+    pool[9] = states[done - 1]
+    job = Job(len(expected) - start, read=9, writes={4 - done: 9})  # its own
+    (out,), pool = self.call([job], [[x[start:] for x in inputs]], pool)
+    assert same_bits(out, expected[start:])
+    assert same_bits(pool[9], states[4])
+
+  @pytest.mark.parametrize("place", [0, 2])
+  def test_any_packing_has_the_bits_of_alone(self, place):
+    inputs, expected, states = self._cold()
+    operation, c = self.operation, self.operation.chunk
+    jobs = [Job(c + 2, writes={0: 8}), Job(5, read=20, writes={0: 21})]
+    others = [operation.tokens(6, c + 2), operation.tokens(7, 5)]
+    jobs.insert(place, Job(len(expected), writes={4: 299}))
+    others.insert(place, inputs)
+    pool = self.pool()
+    pool[20] = operation.initial_state(0)
+    outs, pool = self.call(jobs, others, pool)
+    assert same_bits(outs[place], expected)
+    assert same_bits(pool[299], states[4])
+
+  def test_another_number_of_chunks_has_the_same_bits(self):
+    inputs, expected, _ = self._cold()
+    job = Job(len(expected))
+    (out,), _ = self.call([job], [inputs], self.pool(), n=self.packed + 3)
+    assert same_bits(out, expected)
+
+
+class StepSuite:
+  """One token of several running sequences, in XLA operations.
+
+  Attributes:
+    operation: What is tested, at which shape.
+  """
+
+  operation: Operation
+
+  def step(self, *arguments):
+    """One compiled step."""
+    return compiled_step(self.operation.step)(*arguments)
+
+  def test_steps_equal_the_recurrence(self):
+    operation, t = self.operation, 30
+    inputs = [operation.tokens(seed, t) for seed in range(3)]
+    stacked = [np.stack(x) for x in zip(*inputs, strict=True)]
+    pool = poisoned_pool((SLOTS, *operation.slot), operation.pool_dtype)
+    pool[4], pool[5] = map(operation.initial_state, (1, 2))
+    read, write = jnp.array([ZERO, 4, 5]), jnp.array([299, 7, 5])
+    outs, after = [], jnp.asarray(pool)
+    for i in range(t):
+      out, after = self.step(*(x[:, i] for x in stacked), after, read, write)
+      outs.append(out)
+      read = write
+    starts = np.zeros(operation.slot), pool[4], pool[5]
+    for row, before in enumerate(starts):
+      expected, states = operation.reference(inputs[row], before)
+      error = reference.relative_error(np.stack(outs)[:, row], expected)
+      assert error <= 1e-5
+      error = reference.relative_error(after[write[row]], states[-1])
+      assert error <= 1e-5
+    changed = [s for s in range(SLOTS) if not same_bits(after[s], pool[s])]
+    assert changed == [5, 7, 299]
+
+  def test_a_step_has_the_same_bits_in_any_row(self):
+    inputs = [np.asarray(x[:4]) for x in self.operation.tokens(0, 4)]
+    shape = (SLOTS, *self.operation.slot)
+    pool = poisoned_pool(shape, self.operation.pool_dtype)
+    for slot in range(4):
+      pool[slot] = self.operation.initial_state(slot)
+    read = np.arange(4)
+    out, after = self.step(*inputs, pool, read, read + 10)
+    order = np.array([2, 0, 3, 1])
+    write = np.array([20, 21, NONE, 23])
+    moved = [x[order] for x in inputs]
+    again, later = self.step(*moved, pool, read[order], write)
+    assert same_bits(again, np.asarray(out)[order])
+    for slot, row in ((20, 2), (21, 0), (23, 1)):
+      assert same_bits(later[slot], after[row + 10])
+    assert same_bits(later[-1], pool[-1])
+
+
+class CoreSuite:
+  """The differentiable core: bits of serving, gradients of the recurrence.
+
+  Attributes:
+    operation: What is tested, at which shape.
+    choices: Of the operation's tokens.
+  """
+
+  operation: Operation
+  choices: ClassVar = {"keys": "correlated", "decay": "mixed"}
+
+  def packed_inputs(self, t):
+    """Inputs of one request, bare and packed, and the lengths of its chunks."""
+    c, job = self.operation.chunk, Job(t)
+    inputs = self.operation.tokens(3, t, **self.choices)
+    n = -(-t // c)
+    packed = [pack([job], [x], n, c) for x in inputs]
+    return inputs, packed, chunks_of([job], n, c).length
+
+  def test_the_core_has_the_bits_of_the_packed_form(self):
+    c = self.operation.chunk
+    t = 3 * c + c // 3
+    _, packed, length = self.packed_inputs(t)
+    state = self.operation.initial_state(0)
+    pool = np.zeros((9, *self.operation.slot), state.dtype)
+    pool[0] = state
+    job = Job(t, read=0, writes={i: i + 1 for i in range(4)})
+    run = compiled(self.operation.packed, None)
+    out, pool = run(*packed, pool, chunks_of([job], 4, c))
+
+    @jax.jit
+    def core(packed, state):
+      return self.operation.core(
+        *packed, length, initial_state=state, capture_at=[4, 1, 2]
+      )
+
+    differentiated, _ = jax.vjp(core, packed, jnp.asarray(state))
+    for scanned in (core(packed, state), differentiated):
+      got = unpack([job], scanned.out, c)
+      assert same_bits(got, unpack([job], out, c))
+      assert same_bits(scanned.state, pool[4])
+      assert same_bits(scanned.captured, np.asarray(pool)[[4, 1, 2]])
+
+  def test_gradients_equal_those_of_the_recurrence(self):
+    operation, c = self.operation, self.operation.chunk
+    t = c + c // 2
+    inputs, packed, length = self.packed_inputs(t)
+    state, random = operation.initial_state(0), np.random.default_rng(1)
+    d_out = random.standard_normal(operation.reference(inputs, state)[0].shape)
+    d_states = np.zeros((t + 1, *operation.slot))
+    d_states[c], d_states[t] = random.standard_normal((2, *operation.slot))
+    # Rows past the length do not reach the loss: their weight is zero.
+    weight = pack([Job(t)], [d_out.astype(np.float32)], 2, c, padding=0)
+    kept = d_states[[c, t]].astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradients(packed, state):
+      scanned = operation.core(
+        *packed, length, initial_state=state, capture_at=[1]
+      )
+      loss = jnp.sum(scanned.out * weight) + jnp.sum(scanned.state * kept[1])
+      return loss + jnp.sum(scanned.captured[0] * kept[0])
+
+    got, got_state = gradients(tuple(packed), jnp.asarray(state))
+    want, want_state = reference.gradients(
+      operation.token, inputs, state, d_out, d_states
+    )
+    for gradient, expected in zip(got, want, strict=True):
+      assert np.isfinite(gradient).all()
+      (real,) = unpack([Job(t)], gradient, c)
+      assert reference.relative_error(real, expected) <= 1e-4
+    assert reference.relative_error(got_state, want_state) <= 1e-4
+
+  def test_no_more_than_chunk_states_are_kept(self):
+    c, n = self.operation.chunk, 6
+    _, packed, length = self.packed_inputs(n * c)
+    state = jnp.asarray(self.operation.initial_state(0))
+
+    def core(packed, state):
+      return self.operation.core(*packed, length, initial_state=state)
+
+    _, pull = jax.vjp(core, tuple(packed), state)
+    kept = sum(x.size for x in jax.tree.leaves(pull))
+    inputs = sum(x.size for x in packed)
+    # Inputs, a state per chunk, and what is small: lengths and weights.
+    assert kept <= inputs + n * state.size + 10 * state.size + 10 * n
