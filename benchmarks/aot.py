@@ -2,11 +2,11 @@
 
     python -m benchmarks.aot --platforms=tpu --output=aot.json
 
-Lowering a kernel says little; this makes the programs themselves. Each case is
-compiled in a process of its own, because a compiler that fails may abort, twice,
-the second time with twice the slots. It is in place if its pools are aliased to
-its results and its temporaries do not grow with the slots. (What is captured is
-data: one program captures any subset.)
+Lowering a kernel says little; this makes the programs themselves. Each case has
+a process of its own, because a compiler that fails may abort, and is compiled
+twice, the second time with twice the slots. It is in place if its pools are
+aliased to its results and its temporaries do not grow with the slots. (What is
+captured is data: one program captures any subset.)
 """
 
 import dataclasses

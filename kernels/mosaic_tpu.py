@@ -9,10 +9,11 @@ chunks of a block run in order, the carry in VMEM between them:
     pool[write] <- carry (by DMA, while the next chunk is computed)
 
 The pool stays in HBM, is aliased to the result, and is touched only in the
-slots that the chunks name. A kernel takes it row by row, the order of its axes;
-XLA lays out arrays whose rows do not fill the 128 lanes of a register in another
-order, and puts a copy of the pool on both sides of the kernel, unless the
-program is compiled for pools of `Layout(major_to_minor=(0, 1, 2, 3))`.
+slots that the chunks name. A kernel takes it in the order of its axes. States
+with v below 128 do not fill the lanes of a register; XLA lays them out in
+another order, and puts a copy of the pool on both sides of the kernel unless
+the program is compiled for pools of `Layout((0, 1, 2, 3))`, which is twice the
+memory at v = 64.
 """
 
 import dataclasses
@@ -328,20 +329,26 @@ def refusal_of_heads(
     return f"widths {width} and {v.shape[3]} are not multiples of 64"
   if heads % config.block:
     return f"block {config.block} does not divide {heads} key heads"
-  return refusal_of_types((q, k, v), pool, precision)
+  reason = refusal_of_types((q, k, v), precision)
+  return reason or refusal_of_state(pool)
 
 
 def refusal_of_types(
-  xs: Sequence[Array], state: Array, precision: lax.Precision
+  xs: Sequence[Array], precision: lax.Precision
 ) -> str | None:
-  """Why these types or this precision do not fit, or None."""
+  """Why inputs of these types or this precision do not fit, or None."""
   for x in xs:
     if x.dtype not in (jnp.float32, jnp.bfloat16):
       return f"inputs of {x.dtype} are neither float32 nor bfloat16"
-  if state.dtype != jnp.float32:
-    return f"states are {state.dtype} and must be float32"
   if precision not in (lax.Precision.HIGHEST, lax.Precision.DEFAULT):
-    return f"{precision} is not a precision of Mosaic; HIGHEST is"
+    return f"products at {precision} are neither at HIGHEST nor at DEFAULT"
+  return None
+
+
+def refusal_of_state(pool: Array) -> str | None:
+  """Why states of this type do not fit, or None."""
+  if pool.dtype != jnp.float32:
+    return f"states are {pool.dtype} and must be float32"
   return None
 
 
@@ -360,7 +367,7 @@ def refusal_of_channels(config: Config, x: Array) -> str | None:
     return f"{width} channels are not a multiple of 128"
   if config.block % 128 or width % config.block:
     return f"block {config.block} is not a multiple of 128 dividing {width}"
-  return None
+  return refusal_of_types((x,), lax.Precision.HIGHEST)
 
 
 def rows_lie_together(rows: int, dtype: Any) -> bool:

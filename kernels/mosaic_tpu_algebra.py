@@ -16,12 +16,12 @@ RESET = -1e36
 
 
 def dot(
-  x: Float32[Array, "r k"],
-  y: Float32[Array, "k v"],
+  x: Float[Array, "r1 c1"],
+  y: Float[Array, "r2 c2"],
   precision: lax.Precision | None,
   contract: tuple[int, int] = (1, 0),
 ) -> Float32[Array, "r v"]:
-  """x y, summed over axis `contract` of each: (1, 1) is x y^T."""
+  """Product over axis `contract` of each, in float32: (1, 1) is x y^T."""
   return lax.dot_general(
     x,
     y,

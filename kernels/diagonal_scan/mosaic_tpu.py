@@ -25,7 +25,7 @@ from sparse_prefix_jax.kernels.mosaic_tpu import (
   channels_per_step,
   packed_scan,
   refusal_of_channels,
-  refusal_of_types,
+  refusal_of_state,
 )
 from sparse_prefix_jax.kernels.mosaic_tpu_algebra import (
   iota,
@@ -140,9 +140,7 @@ def _refusal(
   x, _, pool, _ = arguments
   if options["rate"] is not None and pool.shape[2] % 8:
     return f"{pool.shape[2]} numbers per channel are not a multiple of 8"
-  highest = lax.Precision.HIGHEST
-  reason = refusal_of_types((x,), pool, highest)
-  return reason or refusal_of_channels(config, x)
+  return refusal_of_channels(config, x) or refusal_of_state(pool)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:

@@ -6,9 +6,9 @@ a chunk, so the decayed products of keys
     P_ij = sum_d x_id k_jd exp(A_id - A_jd),   i >= j
 
 are made in blocks of 16 rows, with every exponent <= 0: in a diagonal block
-channel by channel, and below it with the start r of the block row between them,
-exp(A_i - A_r) on the left and exp(A_r - A_j) on the right. The rest is the gated
-delta rule, with L = strictly lower (beta P):
+channel by channel, and below it with the start r of the block row in between,
+exp(A_i - A_r) on the left and exp(A_r - A_j) on the right. The rest is the
+gated delta rule, with L = strictly lower (beta P):
 
     U = (I + L)^-1 beta (V - (exp(A) K) S)
     O = (exp(A) Q) S + P_q U

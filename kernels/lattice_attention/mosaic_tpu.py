@@ -16,7 +16,7 @@ it cannot stand here.
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,7 @@ class _Sizes:
     heads: Key heads.
     block_pages: Pages of one block of keys.
     tokens_first: Whether pages are [c hkv k] rather than [hkv c k].
+    window: Keys that a token sees, or None for all before it.
     precision: Of the products.
   """
 
@@ -67,6 +68,7 @@ class _Sizes:
   heads: int
   block_pages: int
   tokens_first: bool
+  window: int | None
   precision: lax.Precision | None
 
   @property
@@ -80,6 +82,28 @@ class _Sizes:
     return x.reshape(self.keys, -1)
 
 
+class _Keys(NamedTuple):
+  """The keys that a chunk sees: positions [start, end).
+
+  Attributes:
+    position: Of its first query.
+    start: First key that any of its queries sees.
+    end: Tokens that exist.
+  """
+
+  position: Array
+  start: Array
+  end: Array
+
+  def has(self, key: Array) -> Array:
+    """Whether some query may see the key."""
+    return (key >= self.start) & (key < self.end)
+
+  def some_in(self, first: Array, count: int) -> Array:
+    """Whether some query may see one of `count` keys."""
+    return (first + count > self.start) & (first < self.end)
+
+
 def _run(
   q: Float[Array, "n c h k"],
   k: Float[Array, "n c hkv k"],
@@ -90,6 +114,7 @@ def _run(
   page_table: Int32[Array, "requests pages"],
   *,
   block_pages: int,
+  window: int | None,
   precision: lax.Precision,
   config: Config,
 ) -> tuple[
@@ -113,6 +138,7 @@ def _run(
     heads,
     block_pages,
     rows_lie_together(heads, k.dtype),
+    window,
     None if exact else precision,
   )
   out = _attend(rows, key_pages, value_pages, chunks, page_table, sizes, config)
@@ -172,14 +198,16 @@ def _kernel(sizes: _Sizes, *refs: Ref) -> None:
   i = pl.program_id(0)
   position, length, request = position_ref[i], length_ref[i], request_ref[i]
   end = jnp.where(length > 0, position + length, 0)
-  blocks = pl.cdiv(end, sizes.keys)
+  start = 0 if sizes.window is None else position - sizes.window + 1
+  keys = _Keys(position, jnp.maximum(start, 0), end)
+  first, blocks = keys.start // sizes.keys, pl.cdiv(end, sizes.keys)
 
   def pages(block: Array, act: str) -> None:
     """Starts or awaits the copies of the pages that hold keys of a block."""
     for index in range(sizes.block_pages):
       page = block * sizes.block_pages + index
 
-      @pl.when(page * sizes.chunk < end)
+      @pl.when(keys.some_in(page * sizes.chunk, sizes.chunk))
       def _(page: Array = page, index: int = index) -> None:
         for which, (pool, buffer) in enumerate(zip(pools, buffers)):
           copy = pltpu.make_async_copy(
@@ -193,9 +221,9 @@ def _kernel(sizes: _Sizes, *refs: Ref) -> None:
   total[...] = jnp.zeros_like(total)
   maximum[...] = jnp.full_like(maximum, -jnp.inf)
 
-  @pl.when(blocks > 0)
+  @pl.when(first < blocks)
   def _() -> None:
-    pages(jnp.int32(0), "start")
+    pages(first, "start")
 
   def reduce(block: Array, _: None) -> None:
     @pl.when(block + 1 < blocks)
@@ -203,54 +231,56 @@ def _kernel(sizes: _Sizes, *refs: Ref) -> None:
       pages(block + 1, "start")
 
     pages(block, "wait")
-    first = block * sizes.keys
     for head in range(sizes.heads):
       k, v = (sizes.of_head(x.at[block % 2], head) for x in buffers)
       softmax = maximum.at[head], total.at[head], out.at[head]
-      _accumulate(sizes, q[head], k, v, first, position, end, softmax)
+      _accumulate(sizes, keys, block * sizes.keys, q[head], k, v, softmax)
 
-  lax.fori_loop(0, blocks, reduce, None)
-
-  @pl.when(blocks > 0)
-  def _() -> None:
-    for head in range(sizes.heads):
-      out[head] = out[head] / total[head, :, :1]
+  lax.fori_loop(first, blocks, reduce, None)
+  for head in range(sizes.heads):
+    # Rows of inactive chunks, and of padding outside the window, stay zero.
+    sum_of_weights = total[head, :, :1]
+    out[head] /= jnp.where(sum_of_weights == 0, 1.0, sum_of_weights)
 
 
 def _accumulate(
   sizes: _Sizes,
+  keys: _Keys,
+  first: Array,
   q: Float[Array, "rows k"],
   k: Float[Array, "keys k"],
   v: Float[Array, "keys k"],
-  first: Array,
-  position: Array,
-  end: Array,
   softmax: tuple[Ref, Ref, Ref],
 ) -> None:
   """One block of keys into the softmax of one key head.
 
+  A row that has seen no key yet, because its window begins in a later block,
+  has a maximum of -inf; it subtracts 0 and stays empty.
+
   Args:
     sizes: Of the call.
+    keys: Those of the chunk.
+    first: Position of the first key of the block.
     q: Queries of the chunk.
-    k: Keys; those that were not fetched hold anything.
-    v: Values.
-    first: Position of the first key.
-    position: Position of the first query.
-    end: Tokens that exist.
+    k: Keys of the block; those that were not fetched hold anything.
+    v: Values of the block, likewise.
     softmax: Maximum, total (each along the lanes) and output; updated.
   """
   maximum_ref, total_ref, out_ref = softmax
-  exists = first + iota((sizes.keys, 1), 0) < end
-  v = jnp.where(exists, v, jnp.zeros_like(v))
+  visible = keys.has(first + iota((sizes.keys, 1), 0))
+  v = jnp.where(visible, v, jnp.zeros_like(v))
   shape = q.shape[0], sizes.keys
   key = first + iota(shape, 1)
-  row = position + iota(shape, 0) % sizes.chunk
+  row = keys.position + iota(shape, 0) % sizes.chunk
+  seen = (key <= row) & keys.has(key)
+  if sizes.window is not None:
+    seen &= key > row - sizes.window
   scores = dot(q, k, sizes.precision, (1, 1))
-  scores = jnp.where((key <= row) & (key < end), scores, -jnp.inf)
+  scores = jnp.where(seen, scores, -jnp.inf)
   before = maximum_ref[:, :1]
   maximum = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
-  rescale = jnp.exp(before - maximum)
-  weights = jnp.exp(scores - maximum)
+  finite = jnp.where(maximum == -jnp.inf, 0.0, maximum)
+  rescale, weights = jnp.exp(before - finite), jnp.exp(scores - finite)
   total = jnp.sum(weights, axis=1, keepdims=True)
   total = total_ref[:, :1] * rescale + total
   update = dot(weights.astype(v.dtype), v, sizes.precision)
@@ -263,18 +293,18 @@ def _refusal(
   device: Device,
   config: Config,
   *arguments: Any,
-  block_pages: int,
   precision: lax.Precision,
+  **options: Any,
 ) -> str | None:
   q, k, v, key_pages, value_pages, _, _ = arguments
-  size, heads, width = k.shape[1:]
+  size, width = k.shape[1], k.shape[3]
   if len({x.dtype for x in (q, k, v, key_pages, value_pages)}) > 1:
     return "queries, keys, values and pages differ in dtype"
   if size % 16:
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 64:
     return f"heads of width {width} are not a multiple of 64"
-  return refusal_of_types((q,), q[..., 0].astype(jnp.float32), precision)
+  return refusal_of_types((q,), precision)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
