@@ -94,8 +94,7 @@ def _float32(*shape: int) -> Shape:
 
 
 def _chunks() -> Chunks:
-  one = jax.ShapeDtypeStruct((_CHUNKS,), jnp.int32)
-  return Chunks(one, one, one, one, one)
+  return jax.eval_shape(lambda: Chunks(*jnp.zeros((5, _CHUNKS), jnp.int32)))
 
 
 def _packed(operation: Callable[..., Any], *inputs: Shape) -> Program:
@@ -137,7 +136,7 @@ def _linear(width: int, dtype: Any) -> Program:
 def _convolution(width: int, dtype: Any) -> Program:
   def run(inputs: Any, pools: Any, **options: Any) -> Any:
     x, weight, chunks = inputs
-    out, pool = causal_conv1d(x, weight, *pools, chunks, **options)
+    out, pool = causal_conv1d(x, weight, pools[0], chunks, **options)
     return out, (pool,)
 
   x = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _CHANNELS), dtype)
@@ -149,7 +148,8 @@ def _convolution(width: int, dtype: Any) -> Program:
 def _scan(width: int, dtype: Any, selective: bool = False) -> Program:
   def run(inputs: Any, pools: Any, **options: Any) -> Any:
     x, log_decay, chunks, extra = inputs
-    y, pool = diagonal_scan(x, log_decay, *pools, chunks, **extra, **options)
+    options |= extra
+    y, pool = diagonal_scan(x, log_decay, pools[0], chunks, **options)
     return y, (pool,)
 
   x = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _CHANNELS), dtype)
@@ -164,8 +164,8 @@ def _scan(width: int, dtype: Any, selective: bool = False) -> Program:
 
 def _attention(width: int, dtype: Any) -> Program:
   def run(inputs: Any, pools: Any, **options: Any) -> Any:
-    *arrays, chunks, table = inputs
-    out, *pools = lattice_attention(*arrays, *pools, chunks, table, **options)
+    q, k, v, *plan = inputs
+    out, *pools = lattice_attention(q, k, v, *pools, *plan, **options)
     return out, tuple(pools)
 
   q = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _VALUE_HEADS, width), dtype)

@@ -18,8 +18,9 @@ TARGETS = {
 }
 """Topology of each target; one device of it is compiled for."""
 
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1"}
-"""Variables of a compiling process: no machine is asked what it is."""
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+"""Variables of a compiling process: no machine is asked what it is, and none is
+reserved."""
 
 
 def device(target: str) -> Any:

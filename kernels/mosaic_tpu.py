@@ -236,7 +236,7 @@ def _block_spec(operand: Operand, blocks: int, fetched: bool) -> pl.BlockSpec:
   return pl.BlockSpec(tuple(shape), index)
 
 
-def _kernel(cell: Cell, split: int, n: int, *refs: Ref) -> None:
+def _kernel(cell: Cell, split: int | None, n: int, *refs: Ref) -> None:
   """One chunk of one block: grid step (block, i).
 
   The carry goes to HBM from a copy of its own, so the capture of a chunk runs
@@ -254,8 +254,9 @@ def _kernel(cell: Cell, split: int, n: int, *refs: Ref) -> None:
     # A sentinel never reaches an index, whatever guards the use of it.
     where: list[Any] = [pl.ds(jnp.maximum(slot, 0), 1)]
     where += [slice(None)] * (len(carry.shape) - 1)
-    width = carry.shape[split]
-    where[split] = pl.ds(block * width, width)
+    if split is not None:
+      width = carry.shape[split]
+      where[split] = pl.ds(block * width, width)
     return pool.at[tuple(where)]
 
   def to_pool(slot: Int32[Array, ""]) -> Any:

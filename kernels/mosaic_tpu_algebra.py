@@ -31,7 +31,7 @@ def dot(
   )
 
 
-def iota(shape: tuple[int, int], axis: int) -> Int32[Array, "r k"]:
+def iota(shape: tuple[int, ...], axis: int) -> Int32[Array, "r k"]:
   """The index along `axis`."""
   return lax.broadcasted_iota(jnp.int32, shape, axis)
 

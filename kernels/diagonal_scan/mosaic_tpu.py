@@ -49,8 +49,9 @@ def _run(
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
   """The operation as one kernel; arguments of `diagonal_scan`."""
   xs = [Operand(x, 2), Operand(log_decay, 2)]
-  selective = rate is not None and b is not None and c is not None
-  if selective:
+  selective = False
+  if rate is not None and b is not None and c is not None:
+    selective = True
     # XLA keeps states of a few numbers with the channels along the lanes
     # already: neither this nor the way back moves anything.
     pool = pool.swapaxes(1, 2)
@@ -138,8 +139,9 @@ def _refusal(
   device: Device, config: Config, *arguments: Any, **options: Any
 ) -> str | None:
   x, _, pool, _ = arguments
-  if options["rate"] is not None and pool.shape[2] % 8:
-    return f"{pool.shape[2]} numbers per channel are not a multiple of 8"
+  # More of them fill the lanes: XLA lays those out the other way round.
+  if options["rate"] is not None and pool.shape[2] not in range(8, 65, 8):
+    return f"{pool.shape[2]} states per channel are not 8, 16, ... or 64"
   return refusal_of_channels(config, x) or refusal_of_state(pool)
 
 

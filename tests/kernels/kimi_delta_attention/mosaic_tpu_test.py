@@ -6,15 +6,16 @@ from tests.kernels import operations
 from tests.kernels.mosaic_tpu import TPUS, MosaicTpuSuite, assert_lowers
 
 FLOAT32 = operations.kimi_delta_attention_at((2, 4, 64, 64))
+FEW = (
+  "random-gates-gates",
+  "repeated-0.0-1.0",
+  "correlated-mixed-gates",
+)
 
 
 class TestMosaicTpu(MosaicTpuSuite):
   operation = FLOAT32
-  cases = (
-    "random-gates-gates",
-    "repeated-0.0-1.0",
-    "correlated-mixed-gates",
-  )
+  cases = FEW
 
 
 @pytest.mark.parametrize("device", TPUS)
@@ -30,31 +31,37 @@ class TestMosaicTpuOfEveryCase(MosaicTpuSuite):
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfBfloat16(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 2, 64, 128), "bfloat16")
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfWidth128(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 2, 128, 128))
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfWidth128Bfloat16(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 1, 128, 128), "bfloat16")
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfWidth256(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 1, 256, 256))
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfWidth256Bfloat16(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 1, 256, 256), "bfloat16")
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
 class TestMosaicTpuOfShortChunks(MosaicTpuSuite):
   operation = operations.kimi_delta_attention_at((1, 1, 64, 64), chunk=16)
+  cases = FEW
 
 
 @pytest.mark.slow_kernels
