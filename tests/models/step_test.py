@@ -133,3 +133,33 @@ def test_models_of_one_configuration_share_their_programs():
   assert jax.tree.structure((one, pools)) == jax.tree.structure((two, pools))
   other = HybridDecoder(small_config(ladder=(8,)), rngs=nnx.Rngs(0))
   assert jax.tree.structure(step.freeze(other)) != jax.tree.structure(one)
+
+
+TPU = jax.sharding.AbstractDevice(
+  device_kind="TPU v6 lite", num_cores=1, platform="tpu"
+)
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kernels"), [("auto", 3), ("xla", 0)]
+)
+def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
+  """Convolution, delta rule, attention: what layers share is lowered once."""
+  config = small_config(
+    chunk=64,
+    ladder=(2,),
+    key_width=64,
+    value_width=64,
+    head_width=64,
+    implementation=implementation,
+  )
+  pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
+  model = jax.eval_shape(
+    lambda: step.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
+  )
+  group = step.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
+  mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=TPU)
+  with jax.sharding.use_abstract_mesh(mesh):
+    traced = step.prefill_group.trace(model, pools, group)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  assert text.count("tpu_custom_call") == kernels
