@@ -17,7 +17,8 @@ from sparse_prefix_jax.kernels.mosaic_tpu import (
   packed_scan,
   refusal_of_state,
 )
-from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race, lowered
+from tests.kernels.devices import lowered
+from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
 from tests.kernels.packing import bits, chunks_of, poisoned_pool
 
 C, D, SLOTS = 16, 256, 300
@@ -143,6 +144,6 @@ def test_what_does_not_fit_falls_back_to_xla():
   text = lowered(
     gated_delta_rule,
     *(x, x, values, gate, gate, pool, chunks),
-    device="TPU v6 lite",
+    kind="TPU v6 lite",
   )
   assert "tpu_custom_call" not in text
