@@ -3,6 +3,7 @@
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
 #   make test-kernels     every kernel at all widths and dtypes
+#   make aot        compile every kernel for TPUs and an H100 that are not here
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     logits again from transformers, compared with the golden
 #                   files, and ours with both
@@ -13,7 +14,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-kernels lint format parity wheel lock clean
+.PHONY: demo test test-slow test-kernels aot lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -41,6 +42,9 @@ test-slow: $(VENV)/.test
 
 test-kernels: $(VENV)/.test
 	$(PYTEST) -m slow_kernels tests/kernels
+
+aot: .venv-aot/.aot
+	.venv-aot/bin/python -m benchmarks.aot --platforms=tpu,cuda $(AOT_FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -91,6 +95,11 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml setup.py
 
 $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+.venv-aot/.aot: .venv-aot/.made pyproject.toml setup.py
+	@echo "Installing the compilers for TPU and CUDA (some GB)"
+	.venv-aot/bin/python $(PIP_INSTALL) -e '.[cuda12,tpu]'
 	@touch $@
 
 .venv-parity/.parity: .venv-parity/.made pyproject.toml setup.py

@@ -6,7 +6,8 @@ fit a call (`refusal`), which sizes it would take (`heuristic`) and computes it
 """
 
 import dataclasses
-from collections.abc import Callable, Hashable, Sequence
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -27,12 +28,16 @@ class Config:
   overrides what the heuristic would have taken.
 
   Attributes:
+    name: Of the implementation.
+    platform: That it needs, or None.
+    tunable: Values worth trying, by field.
     interpret: Parameters of Pallas's interpreter, which runs on any device;
       None compiles.
   """
 
   name: ClassVar[str] = "xla"
   platform: ClassVar[str | None] = None
+  tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType({})
   interpret: Hashable = None
 
 

@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, xla
+from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.chunks import (
   Captures,
   Chunks,
@@ -14,7 +14,11 @@ from sparse_prefix_jax.kernels.chunks import (
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-_IMPLEMENTATIONS = (mosaic_gpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def causal_conv1d(
@@ -41,7 +45,7 @@ def causal_conv1d(
     ValueError: If no implementation fits, with the reason of each.
   """
   arguments = x, weight, pool, chunks
-  return dispatch("causal_conv1d", implementation, _IMPLEMENTATIONS, *arguments)
+  return dispatch("causal_conv1d", implementation, IMPLEMENTATIONS, *arguments)
 
 
 def causal_conv1d_core(

@@ -12,10 +12,14 @@ from sparse_prefix_jax.kernels.chunks import (
   capture_rows,
   restore_rows,
 )
-from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, xla
+from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-_IMPLEMENTATIONS = (mosaic_gpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def diagonal_scan(
@@ -67,7 +71,7 @@ def diagonal_scan(
   return dispatch(
     "diagonal_scan",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(x, log_decay, pool, chunks),
     rate=rate,
     b=b,

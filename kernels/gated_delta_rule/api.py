@@ -12,13 +12,21 @@ from sparse_prefix_jax.kernels.chunks import (
   capture_rows,
   restore_rows,
 )
-from sparse_prefix_jax.kernels.gated_delta_rule import mosaic_gpu, xla
+from sparse_prefix_jax.kernels.gated_delta_rule import (
+  mosaic_gpu,
+  mosaic_tpu,
+  xla,
+)
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (mosaic_gpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def gated_delta_rule(
@@ -67,7 +75,7 @@ def gated_delta_rule(
   return dispatch(
     "gated_delta_rule",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, log_decay, beta, pool, chunks),
     precision=precision,
   )

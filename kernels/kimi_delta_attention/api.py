@@ -13,12 +13,20 @@ from sparse_prefix_jax.kernels.chunks import (
   restore_rows,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.kimi_delta_attention import mosaic_gpu, xla
+from sparse_prefix_jax.kernels.kimi_delta_attention import (
+  mosaic_gpu,
+  mosaic_tpu,
+  xla,
+)
 
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (mosaic_gpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def kimi_delta_attention(
@@ -69,7 +77,7 @@ def kimi_delta_attention(
   return dispatch(
     "kimi_delta_attention",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, log_decay, beta, pool, chunks),
     precision=precision,
   )

@@ -6,13 +6,13 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.lattice_attention import vjp, xla
+from sparse_prefix_jax.kernels.lattice_attention import mosaic_tpu, vjp, xla
 
 BLOCK_PAGES = 8
 """Pages that one product covers; page tables are a multiple of it wide."""
 
 _PRECISION = lax.Precision.HIGHEST
-_IMPLEMENTATIONS = (plain(xla.attend_chunks),)
+IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.attend_chunks))
 
 
 def lattice_attention(
@@ -64,7 +64,7 @@ def lattice_attention(
   return dispatch(
     "lattice_attention",
     implementation,
-    _IMPLEMENTATIONS,
+    IMPLEMENTATIONS,
     *(q, k, v, key_pages, value_pages, chunks, page_table),
     block_pages=BLOCK_PAGES,
     window=window,

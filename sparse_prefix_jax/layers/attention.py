@@ -33,6 +33,7 @@ class AttentionConfig:
     eps: Of the norms of queries and keys.
     dtype: Of weights and activations.
     precision: Of the products.
+    implementation: Of the operation, or None for the best that fits.
   """
 
   width: int
@@ -44,6 +45,7 @@ class AttentionConfig:
   eps: float
   dtype: str
   precision: str
+  implementation: str | None = None
 
 
 class PagePools(NamedTuple):
@@ -103,14 +105,9 @@ class GatedAttention(nnx.Module):
       q, gate, k, v = map_chunks(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
-        q,
-        k,
-        v,
-        pools.keys,
-        pools.values,
-        chunks,
-        page_table,
+        *(q, k, v, pools.keys, pools.values, chunks, page_table),
         precision=jax.lax.Precision(self.config.precision),
+        implementation=self.config.implementation,
       )
     with jax.named_scope("heads"):
       out = map_chunks(_gate, out, gate)

@@ -36,6 +36,7 @@ class GatedDeltaNetConfig:
     eps: Of the gated norm.
     dtype: Of weights and activations.
     precision: Of the products.
+    implementation: Of the operations, or None for the best that fits.
   """
 
   width: int
@@ -47,6 +48,7 @@ class GatedDeltaNetConfig:
   eps: float
   dtype: str
   precision: str
+  implementation: str | None = None
 
   @property
   def mixed_width(self) -> int:
@@ -136,20 +138,16 @@ class GatedDeltaNet(nnx.Module):
     gate = dense(x, self.in_gate[...], precision)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        mixed, self.conv[...], pools.conv_state, chunks
+        *(mixed, self.conv[...], pools.conv_state, chunks),
+        implementation=self.config.implementation,
       )
     with jax.named_scope("heads"):
       q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = gated_delta_rule(
-        q,
-        k,
-        v,
-        log_decay,
-        beta,
-        pools.recurrent_state,
-        chunks,
+        *(q, k, v, log_decay, beta, pools.recurrent_state, chunks),
         precision=jax.lax.Precision(precision),
+        implementation=self.config.implementation,
       )
     with jax.named_scope("heads"):
       out = map_chunks(self._gated_norm, out, gate)

@@ -12,6 +12,7 @@ GATED_DELTA_NET = "gated_delta_net"
 ATTENTION = "attention"
 _DTYPES = ("float32", "bfloat16")
 _PRECISIONS = ("default", "high", "highest")
+_IMPLEMENTATIONS = ("auto", "xla", "mosaic_gpu", "mosaic_tpu")
 _LEAST = {"decode_rows": 2, "head_rows": 2, "window": 2}
 _MOST = 2**30  # positions and token ids are int32, with room to add chunks
 _LANES = 64
@@ -95,6 +96,8 @@ class ModelConfig:
     tie_embeddings: The head is the transposed embedding.
     dtype: "float32" or "bfloat16": weights, activations, keys and values.
     precision: Of products, as `jax.lax.Precision` names it.
+    implementation: Of the operations: "auto" for the best that fits device and
+      shapes, or a name that every one of them has: "xla" runs everywhere.
     chunk: Chunk length c in tokens; the lattice is its multiples.
     ladder: Packed chunks that one prefill program may take, ascending; one
       compilation each. Several rungs need widths that are multiples of 64 and
@@ -131,6 +134,7 @@ class ModelConfig:
   tie_embeddings: bool = True
   dtype: str = "float32"
   precision: str = "highest"
+  implementation: str = "auto"
   chunk: int = 64
   ladder: tuple[int, ...] = (1, 2, 4, 8, 16)
   decode_rows: int = 4
@@ -150,6 +154,11 @@ class ModelConfig:
     self._check_ladder()
 
   @property
+  def _implementation(self) -> str | None:
+    """As operations take it: None chooses."""
+    return None if self.implementation == "auto" else self.implementation
+
+  @property
   def gated_delta_net(self) -> GatedDeltaNetConfig:
     """The choices of one Gated DeltaNet layer."""
     return GatedDeltaNetConfig(
@@ -162,6 +171,7 @@ class ModelConfig:
       eps=self.eps,
       dtype=self.dtype,
       precision=self.precision,
+      implementation=self._implementation,
     )
 
   @property
@@ -177,6 +187,7 @@ class ModelConfig:
       eps=self.eps,
       dtype=self.dtype,
       precision=self.precision,
+      implementation=self._implementation,
     )
 
   def _check_types(self) -> None:
@@ -234,7 +245,12 @@ class ModelConfig:
         )
     if not self.layer_types:
       raise ValueError("layer_types is empty; a model has at least one layer.")
-    for name, allowed in (("dtype", _DTYPES), ("precision", _PRECISIONS)):
+    choices = {
+      "dtype": _DTYPES,
+      "precision": _PRECISIONS,
+      "implementation": _IMPLEMENTATIONS,
+    }
+    for name, allowed in choices.items():
       if getattr(self, name) not in allowed:
         raise ValueError(
           f"{name} is {getattr(self, name)!r}; it must be one of "

@@ -177,6 +177,41 @@ class PackedSuite:
     assert same_bits(out, expected)
 
 
+class InPlaceSuite:
+  """The pool is updated where it lies.
+
+  Attributes:
+    operation: What is tested, at which shape.
+    implementation: A name or a config; None for the best that fits.
+  """
+
+  operation: Operation
+  implementation = None
+
+  def memory(self, slots, n=4):
+    """Bytes of the compiled operation on a donated pool, and of that pool."""
+    operation, c = self.operation, self.operation.chunk
+    inputs = [np.stack([x] * n) for x in operation.tokens(0, c)]
+    pool = jax.ShapeDtypeStruct(
+      (slots, *operation.slot), jnp.dtype(operation.pool_dtype)
+    )
+    run = jax.jit(
+      functools.partial(operation.packed, implementation=self.implementation),
+      donate_argnums=len(inputs),
+    )
+    lowered = run.lower(*inputs, pool, chunks_of([], n, c))
+    bytes_of_pool = pool.size * pool.dtype.itemsize
+    return lowered.compile().memory_analysis(), bytes_of_pool
+
+  def test_the_pool_is_updated_in_place(self):
+    few, bytes_of_few = self.memory(8)
+    many, bytes_of_many = self.memory(4096)
+    assert few.alias_size_in_bytes == bytes_of_few
+    assert many.alias_size_in_bytes == bytes_of_many
+    # How many states are captured is data: only the slots could cost anything.
+    assert many.temp_size_in_bytes == few.temp_size_in_bytes
+
+
 class StepSuite:
   """One token of several running sequences, in XLA operations.
 

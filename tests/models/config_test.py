@@ -44,6 +44,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"layer_types": ("mamba",)}, "layer_types holds 'mamba'; .* attention"),
     ({"dtype": "float16"}, "dtype is 'float16'; .* float32, bfloat16"),
     ({"precision": "exact"}, "precision is 'exact'; .* highest"),
+    ({"implementation": "triton"}, "implementation is 'triton'; .* auto, xla"),
     ({"ladder": ()}, r"ladder is \(\); .* ascending"),
     ({"ladder": (0, 1)}, r"ladder is \(0, 1\); .* ascending"),
     ({"ladder": (2, 1)}, r"ladder is \(2, 1\); .* ascending"),

@@ -10,6 +10,7 @@ from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.models import step
 from sparse_prefix_jax.placement import PlacementPolicy
+from tests.kernels.devices import TPUS, lowered
 from tests.models_for_tests import small_config, small_model
 
 PROGRAMS = ("prefill_group", "decode_step", "gather_rows", "head")
@@ -133,3 +134,25 @@ def test_models_of_one_configuration_share_their_programs():
   assert jax.tree.structure((one, pools)) == jax.tree.structure((two, pools))
   other = HybridDecoder(small_config(ladder=(8,)), rngs=nnx.Rngs(0))
   assert jax.tree.structure(step.freeze(other)) != jax.tree.structure(one)
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kernels"), [("auto", 3), ("xla", 0)]
+)
+def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
+  """Convolution, delta rule, attention: what layers share is lowered once."""
+  config = small_config(
+    chunk=64,
+    ladder=(2,),
+    key_width=64,
+    value_width=64,
+    head_width=64,
+    implementation=implementation,
+  )
+  pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
+  model = jax.eval_shape(
+    lambda: step.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
+  )
+  group = step.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
+  text = lowered(step.prefill_group, model, pools, group, kind=TPUS[0])
+  assert text.count("tpu_custom_call") == kernels

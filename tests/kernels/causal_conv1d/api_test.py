@@ -12,6 +12,7 @@ from tests.kernels import operations
 from tests.kernels.packing import Job, chunks_of
 from tests.kernels.suite import (
   CoreSuite,
+  InPlaceSuite,
   PackedSuite,
   StepSuite,
   same_bits,
@@ -55,6 +56,10 @@ class TestCausalConv1dOfBfloat16(TestCausalConv1d):
 
 class TestCausalConv1dOfTwoTaps(PackedSuite):
   operation = operations.causal_conv1d_at(window=2)
+
+
+class TestCausalConv1dPool(InPlaceSuite):
+  operation = FLOAT32
 
 
 class TestCausalConv1dStep(StepSuite):

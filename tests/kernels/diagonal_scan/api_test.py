@@ -8,7 +8,7 @@ import pytest
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from tests.kernels import operations
 from tests.kernels.packing import Job, chunks_of
-from tests.kernels.suite import CoreSuite, PackedSuite, StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
 
 PLAIN = operations.diagonal_scan_at()
 SELECTIVE = operations.selective_scan_at()
@@ -28,6 +28,10 @@ class TestSelectiveScan(PackedSuite):
 
 class TestSelectiveScanOfBfloat16(PackedSuite):
   operation = operations.selective_scan_at(dtype="bfloat16", chunk=16)
+
+
+class TestDiagonalScanPool(InPlaceSuite):
+  operation = PLAIN
 
 
 class TestDiagonalScanStep(StepSuite):

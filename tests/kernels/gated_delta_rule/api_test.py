@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.kernels import operations
 from tests.kernels.packing import Job
-from tests.kernels.suite import CoreSuite, PackedSuite, StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
 
 FLOAT32 = operations.gated_delta_rule_at()
 
@@ -38,6 +38,10 @@ class TestGatedDeltaRuleOfBfloat16(PackedSuite):
 class TestGatedDeltaRuleOfOneHeadPerKey(PackedSuite):
   operation = operations.gated_delta_rule_at((2, 2, 16, 24), chunk=16)
   cases = ("random-gates-gates", "correlated-mixed-gates")
+
+
+class TestGatedDeltaRulePool(InPlaceSuite):
+  operation = FLOAT32
 
 
 class TestGatedDeltaRuleStep(StepSuite):

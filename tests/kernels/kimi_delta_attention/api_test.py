@@ -1,7 +1,7 @@
 """kimi_delta_attention: right, of one set of bits, differentiable."""
 
 from tests.kernels import operations
-from tests.kernels.suite import CoreSuite, PackedSuite, StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
 
 FLOAT32 = operations.kimi_delta_attention_at()
 
@@ -18,6 +18,10 @@ class TestKimiDeltaAttentionOfBfloat16(PackedSuite):
 class TestKimiDeltaAttentionOfOneHeadPerKey(PackedSuite):
   operation = operations.kimi_delta_attention_at((2, 2, 16, 24), chunk=16)
   cases = ("random-gates-gates", "correlated-mixed-gates")
+
+
+class TestKimiDeltaAttentionPool(InPlaceSuite):
+  operation = FLOAT32
 
 
 class TestKimiDeltaAttentionStep(StepSuite):

@@ -1,0 +1,265 @@
+"""Times every operation in each implementation, side by side in one process.
+
+    python -m benchmarks.kernels --output=benchmarks/results/kernels_cpu.json
+    python -m benchmarks.kernels --tune
+
+Runs of one case take turns, and ratios are those of runs that stand next to one
+another. On an NVIDIA GPU the Mosaic kernel, the XLA form and, for the gated
+delta rule, flash-linear-attention's Triton kernel run; on a CPU the XLA form.
+Captures are timed against none in the same turns. `--tune` tries the sizes that
+each implementation lists for a case and prints the best.
+"""
+
+import functools
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from tqdm import tqdm
+
+from benchmarks import kernels_fla, record
+from benchmarks.kernel_cases import (
+  CHUNK,
+  IMPLEMENTATIONS,
+  OPERATIONS,
+  Call,
+  Case,
+  make,
+)
+from sparse_prefix_jax.kernels import implementations
+
+_OPERATIONS = flags.DEFINE_list("operations", list(OPERATIONS), "Which.")
+_REQUESTS = flags.DEFINE_list("requests", ["1", "4", "16"], "Per call.")
+_TOKENS = flags.DEFINE_list(
+  "tokens", ["512", "2048", "8192", "16384"], "Per request."
+)
+_HEADS = flags.DEFINE_list("heads", ["16", "32"], "Value heads.")
+_CAPTURES = flags.DEFINE_list("captures", ["0", "1", "8"], "States captured.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Inputs.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed turns.", 1)
+_MOST = flags.DEFINE_integer(
+  "most_tokens", 65536, "Cases of more tokens in all are left out.", 1
+)
+_TUNE = flags.DEFINE_bool("tune", False, "Try sizes, print the best.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+
+def _numbers(flag: Any, least: int, multiple: int = 1) -> list[int]:
+  """The flag's whole numbers.
+
+  Raises:
+    ValueError: For anything else; nothing is measured then.
+  """
+  for text in flag.value:
+    fits = text.isdecimal() and int(text) >= least
+    if not fits or int(text) % multiple:
+      raise ValueError(
+        f"--{flag.name} holds {text!r}; it takes multiples of {multiple} from "
+        f"{least} up, with commas between them"
+      )
+  return [int(text) for text in flag.value]
+
+
+def cases() -> list[Case]:
+  """All combinations of the flags; attention captures nothing.
+
+  Raises:
+    ValueError: A flag out of range.
+  """
+  for name in _OPERATIONS.value:
+    if name not in OPERATIONS:
+      raise ValueError(
+        f"--operations holds {name!r}; it knows {', '.join(OPERATIONS)}"
+      )
+  on_gpu = jax.default_backend() == "gpu"
+  dtype = _DTYPE.value or ("bfloat16" if on_gpu else "float32")
+  combinations = itertools.product(
+    _OPERATIONS.value,
+    _numbers(_REQUESTS, 1),
+    _numbers(_TOKENS, CHUNK, CHUNK),
+    _numbers(_HEADS, 1),
+    _numbers(_CAPTURES, 0),
+  )
+  return [
+    case
+    for case in itertools.starmap(
+      functools.partial(Case, dtype=dtype), combinations
+    )
+    if case.requests * case.tokens <= _MOST.value
+    and case.captures < case.tokens // CHUNK
+    and not (case.operation == "lattice_attention" and case.captures)
+  ]
+
+
+def ours(call: Call, case: Case, choice: Any) -> Callable[[], None]:
+  """Our operation as a function that returns when its result is there."""
+  run = jax.jit(
+    functools.partial(call.run, implementation=choice), donate_argnums=1
+  )
+  chunks = case.chunks()
+  held = {"pools": jax.tree.map(lambda x: x + 0, call.pools)}
+
+  def once() -> None:
+    out, held["pools"] = run(call.inputs, held["pools"], chunks)
+    jax.block_until_ready((out, held["pools"]))
+
+  return once
+
+
+def contenders(case: Case, call: Call) -> dict[str, Callable[[], None]]:
+  """Whoever can run a case on this machine, by name."""
+  found = {}
+  for name in ("mosaic_gpu", "mosaic_tpu", "xla"):
+    run = ours(call, case, name)
+    try:
+      run()
+    except ValueError:  # does not fit, with its reasons: not a contender
+      continue
+    found[name] = run
+  if kernels_fla.unavailable(case) is None:
+    found["flash_linear_attention"] = kernels_fla.prepare(case, call)
+  return found
+
+
+def take_turns(
+  runs: Mapping[str, Callable[[], None]], repeats: int
+) -> dict[str, list[float]]:
+  """Seconds of every run, in turns; the first turn warms up."""
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for turn in range(repeats + 1):
+    for name, run in runs.items():
+      start = time.perf_counter()
+      run()
+      if turn:
+        times[name].append(time.perf_counter() - start)
+  return times
+
+
+@functools.cache
+def limits(dtype: str) -> dict[str, float]:
+  """Measured here: operations per second of a product, bytes of a copy."""
+  size, length = 2048, 1 << 26
+  x = jnp.ones((size, size), dtype)
+  long = jnp.ones(length, jnp.float32)
+  product = jax.jit(
+    functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+  )
+  move = jax.jit(lambda x: x + 1)
+  times = take_turns(
+    {
+      "product": lambda: jax.block_until_ready(product(x, x)),
+      "copy": lambda: jax.block_until_ready(move(long)),
+    },
+    5,
+  )
+  return {
+    "flops_per_second": 2 * size**3 / min(times["product"]),
+    "bytes_per_second": 8 * length / min(times["copy"]),
+  }
+
+
+def measure(group: list[Case]) -> Iterator[dict[str, Any]]:
+  """Cases that differ only in their captures, all contenders in turns."""
+  calls = {case: make(case) for case in group}
+  runs = {
+    (case, name): run
+    for case, call in calls.items()
+    for name, run in contenders(case, call).items()
+  }
+  named = {f"{case.captures}/{name}": run for (case, name), run in runs.items()}
+  times = take_turns(named, _REPEATS.value)
+  roof = limits(group[0].dtype)
+  for (case, name), own in zip(runs, times.values(), strict=True):
+    call, seconds = calls[case], statistics.median(own)
+    plain = times[f"{group[0].captures}/{name}"]
+    reference = times[f"{case.captures}/xla"]
+    yield {
+      **case._asdict(),
+      "implementation": name,
+      "median_seconds": seconds,
+      "of_matrix_limit": call.flops / seconds / roof["flops_per_second"],
+      "of_memory_limit": call.moved / seconds / roof["bytes_per_second"],
+      "captures_cost": _ratio(own, plain),
+      "times_as_fast_as_xla": _ratio(reference, own),
+    }
+
+
+def _ratio(above: list[float], below: list[float]) -> float:
+  """Median of the ratios of neighbours."""
+  return statistics.median(x / y for x, y in zip(above, below))
+
+
+def sizes_to_try(case: Case) -> Iterator[implementations.Config]:
+  """Every combination of the sizes that the configs call tunable."""
+  for kind in IMPLEMENTATIONS[case.operation]:
+    names, values = kind.config.tunable.keys(), kind.config.tunable.values()
+    for combination in itertools.product(*values):
+      yield kind.config(**dict(zip(names, combination)))
+
+
+def tune(case: Case) -> Iterator[dict[str, Any]]:
+  """All sizes that fit a case, best first; and what the heuristic takes."""
+  call = make(case)
+  runs: dict[str, Callable[[], None]] = {}
+  for choice in (None, *sizes_to_try(case)):
+    run, name = ours(call, case, choice), str(choice or "heuristic")
+    try:
+      run()
+    except ValueError:  # does not fit
+      continue
+    runs[name] = run
+  times = take_turns(runs, _REPEATS.value)
+  medians = {name: statistics.median(own) for name, own in times.items()}
+  for name in sorted(medians, key=medians.__getitem__):
+    yield {**case._asdict(), "config": name, "median_seconds": medians[name]}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+  case = "{operation:21} {requests:3} x {tokens:6} {heads:3}".format(**row)
+  seconds = f"{1e3 * row['median_seconds']:10.3f} ms"
+  if "config" in row:
+    return f"{case} {seconds}  {row['config']}"
+  shares = (
+    f"{row['of_matrix_limit']:7.1%} {row['of_memory_limit']:7.1%} "
+    f"{row['captures_cost']:7.3f} {row['times_as_fast_as_xla']:7.2f}"
+  )
+  name = f"{row['captures']:3} {row['implementation']:22}"
+  return f"{case} {name} {seconds} {shares}"
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints a table, and keeps the result where it was asked for."""
+  del argv
+  try:
+    wanted = cases()
+  except ValueError as error:
+    sys.exit(f"kernels: {error}")
+  grouped = itertools.groupby(wanted, lambda case: case._replace(captures=0))
+  groups = [list(group) for _, group in grouped]
+  rows = []
+  for group in tqdm(groups, unit="case"):
+    found = map(tune, group) if _TUNE.value else [measure(group)]
+    for row in itertools.chain.from_iterable(found):
+      rows.append(row)
+      tqdm.write(_line(row))
+  device = jax.devices()[0]
+  result = {
+    "device": device.device_kind,
+    "flash_linear_attention": kernels_fla.unavailable(wanted[0]) or "measured",
+    "limits": {dtype: limits(dtype) for dtype in {c.dtype for c in wanted}},
+    "rows": rows,
+  }
+  print(f"{device.device_kind}; limits measured here: {result['limits']}")
+  print(f"flash-linear-attention: {result['flash_linear_attention']}")
+  if _OUTPUT.value is not None:
+    record.write_result(_OUTPUT.value, result)
+
+
+if __name__ == "__main__":
+  app.run(main)

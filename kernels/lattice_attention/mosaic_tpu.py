@@ -1,0 +1,314 @@
+"""Lattice attention as a Mosaic TPU kernel: one grid step per packed chunk.
+
+The kernel gathers the pages of a block of keys by DMA, the next block while one
+is reduced, and carries the online softmax of every key head in VMEM:
+
+    m' = max(m, max s),  l' = l e^{m-m'} + sum e^{s-m'},
+    o' = o e^{m-m'} + e^{s-m'} V
+
+Blocks are visited in absolute order, as many as the chunk needs; pages that
+hold none of its keys are not fetched, and what is masked is selected to zero.
+
+The ragged paged attention that comes with JAX takes keys and values interleaved
+in one pool, products in one bfloat16 pass and its output in the dtype of q, so
+it cannot stand here.
+"""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels import implementations
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_tpu import (
+  LANES,
+  Ref,
+  refusal_of_types,
+  rows_lie_together,
+)
+from sparse_prefix_jax.kernels.mosaic_tpu_algebra import dot, iota
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(implementations.Config):
+  """Static choices of lattice attention on TPU.
+
+  Attributes:
+    vmem_limit_bytes: What two blocks of keys and values, the queries and the
+      softmax of all heads may take.
+  """
+
+  name: ClassVar[str] = "mosaic_tpu"
+  platform: ClassVar[str | None] = "tpu"
+  vmem_limit_bytes: int = 48 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Static sizes and orders of one call.
+
+  Attributes:
+    chunk: Tokens of a chunk and of a page.
+    heads: Key heads.
+    block_pages: Pages of one block of keys.
+    tokens_first: Whether pages are [c hkv k] rather than [hkv c k].
+    window: Keys that a token sees, or None for all before it.
+    precision: Of the products.
+  """
+
+  chunk: int
+  heads: int
+  block_pages: int
+  tokens_first: bool
+  window: int | None
+  precision: lax.Precision | None
+
+  @property
+  def keys(self) -> int:
+    """Keys of one block."""
+    return self.block_pages * self.chunk
+
+  def of_head(self, block: Ref, head: int) -> Float[Array, "keys k"]:
+    """Keys or values of one head of a block of pages."""
+    x = block[:, :, head] if self.tokens_first else block[:, head]
+    return x.reshape(self.keys, -1)
+
+
+class _Keys(NamedTuple):
+  """The keys that a chunk sees: positions [start, end).
+
+  Attributes:
+    position: Of its first query.
+    start: First key that any of its queries sees.
+    end: Tokens that exist.
+  """
+
+  position: Array
+  start: Array
+  end: Array
+
+  def has(self, key: Array) -> Array:
+    """Whether some query may see the key."""
+    return (key >= self.start) & (key < self.end)
+
+  def some_in(self, first: Array, count: int) -> Array:
+    """Whether some query may see one of `count` keys."""
+    return (first + count > self.start) & (first < self.end)
+
+
+def _run(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c hkv k"],
+  v: Float[Array, "n c hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+  config: Config,
+) -> tuple[
+  Float32[Array, "n c h k"],
+  Float[Array, "p c hkv k"],
+  Float[Array, "p c hkv k"],
+]:
+  """All chunks write their pages, then each attends, as one kernel."""
+  n, size, heads = k.shape[:3]
+  own_page = page_table[chunks.request, chunks.position // size]
+  own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
+  key_pages = key_pages.at[own_page].set(k, mode="drop")
+  value_pages = value_pages.at[own_page].set(v, mode="drop")
+  # The query heads of a group are rows of one product per key head.
+  rows = q.reshape(n, size, heads, -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
+  rows = rows.reshape(n, heads, -1, q.shape[3])
+  # A product of bfloat16 is exact in float32: one pass has all of it.
+  exact = q.dtype == k.dtype == jnp.bfloat16
+  sizes = _Sizes(
+    size,
+    heads,
+    block_pages,
+    rows_lie_together(heads, k.dtype),
+    window,
+    None if exact else precision,
+  )
+  out = _attend(rows, key_pages, value_pages, chunks, page_table, sizes, config)
+  out = out.reshape(n, heads, -1, size, q.shape[3]).transpose(0, 3, 1, 2, 4)
+  return out.reshape(q.shape), key_pages, value_pages
+
+
+def _attend(
+  q: Float[Array, "n hkv rows k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  sizes: _Sizes,
+  config: Config,
+) -> Float32[Array, "n hkv rows k"]:
+  """The kernel; row r of a key head is token r % c of the chunk."""
+  scalars = chunks.position, chunks.length, chunks.request, page_table
+  softmax = (*q.shape[1:3], LANES)
+  if not sizes.tokens_first:
+    # XLA keeps the tokens of a head of such a page together: nothing moves.
+    key_pages, value_pages = (
+      x.swapaxes(1, 2) for x in (key_pages, value_pages)
+    )
+  block = 2, sizes.block_pages, *key_pages.shape[1:]
+  own = pl.BlockSpec((None, *q.shape[1:]), lambda i, *_: (i, 0, 0, 0))
+  pool = pl.BlockSpec(memory_space=pl.ANY)
+  return pl.pallas_call(
+    functools.partial(_kernel, sizes),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=len(scalars),
+      grid=(q.shape[0],),
+      in_specs=[own, pool, pool],
+      out_specs=own,
+      scratch_shapes=[
+        pltpu.VMEM(block, key_pages.dtype),
+        pltpu.VMEM(block, value_pages.dtype),
+        pltpu.SemaphoreType.DMA((2, 2)),
+        pltpu.VMEM(softmax, jnp.float32),
+        pltpu.VMEM(softmax, jnp.float32),
+      ],
+    ),
+    out_shape=jax.ShapeDtypeStruct(q.shape, jnp.float32),
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel",),
+      vmem_limit_bytes=config.vmem_limit_bytes,
+    ),
+    interpret=config.interpret or False,
+    name="lattice_attention",
+  )(*scalars, q, key_pages, value_pages)
+
+
+def _kernel(sizes: _Sizes, *refs: Ref) -> None:
+  """One chunk: visits its blocks, fetching the next while one is reduced."""
+  position_ref, length_ref, request_ref, table, q, *pools, out = refs[:8]
+  *buffers, semaphores, maximum, total = refs[8:]
+  i = pl.program_id(0)
+  position, length, request = position_ref[i], length_ref[i], request_ref[i]
+  end = jnp.where(length > 0, position + length, 0)
+  start = 0 if sizes.window is None else position - sizes.window + 1
+  keys = _Keys(position, jnp.maximum(start, 0), end)
+  first, blocks = keys.start // sizes.keys, pl.cdiv(end, sizes.keys)
+
+  def pages(block: Array, act: str) -> None:
+    """Starts or awaits the copies of the pages that hold keys of a block."""
+    for index in range(sizes.block_pages):
+      page = block * sizes.block_pages + index
+
+      @pl.when(keys.some_in(page * sizes.chunk, sizes.chunk))
+      def _(page: Array = page, index: int = index) -> None:
+        for which, (pool, buffer) in enumerate(zip(pools, buffers)):
+          copy = pltpu.make_async_copy(
+            pool.at[table[request, page]],
+            buffer.at[block % 2, index],
+            semaphores.at[which, block % 2],
+          )
+          getattr(copy, act)()
+
+  out[...] = jnp.zeros_like(out)
+  total[...] = jnp.zeros_like(total)
+  maximum[...] = jnp.full_like(maximum, -jnp.inf)
+
+  @pl.when(first < blocks)
+  def _() -> None:
+    pages(first, "start")
+
+  def reduce(block: Array, _: None) -> None:
+    @pl.when(block + 1 < blocks)
+    def _() -> None:
+      pages(block + 1, "start")
+
+    pages(block, "wait")
+    for head in range(sizes.heads):
+      k, v = (sizes.of_head(x.at[block % 2], head) for x in buffers)
+      softmax = maximum.at[head], total.at[head], out.at[head]
+      _accumulate(sizes, keys, block * sizes.keys, q[head], k, v, softmax)
+
+  lax.fori_loop(first, blocks, reduce, None)
+  for head in range(sizes.heads):
+    # Rows of inactive chunks, and of padding outside the window, stay zero.
+    sum_of_weights = total[head, :, :1]
+    out[head] /= jnp.where(sum_of_weights == 0, 1.0, sum_of_weights)
+
+
+def _accumulate(
+  sizes: _Sizes,
+  keys: _Keys,
+  first: Array,
+  q: Float[Array, "rows k"],
+  k: Float[Array, "keys k"],
+  v: Float[Array, "keys k"],
+  softmax: tuple[Ref, Ref, Ref],
+) -> None:
+  """One block of keys into the softmax of one key head.
+
+  A row that has seen no key yet, because its window begins in a later block,
+  has a maximum of -inf; it subtracts 0 and stays empty.
+
+  Args:
+    sizes: Of the call.
+    keys: Those of the chunk.
+    first: Position of the first key of the block.
+    q: Queries of the chunk.
+    k: Keys of the block; those that were not fetched hold anything.
+    v: Values of the block, likewise.
+    softmax: Maximum, total (each along the lanes) and output; updated.
+  """
+  maximum_ref, total_ref, out_ref = softmax
+  visible = keys.has(first + iota((sizes.keys, 1), 0))
+  v = jnp.where(visible, v, jnp.zeros_like(v))
+  shape = q.shape[0], sizes.keys
+  key = first + iota(shape, 1)
+  row = keys.position + iota(shape, 0) % sizes.chunk
+  seen = (key <= row) & keys.has(key)
+  if sizes.window is not None:
+    seen &= key > row - sizes.window
+  scores = dot(q, k, sizes.precision, (1, 1))
+  scores = jnp.where(seen, scores, -jnp.inf)
+  before = maximum_ref[:, :1]
+  maximum = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
+  finite = jnp.where(maximum == -jnp.inf, 0.0, maximum)
+  rescale, weights = jnp.exp(before - finite), jnp.exp(scores - finite)
+  total = jnp.sum(weights, axis=1, keepdims=True)
+  total = total_ref[:, :1] * rescale + total
+  update = dot(weights.astype(v.dtype), v, sizes.precision)
+  out_ref[...] = out_ref[...] * rescale + update
+  maximum_ref[...] = jnp.broadcast_to(maximum, maximum_ref.shape)
+  total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+
+
+def _refusal(
+  device: Device,
+  config: Config,
+  *arguments: Any,
+  precision: lax.Precision,
+  **options: Any,
+) -> str | None:
+  q, k, v, key_pages, value_pages, _, _ = arguments
+  size, width = k.shape[1], k.shape[3]
+  if len({x.dtype for x in (q, k, v, key_pages, value_pages)}) > 1:
+    return "queries, keys, values and pages differ in dtype"
+  if size % 16:
+    return f"chunks of {size} tokens are not a multiple of 16"
+  if width % 64:
+    return f"heads of width {width} are not a multiple of 64"
+  return refusal_of_types((q,), precision)
+
+
+def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
+  return Config()
+
+
+IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -1,0 +1,158 @@
+"""Matrices of one chunk inside a Mosaic TPU kernel.
+
+Every value has two dimensions or more; a vector per token is a row [1 c] or a
+column [c 1]. Sums over masks stand where XLA would transpose or gather.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+BLOCK = 16
+"""Rows that forward substitution eliminates one by one."""
+
+RESET = -1e36
+"""Stands for a log decay of -inf: exp gives 0, and 0 * it is not NaN."""
+
+
+def dot(
+  x: Float[Array, "r1 c1"],
+  y: Float[Array, "r2 c2"],
+  precision: lax.Precision | None,
+  contract: tuple[int, int] = (1, 0),
+) -> Float32[Array, "r v"]:
+  """Product over axis `contract` of each, in float32: (1, 1) is x y^T."""
+  return lax.dot_general(
+    x,
+    y,
+    (((contract[0],), (contract[1],)), ((), ())),
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def iota(shape: tuple[int, ...], axis: int) -> Int32[Array, "r k"]:
+  """The index along `axis`."""
+  return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def real_rows(size: int, length: Array | int) -> Bool[Array, "c 1"]:
+  """Which of `size` rows hold one of the `length` real tokens."""
+  return iota((size, 1), 0) < length
+
+
+def column(row: Float32[Array, "1 c"]) -> Float32[Array, "c 1"]:
+  """A row stood up: the row sums of its diagonal matrix."""
+  shape = row.shape[1], row.shape[1]
+  diagonal = iota(shape, 0) == iota(shape, 1)
+  return jnp.sum(jnp.where(diagonal, row, 0.0), axis=1, keepdims=True)
+
+
+def real_float32(x: Float[Array, "c k"], length: Array) -> Array:
+  """Float32, the rows of padding selected to zero."""
+  x = x.astype(jnp.float32)
+  return jnp.where(real_rows(x.shape[0], length), x, 0.0)
+
+
+def settle_resets(log_decay: Float32[Array, "r c"]) -> Float32[Array, "r c"]:
+  """-inf as RESET."""
+  return jnp.where(log_decay == -jnp.inf, RESET, log_decay)
+
+
+def real_log_decay(
+  log_decay: Float32[Array, "1 c"], length: Array
+) -> Float32[Array, "1 c"]:
+  """Padding selected to no decay, -inf to RESET."""
+  real = iota(log_decay.shape, 1) < length
+  return settle_resets(jnp.where(real, log_decay, 0.0))
+
+
+def decays(
+  log_decay: Float32[Array, "1 c"],
+) -> tuple[
+  Float32[Array, "c c"],
+  Float32[Array, "c 1"],
+  Float32[Array, "c 1"],
+  Float32[Array, "1 1"],
+]:
+  """exp(A_i - A_j) for i >= j (0 above), exp(A_i), exp(A_c - A_j), exp(A_c).
+
+  Every difference is summed over its own segment, never subtracted: after one
+  strong decay a difference of cumulated sums has lost all digits.
+
+  Args:
+    log_decay: a of one chunk, finite; A is its inclusive cumulated sum.
+  """
+  shape = log_decay.shape[1], log_decay.shape[1]
+  i, j = iota(shape, 0), iota(shape, 1)
+  # segment_ij = sum over l <= i of a_l [l > j]
+  after = jnp.where(i > j, column(log_decay), 0.0)
+  inclusive = jnp.where(i >= j, 1.0, 0.0)
+  segment = dot(inclusive, after, lax.Precision.HIGHEST)
+  decay = jnp.exp(jnp.where(i >= j, segment, -jnp.inf))
+  from_start = jnp.where(j <= i, log_decay, 0.0)
+  to_end = jnp.where(j > i, log_decay, 0.0)
+  from_start, to_end, whole = (
+    jnp.exp(jnp.sum(x, axis=1, keepdims=True))
+    for x in (from_start, to_end, log_decay)
+  )
+  return decay, from_start, to_end, whole
+
+
+def solve_unit_lower(
+  lower: Float32[Array, "c c"],
+  right: Float32[Array, "c r"],
+  precision: lax.Precision,
+) -> Float32[Array, "c r"]:
+  """(I + lower)^-1 right by forward substitution in blocks of 16 rows.
+
+  With X the inverse of the diagonal blocks and M = X (lower - its diagonal
+  blocks), block row b of the solution is X right - M solution, where all of the
+  solution that M_b meets is known.
+
+  Args:
+    lower: Strictly lower triangular; c is a multiple of BLOCK.
+    right: Right-hand sides.
+    precision: Of the products.
+  """
+  size = lower.shape[0]
+  i, j = iota(lower.shape, 0), iota(lower.shape, 1)
+  same_block = i // BLOCK == j // BLOCK
+  inverse = _invert_diagonal_blocks(jnp.where(same_block, lower, 0.0))
+  below = jnp.where(same_block, 0.0, lower)
+  below = dot(inverse, below, precision)
+  right = dot(inverse, right, precision)
+  solved = right[:BLOCK]
+  for start in range(BLOCK, size, BLOCK):
+    rows = slice(start, start + BLOCK)
+    unknown = jnp.zeros((size - start, right.shape[1]), jnp.float32)
+    known = jnp.concatenate([solved, unknown], axis=0)
+    fresh = right[rows] - dot(below[rows], known, precision)
+    solved = jnp.concatenate([solved, fresh], axis=0)
+  return solved
+
+
+def _invert_diagonal_blocks(
+  lower: Float32[Array, "c c"],
+) -> Float32[Array, "c c"]:
+  """(I + lower)^-1 for block-diagonal `lower`, all blocks row by row.
+
+  Right-looking elimination: when row j of a block is final, its multiples are
+  taken from the rows below it.
+  """
+  shape = lower.shape
+  i, j = iota(shape, 0), iota(shape, 1)
+  inverse = jnp.where(i == j, 1.0, 0.0)
+  first = i - i % BLOCK
+  for row in range(BLOCK - 1):
+    factor = jnp.where(j == first + row, lower, 0.0)
+    factor = jnp.sum(factor, axis=1, keepdims=True)
+    inverse = inverse - factor * in_blocks(inverse, row)
+  return inverse
+
+
+def in_blocks(x: Float32[Array, "c v"], row: int) -> Float32[Array, "c v"]:
+  """Row `row` of every block of BLOCK rows, in each row of the block."""
+  blocks = x.reshape(-1, BLOCK, x.shape[1])
+  chosen = blocks[:, row : row + 1]
+  return jnp.broadcast_to(chosen, blocks.shape).reshape(x.shape)
