@@ -175,6 +175,25 @@ def dot(
   return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
 
 
+def dot_transposed(
+  left: Ref, right: Ref, rows: int, config: Config
+) -> Float32[Array, "r r"]:
+  """Product of a buffer [r k] with the transpose of another [r k].
+
+  The product reads its right operand in either order, which the interpreter of
+  JAX 0.10 does not follow: there a transposed copy is made first.
+  """
+  if config.interpret is None:
+    return dot([(left, plgpu.transpose_ref(right, (1, 0)))], (rows, rows))
+
+  def copied(buffer: Ref) -> Array:
+    buffer[...] = right[...].T
+    return dot([(left, buffer)], (rows, rows))
+
+  copy = tile(right.shape[1], rows)
+  return pl.run_scoped(copied, copy)
+
+
 def parts(buffer: Ref) -> list[Ref]:
   """The two parts of an operand. [part r c]"""
   return [buffer.at[0], buffer.at[1]]

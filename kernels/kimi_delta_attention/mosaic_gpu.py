@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32
 
 from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
 from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
@@ -156,8 +156,8 @@ class _Buffers(NamedTuple):
 
 
 def _log_decays(
-  log_decay: Array, real: Array
-) -> dict[str, BFloat16[Array, ""]]:
+  log_decay: Float32[Array, "n c hv k"], real: Bool[Array, "n c"]
+) -> dict[str, Array]:
   """`steps` and `channels`, zero at padding, -inf as RESET."""
   log_decay = jnp.where(log_decay == -jnp.inf, algebra.RESET, log_decay)
   log_decay = jnp.where(real[:, :, None, None], log_decay, 0.0)

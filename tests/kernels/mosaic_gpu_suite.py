@@ -22,21 +22,10 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from tests.kernels import reference
+from tests.kernels.devices import HOPPER, traced_for
 from tests.kernels.operations import TOLERANCE
 from tests.kernels.packing import Job
 from tests.kernels.suite import PackedSuite, same_bits
-
-KIND = "NVIDIA H100 80GB HBM3"
-
-
-def hopper():
-  """Everything inside is traced as for an H100."""
-  device = jax.sharding.AbstractDevice(
-    device_kind=KIND, platform="gpu", num_cores=132
-  )
-  return jax.sharding.use_abstract_mesh(
-    jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
-  )
 
 
 def interpreted(config):
@@ -45,14 +34,18 @@ def interpreted(config):
   return dataclasses.replace(config, interpret=params)
 
 
-class MosaicGpuSuite(PackedSuite):
-  """All tests of the suite, on an abstract H100; no run may race."""
+class OnHopper:
+  """Runs are traced as for an H100, and none may race."""
 
   def around(self):
-    return hopper()
+    return traced_for(HOPPER)
 
   def after_each(self):
     assert not interpret_pallas_call.get_races().races_found
+
+
+class MosaicGpuSuite(OnHopper, PackedSuite):
+  """All tests of the suite."""
 
 
 def check_short(operation, config, case):
@@ -113,7 +106,8 @@ def check_lowers(operation, pool, arrays, **options):
   shaped = [jax.ShapeDtypeStruct(*x) for x in (*arrays, pool)]
   options = {k: jax.ShapeDtypeStruct(*x) for k, x in options.items()}
   index = jax.ShapeDtypeStruct(arrays[0][0][:1], jnp.int32)
-  with hopper():
-    traced = jax.jit(operation).trace(*shaped, Chunks(*[index] * 5), **options)
+  chunks = Chunks(*[index] * 5)
+  with traced_for(HOPPER):
+    traced = jax.jit(operation).trace(*shaped, chunks, **options)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
   assert "mosaic_gpu" in text

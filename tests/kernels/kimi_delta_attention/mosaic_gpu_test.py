@@ -1,4 +1,4 @@
-"""kimi_delta_attention for Hopper, in the interpreter; see `mosaic_gpu_suite`."""
+"""kimi_delta_attention for Hopper, interpreted; see `mosaic_gpu_suite`."""
 
 import jax.numpy as jnp
 import pytest
