@@ -114,7 +114,7 @@ def launch(
   def on_references(refs: Any) -> None:
     @pl.core_map(mesh, **options)
     def _() -> None:
-      pl.run_scoped(lambda buffers: body(*refs, buffers), scratch)
+      pl.run_scoped(functools.partial(body, *refs), scratch)
 
   return pl.run_state(on_references)((operands, fresh))[1]
 
@@ -141,6 +141,11 @@ def tile(*shape: int, dtype: Any = jnp.bfloat16, width: int = 64) -> Any:
       plgpu.SwizzleTransform(width * size),
     ),
   )
+
+
+def vector(*shape: int) -> Any:
+  """Shared memory for vectors of float32, as they come."""
+  return plgpu.SMEM(shape, jnp.float32)
 
 
 def split(x: Float32[Array, "r c"], count: int) -> list[Array]:
@@ -172,7 +177,9 @@ def dot(
       plgpu.wgmma(accumulator, left, right)
     return accumulator[...]
 
-  return pl.run_scoped(accumulate, plgpu.ACC(shape, jnp.float32))
+  return pl.run_scoped(
+    accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+  )
 
 
 def dot_transposed(

@@ -88,7 +88,8 @@ def scan(
   arrived = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=stages)
 
   def body(operands: Any, results: Any, buffers: Any) -> None:
-    _Program(cell, *operands, *results, *buffers, config).run()
+    fields: Any = cell, *operands, *results, *buffers, config
+    _Program(*fields).run()
 
   y, pool = launch(
     body,

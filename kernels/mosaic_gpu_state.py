@@ -53,6 +53,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   split,
   stacked,
   tile,
+  vector,
 )
 
 _PARTS = 2
@@ -97,7 +98,7 @@ class _Buffers(NamedTuple):
     restoring: For `restored`.
   """
 
-  chunk: Factors
+  chunk: Ref
   state: Ref
   updates: Ref
   restored: Ref
@@ -175,8 +176,9 @@ def scan(
   n, _, heads, value_width = factors.values.shape
   out = jax.ShapeDtypeStruct((n, CHUNK, heads, value_width), jnp.float32)
 
-  def body(operands: Ref, results: Ref, buffers: _Buffers) -> None:
-    _Program(*operands, *results, buffers, config).run()
+  def body(operands: Ref, results: Ref, buffers: Ref) -> None:
+    fields: Any = *operands, *results, buffers, config
+    _Program(*fields).run()
 
   out, pool = launch(
     body,
@@ -201,8 +203,8 @@ def _buffers(factors: Factors, config: MosaicGpuConfig) -> _Buffers:
     attention=operand(stages, _PARTS * CHUNK, CHUNK),
     values=tile(stages, CHUNK, columns, dtype=factors.values.dtype),
     corrections=operand(stages, CHUNK, width) if corrected else None,
-    scales=plgpu.SMEM((stages, 2 * CHUNK), jnp.float32),
-    decay=plgpu.SMEM((stages, width), jnp.float32),
+    scales=vector(stages, 2 * CHUNK),
+    decay=vector(stages, width),
   )
   return _Buffers(
     chunk=chunk,
@@ -218,7 +220,7 @@ class _Program(NamedTuple):
   """One head, some value columns, and the segment of one chunk."""
 
   plan: Ref
-  factors: Factors
+  factors: Ref
   out: Ref
   pool: Ref
   buffers: _Buffers
@@ -271,7 +273,7 @@ class _Program(NamedTuple):
     per_value_head = factors.attention.shape[1]
     query_head = head // (per_value_head // factors.q.shape[2])
     key_head = head // (per_value_head // factors.keys.shape[1])
-    sources = Factors(
+    sources = factors._replace(
       q=factors.q.at[chunk, :, query_head],
       keys=factors.keys.at[chunk, key_head],
       attention=factors.attention.at[chunk, head],
@@ -282,11 +284,14 @@ class _Program(NamedTuple):
       scales=factors.scales.at[chunk, head],
       decay=factors.decay.at[chunk, head],
     )
-    for source, buffer in zip(sources, self.buffers.chunk, strict=True):
+    for source, buffer in zip(sources, self._at(stage), strict=True):
       if source is not None:
-        plgpu.copy_gmem_to_smem(
-          source, buffer.at[stage], self.buffers.arrived.at[stage]
-        )
+        plgpu.copy_gmem_to_smem(source, buffer, self.buffers.arrived.at[stage])
+
+  def _at(self, stage: Array | int) -> Ref:
+    """The buffers of a stage, as `Factors`."""
+    buffers = self.buffers.chunk
+    return type(buffers)(*(x if x is None else x.at[stage] for x in buffers))
 
   def _step(
     self, chunk: Array, stage: Array, state: tuple[Array, ...]
@@ -297,7 +302,7 @@ class _Program(NamedTuple):
       for part, value in enumerate(split(block, _PARTS)):
         buffers.state[part, rows, :] = value
     plgpu.commit_smem()
-    of = Factors(*(x if x is None else x.at[stage] for x in buffers.chunk))
+    of = self._at(stage)
     real = self.plan[LENGTH, chunk]
     output = self._update(of, real)
     plgpu.commit_smem()
@@ -318,7 +323,7 @@ class _Program(NamedTuple):
     self._capture(self.plan[WRITE, chunk], state)
     return state
 
-  def _update(self, of: Factors, real: Array) -> Float32[Array, "c v"]:
+  def _update(self, of: Ref, real: Array) -> Float32[Array, "c v"]:
     """Stores the parts of U and e_u * U; returns e_o * (Q S)."""
     columns, buffers = self.config.columns, self.buffers
     shape = (CHUNK, columns)

@@ -106,7 +106,7 @@ def _decay(log_decay: Array) -> Array:
 
 
 def _selective(
-  arrays: Sequence[Array],
+  arrays: Sequence[Any],
   rate: Float32[Array, "d e"],
   pool: Float32[Array, "s d e"],
   chunks: Chunks,
@@ -125,7 +125,8 @@ def _selective(
   )
 
   def body(operands: Any, results: Any, buffers: Any) -> None:
-    _Selective(*operands, *results, *buffers, config).run()
+    fields: Any = *operands, *results, *buffers, config
+    _Selective(*fields).run()
 
   y, pool = launch(
     body,

@@ -38,6 +38,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   split,
   tile,
   too_old,
+  vector,
 )
 
 _SQUARE = (CHUNK, CHUNK)
@@ -152,7 +153,7 @@ def prepare(
     new(n, heads, 2 * CHUNK, dtype=jnp.float32),
     new(n, heads, width, dtype=jnp.float32),
   ]
-  gate = plgpu.SMEM((CHUNK,), jnp.float32)
+  gate = vector(CHUNK)
   buffers = _Buffers(
     q=tile(CHUNK, width),
     k=tile(CHUNK, width),
@@ -161,8 +162,8 @@ def prepare(
     log_decay=gate,
     beta=gate,
     beta_again=gate,
-    scales=plgpu.SMEM((2 * CHUNK,), jnp.float32),
-    decay=plgpu.SMEM((width,), jnp.float32),
+    scales=vector(2 * CHUNK),
+    decay=vector(width),
     work=algebra.work(),
     arrived=plgpu.Barrier(num_arrivals=6),
     loading=plgpu.Barrier(),

@@ -46,6 +46,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   store_parts,
   tile,
   too_old,
+  vector,
 )
 
 _SQUARE = (CHUNK, CHUNK)
@@ -187,7 +188,7 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     new(n, heads, CHUNK, width),
     new(n, heads, width, dtype=jnp.float32),
   ]
-  gate = plgpu.SMEM((CHUNK,), jnp.float32)
+  gate = vector(CHUNK)
   buffers = _Buffers(
     q=tile(CHUNK, width),
     k=tile(CHUNK, width),
@@ -196,7 +197,7 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     channels=tile(2 * width, CHUNK),
     beta=gate,
     beta_again=gate,
-    decay=plgpu.SMEM((width,), jnp.float32),
+    decay=vector(width),
     left=tile(2, CHUNK, width),
     right=tile(2, width, CHUNK),
     lower=tile(2, CHUNK, CHUNK),
@@ -213,7 +214,8 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     name="kimi_delta_prepare",
   )
   scales = jnp.ones((n, heads, 2 * CHUNK), jnp.float32)  # they are in Q and K
-  return state_scan.Factors(*made, scales, decay)
+  fields: Any = *made, scales, decay
+  return state_scan.Factors(*fields)
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:

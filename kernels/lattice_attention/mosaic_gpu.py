@@ -149,7 +149,8 @@ def _attend(
   )
 
   def body(operands: Any, results: Any, buffers: Any) -> None:
-    _Program(*operands, *results, *buffers, window, config).run()
+    fields: Any = *operands, *results, *buffers, window, config
+    _Program(*fields).run()
 
   (out,) = launch(
     body,

@@ -28,6 +28,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   split,
   tile,
   too_old,
+  vector,
 )
 
 
@@ -116,9 +117,9 @@ def prepare(
   buffers = _Buffers(
     q=tile(CHUNK, width),
     keys=tile(width, CHUNK),
-    log_decay=plgpu.SMEM((CHUNK,), jnp.float32),
-    scales=plgpu.SMEM((2 * CHUNK,), jnp.float32),
-    decay=plgpu.SMEM((width,), jnp.float32),
+    log_decay=vector(CHUNK),
+    scales=vector(2 * CHUNK),
+    decay=vector(width),
     work=algebra.work(),
     arrived=plgpu.Barrier(num_arrivals=3),
   )
