@@ -22,9 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Bool, Float32, Int32
+from jaxtyping import Array, Float32, Int32
 
-from sparse_prefix_jax.kernels.chunks import CARRY, ZERO, Chunks
 from sparse_prefix_jax.kernels.implementations import Config, Device
 
 Ref: TypeAlias = Any
@@ -32,11 +31,6 @@ Ref: TypeAlias = Any
 
 CHUNK = 64
 """Tokens of a chunk: the rows of one warpgroup's product (wgmma)."""
-SHARED_BYTES = 227 * 1024
-"""Shared memory that one program of Hopper or Blackwell may take."""
-
-READ, WRITE, LENGTH, LIVE, STOP = range(5)
-"""Rows of `plan`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +140,23 @@ def tile(*shape: int, dtype: Any = jnp.bfloat16, width: int = 64) -> Any:
 def vector(*shape: int) -> Any:
   """Shared memory for vectors of float32, as they come."""
   return plgpu.SMEM(shape, jnp.float32)
+
+
+def new(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+  """An array that `launch` is to make."""
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def load(copies: Sequence[tuple[Ref, Ref]], barrier: Ref) -> None:
+  """Copies global to shared memory, all at once, and waits for the last.
+
+  Args:
+    copies: From where, to where.
+    barrier: One that expects as many arrivals as there are copies.
+  """
+  for source, buffer in copies:
+    plgpu.copy_gmem_to_smem(source, buffer, barrier)
+  plgpu.barrier_wait(barrier)
 
 
 def split(x: Float32[Array, "r c"], count: int) -> list[Array]:
@@ -260,89 +271,3 @@ def choose(condition: Array, if_true: Array, if_false: Array) -> Array:
   return jnp.where(
     lax.broadcast_in_dim(condition, if_true.shape, ()), if_true, if_false
   )
-
-
-def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
-  """What the programs of a scan ask about chunk j, as int32.
-
-  A *segment* is a chunk that reads a slot or zero, and those after it that go
-  on from their predecessor. Segments do not depend on one another (no slot is
-  written by one request and read or written by another), so each is the work
-  of programs of its own; those of chunks inside a segment have nothing to do.
-
-  Returns:
-    READ: Slot, ZERO or CARRY; never CARRY at the first chunk, whose carry is
-      empty.
-    WRITE: Slot or NONE.
-    LENGTH: Real tokens.
-    LIVE: End of the last chunk of j's segment that computes or captures.
-    STOP: End of j's segment.
-  """
-  n = chunks.read.shape[0]
-  index = jnp.arange(n, dtype=jnp.int32)
-  read = jnp.where((index == 0) & (chunks.read == CARRY), ZERO, chunks.read)
-  starts = read != CARRY
-  # The next start after j, by a minimum over those that follow.
-  following = jnp.where(
-    starts[None, :] & (index[None] > index[:, None]), index[None], n
-  )
-  stop = jnp.min(following, axis=1)
-  works = (chunks.length > 0) | (chunks.write >= 0)
-  inside = works[None] & (index[None] < stop[:, None])
-  live = jnp.max(jnp.where(inside, index[None] + 1, 0), axis=1)
-  return jnp.stack([read, chunks.write, chunks.length, live, stop]).astype(
-    jnp.int32
-  )
-
-
-def scan_segment(
-  plan: Ref,
-  arrived: Ref,
-  stages: int,
-  *,
-  restore: Callable[[Array], Any],
-  load: Callable[[Array, Array | int], None],
-  step: Callable[[Array, Array, Any], Any],
-  clear: Callable[[Array], None],
-) -> None:
-  """Scans the segment that begins at this program's chunk, if one does.
-
-  The loads of a chunk begin `stages` chunks ahead, when the buffers of its
-  stage are free again.
-
-  Args:
-    plan: See `plan`.
-    arrived: One barrier per stage, which the loads of a chunk complete.
-    stages: Number of chunks under way.
-    restore: Slot or ZERO -> carry.
-    load: Chunk, stage: starts the copies.
-    step: Chunk, stage, carry -> carry: computes, emits and captures.
-    clear: Chunk: emits zeros for an inactive one.
-  """
-  first = lax.axis_index("chunk")
-
-  @pl.when(plan[READ, first] != CARRY)
-  def _() -> None:
-    live, stop = plan[LIVE, first], plan[STOP, first]
-    carry = restore(plan[READ, first])
-    for stage in range(stages):
-      pl.when(first + stage < live)(
-        functools.partial(load, first + stage, stage)
-      )
-
-    def advance(chunk: Array, carry: Any) -> Any:
-      stage = lax.rem(chunk - first, stages)
-      plgpu.barrier_wait(arrived.at[stage])
-      carry = step(chunk, stage, carry)
-      plgpu.commit_smem()  # all have read this stage, before it is overwritten
-      after = chunk + stages
-      pl.when(after < live)(functools.partial(load, after, stage))
-      return carry
-
-    lax.fori_loop(first, live, advance, carry)
-    lax.fori_loop(lax.max(first, live), stop, lambda j, _: clear(j), None)
-
-
-def real_rows(chunks: Chunks) -> Bool[Array, "n c"]:
-  """Which rows of each chunk hold tokens."""
-  return jnp.arange(CHUNK)[None] < chunks.length[:, None]

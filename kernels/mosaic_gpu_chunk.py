@@ -29,10 +29,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   Ref,
   along_columns,
+  along_rows,
   dot,
   dot_parts,
   indices,
+  load,
   parts,
+  split,
   store_parts,
   tile,
 )
@@ -78,7 +81,12 @@ def transposed_keys(
 
 
 def clear_padding(buffer: Ref, length: Array) -> None:
-  """Rows past the length to zero: they are summed over, and may hold NaN."""
+  """Rows past the length to zero: they are summed over, and may hold NaN.
+
+  Args:
+    buffer: Shared memory. [c r]
+    length: Real rows.
+  """
   row = lax.broadcasted_iota(jnp.int32, buffer.shape, 0)
   rows = buffer[...]
   buffer[...] = jnp.where(row < length, rows, jnp.zeros_like(rows))
@@ -117,7 +125,12 @@ def decays(
 def invert_unit_lower(
   lower: Float32[Array, "c c"], work: Work
 ) -> Float32[Array, "c c"]:
-  """(I + lower)^-1 by substitution on pairs of blocks; see the module."""
+  """(I + lower)^-1 by substitution on pairs of blocks; see the module.
+
+  Args:
+    lower: Strictly lower triangular.
+    work: Overwritten.
+  """
   row, column = indices()
   store_parts(work.lower, lower, 2)
   pairs = (row >> 1) == (column >> 1)
@@ -140,8 +153,71 @@ def invert_unit_lower(
 def times(
   x: Float32[Array, "c c"], right: Ref, work: Work
 ) -> Float32[Array, "c r"]:
-  """Product of x with a bfloat16 buffer [c r]."""
+  """Product of x with a buffer of bfloat16.
+
+  Args:
+    x: In registers; it goes into the product in two parts.
+    right: [c r]
+    work: `inverse` of it is overwritten.
+  """
   store_parts(work.inverse, x, 2)
   plgpu.commit_smem()
   pairs = [(part, right) for part in parts(work.inverse)]
   return dot(pairs, (CHUNK, right.shape[1]))
+
+
+def emit_scores(
+  scores: Float32[Array, "c c"], length: Array, attention: Ref
+) -> None:
+  """Writes P for the scan: two parts, rows of padding selected to zero.
+
+  Args:
+    scores: P; rows past the length may hold anything.
+    length: Real tokens.
+    attention: Where `state_scan.Factors` has it. [2*c c]
+  """
+  row, _ = indices()
+  scores = jnp.where(row < length, scores, 0.0)
+  for part, value in enumerate(split(scores, 2)):
+    attention[pl.ds(part * CHUNK, CHUNK)] = value
+
+
+def lower_of(
+  key_key: Float32[Array, "c c"], beta: Ref, length: Array
+) -> Float32[Array, "c c"]:
+  """L = strictly lower (beta * key_key), zero in the rows of padding.
+
+  Args:
+    key_key: Decayed products of keys; padding may hold anything.
+    beta: Strengths. [c]
+    length: Real tokens.
+  """
+  row, column = indices()
+  below = (row > column) & (row < length)
+  return jnp.where(below, key_key * along_rows(beta[...], CHUNK), 0.0)
+
+
+def solve_values(
+  inverse: Float32[Array, "c c"],
+  values: tuple[Ref, Ref],
+  length: Array,
+  buffer: Ref,
+  loading: Ref,
+  work: Work,
+) -> None:
+  """X_v = T (beta V), by 64 columns: a load, a product, a store.
+
+  Args:
+    inverse: T, its columns scaled by beta.
+    values: V and X_v in global memory. [c v]
+    length: Real tokens; what V holds behind them is selected to zero.
+    buffer: For a tile of V. [c 64]
+    loading: Barrier of one arrival.
+    work: `inverse` of it is overwritten.
+  """
+  source, solved = values
+  for start in range(0, source.shape[1], CHUNK):
+    columns = pl.ds(start, CHUNK)
+    load([(source.at[:, columns], buffer)], loading)
+    clear_padding(buffer, length)
+    solved[:, columns] = times(inverse, buffer, work)

@@ -2,7 +2,7 @@
 
 The carry of such a scan is a few vectors over channels (the window of a
 convolution, the state of a diagonal recurrence). A program owns some channels
-of one segment (see `plan`), keeps its carry in registers from the first chunk
+of one segment, keeps its carry in registers from the first chunk
 to the last, restored from a slot and captured to slots on the way, and walks
 through the tokens: a row of shared memory in, a row of global memory out. The
 next chunk is on its way to shared memory while one is walked through.
@@ -14,7 +14,6 @@ no arithmetic depends on where a token stands, so bits do not either.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -23,12 +22,15 @@ from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import (
-  LENGTH,
-  WRITE,
   MosaicGpuConfig,
   Ref,
   choose,
   launch,
+  new,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+  LENGTH,
+  WRITE,
   plan,
   scan_segment,
 )
@@ -44,14 +46,24 @@ _LONGEST = 256  # rows of one bulk copy
 
 
 def unfit(x: Array, config: MosaicGpuConfig) -> str | None:
-  """Why these kernels do not take inputs [n c d], or None."""
+  """Why these kernels do not take the inputs, or None.
+
+  Args:
+    x: Inputs. [n c d]
+    config: `columns` channels per program: a multiple of the threads of a
+      warpgroup, which divides d.
+  """
   if config.columns % _LANES or x.shape[2] % config.columns:
     return f"cannot cut {x.shape[2]} channels into {config.columns}"
   return unfit_inputs(x)
 
 
 def unfit_inputs(x: Array) -> str | None:
-  """Likewise, however the channels are cut."""
+  """Likewise, however the channels are cut.
+
+  Args:
+    x: Inputs. [n c d]
+  """
   if x.dtype not in (jnp.bfloat16, jnp.float32):
     return f"takes bfloat16 and float32, and these are {x.dtype}"
   if x.shape[1] > _LONGEST:
@@ -94,7 +106,7 @@ def scan(
   y, pool = launch(
     body,
     (plan(chunks), list(arrays), constants),
-    [jax.ShapeDtypeStruct((n, c, width), jnp.float32), pool],
+    [new(n, c, width, dtype=jnp.float32), pool],
     (loaded, arrived),
     grid={"chunk": n, "tile": width // columns},
     config=config,
@@ -104,7 +116,19 @@ def scan(
 
 
 class _Program(NamedTuple):
-  """Some channels, and the segment of one chunk."""
+  """Some channels, and the segment of one chunk.
+
+  Attributes:
+    cell: One token.
+    plan: Of `mosaic_gpu_segments`.
+    arrays: What tokens read, in global memory. [n c d] each
+    constants: [m d], or None.
+    y: [n c d]
+    pool: [s r d]
+    loaded: `arrays` of the chunks under way, in shared memory. [stage c d]
+    arrived: One barrier per stage.
+    config: Sizes.
+  """
 
   cell: Cell
   plan: Ref
@@ -157,7 +181,19 @@ class _Program(NamedTuple):
       )
 
   def _step(self, chunk: Array, stage: Array, carry: Carry) -> Carry:
-    """One chunk: its real tokens, zeros behind them, capture."""
+    """One chunk: its real tokens, zeros behind them, capture.
+
+    Tokens go in groups, whose loads do not wait for one another; the last few
+    go one by one. Either way it is the same arithmetic in the same order.
+
+    Args:
+      chunk: Number of the chunk.
+      stage: Where its inputs lie.
+      carry: Before the chunk.
+
+    Returns:
+      The carry after its real tokens.
+    """
     length, constants = self.plan[LENGTH, chunk], self._constants()
 
     def token(t: Array, carry: Carry) -> Carry:
@@ -179,7 +215,13 @@ class _Program(NamedTuple):
     return carry
 
   def _clear(self, chunk: Array, start: Array | int, stop: Array | int) -> None:
-    """Zeros for the outputs of padding."""
+    """Zeros for the outputs of padding.
+
+    Args:
+      chunk: Number of the chunk.
+      start: First token.
+      stop: Behind the last.
+    """
     zeros = jnp.zeros((self.config.columns,), jnp.float32)
 
     def token(t: Array, _: None) -> None:

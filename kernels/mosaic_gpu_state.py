@@ -27,7 +27,6 @@ back through U at every chunk, and without decay it adds up.
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -37,9 +36,6 @@ from jaxtyping import Array, BFloat16, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
-  LENGTH,
-  SHARED_BYTES,
-  WRITE,
   MosaicGpuConfig,
   Ref,
   along_rows,
@@ -47,19 +43,24 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   dot,
   dot_parts,
   launch,
+  new,
   parts,
-  plan,
-  scan_segment,
   split,
   stacked,
   tile,
   vector,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+  LENGTH,
+  WRITE,
+  plan,
+  scan_segment,
+)
 
-_PARTS = 2
-_WIDTHS = (64, 128, 256)
-_SPARE_BYTES = 4096  # barriers and scratch of the compiler
-_BLOCK = 64  # rows of the state per product
+PARTS = 2
+"""Of the state and of U, as operands of products."""
+BLOCK = 64
+"""Rows of the state per product."""
 
 
 class Factors(NamedTuple):
@@ -106,54 +107,6 @@ class _Buffers(NamedTuple):
   restoring: Ref
 
 
-def shared_bytes(
-  width: int, columns: int, stages: int, value_bytes: int, operands: int
-) -> int:
-  """Shared memory that a program takes, for the choice of sizes."""
-  loads = 2 * CHUNK * (width * operands + _PARTS * CHUNK)
-  loads += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)
-  own = 2 * _PARTS * columns * (width + 2 * CHUNK) + 4 * _BLOCK * columns
-  return stages * loads + own
-
-
-def sizes(
-  width: int, value_width: int, value_bytes: int, operands: int
-) -> MosaicGpuConfig:
-  """Columns and stages for a head of `width` keys.
-
-  Registers and shared memory bound the columns. A second stage, which hides
-  the loads of a chunk behind the one before, is worth more than wide programs:
-  narrow ones are more, and fill a device with the heads of one request. Heads
-  of 256 keys leave room for neither.
-  """
-  for columns, stages in ((64, 2), (32, 2), (32, 1)):
-    taken = shared_bytes(width, columns, stages, value_bytes, operands)
-    if taken <= SHARED_BYTES - _SPARE_BYTES:
-      break
-  return MosaicGpuConfig(columns=columns, stages=stages)
-
-
-def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:
-  """Why the kernels do not take these heads, or None.
-
-  Args:
-    q: Queries. [n c h k]
-    k: Keys. [n c h k]
-    v: Values. [n c hv v]
-    config: Sizes.
-  """
-  dtypes = {x.dtype for x in (q, k, v)}
-  if dtypes != {jnp.dtype(jnp.bfloat16)}:
-    return "takes bfloat16 only, the operands of its products (wgmma)"
-  if q.shape[1] != CHUNK:
-    return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
-  if q.shape[3] not in _WIDTHS or v.shape[3] not in _WIDTHS:
-    return f"takes heads of {_WIDTHS}, and these are {q.shape[3]}, {v.shape[3]}"
-  if v.shape[3] % config.columns:
-    return f"cannot cut {v.shape[3]} value columns into {config.columns}"
-  return None
-
-
 def scan(
   factors: Factors,
   pool: Float32[Array, "s hv k v"],
@@ -174,7 +127,7 @@ def scan(
     The outputs, zero past a chunk's length, and the pool.
   """
   n, _, heads, value_width = factors.values.shape
-  out = jax.ShapeDtypeStruct((n, CHUNK, heads, value_width), jnp.float32)
+  out = new(n, CHUNK, heads, value_width, dtype=jnp.float32)
 
   def body(operands: Ref, results: Ref, buffers: Ref) -> None:
     fields: Any = *operands, *results, buffers, config
@@ -200,7 +153,7 @@ def _buffers(factors: Factors, config: MosaicGpuConfig) -> _Buffers:
   chunk = Factors(
     q=operand(stages, factors.q.shape[1], width),
     keys=operand(stages, width, CHUNK),
-    attention=operand(stages, _PARTS * CHUNK, CHUNK),
+    attention=operand(stages, PARTS * CHUNK, CHUNK),
     values=tile(stages, CHUNK, columns, dtype=factors.values.dtype),
     corrections=operand(stages, CHUNK, width) if corrected else None,
     scales=vector(stages, 2 * CHUNK),
@@ -208,16 +161,25 @@ def _buffers(factors: Factors, config: MosaicGpuConfig) -> _Buffers:
   )
   return _Buffers(
     chunk=chunk,
-    state=operand(_PARTS, width, columns),
-    updates=operand(2 * _PARTS, CHUNK, columns),
-    restored=tile(_BLOCK, columns, dtype=jnp.float32),
+    state=operand(PARTS, width, columns),
+    updates=operand(2 * PARTS, CHUNK, columns),
+    restored=tile(BLOCK, columns, dtype=jnp.float32),
     arrived=plgpu.Barrier(num_arrivals=loads, num_barriers=stages),
     restoring=plgpu.Barrier(),
   )
 
 
 class _Program(NamedTuple):
-  """One head, some value columns, and the segment of one chunk."""
+  """One head, some value columns, and the segment of one chunk.
+
+  Attributes:
+    plan: Of `mosaic_gpu_segments`.
+    factors: Of all chunks and heads, in global memory.
+    out: [n c hv v]
+    pool: [s hv k v]
+    buffers: In shared memory.
+    config: Sizes.
+  """
 
   plan: Ref
   factors: Ref
@@ -248,10 +210,14 @@ class _Program(NamedTuple):
   def _rows(self) -> list[Any]:
     """The state in blocks of rows: what one product of a warpgroup makes."""
     width = self.factors.q.shape[3]
-    return [pl.ds(start, _BLOCK) for start in range(0, width, _BLOCK)]
+    return [pl.ds(start, BLOCK) for start in range(0, width, BLOCK)]
 
   def _restore(self, slot: Array) -> tuple[Array, ...]:
-    """The blocks of this program's part of a slot, or zeros at ZERO."""
+    """The blocks of this program's part of a slot, or zeros at ZERO.
+
+    By way of shared memory, a block at a time: a sentinel reaches no index, and
+    what the buffer holds at ZERO is selected away.
+    """
     buffer, barrier = self.buffers.restored, self.buffers.restoring
     blocks = []
     for rows in self._rows:
@@ -296,10 +262,22 @@ class _Program(NamedTuple):
   def _step(
     self, chunk: Array, stage: Array, state: tuple[Array, ...]
   ) -> tuple[Array, ...]:
-    """One chunk: the equations of this module, output and capture."""
+    """One chunk: the equations of this module, output and capture.
+
+    An inactive chunk has factors that nobody wrote; what they make of the state
+    is selected away.
+
+    Args:
+      chunk: Number of the chunk.
+      stage: Where its factors lie.
+      state: Blocks [64 v] of S.
+
+    Returns:
+      The blocks of S'.
+    """
     buffers, columns = self.buffers, self.config.columns
     for rows, block in zip(self._rows, state, strict=True):
-      for part, value in enumerate(split(block, _PARTS)):
+      for part, value in enumerate(split(block, PARTS)):
         buffers.state[part, rows, :] = value
     plgpu.commit_smem()
     of = self._at(stage)
@@ -312,8 +290,8 @@ class _Program(NamedTuple):
     advanced = []
     for rows, block in zip(self._rows, state, strict=True):
       decay = along_rows(of.decay[rows], columns)
-      updates = [buffers.updates.at[_PARTS + part] for part in range(_PARTS)]
-      added = dot([(of.keys.at[rows], x) for x in updates], (_BLOCK, columns))
+      updates = [buffers.updates.at[PARTS + part] for part in range(PARTS)]
+      added = dot([(of.keys.at[rows], x) for x in updates], (BLOCK, columns))
       advanced.append(decay * block + added)
     self._emit(chunk, real, output)
     state = tuple(
@@ -324,7 +302,12 @@ class _Program(NamedTuple):
     return state
 
   def _update(self, of: Ref, real: Array) -> Float32[Array, "c v"]:
-    """Stores the parts of U and e_u * U; returns e_o * (Q S)."""
+    """Stores the parts of U and e_u * U; returns e_o * (Q S).
+
+    Args:
+      of: The factors of the chunk, in shared memory.
+      real: Tokens of it. U is zero behind them, whatever X_v holds there.
+    """
     columns, buffers = self.config.columns, self.buffers
     shape = (CHUNK, columns)
     state = parts(buffers.state)
@@ -339,7 +322,7 @@ class _Program(NamedTuple):
       from_state = dot_parts(stacked(of.q), state, columns)
     scaled = update * along_rows(of.scales[pl.ds(CHUNK, CHUNK)], columns)
     for part, value in enumerate(
-      [*split(update, _PARTS), *split(scaled, _PARTS)]
+      [*split(update, PARTS), *split(scaled, PARTS)]
     ):
       buffers.updates[part] = value
     return from_state * along_rows(of.scales[pl.ds(0, CHUNK)], columns)

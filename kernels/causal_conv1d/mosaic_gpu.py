@@ -24,7 +24,11 @@ def packed(
   *,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
-  """The operation in one launch; arguments of `causal_conv1d`."""
+  """The operation in one launch; arguments of `causal_conv1d`.
+
+  Returns:
+    y, zero past a chunk's length, and the pool.
+  """
   weight = weight.astype(jnp.float32)
   return rows.scan(_cell, [x], weight, pool, chunks, config, "causal_conv1d")
 
@@ -37,7 +41,16 @@ def refusal(
   pool: Array,
   *_: Any,
 ) -> str | None:
-  """Why the kernel does not take these arguments, or None."""
+  """Why the kernel does not take these arguments, or None.
+
+  Args:
+    device: What the program is made for.
+    config: Sizes.
+    x: Inputs. [n c d]
+    weight: Filter. [w d]
+    pool: Windows. [s w-1 d]
+    *_: Not asked for.
+  """
   if pool.dtype != x.dtype:
     return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
   if weight.shape[0] < 2:
@@ -58,7 +71,13 @@ IMPLEMENTATION = Implementation(
 def _cell(
   window: rows.Carry, x: Array, weight: rows.Carry
 ) -> tuple[rows.Carry, Float32[Array, "d"]]:
-  """One token: y is the filtered window, which moves on by one."""
+  """One token: y is the filtered window, which moves on by one.
+
+  Args:
+    window: The last w-1 inputs, oldest first.
+    x: The next.
+    weight: Taps, oldest first.
+  """
   window = (*window, x)
   y = jnp.zeros(x.shape, jnp.float32)
   for value, tap in zip(window, weight, strict=True):

@@ -9,7 +9,6 @@ rows, and those of b and c along its columns.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -20,8 +19,6 @@ from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import (
-  LENGTH,
-  WRITE,
   MosaicGpuConfig,
   Ref,
   along_columns,
@@ -29,9 +26,15 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   as_accumulator,
   choose,
   launch,
+  new,
+  too_old,
+  vector,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+  LENGTH,
+  WRITE,
   plan,
   scan_segment,
-  too_old,
 )
 
 _RESET = -1e36  # as -inf, but its product with a rate of zero is not NaN
@@ -49,7 +52,11 @@ def packed(
   c: Float[Array, "n c e"] | None,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
-  """The operation in one launch; arguments of `diagonal_scan`."""
+  """The operation in one launch; arguments of `diagonal_scan`.
+
+  Returns:
+    y, zero past a chunk's length, and the pool.
+  """
   if rate is not None:
     arrays = x, log_decay, b, c
     return _selective(arrays, rate, pool, chunks, config)
@@ -68,7 +75,16 @@ def refusal(
   rate: Array | None = None,
   **__: Any,
 ) -> str | None:
-  """Why the kernels do not take these arguments, or None."""
+  """Why the kernels do not take these arguments, or None.
+
+  Args:
+    device: What the program is made for.
+    config: Sizes.
+    x: Inputs. [n c d]
+    *_: Not asked for.
+    rate: Of Mamba's form, or None. [d e]
+    **__: Not asked for.
+  """
   if rate is None:
     return too_old(device, config) or rows.unfit(x, config)
   if x.shape[2] % _CHANNELS:
@@ -81,7 +97,10 @@ def refusal(
 def heuristic(
   device: Device, x: Array, *_: Any, rate: Array | None = None, **__: Any
 ) -> MosaicGpuConfig:
-  """As few channels per program as there can be: they are what is parallel."""
+  """As few channels per program as there can be: they are what is parallel.
+
+  A warpgroup of them in RG-LRU's form, the rows of a tile in Mamba's.
+  """
   columns = 128 if rate is None else _CHANNELS
   return MosaicGpuConfig(columns=columns, stages=2)
 
@@ -94,7 +113,13 @@ IMPLEMENTATION = Implementation(
 def _cell(
   state: rows.Carry, x: Array, log_decay: Array, _: rows.Carry
 ) -> tuple[rows.Carry, Float32[Array, "d"]]:
-  """One token: h = exp(a) h + x."""
+  """One token: h = exp(a) h + x, and y = h.
+
+  Args:
+    state: h, alone.
+    x: Input.
+    log_decay: a.
+  """
   h = _decay(log_decay) * state[0] + x.astype(jnp.float32)
   return (h,), h
 
@@ -112,13 +137,24 @@ def _selective(
   chunks: Chunks,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d e"]]:
-  """Mamba's form: `arrays` are x, log_decay, b and c."""
+  """Mamba's form, in one launch.
+
+  Args:
+    arrays: x, log_decay [n c d], b and c [n c e].
+    rate: A factor of the log decay per state.
+    pool: Donated.
+    chunks: What each chunk reads, writes and holds.
+    config: `stages` of loads.
+
+  Returns:
+    y, zero past a chunk's length, and the pool.
+  """
   n, tokens, width = arrays[0].shape
   loaded = [
     plgpu.SMEM((config.stages, tokens, min(_CHANNELS, x.shape[2])), x.dtype)
     for x in arrays
   ]
-  square = plgpu.SMEM((_CHANNELS, rate.shape[1]), jnp.float32)
+  square = vector(_CHANNELS, rate.shape[1])
   barriers = (
     plgpu.Barrier(num_arrivals=len(arrays), num_barriers=config.stages),
     plgpu.Barrier(),
@@ -131,7 +167,7 @@ def _selective(
   y, pool = launch(
     body,
     (plan(chunks), list(arrays), rate),
-    [jax.ShapeDtypeStruct((n, tokens, width), jnp.float32), pool],
+    [new(n, tokens, width, dtype=jnp.float32), pool],
     (loaded, square, *barriers),
     grid={"chunk": n, "tile": width // _CHANNELS},
     config=config,
@@ -141,7 +177,20 @@ def _selective(
 
 
 class _Selective(NamedTuple):
-  """64 channels of Mamba's form, and the segment of one chunk."""
+  """64 channels of Mamba's form, and the segment of one chunk.
+
+  Attributes:
+    plan: Of `mosaic_gpu_segments`.
+    arrays: x, log_decay, b and c in global memory.
+    rate: [d e]
+    y: [n c d]
+    pool: [s d e]
+    loaded: `arrays` of the chunks under way, in shared memory. [stage c ...]
+    square: A tile on its way to registers. [64 e]
+    arrived: One barrier per stage.
+    restoring: Barrier of `square`.
+    config: Sizes.
+  """
 
   plan: Ref
   arrays: list[Ref]
@@ -172,7 +221,7 @@ class _Selective(NamedTuple):
     return pl.ds(pl.multiple_of(start, _CHANNELS), _CHANNELS)
 
   def _tile(self, source: Ref) -> Float32[Array, "d e"]:
-    """A tile of global memory, by way of shared memory."""
+    """A tile [64 e] of global memory, by way of shared memory."""
     plgpu.copy_gmem_to_smem(source, self.square, self.restoring)
     plgpu.barrier_wait(self.restoring)
     value = as_accumulator(self.square[...], self.config)
@@ -198,7 +247,18 @@ class _Selective(NamedTuple):
   def _step(
     self, chunk: Array, stage: Array, carry: tuple[Array, Array]
   ) -> tuple[Array, Array]:
-    """One chunk: its real tokens, zeros behind them, capture."""
+    """One chunk: its real tokens, zeros behind them, capture.
+
+    h_t = exp(a_t rate) h + x_t b_t^T and y_t = h_t c_t, on a tile.
+
+    Args:
+      chunk: Number of the chunk.
+      stage: Where its inputs lie.
+      carry: Rates and state.
+
+    Returns:
+      Rates, and the state after the real tokens.
+    """
     rate, state = carry
     states = state.shape[1]
 
@@ -226,7 +286,10 @@ class _Selective(NamedTuple):
     return rate, state
 
   def _clear(self, chunk: Array, start: Array | int) -> None:
-    """Zeros for the outputs from token `start` on."""
+    """Zeros for the outputs from token `start` on.
+
+    A sum over columns of zeros lies in registers as the outputs do.
+    """
     zeros = jnp.zeros((_CHANNELS, 8), jnp.float32)
 
     def token(t: Array, _: None) -> None:

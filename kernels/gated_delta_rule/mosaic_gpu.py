@@ -12,9 +12,8 @@ recurrences share. Shapes are those of one chunk and one head in both, so bits
 do not depend on the packing.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -24,22 +23,20 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
 from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
   along_columns,
-  along_rows,
   dot,
-  indices,
   launch,
-  real_rows,
-  split,
+  load,
+  new,
   tile,
-  too_old,
   vector,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
 
 _SQUARE = (CHUNK, CHUNK)
 
@@ -56,45 +53,39 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches; arguments of `gated_delta_rule`.
+  """The operation in two launches.
 
-  `precision` says nothing here: operands are bfloat16 parts, as many as the
-  error of 1e-2 needs.
+  Arguments of `gated_delta_rule`. `precision` says nothing here: operands
+  are bfloat16 parts, as many as the error of 1e-2 needs.
+
+  Returns:
+    The outputs, zero past a chunk's length, and the pool.
   """
   del precision
   real = real_rows(chunks)
   gates = [algebra.heads_first(x, real) for x in (log_decay, beta)]
   keys = algebra.transposed_keys(k, real)
-  factors = prepare(q, k, keys, v, jnp.stack(gates, 2), chunks, config)
+  gates = jnp.stack(gates, axis=2)
+  operands = _Operands(chunks.length, q, k, keys, v, gates)
+  factors = prepare(operands, config)
   return state_scan.scan(factors, pool, chunks, config, "gated_delta_scan")
 
 
-def refusal(
-  device: Device,
-  config: MosaicGpuConfig,
-  q: Array,
-  k: Array,
-  v: Array,
-  *_: Any,
-  **__: Any,
-) -> str | None:
-  """Why the kernels do not take these arguments, or None."""
-  return too_old(device, config) or state_scan.unfit(q, k, v, config)
-
-
-def heuristic(
-  device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
-) -> MosaicGpuConfig:
-  """Sizes for heads of these widths."""
-  return state_scan.sizes(q.shape[-1], v.shape[-1], 4, 3)
-
-
-IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
-)
+IMPLEMENTATION = implementation(packed, value_bytes=4, operands=3)
 
 
 class _Operands(NamedTuple):
+  """What `prepare` reads.
+
+  Attributes:
+    lengths: Real tokens of each chunk. [n]
+    q: [n c h k]
+    k: [n c h k]
+    keys: K^T, zero at padding. [n h k c]
+    v: [n c hv v]
+    gates: Log decays and strengths, zero at padding. [n hv 2 c]
+  """
+
   lengths: Ref
   q: Ref
   k: Ref
@@ -104,7 +95,22 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`."""
+  """Shared memory of `_prepare`.
+
+  Attributes:
+    q: [c k]
+    k: Zero at padding, once `_load` is through. [c k]
+    keys: [k c]
+    v: Some columns of V. [c 64]
+    log_decay: [c]
+    beta: Strengths, to lie along rows. [c]
+    beta_again: The same, to lie along columns. [c]
+    scales: exp(A) and exp(A_c - A). [2*c]
+    decay: exp(A_c), k times. [k]
+    work: Operands of products of [c c].
+    arrived: Barrier of all loads but v.
+    loading: Barrier of v.
+  """
 
   q: Ref
   k: Ref
@@ -120,32 +126,15 @@ class _Buffers(NamedTuple):
   loading: Ref
 
 
-def prepare(
-  q: Array,
-  k: Array,
-  keys: Array,
-  v: Array,
-  gates: Array,
-  chunks: Chunks,
-  config: MosaicGpuConfig,
-) -> state_scan.Factors:
+def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
   """The factors of all chunks; those of inactive ones are left unwritten.
 
   Args:
-    q: Queries. [n c h k]
-    k: Keys. [n c h k]
-    keys: Keys, zero at padding. [n h k c]
-    v: Values. [n c hv v]
-    gates: Log decays and strengths, zero at padding. [n hv 2 c]
-    chunks: For the lengths.
-    config: For the interpreter.
+    of: Arrays.
+    config: Says whether the interpreter runs it.
   """
-  n, _, heads, value_width = v.shape
-  width = q.shape[3]
-
-  def new(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
+  n, _, heads, value_width = of.v.shape
+  width = of.q.shape[3]
   results = [
     new(n, heads, 2 * CHUNK, CHUNK),
     new(n, CHUNK, heads, value_width, dtype=jnp.float32),
@@ -168,31 +157,60 @@ def prepare(
     arrived=plgpu.Barrier(num_arrivals=6),
     loading=plgpu.Barrier(),
   )
-  attention, values, corrections, *scales = launch(
+  made = launch(
     _prepare,
-    _Operands(chunks.length, q, k, keys, v, gates),
+    of,
     results,
     buffers,
     grid={"chunk": n, "head": heads},
     config=config,
     name="gated_delta_prepare",
   )
-  return state_scan.Factors(q, keys, attention, values, corrections, *scales)
+  return state_scan.Factors(of.q, of.keys, *made)
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head."""
-  chunk = lax.axis_index("chunk")
+  """One chunk and value head: all of `Factors` but Q and K.
+
+  Args:
+    of: In global memory.
+    results: Likewise: P, X_v, X_k, scales and decays.
+    buffers: In shared memory.
+  """
+  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
 
   @pl.when(length > 0)
   def _() -> None:
-    _load(of, buffers, chunk, lax.axis_index("head"))
-    _chunk(of, results, buffers, length)
+    _load(of, buffers, length)
+    attention, values, corrections, scales, ends = results
+    decay = algebra.decays(
+      buffers.log_decay, buffers.scales, buffers.decay, buffers.work
+    )
+    plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
+    plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
+    scores = dot([(buffers.q, buffers.keys)], _SQUARE) * decay
+    algebra.emit_scores(scores, length, attention.at[chunk, head])
+    inverse = _solve(buffers, decay, length)
+    pair = of.v.at[chunk, :, head], values.at[chunk, :, head]
+    algebra.solve_values(
+      inverse, pair, length, buffers.v, buffers.loading, buffers.work
+    )
+    start = along_columns(buffers.scales[pl.ds(0, CHUNK)], CHUNK)
+    solved = algebra.times(inverse * start, buffers.k, buffers.work)
+    corrections[chunk, head] = solved.astype(jnp.bfloat16)
+    plgpu.wait_smem_to_gmem(0)
 
 
-def _load(of: _Operands, buffers: _Buffers, chunk: Array, head: Array) -> None:
-  """Keys, queries and gates to shared memory."""
+def _load(of: _Operands, buffers: _Buffers, length: Array) -> None:
+  """Keys, queries and gates to shared memory.
+
+  Args:
+    of: In global memory.
+    buffers: In shared memory.
+    length: Real tokens: keys behind them are set to zero.
+  """
+  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   key_head = head // (of.v.shape[2] // of.k.shape[2])
   copies = (
     (of.q.at[chunk, :, key_head], buffers.q),
@@ -202,59 +220,22 @@ def _load(of: _Operands, buffers: _Buffers, chunk: Array, head: Array) -> None:
     (of.gates.at[chunk, head, 1], buffers.beta),
     (of.gates.at[chunk, head, 1], buffers.beta_again),
   )
-  for source, buffer in copies:
-    plgpu.copy_gmem_to_smem(source, buffer, buffers.arrived)
-  plgpu.barrier_wait(buffers.arrived)
-  pl.when(of.lengths[chunk] < CHUNK)(
-    lambda: algebra.clear_padding(buffers.k, of.lengths[chunk])
-  )
+  load(copies, buffers.arrived)
+  pl.when(length < CHUNK)(lambda: algebra.clear_padding(buffers.k, length))
   plgpu.commit_smem()
 
 
-def _chunk(
-  of: _Operands, results: list[Ref], buffers: _Buffers, length: Array
-) -> None:
-  """P, X and the vectors of scales, in the notation of the module."""
-  attention, values, corrections, scales, ends = results
-  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
-  row, column = indices()
-  decay = algebra.decays(
-    buffers.log_decay, buffers.scales, buffers.decay, buffers.work
-  )
-  plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
-  plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
-  # Whatever padding holds is in rows of its own here, and selected away.
-  query_key = dot([(buffers.q, buffers.keys)], _SQUARE) * decay
-  query_key = jnp.where(row < length, query_key, 0.0)
-  for part, value in enumerate(split(query_key, 2)):
-    attention[chunk, head, pl.ds(part * CHUNK, CHUNK)] = value
+def _solve(
+  buffers: _Buffers, decay: Float32[Array, "c c"], length: Array
+) -> Float32[Array, "c c"]:
+  """T, its columns scaled by beta.
+
+  Args:
+    buffers: `work` is overwritten.
+    decay: D.
+    length: Real tokens.
+  """
   key_key = dot([(buffers.k, buffers.keys)], _SQUARE) * decay
-  lower = key_key * along_rows(buffers.beta[...], CHUNK)
-  lower = jnp.where((row > column) & (row < length), lower, 0.0)
+  lower = algebra.lower_of(key_key, buffers.beta, length)
   inverse = algebra.invert_unit_lower(lower, buffers.work)
-  inverse = inverse * along_columns(buffers.beta_again[...], CHUNK)
-  _solve_values(of, values, inverse, buffers, length)
-  start = along_columns(buffers.scales[pl.ds(0, CHUNK)], CHUNK)
-  solved = algebra.times(inverse * start, buffers.k, buffers.work)
-  corrections[chunk, head] = solved.astype(jnp.bfloat16)
-  plgpu.wait_smem_to_gmem(0)
-
-
-def _solve_values(
-  of: _Operands,
-  values: Ref,
-  inverse: Float32[Array, "c c"],
-  buffers: _Buffers,
-  length: Array,
-) -> None:
-  """X_v, by 64 columns: a load, a product, a store."""
-  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
-  for start in range(0, of.v.shape[3], CHUNK):
-    columns = pl.ds(start, CHUNK)
-    source = of.v.at[chunk, :, head, columns]
-    plgpu.copy_gmem_to_smem(source, buffers.v, buffers.loading)
-    plgpu.barrier_wait(buffers.loading)
-    algebra.clear_padding(buffers.v, length)
-    values[chunk, :, head, columns] = algebra.times(
-      inverse, buffers.v, buffers.work
-    )
+  return inverse * along_columns(buffers.beta_again[...], CHUNK)

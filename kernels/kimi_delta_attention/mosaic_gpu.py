@@ -18,7 +18,6 @@ where they meet what has to cancel.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -28,26 +27,26 @@ from jaxtyping import Array, Bool, Float, Float32
 from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
 from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
   along_columns,
-  along_rows,
   dot,
   dot_parts,
   indices,
   launch,
+  load,
+  new,
   parts,
-  real_rows,
   split,
   stacked,
   store_parts,
   tile,
-  too_old,
   vector,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
 
 _SQUARE = (CHUNK, CHUNK)
 
@@ -64,10 +63,13 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches; arguments of `kimi_delta_attention`.
+  """The operation in two launches.
 
-  `precision` says nothing here: operands are bfloat16 parts, as many as the
-  error of 1e-2 needs.
+  Arguments of `kimi_delta_attention`. `precision` says nothing here: operands
+  are bfloat16 parts, as many as the error of 1e-2 needs.
+
+  Returns:
+    The outputs, zero past a chunk's length, and the pool.
   """
   del precision
   real = real_rows(chunks)
@@ -84,34 +86,7 @@ def packed(
   return state_scan.scan(factors, pool, chunks, config, "kimi_delta_scan")
 
 
-def refusal(
-  device: Device,
-  config: MosaicGpuConfig,
-  q: Array,
-  k: Array,
-  v: Array,
-  *_: Any,
-  **__: Any,
-) -> str | None:
-  """Why the kernels do not take these arguments, or None."""
-  if q.shape[-1] > 128:
-    return (
-      "takes keys of 128 channels at most: decays of each do not leave room "
-      f"in shared memory for {q.shape[-1]}"
-    )
-  return too_old(device, config) or state_scan.unfit(q, k, v, config)
-
-
-def heuristic(
-  device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
-) -> MosaicGpuConfig:
-  """Sizes for heads of these widths."""
-  return state_scan.sizes(q.shape[-1], v.shape[-1], 4, 4)
-
-
-IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
-)
+IMPLEMENTATION = implementation(packed, value_bytes=4, operands=4, widest=128)
 
 
 class _Operands(NamedTuple):
@@ -139,7 +114,23 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`: operands, then what products are made of."""
+  """Shared memory of `_prepare`: operands, then what products are made of.
+
+  Attributes:
+    q: [c k]
+    k: Zero at padding, once all are loaded. [c k]
+    keys: [k c]
+    steps: Log decays in two parts. [2*c k]
+    channels: The same, transposed. [2*k c]
+    beta: Strengths, to lie along rows. [c]
+    beta_again: The same, to lie along columns. [c]
+    decay: exp(A_c). [k]
+    left: Scaled rows of Q or K in two parts. [2 c k]
+    right: Scaled columns of K^T in two parts. [2 k c]
+    lower: Matrices of zeros and ones; then L in two parts. [2 c c]
+    arrived: Barrier of all loads but values.
+    loading: Barrier of values.
+  """
 
   q: Ref
   k: Ref
@@ -159,7 +150,12 @@ class _Buffers(NamedTuple):
 def _log_decays(
   log_decay: Float32[Array, "n c hv k"], real: Bool[Array, "n c"]
 ) -> dict[str, Array]:
-  """`steps` and `channels`, zero at padding, -inf as RESET."""
+  """`steps` and `channels`, zero at padding, -inf as RESET.
+
+  Args:
+    log_decay: As callers give it.
+    real: Which rows hold tokens.
+  """
   log_decay = jnp.where(log_decay == -jnp.inf, algebra.RESET, log_decay)
   log_decay = jnp.where(real[:, :, None, None], log_decay, 0.0)
   log_decay = log_decay.swapaxes(1, 2)
@@ -173,12 +169,14 @@ def _log_decays(
 
 
 def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
-  """The factors of all chunks; those of inactive ones are left unwritten."""
+  """The factors of all chunks; those of inactive ones are left unwritten.
+
+  Args:
+    of: Arrays.
+    config: Says whether the interpreter runs it.
+  """
   n, _, heads, value_width = of.v.shape
   width = of.q.shape[3]
-
-  def new(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
 
   results = [
     new(n, 2 * CHUNK, heads, width),
@@ -219,7 +217,13 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head."""
+  """One chunk and value head: all of `Factors` but the scales.
+
+  Args:
+    of: In global memory.
+    results: Likewise: Q, K, P, X_v, X_k and decays.
+    buffers: In shared memory.
+  """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
 
@@ -235,16 +239,20 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
       (of.beta.at[chunk, head], buffers.beta),
       (of.beta.at[chunk, head], buffers.beta_again),
     )
-    for source, buffer in copies:
-      plgpu.copy_gmem_to_smem(source, buffer, buffers.arrived)
-    plgpu.barrier_wait(buffers.arrived)
+    load(copies, buffers.arrived)
     pl.when(length < CHUNK)(lambda: algebra.clear_padding(buffers.k, length))
     _scaled(results, buffers, length)
     _chunk(of, results, buffers, length)
 
 
 def _scaled(results: list[Ref], buffers: _Buffers, length: Array) -> None:
-  """Writes exp(A) Q, exp(A_c - A) K and exp(A_c)."""
+  """Writes exp(A) Q, exp(A_c - A) K and exp(A_c).
+
+  Args:
+    results: As in `_prepare`.
+    buffers: `lower` and `decay` are overwritten.
+    length: Real tokens; Q is selected to zero behind them.
+  """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   queries, keys, *_, decay = results
   until, behind = _masks(buffers, 6)
@@ -268,16 +276,19 @@ def _scaled(results: list[Ref], buffers: _Buffers, length: Array) -> None:
 def _chunk(
   of: _Operands, results: list[Ref], buffers: _Buffers, length: Array
 ) -> None:
-  """P and X, in the notation of the module."""
+  """P and X, in the notation of the module.
+
+  Args:
+    of: As in `_prepare`.
+    results: As in `_prepare`.
+    buffers: All that products are made of is overwritten.
+    length: Real tokens.
+  """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   _, _, attention, values, corrections, _ = results
-  row, column = indices()
   key_key, query_key = _pairs(buffers)
-  query_key = jnp.where(row < length, query_key, 0.0)
-  for part, value in enumerate(split(query_key, 2)):
-    attention[chunk, head, pl.ds(part * CHUNK, CHUNK)] = value
-  lower = key_key * along_rows(buffers.beta[...], CHUNK)
-  lower = jnp.where((row > column) & (row < length), lower, 0.0)
+  algebra.emit_scores(query_key, length, attention.at[chunk, head])
+  lower = algebra.lower_of(key_key, buffers.beta, length)
   # What the pairs were made of is free: parts of the inverse go there.
   work = algebra.Work(
     buffers.lower,
@@ -286,13 +297,10 @@ def _chunk(
   )
   inverse = algebra.invert_unit_lower(lower, work)
   inverse = inverse * along_columns(buffers.beta_again[...], CHUNK)
-  for start in range(0, of.v.shape[3], CHUNK):
-    columns, buffer = pl.ds(start, CHUNK), buffers.lower.at[0]
-    source = of.v.at[chunk, :, head, columns]
-    plgpu.copy_gmem_to_smem(source, buffer, buffers.loading)
-    plgpu.barrier_wait(buffers.loading)
-    algebra.clear_padding(buffer, length)
-    values[chunk, :, head, columns] = algebra.times(inverse, buffer, work)
+  pair = of.v.at[chunk, :, head], values.at[chunk, :, head]
+  algebra.solve_values(
+    inverse, pair, length, buffers.lower.at[0], buffers.loading, work
+  )
   until, _ = _masks(buffers, 6)
   scaled = buffers.k[...].astype(jnp.float32) * _until(buffers, until)
   store_parts(work.inverse, inverse, 2)
@@ -343,11 +351,22 @@ def _behind(buffers: _Buffers, mask: Ref, rows: Any) -> Float32[Array, "r c"]:
 def _pairs(
   buffers: _Buffers,
 ) -> tuple[Float32[Array, "c c"], Float32[Array, "c c"]]:
-  """sum_k X_ik K_jk exp(A_ik - A_jk), X = K for i > j and X = Q for i >= j."""
+  """sum_k X_ik K_jk exp(A_ik - A_jk), X = K for i > j and X = Q for i >= j.
+
+  Rows of padding hold anything; what is above the diagonal is zero.
+
+  Args:
+    buffers: `left`, `right` and `lower` are overwritten.
+  """
   row, column = indices()
 
   def level(size: Array, sums: tuple[Array, Array]) -> tuple[Array, ...]:
-    """Adds the pairs that blocks of 2^size rows part."""
+    """Adds the pairs that blocks of 2^size rows part.
+
+    Args:
+      size: Logarithm of the rows of a block.
+      sums: Of keys with keys, and of queries with keys.
+    """
     until, behind = _masks(buffers, size)
     into = _until(buffers, until)
     for rows in _blocks(buffers):

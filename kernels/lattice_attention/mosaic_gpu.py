@@ -18,7 +18,6 @@ pages at about the same time: from the second on they come from the L2 cache.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -37,6 +36,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   dot_transposed,
   indices,
   launch,
+  new,
   tile,
   too_old,
 )
@@ -80,6 +80,9 @@ def packed(
 
   Arguments of `lattice_attention`. A block here is one page, and products of
   bfloat16 are exact, so `block_pages` and `precision` say nothing.
+
+  Returns:
+    out, zero past a chunk's length, and both pools.
   """
   del block_pages, precision
   own_page = page_table[chunks.request, chunks.position // CHUNK]
@@ -101,7 +104,19 @@ def refusal(
   *_: Any,
   **__: Any,
 ) -> str | None:
-  """Why the kernel does not take these arguments, or None."""
+  """Why the kernel does not take these arguments, or None.
+
+  Args:
+    device: What the program is made for.
+    config: Sizes.
+    q: Queries. [n c h k]
+    k: Keys. [n c hkv k]
+    v: Values. [n c hkv k]
+    key_pages: [p c hkv k]
+    value_pages: [p c hkv k]
+    *_: Not asked for.
+    **__: Not asked for.
+  """
   dtypes = {x.dtype for x in (q, k, v, key_pages, value_pages)}
   if dtypes != {jnp.dtype(jnp.bfloat16)}:
     return "takes bfloat16 only, the operands of its products (wgmma)"
@@ -131,7 +146,17 @@ def _attend(
   window: int | None,
   config: MosaicGpuConfig,
 ) -> Float32[Array, "n c h k"]:
-  """The chunks' outputs, zero past their lengths."""
+  """The chunks' outputs, zero past their lengths.
+
+  Args:
+    q: Queries, scaled and rotated.
+    key_pages: With the chunks' own keys in their pages.
+    value_pages: Likewise.
+    chunks: Position, length and page-table row of each chunk.
+    page_table: Pages of each request, in order.
+    window: Keys that a token sees, or None for all before it.
+    config: `stages` of pages.
+  """
   n, _, heads, width = q.shape
   # Pages [first, stop) of each chunk hold keys that it sees.
   first = jnp.zeros_like(chunks.position)
@@ -155,7 +180,7 @@ def _attend(
   (out,) = launch(
     body,
     (meta, q, key_pages, value_pages, page_table),
-    [jax.ShapeDtypeStruct(q.shape, jnp.float32)],
+    [new(*q.shape, dtype=jnp.float32)],
     buffers,
     grid={"chunk": n, "head": heads},
     config=config,
@@ -168,7 +193,24 @@ _LENGTH, _POSITION, _REQUEST, _FIRST, _STOP = range(5)
 
 
 class _Program(NamedTuple):
-  """One chunk and query head; the first fields are in global memory."""
+  """One chunk and query head.
+
+  Attributes:
+    meta: Length, position, request, first and last page of chunks. [5 n]
+    q: [n c h k]
+    key_pages: [p c hkv k]
+    value_pages: [p c hkv k]
+    page_table: [requests pages]
+    out: [n c h k]
+    queries: In shared memory, like all that follows. [c k]
+    keys: Of the pages under way. [stage c k]
+    values: [stage c k]
+    weights: e^{s-m'}. [c c]
+    arrived: One barrier per stage.
+    loading: Barrier of the queries.
+    window: Keys that a token sees, or None.
+    config: Sizes.
+  """
 
   meta: Ref
   q: Ref
@@ -186,7 +228,7 @@ class _Program(NamedTuple):
   config: MosaicGpuConfig
 
   def run(self) -> None:
-    """Attends, page by page."""
+    """Attends, page by page, in absolute order; none for an inactive chunk."""
     chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
     first, stop = self.meta[_FIRST, chunk], self.meta[_STOP, chunk]
     stages = self.config.stages
@@ -208,7 +250,12 @@ class _Program(NamedTuple):
     self._emit(lax.fori_loop(first, stop, advance, self._empty()))
 
   def _load(self, page: Array, stage: Array | int) -> None:
-    """Starts the copies of one page's keys and values to a stage's buffers."""
+    """Starts the copies of one page's keys and values to a stage's buffers.
+
+    Args:
+      page: Number of the page in its request.
+      stage: Where to.
+    """
     request = self.meta[_REQUEST, lax.axis_index("chunk")]
     slot = self.page_table[request, page]
     groups = self.q.shape[2] // self.key_pages.shape[2]
@@ -234,6 +281,11 @@ class _Program(NamedTuple):
 
     A row that has seen no key yet, because its window begins in a later page,
     has a maximum of -inf; it subtracts 0 and stays empty.
+
+    Args:
+      page: Number of the page in its request.
+      stage: Where its keys and values lie.
+      carry: Of the pages before.
     """
     scores = self._scores(page, stage)
     maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=1))
@@ -252,7 +304,15 @@ class _Program(NamedTuple):
     return _Softmax(maximum, total, tuple(out))
 
   def _scores(self, page: Array, stage: Array) -> Float32[Array, "c c"]:
-    """Q K^T, -inf where a query does not see a key; clears absent values."""
+    """Q K^T, -inf where a query does not see a key; clears absent values.
+
+    Only the last page can have fewer keys than rows. What stands there behind
+    them may be NaN, and 0 times it too.
+
+    Args:
+      page: Number of the page in its request.
+      stage: Where its keys and values lie.
+    """
     chunk = lax.axis_index("chunk")
     position, length = self.meta[_POSITION, chunk], self.meta[_LENGTH, chunk]
     exist = position + length - page * CHUNK

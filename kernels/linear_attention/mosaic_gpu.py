@@ -5,31 +5,30 @@ Nothing is solved for: the preparation makes P = Q K^T * D and the decays, see
 are, with no correction.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, BFloat16, Float, Float32
 
 from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
 from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
   dot,
   launch,
-  real_rows,
-  split,
+  load,
+  new,
   tile,
-  too_old,
   vector,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
 
 
 def packed(
@@ -43,45 +42,35 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches; arguments of `linear_attention`.
+  """The operation in two launches.
 
-  `precision` says nothing here: operands are bfloat16 parts, as many as the
-  error of 1e-2 needs.
+  Arguments of `linear_attention`. `precision` says nothing here: operands
+  are bfloat16 parts, as many as the error of 1e-2 needs.
+
+  Returns:
+    The outputs, zero past a chunk's length, and the pool.
   """
   del precision
   log_decay = algebra.heads_first(log_decay, real_rows(chunks))
   keys = algebra.transposed_keys(k, real_rows(chunks))
-  made = prepare(q, keys, log_decay, chunks, config)
-  factors = state_scan.Factors(q, keys, made[0], v, None, *made[1:])
+  operands = _Operands(chunks.length, q, keys, log_decay)
+  factors = prepare(operands, v, config)
   return state_scan.scan(factors, pool, chunks, config, "linear_attention")
 
 
-def refusal(
-  device: Device,
-  config: MosaicGpuConfig,
-  q: Array,
-  k: Array,
-  v: Array,
-  *_: Any,
-  **__: Any,
-) -> str | None:
-  """Why the kernels do not take these arguments, or None."""
-  return too_old(device, config) or state_scan.unfit(q, k, v, config)
-
-
-def heuristic(
-  device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
-) -> MosaicGpuConfig:
-  """Sizes for heads of these widths."""
-  return state_scan.sizes(q.shape[-1], v.shape[-1], 2, 2)
-
-
-IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
-)
+IMPLEMENTATION = implementation(packed, value_bytes=2, operands=2)
 
 
 class _Operands(NamedTuple):
+  """What the preparation reads.
+
+  Attributes:
+    lengths: Real tokens of each chunk. [n]
+    q: [n c h k]
+    keys: K^T, zero at padding. [n h k c]
+    log_decay: Zero at padding. [n hv c]
+  """
+
   lengths: Ref
   q: Ref
   keys: Ref
@@ -89,7 +78,17 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`."""
+  """Shared memory of `_prepare`.
+
+  Attributes:
+    q: [c k]
+    keys: [k c]
+    log_decay: [c]
+    scales: exp(A) and exp(A_c - A). [2*c]
+    decay: exp(A_c), k times. [k]
+    work: Operands of products of [c c].
+    arrived: Barrier of the loads.
+  """
 
   q: Ref
   keys: Ref
@@ -101,19 +100,22 @@ class _Buffers(NamedTuple):
 
 
 def prepare(
-  q: Array, keys: Array, log_decay: Array, chunks: Chunks, config: Any
-) -> list[Array]:
-  """P, scales and decay of `Factors`; of inactive chunks left unwritten.
+  of: _Operands, v: BFloat16[Array, "n c hv v"], config: MosaicGpuConfig
+) -> state_scan.Factors:
+  """The factors of all chunks; those of inactive ones are left unwritten.
 
   Args:
-    q: Queries. [n c h k]
-    keys: Keys, zero at padding. [n h k c]
-    log_decay: Zero at padding. [n hv c]
-    chunks: For the lengths.
-    config: For the interpreter.
+    of: Arrays.
+    v: Values, which stand for X_v as they are.
+    config: Says whether the interpreter runs it.
   """
-  n, heads, _ = log_decay.shape
-  width = q.shape[3]
+  n, heads, _ = of.log_decay.shape
+  width = of.q.shape[3]
+  results = [
+    new(n, heads, 2 * CHUNK, CHUNK),
+    new(n, heads, 2 * CHUNK, dtype=jnp.float32),
+    new(n, heads, width, dtype=jnp.float32),
+  ]
   buffers = _Buffers(
     q=tile(CHUNK, width),
     keys=tile(width, CHUNK),
@@ -123,23 +125,26 @@ def prepare(
     work=algebra.work(),
     arrived=plgpu.Barrier(num_arrivals=3),
   )
-  return launch(
+  attention, scales, decay = launch(
     _prepare,
-    _Operands(chunks.length, q, keys, log_decay),
-    [
-      jax.ShapeDtypeStruct((n, heads, 2 * CHUNK, CHUNK), jnp.bfloat16),
-      jax.ShapeDtypeStruct((n, heads, 2 * CHUNK), jnp.float32),
-      jax.ShapeDtypeStruct((n, heads, width), jnp.float32),
-    ],
+    of,
+    results,
     buffers,
     grid={"chunk": n, "head": heads},
     config=config,
     name="linear_attention_prepare",
   )
+  return state_scan.Factors(of.q, of.keys, attention, v, None, scales, decay)
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head."""
+  """One chunk and value head: P, scales and decay.
+
+  Args:
+    of: In global memory.
+    results: Likewise.
+    buffers: In shared memory.
+  """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
   attention, scales, ends = results
@@ -152,17 +157,12 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
       (of.keys.at[chunk, key_head], buffers.keys),
       (of.log_decay.at[chunk, head], buffers.log_decay),
     )
-    for source, buffer in copies:
-      plgpu.copy_gmem_to_smem(source, buffer, buffers.arrived)
-    plgpu.barrier_wait(buffers.arrived)
+    load(copies, buffers.arrived)
     decay = algebra.decays(
       buffers.log_decay, buffers.scales, buffers.decay, buffers.work
     )
     plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
     plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
     scores = dot([(buffers.q, buffers.keys)], (CHUNK, CHUNK)) * decay
-    row = lax.broadcasted_iota(jnp.int32, scores.shape, 0)
-    scores = jnp.where(row < length, scores, jnp.zeros_like(scores))
-    for part, value in enumerate(split(scores, 2)):
-      attention[chunk, head, pl.ds(part * CHUNK, CHUNK)] = value
+    algebra.emit_scores(scores, length, attention.at[chunk, head])
     plgpu.wait_smem_to_gmem(0)

@@ -1,0 +1,118 @@
+"""Which heads the matrix-valued recurrences take on Hopper, at which sizes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_gpu import (
+  CHUNK,
+  MosaicGpuConfig,
+  too_old,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu_state import BLOCK, PARTS
+
+SHARED_BYTES = 227 * 1024
+"""Shared memory that one program may take."""
+
+_SPARE_BYTES = 4096  # barriers and scratch of the compiler
+_WIDTHS = (64, 128, 256)
+
+
+def shared_bytes(
+  width: int, columns: int, stages: int, value_bytes: int, operands: int
+) -> int:
+  """Shared memory that a program takes.
+
+  Args:
+    width: Keys of a head.
+    columns: Value columns of a program.
+    stages: Chunks under way.
+    value_bytes: Of an element of X_v.
+    operands: How many buffers [c k] of bfloat16 the scan loads per chunk: one
+      for K, one or two for Q, none or one for X_k.
+  """
+  loads = 2 * CHUNK * (width * operands + PARTS * CHUNK)
+  loads += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)
+  own = 2 * PARTS * columns * (width + 2 * CHUNK) + 4 * BLOCK * columns
+  return stages * loads + own
+
+
+def sizes(width: int, value_bytes: int, operands: int) -> MosaicGpuConfig:
+  """Columns and stages for a head of `width` keys.
+
+  Registers and shared memory bound the columns. A second stage, which hides
+  the loads of a chunk behind the one before, is worth more than wide programs:
+  narrow ones are more, and fill a device with the heads of one request. Heads
+  of 256 keys leave room for neither.
+
+  Args:
+    width: Keys of a head.
+    value_bytes: As in `shared_bytes`.
+    operands: As in `shared_bytes`.
+  """
+  for columns, stages in ((64, 2), (32, 2), (32, 1)):
+    taken = shared_bytes(width, columns, stages, value_bytes, operands)
+    if taken <= SHARED_BYTES - _SPARE_BYTES:
+      break
+  return MosaicGpuConfig(columns=columns, stages=stages)
+
+
+def implementation(
+  run: Callable[..., Any],
+  *,
+  value_bytes: int,
+  operands: int,
+  widest: int = 256,
+) -> Implementation:
+  """The implementation of an operation that ends in this scan.
+
+  Args:
+    run: Preparation and scan.
+    value_bytes: As in `shared_bytes`.
+    operands: As in `shared_bytes`.
+    widest: Keys of a head at most, for the shared memory of the preparation.
+  """
+
+  def refusal(
+    device: Device,
+    config: MosaicGpuConfig,
+    q: Array,
+    k: Array,
+    v: Array,
+    *_: Any,
+    **__: Any,
+  ) -> str | None:
+    if q.shape[3] > widest:
+      return f"has no room in shared memory for more than {widest} keys a head"
+    return too_old(device, config) or unfit(q, k, v, config)
+
+  def heuristic(
+    device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
+  ) -> MosaicGpuConfig:
+    return sizes(q.shape[3], value_bytes, operands)
+
+  return Implementation(MosaicGpuConfig, run, refusal, heuristic)
+
+
+def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:
+  """Why the kernels do not take these heads, or None.
+
+  Args:
+    q: Queries. [n c h k]
+    k: Keys. [n c h k]
+    v: Values. [n c hv v]
+    config: Sizes.
+  """
+  dtypes = {x.dtype for x in (q, k, v)}
+  if dtypes != {jnp.dtype(jnp.bfloat16)}:
+    return "takes bfloat16 only, the operands of its products (wgmma)"
+  if q.shape[1] != CHUNK:
+    return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
+  if q.shape[3] not in _WIDTHS or v.shape[3] not in _WIDTHS:
+    return f"takes heads of {_WIDTHS}, and these are {q.shape[3]}, {v.shape[3]}"
+  if v.shape[3] % config.columns:
+    return f"cannot cut {v.shape[3]} value columns into {config.columns}"
+  return None
