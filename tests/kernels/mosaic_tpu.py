@@ -47,6 +47,7 @@ def lowered(function, *arguments, device):
     abstract_device=jax.sharding.AbstractDevice(
       device_kind=device, num_cores=1, platform="tpu"
     ),
+    axis_types=(jax.sharding.AxisType.Auto,),
   )
   with jax.sharding.use_abstract_mesh(mesh):
     traced = jax.jit(function).trace(*arguments)
