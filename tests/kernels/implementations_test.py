@@ -14,6 +14,7 @@ from sparse_prefix_jax.kernels.implementations import (
   dispatch,
   plain,
 )
+from tests.kernels.devices import HOPPER, traced_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +41,15 @@ def call(choice, x):
   return dispatch("double", choice, CANDIDATES, x)
 
 
-def on(platform, kind):
-  device = jax.sharding.AbstractDevice(
-    device_kind=kind, num_cores=1, platform=platform
-  )
-  return jax.sharding.use_abstract_mesh(
-    jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
-  )
-
-
 def test_none_takes_the_first_that_fits():
   assert call(None, 8) == ("xla", 8)
-  with on("tpu", "TPU v6e"):
+  with traced_for("TPU v6 lite"):
     assert call(None, 8) == ("tiles", 8, TileConfig(tile=1))
     assert call(None, 9) == ("xla", 9)
 
 
 def test_a_name_forces_one():
-  with on("tpu", "TPU v6e"):
+  with traced_for("TPU v6 lite"):
     assert call("xla", 8) == ("xla", 8)
     assert call("tiles", 16) == ("tiles", 16, TileConfig(tile=2))
 
@@ -72,7 +64,10 @@ def test_what_does_not_fit_is_refused_with_the_reason_of_each():
     call("tiles", 8)
   assert "tiles: needs a tpu, and this is a cpu" in str(refused.value)
   assert "xla: fits" in str(refused.value)
-  with on("tpu", "TPU v6e"), pytest.raises(ValueError, match="multiple of 8"):
+  with (
+    traced_for("TPU v6 lite"),
+    pytest.raises(ValueError, match="multiple of 8"),
+  ):
     call(TileConfig(tile=1), 9)
 
 
@@ -86,5 +81,5 @@ def test_an_unknown_name_is_refused_with_what_is_allowed(name):
 
 def test_the_device_is_that_of_the_mesh_or_of_the_machine():
   assert current_device().platform == jax.default_backend()
-  with on("cuda", "NVIDIA H100 80GB HBM3"):
-    assert current_device() == Device("gpu", "NVIDIA H100 80GB HBM3")
+  with traced_for(HOPPER):
+    assert current_device() == Device("gpu", HOPPER)

@@ -13,7 +13,8 @@ from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
 from sparse_prefix_jax.kernels.mosaic_tpu import Config, Operand, packed_scan
 from sparse_prefix_jax.kernels.mosaic_tpu_fit import refusal_of_state
-from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race, lowered
+from tests.kernels.devices import lowered
+from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
 from tests.kernels.packing import bits, chunks_of, poisoned_pool
 
 C, D, SLOTS = 16, 256, 300
@@ -139,6 +140,6 @@ def test_what_does_not_fit_falls_back_to_xla():
   text = lowered(
     gated_delta_rule,
     *(x, x, values, gate, gate, pool, chunks),
-    device="TPU v6 lite",
+    kind="TPU v6 lite",
   )
   assert "tpu_custom_call" not in text

@@ -10,6 +10,7 @@ from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.models import step
 from sparse_prefix_jax.placement import PlacementPolicy
+from tests.kernels.devices import TPUS, lowered
 from tests.models_for_tests import small_config, small_model
 
 PROGRAMS = ("prefill_group", "decode_step", "gather_rows", "head")
@@ -135,11 +136,6 @@ def test_models_of_one_configuration_share_their_programs():
   assert jax.tree.structure(step.freeze(other)) != jax.tree.structure(one)
 
 
-TPU = jax.sharding.AbstractDevice(
-  device_kind="TPU v6 lite", num_cores=1, platform="tpu"
-)
-
-
 @pytest.mark.parametrize(
   ("implementation", "kernels"), [("auto", 3), ("xla", 0)]
 )
@@ -158,8 +154,5 @@ def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
     lambda: step.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
   )
   group = step.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
-  mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=TPU)
-  with jax.sharding.use_abstract_mesh(mesh):
-    traced = step.prefill_group.trace(model, pools, group)
-    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  text = lowered(step.prefill_group, model, pools, group, kind=TPUS[0])
   assert text.count("tpu_custom_call") == kernels

@@ -12,7 +12,8 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 )
 from sparse_prefix_jax.kernels.lattice_attention.mosaic_tpu import Config
 from tests.kernels.attention_suite import AttentionSuite, Sizes
-from tests.kernels.mosaic_tpu import INTERPRET, TPUS, assert_no_race, lowered
+from tests.kernels.devices import TPUS, lowered
+from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
 from tests.kernels.packing import chunks_of
 
 
@@ -38,7 +39,7 @@ def arguments(width=128, kv_heads=2, dtype=jnp.float32, c=64, pages=9):
 @pytest.mark.parametrize("window", [None, 100])
 def test_is_picked_and_lowers(window, device):
   attend = functools.partial(lattice_attention, window=window)
-  text = lowered(attend, *arguments(), device=device)
+  text = lowered(attend, *arguments(), kind=device)
   assert text.count("tpu_custom_call") == 1
 
 
@@ -102,5 +103,5 @@ class TestMosaicTpuOfWidth256(MosaicTpuAttentionSuite):
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_every_width_lowers(width, dtype, kv_heads, device):
   shapes = arguments(width, kv_heads, jax.numpy.dtype(dtype))
-  text = lowered(lattice_attention, *shapes, device=device)
+  text = lowered(lattice_attention, *shapes, kind=device)
   assert text.count("tpu_custom_call") == 1
