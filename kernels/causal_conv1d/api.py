@@ -5,7 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.causal_conv1d import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.chunks import (
   Captures,
   Chunks,
@@ -14,7 +14,11 @@ from sparse_prefix_jax.kernels.chunks import (
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def causal_conv1d(

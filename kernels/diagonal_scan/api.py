@@ -12,10 +12,14 @@ from sparse_prefix_jax.kernels.chunks import (
   capture_rows,
   restore_rows,
 )
-from sparse_prefix_jax.kernels.diagonal_scan import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
-IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def diagonal_scan(

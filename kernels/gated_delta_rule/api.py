@@ -12,13 +12,21 @@ from sparse_prefix_jax.kernels.chunks import (
   capture_rows,
   restore_rows,
 )
-from sparse_prefix_jax.kernels.gated_delta_rule import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.gated_delta_rule import (
+  mosaic_gpu,
+  mosaic_tpu,
+  xla,
+)
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def gated_delta_rule(

@@ -13,12 +13,20 @@ from sparse_prefix_jax.kernels.chunks import (
   restore_rows,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.kimi_delta_attention import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.kimi_delta_attention import (
+  mosaic_gpu,
+  mosaic_tpu,
+  xla,
+)
 
 Inputs: TypeAlias = tuple[Array, Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
-IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.packed))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.packed),
+)
 
 
 def kimi_delta_attention(

@@ -6,13 +6,22 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.lattice_attention import mosaic_tpu, vjp, xla
+from sparse_prefix_jax.kernels.lattice_attention import (
+  mosaic_gpu,
+  mosaic_tpu,
+  vjp,
+  xla,
+)
 
 BLOCK_PAGES = 8
 """Pages that one product covers; page tables are a multiple of it wide."""
 
 _PRECISION = lax.Precision.HIGHEST
-IMPLEMENTATIONS = (mosaic_tpu.IMPLEMENTATION, plain(xla.attend_chunks))
+IMPLEMENTATIONS = (
+  mosaic_gpu.IMPLEMENTATION,
+  mosaic_tpu.IMPLEMENTATION,
+  plain(xla.attend_chunks),
+)
 
 
 def lattice_attention(

@@ -1,0 +1,66 @@
+"""causal_conv1d for Hopper: the window of inputs is the carry of a scan.
+
+The window holds raw inputs, so a captured state has the bits of the inputs that
+it is made of: rows [length, length + w - 1) of (old state, chunk). Outputs are
+sums in the order of the taps, in float32.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig, too_old
+
+
+def packed(
+  x: Float[Array, "n c d"],
+  weight: Float[Array, "w d"],
+  pool: Float[Array, "s w-1 d"],
+  chunks: Chunks,
+  *,
+  config: MosaicGpuConfig,
+) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
+  """The operation in one launch; arguments of `causal_conv1d`."""
+  weight = weight.astype(jnp.float32)
+  return rows.scan(_cell, [x], weight, pool, chunks, config, "causal_conv1d")
+
+
+def refusal(
+  device: Device,
+  config: MosaicGpuConfig,
+  x: Array,
+  weight: Array,
+  pool: Array,
+  *_: Any,
+) -> str | None:
+  """Why the kernel does not take these arguments, or None."""
+  if pool.dtype != x.dtype:
+    return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
+  if weight.shape[0] < 2:
+    return "takes two taps or more: with one there is nothing to carry"
+  return too_old(device, config) or rows.unfit(x, config)
+
+
+def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:
+  """A warpgroup of channels per program: many programs, little latency."""
+  return MosaicGpuConfig(columns=128, stages=2)
+
+
+IMPLEMENTATION = Implementation(
+  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
+)
+
+
+def _cell(
+  window: rows.Carry, x: Array, weight: rows.Carry
+) -> tuple[rows.Carry, Float32[Array, "d"]]:
+  """One token: y is the filtered window, which moves on by one."""
+  window = (*window, x)
+  y = jnp.zeros(x.shape, jnp.float32)
+  for value, tap in zip(window, weight, strict=True):
+    y = y + value.astype(jnp.float32) * tap
+  return window[1:], y

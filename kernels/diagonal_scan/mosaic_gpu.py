@@ -1,0 +1,235 @@
+"""diagonal_scan for Hopper: token by token, channels apart.
+
+RG-LRU's form has one number per channel, and is the scan of `mosaic_gpu_rows`.
+Mamba's has e: a program holds a tile [64 e] of the state in registers, and each
+token is a few operations on that tile, with the vectors of channels along its
+rows, and those of b and c along its columns.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_gpu import (
+  LENGTH,
+  WRITE,
+  MosaicGpuConfig,
+  Ref,
+  along_columns,
+  along_rows,
+  as_accumulator,
+  choose,
+  launch,
+  plan,
+  scan_segment,
+  too_old,
+)
+
+_RESET = -1e36  # as -inf, but its product with a rate of zero is not NaN
+_CHANNELS = 64  # rows of a tile
+
+
+def packed(
+  x: Float[Array, "n c d"],
+  log_decay: Float32[Array, "n c d"],
+  pool: Float32[Array, "s d *e"],
+  chunks: Chunks,
+  *,
+  rate: Float32[Array, "d e"] | None,
+  b: Float[Array, "n c e"] | None,
+  c: Float[Array, "n c e"] | None,
+  config: MosaicGpuConfig,
+) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
+  """The operation in one launch; arguments of `diagonal_scan`."""
+  if rate is not None:
+    arrays = x, log_decay, b, c
+    return _selective(arrays, rate, pool, chunks, config)
+  one = pool[:, None]  # carries of one vector
+  y, one = rows.scan(
+    _cell, [x, log_decay], None, one, chunks, config, "diagonal_scan"
+  )
+  return y, one[:, 0]
+
+
+def refusal(
+  device: Device,
+  config: MosaicGpuConfig,
+  x: Array,
+  *_: Any,
+  rate: Array | None = None,
+  **__: Any,
+) -> str | None:
+  """Why the kernels do not take these arguments, or None."""
+  if rate is None:
+    return too_old(device, config) or rows.unfit(x, config)
+  if x.shape[2] % _CHANNELS:
+    return f"takes a multiple of {_CHANNELS} channels, not {x.shape[2]}"
+  if rate.shape[1] % 8 or rate.shape[1] > 64:
+    return f"takes 8, 16, ... 64 states per channel, not {rate.shape[1]}"
+  return too_old(device, config) or rows.unfit_inputs(x)
+
+
+def heuristic(
+  device: Device, x: Array, *_: Any, rate: Array | None = None, **__: Any
+) -> MosaicGpuConfig:
+  """As few channels per program as there can be: they are what is parallel."""
+  columns = 128 if rate is None else _CHANNELS
+  return MosaicGpuConfig(columns=columns, stages=2)
+
+
+IMPLEMENTATION = Implementation(
+  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
+)
+
+
+def _cell(
+  state: rows.Carry, x: Array, log_decay: Array, _: rows.Carry
+) -> tuple[rows.Carry, Float32[Array, "d"]]:
+  """One token: h = exp(a) h + x."""
+  h = _decay(log_decay) * state[0] + x.astype(jnp.float32)
+  return (h,), h
+
+
+def _decay(log_decay: Array) -> Array:
+  """exp(log_decay), zero at -inf."""
+  settled = jnp.where(log_decay == -jnp.inf, _RESET, log_decay)
+  return jnp.exp(settled)
+
+
+def _selective(
+  arrays: Sequence[Array],
+  rate: Float32[Array, "d e"],
+  pool: Float32[Array, "s d e"],
+  chunks: Chunks,
+  config: MosaicGpuConfig,
+) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d e"]]:
+  """Mamba's form: `arrays` are x, log_decay, b and c."""
+  n, tokens, width = arrays[0].shape
+  loaded = [
+    plgpu.SMEM((config.stages, tokens, min(_CHANNELS, x.shape[2])), x.dtype)
+    for x in arrays
+  ]
+  square = plgpu.SMEM((_CHANNELS, rate.shape[1]), jnp.float32)
+  barriers = (
+    plgpu.Barrier(num_arrivals=len(arrays), num_barriers=config.stages),
+    plgpu.Barrier(),
+  )
+
+  def body(operands: Any, results: Any, buffers: Any) -> None:
+    _Selective(*operands, *results, *buffers, config).run()
+
+  y, pool = launch(
+    body,
+    (plan(chunks), list(arrays), rate),
+    [jax.ShapeDtypeStruct((n, tokens, width), jnp.float32), pool],
+    (loaded, square, *barriers),
+    grid={"chunk": n, "tile": width // _CHANNELS},
+    config=config,
+    name="selective_scan",
+  )
+  return y, pool
+
+
+class _Selective(NamedTuple):
+  """64 channels of Mamba's form, and the segment of one chunk."""
+
+  plan: Ref
+  arrays: list[Ref]
+  rate: Ref
+  y: Ref
+  pool: Ref
+  loaded: list[Ref]
+  square: Ref
+  arrived: Ref
+  restoring: Ref
+  config: MosaicGpuConfig
+
+  def run(self) -> None:
+    """Scans the segment that begins at this program's chunk, if one does."""
+    scan_segment(
+      self.plan,
+      self.arrived,
+      self.config.stages,
+      restore=self._restore,
+      load=self._load,
+      step=self._step,
+      clear=lambda chunk: self._clear(chunk, 0),
+    )
+
+  @property
+  def _columns(self) -> Any:
+    start = lax.axis_index("tile") * _CHANNELS
+    return pl.ds(pl.multiple_of(start, _CHANNELS), _CHANNELS)
+
+  def _tile(self, source: Ref) -> Float32[Array, "d e"]:
+    """A tile of global memory, by way of shared memory."""
+    plgpu.copy_gmem_to_smem(source, self.square, self.restoring)
+    plgpu.barrier_wait(self.restoring)
+    value = as_accumulator(self.square[...], self.config)
+    plgpu.commit_smem()  # all have read, before the next copy overwrites
+    return value
+
+  def _restore(self, slot: Array) -> tuple[Array, Array]:
+    """Rates, and the state of a slot; slot 0 is read at ZERO."""
+    rate = self._tile(self.rate.at[self._columns])
+    state = self._tile(self.pool.at[lax.max(slot, 0), self._columns])
+    return rate, choose(slot >= 0, state, jnp.zeros_like(state))
+
+  def _load(self, chunk: Array, stage: Array | int) -> None:
+    """Starts the copies of one chunk to a stage's buffers."""
+    for index, (source, buffer) in enumerate(zip(self.arrays, self.loaded)):
+      whole = source.at[chunk]
+      plgpu.copy_gmem_to_smem(
+        whole.at[:, self._columns] if index < 2 else whole,
+        buffer.at[stage],
+        self.arrived.at[stage],
+      )
+
+  def _step(
+    self, chunk: Array, stage: Array, carry: tuple[Array, Array]
+  ) -> tuple[Array, Array]:
+    """One chunk: its real tokens, zeros behind them, capture."""
+    rate, state = carry
+    states = state.shape[1]
+
+    def token(t: Array, state: Array) -> Array:
+      x, log_decay, b, c = (
+        buffer[stage, t].astype(jnp.float32) for buffer in self.loaded
+      )
+      settled = jnp.where(log_decay == -jnp.inf, _RESET, log_decay)
+      decay = jnp.exp(along_rows(settled, states) * rate)
+      added = along_rows(x, states) * along_columns(b, _CHANNELS)
+      state = decay * state + added
+      y = jnp.sum(along_columns(c, _CHANNELS) * state, axis=1)
+      self.y[chunk, t, self._columns] = y
+      return state
+
+    length = self.plan[LENGTH, chunk]
+    state = lax.fori_loop(0, length, token, state)
+    self._clear(chunk, length)
+    slot = self.plan[WRITE, chunk]
+
+    @pl.when(slot >= 0)
+    def _() -> None:
+      self.pool[slot, self._columns] = state
+
+    return rate, state
+
+  def _clear(self, chunk: Array, start: Array | int) -> None:
+    """Zeros for the outputs from token `start` on."""
+    zeros = jnp.zeros((_CHANNELS, 8), jnp.float32)
+
+    def token(t: Array, _: None) -> None:
+      none = as_accumulator(zeros, self.config)
+      self.y[chunk, t, self._columns] = jnp.sum(none, axis=1)
+
+    lax.fori_loop(start, self.y.shape[1], token, None)

@@ -1,0 +1,195 @@
+"""Scans whose channels do not mix, for Hopper: token by token, channels apart.
+
+The carry of such a scan is a few vectors over channels (the window of a
+convolution, the state of a diagonal recurrence). A program owns some channels
+of one segment (see `plan`), keeps its carry in registers from the first chunk
+to the last, restored from a slot and captured to slots on the way, and walks
+through the tokens: a row of shared memory in, a row of global memory out. The
+next chunk is on its way to shared memory while one is walked through.
+
+Tokens past a chunk's length are not visited, so the carry stays as it was; and
+no arithmetic depends on where a token stands, so bits do not either.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.mosaic_gpu import (
+  LENGTH,
+  WRITE,
+  MosaicGpuConfig,
+  Ref,
+  choose,
+  launch,
+  plan,
+  scan_segment,
+)
+
+Carry: TypeAlias = tuple[Array, ...]
+"""Vectors over the channels of a program, in the dtype of the pool."""
+Cell: TypeAlias = Callable[..., tuple[Carry, Array]]
+"""`(carry, one vector per array, constants) -> (carry, y)`, y in float32."""
+
+_LANES = 128  # threads of a warpgroup: what a vector is a multiple of
+_TOGETHER = 8  # tokens per turn of the loop, whose loads overlap
+_LONGEST = 256  # rows of one bulk copy
+
+
+def unfit(x: Array, config: MosaicGpuConfig) -> str | None:
+  """Why these kernels do not take inputs [n c d], or None."""
+  if config.columns % _LANES or x.shape[2] % config.columns:
+    return f"cannot cut {x.shape[2]} channels into {config.columns}"
+  return unfit_inputs(x)
+
+
+def unfit_inputs(x: Array) -> str | None:
+  """Likewise, however the channels are cut."""
+  if x.dtype not in (jnp.bfloat16, jnp.float32):
+    return f"takes bfloat16 and float32, and these are {x.dtype}"
+  if x.shape[1] > _LONGEST:
+    return f"takes chunks of {_LONGEST} tokens at most, not {x.shape[1]}"
+  return None
+
+
+def scan(
+  cell: Cell,
+  arrays: Sequence[Float[Array, "n c d"]],
+  constants: Float32[Array, "m d"] | None,
+  pool: Float[Array, "s r d"],
+  chunks: Chunks,
+  config: MosaicGpuConfig,
+  name: str,
+) -> tuple[Float32[Array, "n c d"], Float[Array, "s r d"]]:
+  """Restore, scan and capture in one launch, the pool in place.
+
+  Args:
+    cell: One token of some channels.
+    arrays: What a token reads; padding is never read.
+    constants: Vectors that `cell` gets as a tuple, or None for none.
+    pool: Carries of r vectors, donated.
+    chunks: What each chunk reads, writes and holds.
+    config: `columns` (channels) per program and `stages` of loads.
+    name: What a profile calls the kernel.
+
+  Returns:
+    y, zero past a chunk's length, and the pool.
+  """
+  n, c, width = arrays[0].shape
+  columns, stages = config.columns, config.stages
+  loaded = [plgpu.SMEM((stages, c, columns), x.dtype) for x in arrays]
+  arrived = plgpu.Barrier(num_arrivals=len(arrays), num_barriers=stages)
+
+  def body(operands: Any, results: Any, buffers: Any) -> None:
+    _Program(cell, *operands, *results, *buffers, config).run()
+
+  y, pool = launch(
+    body,
+    (plan(chunks), list(arrays), constants),
+    [jax.ShapeDtypeStruct((n, c, width), jnp.float32), pool],
+    (loaded, arrived),
+    grid={"chunk": n, "tile": width // columns},
+    config=config,
+    name=name,
+  )
+  return y, pool
+
+
+class _Program(NamedTuple):
+  """Some channels, and the segment of one chunk."""
+
+  cell: Cell
+  plan: Ref
+  arrays: list[Ref]
+  constants: Ref
+  y: Ref
+  pool: Ref
+  loaded: list[Ref]
+  arrived: Ref
+  config: MosaicGpuConfig
+
+  def run(self) -> None:
+    """Scans the segment that begins at this program's chunk, if one does."""
+    scan_segment(
+      self.plan,
+      self.arrived,
+      self.config.stages,
+      restore=self._restore,
+      load=self._load,
+      step=self._step,
+      clear=lambda chunk: self._clear(chunk, 0, self.y.shape[1]),
+    )
+
+  @property
+  def _columns(self) -> Any:
+    width = self.config.columns
+    return pl.ds(pl.multiple_of(lax.axis_index("tile") * width, width), width)
+
+  def _constants(self) -> Carry:
+    if self.constants is None:
+      return ()
+    count = self.constants.shape[0]
+    return tuple(self.constants[row, self._columns] for row in range(count))
+
+  def _restore(self, slot: Array) -> Carry:
+    """The carry that a slot holds, or zeros at ZERO: slot 0 is read then."""
+    vectors = []
+    for row in range(self.pool.shape[1]):
+      stored = self.pool[lax.max(slot, 0), row, self._columns]
+      vectors.append(choose(slot >= 0, stored, jnp.zeros_like(stored)))
+    return tuple(vectors)
+
+  def _load(self, chunk: Array, stage: Array | int) -> None:
+    """Starts the copies of one chunk to a stage's buffers."""
+    for source, buffer in zip(self.arrays, self.loaded, strict=True):
+      plgpu.copy_gmem_to_smem(
+        source.at[chunk, :, self._columns],
+        buffer.at[stage],
+        self.arrived.at[stage],
+      )
+
+  def _step(self, chunk: Array, stage: Array, carry: Carry) -> Carry:
+    """One chunk: its real tokens, zeros behind them, capture."""
+    length, constants = self.plan[LENGTH, chunk], self._constants()
+
+    def token(t: Array, carry: Carry) -> Carry:
+      inputs = [buffer[stage, t] for buffer in self.loaded]
+      carry, y = self.cell(carry, *inputs, constants)
+      self.y[chunk, t, self._columns] = y
+      return carry
+
+    def together(group: Array, carry: Carry) -> Carry:
+      for offset in range(_TOGETHER):
+        carry = token(group * _TOGETHER + offset, carry)
+      return carry
+
+    groups = lax.div(length, _TOGETHER)
+    carry = lax.fori_loop(0, groups, together, carry)
+    carry = lax.fori_loop(groups * _TOGETHER, length, token, carry)
+    self._clear(chunk, length, self.y.shape[1])
+    self._capture(self.plan[WRITE, chunk], carry)
+    return carry
+
+  def _clear(self, chunk: Array, start: Array | int, stop: Array | int) -> None:
+    """Zeros for the outputs of padding."""
+    zeros = jnp.zeros((self.config.columns,), jnp.float32)
+
+    def token(t: Array, _: None) -> None:
+      self.y[chunk, t, self._columns] = zeros
+
+    lax.fori_loop(start, stop, token, None)
+
+  def _capture(self, slot: Array, carry: Carry) -> None:
+    """Writes the carry to its slot, if it has one."""
+
+    @pl.when(slot >= 0)
+    def _() -> None:
+      for row, vector in enumerate(carry):
+        self.pool[slot, row, self._columns] = vector
