@@ -14,6 +14,7 @@ BUDGETS = {
   "dyadic": 100,
   "dp": 2,
   "optimal": 2,
+  "conditional": 1.5,
 }
 
 
