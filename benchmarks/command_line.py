@@ -48,7 +48,8 @@ def whole_numbers(
 
   Args:
     flag: made by `flags.DEFINE_list`.
-    least, most: bounds of each.
+    least: the smallest that is allowed.
+    most: the largest, None for no bound.
     multiple_of: what each must be a multiple of.
     ascending: if positive, they must ascend, and be at least that many.
 
@@ -74,6 +75,18 @@ def whole_numbers(
 
 def _bounds(least: int, most: int | None) -> str:
   return f" from {least}" + ("" if most is None else f" to {most}")
+
+
+def number(text: str, what: str) -> int | float:
+  """An integer where it is one, else a fraction.
+
+  Raises:
+    ValueError: It is no number.
+  """
+  try:
+    return int(text) if text.strip().isdecimal() else float(text)
+  except ValueError:
+    raise ValueError(f"{what} is no number") from None
 
 
 def at_most(flag: flags.FlagHolder[Any], most: int) -> int:

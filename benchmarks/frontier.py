@@ -31,8 +31,8 @@ def leads(points: Mapping[str, Any], kind: str, of: str) -> dict[str, float]:
   """How much better one kind of strategy is with as many states.
 
   Between its budgets, a mixture of two of them is as good as their straight
-  line; fewer states than are allowed may be used. It begins where nothing is
-  stored, at the worst point without states.
+  line; fewer states than are allowed may be used. It begins at the points
+  without states, if there are any; what stores less than it is left out.
 
   Args:
     points: by name and budget.
@@ -41,9 +41,12 @@ def leads(points: Mapping[str, Any], kind: str, of: str) -> dict[str, float]:
 
   Returns:
     By name, for every point of another kind: the lead in the unit of the
-    figure, negative where `kind` falls short.
+    figure, negative where `kind` falls short. Nothing if there is no point of
+    the kind.
   """
   ours = [p for name, p in points.items() if kind_of(name) == kind]
+  if not ours:
+    return {}
   empty = [p for p in points.values() if not p.states]
   curve = sorted((p.states, -_cost(p, of)) for p in (*ours, *empty))
   states, values = np.array(curve, np.float64).T
@@ -51,7 +54,7 @@ def leads(points: Mapping[str, Any], kind: str, of: str) -> dict[str, float]:
   return {
     name: float(np.interp(p.states, states, best) + _cost(p, of))
     for name, p in points.items()
-    if kind_of(name) != kind
+    if kind_of(name) != kind and p.states >= states[0]
   }
 
 

@@ -100,14 +100,9 @@ def policy_of(name: str) -> PlacementPolicy:
     ValueError: An unknown placement, or a budget that is none.
   """
   placement, _, budget = name.partition(":")
-  if not budget:
-    return PlacementPolicy(placement)
-  try:
-    number = int(budget) if budget.isdecimal() else float(budget)
-  except ValueError:
-    raise ValueError(
-      f"--strategies: the budget of {name!r} is no number"
-    ) from None
+  number = (
+    command_line.number(budget, f"budget of {name!r}") if budget else None
+  )
   return PlacementPolicy(placement, number)
 
 
@@ -118,8 +113,8 @@ def load(config: ModelConfig) -> Trace:
     ValueError: A flag or a prompt out of range.
     OSError: A file that cannot be read, or an output that cannot be written.
   """
-  for name in _NAMES.value:
-    policy_of(name)
+  if not [policy_of(name) for name in _NAMES.value]:
+    raise ValueError("--strategies must name at least one placement")
   if parse_capacity(_CAPACITY.value).kind != "sequences":
     raise ValueError(
       f"--capacity is {_CAPACITY.value}; the paper's rules count sequences:N"
@@ -389,9 +384,8 @@ def main(argv: list[str]) -> None:
   compared = against_others(points, OURS, of_all)
   for of in of_all:
     print(sentence(compared, OURS, of))
-  print(
-    f"frontier of {figures()[0]}:", ", ".join(frontier(points, figures()[0]))
-  )
+  first = figures()[0]
+  print(f"frontier of {first}:", ", ".join(frontier(points, first)))
   if _PLOT.value:
     plot(points, config, f"{trace.name}, {_CAPACITY.value}", _PLOT.value)
   if _OUTPUT.value:
