@@ -66,7 +66,9 @@ def solve_priced(survival: Survival, price: int | float) -> list[int]:
     values.append(value)
     before.append(last)
     best = node if value > values[best] else best
-    while len(queue) - first > 1 and _hidden(*queue[-2:], node, depths, values):
+    while len(queue) - first > 1 and _hidden(
+      queue[-2], queue[-1], node, depths, values
+    ):
       queue.pop()
     queue.append(node)
   return _trace_back(best, depths, before)
