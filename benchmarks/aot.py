@@ -46,6 +46,7 @@ _CASE = flags.DEFINE_string("case", None, "For a subprocess: one case, JSON.")
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
+_AUTO = jax.sharding.AxisType.Auto
 _POOL_BYTES = 2**28  # no fast memory holds a copy of it unseen
 _CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
@@ -203,7 +204,9 @@ def _cases() -> Iterator[Case]:
 def _compiled(case: Case, program: Program, slots: int) -> Any:
   """The executable, for pools of that many slots, laid out row by row."""
   platform = _platform(case.platform)
-  mesh = Mesh(np.array([platform.device(case.target)]), ("x",))
+  mesh = Mesh(
+    np.array([platform.device(case.target)]), ("x",), axis_types=(_AUTO,)
+  )
   whole = NamedSharding(mesh, PartitionSpec())
   rows = Format(Layout(tuple(range(1 + len(program.slot)))), whole)
   # By default rows that do not fill the lanes of a TPU are laid out in another

@@ -15,8 +15,8 @@ from absl import app, flags
 from flax import nnx
 from tqdm import trange
 
-from benchmarks import record
-from sparse_prefix_jax import HybridDecoder, PrefixCache, prefill, preset
+from benchmarks import command_line, record
+from sparse_prefix_jax import HybridDecoder, PrefixCache, prefill
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 
@@ -39,10 +39,12 @@ def _seconds(model, cache, prompt, capture) -> float:
 
 def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
-  del argv
-  config = preset(_PRESET.value)
+  with command_line.one_sentence(argv):
+    config = command_line.model(_PRESET)
+    chunks = command_line.at_most(_TOKENS, config.max_length) // config.chunk
+    command_line.at_most(_STATES, chunks)
+    command_line.writable(_OUTPUT)
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
-  chunks = _TOKENS.value // config.chunk
   room = (_STATES.value + 4) * state_bytes(config), chunks * page_bytes(config)
   cache = PrefixCache(
     model,

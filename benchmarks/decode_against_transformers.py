@@ -21,9 +21,15 @@ import numpy as np
 from absl import app, flags
 from tqdm import trange
 
+from benchmarks import command_line
 from benchmarks.record import write_result
-from benchmarks.transformers_model import Transformers, write_checkpoint
-from sparse_prefix_jax import PrefixCache, decode, load_pretrained, prefill
+from sparse_prefix_jax import (
+  PrefixCache,
+  decode,
+  load_pretrained,
+  prefill,
+  preset,
+)
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 _CONTEXTS = flags.DEFINE_list(
@@ -63,7 +69,7 @@ class Ours:
 
 
 def _measure(
-  directory: str, theirs: Transformers, context: int, batch: int
+  directory: str, theirs: Any, context: int, batch: int
 ) -> dict[str, Any]:
   """Both sides, step by step in turn; the first step compiles."""
   rng = np.random.default_rng(context)
@@ -124,10 +130,14 @@ def _row(
 
 def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
-  del argv
-  contexts, batches = (
-    [int(text) for text in flag.value] for flag in (_CONTEXTS, _BATCHES)
-  )
+  with command_line.one_sentence(argv):
+    longest = preset("qwen3_5_0_8b_group").max_length - _STEPS.value
+    contexts = command_line.whole_numbers(_CONTEXTS, most=longest)
+    batches = command_line.whole_numbers(_BATCHES)
+    command_line.writable(_OUTPUT)
+    command_line.installed("torch", "transformers")
+  from benchmarks.transformers_model import Transformers, write_checkpoint
+
   with tempfile.TemporaryDirectory() as directory:
     write_checkpoint(directory)
     theirs = Transformers(directory, int(_THREADS.value or 1))

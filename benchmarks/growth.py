@@ -18,11 +18,12 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from tqdm import trange
 
+from benchmarks import command_line
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
-from sparse_prefix_jax import preset
 from sparse_prefix_jax.cache.index import Budget, PrefixIndex, token_blocks
 from sparse_prefix_jax.cost import prefill_flops
+from sparse_prefix_jax.models import ModelConfig
 from sparse_prefix_jax.placement import solve_placement
 
 _PRESET = flags.DEFINE_string("preset", "qwen3_5_0_8b_group", "Which model.")
@@ -72,9 +73,8 @@ def in_turn(calls: Sequence[Callable[[], float]], name: str) -> list[float]:
   return [statistics.median(column) for column in zip(*rounds)]
 
 
-def of_prefill(lengths: list[int]) -> list[Growth]:
+def of_prefill(config: ModelConfig, lengths: list[int]) -> list[Growth]:
   """Cold, resumed from half, and with eight states captured."""
-  config = preset(_PRESET.value)
   cases = {
     "prefill": [Case(n, 0, 0) for n in lengths],
     "resume from half": [Case(n, n // 128 * 64, 0) for n in lengths],
@@ -205,10 +205,17 @@ def _json(g: Growth) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   """Measures, prints, draws and keeps the result."""
-  del argv
-  grown = of_index([int(text) for text in _ENTRIES.value])
+  with command_line.one_sentence(argv):
+    config = command_line.model(_PRESET)
+    # Three sizes, so that two are left for the larger half.
+    entries = command_line.whole_numbers(_ENTRIES, ascending=3)
+    lengths = command_line.whole_numbers(
+      _LENGTHS, least=8 * config.chunk, most=config.max_length, ascending=3
+    )
+    command_line.writable(_OUTPUT, _PLOT)
+  grown = of_index(entries)
   grown += of_placement()
-  grown += of_prefill([int(text) for text in _LENGTHS.value])
+  grown += of_prefill(config, lengths)
   print(table(grown))
   if _PLOT.value:
     plot(grown, _PLOT.value)

@@ -13,7 +13,6 @@ each implementation lists for a case and prints the best.
 import functools
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import kernels_fla, record
+from benchmarks.command_line import one_sentence, whole_numbers, writable
 from benchmarks.kernel_cases import (
   CHUNK,
   IMPLEMENTATIONS,
@@ -50,22 +50,6 @@ _TUNE = flags.DEFINE_bool("tune", False, "Try sizes, print the best.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
-def _numbers(flag: Any, least: int, multiple: int = 1) -> list[int]:
-  """The flag's whole numbers.
-
-  Raises:
-    ValueError: For anything else; nothing is measured then.
-  """
-  for text in flag.value:
-    fits = text.isdecimal() and int(text) >= least
-    if not fits or int(text) % multiple:
-      raise ValueError(
-        f"--{flag.name} holds {text!r}; it takes multiples of {multiple} from "
-        f"{least} up, with commas between them"
-      )
-  return [int(text) for text in flag.value]
-
-
 def cases() -> list[Case]:
   """All combinations of the flags; attention captures nothing.
 
@@ -81,20 +65,22 @@ def cases() -> list[Case]:
   dtype = _DTYPE.value or ("bfloat16" if on_gpu else "float32")
   combinations = itertools.product(
     _OPERATIONS.value,
-    _numbers(_REQUESTS, 1),
-    _numbers(_TOKENS, CHUNK, CHUNK),
-    _numbers(_HEADS, 1),
-    _numbers(_CAPTURES, 0),
+    whole_numbers(_REQUESTS),
+    whole_numbers(_TOKENS, least=CHUNK, multiple_of=CHUNK),
+    whole_numbers(_HEADS),
+    whole_numbers(_CAPTURES, least=0),
   )
-  return [
+  made = itertools.starmap(functools.partial(Case, dtype=dtype), combinations)
+  found = [
     case
-    for case in itertools.starmap(
-      functools.partial(Case, dtype=dtype), combinations
-    )
+    for case in made
     if case.requests * case.tokens <= _MOST.value
     and case.captures < case.tokens // CHUNK
     and not (case.operation == "lattice_attention" and case.captures)
   ]
+  if not found:
+    raise ValueError("no case is left: raise --most_tokens, or ask for fewer")
+  return found
 
 
 def ours(call: Call, case: Case, choice: Any) -> Callable[[], None]:
@@ -235,11 +221,9 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
   """Measures, prints a table, and keeps the result where it was asked for."""
-  del argv
-  try:
+  with one_sentence(argv):
     wanted = cases()
-  except ValueError as error:
-    sys.exit(f"kernels: {error}")
+    writable(_OUTPUT)
   grouped = itertools.groupby(wanted, lambda case: case._replace(captures=0))
   groups = [list(group) for _, group in grouped]
   rows = []

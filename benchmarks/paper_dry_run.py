@@ -18,6 +18,7 @@ from typing import Any
 from absl import app, flags
 from tqdm import tqdm
 
+from benchmarks import command_line
 from benchmarks.record import write_result
 from sparse_prefix_jax.evaluation import (
   Capacity,
@@ -53,6 +54,8 @@ def policy_of(stream: str, cell: str) -> PlacementPolicy:
   if cell == "log":
     return PlacementPolicy("dyadic", 768)
   name, _, number = cell.rpartition("_")
+  if not number.isdecimal():
+    raise ValueError(f"{cell!r} is no cell: a name and a budget, dp_5 say")
   return PlacementPolicy(name, BUDGETS.get((stream, cell), int(number)))
 
 
@@ -89,11 +92,39 @@ def run_cell(
   )
 
 
+def load(anchor: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Trace]]:
+  """The paper's figures and the streams by name, before any replay.
+
+  Raises:
+    ValueError: No such JSON, a cell without its figures, or a damaged stream.
+    OSError: A file that cannot be read.
+  """
+  try:
+    content = json.loads(anchor.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{anchor} is no JSON: {error}") from None
+  figures_of = {"tokens_saved", "hits", "reusable_kv", "mean_ckpts"}
+  try:
+    for stream, of_one in content.items():
+      Capacity("sequences", of_one["fifo_capacity_sequences"])
+      for cell, expected in of_one["strategies"].items():
+        policy_of(stream, cell)
+        if not figures_of <= expected.keys():
+          raise KeyError(*sorted(figures_of - expected.keys()))
+  except (KeyError, AttributeError, TypeError) as error:
+    raise ValueError(
+      f"{anchor} has not the form that --help describes: {error}"
+    ) from None
+  return content, {
+    stream: interleave(load_token_file(folder / f"{stream}.mod512.npz"))
+    for stream in content
+  }
+
+
 def run_stream(
-  stream: str, anchor: dict[str, Any], folder: Path
+  stream: str, anchor: dict[str, Any], trace: Trace
 ) -> dict[str, Any]:
   """All cells of one stream."""
-  trace = interleave(load_token_file(folder / f"{stream}.mod512.npz"))
   capacity = Capacity("sequences", anchor["fifo_capacity_sequences"])
   found = look_up(trace, capacity.amount)
   cells = {}
@@ -105,11 +136,12 @@ def run_stream(
 
 def main(argv: list[str]) -> None:
   """Replays, prints and writes."""
-  del argv
-  anchor = json.loads(Path(_ANCHOR.value).read_text(encoding="utf-8"))
+  with command_line.one_sentence(argv):
+    anchor, traces = load(Path(_ANCHOR.value), Path(_DATA.value))
+    command_line.writable(_OUTPUT)
   start = time.perf_counter()
   streams = {
-    name: run_stream(name, cells, Path(_DATA.value))
+    name: run_stream(name, cells, traces[name])
     for name, cells in anchor.items()
   }
   cells = [cell for stream in streams.values() for cell in stream.values()]

@@ -9,14 +9,14 @@ real layer group, captures included: on every measured request with --all, else
 on a sample. The sample is drawn by strata of (suffix length, restored position,
 captures) over the decisions of all strategies together; the latency of a
 request is then its floating point operations times the seconds per operation
-measured in its stratum.
+measured in its stratum. With --replay nothing is measured: tokens saved and
+operations alone, in less than a minute. Either way the result says how far
+`conditional` is ahead of every other point with as many states.
 """
 
 import collections
 import statistics
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +24,10 @@ from absl import app, flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from benchmarks import command_line
+from benchmarks.frontier import against_others, frontier, kind_of, sentence
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
-from sparse_prefix_jax import preset
 from sparse_prefix_jax.cost import page_bytes, prefill_flops, state_bytes
 from sparse_prefix_jax.evaluation import (
   Decision,
@@ -40,9 +41,13 @@ from sparse_prefix_jax.workloads import Trace, interleave, load_token_file
 
 # The budgets of the paper's configurations, and ours at the same ones.
 _BUDGETS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 300)
+# An average may be a fraction; blocks of 4,096 and more store less than one.
+_AVERAGES = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 8, 12, 20, 40, 80)
+OURS = "conditional"
 _STRATEGIES = (
   ["no_cache", "last", "sqrt", "dyadic:768"]
   + [f"block:{b}" for b in (64, 192, 256, 384, 512, 1024, 2048, 3072, 4096)]
+  + [f"{OURS}:{budget}" for budget in _AVERAGES]
   + [
     f"{name}:{budget}"
     for name in ("balanced", "dp", "optimal")
@@ -62,6 +67,7 @@ _WARMUP = flags.DEFINE_float("warmup_fraction", 0.6, "Not measured.")
 _SAMPLES = flags.DEFINE_integer("samples", 2, "Cases per stratum.", 1)
 _REPEATS = flags.DEFINE_integer("repeats", 2, "Timed runs of a case.", 1)
 _ALL = flags.DEFINE_bool("all", False, "Measure every request.")
+_REPLAY = flags.DEFINE_bool("replay", False, "Measure nothing, only count.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 _PLOT = flags.DEFINE_string("plot", None, "PNG file for the picture.")
 
@@ -73,13 +79,18 @@ Stratum = tuple[int, int, int]
 
 
 class Point(NamedTuple):
-  """One strategy: what it stores and how long requests take. Seconds."""
+  """One strategy: what it stores and how long requests take.
+
+  `saved` is a share of the prompt tokens, `operations` the mean per request,
+  `mean` and `p95` are seconds, None where nothing is measured.
+  """
 
   states: float
   state_bytes: float
   saved: float
-  mean: float
-  p95: float
+  operations: float
+  mean: float | None = None
+  p95: float | None = None
 
 
 def policy_of(name: str) -> PlacementPolicy:
@@ -89,9 +100,10 @@ def policy_of(name: str) -> PlacementPolicy:
     ValueError: An unknown placement, or a budget that is none.
   """
   placement, _, budget = name.partition(":")
-  if budget and not budget.isdecimal():
-    raise ValueError(f"--strategies: the budget of {name!r} is no number")
-  return PlacementPolicy(placement, int(budget) if budget else None)
+  number = (
+    command_line.number(budget, f"budget of {name!r}") if budget else None
+  )
+  return PlacementPolicy(placement, number)
 
 
 def load(config: ModelConfig) -> Trace:
@@ -101,8 +113,8 @@ def load(config: ModelConfig) -> Trace:
     ValueError: A flag or a prompt out of range.
     OSError: A file that cannot be read, or an output that cannot be written.
   """
-  for name in _NAMES.value:
-    policy_of(name)
+  if not [policy_of(name) for name in _NAMES.value]:
+    raise ValueError("--strategies must name at least one placement")
   if parse_capacity(_CAPACITY.value).kind != "sequences":
     raise ValueError(
       f"--capacity is {_CAPACITY.value}; the paper's rules count sequences:N"
@@ -111,9 +123,7 @@ def load(config: ModelConfig) -> Trace:
     raise ValueError(
       f"--warmup_fraction is {_WARMUP.value}; it must be in [0, 1)"
     )
-  for path in filter(None, (_OUTPUT.value, _PLOT.value)):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).open("a").close()
+  command_line.writable(_OUTPUT, _PLOT)
   trace = interleave(load_token_file(_REQUESTS.value))
   shortest = min(request.length for request in trace.requests)
   if shortest < 1 or trace.longest > config.max_length:
@@ -193,7 +203,10 @@ def operations_of(config: ModelConfig, case: Case) -> float:
 
 
 def point(
-  config: ModelConfig, decisions: list[Decision], latency: list[float]
+  config: ModelConfig,
+  decisions: list[Decision],
+  cases: list[Case],
+  latency: list[float] | None,
 ) -> Point:
   """One strategy's place in the picture."""
   states = statistics.mean(len(d.marks) for d in decisions)
@@ -202,33 +215,34 @@ def point(
     states=states,
     state_bytes=states * state_bytes(config),
     saved=sum(d.resumed for d in decisions) / total,
-    mean=statistics.mean(latency),
-    p95=float(np.quantile(latency, 0.95)),
+    operations=statistics.mean(operations_of(config, case) for case in cases),
+    mean=statistics.mean(latency) if latency else None,
+    p95=float(np.quantile(latency, 0.95)) if latency else None,
   )
 
 
-def frontier(points: dict[str, Point], of: str) -> list[str]:
-  """Strategies that no other beats with as few states, by their states."""
-  best, names = float("inf"), []
-  order = sorted(
-    points, key=lambda n: (points[n].states, getattr(points[n], of))
-  )
-  for name in order:
-    if getattr(points[name], of) < best:
-      best = getattr(points[name], of)
-      names.append(name)
-  return names
+_AXES = {
+  "saved": "prompt tokens restored, share",
+  "operations": "mean operations of a prefill",
+  "mean": "mean latency of a prefill, seconds",
+  "p95": "p95 latency of a prefill, seconds",
+}
+
+
+def figures() -> tuple[str, str]:
+  """The two that are drawn and whose frontier is kept."""
+  return ("saved", "operations") if _REPLAY.value else ("mean", "p95")
 
 
 def plot(
   points: dict[str, Point], config: ModelConfig, title: str, path: str
 ) -> None:
-  """Mean and p95 latency against states and bytes, the frontier in grey."""
+  """Two figures against states and bytes: the frontier in grey, ours in red."""
   ticks = [0, 1, 2, 4, 8, 16, 32, 64]
   each = state_bytes(config) / 2**20
   labels = [f"{tick}\n{tick * each:.0f}" for tick in ticks]
   figure = Figure(figsize=(12, 5), layout="constrained")
-  for axes, of in zip(figure.subplots(1, 2), ("mean", "p95")):
+  for axes, of in zip(figure.subplots(1, 2), figures()):
     best = [points[name] for name in frontier(points, of)]
     axes.step(
       [p.states for p in best],
@@ -238,26 +252,27 @@ def plot(
       linewidth=6,
       label="frontier",
     )
-    for kind, marker in zip(_kinds(points), "xXPsDov^", strict=False):
+    for kind, marker in zip(_kinds(points), "xXPsDov^*", strict=False):
       alike = sorted(
         (p.states, getattr(p, of))
         for name, p in points.items()
-        if name.partition(":")[0] == kind
+        if kind_of(name) == kind
       )
-      axes.plot(*zip(*alike), marker=marker, markersize=5, label=kind)
+      ours = {"color": "red", "linewidth": 2.5} if kind == OURS else {}
+      axes.plot(*zip(*alike), marker=marker, markersize=5, label=kind, **ours)
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xticks(ticks, labels)
     axes.set_xlabel("state checkpoints per entry; below, their MiB")
-    axes.set_ylabel(f"{of} latency of a prefill, seconds")
+    axes.set_ylabel(_AXES[of])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-  axes.legend(fontsize="small", loc="lower left")
+  axes.legend(fontsize="small", loc="best")
   figure.suptitle(title)
   figure.savefig(path, dpi=150)
 
 
 def _kinds(points: dict[str, Point]) -> list[str]:
-  return list(dict.fromkeys(name.partition(":")[0] for name in points))
+  return list(dict.fromkeys(kind_of(name) for name in points))
 
 
 def _measure(
@@ -286,64 +301,95 @@ def _latency(
 
 
 def _result(
-  points: dict[str, Point], measured: dict[Case, float], config: ModelConfig
+  points: dict[str, Point],
+  measured: dict[Case, float] | None,
+  config: ModelConfig,
+  compared: dict[str, Any],
 ) -> dict[str, Any]:
-  strata = collections.Counter(map(stratum_of, measured))
   return {
     "requests": _REQUESTS.value.rpartition("/")[2],
     "capacity": _CAPACITY.value,
     "preset": _PRESET.value,
     "state_bytes": state_bytes(config),
     "page_bytes": page_bytes(config),
-    "sample": {
-      "every_request": _ALL.value,
-      "strata": "suffix tokens x restored position x captures",
-      "limits": [_SUFFIXES, _RESTORED, _CAPTURES],
-      "cases_per_stratum": _SAMPLES.value,
-      "repeats": _REPEATS.value,
-      "strata_filled": len(strata),
-      "cases": [
-        [*case, round(seconds, 4)] for case, seconds in sorted(measured.items())
-      ],
-    },
+    "sample": None if measured is None else _sampled(measured),
     "points": {name: value._asdict() for name, value in points.items()},
-    "frontier": {of: frontier(points, of) for of in ("mean", "p95")},
+    "frontier": {of: frontier(points, of) for of in figures()},
+    f"{OURS}_against_others": compared,
   }
+
+
+def _sampled(measured: dict[Case, float]) -> dict[str, Any]:
+  strata = collections.Counter(map(stratum_of, measured))
+  return {
+    "every_request": _ALL.value,
+    "strata": "suffix tokens x restored position x captures",
+    "limits": [_SUFFIXES, _RESTORED, _CAPTURES],
+    "cases_per_stratum": _SAMPLES.value,
+    "repeats": _REPEATS.value,
+    "strata_filled": len(strata),
+    "cases": [
+      [*case, round(seconds, 4)] for case, seconds in sorted(measured.items())
+    ],
+  }
+
+
+def _points(
+  config: ModelConfig,
+  decisions: dict[str, list[Decision]],
+  cases: dict[str, list[Case]],
+  measured: dict[Case, float] | None,
+) -> dict[str, Point]:
+  rate = rates(config, measured or {})
+  return {
+    name: point(
+      config,
+      decisions[name],
+      of_one,
+      None
+      if measured is None
+      else [_latency(config, case, measured, rate) for case in of_one],
+    )
+    for name, of_one in cases.items()
+  }
+
+
+def _line(name: str, p: Point) -> str:
+  line = (
+    f"{name:17s} {p.states:7.3f} states {p.state_bytes / 2**20:7.1f} MiB "
+    f"saved {p.saved:7.3%} {p.operations / 1e9:7.1f} G operations"
+  )
+  return (
+    line
+    if p.mean is None
+    else f"{line} mean {p.mean:6.3f} s p95 {p.p95:6.3f} s"
+  )
 
 
 def main(argv: list[str]) -> None:
   """Replays, measures, prints, draws and keeps the result."""
-  del argv
-  try:
-    config = preset(_PRESET.value)
+  with command_line.one_sentence(argv):
+    config = command_line.model(_PRESET)
     trace = load(config)
-  except (ValueError, OSError) as error:
-    sys.exit(f"pareto: {error}")
   decisions = decide(trace, _NAMES.value)
   cases = {
     name: [case_of(decision, config.chunk) for decision in made]
     for name, made in decisions.items()
   }
-  measured = _measure(config, cases)
-  rate = rates(config, measured)
-  points = {
-    name: point(
-      config,
-      decisions[name],
-      [_latency(config, case, measured, rate) for case in cases[name]],
-    )
-    for name in cases
-  }
+  measured = None if _REPLAY.value else _measure(config, cases)
+  points = _points(config, decisions, cases, measured)
   for name, p in points.items():
-    print(
-      f"{name:14s} {p.states:6.1f} states {p.state_bytes / 2**20:7.1f} MiB "
-      f"saved {p.saved:6.1%} mean {p.mean:6.3f} s p95 {p.p95:6.3f} s"
-    )
-  print("frontier of the mean:", ", ".join(frontier(points, "mean")))
+    print(_line(name, p))
+  of_all = list(dict.fromkeys(("saved", "operations", *figures())))
+  compared = against_others(points, OURS, of_all)
+  for of in of_all:
+    print(sentence(compared, OURS, of))
+  first = figures()[0]
+  print(f"frontier of {first}:", ", ".join(frontier(points, first)))
   if _PLOT.value:
     plot(points, config, f"{trace.name}, {_CAPACITY.value}", _PLOT.value)
   if _OUTPUT.value:
-    write_result(_OUTPUT.value, _result(points, measured, config))
+    write_result(_OUTPUT.value, _result(points, measured, config, compared))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import record
+from benchmarks import command_line, record
 from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.contract import ColdRuns, Schedule
 
 _SCHEDULES = flags.DEFINE_integer("schedules", 1000, "How many to try.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first schedule.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the first schedule.", 0)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 _SHORT = {"chunk": 16, "ladder": (4, 8), "max_length": 256, "head_rows": 64}
@@ -67,7 +67,8 @@ def run(schedules: int, seed: int) -> dict:
 
 def main(argv: list[str]) -> None:
   """Runs, prints, and keeps the result where it was asked for."""
-  del argv
+  with command_line.one_sentence(argv):
+    command_line.writable(_OUTPUT)
   start = time.perf_counter()
   counts = run(_SCHEDULES.value, _SEED.value)
   result = {

@@ -17,6 +17,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
+from benchmarks import command_line
 from benchmarks.record import write_result
 from sparse_prefix_jax.placement import solve_placement
 from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
@@ -24,7 +25,7 @@ from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
 _OUTPUT = flags.DEFINE_string(
   "output", "benchmarks/results/placement.json", "JSON file to write."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved repetitions.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Interleaved repetitions.", 1)
 
 DEPTHS, BUDGET = 4096, 30
 GROWTH = (1024, 2048, 4096, 8192, 16384)
@@ -124,7 +125,8 @@ def growth(rounds: int) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   """Measures, prints and writes."""
-  del argv
+  with command_line.one_sentence(argv):
+    command_line.writable(_OUTPUT)
   result = {
     "against_plain_numpy": against_plain(_ROUNDS.value),
     "growth": growth(_ROUNDS.value),

@@ -30,7 +30,7 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import layer_profile
+from benchmarks import command_line, layer_profile
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
 from sparse_prefix_jax import (
@@ -221,11 +221,6 @@ def _run_alone(directory: str, length: int) -> None:
 def _print_profile(tokens: int) -> dict[str, Any]:
   """Where our time goes, of one prompt of whole groups."""
   config = preset("qwen3_5_0_8b_group")
-  group = max(config.ladder) * config.chunk
-  if tokens % group:
-    raise app.UsageError(
-      f"--profile_tokens is {tokens}; it must be a multiple of {group}."
-    )
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
   ours, prompt = Ours(model, tokens), _prompt(tokens)
   ours.prefill(prompt)
@@ -244,13 +239,46 @@ def _print_profile(tokens: int) -> dict[str, Any]:
   }
 
 
+def _asked() -> tuple[list[int], list[int], list[int]]:
+  """Lengths, restored positions and suffixes, once every flag fits.
+
+  Raises:
+    ValueError: A flag that does not fit.
+    OSError: An output that cannot be written.
+    ImportError: The comparison's packages are not installed.
+  """
+  config = preset("qwen3_5_0_8b_group")
+  group = max(config.ladder) * config.chunk
+  if command_line.at_most(_PROFILE_TOKENS, config.max_length) % group:
+    raise ValueError(
+      f"--profile_tokens is {_PROFILE_TOKENS.value}; it must be a multiple of"
+      f" {group}"
+    )
+  if (_ALONE.value is None) != (_CHECKPOINT.value is None):
+    raise ValueError("--alone and --checkpoint go together")
+  lengths = command_line.whole_numbers(
+    _LENGTHS,
+    least=2 * config.chunk,
+    most=config.max_length,
+    multiple_of=2 * config.chunk,
+  )
+  suffixes = command_line.whole_numbers(_SUFFIXES, most=config.max_length - 64)
+  restored = command_line.whole_numbers(
+    _RESTORED,
+    least=config.chunk,
+    most=config.max_length - max(suffixes),
+    multiple_of=config.chunk,
+  )
+  command_line.writable(_OUTPUT)
+  if not _PROFILE.value and _ALONE.value != "ours":
+    command_line.installed("torch", "transformers")
+  return lengths, restored, suffixes
+
+
 def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
-  del argv
-  lengths, restored, suffixes = (
-    [int(text) for text in flag.value]
-    for flag in (_LENGTHS, _RESTORED, _SUFFIXES)
-  )
+  with command_line.one_sentence(argv):
+    lengths, restored, suffixes = _asked()
   if _ALONE.value:
     _run_alone(str(_CHECKPOINT.value), lengths[0])
     return

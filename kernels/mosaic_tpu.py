@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
@@ -36,9 +36,6 @@ Ref: TypeAlias = Any
 
 Cell: TypeAlias = Callable[[Ref, Sequence[Ref], Ref, Array], None]
 """`(carry, xs, y, length)`: advances the carry in place and writes y."""
-
-
-LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +210,7 @@ def _pallas_call(
 
 
 def _block_shape(operand: Operand, blocks: int) -> tuple[int, ...]:
+  """Shape of what one block has of the operand, first axis included."""
   shape = list(operand.array.shape)
   if operand.split is not None:
     shape[operand.split] //= blocks
@@ -220,7 +218,14 @@ def _block_shape(operand: Operand, blocks: int) -> tuple[int, ...]:
 
 
 def _block_spec(operand: Operand, blocks: int, fetched: bool) -> pl.BlockSpec:
-  """The block of grid step (block, i); `fetched` blocks follow `source`."""
+  """The block of grid step (block, i), without the axis of chunks.
+
+  Args:
+    operand: An input or the outputs.
+    blocks: Number of blocks.
+    fetched: Inputs follow `source`, so that an inactive chunk names the block
+      that is there already and nothing is fetched. Outputs are each their own.
+  """
   shape: list[Any] = list(_block_shape(operand, blocks))
   if operand.chunked:
     shape[0] = None
@@ -239,9 +244,19 @@ def _block_spec(operand: Operand, blocks: int, fetched: bool) -> pl.BlockSpec:
 def _kernel(cell: Cell, split: int | None, n: int, *refs: Ref) -> None:
   """One chunk of one block: grid step (block, i).
 
+  Steps of one block run in order on one core, with the carry in scratch memory;
+  blocks touch different parts of the slots and may run on two cores.
+
   The carry goes to HBM from a copy of its own, so the capture of a chunk runs
   under the computation of the next. It is waited for in that next step: at the
   end, before the copy is made anew, or before a slot is read.
+
+  Args:
+    cell: What a chunk does.
+    split: Axis of the pool that the blocks share out.
+    n: Chunks.
+    *refs: Scalars; inputs; the pool as an input, which is not used; outputs;
+      the pool; the carry and its copy; a semaphore for either direction.
   """
   scalars, refs = _Scalars(*refs[:4]), refs[4:]
   *xs, _, y, pool, carry, staged, restored, captured = refs
@@ -298,84 +313,43 @@ def _kernel(cell: Cell, split: int | None, n: int, *refs: Ref) -> None:
     to_pool(write).wait()
 
 
-def heads_first(x: Array) -> Array:
-  """[n c h k] -> [n h c k], and back."""
-  return x.swapaxes(1, 2)
-
-
-def row_per_head(x: Array) -> Array:
-  """[n c h] -> [n h 1 c]: the last two are one whole block."""
-  return x.swapaxes(1, 2)[:, :, None]
-
-
-def heads_per_step(k: Array, v: Array) -> int:
-  """Key heads of one grid step, so that two value heads run side by side."""
-  heads, groups = k.shape[2], v.shape[2] // k.shape[2]
-  return 2 if groups == 1 and heads % 2 == 0 else 1
-
-
-def refusal_of_heads(
+def scan_heads(
+  cell: Cell,
+  xs: Sequence[Array],
+  pool: Float32[Array, "s hv k v"],
+  chunks: Chunks,
   config: Config,
-  q: Array,
-  k: Array,
-  v: Array,
-  pool: Array,
-  precision: lax.Precision,
-) -> str | None:
-  """Why an operation on states [s hv k v] does not fit, or None."""
-  size, heads, width = k.shape[1:]
-  if size % 16:
-    return f"chunks of {size} tokens are not a multiple of 16"
-  if width % 64 or v.shape[3] % 64:
-    return f"widths {width} and {v.shape[3]} are not multiples of 64"
-  if heads % config.block:
-    return f"block {config.block} does not divide {heads} key heads"
-  reason = refusal_of_types((q, k, v), precision)
-  return reason or refusal_of_state(pool)
+  name: str,
+) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
+  """`packed_scan` of an operation on states [hv k v], a few heads a step.
 
+  Heads come before tokens in the kernel, so that a head is a matrix; XLA turns
+  the inputs around before it and the outputs after it.
 
-def refusal_of_types(
-  xs: Sequence[Array], precision: lax.Precision
-) -> str | None:
-  """Why inputs of these types or this precision do not fit, or None."""
-  for x in xs:
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
-      return f"inputs of {x.dtype} are neither float32 nor bfloat16"
-  if precision not in (lax.Precision.HIGHEST, lax.Precision.DEFAULT):
-    return f"products at {precision} are neither at HIGHEST nor at DEFAULT"
-  return None
+  Args:
+    cell: Sees a block of every input: [heads c width] of what has a width, and
+      rows [heads 1 c] of what is one number per token.
+    xs: q, k and v, then what else a chunk needs: [n c h ...].
+    pool: States.
+    chunks: What each packed chunk reads, writes and holds.
+    config: Its block counts key heads; the value heads of a key head go along.
+    name: Of the kernel.
 
-
-def refusal_of_state(pool: Array) -> str | None:
-  """Why states of this type do not fit, or None."""
-  if pool.dtype != jnp.float32:
-    return f"states are {pool.dtype} and must be float32"
-  return None
-
-
-def channels_per_step(width: int) -> int:
-  """Channels of one grid step: whole registers, few enough for VMEM."""
-  fitting = (x for x in (1024, 512, 256, 128) if width % x == 0)
-  return next(fitting, width)
-
-
-def refusal_of_channels(config: Config, x: Array) -> str | None:
-  """Why an operation on independent channels [n c d] does not fit, or None."""
-  size, width = x.shape[1:]
-  if size % 16:
-    return f"chunks of {size} tokens are not a multiple of 16"
-  if width % 128:
-    return f"{width} channels are not a multiple of 128"
-  if config.block % 128 or width % config.block:
-    return f"block {config.block} is not a multiple of 128 dividing {width}"
-  return refusal_of_types((x,), lax.Precision.HIGHEST)
-
-
-def rows_lie_together(rows: int, dtype: Any) -> bool:
-  """Whether XLA lays out [..., rows, 128 k] in the order of its axes.
-
-  It has tiles of 1, 2, 4 and 8 rows of 32 bits, and none of one row of 16 bits.
-  With other rows it avoids padding: the axis before takes their place.
+  Returns:
+    Outputs in the shape of v, and the pool.
   """
-  whole = rows in (2, 4) or rows % 8 == 0
-  return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)
+  xs = [x.swapaxes(1, 2) for x in xs]
+  out = jax.ShapeDtypeStruct(xs[2].shape, jnp.float32)
+  # The last two axes of a block are whole, whatever they are.
+  xs = [x[:, :, None] if x.ndim == 3 else x for x in xs]
+  out, pool = packed_scan(
+    cell,
+    [Operand(x, 1) for x in xs],
+    Operand(out, 1),
+    Operand(pool, 1),
+    chunks,
+    blocks=xs[1].shape[1] // config.block,
+    config=config,
+    name=name,
+  )
+  return out.swapaxes(1, 2), pool

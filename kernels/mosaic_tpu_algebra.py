@@ -1,7 +1,11 @@
 """Matrices of one chunk inside a Mosaic TPU kernel.
 
-Every value has two dimensions or more; a vector per token is a row [1 c] or a
-column [c 1]. Sums over masks stand where XLA would transpose or gather.
+Every value has two dimensions or more (the compiler aborts on a loop that
+carries fewer); a vector per token is a row [1 c] or a column [c 1]. Sums over
+masks stand where XLA would transpose or gather: a mask is a comparison of two
+iotas, made in registers, and exact, because all but one of the terms are zero.
+Nothing is clipped and no NaN replaced: what has no meaning is selected away
+before it enters a sum or an exp.
 """
 
 import jax.numpy as jnp
@@ -21,7 +25,15 @@ def dot(
   precision: lax.Precision | None,
   contract: tuple[int, int] = (1, 0),
 ) -> Float32[Array, "r v"]:
-  """Product over axis `contract` of each, in float32: (1, 1) is x y^T."""
+  """A product of matrices, added in float32.
+
+  Args:
+    x: Float32; or bfloat16 like y, whose products are exact in one pass.
+    y: The other factor.
+    precision: HIGHEST takes six passes of the matrix unit for float32.
+    contract: The axis of each that is summed over: (1, 0) is x y, (1, 1) is
+      x y^T, (0, 0) is x^T y.
+  """
   return lax.dot_general(
     x,
     y,
@@ -42,20 +54,32 @@ def real_rows(size: int, length: Array | int) -> Bool[Array, "c 1"]:
 
 
 def column(row: Float32[Array, "1 c"]) -> Float32[Array, "c 1"]:
-  """A row stood up: the row sums of its diagonal matrix."""
+  """A row stood up: the row sums of its diagonal matrix.
+
+  Gates arrive as rows, which take c numbers of a register; columns take whole
+  registers, 128 times the memory, and are made where they are needed.
+  """
   shape = row.shape[1], row.shape[1]
   diagonal = iota(shape, 0) == iota(shape, 1)
   return jnp.sum(jnp.where(diagonal, row, 0.0), axis=1, keepdims=True)
 
 
 def real_float32(x: Float[Array, "c k"], length: Array) -> Array:
-  """Float32, the rows of padding selected to zero."""
+  """Float32, the rows of padding selected to zero.
+
+  Args:
+    x: Tokens as rows.
+    length: Real tokens; the rows past them may hold anything.
+  """
   x = x.astype(jnp.float32)
   return jnp.where(real_rows(x.shape[0], length), x, 0.0)
 
 
 def settle_resets(log_decay: Float32[Array, "r c"]) -> Float32[Array, "r c"]:
-  """-inf as RESET."""
+  """-inf as RESET.
+
+  A reset is -inf; a sum over a mask would multiply it by zero.
+  """
   return jnp.where(log_decay == -jnp.inf, RESET, log_decay)
 
 
@@ -82,6 +106,10 @@ def decays(
 
   Args:
     log_decay: a of one chunk, finite; A is its inclusive cumulated sum.
+
+  Returns:
+    Decay from each token to each [c c], from the start to each token [c 1],
+    from each token to the end [c 1], and over the chunk [1 1]; all in [0, 1].
   """
   shape = log_decay.shape[1], log_decay.shape[1]
   i, j = iota(shape, 0), iota(shape, 1)
@@ -114,6 +142,10 @@ def solve_unit_lower(
     lower: Strictly lower triangular; c is a multiple of BLOCK.
     right: Right-hand sides.
     precision: Of the products.
+
+  Returns:
+    The solution, to the rounding of substitution also where keys repeat and
+    strengths are 1: nothing that grows is subtracted from anything.
   """
   size = lower.shape[0]
   i, j = iota(lower.shape, 0), iota(lower.shape, 1)
@@ -138,7 +170,11 @@ def _invert_diagonal_blocks(
   """(I + lower)^-1 for block-diagonal `lower`, all blocks row by row.
 
   Right-looking elimination: when row j of a block is final, its multiples are
-  taken from the rows below it.
+  taken from the rows below it. All blocks take their step at once, so 15 steps
+  do, of a few registers each.
+
+  Args:
+    lower: Strictly lower triangular blocks of BLOCK rows, zero elsewhere.
   """
   shape = lower.shape
   i, j = iota(shape, 0), iota(shape, 1)
@@ -152,7 +188,12 @@ def _invert_diagonal_blocks(
 
 
 def in_blocks(x: Float32[Array, "c v"], row: int) -> Float32[Array, "c v"]:
-  """Row `row` of every block of BLOCK rows, in each row of the block."""
+  """Row `row` of every block of BLOCK rows, in each row of the block.
+
+  Args:
+    x: c rows, a multiple of BLOCK: blocks are whole registers.
+    row: Static.
+  """
   blocks = x.reshape(-1, BLOCK, x.shape[1])
   chosen = blocks[:, row : row + 1]
   return jnp.broadcast_to(chosen, blocks.shape).reshape(x.shape)

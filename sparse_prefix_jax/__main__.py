@@ -57,6 +57,25 @@ _REQUIRED = {
 _SEED, _WARMUP = 42, 0.6
 
 
+class _Number(flags.ArgumentParser):
+  """Integers stay integers; `conditional` takes fractions as well."""
+
+  def parse(self, argument: str | int | float) -> int | float:
+    """A number.
+
+    Raises:
+      ValueError: it is none; absl adds the name of the flag.
+    """
+    try:
+      return int(argument)
+    except ValueError:
+      return float(argument)
+
+  def flag_type(self) -> str:
+    """What the help calls it."""
+    return "number"
+
+
 def _define_flags() -> flags.FlagValues:
   """Flags of all commands, unset unless given."""
   values = flags.FlagValues()
@@ -72,10 +91,12 @@ def _define_flags() -> flags.FlagValues:
     "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
     "cost": "linear or quadratic:RATIO (default linear).",
   }
-  integers = {
-    "budget": "What it means for each placement: "
+  budget = (
+    "What it means for each placement: "
     + "; ".join(f"{n}: {m}" for n, m in placement.POLICIES.items() if m)
-    + ". For place: number of positions.",
+    + ". For place: number of positions."
+  )
+  integers = {
     "block_size": "Tokens per block of a trace whose name does not say it"
     f" (default {workloads.DEFAULT_BLOCK}).",
     "interleave_seed": f"Order of a token file (default {_SEED}); -1 keeps it.",
@@ -84,6 +105,7 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(name, None, meaning, flag_values=values)
   for name, meaning in integers.items():
     flags.DEFINE_integer(name, None, meaning, flag_values=values)
+  flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)
   flags.DEFINE_float(
     "warmup_fraction",
     None,

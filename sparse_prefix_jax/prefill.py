@@ -222,12 +222,20 @@ def _admit_all(cache: PrefixCache, wave: list[_Admitted]) -> None:
         placed=admitted.request.placed,
         salt=admitted.request.salt,
       )
+      _describe(cache, admitted)
     except CapacityError:
       for started in wave[:index]:
         cache.drop(started.number)
       for waiting in wave[index:]:
         cache.index.unpin(waiting.pin)
       raise
+
+
+def _describe(cache: PrefixCache, admitted: _Admitted) -> None:
+  """Notes what the placement may know of a request, before it is placed."""
+  record, match = cache.running(cache.handle(admitted.number)), admitted.match
+  seen = min(match.overlap_tokens, record.length - 1)
+  record.features = cache.planner.describe(record.length, seen, match.features)
 
 
 def _start_cold(cache: PrefixCache, admitted: _Admitted) -> None:
@@ -257,7 +265,8 @@ def _wanted(cache: PrefixCache, admitted: _Admitted) -> list[int]:
   request, chunk = admitted.request, cache.config.chunk
   wanted = {*request.anchors} if cache.stores else set()
   if request.placed:
-    wanted |= {*cache.planner.positions(request.tokens.size)}
+    record = cache.running(cache.handle(admitted.number))
+    wanted |= {*cache.planner.positions(record.length, record.features)}
   resume = admitted.match.resume_blocks * chunk
   ahead = {p for p in wanted | admitted.shared if p > resume}
   return sorted(ahead, key=lambda p: (p not in admitted.shared, -p))
@@ -319,7 +328,9 @@ def _insert(cache: PrefixCache, admitted: _Admitted) -> None:
     cache.store(record, slots)
   admitted.inserted = True
   overlap = min(admitted.match.overlap_tokens, record.length - 1)
-  cache.planner.observe(overlap)
+  cache.planner.observe(
+    overlap, entry=record.features, matched=admitted.match.features
+  )
 
 
 def _report(cache: PrefixCache, admitted: _Admitted, wave: int) -> Report:

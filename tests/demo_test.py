@@ -40,7 +40,7 @@ def test_the_report_is_written_as_it_is_returned(ran: Any) -> None:
 def test_every_strategy_is_compared_bit_for_bit(ran: Any) -> None:
   _, report = ran
   names = ["no_cache", "last", "sqrt", "dyadic", "block", "balanced", "dp"]
-  assert list(_rows(report)) == [*names, "optimal"]
+  assert list(_rows(report)) == [*names, "optimal", "conditional"]
   assert all(row["differing_bits"] == 0 for row in report["strategies"])
   assert all(row["evictions"] == 0 for row in report["strategies"])
 
@@ -148,8 +148,8 @@ def test_strategies_are_compared_at_equal_numbers_of_states() -> None:
     "last",
     "sqrt",
     "dyadic 256",
-    *("block 1664", "balanced 1", "dp 1", "optimal 1"),
-    *("block 704", "balanced 3", "dp 3", "optimal 3"),
+    *("block 1664", "balanced 1", "dp 1", "optimal 1", "conditional 1"),
+    *("block 704", "balanced 3", "dp 3", "optimal 3", "conditional 3"),
   ]
   with pytest.raises(ValueError, match="lengths is empty"):
     demo.strategies(lengths=[])

@@ -333,3 +333,19 @@ def test_commands_and_help(command):
     ["help"],
   ):
     assert command(*words) == (0, out, "")
+
+
+def test_an_average_budget_may_be_a_fraction(command, tmp_path, tokens):
+  report = tmp_path / "report.json"
+  line = [
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=sequences:9",
+    "--placement=conditional",
+    f"--report={report}",
+  ]
+  assert command(*line, "--budget=0.5")[0] == 0
+  assert json.loads(report.read_text())["budget"] == 0.5
+  for bad in ("half", "nan"):
+    status, _, err = command(*line, f"--budget={bad}")
+    assert status == 2 and "budget" in err and err.count("\n") == 1

@@ -17,18 +17,16 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
+from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import (
   Config,
   Operand,
   Ref,
-  channels_per_step,
   packed_scan,
-  refusal_of_channels,
-  rows_lie_together,
 )
-from sparse_prefix_jax.kernels.mosaic_tpu_algebra import iota
 
 
 def _run(
@@ -39,7 +37,11 @@ def _run(
   *,
   config: Config,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
-  """The operation as one kernel; arguments of `causal_conv1d`."""
+  """The operation as one kernel; arguments of `causal_conv1d`.
+
+  A slot is a few rows. Where XLA keeps them together the kernel copies them
+  from and to the pool; elsewhere it works on the n slots of the call.
+  """
   return packed_scan(
     _cell,
     [Operand(x, 2), Operand(weight, 1, chunked=False)],
@@ -49,16 +51,24 @@ def _run(
     blocks=x.shape[2] // config.block,
     config=config,
     name="causal_conv1d",
-    in_place=rows_lie_together(pool.shape[1], pool.dtype),
+    in_place=fit.rows_lie_together(pool.shape[1], pool.dtype),
   )
 
 
 def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
-  """One chunk; the new window is rows [length, length+w-1) of (window, x)."""
+  """One chunk; the new window is rows [length, length+w-1) of (window, x).
+
+  Args:
+    carry: The last inputs before the chunk [1 w-1 d]; updated. Rows are
+      selected and moved, never multiplied: -0.0 stays what it is.
+    xs: x [c d] and weight [w d].
+    y: Outputs [c d], float32; those of padding mean nothing.
+    length: Real tokens.
+  """
   x, weight = (ref[...].astype(jnp.float32) for ref in xs)
   window, size = weight.shape[0] - 1, x.shape[0]
   past = carry[0].astype(jnp.float32)
-  row = iota(x.shape, 0)
+  row = algebra.iota(x.shape, 0)
   out = jnp.zeros(x.shape, jnp.float32)
   for tap in range(window + 1):
     shift = window - tap
@@ -69,23 +79,25 @@ def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
   y[...] = out
   # Row r of the new window is row length + r - window of x, or older.
   latest = pltpu.roll(x, (window - length) % size, 0)[:window]
-  source = iota(latest.shape, 0) + length
+  source = algebra.iota(latest.shape, 0) + length
   for t in range(window):
     latest = jnp.where(source == t, past[t : t + 1], latest)
   carry[0] = latest.astype(carry.dtype)
 
 
 def _refusal(device: Device, config: Config, *arguments: Any) -> str | None:
+  """Why the call does not fit a TPU, or None."""
   x, weight, pool, _ = arguments
   if weight.shape[0] - 1 > 8 or weight.shape[0] < 2:
     return f"a window of {weight.shape[0]} is not 2 to 9 inputs long"
   if pool.dtype != x.dtype:
     return f"the pool is {pool.dtype} and the inputs are {x.dtype}"
-  return refusal_of_channels(config, x)
+  return fit.refusal_of_channels(config, x)
 
 
 def _heuristic(device: Device, *arguments: Any) -> Config:
-  return Config(block=channels_per_step(arguments[0].shape[2]))
+  """Channels of a grid step."""
+  return Config(block=fit.channels_per_step(arguments[0].shape[2]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -16,20 +16,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
+from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import (
   Config,
   Operand,
   Ref,
-  channels_per_step,
   packed_scan,
-  refusal_of_channels,
-  refusal_of_state,
-)
-from sparse_prefix_jax.kernels.mosaic_tpu_algebra import (
-  iota,
-  settle_resets,
 )
 
 _ROWS = 8
@@ -47,7 +42,11 @@ def _run(
   c: Float[Array, "n c e"] | None,
   config: Config,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
-  """The operation as one kernel; arguments of `diagonal_scan`."""
+  """The operation as one kernel; arguments of `diagonal_scan`.
+
+  The pool stays in HBM and is the result: a slot moves when a request is
+  resumed and when a chunk is captured, never between two chunks.
+  """
   xs = [Operand(x, 2), Operand(log_decay, 2)]
   selective = False
   if rate is not None and b is not None and c is not None:
@@ -71,7 +70,14 @@ def _run(
 
 
 def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
-  """One chunk of a block of channels; the state is one row."""
+  """One chunk of a block of channels; the state is one row.
+
+  Args:
+    carry: [1 d]; updated.
+    xs: x and log_decay, [c d].
+    y: The states after each token, [c d]; zero past the real ones.
+    length: Real tokens.
+  """
 
   def token(
     state: Array, t: Array, x: Array, log_decay: Array
@@ -86,11 +92,18 @@ def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
 def _selective_cell(
   carry: Ref, xs: Sequence[Ref], y: Ref, length: Array
 ) -> None:
-  """One chunk of a block of channels with e numbers each, [e d]."""
+  """One chunk of a block of channels with e numbers each.
+
+  Args:
+    carry: [1 e d]; updated.
+    xs: x and log_decay [c d], rate [e d], b and c [e c].
+    y: What c reads out of each state, [c d]; zero past the real tokens.
+    length: Real tokens.
+  """
   x_ref, log_decay_ref, rate_ref, b_ref, c_ref = xs
   rate = rate_ref[...]
   b, c = (ref[...].astype(jnp.float32) for ref in (b_ref, c_ref))
-  lane = iota(b.shape, 1)
+  lane = algebra.iota(b.shape, 1)
 
   def at(x: Array, t: Array) -> Array:
     chosen = jnp.where(lane == t, x, 0.0)
@@ -113,6 +126,16 @@ def _tokens(
 
   Only the tiles of real tokens are visited; in the last of them the state is
   selected, so that padding leaves its bits.
+
+  Args:
+    token: `(state, t, x, log_decay)` -> the state after token t, and its y.
+    state: Before the chunk.
+    refs: x and log_decay, [c d].
+    y: Outputs, [c d].
+    length: Real tokens.
+
+  Returns:
+    The state after the last real token.
   """
   x_ref, log_decay_ref = refs
   y[...] = jnp.zeros_like(y)
@@ -121,7 +144,7 @@ def _tokens(
     first = pl.multiple_of(index * _ROWS, _ROWS)
     rows = pl.ds(first, _ROWS)
     x = x_ref[rows].astype(jnp.float32)
-    log_decay = settle_resets(log_decay_ref[rows])
+    log_decay = algebra.settle_resets(log_decay_ref[rows])
     outs = []
     for row in range(_ROWS):
       one = slice(row, row + 1)
@@ -138,15 +161,17 @@ def _tokens(
 def _refusal(
   device: Device, config: Config, *arguments: Any, **options: Any
 ) -> str | None:
+  """Why the call does not fit a TPU, or None."""
   x, _, pool, _ = arguments
   # More of them fill the lanes: XLA lays those out the other way round.
   if options["rate"] is not None and pool.shape[2] not in range(8, 65, 8):
     return f"{pool.shape[2]} states per channel are not 8, 16, ... or 64"
-  return refusal_of_channels(config, x) or refusal_of_state(pool)
+  return fit.refusal_of_channels(config, x) or fit.refusal_of_state(pool)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  return Config(block=channels_per_step(arguments[0].shape[2]))
+  """Channels of a grid step."""
+  return Config(block=fit.channels_per_step(arguments[0].shape[2]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -12,33 +12,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
+from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import (
-  Config,
-  Operand,
-  Ref,
-  heads_first,
-  heads_per_step,
-  packed_scan,
-  refusal_of_heads,
-  row_per_head,
-)
-from sparse_prefix_jax.kernels.mosaic_tpu_algebra import (
-  column,
-  decays,
-  dot,
-  iota,
-  real_float32,
-  real_log_decay,
-  real_rows,
-  solve_unit_lower,
-)
+from sparse_prefix_jax.kernels.mosaic_tpu import Config, Ref, scan_heads
 
 
 def _run(
@@ -53,21 +35,19 @@ def _run(
   precision: lax.Precision,
   config: Config,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as one kernel; arguments of `gated_delta_rule`."""
-  xs = [Operand(heads_first(x), 1) for x in (q, k, v)]
-  xs += [Operand(row_per_head(x), 1) for x in (log_decay, beta)]
-  out = jax.ShapeDtypeStruct(xs[2].array.shape, jnp.float32)
-  out, pool = packed_scan(
+  """The operation as one kernel; arguments of `gated_delta_rule`.
+
+  The pool stays in HBM and is the result: a state moves when a request is
+  resumed and when a chunk is captured, never between two chunks.
+  """
+  return scan_heads(
     functools.partial(_cell, precision),
-    xs,
-    Operand(out, 1),
-    Operand(pool, 1),
+    (q, k, v, log_decay, beta),
+    pool,
     chunks,
-    blocks=k.shape[2] // config.block,
-    config=config,
-    name="gated_delta_rule",
+    config,
+    "gated_delta_rule",
   )
-  return heads_first(out), pool
 
 
 def _cell(
@@ -79,40 +59,53 @@ def _cell(
 ) -> None:
   """One chunk of a few key heads and of the value heads that share them.
 
-  Products of keys are made once per key head, decays differ per value head.
+  Products of keys are made once per key head, decays differ per value head. The
+  state enters before the system is solved, not after: one right-hand side of
+  width v, instead of two of widths v and k whose solutions nearly cancel where
+  the state predicts the values well.
+
+  Args:
+    precision: Of the products.
+    carry: States of the value heads, [1 hv k v]; updated.
+    xs: q and k [h c k], v [hv c v], log_decay and beta [hv 1 c].
+    y: Outputs, [hv c v].
+    length: Real tokens; the others are selected to zero before they enter.
   """
   q_ref, k_ref, v_ref, log_decay_ref, beta_ref = xs
   heads, size = k_ref.shape[:2]
   groups = v_ref.shape[0] // heads
-  real = real_rows(size, length)
-  i, j = (iota((size, size), axis) for axis in (0, 1))
+  real = algebra.real_rows(size, length)
+  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
   for head in range(heads):
-    q, k = (real_float32(x[head], length) for x in (q_ref, k_ref))
-    key_key, query_key = (dot(x, k, precision, (1, 1)) for x in (k, q))
+    q, k = (algebra.real_float32(x[head], length) for x in (q_ref, k_ref))
+    key_key, query_key = (algebra.dot(x, k, precision, (1, 1)) for x in (k, q))
     for value_head in range(head * groups, (head + 1) * groups):
-      state, v = carry[0, value_head], real_float32(v_ref[value_head], length)
-      beta = jnp.where(real, column(beta_ref[value_head]), 0.0)
-      decay, from_start, to_end, whole = decays(
-        real_log_decay(log_decay_ref[value_head], length)
+      state = carry[0, value_head]
+      v = algebra.real_float32(v_ref[value_head], length)
+      beta = jnp.where(real, algebra.column(beta_ref[value_head]), 0.0)
+      decay, from_start, to_end, whole = algebra.decays(
+        algebra.real_log_decay(log_decay_ref[value_head], length)
       )
       lower = jnp.where(i > j, key_key * decay * beta, 0.0)
-      error = v - dot(k * from_start, state, precision)
-      u = solve_unit_lower(lower, beta * error, precision)
-      out = dot(q * from_start, state, precision)
-      y[value_head] = out + dot(query_key * decay, u, precision)
-      update = dot(k * to_end, u, precision, (0, 0))
+      error = v - algebra.dot(k * from_start, state, precision)
+      u = algebra.solve_unit_lower(lower, beta * error, precision)
+      out = algebra.dot(q * from_start, state, precision)
+      y[value_head] = out + algebra.dot(query_key * decay, u, precision)
+      update = algebra.dot(k * to_end, u, precision, (0, 0))
       carry[0, value_head] = state * whole + update
 
 
 def _refusal(
   device: Device, config: Config, *arguments: Any, precision: lax.Precision
 ) -> str | None:
+  """Why the call does not fit a TPU, or None."""
   q, k, v, _, _, pool, _ = arguments
-  return refusal_of_heads(config, q, k, v, pool, precision)
+  return fit.refusal_of_heads(config, q, k, v, pool, precision)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  return Config(block=heads_per_step(*arguments[1:3]))
+  """Heads of a grid step."""
+  return Config(block=fit.heads_per_step(*arguments[1:3]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -19,33 +19,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
+from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import (
-  Config,
-  Operand,
-  Ref,
-  heads_first,
-  packed_scan,
-  refusal_of_heads,
-  row_per_head,
-)
-from sparse_prefix_jax.kernels.mosaic_tpu_algebra import (
-  BLOCK,
-  column,
-  dot,
-  in_blocks,
-  iota,
-  real_float32,
-  real_rows,
-  settle_resets,
-  solve_unit_lower,
-)
+from sparse_prefix_jax.kernels.mosaic_tpu import Config, Ref, scan_heads
 
 
 def _run(
@@ -60,21 +42,19 @@ def _run(
   precision: lax.Precision,
   config: Config,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as one kernel; arguments of `kimi_delta_attention`."""
-  xs = [Operand(heads_first(x), 1) for x in (q, k, v, log_decay)]
-  xs.append(Operand(row_per_head(beta), 1))
-  out = jax.ShapeDtypeStruct(xs[2].array.shape, jnp.float32)
-  out, pool = packed_scan(
+  """The operation as one kernel; arguments of `kimi_delta_attention`.
+
+  The pool stays in HBM and is the result: a state moves when a request is
+  resumed and when a chunk is captured, never between two chunks.
+  """
+  return scan_heads(
     functools.partial(_cell, precision),
-    xs,
-    Operand(out, 1),
-    Operand(pool, 1),
+    (q, k, v, log_decay, beta),
+    pool,
     chunks,
-    blocks=k.shape[2] // config.block,
-    config=config,
-    name="kimi_delta_attention",
+    config,
+    "kimi_delta_attention",
   )
-  return heads_first(out), pool
 
 
 def _cell(
@@ -84,35 +64,50 @@ def _cell(
   y: Ref,
   length: Array,
 ) -> None:
-  """One chunk of a few key heads and of the value heads that share them."""
+  """One chunk of a few key heads and of the value heads that share them.
+
+  Decays stand per value head, so nothing but the inputs is shared by the value
+  heads of a key head.
+
+  Args:
+    precision: Of the products.
+    carry: States of the value heads, [1 hv k v]; updated.
+    xs: q and k [h c k], v [hv c v], log_decay [hv c k], beta [hv 1 c].
+    y: Outputs, [hv c v].
+    length: Real tokens; the others are selected to zero before they enter.
+  """
   q_ref, k_ref, v_ref, log_decay_ref, beta_ref = xs
   heads, size = k_ref.shape[:2]
   groups = v_ref.shape[0] // heads
-  real = real_rows(size, length)
-  i, j = (iota((size, size), axis) for axis in (0, 1))
+  real = algebra.real_rows(size, length)
+  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
   for head in range(heads):
-    q, k = (real_float32(x[head], length) for x in (q_ref, k_ref))
+    q, k = (algebra.real_float32(x[head], length) for x in (q_ref, k_ref))
     for value_head in range(head * groups, (head + 1) * groups):
-      state, v = carry[0, value_head], real_float32(v_ref[value_head], length)
-      beta = jnp.where(real, column(beta_ref[value_head]), 0.0)
-      log_decay = real_float32(log_decay_ref[value_head], length)
-      log_decay = settle_resets(log_decay)
+      state = carry[0, value_head]
+      v = algebra.real_float32(v_ref[value_head], length)
+      beta = jnp.where(real, algebra.column(beta_ref[value_head]), 0.0)
+      log_decay = algebra.real_float32(log_decay_ref[value_head], length)
+      log_decay = algebra.settle_resets(log_decay)
       key_key, query_key = _decayed_products((k, q), k, log_decay, precision)
       before, after = (_sums(log_decay, x) for x in (j <= i, j > i))
       lower = jnp.where(i > j, key_key * beta, 0.0)
-      error = v - dot(k * jnp.exp(before), state, precision)
-      u = solve_unit_lower(lower, beta * error, precision)
-      out = dot(q * jnp.exp(before), state, precision)
-      y[value_head] = out + dot(query_key, u, precision)
-      whole = column(jnp.exp(before[size - 1 :]))
-      update = dot(k * jnp.exp(after), u, precision, (0, 0))
+      error = v - algebra.dot(k * jnp.exp(before), state, precision)
+      u = algebra.solve_unit_lower(lower, beta * error, precision)
+      out = algebra.dot(q * jnp.exp(before), state, precision)
+      y[value_head] = out + algebra.dot(query_key, u, precision)
+      whole = algebra.column(jnp.exp(before[size - 1 :]))
+      update = algebra.dot(k * jnp.exp(after), u, precision, (0, 0))
       carry[0, value_head] = state * whole + update
 
 
 def _sums(log_decay: Float32[Array, "c k"], chosen: Array) -> Array:
-  """Row i: the sum of the rows that `chosen` [c c] names in its row i."""
+  """Row i: the sum of the rows that `chosen` [c c] names in its row i.
+
+  Always in float32 products: these are exponents, whose error is absolute.
+  """
   chosen = jnp.where(chosen, 1.0, 0.0)
-  return dot(chosen, log_decay, lax.Precision.HIGHEST)
+  return algebra.dot(chosen, log_decay, lax.Precision.HIGHEST)
 
 
 def _decayed_products(
@@ -123,26 +118,31 @@ def _decayed_products(
 ) -> list[Float32[Array, "c c"]]:
   """P of each of `lefts` with the keys; zero above the diagonal.
 
+  Below the diagonal blocks, a block row I that begins at token r takes two
+  factors whose exponents are sums of decays, so neither exceeds 1:
+
+      P_ij = sum_d (x_id exp(A_id - A_rd)) (k_jd exp(A_rd - A_jd)),  j < r <= i
+
   Args:
-    lefts: Keys, queries.
+    lefts: What stands on the left: keys, queries.
     k: Keys.
-    log_decay: Finite.
+    log_decay: Per channel; finite.
     precision: Of the products.
   """
   size = k.shape[0]
-  i, j = (iota((size, size), axis) for axis in (0, 1))
-  same_block = i // BLOCK == j // BLOCK
+  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
+  same_block = i // algebra.BLOCK == j // algebra.BLOCK
   # exp(A_i - A_r), r before the block of i: one for every block row.
   from_block = jnp.exp(_sums(log_decay, same_block & (j <= i)))
-  products = [[jnp.zeros((BLOCK, size), jnp.float32)] for _ in lefts]
-  for start in range(BLOCK, size, BLOCK):
+  products = [[jnp.zeros((algebra.BLOCK, size), jnp.float32)] for _ in lefts]
+  for start in range(algebra.BLOCK, size, algebra.BLOCK):
     # exp(A_r - A_j) for the keys before the block row, and none for the rest.
     to_block = jnp.exp(_sums(log_decay, (j > i) & (j < start)))
-    keys = jnp.where(real_rows(size, start), k * to_block, 0.0)
-    rows = slice(start, start + BLOCK)
+    keys = jnp.where(algebra.real_rows(size, start), k * to_block, 0.0)
+    rows = slice(start, start + algebra.BLOCK)
     for left, blocks in zip(lefts, products):
       block = (left * from_block)[rows]
-      blocks.append(dot(block, keys, precision, (1, 1)))
+      blocks.append(algebra.dot(block, keys, precision, (1, 1)))
   below = [jnp.concatenate(blocks, axis=0) for blocks in products]
   diagonal = _diagonal_blocks(lefts, k, log_decay)
   return [x + y for x, y in zip(below, diagonal)]
@@ -156,20 +156,26 @@ def _diagonal_blocks(
   """P within the blocks of 16 rows, one column of all blocks at a time.
 
   From the last column to the first, the log decay between its key and the rows
-  below grows by one token: a sum over its own segment.
+  below grows by one token: a sum over its own segment. A column takes one exp
+  and one sum along the lanes, for all rows of the chunk at once.
+
+  Args:
+    lefts: What stands on the left: keys, queries.
+    k: Keys.
+    log_decay: Per channel; finite.
   """
   size = k.shape[0]
-  i, j = (iota((size, size), axis) for axis in (0, 1))
-  in_block = iota(k.shape, 0) % BLOCK
+  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
+  in_block = algebra.iota(k.shape, 0) % algebra.BLOCK
   segment = jnp.zeros(k.shape, jnp.float32)
   products = [jnp.zeros((size, size), jnp.float32) for _ in lefts]
-  for key in reversed(range(BLOCK)):
-    if key + 1 < BLOCK:
-      grown = segment + in_blocks(log_decay, key + 1)
+  for key in reversed(range(algebra.BLOCK)):
+    if key + 1 < algebra.BLOCK:
+      grown = segment + algebra.in_blocks(log_decay, key + 1)
       segment = jnp.where(in_block > key, grown, 0.0)
-    keys = in_blocks(k, key) * jnp.exp(segment)
+    keys = algebra.in_blocks(k, key) * jnp.exp(segment)
     keys = jnp.where(in_block >= key, keys, 0.0)
-    here = j == i - i % BLOCK + key
+    here = j == i - i % algebra.BLOCK + key
     for index, left in enumerate(lefts):
       product = jnp.sum(left * keys, axis=1, keepdims=True)
       products[index] = jnp.where(here, product, products[index])
@@ -179,11 +185,13 @@ def _diagonal_blocks(
 def _refusal(
   device: Device, config: Config, *arguments: Any, precision: lax.Precision
 ) -> str | None:
+  """Why the call does not fit a TPU, or None."""
   q, k, v, _, _, pool, _ = arguments
-  return refusal_of_heads(config, q, k, v, pool, precision)
+  return fit.refusal_of_heads(config, q, k, v, pool, precision)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
+  """Heads of a grid step."""
   return Config()
 
 

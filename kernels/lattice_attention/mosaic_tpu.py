@@ -26,15 +26,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import implementations
+from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
+from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import (
-  LANES,
-  Ref,
-  refusal_of_types,
-  rows_lie_together,
-)
-from sparse_prefix_jax.kernels.mosaic_tpu_algebra import dot, iota
+from sparse_prefix_jax.kernels.mosaic_tpu import Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +118,11 @@ def _run(
   Float[Array, "p c hkv k"],
   Float[Array, "p c hkv k"],
 ]:
-  """All chunks write their pages, then each attends, as one kernel."""
+  """All chunks write their pages, then each attends, as one kernel.
+
+  Pages are written by XLA, in place, before the kernel begins: whichever chunk
+  of a request attends first, the pages of the others are there.
+  """
   n, size, heads = k.shape[:3]
   own_page = page_table[chunks.request, chunks.position // size]
   own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
@@ -137,7 +137,7 @@ def _run(
     size,
     heads,
     block_pages,
-    rows_lie_together(heads, k.dtype),
+    fit.rows_lie_together(heads, k.dtype),
     window,
     None if exact else precision,
   )
@@ -155,9 +155,19 @@ def _attend(
   sizes: _Sizes,
   config: Config,
 ) -> Float32[Array, "n hkv rows k"]:
-  """The kernel; row r of a key head is token r % c of the chunk."""
+  """The kernel; row r of a key head is token r % c of the chunk.
+
+  Args:
+    q: Queries; those of a group of heads are rows of one product.
+    key_pages: Keys of all tokens, those of the call included.
+    value_pages: Values of the same.
+    chunks: Position, length and row of the page table of each chunk.
+    page_table: Pages of each request, in order.
+    sizes: Of the call.
+    config: For the compiler or the interpreter.
+  """
   scalars = chunks.position, chunks.length, chunks.request, page_table
-  softmax = (*q.shape[1:3], LANES)
+  softmax = (*q.shape[1:3], fit.LANES)
   if not sizes.tokens_first:
     # XLA keeps the tokens of a head of such a page together: nothing moves.
     key_pages, value_pages = (
@@ -192,7 +202,13 @@ def _attend(
 
 
 def _kernel(sizes: _Sizes, *refs: Ref) -> None:
-  """One chunk: visits its blocks, fetching the next while one is reduced."""
+  """One chunk: visits its blocks, fetching the next while one is reduced.
+
+  Block i of the absolute grid goes to buffer i % 2. Its copies are started
+  after the last use of that buffer and awaited before the next, page by page,
+  under the same condition. What stands where a page was not fetched, NaN too,
+  is selected away by `_accumulate`.
+  """
   position_ref, length_ref, request_ref, table, q, *pools, out = refs[:8]
   *buffers, semaphores, maximum, total = refs[8:]
   i = pl.program_id(0)
@@ -267,15 +283,15 @@ def _accumulate(
     softmax: Maximum, total (each along the lanes) and output; updated.
   """
   maximum_ref, total_ref, out_ref = softmax
-  visible = keys.has(first + iota((sizes.keys, 1), 0))
+  visible = keys.has(first + algebra.iota((sizes.keys, 1), 0))
   v = jnp.where(visible, v, jnp.zeros_like(v))
   shape = q.shape[0], sizes.keys
-  key = first + iota(shape, 1)
-  row = keys.position + iota(shape, 0) % sizes.chunk
+  key = first + algebra.iota(shape, 1)
+  row = keys.position + algebra.iota(shape, 0) % sizes.chunk
   seen = (key <= row) & keys.has(key)
   if sizes.window is not None:
     seen &= key > row - sizes.window
-  scores = dot(q, k, sizes.precision, (1, 1))
+  scores = algebra.dot(q, k, sizes.precision, (1, 1))
   scores = jnp.where(seen, scores, -jnp.inf)
   before = maximum_ref[:, :1]
   maximum = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
@@ -283,7 +299,7 @@ def _accumulate(
   rescale, weights = jnp.exp(before - finite), jnp.exp(scores - finite)
   total = jnp.sum(weights, axis=1, keepdims=True)
   total = total_ref[:, :1] * rescale + total
-  update = dot(weights.astype(v.dtype), v, sizes.precision)
+  update = algebra.dot(weights.astype(v.dtype), v, sizes.precision)
   out_ref[...] = out_ref[...] * rescale + update
   maximum_ref[...] = jnp.broadcast_to(maximum, maximum_ref.shape)
   total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
@@ -296,6 +312,7 @@ def _refusal(
   precision: lax.Precision,
   **options: Any,
 ) -> str | None:
+  """Why the call does not fit a TPU, or None."""
   q, k, v, key_pages, value_pages, _, _ = arguments
   size, width = k.shape[1], k.shape[3]
   if len({x.dtype for x in (q, k, v, key_pages, value_pages)}) > 1:
@@ -304,10 +321,11 @@ def _refusal(
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 64:
     return f"heads of width {width} are not a multiple of 64"
-  return refusal_of_types((q,), precision)
+  return fit.refusal_of_types((q,), precision)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
+  """The one limit of memory serves all sizes that were compiled."""
   return Config()
 
 

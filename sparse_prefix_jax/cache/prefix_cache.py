@@ -267,7 +267,7 @@ class PrefixCache:
     depth = len(blocks)
     kept = {*record.anchors}
     if record.placed:
-      kept |= {*self.planner.positions(record.length)}
+      kept |= {*self.planner.positions(record.length, record.features)}
     done = self.index.insert(
       blocks,
       tail,
@@ -280,6 +280,8 @@ class PrefixCache:
     pin = self.index.pin(blocks, depth, salt=record.salt)
     if record.pin is not None:
       self.index.unpin(record.pin)
+    if record.features is not None:
+      done.entry.features = record.features._replace(length=record.length)
     record.pages[:depth] = done.pages
     record.entry, record.pin, record.stored = done.entry, pin, depth
     if depth in slots:
@@ -360,6 +362,7 @@ class PrefixCache:
       placed=record.placed,
       decoded=record.decoded,
       exact=record.exact,
+      features=record.features,
     )
     self._copy(record, twin)
     self._running[number] = twin

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from sparse_prefix_jax.cache.index import Entry, Pin
+from sparse_prefix_jax.placement import Features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Running:
     placed: Whether the placement has a say; not if captures were given.
     decoded: Whether decoding completed a chunk, so that release stores it.
     exact: Whether it decodes by re-running its chunk; None before it decodes.
+    features: What the placement knows of its prompt.
   """
 
   salt: bytes
@@ -57,6 +59,7 @@ class Running:
   entry: Entry | None = None
   decoded: bool = False
   exact: bool | None = None
+  features: Features | None = None
 
   @property
   def length(self) -> int:

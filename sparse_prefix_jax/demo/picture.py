@@ -23,6 +23,7 @@ _STYLES = {
   "balanced": ("#009e73", "^", 8),
   "dp": ("#d55e00", "o", 11),
   "optimal": ("#0072b2", "D", 5),
+  "conditional": ("#a00000", "p", 9),
 }
 
 
@@ -52,7 +53,7 @@ def draw(results: Sequence[Result], path: Path, *, title: str) -> None:
   seconds.set_ylim(0, 1.05 * max(times))
   figure.suptitle(title)
   handles, labels = tokens.get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside lower center", ncols=8)
+  figure.legend(handles, labels, loc="outside lower center", ncols=9)
   figure.savefig(path, dpi=150)
 
 

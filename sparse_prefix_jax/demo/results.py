@@ -55,7 +55,7 @@ class Result:
   """
 
   strategy: str
-  budget: int | None
+  budget: int | float | None
   states_per_entry: float
   states_per_entry_peak: int
   states_peak: int

@@ -31,7 +31,7 @@ class Strategy(NamedTuple):
     """Name and budget, for a progress bar or an error.
 
     >>> strategies(lengths=[2500], levels=[2])[-1].label
-    'optimal 2'
+    'conditional 2'
     """
     budget = self.policy.budget
     return self.policy.name + ("" if budget is None else f" {budget}")
@@ -51,14 +51,14 @@ def strategies(
     chunk: tokens between lattice positions.
 
   Returns:
-    no_cache, last, sqrt and dyadic once; block, balanced, dp and optimal for
-    every level.
+    no_cache, last, sqrt and dyadic once; block, balanced, dp, optimal and
+    conditional for every level.
 
   Raises:
     ValueError: no lengths, no levels, or a level below 1.
 
   >>> [s.label for s in strategies(lengths=[2500], levels=[1])[4:]]
-  ['block 1664', 'balanced 1', 'dp 1', 'optimal 1']
+  ['block 1664', 'balanced 1', 'dp 1', 'optimal 1', 'conditional 1']
   """
   if not lengths:
     raise ValueError("lengths is empty; it must name at least one prompt.")
@@ -71,7 +71,7 @@ def strategies(
   for level in levels:
     distance = max(1, round(mean / (level + 0.5) / chunk)) * chunk
     budgets = {"block": distance, "balanced": level, "dp": level}
-    budgets["optimal"] = level
+    budgets |= {"optimal": level, "conditional": level}
     found += [
       Strategy(PlacementPolicy(name, budget, chunk, every=_REPLAN_EVERY), level)
       for name, budget in budgets.items()

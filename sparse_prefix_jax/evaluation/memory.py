@@ -19,7 +19,7 @@ from sparse_prefix_jax.cache.index import (
 )
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.evaluation.states import block_keys
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement import Features, Planner
 from sparse_prefix_jax.workloads import Request, Trace
 
 
@@ -54,6 +54,7 @@ def _store(
   tail: bytes,
   match: Match,
   wanted: Sequence[int],
+  features: Features,
 ) -> int:
   """Stores a request's pages and the wanted states.
 
@@ -68,6 +69,7 @@ def _store(
     tail: key of its remaining tokens.
     match: what the index found of it.
     wanted: depths in blocks at which to keep states.
+    features: what the planner knows of it, kept with the entry.
 
   Returns:
     How many states the entry keeps alive: those it stored, those of its own
@@ -91,6 +93,7 @@ def _store(
     claim=[depth for depth in wanted if depth <= resumed],
   )
   index.unpin(pin)
+  inserted.entry.features = features
   return len(inserted.entry.claims)
 
 
@@ -142,16 +145,18 @@ def replay_bytes(
     blocks, tail = _keys(request, trace, chunk)
     limit = (request.length - 1) // chunk
     match = index.match(blocks, tail, limit=limit)
-    planner.observe(match.overlap_tokens)
-    wanted = [p // chunk for p in planner.positions(request.length)]
-    states = _store(index, blocks, tail, match, wanted)
+    overlap, matched = match.overlap_tokens, match.features
+    features = planner.describe(request.length, overlap, matched)
+    planner.observe(overlap, entry=features, matched=matched)
+    wanted = [p // chunk for p in planner.positions(request.length, features)]
+    states = _store(index, blocks, tail, match, wanted, features)
     tally.peak = max(tally.peak, index.held_slots)
     tally.bytes_peak = max(tally.bytes_peak or 0, index.held_bytes)
     if position >= warmup:
       tally.add(
         length=request.length,
         saved=match.resume_blocks * chunk,
-        overlap=match.overlap_tokens,
+        overlap=overlap,
         states=states,
       )
   return tally

@@ -38,7 +38,7 @@ class Report:
 
   trace: str
   placement: str
-  budget: int | None
+  budget: int | float | None
   eviction: str
   capacity: str
   warmup_requests: int

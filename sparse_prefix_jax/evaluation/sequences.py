@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement import Features, Planner
 from sparse_prefix_jax.workloads import Request, Trace, common_prefix
 
 
@@ -138,6 +138,7 @@ def replay_decisions(
     One decision per request, those of the warm-up included.
   """
   stored: dict[int, tuple[int, ...]] = {}
+  known: dict[int, Features] = {}
   held, uses_cache = 0, planner.policy.name != "no_cache"
   requests = tqdm(
     trace.requests, planner.policy.name, unit="request", disable=not progress
@@ -146,10 +147,13 @@ def replay_decisions(
     if position == warmup:
       planner.end_warmup()
     overlap = found.overlap if uses_cache else 0
-    planner.observe(overlap)
+    matched = known.get(found.entry) if uses_cache else None
+    features = planner.describe(request.length, overlap, matched)
+    planner.observe(overlap, entry=features, matched=matched)
     below = [p for p in stored.get(found.entry, ()) if p <= overlap]
-    marks = planner.marks(request.length)
-    stored[position] = marks
+    marks = planner.marks(request.length, features)
+    stored[position], known[position] = marks, features
+    known.pop(found.evicted, None)
     held += len(marks) - len(stored.pop(found.evicted, ()))
     resumed = max(below, default=0)
     yield Decision(request.length, overlap, resumed, marks, held)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement import Features, Planner
 from sparse_prefix_jax.workloads import Request, Trace
 
 
@@ -25,10 +25,13 @@ class Path:
   Attributes:
     nodes: one number per whole block; equal numbers are equal prefixes.
     seen: depth of the deepest node that an earlier request passed.
+    entry: position in the stream of the last request that passed it; -1 where
+      nothing was seen.
   """
 
   nodes: tuple[int, ...]
   seen: int
+  entry: int
 
 
 def block_keys(
@@ -60,15 +63,20 @@ def tree_paths(
     One path per request.
   """
   numbers: dict[tuple[int, Hashable], int] = {}
+  passed: list[int] = []
   paths = []
-  for request in tqdm(
-    trace.requests, "paths", unit="request", disable=not progress
-  ):
+  requests = tqdm(trace.requests, "paths", unit="request", disable=not progress)
+  for position, request in enumerate(requests):
     node, known, nodes = -1, len(numbers), []
     for key in block_keys(request, trace, chunk):
       node = numbers.setdefault((node, key), len(numbers))
       nodes.append(node)
-    paths.append(Path(tuple(nodes), sum(n < known for n in nodes)))
+    seen = sum(n < known for n in nodes)
+    entry = passed[nodes[seen - 1]] if seen else -1
+    paths.append(Path(tuple(nodes), seen, entry))
+    passed += [position] * (len(numbers) - known)
+    for node in nodes[:seen]:
+      passed[node] = position
   return paths
 
 
@@ -129,18 +137,23 @@ def replay_states(
     Counts of the measured requests.
   """
   tally, held, chunk = Tally(), _Slots(slots), planner.policy.chunk
+  known: list[Features] = []
   requests = tqdm(
     trace.requests, planner.policy.name, unit="request", disable=not progress
   )
   for position, (request, path) in enumerate(zip(requests, paths)):
     if position == warmup:
       planner.end_warmup()
-    planner.observe(path.seen * chunk)
+    overlap = path.seen * chunk
+    matched = known[path.entry] if path.seen else None
+    features = planner.describe(request.length, overlap, matched)
+    planner.observe(overlap, entry=features, matched=matched)
+    known.append(features)
     resumed = held.match(path.nodes)
     if eviction == "lru" and resumed:
       first = 0 if whole_path else resumed - 1
       held.refresh(path.nodes[first:resumed])
-    wanted = [p // chunk for p in planner.positions(request.length)]
+    wanted = [p // chunk for p in planner.positions(request.length, features)]
     added = [path.nodes[k - 1] for k in wanted if k > resumed]
     held.add(added)
     tally.peak = max(tally.peak, len(held.held))
@@ -148,7 +161,7 @@ def replay_states(
       tally.add(
         length=request.length,
         saved=resumed * chunk,
-        overlap=path.seen * chunk,
+        overlap=overlap,
         states=len(added),
       )
   return tally

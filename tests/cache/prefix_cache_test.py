@@ -92,6 +92,41 @@ def test_planner_learns_overlaps_as_they_come():
   assert cache.planner.positions(130) == (96,)
 
 
+def test_conditional_serves_documents_of_different_lengths():
+  """Bits as without a cache, and states where the documents end."""
+  cache = new_cache("conditional", budget=1, capacity=2 << 20)
+  uncached = new_cache("no_cache")
+  documents = [random_tokens(size, size) for size in (48, 96, 144)]
+  resumed = []
+  for turn in range(24):
+    document = documents[turn % 3]
+    prompt = np.append(document, random_tokens(5, turn))
+    out = prefill(small_model(), cache, [prompt])
+    cold = prefill(small_model(), uncached, [prompt])
+    bits = [o.logits[0].view(np.uint32) for o in (out, cold)]
+    np.testing.assert_array_equal(*bits)
+    resumed.append(out.reports[0].resumed == document.size)
+    cache.release(out.sequences)
+    uncached.release(cold.sequences)
+  assert all(resumed[12:])
+  entries = cache.index.entries
+  assert sum(len(e.claims) for e in entries) <= 1.5 * len(entries)
+
+
+def test_entries_keep_what_the_placement_knew_of_them():
+  cache = new_cache("conditional", budget=1)
+  for seed, matched in ((1, None), (2, 0)):
+    prompt = np.append(random_tokens(64), random_tokens(9, seed))
+    out = prefill(small_model(), cache, [prompt])
+    (sequence,) = out.sequences
+    features = cache.running(sequence).features
+    known = (0, 0) if matched is None else (64, 1)
+    assert (features.overlap, features.age) == known
+    assert (features.length, features.born) == (73, seed - 1)
+    cache.release(out.sequences)
+    assert cache.index.entries[-1].features == features
+
+
 def test_release_refuses_one_named_twice():
   cache = new_cache()
   sequences = prefill(small_model(), cache, [random_tokens(20)]).sequences

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.evaluation.memory import Sizes, replay_bytes
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Request, Trace, token_trace
 
 
@@ -39,7 +39,9 @@ def test_states_that_nobody_holds_are_not_counted():
   class Growing(Planner):
     """Places one state, then one per chunk."""
 
-    def positions(self, length: int) -> tuple[int, ...]:
+    def positions(
+      self, length: int, features: Features | None = None
+    ) -> tuple[int, ...]:
       """The third chunk, and from the second request on all of them."""
       return (12,) if self.observations == 1 else (4, 8, 12, 16, 20, 24)
 

@@ -11,7 +11,12 @@ from sparse_prefix_jax.evaluation import (
   simulate,
 )
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.workloads import Request, Trace, synthetic_stream
+from sparse_prefix_jax.workloads import (
+  Request,
+  Trace,
+  synthetic_stream,
+  token_trace,
+)
 
 STREAM = synthetic_stream(
   [1, 0, 2, 0, 4], requests=120, length=300, groups=3, seed=5
@@ -25,6 +30,7 @@ POLICIES = [
   PlacementPolicy("dyadic", 64),
   PlacementPolicy("dp", 2),
   PlacementPolicy("optimal", 2),
+  PlacementPolicy("conditional", 1.5),
 ]
 
 
@@ -58,6 +64,48 @@ def test_learned_policies_beat_balanced_where_depths_are_few():
     return report.tokens_saved
 
   assert saved("dp") == saved("optimal") > saved("balanced")
+
+
+def conversations(requests=240, groups=6):
+  """Prompts of very different lengths, each with a last turn of its own."""
+  rng = np.random.default_rng(0)
+  documents = [rng.integers(0, 512, 64 * 4 * (g + 1)) for g in range(groups)]
+  owners = rng.integers(0, groups, requests)
+  rows = [
+    np.append(documents[g], rng.integers(512, 1024, rng.integers(9, 90)))
+    for g in owners
+  ]
+  return token_trace("turns", rows, owners.tolist())
+
+
+@pytest.mark.parametrize("capacity", ["sequences:12", "states:60", "bytes:1MB"])
+def test_conditional_beats_one_histogram_where_lengths_differ(capacity):
+  def replay(name):
+    return simulate(
+      conversations(),
+      PlacementPolicy(name, 1),
+      parse_capacity(capacity),
+      warmup_fraction=0.5,
+      sizes=Sizes(state_bytes=500, page_bytes=50),
+    )
+
+  ours, pooled = replay("conditional"), replay("optimal")
+  assert ours.state_checkpoints_per_entry <= 1.1
+  assert ours.tokens_saved > 1.3 * pooled.tokens_saved
+  assert ours.tokens_saved > 0.85 * ours.reusable_tokens
+
+
+@pytest.mark.parametrize("budget", [0.25, 0.5])
+def test_a_fraction_of_a_state_is_an_average(budget):
+  report = simulate(
+    conversations(),
+    PlacementPolicy("conditional", budget),
+    Capacity("sequences", 12),
+    warmup_fraction=0.5,
+  )
+  kept = report.state_checkpoints_per_entry
+  assert kept == pytest.approx(budget, rel=0.25)
+  assert report.tokens_saved > 0 and report.budget == budget
 
 
 def test_shared_lookups_change_nothing():

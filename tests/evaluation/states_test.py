@@ -72,6 +72,7 @@ def test_paths_of_hashed_blocks():
   )
   paths = tree_paths(Trace("blocks", requests, block=16), 16)
   assert [p.seen for p in paths] == [0, 1, 0, 2]
+  assert [p.entry for p in paths] == [-1, 0, -1, 0]
   assert paths[3].nodes[:2] == paths[0].nodes
   assert paths[2].nodes[1] != paths[0].nodes[1]
 

@@ -11,12 +11,8 @@ from sparse_prefix_jax.kernels import chunks as plain
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
-from sparse_prefix_jax.kernels.mosaic_tpu import (
-  Config,
-  Operand,
-  packed_scan,
-  refusal_of_state,
-)
+from sparse_prefix_jax.kernels.mosaic_tpu import Config, Operand, packed_scan
+from sparse_prefix_jax.kernels.mosaic_tpu_fit import refusal_of_state
 from tests.kernels.devices import lowered
 from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
 from tests.kernels.packing import bits, chunks_of, poisoned_pool
@@ -90,7 +86,7 @@ def test_means_what_the_plain_scan_means(plan, in_place):
   pool = poisoned_pool((SLOTS, 1, D))
   for slot in (3, 5, 7, 11, 299):
     pool[slot] = random.standard_normal((1, D))
-  y, after = on_tpu(x, pool, chunks, in_place)
+  y, after = map(np.asarray, on_tpu(x, pool, chunks, in_place))
   assert_no_race()
   expected, expected_pool = in_xla(x, pool, chunks)
   for i, real in enumerate(length):

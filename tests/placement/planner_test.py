@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.planner import POLICIES
 
 BUDGETS = {
@@ -14,6 +14,7 @@ BUDGETS = {
   "dyadic": 100,
   "dp": 2,
   "optimal": 2,
+  "conditional": 1.5,
 }
 
 
@@ -140,6 +141,55 @@ def test_numbers_that_are_no_integers_are_refused(field, value):
   object.__setattr__(policy, field, value)
   with pytest.raises(ValueError, match=f"{field} must be an integer, got "):
     policy.__post_init__()
+
+
+def test_conditional_asks_for_a_finite_number():
+  assert PlacementPolicy("conditional", 0.5).budget == 0.5
+  for budget in (float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="budget must be a finite number, got"):
+      PlacementPolicy("conditional", budget)
+  with pytest.raises(ValueError, match=r"must be at least 0, got -0\.5"):
+    PlacementPolicy("conditional", -0.5)
+  with pytest.raises(ValueError, match=r"budget must be an integer, got 0\.5"):
+    PlacementPolicy("optimal", 0.5)
+
+
+def test_a_description_counts_age_in_observations():
+  planner = Planner(PlacementPolicy("conditional", 1), depths=32)
+  first = planner.describe(640, 0)
+  assert first == Features(640, overlap=0, age=0, born=0)
+  planner.observe(0, entry=first)
+  planner.observe(0)
+  second = planner.describe(700, 640, first)
+  assert second == Features(700, overlap=640, age=2, born=2)
+
+
+def converse(planner, requests, tail):
+  """Entries of many lengths, each left `tail` tokens before its end."""
+  rng = np.random.default_rng(0)
+  for _ in range(requests):
+    entry = planner.describe(64 * int(rng.integers(8, 30)), 0)
+    planner.observe(entry.length - tail, entry=entry, matched=entry)
+
+
+def test_conditional_when_it_plans():
+  """Until anything is known like balanced; while it warms up from statistics,
+  which frozen plans keep from the end of the warm-up on."""
+  policy = PlacementPolicy("conditional", 1, every=5)
+  planner = Planner(policy, depths=32, warming_up=True)
+  balanced = Planner(PlacementPolicy("balanced", 1), depths=32)
+  assert planner.positions(1280) == balanced.positions(1280)
+  converse(planner, 30, tail=64)
+  assert planner.positions(1280)[-1] == 1280 - 64
+  frozen = Planner(
+    dataclasses.replace(policy, replan="frozen"), depths=32, warming_up=True
+  )
+  for each in (planner, frozen):
+    converse(each, 30, tail=64)
+    each.end_warmup()
+    converse(each, 200, tail=320)
+  assert planner.positions(1280)[-1] == 1280 - 320
+  assert frozen.positions(1280)[-1] == 1280 - 64
 
 
 def test_bad_observations_change_nothing():

@@ -1,6 +1,6 @@
 """Prefix index on the host: which states and pages exist, for which tokens.
 
-Tree, policies and accounting of abstract slots and pages; no arrays, no JAX.
+Tree, policies and accounting of abstract slots and pages; no arrays.
 """
 
 from .budget import Budget as Budget

@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 
+from sparse_prefix_jax.placement import Features
+
 from .results import Match, Reason
 from .tokens import BYTES_PER_TOKEN, longest_common_tokens
 from .tree import Node
@@ -38,7 +40,13 @@ def describe_match(
     slot=state.number if state else -1,
     pages=tuple(node.page for node in path[:resume]),
     reason=_reason(path, resume, limit),
+    features=_features(path[-1]) if path else None,
   )
+
+
+def _features(node: Node) -> Features | None:
+  """Of the entry inserted last through a node."""
+  return node.latest.features if node.latest else None
 
 
 def resume_depth(path: Sequence[Node], limit: int | None) -> int:

@@ -4,6 +4,8 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+from sparse_prefix_jax.placement import Features
+
 from .tree import Entry, Node
 
 
@@ -35,6 +37,8 @@ class Match(NamedTuple):
     slot: number of that state checkpoint's slot, -1: none.
     pages: page numbers of blocks 1..resume_blocks.
     reason: why it is not deeper.
+    features: of the entry inserted last through the deepest stored block,
+      None if it is not stored any more or had none.
   """
 
   overlap_blocks: int
@@ -43,6 +47,7 @@ class Match(NamedTuple):
   slot: int
   pages: tuple[int, ...]
   reason: Reason
+  features: Features | None = None
 
 
 class Inserted(NamedTuple):

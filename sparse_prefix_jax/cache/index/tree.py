@@ -10,6 +10,8 @@ import bisect
 import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+from sparse_prefix_jax.placement import Features
+
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class StateSlot:
@@ -102,12 +104,14 @@ class Entry:
     salt: the tenant that it belongs to.
     tail: key of the tokens after the last whole block.
     claims: the nodes whose state slots it keeps alive, by depth in blocks.
+    features: what the placement knows of it, None where nobody said.
   """
 
   node: Node
   salt: bytes
   tail: bytes
   claims: dict[int, Node] = dataclasses.field(default_factory=dict)
+  features: Features | None = None
 
   @property
   def depth(self) -> int:

@@ -73,7 +73,7 @@ def test_a_stored_prompt_around_a_lattice_point(stored):
 def test_an_empty_prompt():
   index = PrefixIndex(ROOMY)
   nothing = look_up(index, [])
-  assert nothing == (0, 0, 0, -1, (), "no_overlap")
+  assert nothing == (0, 0, 0, -1, (), "no_overlap", None)
   done = store(index, [])
   assert done.pages == () and index.held_bytes == 0 and len(index) == 1
   assert look_up(index, []) == nothing

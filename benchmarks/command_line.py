@@ -1,0 +1,139 @@
+"""Command lines of the benchmarks, checked before minutes of measuring.
+
+Every benchmark checks all that it was asked inside `one_sentence`, and measures
+outside of it: bad input is answered with one sentence, and an error of ours
+with a traceback.
+"""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from sparse_prefix_jax import preset
+from sparse_prefix_jax.models import ModelConfig
+
+
+@contextlib.contextmanager
+def one_sentence(argv: Sequence[str]) -> Iterator[None]:
+  """Ends the process with one sentence for what is wrong with the input.
+
+  Args:
+    argv: as `app.run` passes it; words that are no flags are refused.
+  """
+  try:
+    if len(argv) > 1:
+      raise ValueError(f"takes no words without --, got {' '.join(argv[1:])}")
+    yield
+  except (ValueError, OSError, ImportError) as error:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+      text = f"{error.strerror}: {error.filename}"
+    sys.exit(f"{Path(argv[0]).stem}: {' '.join(text.split())}")
+
+
+def whole_numbers(
+  flag: flags.FlagHolder[Any],
+  *,
+  least: int = 1,
+  most: int | None = None,
+  multiple_of: int = 1,
+  ascending: int = 0,
+) -> list[int]:
+  """The numbers of a list.
+
+  Args:
+    flag: made by `flags.DEFINE_list`.
+    least: the smallest that is allowed.
+    most: the largest, None for no bound.
+    multiple_of: what each must be a multiple of.
+    ascending: if positive, they must ascend, and be at least that many.
+
+  Raises:
+    ValueError: A list without a number, or one out of bounds.
+  """
+  numbers = []
+  for text in flag.value:
+    number = int(text) if text.strip().isdecimal() else -1
+    if number < least or number % multiple_of or number > (most or number):
+      raise ValueError(
+        f"--{flag.name} has {text!r}; it takes whole numbers"
+        f"{_bounds(least, most)}"
+        + (f", multiples of {multiple_of}" if multiple_of > 1 else "")
+      )
+    numbers.append(number)
+  if len(numbers) < max(ascending, 1):
+    raise ValueError(f"--{flag.name} needs at least {max(ascending, 1)}")
+  if ascending and numbers != sorted(set(numbers)):
+    raise ValueError(f"--{flag.name} must ascend, got {flag.value}")
+  return numbers
+
+
+def _bounds(least: int, most: int | None) -> str:
+  return f" from {least}" + ("" if most is None else f" to {most}")
+
+
+def number(text: str, what: str) -> int | float:
+  """An integer where it is one, else a fraction.
+
+  Raises:
+    ValueError: It is no number.
+  """
+  try:
+    return int(text) if text.strip().isdecimal() else float(text)
+  except ValueError:
+    raise ValueError(f"{what} is no number") from None
+
+
+def at_most(flag: flags.FlagHolder[Any], most: int) -> int:
+  """The number of a flag whose least value absl has checked.
+
+  Raises:
+    ValueError: It is larger than `most`.
+  """
+  if flag.value > most:
+    raise ValueError(f"--{flag.name} is {flag.value}; it must be <= {most}")
+  return int(flag.value)
+
+
+def model(flag: flags.FlagHolder[Any]) -> ModelConfig:
+  """The configuration that a flag names.
+
+  Raises:
+    ValueError: There is no such preset.
+  """
+  try:
+    return preset(flag.value)
+  except ValueError as error:
+    raise ValueError(f"--{flag.name}: {error}") from None
+
+
+def writable(*outputs: flags.FlagHolder[Any]) -> None:
+  """Makes sure that the files can be written; those that exist stay as is.
+
+  Raises:
+    OSError: One cannot be.
+  """
+  for path in (Path(flag.value) for flag in outputs if flag.value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    path.open("a").close()
+    if new:
+      path.unlink()
+
+
+def installed(*packages: str) -> None:
+  """Makes sure that what an extra of ours brings is there.
+
+  Raises:
+    ImportError: It is not.
+  """
+  for package in packages:
+    if importlib.util.find_spec(package) is None:
+      raise ImportError(
+        f"{package} is not installed; pip install '.[parity]' brings it"
+      )

@@ -1,0 +1,134 @@
+"""What fits a TPU: tiles, blocks of heads and of channels, layouts of pools.
+
+A register holds 8 rows of 128 lanes of 32 bits. A block of an array in VMEM has
+whole registers along its last two axes, or all of these axes. `refusal_of_*`
+say why arguments do not fit, in the words of the error that a caller sees, or
+give None; the sizes that they ask for are those that were compiled and tested.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from sparse_prefix_jax.kernels.mosaic_tpu import Config
+
+LANES = 128
+"""Numbers in a row of a register."""
+
+
+def heads_per_step(k: Array, v: Array) -> int:
+  """Key heads of one grid step, so that two value heads run side by side.
+
+  One chain of small products leaves the matrix unit waiting for its own
+  results; a second head, independent of the first, fills the gaps. More would
+  take longer to compile than they save.
+
+  Args:
+    k: Keys [n c h k].
+    v: Values [n c hv v].
+  """
+  heads, groups = k.shape[2], v.shape[2] // k.shape[2]
+  return 2 if groups == 1 and heads % 2 == 0 else 1
+
+
+def channels_per_step(width: int) -> int:
+  """Channels of one grid step: whole registers, few enough for VMEM.
+
+  The widest block of a few that divides the channels: the tokens of a chunk
+  are steps in a row, so a step should be wide.
+
+  Args:
+    width: All channels d.
+  """
+  fitting = (x for x in (1024, 512, 256, 128) if width % x == 0)
+  return next(fitting, width)
+
+
+def rows_lie_together(rows: int, dtype: Any) -> bool:
+  """Whether XLA lays out [..., rows, 128 k] in the order of its axes.
+
+  It has tiles of 1, 2, 4 and 8 rows of 32 bits, and none of one row of 16 bits.
+  With other rows it avoids padding: the axis before takes their place. A kernel
+  that asks for another order than XLA's gets a copy of the whole array.
+
+  Args:
+    rows: Length of the last axis but one.
+    dtype: Of the array.
+  """
+  whole = rows in (2, 4) or rows % 8 == 0
+  return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)
+
+
+def refusal_of_heads(
+  config: Config,
+  q: Array,
+  k: Array,
+  v: Array,
+  pool: Array,
+  precision: lax.Precision,
+) -> str | None:
+  """Why an operation on states [s hv k v] does not fit, or None.
+
+  Args:
+    config: Its block has to divide the key heads.
+    q: Queries [n c h k].
+    k: Keys; c in multiples of 16 (forward substitution, tiles of bfloat16).
+    v: Values [n c hv v]; k and v in multiples of 64.
+    pool: States, float32.
+    precision: Of the products.
+  """
+  size, heads, width = k.shape[1:]
+  if size % 16:
+    return f"chunks of {size} tokens are not a multiple of 16"
+  if width % 64 or v.shape[3] % 64:
+    return f"widths {width} and {v.shape[3]} are not multiples of 64"
+  if heads % config.block:
+    return f"block {config.block} does not divide {heads} key heads"
+  reason = refusal_of_types((q, k, v), precision)
+  return reason or refusal_of_state(pool)
+
+
+def refusal_of_channels(config: Config, x: Array) -> str | None:
+  """Why an operation on independent channels [n c d] does not fit, or None.
+
+  Args:
+    config: Its block counts channels, in whole registers.
+    x: Inputs; c in multiples of 16, d in multiples of 128.
+  """
+  size, width = x.shape[1:]
+  if size % 16:
+    return f"chunks of {size} tokens are not a multiple of 16"
+  if width % 128:
+    return f"{width} channels are not a multiple of 128"
+  if config.block % 128 or width % config.block:
+    return f"block {config.block} is not a multiple of 128 dividing {width}"
+  return refusal_of_types((x,), lax.Precision.HIGHEST)
+
+
+def refusal_of_types(
+  xs: Sequence[Array], precision: lax.Precision
+) -> str | None:
+  """Why inputs of these types or this precision do not fit, or None.
+
+  Mosaic has products in one bfloat16 pass and in float32, and nothing between.
+  """
+  for x in xs:
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+      return f"inputs of {x.dtype} are neither float32 nor bfloat16"
+  if precision not in (lax.Precision.HIGHEST, lax.Precision.DEFAULT):
+    return f"products at {precision} are neither at HIGHEST nor at DEFAULT"
+  return None
+
+
+def refusal_of_state(pool: Array) -> str | None:
+  """Why states of this type do not fit, or None.
+
+  The carry between chunks is float32; a pool of less would round what it keeps,
+  and a resumed request would differ from a cold one.
+  """
+  if pool.dtype != jnp.float32:
+    return f"states are {pool.dtype} and must be float32"
+  return None

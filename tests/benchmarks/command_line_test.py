@@ -1,0 +1,128 @@
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from benchmarks import command_line
+
+
+def listed(text):
+  values = flags.FlagValues()
+  flag = flags.DEFINE_list("sizes", text, "Sizes.", flag_values=values)
+  values(["program"])
+  return flag
+
+
+def test_numbers_of_a_list():
+  assert command_line.whole_numbers(listed("64,128")) == [64, 128]
+  bounds = {"least": 64, "most": 128, "multiple_of": 64, "ascending": 2}
+  assert command_line.whole_numbers(listed("64,128"), **bounds) == [64, 128]
+
+
+@pytest.mark.parametrize(
+  "text, bounds, sentence",
+  [
+    ("64,x", {}, "--sizes has 'x'; it takes whole numbers from 1"),
+    ("64,-1", {}, "--sizes has '-1'"),
+    ("1.5", {}, "--sizes has '1.5'"),
+    ("0", {}, "--sizes has '0'"),
+    (
+      "64,129",
+      {"most": 128},
+      "has '129'; it takes whole numbers from 1 to 128",
+    ),
+    ("64,100", {"multiple_of": 64}, "has '100'; .*, multiples of 64"),
+    ("", {}, "--sizes needs at least 1"),
+    ("64,128", {"ascending": 3}, "--sizes needs at least 3"),
+    ("64,64", {"ascending": 2}, "--sizes must ascend"),
+    ("128,64", {"ascending": 2}, "--sizes must ascend"),
+  ],
+)
+def test_bad_lists_are_refused(text, bounds, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    command_line.whole_numbers(listed(text), **bounds)
+
+
+def test_fractions_and_integers():
+  assert command_line.number("3", "it") == 3
+  assert command_line.number("0.5", "it") == 0.5
+  with pytest.raises(ValueError, match="budget of 'dp:x' is no number"):
+    command_line.number("x", "budget of 'dp:x'")
+
+
+def output(path):
+  values = flags.FlagValues()
+  flag = flags.DEFINE_string("output", str(path), "File.", flag_values=values)
+  values(["program"])
+  return flag
+
+
+def test_a_check_leaves_files_as_they_are(tmp_path):
+  old, new = tmp_path / "old.json", tmp_path / "made" / "new.json"
+  old.write_text("kept")
+  command_line.writable(output(old), output(new))
+  assert old.read_text() == "kept"
+  assert new.parent.is_dir() and not new.exists()
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path):
+  folder = output(tmp_path)
+  with (
+    pytest.raises(SystemExit) as ended,
+    command_line.one_sentence(["bench.py"]),
+  ):
+    command_line.writable(folder)
+  assert ended.value.code == f"bench: Is a directory: {tmp_path}"
+
+
+def test_words_and_missing_packages_are_refused():
+  with (
+    pytest.raises(SystemExit, match="bench: takes no words without --"),
+    command_line.one_sentence(["bench.py", "word"]),
+  ):
+    raise AssertionError("not reached")
+  with pytest.raises(ImportError, match="no_such_package is not installed"):
+    command_line.installed("no_such_package")
+
+
+def test_errors_of_ours_keep_their_traceback():
+  with pytest.raises(KeyError), command_line.one_sentence(["bench.py"]):
+    raise KeyError("bug")
+
+
+@pytest.mark.parametrize(
+  "arguments, sentence",
+  [
+    (["growth", "--lengths=1024,x,4096"], "growth: --lengths has 'x'"),
+    (["growth", "--entries=10,100"], "growth: --entries needs at least 3"),
+    (["capture", "--preset=huge"], "capture: --preset: preset is 'huge'"),
+    (["capture", "--states=9999"], "capture: --states is 9999; it must be <="),
+    (["placement", "--output=/"], "placement: Is a directory: /"),
+    (["path_independence", "word"], "path_independence: takes no words"),
+    (
+      ["decode_against_transformers", "--batches=0"],
+      "decode_against_transformers: --batches has '0'",
+    ),
+    (
+      ["prefill_against_transformers", "--lengths=1000"],
+      "prefill_against_transformers: --lengths has '1000'",
+    ),
+    (
+      ["paper_dry_run", "--anchor=/no/such", "--data=."],
+      "paper_dry_run: No such file or directory: /no/such",
+    ),
+    (
+      ["pareto", "--requests=x.npz", "--strategies=dp:x"],
+      "pareto: budget of 'dp:x' is no number",
+    ),
+  ],
+)
+def test_every_benchmark_refuses_before_it_measures(arguments, sentence):
+  command = [sys.executable, "-m", f"benchmarks.{arguments[0]}"]
+  done = subprocess.run(
+    [*command, *arguments[1:]], capture_output=True, text=True, timeout=100
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith(sentence), done.stderr
+  assert "Traceback" not in done.stderr and not done.stdout
