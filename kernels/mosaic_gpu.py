@@ -106,9 +106,15 @@ def launch(
     options["interpret"] = config.interpret
 
   def on_references(refs: Any) -> None:
-    @pl.core_map(mesh, **options)
-    def _() -> None:
+    def kernel() -> None:
       pl.run_scoped(functools.partial(body, *refs), scratch)
+
+    if "core_map" in vars(pl):
+      # JAX 0.10, whose `pl.kernel` copies every reference that it is given.
+      pl.core_map(mesh, name=name, **options)(kernel)
+    else:
+      run: Any = pl.kernel(kernel, mesh=mesh, name=name, **options)
+      run()
 
   return pl.run_state(on_references)((operands, fresh))[1]
 
@@ -202,7 +208,7 @@ def dot_transposed(
   JAX 0.10 does not follow: there a transposed copy is made first.
   """
   if config.interpret is None:
-    return dot([(left, plgpu.transpose_ref(right, (1, 0)))], (rows, rows))
+    return dot([(left, right.transpose((1, 0)))], (rows, rows))
 
   def copied(buffer: Ref) -> Array:
     buffer[...] = right[...].T
