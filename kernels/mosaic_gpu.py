@@ -48,11 +48,14 @@ class MosaicGpuConfig(Config):
   stages: int = 2
 
 
-def too_old(device: Device, config: Config) -> str | None:
+def refused_device(device: Device, config: Config) -> str | None:
   """Why `device` cannot run these kernels, or None.
 
-  Products and copies are those of Hopper (sm_90a). Kinds that are not known to
-  be older are tried: Blackwell runs no wgmma and is refused as well.
+  Their products (wgmma) exist on Hopper alone, neither before nor after it.
+
+  Args:
+    device: What the program is made for.
+    config: With an interpreter, any device will do.
   """
   if config.interpret is not None:
     return None
@@ -204,8 +207,8 @@ def dot_transposed(
 ) -> Float32[Array, "r r"]:
   """Product of a buffer [r k] with the transpose of another [r k].
 
-  The product reads its right operand in either order, which the interpreter of
-  JAX 0.10 does not follow: there a transposed copy is made first.
+  The product reads its right operand in either order, which the interpreter
+  does not follow: there a transposed copy is made first.
   """
   if config.interpret is None:
     return dot([(left, right.transpose((1, 0)))], (rows, rows))
