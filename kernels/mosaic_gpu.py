@@ -48,11 +48,14 @@ class MosaicGpuConfig(Config):
   stages: int = 2
 
 
-def too_old(device: Device, config: Config) -> str | None:
+def refused_device(device: Device, config: Config) -> str | None:
   """Why `device` cannot run these kernels, or None.
 
-  Products and copies are those of Hopper (sm_90a). Kinds that are not known to
-  be older are tried: Blackwell runs no wgmma and is refused as well.
+  Their products (wgmma) exist on Hopper alone, neither before nor after it.
+
+  Args:
+    device: What the program is made for.
+    config: With an interpreter, any device will do.
   """
   if config.interpret is not None:
     return None
@@ -106,9 +109,15 @@ def launch(
     options["interpret"] = config.interpret
 
   def on_references(refs: Any) -> None:
-    @pl.core_map(mesh, **options)
-    def _() -> None:
+    def kernel() -> None:
       pl.run_scoped(functools.partial(body, *refs), scratch)
+
+    if "core_map" in vars(pl):
+      # JAX 0.10, whose `pl.kernel` copies every reference that it is given.
+      pl.core_map(mesh, name=name, **options)(kernel)
+    else:
+      run: Any = pl.kernel(kernel, mesh=mesh, name=name, **options)
+      run()
 
   return pl.run_state(on_references)((operands, fresh))[1]
 
@@ -198,11 +207,11 @@ def dot_transposed(
 ) -> Float32[Array, "r r"]:
   """Product of a buffer [r k] with the transpose of another [r k].
 
-  The product reads its right operand in either order, which the interpreter of
-  JAX 0.10 does not follow: there a transposed copy is made first.
+  The product reads its right operand in either order, which the interpreter
+  does not follow: there a transposed copy is made first.
   """
   if config.interpret is None:
-    return dot([(left, plgpu.transpose_ref(right, (1, 0)))], (rows, rows))
+    return dot([(left, right.transpose((1, 0)))], (rows, rows))
 
   def copied(buffer: Ref) -> Array:
     buffer[...] = right[...].T

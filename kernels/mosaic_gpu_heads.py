@@ -10,7 +10,7 @@ from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import (
   CHUNK,
   MosaicGpuConfig,
-  too_old,
+  refused_device,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu_state import BLOCK, PARTS
 
@@ -87,7 +87,7 @@ def implementation(
   ) -> str | None:
     if q.shape[3] > widest:
       return f"has no room in shared memory for more than {widest} keys a head"
-    return too_old(device, config) or unfit(q, k, v, config)
+    return refused_device(device, config) or unfit(q, k, v, config)
 
   def heuristic(
     device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any

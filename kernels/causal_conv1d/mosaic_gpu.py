@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig, too_old
+from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig, refused_device
 
 
 def packed(
@@ -55,7 +55,7 @@ def refusal(
     return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
   if weight.shape[0] < 2:
     return "takes two taps or more: with one there is nothing to carry"
-  return too_old(device, config) or rows.unfit(x, config)
+  return refused_device(device, config) or rows.unfit(x, config)
 
 
 def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:

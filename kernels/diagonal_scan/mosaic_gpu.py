@@ -27,7 +27,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   choose,
   launch,
   new,
-  too_old,
+  refused_device,
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
@@ -86,12 +86,12 @@ def refusal(
     **__: Not asked for.
   """
   if rate is None:
-    return too_old(device, config) or rows.unfit(x, config)
+    return refused_device(device, config) or rows.unfit(x, config)
   if x.shape[2] % _CHANNELS:
     return f"takes a multiple of {_CHANNELS} channels, not {x.shape[2]}"
   if rate.shape[1] % 8 or rate.shape[1] > 64:
     return f"takes 8, 16, ... 64 states per channel, not {rate.shape[1]}"
-  return too_old(device, config) or rows.unfit_inputs(x)
+  return refused_device(device, config) or rows.unfit_inputs(x)
 
 
 def heuristic(

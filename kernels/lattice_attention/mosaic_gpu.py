@@ -37,8 +37,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   indices,
   launch,
   new,
+  refused_device,
   tile,
-  too_old,
 )
 
 _WIDTHS = (64, 128, 256)
@@ -124,7 +124,7 @@ def refusal(
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS:
     return f"takes heads of {_WIDTHS}, and these are {q.shape[3]} wide"
-  return too_old(device, config)
+  return refused_device(device, config)
 
 
 def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:
