@@ -10,10 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig, refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu import rows as rows
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
+  MosaicGpuConfig,
+  refused_device,
+)
 
 
 def packed(

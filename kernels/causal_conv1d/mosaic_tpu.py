@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
-from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import (
+from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
+from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import (
   Config,
   Operand,
   Ref,

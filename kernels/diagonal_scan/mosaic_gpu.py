@@ -1,9 +1,9 @@
 """diagonal_scan for Hopper: token by token, channels apart.
 
-RG-LRU's form has one number per channel, and is the scan of `mosaic_gpu_rows`.
-Mamba's has e: a program holds a tile [64 e] of the state in registers, and each
-token is a few operations on that tile, with the vectors of channels along its
-rows, and those of b and c along its columns.
+RG-LRU's form has one number per channel, and is the scan of
+`mosaic_gpu/rows.py`. Mamba's has e: a program holds a tile [64 e] of the state
+in registers, and each token is a few operations on that tile, with vectors of
+channels along its rows, and those of b and c along its columns.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_gpu_rows as rows
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu import rows as rows
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
   along_columns,
@@ -30,7 +30,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   refused_device,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   LENGTH,
   WRITE,
   plan,
@@ -180,7 +180,7 @@ class _Selective(NamedTuple):
   """64 channels of Mamba's form, and the segment of one chunk.
 
   Attributes:
-    plan: Of `mosaic_gpu_segments`.
+    plan: Of `mosaic_gpu/segments.py`.
     arrays: x, log_decay, b and c in global memory.
     rate: [d e]
     y: [n c d]

@@ -7,7 +7,7 @@ by `_prepare` for all chunks and value heads at once, a program each:
     T    = (I + L)^-1,  L = strictly lower (beta K K^T * D)
     X    = T [beta V, beta exp(A) K],  P = Q K^T * D
 
-(see `mosaic_gpu_chunk`), and the rest by the scan that all matrix-valued
+(see `mosaic_gpu/chunk.py`), and the rest by the scan that all matrix-valued
 recurrences share. Shapes are those of one chunk and one head in both, so bits
 do not depend on the packing.
 """
@@ -20,10 +20,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
-from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
+from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
@@ -35,8 +36,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   tile,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 
 _SQUARE = (CHUNK, CHUNK)
 

@@ -24,10 +24,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
-from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
+from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
@@ -45,8 +46,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   tile,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 
 _SQUARE = (CHUNK, CHUNK)
 

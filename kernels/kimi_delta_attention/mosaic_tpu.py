@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
-from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import Config, Ref, scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
+from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, Ref, scan_heads
 
 
 def _run(

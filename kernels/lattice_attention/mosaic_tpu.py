@@ -26,11 +26,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import implementations
-from sparse_prefix_jax.kernels import mosaic_tpu_algebra as algebra
-from sparse_prefix_jax.kernels import mosaic_tpu_fit as fit
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_tpu import Ref
+from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
+from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Ref
 
 
 @dataclasses.dataclass(frozen=True)

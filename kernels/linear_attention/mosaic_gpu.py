@@ -1,8 +1,8 @@
 """linear_attention for Hopper: a kernel per chunk and head, then the scan.
 
 Nothing is solved for: the preparation makes P = Q K^T * D and the decays, see
-`mosaic_gpu_chunk`, and the scan of `mosaic_gpu_state` takes the values as they
-are, with no correction.
+`mosaic_gpu/chunk.py`, and the scan of `mosaic_gpu/state.py` takes the values as
+they are, with no correction.
 """
 
 from typing import NamedTuple
@@ -13,10 +13,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Float32
 
-from sparse_prefix_jax.kernels import mosaic_gpu_chunk as algebra
-from sparse_prefix_jax.kernels import mosaic_gpu_state as state_scan
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
+from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
@@ -27,8 +28,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   tile,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_heads import implementation
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 
 
 def packed(

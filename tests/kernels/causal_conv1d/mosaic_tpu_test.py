@@ -7,7 +7,7 @@ import pytest
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from tests.kernels import operations
 from tests.kernels.devices import TPUS
-from tests.kernels.mosaic_tpu import ChannelsSuite, assert_lowers
+from tests.kernels.mosaic_tpu.suite import ChannelsSuite, assert_lowers
 from tests.kernels.packing import Job, bits, chunks_of
 
 FLOAT32 = operations.causal_conv1d_at(256)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.kernels import operations
 from tests.kernels.devices import TPUS
-from tests.kernels.mosaic_tpu import ChannelsSuite, assert_lowers
+from tests.kernels.mosaic_tpu.suite import ChannelsSuite, assert_lowers
 
 FLOAT32 = operations.diagonal_scan_at(256)
 SELECTIVE = operations.selective_scan_at(256, 16)

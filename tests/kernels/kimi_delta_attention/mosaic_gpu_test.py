@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import pytest
 
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
-from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels import operations
-from tests.kernels.mosaic_gpu_suite import (
+from tests.kernels.mosaic_gpu.suite import (
   MosaicGpuSuite,
   check_lowers,
   check_short,

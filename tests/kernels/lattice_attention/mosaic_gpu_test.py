@@ -14,11 +14,11 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   BLOCK_PAGES,
   lattice_attention,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu import MosaicGpuConfig
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels import reference
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.devices import HOPPER, lowered
-from tests.kernels.mosaic_gpu_suite import OnHopper, interpreted
+from tests.kernels.mosaic_gpu.suite import OnHopper, interpreted
 from tests.kernels.packing import Job, bits, chunks_of
 
 SMALL = Sizes(64, 2, 1, 64, 30, 5, 100, "bfloat16")

@@ -13,7 +13,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 from sparse_prefix_jax.kernels.lattice_attention.mosaic_tpu import Config
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.devices import TPUS, lowered
-from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
+from tests.kernels.mosaic_tpu.suite import INTERPRET, assert_no_race
 from tests.kernels.packing import chunks_of
 
 

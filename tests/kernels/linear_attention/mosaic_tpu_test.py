@@ -4,7 +4,7 @@ import pytest
 
 from tests.kernels import operations
 from tests.kernels.devices import TPUS
-from tests.kernels.mosaic_tpu import MosaicTpuSuite, assert_lowers
+from tests.kernels.mosaic_tpu.suite import MosaicTpuSuite, assert_lowers
 
 FLOAT32 = operations.linear_attention_at((2, 4, 64, 64))
 FEW = (

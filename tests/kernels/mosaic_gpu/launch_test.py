@@ -7,18 +7,18 @@ import pytest
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.implementations import Device
-from sparse_prefix_jax.kernels.mosaic_gpu import (
-  MosaicGpuConfig,
-  refused_device,
-)
-from sparse_prefix_jax.kernels.mosaic_gpu_heads import (
+from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
   SHARED_BYTES,
   shared_bytes,
   sizes,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import plan
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
+  MosaicGpuConfig,
+  refused_device,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan
 from tests.kernels.devices import HOPPER, traced_for
-from tests.kernels.mosaic_gpu_suite import interpreted
+from tests.kernels.mosaic_gpu.suite import interpreted
 from tests.kernels.packing import bits, poisoned_pool
 
 # It begins with CARRY; a chunk of no tokens captures; one of no tokens reads,

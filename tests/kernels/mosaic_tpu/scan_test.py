@@ -11,10 +11,14 @@ from sparse_prefix_jax.kernels import chunks as plain
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
-from sparse_prefix_jax.kernels.mosaic_tpu import Config, Operand, packed_scan
-from sparse_prefix_jax.kernels.mosaic_tpu_fit import refusal_of_state
+from sparse_prefix_jax.kernels.mosaic_tpu.fit import refusal_of_state
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import (
+  Config,
+  Operand,
+  packed_scan,
+)
 from tests.kernels.devices import lowered
-from tests.kernels.mosaic_tpu import INTERPRET, assert_no_race
+from tests.kernels.mosaic_tpu.suite import INTERPRET, assert_no_race
 from tests.kernels.packing import bits, chunks_of, poisoned_pool
 
 C, D, SLOTS = 16, 256, 300

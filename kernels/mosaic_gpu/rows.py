@@ -21,14 +21,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
   choose,
   launch,
   new,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   LENGTH,
   WRITE,
   plan,
@@ -120,7 +120,7 @@ class _Program(NamedTuple):
 
   Attributes:
     cell: One token.
-    plan: Of `mosaic_gpu_segments`.
+    plan: Of `mosaic_gpu/segments.py`.
     arrays: What tokens read, in global memory. [n c d] each
     constants: [m d], or None.
     y: [n c d]

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Bool, Int32
 
 from sparse_prefix_jax.kernels.chunks import CARRY, ZERO, Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import CHUNK, Ref
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 
 READ, WRITE, LENGTH, LIVE, STOP = range(5)
 """Rows of `plan`."""

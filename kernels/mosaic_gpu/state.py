@@ -34,7 +34,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
@@ -50,7 +50,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import (
   tile,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_segments import (
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   LENGTH,
   WRITE,
   plan,
@@ -173,7 +173,7 @@ class _Program(NamedTuple):
   """One head, some value columns, and the segment of one chunk.
 
   Attributes:
-    plan: Of `mosaic_gpu_segments`.
+    plan: Of `mosaic_gpu/segments.py`.
     factors: Of all chunks and heads, in global memory.
     out: [n c hv v]
     pool: [s hv k v]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from sparse_prefix_jax.kernels.mosaic_tpu import Config
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 LANES = 128
 """Numbers in a row of a register."""

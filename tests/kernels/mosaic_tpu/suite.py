@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
-from sparse_prefix_jax.kernels.mosaic_tpu import Config
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 from tests.kernels.devices import lowered
 from tests.kernels.packing import chunks_of
 from tests.kernels.suite import PackedSuite

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu import (
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   refused_device,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu_state import BLOCK, PARTS
+from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
 
 SHARED_BYTES = 227 * 1024
 """Shared memory that one program may take."""

@@ -1,0 +1,13 @@
+"""What the kernels for NVIDIA Hopper share (Mosaic GPU, `plgpu`).
+
+launch      one kernel: config, buffers in shared memory, products
+segments    which chunks one program scans, and how its loads run ahead
+chunk       decays, Gram matrices and the triangular solve of one chunk
+heads       the preparations of operations on matrix states
+state       restore, scan and capture of matrix states: [k v] per head
+rows        the same for states of independent channels
+"""
+
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
+  MosaicGpuConfig as MosaicGpuConfig,
+)
