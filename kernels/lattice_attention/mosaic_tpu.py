@@ -321,7 +321,30 @@ def _refusal(
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 64:
     return f"heads of width {width} are not a multiple of 64"
+  taken = _vmem_bytes(q, k, options["block_pages"])
+  if taken > config.vmem_limit_bytes * 3 // 4:
+    return (
+      f"{q.shape[2]} heads over {k.shape[2]} of width {width} take "
+      f"{taken >> 20} MiB of VMEM, above 3/4 of vmem_limit_bytes"
+    )
   return fit.refusal_of_types((q,), precision)
+
+
+def _vmem_bytes(
+  q: Float[Array, "n c h k"], k: Float[Array, "n c hkv k"], block_pages: int
+) -> int:
+  """What one step holds; the compiler adds up to a third for what it spills.
+
+  Two blocks of keys and two of values, queries and outputs twice (one pair is
+  on its way), maximum and total along the lanes, and a block of scores, masked
+  and as weights.
+  """
+  _, size, heads, width = q.shape
+  rows, keys = heads * size, block_pages * size
+  blocks = 4 * keys * k.shape[2] * width * k.dtype.itemsize
+  ends = 2 * rows * width * (q.dtype.itemsize + 4)
+  scores = 3 * (rows // k.shape[2]) * keys * 4
+  return blocks + ends + 2 * rows * fit.LANES * 4 + scores
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:

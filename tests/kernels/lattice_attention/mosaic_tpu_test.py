@@ -47,6 +47,7 @@ def test_is_picked_and_lowers(window, device):
   ("choices", "reason"),
   [
     ({"c": 24}, "chunks of 24 tokens are not a multiple of 16"),
+    ({"width": 256, "kv_heads": 16}, "64 heads over 16 of width 256 take "),
     ({"width": 96}, "heads of width 96 are not a multiple of 64"),
     ({"dtype": jnp.float16}, "inputs of float16 are neither"),
   ],

@@ -1,0 +1,191 @@
+"""The programs of `benchmarks.aot`: every operation, and a model's prefill."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sparse_prefix_jax import HybridDecoder, ModelConfig
+from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
+from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
+from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
+from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
+from sparse_prefix_jax.kernels.linear_attention import linear_attention
+from sparse_prefix_jax.models import step
+
+Shape: TypeAlias = jax.ShapeDtypeStruct
+
+_CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
+_CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is compiled: `run(inputs, pools, implementation=)`, pools donated.
+
+  Attributes:
+    run: The operation.
+    inputs: Tree of shapes of what it reads.
+    pools: Number of slots -> tree of shapes of the pools.
+  """
+
+  run: Callable[..., Any]
+  inputs: Any
+  pools: Callable[[int], Any]
+
+
+def _pools(*slot: int, dtype: Any, count: int = 1) -> Callable[[int], Any]:
+  """`count` pools of slots of one shape."""
+
+  def of(slots: int) -> tuple[Shape, ...]:
+    return (jax.ShapeDtypeStruct((slots, *slot), dtype),) * count
+
+  return of
+
+
+def _float32(*shape: int) -> Shape:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _chunks() -> Chunks:
+  return jax.eval_shape(lambda: Chunks(*jnp.zeros((5, _CHUNKS), jnp.int32)))
+
+
+def _packed(operation: Callable[..., Any], *inputs: Shape) -> Program:
+  """An operation on states [s hv k v], inputs in its order."""
+
+  def run(inputs: Any, pools: Any, **options: Any) -> Any:
+    *arrays, chunks = inputs
+    out, pool = operation(*arrays, *pools, chunks, **options)
+    return out, (pool,)
+
+  slot = _VALUE_HEADS, inputs[0].shape[3], inputs[2].shape[3]
+  pools = _pools(*slot, dtype=jnp.float32)
+  return Program(run, (*inputs, _chunks()), pools)
+
+
+def _heads(width: int, dtype: Any) -> tuple[Shape, Shape, Shape]:
+  """q, k and v."""
+  lead = _CHUNKS, _TOKENS
+  key = jax.ShapeDtypeStruct((*lead, _HEADS, width), dtype)
+  value = jax.ShapeDtypeStruct((*lead, _VALUE_HEADS, width), dtype)
+  return key, key, value
+
+
+_GATE = _float32(_CHUNKS, _TOKENS, _VALUE_HEADS)
+
+
+def _delta(width: int, dtype: Any) -> Program:
+  return _packed(gated_delta_rule, *_heads(width, dtype), _GATE, _GATE)
+
+
+def _kimi(width: int, dtype: Any) -> Program:
+  decay = _float32(*_GATE.shape, width)
+  return _packed(kimi_delta_attention, *_heads(width, dtype), decay, _GATE)
+
+
+def _linear(width: int, dtype: Any) -> Program:
+  return _packed(linear_attention, *_heads(width, dtype), _GATE)
+
+
+def _convolution(width: int, dtype: Any) -> Program:
+  def run(inputs: Any, pools: Any, **options: Any) -> Any:
+    x, weight, chunks = inputs
+    out, pool = causal_conv1d(x, weight, pools[0], chunks, **options)
+    return out, (pool,)
+
+  x = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _CHANNELS), dtype)
+  weight = jax.ShapeDtypeStruct((_WINDOW, _CHANNELS), dtype)
+  pools = _pools(_WINDOW - 1, _CHANNELS, dtype=dtype)
+  return Program(run, (x, weight, _chunks()), pools)
+
+
+def _scan(width: int, dtype: Any, selective: bool = False) -> Program:
+  def run(inputs: Any, pools: Any, **options: Any) -> Any:
+    x, log_decay, chunks, extra = inputs
+    options |= extra
+    y, pool = diagonal_scan(x, log_decay, pools[0], chunks, **options)
+    return y, (pool,)
+
+  x = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _CHANNELS), dtype)
+  inputs = x, _float32(*x.shape), _chunks()
+  if not selective:
+    return Program(run, (*inputs, {}), _pools(_CHANNELS, dtype=jnp.float32))
+  b = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _STATES), dtype)
+  extra = {"rate": _float32(_CHANNELS, _STATES), "b": b, "c": b}
+  pools = _pools(_CHANNELS, _STATES, dtype=jnp.float32)
+  return Program(run, (*inputs, extra), pools)
+
+
+def _attention(width: int, dtype: Any) -> Program:
+  def run(inputs: Any, pools: Any, **options: Any) -> Any:
+    q, k, v, *plan = inputs
+    out, *pools = lattice_attention(q, k, v, *pools, *plan, **options)
+    return out, tuple(pools)
+
+  q = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _VALUE_HEADS, width), dtype)
+  k = jax.ShapeDtypeStruct((_CHUNKS, _TOKENS, _KEY_HEADS, width), dtype)
+  table = jax.ShapeDtypeStruct((_CHUNKS, 64), jnp.int32)
+  pools = _pools(_TOKENS, _KEY_HEADS, width, dtype=dtype, count=2)
+  return Program(run, (q, k, k, _chunks(), table), pools)
+
+
+def _model_step(width: int, dtype: Any) -> Program:
+  """Prefill of a model of three Gated DeltaNet layers and one of attention."""
+  config = ModelConfig(
+    vocab_size=1024,
+    width=512,
+    hidden=1024,
+    layer_types=(*("gated_delta_net",) * 3, "attention"),
+    key_heads=_HEADS,
+    value_heads=_VALUE_HEADS,
+    key_width=width,
+    value_width=width,
+    heads=_VALUE_HEADS,
+    kv_heads=_KEY_HEADS,
+    head_width=width,
+    dtype=str(dtype),
+    ladder=(_CHUNKS,),
+    max_length=4096,
+  )
+
+  def model() -> HybridDecoder:
+    return HybridDecoder(config, rngs=nnx.Rngs(0))
+
+  def run(inputs: Any, pools: Any, implementation: str) -> Any:
+    leaves, group = inputs
+    chosen = dataclasses.replace(config, implementation=implementation)
+    frozen = step.FrozenModel(leaves, chosen)
+    return step.prefill_group(frozen, pools, group)
+
+  def pools(slots: int) -> Any:
+    return jax.eval_shape(lambda: model().init_pools(slots=slots, pages=slots))
+
+  leaves = jax.eval_shape(lambda: step.freeze(model()).leaves)
+
+  def group() -> step.Group:
+    zeros = functools.partial(jnp.zeros, dtype=jnp.int32)
+    chunks = Chunks(*zeros((5, _CHUNKS)))
+    table = zeros((_CHUNKS, config.max_length // _TOKENS))
+    return step.Group(zeros((_CHUNKS, _TOKENS)), chunks, table)
+
+  return Program(run, (leaves, jax.eval_shape(group)), pools)
+
+
+PROGRAMS: dict[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
+  "gated_delta_rule": (_delta, (64, 128, 256)),
+  "linear_attention": (_linear, (64, 128, 256)),
+  "kimi_delta_attention": (_kimi, (64, 128, 256)),
+  "causal_conv1d": (_convolution, (0,)),
+  "diagonal_scan": (_scan, (0,)),
+  "selective_scan": (functools.partial(_scan, selective=True), (0,)),
+  "lattice_attention": (_attention, (64, 128, 256)),
+  "model_step": (_model_step, (128,)),
+}
+"""How the program of each operation is made, and at which widths."""
