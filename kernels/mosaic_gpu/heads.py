@@ -32,7 +32,7 @@ def shared_bytes(
     stages: Chunks under way.
     value_bytes: Of an element of X_v.
     operands: How many buffers [c k] of bfloat16 the scan loads per chunk: one
-      for K, one or two for Q, none or one for X_k.
+      or two for K and for Q each, none or one for X_k.
   """
   loads = 2 * CHUNK * (width * operands + PARTS * CHUNK)
   loads += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)

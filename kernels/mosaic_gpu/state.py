@@ -69,7 +69,8 @@ class Factors(NamedTuple):
   Attributes:
     q: Queries Q; hq is h, or hv if they are scaled per value head, and then in
       two parts, one below the other: m is 1 or 2.
-    keys: K^T, rows past the length zero; hk is h or hv.
+    keys: K^T, zero at padding; hk is h, or hv if they are scaled per value
+      head, and then in two parts, likewise.
     attention: P in two parts, one below the other. A row past the length is
       zero.
     values: X_v, float32 or bfloat16.
@@ -79,7 +80,7 @@ class Factors(NamedTuple):
   """
 
   q: BFloat16[Array, "n m*c hq k"]
-  keys: BFloat16[Array, "n hk k c"]
+  keys: BFloat16[Array, "n hk m*k c"]
   attention: BFloat16[Array, "n hv 2*c c"]
   values: Float[Array, "n c hv v"]
   corrections: BFloat16[Array, "n hv c k"] | None
@@ -152,7 +153,7 @@ def _buffers(factors: Factors, config: MosaicGpuConfig) -> _Buffers:
   operand = functools.partial(tile, width=columns)
   chunk = Factors(
     q=operand(stages, factors.q.shape[1], width),
-    keys=operand(stages, width, CHUNK),
+    keys=operand(stages, factors.keys.shape[2], CHUNK),
     attention=operand(stages, PARTS * CHUNK, CHUNK),
     values=tile(stages, CHUNK, columns, dtype=factors.values.dtype),
     corrections=operand(stages, CHUNK, width) if corrected else None,
@@ -290,8 +291,7 @@ class _Program(NamedTuple):
     advanced = []
     for rows, block in zip(self._rows, state, strict=True):
       decay = along_rows(of.decay[rows], columns)
-      updates = [buffers.updates.at[PARTS + part] for part in range(PARTS)]
-      added = dot([(of.keys.at[rows], x) for x in updates], (BLOCK, columns))
+      added = self._added(of, rows)
       advanced.append(decay * block + added)
     self._emit(chunk, real, output)
     state = tuple(
@@ -326,6 +326,20 @@ class _Program(NamedTuple):
     ):
       buffers.updates[part] = value
     return from_state * along_rows(of.scales[pl.ds(0, CHUNK)], columns)
+
+  def _added(self, of: Ref, rows: Any) -> Float32[Array, "r v"]:
+    """K^T (e_u * U) for some rows of the state.
+
+    Args:
+      of: The factors of the chunk, in shared memory.
+      rows: A block of them.
+    """
+    columns, width = self.config.columns, self.factors.q.shape[3]
+    updates = [self.buffers.updates.at[PARTS + part] for part in range(PARTS)]
+    if of.keys.shape[0] == width:
+      return dot([(of.keys.at[rows], x) for x in updates], (BLOCK, columns))
+    second = of.keys.at[pl.ds(width + rows.start, BLOCK)]
+    return dot_parts([of.keys.at[rows], second], updates, columns)
 
   def _emit(self, chunk: Array, real: Array, output: Array) -> None:
     """Writes outputs; zero at padding, where factors may be anything."""
