@@ -60,15 +60,26 @@ class Case(NamedTuple):
     """One that a request resumes from and ends in, and one per capture."""
     return self.requests * (1 + self.captures)
 
+  def captured(self) -> np.ndarray:
+    """Chunks of a request after which a state is captured, evenly spread.
+
+    The last chunk is not among them: its state is kept in any case, and is one
+    of as many captures as there are chunks.
+    """
+    before = self.tokens // CHUNK - 1
+    if self.captures == 1 and before:
+      return np.array([before // 2])
+    spread = np.linspace(0, before - 1, min(self.captures, before))
+    return spread.round().astype(int)
+
   def chunks(self) -> Chunks:
-    """Captures evenly spread; the last state replaces the first."""
+    """Captures, and the last state, which replaces the first."""
     per_request = self.tokens // CHUNK
     place = np.arange(self.packed, dtype=np.int32) % per_request
     request = np.arange(self.packed, dtype=np.int32) // per_request
     first = request * (1 + self.captures)
     write = np.full(self.packed, NONE, np.int32)
-    spread = np.linspace(0, per_request - 1, self.captures + 2)[1:-1]
-    for index, chunk in enumerate(np.unique(spread.round().astype(int))):
+    for index, chunk in enumerate(self.captured()):
       write[place == chunk] = (first + 1 + index)[place == chunk]
     write[place == per_request - 1] = first[place == per_request - 1]
     return Chunks(
@@ -142,7 +153,10 @@ def _matrix(case: Case) -> Call:
     "linear_attention": linear_attention,
   }[case.operation]
   n, hv, delta = case.packed, case.heads, case.operation != "linear_attention"
-  h = {"gated_delta_rule": min(16, hv), "linear_attention": 1}
+  h = {
+    "gated_delta_rule": 16 if hv % 16 == 0 else hv,
+    "linear_attention": 1,
+  }
   h, v_width = h.get(case.operation, hv), KEY if delta else KEY // 2
   per_channel = (KEY,) if case.operation == "kimi_delta_attention" else ()
   q, k = (
@@ -212,7 +226,8 @@ def _convolution(case: Case) -> Call:
 
 def _attention(case: Case) -> Call:
   """Cold prefills: every chunk attends to its request's chunks before it."""
-  n, h, hkv = case.packed, case.heads, max(case.heads // 8, 1)
+  n, h = case.packed, case.heads
+  hkv = h // 8 if h % 8 == 0 else 1
   width, per_request = KEY, case.tokens // CHUNK
   q, k, v = (
     _normal(n, CHUNK, heads, width, dtype=case.dtype, seed=seed)

@@ -51,7 +51,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
 def cases() -> list[Case]:
-  """All combinations of the flags; attention captures nothing.
+  """All combinations of the flags, and none captured, to compare with.
+
+  Attention captures nothing.
 
   Raises:
     ValueError: A flag out of range.
@@ -68,18 +70,21 @@ def cases() -> list[Case]:
     whole_numbers(_REQUESTS),
     whole_numbers(_TOKENS, least=CHUNK, multiple_of=CHUNK),
     whole_numbers(_HEADS),
-    whole_numbers(_CAPTURES, least=0),
+    sorted({0, *whole_numbers(_CAPTURES, least=0)}),
   )
   made = itertools.starmap(functools.partial(Case, dtype=dtype), combinations)
   found = [
     case
     for case in made
     if case.requests * case.tokens <= _MOST.value
-    and case.captures < case.tokens // CHUNK
+    and case.captures <= case.tokens // CHUNK
     and not (case.operation == "lattice_attention" and case.captures)
   ]
   if not found:
-    raise ValueError("no case is left: raise --most_tokens, or ask for fewer")
+    raise ValueError(
+      f"no case is left: requests x tokens is above {_MOST.value} "
+      "(--most_tokens), or there are more captures than chunks"
+    )
   return found
 
 
@@ -105,7 +110,7 @@ def contenders(case: Case, call: Call) -> dict[str, Callable[[], None]]:
     run = ours(call, case, name)
     try:
       run()
-    except ValueError:  # does not fit, with its reasons: not a contender
+    except implementations.DoesNotFit:  # not a contender
       continue
     found[name] = run
   if kernels_fla.unavailable(case) is None:
@@ -197,7 +202,7 @@ def tune(case: Case) -> Iterator[dict[str, Any]]:
     run, name = ours(call, case, choice), str(choice or "heuristic")
     try:
       run()
-    except ValueError:  # does not fit
+    except implementations.DoesNotFit:
       continue
     runs[name] = run
   times = take_turns(runs, _REPEATS.value)

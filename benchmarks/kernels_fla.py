@@ -56,8 +56,7 @@ def prepare(case: Case, call: Call) -> Callable[[], None]:
   )
   pool = on_gpu(call.pools[0], torch.float32)
   slots = torch.arange(case.requests, device="cuda") * (1 + case.captures)
-  ends = np.linspace(0, case.tokens // CHUNK, case.captures + 2)
-  bounds = np.unique(ends.round().astype(int)) * CHUNK
+  bounds = np.concatenate([[0], (case.captured() + 1) * CHUNK, [case.tokens]])
 
   def run() -> None:
     state, outs = pool[slots], []

@@ -58,6 +58,33 @@ class Core:
   chunk: Chunk
 
 
+def core_of(
+  operation: Callable[..., tuple[Array, Array]],
+  chunk: Callable[..., tuple[Array, Array]],
+  *,
+  precision: lax.Precision,
+  **options: Any,
+) -> Core:
+  """The core of an operation on matrix states, without constants.
+
+  Args:
+    operation: `(*inputs, pool, chunks, precision=, **options)` -> out, pool.
+    chunk: `(state, *inputs, length=, precision=)` -> state, out.
+    precision: Of the products.
+    **options: Of the operation.
+  """
+
+  def packed(
+    _: Any, x: Any, pool: Array, chunks: Chunks
+  ) -> tuple[Array, Array]:
+    return operation(*x, pool, chunks, precision=precision, **options)
+
+  def one(_: Any, state: Array, x: Any, length: Array) -> tuple[Array, Array]:
+    return chunk(state, *x, length=length, precision=precision)
+
+  return Core(packed, one)
+
+
 def scan(
   core: Core,
   inputs: Any,
@@ -81,9 +108,11 @@ def scan(
     Outputs, the last state, and the captured states in the order asked.
 
   Raises:
-    ValueError: If `capture_at` is no list of integers, or if a concrete one is
-      repeated or outside 1..n.
+    ValueError: If there is no chunk, if `capture_at` is no list of integers, or
+      if a concrete one is repeated or outside 1..n.
   """
+  if not length.shape[0]:
+    raise ValueError("there are no chunks to scan: length is empty.")
   capture_at = check_captures(capture_at, length.shape[0])
   return _scan(core, inputs, state, length, capture_at, constants)
 
@@ -142,14 +171,19 @@ def _backward(core: Core, kept: Any, cotangents: Scanned) -> tuple[Any, ...]:
 
     _, pull = jax.vjp(run, constants, state, inputs)
     d_here, d_state, d_inputs = pull((d_state + d_here, d_out))
+    d_here = jax.tree.map(lambda x: x.astype(jnp.float32), d_here)
     return (d_state, jax.tree.map(jnp.add, d_constants, d_here)), d_inputs
 
-  zeros = jax.tree.map(jnp.zeros_like, constants)
+  # The sum over chunks is float32, whatever the constants are.
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), constants)
   (d_state, d_constants), d_inputs = lax.scan(
     chunk,
     (cotangents.state, zeros),
     (inputs, states, length, cotangents.out, d_captured),
     reverse=True,
+  )
+  d_constants = jax.tree.map(
+    lambda x, d: d.astype(x.dtype), constants, d_constants
   )
   return d_inputs, d_state, None, None, d_constants
 

@@ -13,6 +13,10 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import jax
 
 
+class DoesNotFit(ValueError):
+  """An implementation was named that cannot take the call."""
+
+
 class Device(NamedTuple):
   """What a program is made for: "cpu", "gpu" or "tpu", and which one."""
 
@@ -111,11 +115,18 @@ def dispatch(
     **options: Of the operation.
 
   Raises:
-    ValueError: If the name is not known, or what it names does not fit, with
-      the reason of each candidate.
+    ValueError: If the name is not known, or the config is another operation's.
+    DoesNotFit: If what is named does not fit, with the reason of each
+      candidate; a ValueError too.
   """
   names = [candidate.config.name for candidate in candidates]
   wanted = choice.name if isinstance(choice, Config) else choice
+  own = [candidate.config for candidate in candidates]
+  if isinstance(choice, Config) and type(choice) not in own:
+    raise ValueError(
+      f"implementation={choice!r} of {operation} is not of its configs: "
+      f"{', '.join(f'{kind.__module__}.{kind.__name__}' for kind in own)}."
+    )
   if wanted is not None and wanted not in names:
     raise ValueError(
       f"implementation={wanted!r} of {operation} does not exist; choose None "
@@ -124,14 +135,14 @@ def dispatch(
   device, reasons = current_device(), {}
   for candidate in candidates:
     config = choice if isinstance(choice, Config) else None
-    if config is None or config.name != candidate.config.name:
+    if config is None or type(config) is not candidate.config:
       config = candidate.heuristic(device, *arguments, **options)
     reason = _refusal(candidate, device, config, arguments, options)
     reasons[candidate.config.name] = reason or "fits"
     if reason is None and wanted in (None, candidate.config.name):
       return candidate.run(*arguments, config=config, **options)
   told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-  raise ValueError(
+  raise DoesNotFit(
     f"implementation={wanted!r} of {operation} does not fit. {told}."
   )
 

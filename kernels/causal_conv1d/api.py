@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
+from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import (
   Captures,
   Chunks,
@@ -42,10 +43,31 @@ def causal_conv1d(
     y in float32 and the pool. Rows past a chunk's length are unspecified.
 
   Raises:
-    ValueError: If no implementation fits, with the reason of each.
+    ValueError: If shapes do not belong together, or if no implementation fits,
+      with the reason of each.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> chunks = Chunks(*jnp.array([[-1], [0], [3], [0], [0]]))  # from ZERO
+    >>> x, weight = jnp.ones((1, 4, 1)), jnp.ones((2, 1))
+    >>> y, pool = causal_conv1d(x, weight, jnp.zeros((1, 1, 1)), chunks)
+    >>> y[0, :3, 0].tolist(), pool.item()
+    ([1.0, 2.0, 2.0], 1.0)
   """
-  arguments = x, weight, pool, chunks
-  return dispatch("causal_conv1d", implementation, IMPLEMENTATIONS, *arguments)
+  check_shapes("causal_conv1d", chunks, x=(x, "n c d"), weight=(weight, "w d"))
+  check_pool("causal_conv1d", pool, x.dtype)
+  slot = weight.shape[0] - 1, weight.shape[1]
+  if pool.ndim != 3 or pool.shape[1:] != slot:
+    raise ValueError(
+      f"the pool of causal_conv1d has shape {pool.shape}; its slots must be "
+      f"{slot}."
+    )
+  return dispatch(
+    "causal_conv1d",
+    implementation,
+    IMPLEMENTATIONS,
+    *(x, weight, pool, chunks),
+  )
 
 
 def causal_conv1d_core(

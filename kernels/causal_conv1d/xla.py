@@ -27,6 +27,9 @@ def chunk(
 ) -> tuple[Float[Array, "w-1 d"], Float32[Array, "c d"]]:
   """One chunk; the new state is rows [length, length+w-1) of (state, x)."""
   window, tokens = weight.shape[0], x.shape[0]
+  # Padding may hold anything, and would reach the gradient of the weight.
+  real = jnp.arange(tokens)[:, None] < length
+  x = jnp.where(real, x, jnp.zeros_like(x))
   extended = jnp.concatenate([state, x], axis=0)
   extended32, weight = extended.astype(jnp.float32), weight.astype(jnp.float32)
   y = jnp.zeros((tokens, weight.shape[1]), jnp.float32)

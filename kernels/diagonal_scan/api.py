@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
+from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import (
   Captures,
   Chunks,
@@ -57,7 +59,8 @@ def diagonal_scan(
 
   Raises:
     ValueError: If only some of rate, b and c are given, if the pool has the
-      rank of the other form, or if no implementation fits.
+      rank of the other form, if shapes do not belong together, or if no
+      implementation fits.
 
   Example:
     >>> import jax.numpy as jnp
@@ -68,6 +71,16 @@ def diagonal_scan(
     ([1.0, 1.5, 1.75], 1.75)
   """
   _check(pool, (rate, b, c))
+  given = {"rate": (rate, "d e"), "b": (b, "n c e"), "c": (c, "n c e")}
+  check_shapes(
+    "diagonal_scan",
+    chunks,
+    x=(x, "n c d"),
+    log_decay=(log_decay, "n c d"),
+    pool=(pool, "s d" if rate is None else "s d e"),
+    **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
+  )
+  check_pool("diagonal_scan", pool, jnp.float32)
   return dispatch(
     "diagonal_scan",
     implementation,

@@ -33,16 +33,7 @@ def packed(
   *,
   precision: lax.Precision,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as a scan over chunks: `kimi_delta_attention`'s arguments.
-
-  Raises:
-    ValueError: If c is above 16 and no multiple of it.
-  """
-  if q.shape[1] % min(algebra.BLOCK, q.shape[1]):
-    raise ValueError(
-      f"kimi_delta_attention has chunks of {q.shape[1]} tokens; above "
-      f"{algebra.BLOCK} they must be a multiple of it."
-    )
+  """The operation as a scan over chunks; `kimi_delta_attention`'s arguments."""
 
   def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
     return chunk(state, *x, length=length, precision=precision)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.checks import check_shapes
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
@@ -70,6 +71,21 @@ def lattice_attention(
       BLOCK_PAGES wide, or the window is below 1.
   """
   _check(page_table, window)
+  pages = "p c hkv k"
+  sizes = check_shapes(
+    "lattice_attention",
+    chunks,
+    q=(q, "n c h k"),
+    k=(k, "n c hkv k"),
+    v=(v, "n c hkv k"),
+    key_pages=(key_pages, pages),
+    value_pages=(value_pages, pages),
+  )
+  if sizes["h"] % sizes["hkv"]:
+    raise ValueError(
+      f"lattice_attention has {sizes['h']} query heads for {sizes['hkv']} key "
+      "heads; they must be a multiple."
+    )
   return dispatch(
     "lattice_attention",
     implementation,
@@ -145,13 +161,20 @@ def lattice_attention_core(
     implementation: Of the forward pass.
 
   Raises:
-    ValueError: As `lattice_attention`.
+    ValueError: As `lattice_attention`; or if only one of the pasts is given, or
+      they differ in shape.
   """
   none = jnp.zeros((0, *k.shape[1:]), k.dtype)
-  past_keys = none if past_keys is None else past_keys
-  past_values = none if past_values is None else past_values
+  past_keys, past_values = (
+    none if past is None else past for past in (past_keys, past_values)
+  )
+  if past_keys.shape != past_values.shape:
+    raise ValueError(
+      f"past_keys has shape {past_keys.shape} and past_values "
+      f"{past_values.shape}; both are given, with the same shape, or neither."
+    )
 
-  def forward(q: Array, keys: Array, values: Array) -> Array:
+  def forward(q: Array, keys: Array, values: Array, length: Array) -> Array:
     n, past = q.shape[0], keys.shape[0] - q.shape[0]
     index = jnp.arange(n, dtype=jnp.int32)
     nothing = jnp.zeros_like(length)
@@ -173,10 +196,13 @@ def lattice_attention_core(
 
 
 def _check(page_table: Array, window: int | None) -> None:
-  if page_table.shape[1] % BLOCK_PAGES:
+  if page_table.shape[1] % BLOCK_PAGES or not page_table.shape[1]:
     raise ValueError(
       f"page_table is {page_table.shape[1]} pages wide; it must be a multiple "
       f"of {BLOCK_PAGES}."
     )
-  if window is not None and window < 1:
-    raise ValueError(f"window is {window}; a token sees at least itself: 1.")
+  whole = isinstance(window, int) and not isinstance(window, bool)
+  if window is not None and (not whole or window < 1):
+    raise ValueError(
+      f"window is {window}; a token sees at least itself: an int from 1."
+    )

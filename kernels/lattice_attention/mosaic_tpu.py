@@ -16,6 +16,8 @@ it cannot stand here.
 
 import dataclasses
 import functools
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -44,6 +46,9 @@ class Config(implementations.Config):
 
   name: ClassVar[str] = "mosaic_tpu"
   platform: ClassVar[str | None] = "tpu"
+  tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
+    {"vmem_limit_bytes": tuple(x * 2**20 for x in (16, 32, 48, 64, 96))}
+  )
   vmem_limit_bytes: int = 48 * 2**20
 
 

@@ -25,12 +25,12 @@ class Core:
   """How to run the forward pass, and what the backward pass must know.
 
   Attributes:
-    forward: `(q, keys, values) -> out`, keys and values of all chunks.
+    forward: `(q, keys, values, length) -> out`, keys and values of all chunks.
     window: Keys that a token sees, or None.
     precision: Of the products.
   """
 
-  forward: Callable[[Array, Array, Array], Array]
+  forward: Callable[[Array, Array, Array, Array], Array]
   window: int | None
   precision: lax.Precision
 
@@ -52,13 +52,14 @@ def attend(
     values: Likewise.
     length: Real tokens of the last n chunks.
   """
-  return core.forward(q, keys, values)
+  return core.forward(q, keys, values, length)
 
 
 def _forward(
   core: Core, q: Array, keys: Array, values: Array, length: Array
 ) -> tuple[Array, tuple[Array, ...]]:
-  return core.forward(q, keys, values), (q, keys, values, length)
+  out = core.forward(q, keys, values, length)
+  return out, (q, keys, values, length)
 
 
 def _backward(
@@ -83,9 +84,12 @@ def _backward(
     return (carry[0] + d_keys, carry[1] + d_values), d_q
 
   position = (past + jnp.arange(n)) * size
-  zeros = jnp.zeros_like(keys), jnp.zeros_like(values)
-  sums, d_q = lax.scan(chunk, zeros, (q, position, d_out))
-  d_keys, d_values = (x.reshape(-1, size, *x.shape[1:]) for x in sums)
+  # Sums over chunks are float32, whatever the keys are.
+  zeros = jnp.zeros(keys.shape, jnp.float32)
+  sums, d_q = lax.scan(chunk, (zeros, zeros), (q, position, d_out))
+  d_keys, d_values = (
+    x.reshape(-1, size, *x.shape[1:]).astype(keys.dtype) for x in sums
+  )
   return d_q, _select(whole, d_keys), _select(whole, d_values), None
 
 

@@ -168,7 +168,11 @@ def _attend(
     ids = lax.dynamic_slice_in_dim(pages, index * block_pages, block_pages)
     key_position = index * width + jnp.arange(width)
     k, v = (keys_of(pool, ids) for pool in pools)
-    v = jnp.where((key_position < end)[None, :, None], v, jnp.zeros_like(v))
+    # A page that no row sees may hold anything.
+    held = key_position < end
+    if window is not None:
+      held &= key_position > row_position[0] - window
+    v = jnp.where(held[None, :, None], v, jnp.zeros_like(v))
     scores = jnp.einsum(
       "hrk,hsk->hrs",
       q,

@@ -1,11 +1,10 @@
 """linear_attention: what layers call, whatever computes it."""
 
-from typing import Any, TypeAlias
-
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
+from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
 from sparse_prefix_jax.kernels.chunks import (
   Captures,
   Chunks,
@@ -18,8 +17,6 @@ from sparse_prefix_jax.kernels.linear_attention import (
   mosaic_tpu,
   xla,
 )
-
-Inputs: TypeAlias = tuple[Array, Array, Array, Array]
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -60,7 +57,8 @@ def linear_attention(
     out and pool. Rows past a chunk's length are unspecified (and finite).
 
   Raises:
-    ValueError: If no implementation fits, with the reason of each.
+    ValueError: If shapes do not belong together, or if no implementation fits,
+      with the reason of each.
 
   Example:
     >>> import jax.numpy as jnp
@@ -71,6 +69,16 @@ def linear_attention(
     >>> out[0, :3, 0, 0].tolist(), pool[0, 0, 0, 0].item()
     ([2.0, 4.0, 6.0], 3.0)
   """
+  sizes = check_shapes(
+    "linear_attention",
+    chunks,
+    q=(q, "n c h k"),
+    k=(k, "n c h k"),
+    v=(v, "n c hv v"),
+    log_decay=(log_decay, "n c hv"),
+    pool=(pool, "s hv k v"),
+  )
+  check_heads("linear_attention", sizes, pool)
   return dispatch(
     "linear_attention",
     implementation,
@@ -115,23 +123,14 @@ def linear_attention_core(
     ValueError: As `linear_attention`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
-
-  def packed(
-    _: Any, x: Inputs, pool: Array, chunks: Chunks
-  ) -> tuple[Array, Array]:
-    return linear_attention(
-      *(*x, pool, chunks),
-      precision=precision,
-      implementation=implementation,
-    )
-
-  def chunk(
-    _: Any, state: Array, x: Inputs, length: Array
-  ) -> tuple[Array, Array]:
-    return xla.chunk(state, *x, length=length, precision=precision)
-
+  core = differentiable.core_of(
+    linear_attention,
+    xla.chunk,
+    precision=precision,
+    implementation=implementation,
+  )
   return differentiable.scan(
-    differentiable.Core(packed, chunk),
+    core,
     (q, k, v, log_decay),
     initial_state,
     length,

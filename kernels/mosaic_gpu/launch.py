@@ -14,6 +14,7 @@ interpreter follows it.
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -44,6 +45,9 @@ class MosaicGpuConfig(Config):
 
   name: ClassVar[str] = "mosaic_gpu"
   platform: ClassVar[str | None] = "gpu"
+  tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
+    {"columns": (32, 64, 128), "stages": (1, 2, 3, 4)}
+  )
   columns: int = 64
   stages: int = 2
 

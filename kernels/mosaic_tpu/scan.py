@@ -18,7 +18,8 @@ memory at v = 64.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -48,6 +49,9 @@ class Config(implementations.Config):
 
   name: ClassVar[str] = "mosaic_tpu"
   platform: ClassVar[str | None] = "tpu"
+  tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
+    {"block": (1, 2, 4, 8, 128, 256, 512, 1024)}
+  )
   block: int = 1
 
 

@@ -5,6 +5,7 @@ entry should keep states. The simulator and the prefix cache both use it.
 """
 
 import math
+import numbers
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,9 @@ def _check_whole(**values: Any) -> None:
 def _check_fraction(budget: int | float | None) -> None:
   """Raises ValueError for what is no finite number; None is left out."""
   number = 0 if budget is None else budget
-  if not isinstance(number, int | float) or not math.isfinite(number):
+  real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+  # An int compares with a float of any size; converting it could overflow.
+  if not real or not -math.inf < number < math.inf:
     raise ValueError(f"budget must be a finite number, got {budget!r}")
 
 
@@ -225,13 +228,13 @@ class Planner:
     depth = overlap_tokens // self.policy.chunk
     self.counts[min(depth, self.counts.shape[0] - 1)] += 1.0
     self.observations += 1
-    if self._conditional and entry is not None and not self._final:
+    if self._conditional and entry is not None and not self._frozen:
       self._conditional.observe(overlap_tokens, entry=entry, matched=matched)
     if self.observations % self.policy.every == 0:
       self._stale = True
 
   @property
-  def _final(self) -> bool:
+  def _frozen(self) -> bool:
     """Whether `conditional` is frozen: it has made the plan it stays with."""
     frozen = self.policy.replan == "frozen" and not self._warming_up
     return frozen and self.observations > self.policy.every
@@ -286,7 +289,7 @@ class Planner:
   def _due(self) -> bool:
     """Whether a plan has to be made before the next placement."""
     if self._conditional:
-      return self._stale and not self._final
+      return self._stale and not self._frozen
     if self._warming_up or self.observations == 0:
       return False
     if self.policy.replan == "frozen":

@@ -189,6 +189,18 @@ class AttentionSuite:
     (out,), *_ = self.call(jobs, [inputs], [pages], free, free, n=n)
     assert bits(out) == bits(expected)
 
+  def test_pages_before_the_window_may_hold_anything(self):
+    inputs, pages, expected, before = self._cold()
+    sizes, start = self.sizes, 11 * self.sizes.chunk
+    first = 0 if sizes.window is None else start - sizes.window + 1
+    unseen = first // sizes.chunk
+    pools = [x.copy() for x in before]
+    for pool in pools:
+      pool[pages[:unseen]] = np.nan
+    jobs, rest = [Job(4, start=start)], [[x[start:] for x in inputs]]
+    (out,), *_ = self.call(jobs, rest, [pages], *pools)
+    assert bits(out) == bits(expected[start:])
+
   def test_order_of_pages_matters(self):
     inputs, pages, expected, pools = self._cold()
     start, swapped = 11 * self.sizes.chunk, pages.copy()

@@ -71,6 +71,16 @@ def test_what_does_not_fit_is_refused_with_the_reason_of_each():
     call(TileConfig(tile=1), 9)
 
 
+@dataclasses.dataclass(frozen=True)
+class OtherConfig(Config):
+  name: ClassVar[str] = "tiles"
+
+
+def test_a_config_of_another_operation_is_refused():
+  with pytest.raises(ValueError, match=r"of double is not .*TileConfig"):
+    call(OtherConfig(), 8)
+
+
 @pytest.mark.parametrize("name", ["nonsense", "", "XLA"])
 def test_an_unknown_name_is_refused_with_what_is_allowed(name):
   with pytest.raises(ValueError, match=f"implementation='{name}'") as refused:

@@ -339,6 +339,24 @@ class CoreSuite:
       assert reference.relative_error(real, expected) <= 1e-4
     assert reference.relative_error(got_state, want_state) <= 1e-4
 
+  def test_gradients_pass_through_jit_and_checkpoint(self):
+    c = self.operation.chunk
+    _, packed, length = self.packed_inputs(c + c // 2)
+    state = jnp.asarray(self.operation.initial_state(0))
+    real = (jnp.arange(c)[None] < length[:, None]).astype(jnp.float32)
+
+    def loss(packed, state, length):
+      scanned = self.operation.core(*packed, length, initial_state=state)
+      weight = real.reshape(*real.shape, *(1,) * (scanned.out.ndim - 2))
+      return jnp.sum(jnp.where(weight > 0, scanned.out, 0.0))
+
+    # Gradients have no promise of bits: another program may fuse otherwise.
+    want = jax.jit(jax.grad(loss))(tuple(packed), state, length)
+    for inner in (jax.jit(loss), jax.checkpoint(loss)):
+      got = jax.jit(jax.grad(inner))(tuple(packed), state, length)
+      for x, y in zip(got, want, strict=True):
+        assert reference.relative_error(x, np.asarray(y)) <= 1e-5
+
   def test_no_more_than_chunk_states_are_kept(self):
     c, n = self.operation.chunk, 6
     _, packed, length = self.packed_inputs(n * c)

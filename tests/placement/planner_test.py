@@ -199,3 +199,11 @@ def test_bad_observations_change_nothing():
   assert planner.observations == 0 and not planner.counts.any()
   with pytest.raises(ValueError, match="depths must be at least 2, got 1"):
     Planner(PlacementPolicy("last"), depths=1)
+
+
+def test_budgets_of_conditional_are_real_numbers():
+  for budget in (2, 0.5, 10**400):
+    assert PlacementPolicy("conditional", budget).budget == budget
+  for budget in (True, float("nan"), float("inf")):
+    with pytest.raises(ValueError, match="budget must be a finite number"):
+      PlacementPolicy("conditional", budget)

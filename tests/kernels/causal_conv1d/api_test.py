@@ -2,14 +2,18 @@
 
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
+from sparse_prefix_jax.kernels.causal_conv1d import (
+  causal_conv1d,
+  causal_conv1d_core,
+)
 from sparse_prefix_jax.kernels.chunks import ZERO
-from tests.kernels import operations
-from tests.kernels.packing import Job, chunks_of
+from tests.kernels import operations, reference
+from tests.kernels.packing import Job, chunks_of, pack
 from tests.kernels.suite import (
   CoreSuite,
   InPlaceSuite,
@@ -76,3 +80,34 @@ def test_unknown_implementation_is_refused():
   weight, pool = jnp.ones((4, 2)), jnp.zeros((1, 3, 2))
   with pytest.raises(ValueError, match="'nonsense' of causal_conv1d"):
     causal_conv1d(x, weight, pool, chunks, implementation="nonsense")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_the_weight_is_that_of_the_convolution(dtype):
+  """Over 64 chunks, the padding of the last NaN; summed in float32."""
+  operation = operations.causal_conv1d_at(dtype=dtype)
+  c, window = operation.chunk, 4
+  t, n = 64 * c - 5, 64
+  (x,), random = operation.tokens(0, t), np.random.default_rng(1)
+  d_y = np.abs(random.standard_normal(x.shape)).astype(np.float32)
+  x = np.abs(x)
+  job, weight = [Job(t)], jnp.ones((window, x.shape[1]), dtype)
+  packed, d_packed = pack(job, [x], n, c), pack(job, [d_y], n, c, padding=0)
+  length = chunks_of(job, n, c).length
+
+  @jax.jit
+  @jax.grad
+  def gradient(weight):
+    state = jnp.zeros((window - 1, x.shape[1]), dtype)
+    out = causal_conv1d_core(packed, weight, length, initial_state=state).out
+    return jnp.sum(jnp.where(d_packed > 0, out, 0.0) * d_packed)
+
+  (wide,) = reference.wide(x)
+  extended = np.concatenate([np.zeros((window - 1, x.shape[1])), wide])
+  expected = np.stack(
+    [(extended[i : i + t] * d_y).sum(0) for i in range(window)]
+  )
+  got = gradient(weight)
+  assert got.dtype == weight.dtype
+  limit = {"float32": 1e-4, "bfloat16": 1e-2}[dtype]
+  assert reference.relative_error(got, expected) <= limit

@@ -247,3 +247,25 @@ def test_gradients_equal_those_of_the_formula(window):
     assert np.isfinite(gradient).all()
     (real,) = unpack([Job(t)], gradient, C)
     assert reference.relative_error(real, expected) <= 1e-4
+
+
+def test_gradients_pass_through_jit_and_checkpoint():
+  inputs = pack_request(SIZES.tokens(2, 40), 3)
+  length = chunks_of([Job(40)], 3, C).length
+
+  def loss(inputs, length):
+    out = lattice_attention_core(*inputs, length)
+    real = jnp.arange(C)[None, :, None, None] < length[:, None, None, None]
+    return jnp.sum(jnp.where(real, out, 0.0))
+
+  outer = jax.jit(jax.grad(loss))(inputs, length)
+  for inner in (jax.jit(loss), jax.checkpoint(loss)):
+    assert bits(jax.jit(jax.grad(inner))(inputs, length)) == bits(outer)
+
+
+@pytest.mark.parametrize("given", ["past_keys", "past_values"])
+def test_half_a_past_is_refused(given):
+  q, k, v = pack_request(SIZES.tokens(2, 40), 3)
+  length = chunks_of([Job(40)], 3, C).length
+  with pytest.raises(ValueError, match="both are given"):
+    lattice_attention_core(q, k, v, length, **{given: k[:1]})

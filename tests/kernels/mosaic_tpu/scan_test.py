@@ -108,7 +108,7 @@ def arguments(c=64, k=64, v=64, h=1, dtype=jnp.float32):
 @pytest.mark.parametrize(
   ("choices", "reason"),
   [
-    ({"c": 24}, "chunks of 24 tokens are not a multiple of 16"),
+    ({"c": 8}, "chunks of 8 tokens are not a multiple of 16"),
     ({"k": 48}, "widths 48 and 64 are not multiples of 64"),
     ({"v": 96}, "widths 64 and 96 are not multiples of 64"),
     ({"dtype": jnp.float16}, "inputs of float16 are neither"),
