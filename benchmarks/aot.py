@@ -168,7 +168,9 @@ def _in_a_process(case: Case) -> dict[str, Any]:
   )
   if done.returncode == 0:
     return json.loads(done.stdout.splitlines()[-1])
-  told = [line for line in done.stderr.splitlines() if "Error" in line]
+  telling = ("Error", "does not fit")
+  lines = done.stderr.splitlines()
+  told = [line for line in lines if any(word in line for word in telling)]
   why = told[-1] if told else f"exit code {done.returncode}"
   refused = "does not fit" in why  # a kernel's word, not a compiler's
   return {"in_place": False, "refused": refused, "error": why[:300]}
