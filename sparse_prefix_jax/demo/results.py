@@ -16,7 +16,7 @@ from sparse_prefix_jax.demo.strategies import Strategy
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 _COLUMNS = (
-  ("strategy", "<8"),
+  ("strategy", "<11"),
   ("budget", ">6"),
   ("states/entry", ">12"),
   ("states held", ">11"),
