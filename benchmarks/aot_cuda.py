@@ -1,7 +1,7 @@
 """GPUs that programs are compiled for, on a machine that has none.
 
 Needs `pip install jax[cuda12]`, which brings the compiler: kernels go all the
-way to machine code of sm_90a, so layouts, shared memory and registers are
+way to machine code of sm_90a and sm_100a, so layouts, shared memory and registers are
 checked as they are where the device is. With MOSAIC_GPU_DUMP_PTXAS=1 in the
 environment the compiler prints registers and spills of every kernel.
 """
@@ -13,8 +13,12 @@ from jax.experimental import topologies
 IMPLEMENTATION = "mosaic_gpu"
 """What every operation is asked for."""
 
-TARGETS = {"h100": ("NVIDIA H100 80GB HBM3", 132, 3_352_320_000_000, 80)}
-"""Name, multiprocessors, bytes per second and GiB of memory of each target."""
+TARGETS = {
+  "h100": ("NVIDIA H100 80GB HBM3", 9, 132, 3_352_320_000_000, 80),
+  "b200": ("NVIDIA B200", 10, 148, 7_672_000_000_000, 180),
+}
+"""Of each target: name, major compute capability, multiprocessors, bytes per
+second and GiB of memory."""
 
 ENVIRONMENT: dict[str, str] = {}
 """Variables of a compiling process: it needs none."""
@@ -38,7 +42,7 @@ gpu_device_info {{
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
   device_memory_size: {memory}
-  cuda_compute_capability {{ major: 9 minor: 0 }}
+  cuda_compute_capability {{ major: {major} minor: 0 }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 1 patch: 0 }}
@@ -52,9 +56,13 @@ def device(target: str) -> Any:
   Args:
     target: A key of `TARGETS`.
   """
-  name, cores, bandwidth, memory = TARGETS[target]
+  name, major, cores, bandwidth, memory = TARGETS[target]
   description = _DESCRIPTION.format(
-    name=name, cores=cores, bandwidth=bandwidth, memory=memory * 2**30
+    name=name,
+    major=major,
+    cores=cores,
+    bandwidth=bandwidth,
+    memory=memory * 2**30,
   )
   topology = topologies.get_topology_desc(
     platform="cuda",

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import rows as rows
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
-  refused_device,
 )
 
 
@@ -58,7 +58,7 @@ def refusal(
     return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
   if weight.shape[0] < 2:
     return "takes two taps or more: with one there is nothing to carry"
-  return refused_device(device, config) or rows.unfit(x, config)
+  return refused_device(device, config, products=False) or rows.unfit(x, config)
 
 
 def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import rows as rows
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -27,7 +28,6 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   choose,
   launch,
   new,
-  refused_device,
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
@@ -86,12 +86,14 @@ def refusal(
     **__: Not asked for.
   """
   if rate is None:
-    return refused_device(device, config) or rows.unfit(x, config)
+    return refused_device(device, config, products=False) or rows.unfit(
+      x, config
+    )
   if x.shape[2] % _CHANNELS:
     return f"takes a multiple of {_CHANNELS} channels, not {x.shape[2]}"
   if rate.shape[1] % 8 or rate.shape[1] > 64:
     return f"takes 8, 16, ... 64 states per channel, not {rate.shape[1]}"
-  return refused_device(device, config) or rows.unfit_inputs(x)
+  return refused_device(device, config, products=False) or rows.unfit_inputs(x)
 
 
 def heuristic(

@@ -27,6 +27,7 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
@@ -37,7 +38,6 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   indices,
   launch,
   new,
-  refused_device,
   tile,
 )
 
@@ -124,7 +124,7 @@ def refusal(
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS:
     return f"takes heads of {_WIDTHS}, and these are {q.shape[3]} wide"
-  return refused_device(device, config)
+  return refused_device(device, config, products=True)
 
 
 def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
-  refused_device,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
 
@@ -87,7 +87,9 @@ def implementation(
   ) -> str | None:
     if q.shape[3] > widest:
       return f"has no room in shared memory for more than {widest} keys a head"
-    return refused_device(device, config) or unfit(q, k, v, config)
+    return refused_device(device, config, products=True) or unfit(
+      q, k, v, config
+    )
 
   def heuristic(
     device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any

@@ -25,7 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float32, Int32
 
-from sparse_prefix_jax.kernels.implementations import Config, Device
+from sparse_prefix_jax.kernels.implementations import Config, current_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import gpu_of
 
 Ref: TypeAlias = Any
 """A reference inside of a kernel; Pallas has no public type for it."""
@@ -50,22 +51,6 @@ class MosaicGpuConfig(Config):
   )
   columns: int = 64
   stages: int = 2
-
-
-def refused_device(device: Device, config: Config) -> str | None:
-  """Why `device` cannot run these kernels, or None.
-
-  Their products (wgmma) exist on Hopper alone, neither before nor after it.
-
-  Args:
-    device: What the program is made for.
-    config: With an interpreter, any device will do.
-  """
-  if config.interpret is not None:
-    return None
-  if any(name in device.kind for name in ("H100", "H200", "H800", "GH200")):
-    return None
-  return f"is written for Hopper (sm_90a), and this is a {device.kind}"
 
 
 def launch(
@@ -195,6 +180,8 @@ def dot(
   pairs: Sequence[tuple[Ref, Ref]], shape: tuple[int, int]
 ) -> Float32[Array, "r c"]:
   """Sum of the products of pairs of bfloat16 buffers, in their order."""
+  if not gpu_of(current_device()).warpgroup_products:
+    return _dot_by_warps(pairs, shape)
 
   def accumulate(accumulator: Ref) -> Array:
     for left, right in pairs:
@@ -204,6 +191,22 @@ def dot(
   return pl.run_scoped(
     accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
   )
+
+
+def _dot_by_warps(
+  pairs: Sequence[tuple[Ref, Ref]], shape: tuple[int, int]
+) -> Float32[Array, "r c"]:
+  """`dot` from registers, where a warp holds all of the right operand.
+
+  That is why it goes by blocks of the axis that is summed over. The result lies
+  in registers as that of a warpgroup's product does.
+  """
+  total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
+  for left, right in pairs:
+    for start in range(0, left.shape[1], CHUNK):
+      inner = pl.ds(start, CHUNK)
+      total = plgpu.mma(total, left[:, inner], right[inner, :])
+  return total
 
 
 def dot_transposed(

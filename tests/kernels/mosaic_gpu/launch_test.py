@@ -7,6 +7,7 @@ import pytest
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.implementations import Device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
   SHARED_BYTES,
   shared_bytes,
@@ -14,7 +15,6 @@ from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
-  refused_device,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan
 from tests.kernels.devices import HOPPER, traced_for
