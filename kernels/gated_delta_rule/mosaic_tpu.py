@@ -1,4 +1,4 @@
-"""Gated delta rule as a Mosaic TPU kernel: the cell of one chunk.
+"""Gated delta rule as a Mosaic TPU kernel: one chunk of a head.
 
 With A the inclusive cumulated log decay, D_ij = exp(A_i - A_j) for i >= j and
 L = strictly lower (beta K K^T * D), as in `xla.py`, but solved once:
@@ -9,7 +9,6 @@ L = strictly lower (beta K K^T * D), as in `xla.py`, but solved once:
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, Ref, scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, scan_heads
 
 
 def _run(
@@ -41,7 +40,8 @@ def _run(
   resumed and when a chunk is captured, never between two chunks.
   """
   return scan_heads(
-    functools.partial(_cell, precision),
+    functools.partial(_key_head, precision),
+    functools.partial(_value_head, precision),
     (q, k, v, log_decay, beta),
     pool,
     chunks,
@@ -50,49 +50,71 @@ def _run(
   )
 
 
-def _cell(
+def _key_head(
   precision: lax.Precision,
-  carry: Ref,
-  xs: Sequence[Ref],
-  y: Ref,
   length: Array,
-) -> None:
-  """One chunk of a few key heads and of the value heads that share them.
+  q: Float[Array, "c k"],
+  k: Float[Array, "c k"],
+) -> tuple[Array, ...]:
+  """Q, K, K K^T and Q K^T, padding selected to zero.
 
-  Products of keys are made once per key head, decays differ per value head. The
-  state enters before the system is solved, not after: one right-hand side of
-  width v, instead of two of widths v and k whose solutions nearly cancel where
-  the state predicts the values well.
+  Products of keys are made once per key head; decays differ per value head.
 
   Args:
     precision: Of the products.
-    carry: States of the value heads, [1 hv k v]; updated.
-    xs: q and k [h c k], v [hv c v], log_decay and beta [hv 1 c].
-    y: Outputs, [hv c v].
-    length: Real tokens; the others are selected to zero before they enter.
+    length: Real tokens.
+    q: Queries.
+    k: Keys.
   """
-  q_ref, k_ref, v_ref, log_decay_ref, beta_ref = xs
-  heads, size = k_ref.shape[:2]
-  groups = v_ref.shape[0] // heads
-  real = algebra.real_rows(size, length)
+  q, k = (algebra.real_float32(x, length) for x in (q, k))
+  return q, k, *(algebra.dot(x, k, precision, (1, 1)) for x in (k, q))
+
+
+def _value_head(
+  precision: lax.Precision,
+  length: Array,
+  q: Float32[Array, "c k"],
+  k: Float32[Array, "c k"],
+  key_key: Float32[Array, "c c"],
+  query_key: Float32[Array, "c c"],
+  v: Float[Array, "c v"],
+  log_decay: Float32[Array, "1 c"],
+  beta: Float32[Array, "1 c"],
+  state: Float32[Array, "k v"],
+) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
+  """One chunk: outputs and the state after it.
+
+  The state enters before the system is solved, not after: one right-hand side
+  of width v, instead of two of widths v and k whose solutions nearly cancel
+  where the state predicts the values well.
+
+  Args:
+    precision: Of the products.
+    length: Real tokens; the others are selected to zero before they enter.
+    q: Queries.
+    k: Keys.
+    key_key: K K^T.
+    query_key: Q K^T.
+    v: Values.
+    log_decay: Per token.
+    beta: Strengths.
+    state: S.
+  """
+  size = v.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
-  for head in range(heads):
-    q, k = (algebra.real_float32(x[head], length) for x in (q_ref, k_ref))
-    key_key, query_key = (algebra.dot(x, k, precision, (1, 1)) for x in (k, q))
-    for value_head in range(head * groups, (head + 1) * groups):
-      state = carry[0, value_head]
-      v = algebra.real_float32(v_ref[value_head], length)
-      beta = jnp.where(real, algebra.column(beta_ref[value_head]), 0.0)
-      decay, from_start, to_end, whole = algebra.decays(
-        algebra.real_log_decay(log_decay_ref[value_head], length)
-      )
-      lower = jnp.where(i > j, key_key * decay * beta, 0.0)
-      error = v - algebra.dot(k * from_start, state, precision)
-      u = algebra.solve_unit_lower(lower, beta * error, precision)
-      out = algebra.dot(q * from_start, state, precision)
-      y[value_head] = out + algebra.dot(query_key * decay, u, precision)
-      update = algebra.dot(k * to_end, u, precision, (0, 0))
-      carry[0, value_head] = state * whole + update
+  v = algebra.real_float32(v, length)
+  real = algebra.real_rows(size, length)
+  beta = jnp.where(real, algebra.column(beta), 0.0)
+  decay, from_start, to_end, whole = algebra.decays(
+    algebra.real_log_decay(log_decay, length)
+  )
+  lower = jnp.where(i > j, key_key * decay * beta, 0.0)
+  error = v - algebra.dot(k * from_start, state, precision)
+  u = algebra.solve_unit_lower(lower, beta * error, precision)
+  out = algebra.dot(q * from_start, state, precision)
+  out = out + algebra.dot(query_key * decay, u, precision)
+  update = algebra.dot(k * to_end, u, precision, (0, 0))
+  return out, state * whole + update
 
 
 def _refusal(
@@ -105,7 +127,7 @@ def _refusal(
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   """Heads of a grid step."""
-  return Config(block=fit.heads_per_step(*arguments[1:3]))
+  return Config(block=fit.heads_per_step(device, *arguments[1:3]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -1,4 +1,4 @@
-"""Kimi delta attention as a Mosaic TPU kernel: the cell of one chunk.
+"""Kimi delta attention as a Mosaic TPU kernel: one chunk of a head.
 
 A is the inclusive cumulated log decay, per key channel. exp(-A) overflows over
 a chunk, so the decayed products of keys
@@ -27,7 +27,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, Ref, scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, scan_heads
 
 
 def _run(
@@ -48,7 +48,8 @@ def _run(
   resumed and when a chunk is captured, never between two chunks.
   """
   return scan_heads(
-    functools.partial(_cell, precision),
+    _key_head,
+    functools.partial(_value_head, precision),
     (q, k, v, log_decay, beta),
     pool,
     chunks,
@@ -57,48 +58,59 @@ def _run(
   )
 
 
-def _cell(
-  precision: lax.Precision,
-  carry: Ref,
-  xs: Sequence[Ref],
-  y: Ref,
-  length: Array,
-) -> None:
-  """One chunk of a few key heads and of the value heads that share them.
+def _key_head(
+  length: Array, q: Float[Array, "c k"], k: Float[Array, "c k"]
+) -> tuple[Array, ...]:
+  """Q and K, padding selected to zero.
 
-  Decays stand per value head, so nothing but the inputs is shared by the value
-  heads of a key head.
+  Decays stand per value head and channel, so no product of keys is shared.
+
+  Args:
+    length: Real tokens.
+    q: Queries.
+    k: Keys.
+  """
+  return tuple(algebra.real_float32(x, length) for x in (q, k))
+
+
+def _value_head(
+  precision: lax.Precision,
+  length: Array,
+  q: Float32[Array, "c k"],
+  k: Float32[Array, "c k"],
+  v: Float[Array, "c v"],
+  log_decay: Float32[Array, "c k"],
+  beta: Float32[Array, "1 c"],
+  state: Float32[Array, "k v"],
+) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
+  """One chunk: outputs and the state after it.
 
   Args:
     precision: Of the products.
-    carry: States of the value heads, [1 hv k v]; updated.
-    xs: q and k [h c k], v [hv c v], log_decay [hv c k], beta [hv 1 c].
-    y: Outputs, [hv c v].
     length: Real tokens; the others are selected to zero before they enter.
+    q: Queries.
+    k: Keys.
+    v: Values.
+    log_decay: Per token and channel.
+    beta: Strengths.
+    state: S.
   """
-  q_ref, k_ref, v_ref, log_decay_ref, beta_ref = xs
-  heads, size = k_ref.shape[:2]
-  groups = v_ref.shape[0] // heads
-  real = algebra.real_rows(size, length)
+  size = v.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
-  for head in range(heads):
-    q, k = (algebra.real_float32(x[head], length) for x in (q_ref, k_ref))
-    for value_head in range(head * groups, (head + 1) * groups):
-      state = carry[0, value_head]
-      v = algebra.real_float32(v_ref[value_head], length)
-      beta = jnp.where(real, algebra.column(beta_ref[value_head]), 0.0)
-      log_decay = algebra.real_float32(log_decay_ref[value_head], length)
-      log_decay = algebra.settle_resets(log_decay)
-      key_key, query_key = _decayed_products((k, q), k, log_decay, precision)
-      before, after = (_sums(log_decay, x) for x in (j <= i, j > i))
-      lower = jnp.where(i > j, key_key * beta, 0.0)
-      error = v - algebra.dot(k * jnp.exp(before), state, precision)
-      u = algebra.solve_unit_lower(lower, beta * error, precision)
-      out = algebra.dot(q * jnp.exp(before), state, precision)
-      y[value_head] = out + algebra.dot(query_key, u, precision)
-      whole = algebra.column(jnp.exp(before[size - 1 :]))
-      update = algebra.dot(k * jnp.exp(after), u, precision, (0, 0))
-      carry[0, value_head] = state * whole + update
+  v = algebra.real_float32(v, length)
+  real = algebra.real_rows(size, length)
+  beta = jnp.where(real, algebra.column(beta), 0.0)
+  log_decay = algebra.settle_resets(algebra.real_float32(log_decay, length))
+  key_key, query_key = _decayed_products((k, q), k, log_decay, precision)
+  before, after = (_sums(log_decay, x) for x in (j <= i, j > i))
+  lower = jnp.where(i > j, key_key * beta, 0.0)
+  error = v - algebra.dot(k * jnp.exp(before), state, precision)
+  u = algebra.solve_unit_lower(lower, beta * error, precision)
+  out = algebra.dot(q * jnp.exp(before), state, precision)
+  out = out + algebra.dot(query_key, u, precision)
+  whole = algebra.column(jnp.exp(before[size - 1 :]))
+  update = algebra.dot(k * jnp.exp(after), u, precision, (0, 0))
+  return out, state * whole + update
 
 
 def _sums(log_decay: Float32[Array, "c k"], chosen: Array) -> Array:
@@ -192,7 +204,7 @@ def _refusal(
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   """Heads of a grid step."""
-  return Config()
+  return Config(block=fit.heads_per_step(device, *arguments[1:3]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

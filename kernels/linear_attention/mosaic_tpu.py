@@ -1,4 +1,4 @@
-"""Linear attention as a Mosaic TPU kernel: the cell of one chunk.
+"""Linear attention as a Mosaic TPU kernel: one chunk of a head.
 
 With A the inclusive cumulated log decay and D_ij = exp(A_i - A_j) for i >= j:
 
@@ -7,7 +7,6 @@ With A the inclusive cumulated log decay and D_ij = exp(A_i - A_j) for i >= j:
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from jax import lax
@@ -17,7 +16,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, Ref, scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, scan_heads
 
 
 def _run(
@@ -37,7 +36,8 @@ def _run(
   resumed and when a chunk is captured, never between two chunks.
   """
   return scan_heads(
-    functools.partial(_cell, precision),
+    functools.partial(_key_head, precision),
+    functools.partial(_value_head, precision),
     (q, k, v, log_decay),
     pool,
     chunks,
@@ -46,40 +46,56 @@ def _run(
   )
 
 
-def _cell(
+def _key_head(
   precision: lax.Precision,
-  carry: Ref,
-  xs: Sequence[Ref],
-  y: Ref,
   length: Array,
-) -> None:
-  """One chunk of a few key heads and of the value heads that share them.
+  q: Float[Array, "c k"],
+  k: Float[Array, "c k"],
+) -> tuple[Array, ...]:
+  """Q, K and Q K^T, padding selected to zero.
 
-  The product of queries and keys is made once per key head, decays differ per
-  value head.
+  The product is made once per key head; decays differ per value head.
 
   Args:
     precision: Of the products.
-    carry: States of the value heads, [1 hv k v]; updated.
-    xs: q and k [h c k], v [hv c v], log_decay [hv 1 c].
-    y: Outputs, [hv c v].
-    length: Real tokens; the others are selected to zero before they enter.
+    length: Real tokens.
+    q: Queries.
+    k: Keys.
   """
-  q_ref, k_ref, v_ref, log_decay_ref = xs
-  heads, groups = k_ref.shape[0], v_ref.shape[0] // k_ref.shape[0]
-  for head in range(heads):
-    q, k = (algebra.real_float32(x[head], length) for x in (q_ref, k_ref))
-    query_key = algebra.dot(q, k, precision, (1, 1))
-    for value_head in range(head * groups, (head + 1) * groups):
-      state = carry[0, value_head]
-      v = algebra.real_float32(v_ref[value_head], length)
-      decay, from_start, to_end, whole = algebra.decays(
-        algebra.real_log_decay(log_decay_ref[value_head], length)
-      )
-      out = algebra.dot(q * from_start, state, precision)
-      y[value_head] = out + algebra.dot(query_key * decay, v, precision)
-      update = algebra.dot(k * to_end, v, precision, (0, 0))
-      carry[0, value_head] = state * whole + update
+  q, k = (algebra.real_float32(x, length) for x in (q, k))
+  return q, k, algebra.dot(q, k, precision, (1, 1))
+
+
+def _value_head(
+  precision: lax.Precision,
+  length: Array,
+  q: Float32[Array, "c k"],
+  k: Float32[Array, "c k"],
+  query_key: Float32[Array, "c c"],
+  v: Float[Array, "c v"],
+  log_decay: Float32[Array, "1 c"],
+  state: Float32[Array, "k v"],
+) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
+  """One chunk: outputs and the state after it.
+
+  Args:
+    precision: Of the products.
+    length: Real tokens; the others are selected to zero before they enter.
+    q: Queries.
+    k: Keys.
+    query_key: Q K^T.
+    v: Values.
+    log_decay: Per token.
+    state: S.
+  """
+  v = algebra.real_float32(v, length)
+  decay, from_start, to_end, whole = algebra.decays(
+    algebra.real_log_decay(log_decay, length)
+  )
+  out = algebra.dot(q * from_start, state, precision)
+  out = out + algebra.dot(query_key * decay, v, precision)
+  update = algebra.dot(k * to_end, v, precision, (0, 0))
+  return out, state * whole + update
 
 
 def _refusal(
@@ -92,7 +108,7 @@ def _refusal(
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   """Heads of a grid step."""
-  return Config(block=fit.heads_per_step(*arguments[1:3]))
+  return Config(block=fit.heads_per_step(device, *arguments[1:3]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

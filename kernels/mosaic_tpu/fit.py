@@ -13,25 +13,37 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from sparse_prefix_jax.kernels.implementations import Device
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 LANES = 128
 """Numbers in a row of a register."""
 
 
-def heads_per_step(k: Array, v: Array) -> int:
-  """Key heads of one grid step, so that two value heads run side by side.
+_TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
+"""Kinds of devices that share the blocks of a grid out among two cores."""
 
-  One chain of small products leaves the matrix unit waiting for its own
-  results; a second head, independent of the first, fills the gaps. More would
-  take longer to compile than they save.
+
+def heads_per_step(device: Device, k: Array, v: Array) -> int:
+  """Key heads of one grid step: as many as run well side by side.
+
+  One chain of small products leaves the units waiting for its own results; what
+  other heads have to do fills the gaps. Four value heads take 20 to 40 % fewer
+  cycles each than one (`benchmarks/aot_schedule.py`); more gain little, and a
+  step should stay in the instruction memory, where wide heads are long. With
+  two cores there are two blocks at least.
 
   Args:
+    device: What the program is made for.
     k: Keys [n c h k].
     v: Values [n c hv v].
   """
   heads, groups = k.shape[2], v.shape[2] // k.shape[2]
-  return 2 if groups == 1 and heads % 2 == 0 else 1
+  most = 4 if max(k.shape[3], v.shape[3]) <= LANES else 2
+  if device.kind in _TWO_CORES:
+    heads = max(heads // 2, 1)
+  fitting = (x for x in (4, 2) if x * groups <= most and heads % x == 0)
+  return next(fitting, 1)
 
 
 def channels_per_step(width: int) -> int:

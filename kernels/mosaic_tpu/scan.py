@@ -55,6 +55,13 @@ class Config(implementations.Config):
   block: int = 1
 
 
+KeyHead: TypeAlias = Callable[[Array, Array, Array], tuple[Array, ...]]
+"""`(length, q, k)` -> what the value heads that share it have in common."""
+
+ValueHead: TypeAlias = Callable[..., tuple[Array, Array]]
+"""`(length, *in common, v, *what else it needs, state)` -> y and the state."""
+
+
 class Operand(NamedTuple):
   """An array and how the grid cuts it.
 
@@ -318,7 +325,8 @@ def _kernel(cell: Cell, split: int | None, n: int, *refs: Ref) -> None:
 
 
 def scan_heads(
-  cell: Cell,
+  key_head: KeyHead,
+  value_head: ValueHead,
   xs: Sequence[Array],
   pool: Float32[Array, "s hv k v"],
   chunks: Chunks,
@@ -331,9 +339,11 @@ def scan_heads(
   the inputs around before it and the outputs after it.
 
   Args:
-    cell: Sees a block of every input: [heads c width] of what has a width, and
-      rows [heads 1 c] of what is one number per token.
-    xs: q, k and v, then what else a chunk needs: [n c h ...].
+    key_head: What a chunk needs of a key head.
+    value_head: What it does to the state of a value head.
+    xs: q, k and v, then what else a chunk needs: [n c h ...]. A head sees
+      [c width] of what has a width, and a row [1 c] of what has one number per
+      token.
     pool: States.
     chunks: What each packed chunk reads, writes and holds.
     config: Its block counts key heads; the value heads of a key head go along.
@@ -347,7 +357,7 @@ def scan_heads(
   # The last two axes of a block are whole, whatever they are.
   xs = [x[:, :, None] if x.ndim == 3 else x for x in xs]
   out, pool = packed_scan(
-    cell,
+    functools.partial(_heads, key_head, value_head),
     [Operand(x, 1) for x in xs],
     Operand(out, 1),
     Operand(pool, 1),
@@ -357,3 +367,33 @@ def scan_heads(
     name=name,
   )
   return out.swapaxes(1, 2), pool
+
+
+def _heads(
+  key_head: KeyHead,
+  value_head: ValueHead,
+  carry: Ref,
+  xs: Sequence[Ref],
+  y: Ref,
+  length: Array,
+) -> None:
+  """The cell of `scan_heads`: all heads of a step at once.
+
+  Operation by operation, not head by head: the compiler keeps to the order of a
+  program, and what one head waits for is filled by the others (see
+  `benchmarks/aot_schedule.py`).
+
+  Args:
+    key_head: As in `scan_heads`.
+    value_head: As in `scan_heads`.
+    carry: States of the value heads, [1 hv k v]; updated.
+    xs: q and k of the key heads, then what belongs to value heads.
+    y: Outputs, [hv c v].
+    length: Real tokens.
+  """
+  q, k, *own = (x[...] for x in xs)
+  common = jax.vmap(functools.partial(key_head, length))(q, k)
+  groups = carry.shape[1] // k.shape[0]
+  common = [jnp.repeat(x, groups, axis=0) for x in common]
+  advance = jax.vmap(functools.partial(value_head, length))
+  y[...], carry[0] = advance(*common, *own, carry[0])
