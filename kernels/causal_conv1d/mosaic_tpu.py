@@ -97,7 +97,7 @@ def _refusal(device: Device, config: Config, *arguments: Any) -> str | None:
 
 def _heuristic(device: Device, *arguments: Any) -> Config:
   """Channels of a grid step."""
-  return Config(block=fit.channels_per_step(arguments[0].shape[2]))
+  return Config(block=fit.channels_per_step(device, arguments[0].shape[2]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

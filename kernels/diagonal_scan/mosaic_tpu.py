@@ -171,7 +171,7 @@ def _refusal(
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   """Channels of a grid step."""
-  return Config(block=fit.channels_per_step(arguments[0].shape[2]))
+  return Config(block=fit.channels_per_step(device, arguments[0].shape[2]))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -50,7 +50,7 @@ class Config(implementations.Config):
   name: ClassVar[str] = "mosaic_tpu"
   platform: ClassVar[str | None] = "tpu"
   tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
-    {"block": (1, 2, 4, 8, 128, 256, 512, 1024)}
+    {"block": (1, 2, 4, 8, 128, 256, 512, 1024, 2048)}
   )
   block: int = 1
 
