@@ -36,7 +36,6 @@ _PLATFORMS = flags.DEFINE_list("platforms", ["tpu"], "Modules aot_*.py.")
 _TARGETS = flags.DEFINE_list("targets", [], "Only these; all if empty.")
 _OPERATIONS = flags.DEFINE_list("operations", [], "Only these; all if empty.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
-_CASE = flags.DEFINE_string("case", None, "For a subprocess: one case, JSON.")
 
 _AUTO = jax.sharding.AxisType.Auto
 _POOL_BYTES = 2**28  # no fast memory holds a copy of it unseen
@@ -153,11 +152,20 @@ def _bytes(shapes: Any) -> int:
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
+_ONE_CASE = "import sys; from benchmarks import aot; aot.report(sys.argv[1])"
+"""The program of a case's process."""
+
+
+def report(case: str) -> None:
+  """Prints `measure` of a case, both as JSON."""
+  print(json.dumps(measure(Case(**json.loads(case)))))
+
+
 def _in_a_process(case: Case) -> dict[str, Any]:
   """`measure`, wherever that ends: an abort is a result too."""
   text = json.dumps(dataclasses.asdict(case))
   done = subprocess.run(
-    [sys.executable, "-m", "benchmarks.aot", f"--case={text}"],
+    [sys.executable, "-c", _ONE_CASE, text],
     env={
       **os.environ,
       "JAX_PLATFORMS": "cpu",
@@ -191,9 +199,6 @@ def _row(case: Case, result: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
   """Compiles every case, prints a table, keeps the result where asked."""
-  if _CASE.value is not None:
-    print(json.dumps(measure(Case(**json.loads(_CASE.value)))))
-    return
   with command_line.one_sentence(argv):
     cases = list(_cases())
     command_line.writable(_OUTPUT)

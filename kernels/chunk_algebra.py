@@ -1,4 +1,4 @@
-"""What the operations with a matrix state share inside one chunk, in XLA.
+"""What the operations with a matrix state share, in XLA: a chunk, a token.
 
 With A the inclusive cumulated log decay of a chunk, D_ij = exp(A_i - A_j) for
 i >= j, every such operation prepares quantities that do not see the state and
@@ -59,6 +59,38 @@ def advance(
   return state, out.swapaxes(0, 1)
 
 
+def step(
+  state: Float32[Array, "b hv k v"],
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b h k"],
+  v: Float[Array, "b hv v"],
+  log_decay: Float32[Array, "b hv _"],
+  beta: Float32[Array, "b hv"] | None = None,
+) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
+  """One token of b requests, the recurrence as it is written.
+
+  S = exp(a) S;  u = beta (v - S^T k), or v;  S = S + k u^T;  o = S^T q. Sums
+  over k, never a product of one row, whose bits would be its own.
+
+  Args:
+    state: S.
+    q: Queries.
+    k: Keys.
+    v: Values.
+    log_decay: a, per head or per channel: [b hv 1] or [b hv k].
+    beta: Strength of a delta rule, or None where nothing is subtracted.
+  """
+  groups = v.shape[1] // k.shape[1]
+  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+  if groups > 1:
+    q, k = (jnp.repeat(x, groups, axis=1) for x in (q, k))
+  state = state * jnp.exp(log_decay)[..., None]
+  if beta is not None:
+    v = beta[..., None] * (v - jnp.sum(state * k[..., None], axis=-2))
+  state = state + k[..., None] * v[..., None, :]
+  return state, jnp.sum(state * q[..., None], axis=-2)
+
+
 def dot_at(precision: lax.Precision) -> Dot:
   """The matrix product at a precision, accumulated in float32."""
 
@@ -114,6 +146,33 @@ def strictly_lower(x: Float32[Array, "hv c c"]) -> Float32[Array, "hv c c"]:
   """What stands below the diagonal; zero elsewhere, whatever was there."""
   below = jnp.tril(jnp.ones((1, *x.shape[1:]), bool), -1)
   return jnp.where(below, x, 0.0)
+
+
+def solve_delta_rule(
+  key_key: Float32[Array, "hv c c"],
+  k: Float32[Array, "hv c k"],
+  v: Float32[Array, "hv c v"],
+  beta: Float32[Array, "hv c"],
+  decay_in: Float32[Array, "hv c _"],
+  dot: Dot,
+) -> tuple[Float32[Array, "hv c v"], Float32[Array, "hv c k"]]:
+  """X_v and X_k of (I + L) X = beta [V, exp(A) K], L below the diagonal.
+
+  Args:
+    key_key: Products of keys and their decays; L is beta times what stands
+      below the diagonal.
+    k: K.
+    v: V.
+    beta: Strengths.
+    decay_in: exp(A), per head or per channel: [hv c 1] or [hv c k].
+    dot: Matrix product at the configured precision.
+  """
+  scale = beta[:, :, None]
+  lower = strictly_lower(key_key * scale)
+  right = jnp.concatenate([v * scale, k * (scale * decay_in)], axis=-1)
+  solved = solve_unit_lower(lower, right, dot)
+  x_v, x_k = jnp.split(solved, [v.shape[-1]], axis=-1)
+  return x_v, x_k
 
 
 def solve_unit_lower(

@@ -216,6 +216,34 @@ def capture_rows(pools: Any, write: Int32[Array, "b"], carry: Any) -> Any:
   return jax.tree.map(leaf, pools, carry)
 
 
+def step_rows(
+  cell: Callable[..., tuple[Any, Any]],
+  pools: Any,
+  xs: tuple[Any, ...],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+) -> tuple[Any, Any]:
+  """Restores b carries, advances each by a token and captures them.
+
+  The form of `packed_scan` for a decode step, with its barriers: the token is
+  one computation, whatever surrounds it.
+
+  Args:
+    cell: `(carry, *xs) -> (carry, y)` for one token of b rows.
+    pools: Tree of arrays [s ...], the slots of the carry's leaves.
+    xs: Trees of arrays, those of a token [b ...].
+    read: A slot or ZERO.
+    write: A slot or NONE.
+
+  Returns:
+    y [b ...] and the pools with the captured states.
+  """
+  carry = restore_rows(pools, read)
+  carry, xs = lax.optimization_barrier((carry, xs))
+  carry, y = lax.optimization_barrier(cell(carry, *xs))
+  return y, capture_rows(pools, write, carry)
+
+
 def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
   """Numbers of steps as an array; what is not an integer is refused.
 

@@ -1,18 +1,13 @@
 """causal_conv1d: a depthwise convolution whose window outlives a chunk."""
 
-import jax.numpy as jnp
-from jax import lax
+import functools
+
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
-from sparse_prefix_jax.kernels.chunks import (
-  Captures,
-  Chunks,
-  capture_rows,
-  restore_rows,
-)
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
 IMPLEMENTATIONS = (
@@ -123,11 +118,5 @@ def causal_conv1d_step(
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`."""
-  state = restore_rows(pool, read)
-  state, x = lax.optimization_barrier((state, x))
-  window = jnp.concatenate([state, x[:, None]], axis=1)
-  y = jnp.sum(
-    window.astype(jnp.float32) * weight.astype(jnp.float32)[None], axis=1
-  )
-  window, y = lax.optimization_barrier((window, y))
-  return y, capture_rows(pool, write, window[:, 1:])
+  cell = functools.partial(xla.step, weight)
+  return step_rows(cell, pool, (x,), read, write)

@@ -36,3 +36,16 @@ def chunk(
   for i in range(window):
     y = y + extended32[i : i + tokens] * weight[i][None]
   return lax.dynamic_slice_in_dim(extended, length, window - 1), y
+
+
+def step(
+  weight: Float[Array, "w d"],
+  state: Float[Array, "b w-1 d"],
+  x: Float[Array, "b d"],
+) -> tuple[Float[Array, "b w-1 d"], Float32[Array, "b d"]]:
+  """One token of b requests: the new state drops the oldest input."""
+  window = jnp.concatenate([state, x[:, None]], axis=1)
+  y = jnp.sum(
+    window.astype(jnp.float32) * weight.astype(jnp.float32)[None], axis=1
+  )
+  return window[:, 1:], y

@@ -3,17 +3,11 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
-from sparse_prefix_jax.kernels.chunks import (
-  Captures,
-  Chunks,
-  capture_rows,
-  restore_rows,
-)
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 
@@ -167,10 +161,8 @@ def diagonal_scan_step(
     ValueError: As `diagonal_scan`.
   """
   _check(pool, (rate, b, c))
-  state = restore_rows(pool, read)
-  inputs = lax.optimization_barrier((state, x, log_decay, rate, b, c))
-  state, y = lax.optimization_barrier(xla.step(*inputs))
-  return y, capture_rows(pool, write, state)
+  xs = (x, log_decay, rate, b, c)
+  return step_rows(xla.step, pool, xs, read, write)
 
 
 def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:

@@ -3,14 +3,10 @@
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels import chunk_algebra as algebra
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
-from sparse_prefix_jax.kernels.chunks import (
-  Captures,
-  Chunks,
-  capture_rows,
-  restore_rows,
-)
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   mosaic_gpu,
   mosaic_tpu,
@@ -153,11 +149,5 @@ def gated_delta_rule_step(
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`."""
-  state = restore_rows(pool, read)
-  state, q, k, v, log_decay, beta = lax.optimization_barrier(
-    (state, q, k, v, log_decay, beta)
-  )
-  state, out = lax.optimization_barrier(
-    xla.step(state, q, k, v, log_decay, beta)
-  )
-  return out, capture_rows(pool, write, state)
+  xs = (q, k, v, log_decay[..., None], beta)
+  return step_rows(algebra.step, pool, xs, read, write)

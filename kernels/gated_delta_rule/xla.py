@@ -73,11 +73,8 @@ def chunk(
   key_key = algebra.repeat_heads(dot(k, k_transposed), heads) * decay
   query_key = algebra.repeat_heads(dot(q, k_transposed), heads) * decay
   q, k = (algebra.repeat_heads(x, heads) for x in (q, k))
-  lower = algebra.strictly_lower(key_key * beta[:, :, None])
-  scale, decay_in = beta[:, :, None], decay_from_start[:, :, None]
-  right = jnp.concatenate([v * scale, k * (scale * decay_in)], axis=-1)
-  solved = algebra.solve_unit_lower(lower, right, dot)
-  x_v, x_k = jnp.split(solved, [v.shape[-1]], axis=-1)
+  decay_in = decay_from_start[:, :, None]
+  x_v, x_k = algebra.solve_delta_rule(key_key, k, v, beta, decay_in, dot)
   prepared = algebra.Prepared(
     x_v=x_v,
     x_k=x_k,
@@ -87,26 +84,3 @@ def chunk(
     decay=decay_in[:, -1:],
   )
   return algebra.advance(state, prepared, dot)
-
-
-def step(
-  state: Float32[Array, "b hv k v"],
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b h k"],
-  v: Float[Array, "b hv v"],
-  log_decay: Float32[Array, "b hv"],
-  beta: Float32[Array, "b hv"],
-) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
-  """One token of b requests, the recurrence as it is written.
-
-  Sums over k, never a product of one row, whose bits would be its own.
-  """
-  groups = v.shape[1] // k.shape[1]
-  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-  if groups > 1:
-    q, k = (jnp.repeat(x, groups, axis=1) for x in (q, k))
-  state = state * jnp.exp(log_decay)[..., None, None]
-  predicted = jnp.sum(state * k[..., None], axis=-2)
-  u = beta[..., None] * (v - predicted)
-  state = state + k[..., None] * u[..., None, :]
-  return state, jnp.sum(state * q[..., None], axis=-2)

@@ -70,11 +70,7 @@ def chunk(
   key_key, scores = _pair_sums(q, k, log_decay, (within, behind, total), dot)
   decay_in = jnp.exp(_merge(within + _before(total)[:, :, None]))
   decay_out = jnp.exp(_merge(behind + _after(total)[:, :, None]))
-  lower = algebra.strictly_lower(key_key * beta[:, :, None])
-  scale = beta[:, :, None]
-  right = jnp.concatenate([v * scale, k * (scale * decay_in)], axis=-1)
-  solved = algebra.solve_unit_lower(lower, right, dot)
-  x_v, x_k = jnp.split(solved, [v.shape[-1]], axis=-1)
+  x_v, x_k = algebra.solve_delta_rule(key_key, k, v, beta, decay_in, dot)
   prepared = algebra.Prepared(
     x_v=x_v,
     x_k=x_k,
@@ -84,29 +80,6 @@ def chunk(
     decay=decay_in[:, -1, :, None],
   )
   return algebra.advance(state, prepared, dot)
-
-
-def step(
-  state: Float32[Array, "b hv k v"],
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b h k"],
-  v: Float[Array, "b hv v"],
-  log_decay: Float32[Array, "b hv k"],
-  beta: Float32[Array, "b hv"],
-) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
-  """One token of b requests, the recurrence as it is written.
-
-  Sums over k, never a product of one row, whose bits would be its own.
-  """
-  groups = v.shape[1] // k.shape[1]
-  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-  if groups > 1:
-    q, k = (jnp.repeat(x, groups, axis=1) for x in (q, k))
-  state = state * jnp.exp(log_decay)[..., None]
-  predicted = jnp.sum(state * k[..., None], axis=-2)
-  u = beta[..., None] * (v - predicted)
-  state = state + k[..., None] * u[..., None, :]
-  return state, jnp.sum(state * q[..., None], axis=-2)
 
 
 def _split(x: Float32[Array, "hv c k"]) -> Float32[Array, "hv blocks r k"]:

@@ -3,14 +3,10 @@
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels import chunk_algebra as algebra
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
-from sparse_prefix_jax.kernels.chunks import (
-  Captures,
-  Chunks,
-  capture_rows,
-  restore_rows,
-)
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.linear_attention import (
   mosaic_gpu,
@@ -148,7 +144,5 @@ def linear_attention_step(
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`."""
-  state = restore_rows(pool, read)
-  x = lax.optimization_barrier((state, q, k, v, log_decay))
-  state, out = lax.optimization_barrier(xla.step(*x))
-  return out, capture_rows(pool, write, state)
+  xs = (q, k, v, log_decay[..., None])
+  return step_rows(algebra.step, pool, xs, read, write)

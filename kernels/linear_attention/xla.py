@@ -68,23 +68,3 @@ def chunk(
     decay=decay_in[:, -1:],
   )
   return algebra.advance(state, prepared, dot)
-
-
-def step(
-  state: Float32[Array, "b hv k v"],
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b h k"],
-  v: Float[Array, "b hv v"],
-  log_decay: Float32[Array, "b hv"],
-) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
-  """One token of b requests, the recurrence as it is written.
-
-  Sums over k, never a product of one row, whose bits would be its own.
-  """
-  groups = v.shape[1] // k.shape[1]
-  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-  if groups > 1:
-    q, k = (jnp.repeat(x, groups, axis=1) for x in (q, k))
-  state = state * jnp.exp(log_decay)[..., None, None]
-  state = state + k[..., None] * v[..., None, :]
-  return state, jnp.sum(state * q[..., None], axis=-2)

@@ -94,6 +94,7 @@ def test_errors_of_ours_keep_their_traceback():
 @pytest.mark.parametrize(
   "arguments, sentence",
   [
+    (["aot", "--targets=v5"], "aot: --targets has 'v5'; it knows v5e, "),
     (["growth", "--lengths=1024,x,4096"], "growth: --lengths has 'x'"),
     (["growth", "--entries=10,100"], "growth: --entries needs at least 3"),
     (["capture", "--preset=huge"], "capture: --preset: preset is 'huge'"),

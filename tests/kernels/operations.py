@@ -39,14 +39,15 @@ from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention_step,
 )
 from tests.kernels import reference
+from tests.kernels.packing import chunks_of
 
 DECAYS = (0.0, -1e-4, -20.0, -1000.0, -np.inf)
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Operation:
-  """One packed operation at one shape.
+  """One packed operation at one shape; equal to no other, and hashable.
 
   Attributes:
     chunk: Tokens of a chunk.
@@ -82,6 +83,15 @@ class Operation:
   def reference(self, inputs: Any, state: np.ndarray) -> Any:
     """Outputs [t ...] and states [t+1 ...] in float64."""
     return reference.run(self.token, inputs, state)
+
+  def empty_call(self, n: int, slots: int) -> tuple[Any, ...]:
+    """Inputs, pool and chunks of a call in which no chunk is active."""
+    inputs = [
+      jnp.zeros((n, self.chunk, *x.shape[1:]), x.dtype)
+      for x in self.tokens(0, 1)
+    ]
+    pool = jnp.zeros((slots, *self.slot), self.pool_dtype)
+    return *inputs, pool, chunks_of([], n, self.chunk)
 
 
 def matrix_state_cases(keys: tuple[str, ...], beta: bool) -> dict[str, Any]:

@@ -43,6 +43,18 @@ def same_bits(x, y):
   return bits(x) == bits(y)
 
 
+@functools.cache
+def cold(suite, operation):
+  """One request alone: inputs, outputs, and its state per chunk."""
+  alone, c = suite(), operation.chunk
+  alone.operation = operation
+  length = 4 * c + c // 3
+  inputs = operation.tokens(5, length)
+  job = Job(length, writes={i: i for i in range(5)})
+  (out,), pool = alone.call([job], [inputs], alone.pool())
+  return inputs, out, pool[:5]
+
+
 class PackedSuite:
   """Right, of one set of bits, and careful with slots that are not its own.
 
@@ -126,20 +138,9 @@ class PackedSuite:
     changed = [s for s in range(SLOTS) if not same_bits(after[s], pool[s])]
     assert changed == written
 
-  @classmethod
-  @functools.cache
-  def _cold(cls):
-    """One request alone: inputs, outputs, and its state per chunk."""
-    self = cls()
-    length = 4 * self.operation.chunk + self.operation.chunk // 3
-    inputs = self.operation.tokens(5, length)
-    job = Job(length, writes={i: i for i in range(5)})
-    (out,), pool = self.call([job], [inputs], self.pool())
-    return inputs, out, pool[:5]
-
   @pytest.mark.parametrize("captures", [{}, {0: 299, 3: 0, 4: 7}])
   def test_capture_changes_no_bit(self, captures):
-    inputs, expected, states = self._cold()
+    inputs, expected, states = cold(type(self), self.operation)
     job = Job(len(expected), writes=captures)
     (out,), pool = self.call([job], [inputs], self.pool())
     assert same_bits(out, expected)
@@ -148,7 +149,7 @@ class PackedSuite:
 
   @pytest.mark.parametrize("done", [1, 3, 4])
   def test_resumed_has_the_bits_of_cold(self, done):
-    inputs, expected, states = self._cold()
+    inputs, expected, states = cold(type(self), self.operation)
     start, pool = done * self.operation.chunk, self.pool()
     pool[9] = states[done - 1]
     job = Job(len(expected) - start, read=9, writes={4 - done: 9})  # its own
@@ -158,7 +159,7 @@ class PackedSuite:
 
   @pytest.mark.parametrize("place", [0, 2])
   def test_any_packing_has_the_bits_of_alone(self, place):
-    inputs, expected, states = self._cold()
+    inputs, expected, states = cold(type(self), self.operation)
     operation, c = self.operation, self.operation.chunk
     jobs = [Job(c + 2, writes={0: 8}), Job(5, read=20, writes={0: 21})]
     others = [operation.tokens(6, c + 2), operation.tokens(7, 5)]
@@ -171,7 +172,7 @@ class PackedSuite:
     assert same_bits(pool[299], states[4])
 
   def test_another_number_of_chunks_has_the_same_bits(self):
-    inputs, expected, _ = self._cold()
+    inputs, expected, _ = cold(type(self), self.operation)
     job = Job(len(expected))
     (out,), _ = self.call([job], [inputs], self.pool(), n=self.packed + 3)
     assert same_bits(out, expected)

@@ -1,4 +1,4 @@
-"""lattice_attention for Hopper, in the interpreter; see `mosaic_gpu_suite`.
+"""lattice_attention for Hopper, in the interpreter; see `mosaic_gpu/suite.py`.
 
 One operand is not what a device sees: the interpreter does not follow a product
 with transposed keys, so the kernel makes a transposed copy there. That the

@@ -1,12 +1,10 @@
 """Mosaic TPU kernels without a TPU: interpreted, or lowered for one."""
 
-import jax.numpy as jnp
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 from tests.kernels.devices import lowered
-from tests.kernels.packing import chunks_of
 from tests.kernels.suite import PackedSuite
 
 INTERPRET = pltpu.InterpretParams(
@@ -39,11 +37,6 @@ class ChannelsSuite(MosaicTpuSuite):
 
 def assert_lowers(operation, device, n=2, slots=4):
   """Whether the public entry picks the kernel by itself, and it lowers."""
-  c = operation.chunk
-  arrays = [
-    jnp.zeros((n, c, *x.shape[1:]), x.dtype) for x in operation.tokens(0, 1)
-  ]
-  pool = jnp.zeros((slots, *operation.slot), operation.pool_dtype)
-  chunks = chunks_of([], n, c)
-  text = lowered(operation.packed, *arrays, pool, chunks, kind=device)
+  call = operation.empty_call(n, slots)
+  text = lowered(operation.packed, *call, kind=device)
   assert text.count("tpu_custom_call") == 1

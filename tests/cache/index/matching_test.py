@@ -1,0 +1,161 @@
+"""What is found of a prompt, and where it resumes."""
+
+import pytest
+
+from sparse_prefix_jax.cache.index import Budget, PrefixIndex
+from tests.cache.index.short_prompts import CHUNK, ROOMY, look_up, store
+
+
+@pytest.mark.parametrize(
+  ("length", "overlap_blocks", "resume"),
+  [(7, 1, 0), (8, 2, 2), (9, 2, 2), (11, 2, 2), (12, 3, 2), (13, 3, 2)],
+)
+def test_one_token_more_or_less_than_a_lattice_point(
+  length, overlap_blocks, resume
+):
+  index = PrefixIndex(ROOMY)
+  store(index, range(16), depths=(2,))
+  match = look_up(index, range(length))
+  assert match.overlap_tokens == length
+  assert match.overlap_blocks == overlap_blocks
+  assert match.resume_blocks == resume
+  assert len(match.pages) == resume
+
+
+@pytest.mark.parametrize("stored", [7, 8, 9])
+def test_a_stored_prompt_around_a_lattice_point(stored):
+  index = PrefixIndex(ROOMY)
+  store(index, range(stored))
+  match = look_up(index, range(20))
+  assert (match.overlap_tokens, match.overlap_blocks) == (stored, stored // 4)
+  assert index.held_pages == stored // 4
+
+
+def test_an_empty_prompt():
+  index = PrefixIndex(ROOMY)
+  nothing = look_up(index, [])
+  assert nothing == (0, 0, 0, -1, (), "no_overlap", None)
+  done = store(index, [])
+  assert done.pages == () and index.held_bytes == 0 and len(index) == 1
+  assert look_up(index, []) == nothing
+  assert index.pin((), 0).depth == 0
+
+
+def test_a_prompt_shorter_than_a_block_is_found_by_its_tail():
+  index = PrefixIndex(ROOMY)
+  store(index, [1, 2, 3])
+  assert look_up(index, [1, 2, 9]).overlap_tokens == 2
+  assert look_up(index, [1, 2, 3, 4, 5]).overlap_tokens == 3
+  assert index.held_bytes == 0
+
+
+def test_a_prompt_equal_to_an_entry_keeps_its_last_token():
+  index = PrefixIndex(ROOMY)
+  store(index, range(12), depths=(2, 3))
+  whole = look_up(index, range(12))
+  assert (whole.resume_blocks, whole.reason) == (3, "complete")
+  limited = look_up(index, range(12), limit=(12 - 1) // CHUNK)
+  assert (limited.overlap_tokens, limited.resume_blocks) == (12, 2)
+  assert limited.reason == "last_token"
+
+
+def test_the_limit_may_be_below_every_state():
+  index = PrefixIndex(ROOMY)
+  store(index, range(12), depths=(3,))
+  limited = look_up(index, range(12), limit=2)
+  assert (limited.resume_blocks, limited.slot) == (0, -1)
+  assert limited.reason == "last_token"
+  assert look_up(index, range(12), limit=0).reason == "last_token"
+
+
+def test_a_state_right_at_the_limit_is_as_deep_as_may_be():
+  index = PrefixIndex(ROOMY)
+  store(index, range(12), depths=(2,))
+  limited = look_up(index, range(12), limit=2)
+  assert (limited.resume_blocks, limited.reason) == (2, "last_token")
+
+
+def test_the_reason_names_a_missing_state():
+  index = PrefixIndex(ROOMY)
+  store(index, range(12), depths=(1,))
+  match = look_up(index, range(12), limit=2)
+  assert (match.resume_blocks, match.reason) == (1, "no_state_checkpoint")
+  assert look_up(index, [9] * 12).reason == "no_overlap"
+
+
+def test_the_longest_match_is_over_all_entries():
+  index = PrefixIndex(ROOMY)
+  store(index, [1] * 8 + [2] * 8)
+  store(index, [1] * 8 + [3] * 8, depths=(3,))
+  store(index, [1] * 4)
+  match = look_up(index, [1] * 8 + [3] * 6 + [9] * 6)
+  assert (match.overlap_tokens, match.overlap_blocks) == (14, 3)
+  assert match.resume_blocks == 3
+
+
+def test_the_overlap_reaches_into_blocks_and_tails():
+  index = PrefixIndex(ROOMY)
+  store(index, [1, 1, 1, 1, 5, 5, 6, 6])
+  store(index, [1, 1, 1, 1, 5, 7, 7])
+  assert look_up(index, [1, 1, 1, 1, 5, 5, 6, 9]).overlap_tokens == 7
+  assert look_up(index, [1, 1, 1, 1, 5, 7, 7, 9]).overlap_tokens == 7
+  assert look_up(index, [1, 1, 1, 1, 5, 7]).overlap_tokens == 6
+  assert look_up(index, [1, 1, 1, 1, 9]).overlap_tokens == 4
+
+
+def test_salts_share_nothing():
+  index = PrefixIndex(ROOMY)
+  mine = store(index, range(8), depths=(2,), salt=b"mine")
+  assert look_up(index, range(8)).overlap_tokens == 0
+  assert look_up(index, range(8), salt=b"yours").overlap_tokens == 0
+  yours = store(index, range(8), depths=(2,), salt=b"yours")
+  assert not set(mine.pages) & set(yours.pages)
+  assert mine.slots != yours.slots and index.held_pages == 4
+  index.evict(mine.entry)
+  assert look_up(index, range(8), salt=b"yours").resume_blocks == 2
+
+
+class Colliding:
+  """A key whose hash says nothing."""
+
+  def __init__(self, name):
+    self.name = name
+
+  def __hash__(self):
+    return 7
+
+  def __eq__(self, other):
+    return isinstance(other, Colliding) and self.name == other.name
+
+
+def test_equal_hashes_of_different_keys_do_not_match():
+  index = PrefixIndex(ROOMY)
+  for name in "abc":
+    lease = index.reserve(1, 1)
+    index.insert([Colliding(name)], b"", lease.pages, {1: lease.slots[0]})
+  slots = {index.match([Colliding(name)]).slot for name in "abc"}
+  assert len(slots) == 3 and index.held_pages == 3
+  assert index.match([Colliding("d")]).overlap_blocks == 0
+  index.check()
+
+
+def test_hash_ids_of_a_trace_are_keys():
+  index = PrefixIndex(ROOMY, block_size=512)
+  lease = index.reserve(1, 3)
+  index.insert([7, 8, 9], b"", lease.pages, {3: lease.slots[0]})
+  match = index.match([7, 8, 1])
+  assert (match.overlap_blocks, match.overlap_tokens) == (2, 1024)
+  assert index.match([1]).overlap_tokens == 0
+  assert index.match([]).overlap_tokens == 0
+  index.check()
+
+
+def test_a_prompt_of_very_many_blocks():
+  index = PrefixIndex(Budget(10**9, slot_bytes=1, page_bytes=1))
+  count = 5_000
+  lease = index.reserve(1, count)
+  index.insert(range(count), b"", lease.pages, {count: lease.slots[0]})
+  index.unpin(index.pin(range(count), count))
+  assert index.match(range(count)).resume_blocks == count
+  index.clear()
+  assert index.held_bytes == 0

@@ -1,0 +1,58 @@
+"""The recurrences on matrix states for Hopper, in the interpreter.
+
+Of gated_delta_rule, kimi_delta_attention and linear_attention; see `suite.py`.
+"""
+
+import pytest
+
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
+from tests.kernels.devices import HOPPER, lowered
+from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
+from tests.kernels.mosaic_gpu.suite import (
+  MosaicGpuSuite,
+  check_short,
+  interpreted,
+)
+
+
+@each_operation
+def test_is_right_and_of_one_set_of_bits(name):
+  operation = operation_at(name, (1, 2, 64, 64), "bfloat16")
+  check_short(operation, MosaicGpuConfig(), "correlated-mixed-gates")
+
+
+@each_operation
+def test_is_picked_and_lowers(name):
+  operation = operation_at(name, (2, 4, 128, 128), "bfloat16")
+  call = operation.empty_call(4, 9)
+  assert "mosaic_gpu" in lowered(operation.packed, *call, kind=HOPPER)
+
+
+@each_operation
+def test_float32_is_refused_with_the_reason(name):
+  operation = operation_at(name, (1, 1, 64, 64))
+  config = interpreted(MosaicGpuConfig())
+  with pytest.raises(ValueError, match="takes bfloat16 only"):
+    operation.packed(*operation.empty_call(1, 1), implementation=config)
+
+
+@pytest.mark.slow_kernels
+class Test64(MatrixSuite, MosaicGpuSuite):
+  sizes, dtype = (1, 2, 64, 64), "bfloat16"
+  implementation = interpreted(MosaicGpuConfig())
+
+
+@pytest.mark.slow_kernels
+class Test128(MatrixSuite, MosaicGpuSuite):
+  sizes, dtype = (1, 2, 128, 128), "bfloat16"
+  implementation = interpreted(MosaicGpuConfig(columns=32))
+  cases = ("random-gates-gates", "repeated-0.0-gates", "correlated-mixed-gates")
+
+
+@pytest.mark.slow_kernels
+class Test256(MatrixSuite, MosaicGpuSuite):
+  # 256 keys of kimi_delta_attention do not fit into shared memory.
+  names = ("gated_delta_rule", "linear_attention")
+  sizes, dtype = (1, 1, 256, 256), "bfloat16"
+  implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
+  cases = ("random-gates-gates", "correlated-mixed-gates")
