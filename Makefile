@@ -3,7 +3,7 @@
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
 #   make test-kernels     every kernel at all widths and dtypes
-#   make aot        compile every kernel for TPUs and an H100 that are not here
+#   make aot        compile every kernel for TPUs and GPUs that are not here
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     logits again from transformers, compared with the golden
 #                   files, and ours with both
@@ -40,8 +40,9 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow
 
+# One class stays with one process here: a file has hundreds of these tests.
 test-kernels: $(VENV)/.test
-	$(PYTEST) -m slow_kernels tests/kernels
+	$(PYTEST) --dist loadscope -m slow_kernels tests/kernels
 
 aot: .venv-aot/.aot
 	.venv-aot/bin/python -m benchmarks.aot --platforms=tpu,cuda $(AOT_FLAGS)

@@ -1,9 +1,10 @@
 """GPUs that programs are compiled for, on a machine that has none.
 
 Needs `pip install jax[cuda12]`, which brings the compiler: kernels go all the
-way to machine code of sm_90a and sm_100a, so layouts, shared memory and registers are
-checked as they are where the device is. With MOSAIC_GPU_DUMP_PTXAS=1 in the
-environment the compiler prints registers and spills of every kernel.
+way to machine code of sm_90a and sm_100a (products for a B200 from JAX 0.11
+on), so layouts, shared memory and registers are checked as they are where the
+device is. With MOSAIC_GPU_DUMP_PTXAS=1 in the environment the compiler prints
+registers and spills of every kernel.
 """
 
 from typing import Any

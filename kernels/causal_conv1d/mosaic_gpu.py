@@ -1,4 +1,4 @@
-"""causal_conv1d for Hopper: the window of inputs is the carry of a scan.
+"""causal_conv1d on GPU: the window of inputs is the carry of a scan.
 
 The window holds raw inputs, so a captured state has the bits of the inputs that
 it is made of: rows [length, length + w - 1) of (old state, chunk). Outputs are

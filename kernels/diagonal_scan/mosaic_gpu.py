@@ -1,4 +1,4 @@
-"""diagonal_scan for Hopper: token by token, channels apart.
+"""diagonal_scan on GPU: token by token, channels apart.
 
 RG-LRU's form has one number per channel, and is the scan of
 `mosaic_gpu/rows.py`. Mamba's has e: a program holds a tile [64 e] of the state

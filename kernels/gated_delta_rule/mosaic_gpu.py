@@ -1,4 +1,4 @@
-"""gated_delta_rule for Hopper: a kernel per chunk and head, then the scan.
+"""gated_delta_rule on GPU: a kernel per chunk and head, then the scan.
 
 The equations are those of `xla.py`. What does not depend on the state is made
 by `_prepare` for all chunks and value heads at once, a program each:

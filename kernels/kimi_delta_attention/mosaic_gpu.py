@@ -1,4 +1,4 @@
-"""kimi_delta_attention for Hopper: a kernel per chunk and head, then the scan.
+"""kimi_delta_attention on GPU: a kernel per chunk and head, then the scan.
 
 As gated_delta_rule, with decays per channel of the keys, so that
 

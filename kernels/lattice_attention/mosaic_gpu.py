@@ -1,4 +1,4 @@
-"""lattice_attention for Hopper: a program per chunk and query head.
+"""lattice_attention on GPU: a program per chunk and query head.
 
 A program holds its 64 queries in shared memory and walks through the pages of
 its request in absolute order, the next pages on their way while one is reduced,
@@ -119,7 +119,7 @@ def refusal(
   """
   dtypes = {x.dtype for x in (q, k, v, key_pages, value_pages)}
   if dtypes != {jnp.dtype(jnp.bfloat16)}:
-    return "takes bfloat16 only, the operands of its products (wgmma)"
+    return "takes bfloat16 only, the operands of its products"
   if q.shape[1] != CHUNK:
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS:

@@ -1,4 +1,4 @@
-"""linear_attention for Hopper: a kernel per chunk and head, then the scan.
+"""linear_attention on GPU: a kernel per chunk and head, then the scan.
 
 Nothing is solved for: the preparation makes P = Q K^T * D and the decays, see
 `mosaic_gpu/chunk.py`, and the scan of `mosaic_gpu/state.py` takes the values as

@@ -1,4 +1,4 @@
-"""Which heads the matrix-valued recurrences take on Hopper, at which sizes."""
+"""Which heads the matrix-valued recurrences take on a GPU, at which sizes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -110,7 +110,7 @@ def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:
   """
   dtypes = {x.dtype for x in (q, k, v)}
   if dtypes != {jnp.dtype(jnp.bfloat16)}:
-    return "takes bfloat16 only, the operands of its products (wgmma)"
+    return "takes bfloat16 only, the operands of its products"
   if q.shape[1] != CHUNK:
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS or v.shape[3] not in _WIDTHS:

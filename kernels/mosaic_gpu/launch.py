@@ -32,7 +32,7 @@ Ref: TypeAlias = Any
 """A reference inside of a kernel; Pallas has no public type for it."""
 
 CHUNK = 64
-"""Tokens of a chunk: the rows of one warpgroup's product (wgmma)."""
+"""Tokens of a chunk: the rows of one warpgroup's product."""
 
 
 @dataclasses.dataclass(frozen=True)

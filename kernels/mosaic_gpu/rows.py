@@ -1,4 +1,4 @@
-"""Scans whose channels do not mix, for Hopper: token by token, channels apart.
+"""Scans whose channels do not mix, on GPU: token by token, channels apart.
 
 The carry of such a scan is a few vectors over channels (the window of a
 convolution, the state of a diagonal recurrence). A program owns some channels

@@ -1,4 +1,4 @@
-"""How chunks are divided among the programs of a scan on Hopper.
+"""How chunks are divided among the programs of a scan on a GPU.
 
 The carry goes from chunk to chunk, so what runs at the same time is heads,
 columns, and requests: a program walks through one *segment*, the chunks of one

@@ -1,4 +1,4 @@
-"""The sequential half of the matrix-valued recurrences, for Hopper.
+"""The sequential half of the matrix-valued recurrences, on GPU.
 
 gated_delta_rule, kimi_delta_attention and linear_attention differ in what can
 be computed for all chunks and heads at once, because it does not depend on the
@@ -19,7 +19,7 @@ moves per chunk but what is captured. The operands of the next chunks are on
 their way to shared memory while this one is computed: the latency of a chunk is
 that of three dependent products.
 
-Precision. wgmma takes bfloat16. The state goes into products as the sum of two
+Precision. Products take bfloat16. The state goes into them as the sum of two
 bfloat16 parts, U likewise: with one, an error of 2^-9 of the state would feed
 back through U at every chunk, and without decay it adds up.
 """

@@ -4,7 +4,8 @@ import jax
 
 TPUS = ("TPU v5 lite", "TPU v5p", "TPU v6 lite")
 HOPPER = "NVIDIA H100 80GB HBM3"
-_PLATFORMS = {HOPPER: ("gpu", 132)}
+BLACKWELL = "NVIDIA B200"
+_PLATFORMS = {HOPPER: ("gpu", 132), BLACKWELL: ("gpu", 148)}
 
 
 def traced_for(kind):

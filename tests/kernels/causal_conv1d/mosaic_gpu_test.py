@@ -1,4 +1,4 @@
-"""causal_conv1d for Hopper, in the interpreter; see `mosaic_gpu/suite.py`."""
+"""causal_conv1d on GPU, in the interpreter; see `mosaic_gpu/suite.py`."""
 
 import jax.numpy as jnp
 import pytest

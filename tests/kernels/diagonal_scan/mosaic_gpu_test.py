@@ -1,4 +1,4 @@
-"""diagonal_scan for Hopper, in the interpreter; see `mosaic_gpu/suite.py`."""
+"""diagonal_scan on GPU, in the interpreter; see `mosaic_gpu/suite.py`."""
 
 import jax.numpy as jnp
 import pytest

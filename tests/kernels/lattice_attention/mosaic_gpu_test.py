@@ -1,4 +1,4 @@
-"""lattice_attention for Hopper, in the interpreter; see `mosaic_gpu/suite.py`.
+"""lattice_attention on GPU, in the interpreter; see `mosaic_gpu/suite.py`.
 
 One operand is not what a device sees: the interpreter does not follow a product
 with transposed keys, so the kernel makes a transposed copy there. That the
@@ -18,13 +18,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels import reference
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.devices import HOPPER, lowered
-from tests.kernels.mosaic_gpu.suite import OnHopper, interpreted
+from tests.kernels.mosaic_gpu.suite import OnGpu, interpreted
 from tests.kernels.packing import Job, bits, chunks_of
 
 SMALL = Sizes(64, 2, 1, 64, 30, 5, 100, "bfloat16")
 
 
-class MosaicGpuAttentionSuite(OnHopper, AttentionSuite):
+class MosaicGpuAttentionSuite(OnGpu, AttentionSuite):
   implementation = interpreted(MosaicGpuConfig())
 
 

@@ -1,4 +1,4 @@
-"""What the Hopper kernels share: plans, sizes, devices."""
+"""What the GPU kernels share: plans, sizes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +6,6 @@ import pytest
 
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
-from sparse_prefix_jax.kernels.implementations import Device
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
   SHARED_BYTES,
   shared_bytes,
@@ -71,11 +69,3 @@ def test_sizes_fit_into_shared_memory(width, operands):
   config = sizes(width, 4, operands)
   taken = shared_bytes(width, config.columns, config.stages, 4, operands)
   assert taken < SHARED_BYTES
-
-
-@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-80GB", "NVIDIA B200"])
-def test_other_devices_are_refused(kind):
-  reason = refused_device(Device("gpu", kind), MosaicGpuConfig())
-  assert reason is not None
-  assert kind in reason
-  assert refused_device(Device("gpu", HOPPER), MosaicGpuConfig()) is None

@@ -1,4 +1,4 @@
-"""The recurrences on matrix states for Hopper, in the interpreter.
+"""The recurrences on matrix states on GPU, in the interpreter.
 
 Of gated_delta_rule, kimi_delta_attention and linear_attention; see `suite.py`.
 """

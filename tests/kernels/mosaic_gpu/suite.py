@@ -34,29 +34,33 @@ def interpreted(config):
   return dataclasses.replace(config, interpret=params)
 
 
-class OnHopper:
-  """Runs are traced as for an H100, and none may race."""
+class OnGpu:
+  """Runs are traced as for an H100, or another kind, and none may race."""
+
+  kind = HOPPER
 
   def around(self):
-    return traced_for(HOPPER)
+    return traced_for(self.kind)
 
   def after_each(self):
     assert not interpret_pallas_call.get_races().races_found
 
 
-class MosaicGpuSuite(OnHopper, PackedSuite):
+class MosaicGpuSuite(OnGpu, PackedSuite):
   """All tests of the suite."""
 
 
-def check_short(operation, config, case):
+def check_short(operation, config, case, kind=HOPPER):
   """One call against the recurrence, one against the bits of the first.
 
   Args:
     operation: What is tested, at which shape.
     config: Sizes.
     case: Of the operation's cases.
+    kind: Of the device that it is traced for.
   """
   suite, c = MosaicGpuSuite(), operation.chunk
+  suite.kind = kind
   suite.operation, suite.implementation = operation, interpreted(config)
   pool = suite.pool()
   pool[11] = operation.initial_state(1)

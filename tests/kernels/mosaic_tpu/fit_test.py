@@ -1,0 +1,49 @@
+"""Sizes of grid steps on TPU: by shape, and by how many cores share a grid."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sparse_prefix_jax.kernels.implementations import Device
+from sparse_prefix_jax.kernels.mosaic_tpu import fit
+
+ONE_CORE, TWO_CORES = (Device("tpu", f"TPU {x}") for x in ("v6 lite", "v5p"))
+
+
+def heads(count, width):
+  return jax.ShapeDtypeStruct((1, 64, count, width), jnp.float32)
+
+
+@pytest.mark.parametrize(
+  ("device", "key_heads", "value_heads", "width", "block"),
+  [
+    (ONE_CORE, 16, 16, 128, 4),
+    (ONE_CORE, 16, 32, 128, 2),
+    (ONE_CORE, 4, 32, 128, 1),
+    (ONE_CORE, 16, 16, 256, 2),
+    (ONE_CORE, 6, 6, 64, 2),
+    (ONE_CORE, 3, 3, 64, 1),
+    (TWO_CORES, 4, 4, 128, 2),
+    (TWO_CORES, 6, 6, 128, 1),
+    (TWO_CORES, 16, 16, 128, 4),
+    (TWO_CORES, 1, 1, 128, 1),
+  ],
+)
+def test_heads_per_step(device, key_heads, value_heads, width, block):
+  k, v = heads(key_heads, width), heads(value_heads, width)
+  assert fit.heads_per_step(device, k, v) == block
+
+
+@pytest.mark.parametrize(
+  ("device", "channels", "block"),
+  [
+    (ONE_CORE, 2048, 2048),
+    (ONE_CORE, 2560, 512),
+    (ONE_CORE, 64, 64),
+    (TWO_CORES, 2048, 1024),
+    (TWO_CORES, 128, 128),
+    (TWO_CORES, 8192, 2048),
+  ],
+)
+def test_channels_per_step(device, channels, block):
+  assert fit.channels_per_step(device, channels) == block
