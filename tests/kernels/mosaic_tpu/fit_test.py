@@ -1,6 +1,5 @@
 """Sizes of grid steps on TPU: by shape, and by how many cores share a grid."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -11,7 +10,7 @@ ONE_CORE, TWO_CORES = (Device("tpu", f"TPU {x}") for x in ("v6 lite", "v5p"))
 
 
 def heads(count, width):
-  return jax.ShapeDtypeStruct((1, 64, count, width), jnp.float32)
+  return jnp.zeros((1, 1, count, width))
 
 
 @pytest.mark.parametrize(
