@@ -46,14 +46,15 @@ def sizes(width: int, value_bytes: int, operands: int) -> MosaicGpuConfig:
   Registers and shared memory bound the columns. A second stage, which hides
   the loads of a chunk behind the one before, is worth more than wide programs:
   narrow ones are more, and fill a device with the heads of one request. Heads
-  of 256 keys leave room for neither.
+  of 256 keys leave room for neither; 16 columns are the fewest that products
+  take.
 
   Args:
     width: Keys of a head.
     value_bytes: As in `shared_bytes`.
     operands: As in `shared_bytes`.
   """
-  for columns, stages in ((64, 2), (32, 2), (32, 1)):
+  for columns, stages in ((64, 2), (32, 2), (32, 1), (16, 1)):
     taken = shared_bytes(width, columns, stages, value_bytes, operands)
     if taken <= SHARED_BYTES - _SPARE_BYTES:
       break
@@ -61,11 +62,7 @@ def sizes(width: int, value_bytes: int, operands: int) -> MosaicGpuConfig:
 
 
 def implementation(
-  run: Callable[..., Any],
-  *,
-  value_bytes: int,
-  operands: int,
-  widest: int = 256,
+  run: Callable[..., Any], *, value_bytes: int, operands: int
 ) -> Implementation:
   """The implementation of an operation that ends in this scan.
 
@@ -73,7 +70,6 @@ def implementation(
     run: Preparation and scan.
     value_bytes: As in `shared_bytes`.
     operands: As in `shared_bytes`.
-    widest: Keys of a head at most, for the shared memory of the preparation.
   """
 
   def refusal(
@@ -85,8 +81,6 @@ def implementation(
     *_: Any,
     **__: Any,
   ) -> str | None:
-    if q.shape[3] > widest:
-      return f"has no room in shared memory for more than {widest} keys a head"
     return refused_device(device, config) or unfit(q, k, v, config)
 
   def heuristic(

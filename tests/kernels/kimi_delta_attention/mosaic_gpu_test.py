@@ -22,8 +22,9 @@ def test_kimi_delta_attention_is_right_and_of_one_set_of_bits():
   check_short(operation, MosaicGpuConfig(), "correlated-mixed-gates")
 
 
-def test_kimi_delta_attention_lowers():
-  n, c, h, hv, k, v = 4, 64, 2, 4, 128, 128
+@pytest.mark.parametrize("width", [128, 256])
+def test_kimi_delta_attention_lowers(width):
+  n, c, h, hv, k, v = 4, 64, 2, 4, width, width
   check_lowers(
     kimi_delta_attention,
     ((9, hv, k, v), FLOAT32),
@@ -58,3 +59,10 @@ class Test128(MosaicGpuSuite):
   operation = operations.kimi_delta_attention_at((1, 2, 128, 128), "bfloat16")
   implementation = interpreted(MosaicGpuConfig(columns=32))
   cases = ("random-gates-gates", "repeated-0.0-gates", "correlated-mixed-gates")
+
+
+@pytest.mark.slow_kernels
+class Test256(MosaicGpuSuite):
+  operation = operations.kimi_delta_attention_at((1, 1, 256, 256), "bfloat16")
+  implementation = interpreted(MosaicGpuConfig(columns=16, stages=1))
+  cases = ("random-gates-gates", "correlated-mixed-gates")

@@ -65,7 +65,7 @@ def test_odd_chunks_do_what_the_packed_scan_does():
     assert not np.any(y[chunk, length:])
 
 
-@pytest.mark.parametrize("operands", [2, 3, 4])
+@pytest.mark.parametrize("operands", [2, 3, 4, 5])
 @pytest.mark.parametrize("width", [64, 128, 256])
 def test_sizes_fit_into_shared_memory(width, operands):
   config = sizes(width, 4, operands)
