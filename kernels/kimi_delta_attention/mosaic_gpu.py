@@ -5,12 +5,8 @@ As gated_delta_rule, with decays per channel of the keys, so that
     L_ij = beta_i sum_k K_ik K_jk exp(A_ik - A_jk) for i > j
     P_ij =        sum_k Q_ik K_jk exp(A_ik - A_jk) for i >= j
 
-are no products times a matrix of decays; and exp(-A) overflows. But every pair
-i > j is parted by exactly one size of blocks of 1, 2, 4, ... 32 rows: there, i
-and j are in neighbouring blocks of one pair, and A_i - A_j is the sum up to i
-in its block and behind j in its own. Both are sums of numbers <= 0, the first
-belongs to row i and the second to column j, so that one product per size makes
-all pairs that it parts. The sums are products with matrices of zeros and ones.
+are no products times a matrix of decays: see `mosaic_gpu/pairs.py`. Channels go
+through shared memory a block at a time, and the sums add up.
 
 Q and K come out of it with their decays in them, hence in two bfloat16 parts.
 (With one, the state is off by 1.5e-2 after three chunks of correlated keys that
@@ -27,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu import pairs
 from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
@@ -34,22 +31,16 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
   along_columns,
-  dot,
   dot_parts,
-  indices,
   launch,
   load,
   new,
   parts,
   split,
-  stacked,
   store_parts,
-  tile,
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
-
-_SQUARE = (CHUNK, CHUNK)
 
 
 def packed(
@@ -87,7 +78,7 @@ def packed(
   return state_scan.scan(factors, pool, chunks, config, "kimi_delta_scan")
 
 
-IMPLEMENTATION = implementation(packed, value_bytes=4, operands=5, widest=128)
+IMPLEMENTATION = implementation(packed, value_bytes=4, operands=5)
 
 
 class _Operands(NamedTuple):
@@ -101,7 +92,7 @@ class _Operands(NamedTuple):
     v: [n c hv v]
     beta: Zero at padding. [n hv c]
     steps: Log decays in two parts, one below the other. [n hv 2*c k]
-    channels: The same, transposed. [n hv 2*k c]
+    channels: The same, transposed. [n hv 2 k c]
   """
 
   lengths: Any
@@ -115,36 +106,24 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`: operands, then what products are made of.
+  """Shared memory of `_prepare`.
 
   Attributes:
-    q: [c k]
-    k: Zero at padding, once all are loaded. [c k]
-    keys: [k c]
-    steps: Log decays in two parts. [2*c k]
-    channels: The same, transposed. [2*k c]
+    block: Operands of some channels, and what products are made of.
     beta: Strengths, to lie along rows. [c]
     beta_again: The same, to lie along columns. [c]
     decay: exp(A_c). [k]
-    left: Scaled rows of Q or K in two parts. [2 c k]
-    right: Scaled columns of K^T in two parts. [2 k c]
-    lower: Matrices of zeros and ones; then L in two parts. [2 c c]
     arrived: Barrier of all loads but values.
+    again: Barrier of a second load of K and its log decays.
     loading: Barrier of values.
   """
 
-  q: Ref
-  k: Ref
-  keys: Ref
-  steps: Ref
-  channels: Ref
+  block: pairs.Block
   beta: Ref
   beta_again: Ref
   decay: Ref
-  left: Ref
-  right: Ref
-  lower: Ref
   arrived: Ref
+  again: Ref
   loading: Ref
 
 
@@ -165,7 +144,7 @@ def _log_decays(
   both = [x.astype(jnp.bfloat16) for x in (high, log_decay - high)]
   return {
     "steps": jnp.concatenate(both, axis=2),
-    "channels": jnp.concatenate([x.swapaxes(2, 3) for x in both], axis=2),
+    "channels": jnp.stack([x.swapaxes(2, 3) for x in both], axis=2),
   }
 
 
@@ -178,7 +157,6 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
   """
   n, _, heads, value_width = of.v.shape
   width = of.q.shape[3]
-
   results = [
     new(n, 2 * CHUNK, heads, width),
     new(n, heads, 2 * width, CHUNK),
@@ -189,18 +167,12 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
   ]
   gate = vector(CHUNK)
   buffers = _Buffers(
-    q=tile(CHUNK, width),
-    k=tile(CHUNK, width),
-    keys=tile(width, CHUNK),
-    steps=tile(2 * CHUNK, width),
-    channels=tile(2 * width, CHUNK),
+    block=pairs.block(width),
     beta=gate,
     beta_again=gate,
     decay=vector(width),
-    left=tile(2, CHUNK, width),
-    right=tile(2, width, CHUNK),
-    lower=tile(2, CHUNK, CHUNK),
     arrived=plgpu.Barrier(num_arrivals=7),
+    again=plgpu.Barrier(num_arrivals=2),
     loading=plgpu.Barrier(),
   )
   *made, decay = launch(
@@ -225,168 +197,131 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
     results: Likewise: Q, K, P, X_v, X_k and decays.
     buffers: In shared memory.
   """
-  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
-  length = of.lengths[chunk]
+  length = of.lengths[lax.axis_index("chunk")]
 
   @pl.when(length > 0)
   def _() -> None:
-    key_head = head // (of.v.shape[2] // of.k.shape[2])
-    copies = (
-      (of.q.at[chunk, :, key_head], buffers.q),
-      (of.k.at[chunk, :, key_head], buffers.k),
-      (of.keys.at[chunk, key_head], buffers.keys),
-      (of.steps.at[chunk, head], buffers.steps),
-      (of.channels.at[chunk, head], buffers.channels),
-      (of.beta.at[chunk, head], buffers.beta),
-      (of.beta.at[chunk, head], buffers.beta_again),
-    )
+    zeros = jnp.zeros((CHUNK, CHUNK), jnp.float32)
+    sums = zeros, zeros
+    for channels in buffers.block.cut(of.q.shape[3]):
+      _load(of, buffers, length, channels)
+      _scaled(results, buffers, length, channels)
+      sums = pairs.add(sums, buffers.block)
+    _chunk(of, results, buffers, length, sums)
+
+
+def _load(
+  of: _Operands,
+  buffers: _Buffers,
+  length: Array,
+  channels: Any,
+  again: bool = False,
+) -> None:
+  """Some channels to shared memory, in place of others.
+
+  Args:
+    of: As in `_prepare`.
+    buffers: As in `_prepare`.
+    length: Real tokens; K is selected to zero behind them.
+    channels: Which.
+    again: Loads no more than K and the log decays in `steps`.
+  """
+  chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
+  key_head = head // (of.v.shape[2] // of.k.shape[2])
+  block = buffers.block
+  copies = (
+    (of.k.at[chunk, :, key_head, channels], block.k),
+    (of.steps.at[chunk, head, :, channels], block.steps),
+    (of.q.at[chunk, :, key_head, channels], block.q),
+    (of.keys.at[chunk, key_head, channels], block.keys),
+    (of.channels.at[chunk, head, :, channels], block.channels),
+    (of.beta.at[chunk, head], buffers.beta),
+    (of.beta.at[chunk, head], buffers.beta_again),
+  )
+  plgpu.commit_smem()  # all have read what the copies overwrite
+  if again:
+    load(copies[:2], buffers.again)
+  else:
     load(copies, buffers.arrived)
-    pl.when(length < CHUNK)(lambda: algebra.clear_padding(buffers.k, length))
-    _scaled(results, buffers, length)
-    _chunk(of, results, buffers, length)
+  pl.when(length < CHUNK)(lambda: algebra.clear_padding(block.k, length))
 
 
-def _scaled(results: list[Ref], buffers: _Buffers, length: Array) -> None:
-  """Writes exp(A) Q, exp(A_c - A) K and exp(A_c).
+def _scaled(
+  results: list[Ref], buffers: _Buffers, length: Array, channels: Any
+) -> None:
+  """Writes exp(A) Q, exp(A_c - A) K and exp(A_c) of some channels.
 
   Args:
     results: As in `_prepare`.
     buffers: `lower` and `decay` are overwritten.
     length: Real tokens; Q is selected to zero behind them.
+    channels: Which.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   queries, keys, *_, decay = results
-  until, behind = _masks(buffers, 6)
-  q = buffers.q[...].astype(jnp.float32) * _until(buffers, until)
+  block, width = buffers.block, decay.shape[2]
+  until, behind = block.masks(6)
+  q = block.q[...].astype(jnp.float32) * block.until(until)
   row = lax.broadcasted_iota(jnp.int32, q.shape, 0)
   q = jnp.where(row < length, q, jnp.zeros_like(q))
   for part, value in enumerate(split(q, 2)):
-    queries[chunk, pl.ds(part * CHUNK, CHUNK), head] = value
-  for rows in _blocks(buffers):
-    scaled = buffers.keys[rows, :].astype(jnp.float32)
-    scaled = scaled * _behind(buffers, behind, rows)
-    rest = pl.ds(buffers.keys.shape[0] + rows.start, CHUNK)
-    for part, value in zip((rows, rest), split(scaled, 2), strict=True):
-      keys[chunk, head, part] = value
-    total = buffers.channels[rows, :].astype(jnp.float32)
-    total = total + buffers.channels[rest, :].astype(jnp.float32)
-    buffers.decay[rows] = jnp.exp(jnp.sum(total, axis=1))
+    queries[chunk, pl.ds(part * CHUNK, CHUNK), head, channels] = value
+  for rows in block.tiles:
+    start = channels.start + rows.start
+    for part, value in enumerate(split(block.keys_behind(behind, rows), 2)):
+      keys[chunk, head, pl.ds(part * width + start, CHUNK)] = value
+    total = block.channels[0, rows, :].astype(jnp.float32)
+    total = total + block.channels[1, rows, :].astype(jnp.float32)
+    buffers.decay[pl.ds(start, CHUNK)] = jnp.exp(jnp.sum(total, axis=1))
   plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(buffers.decay, decay.at[chunk, head])
+  target = decay.at[chunk, head, channels]
+  plgpu.copy_smem_to_gmem(buffers.decay.at[channels], target)
 
 
 def _chunk(
-  of: _Operands, results: list[Ref], buffers: _Buffers, length: Array
+  of: _Operands,
+  results: list[Ref],
+  buffers: _Buffers,
+  length: Array,
+  sums: tuple[Array, Array],
 ) -> None:
   """P and X, in the notation of the module.
 
   Args:
     of: As in `_prepare`.
     results: As in `_prepare`.
-    buffers: All that products are made of is overwritten.
+    buffers: With the last channels; all is overwritten.
     length: Real tokens.
+    sums: Of keys with keys, and of queries with keys.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   _, _, attention, values, corrections, _ = results
-  key_key, query_key = _pairs(buffers)
+  key_key, query_key = sums
   algebra.emit_scores(query_key, length, attention.at[chunk, head])
   lower = algebra.lower_of(key_key, buffers.beta, length)
   # What the pairs were made of is free: parts of the inverse go there.
+  block = buffers.block
   work = algebra.Work(
-    buffers.lower,
-    buffers.right.at[:, pl.ds(0, CHUNK), :],
-    buffers.left.at[:, :, pl.ds(0, CHUNK)],
+    block.lower,
+    block.right.at[:, pl.ds(0, CHUNK), :],
+    block.left.at[:, :, pl.ds(0, CHUNK)],
   )
   inverse = algebra.invert_unit_lower(lower, work)
   inverse = inverse * along_columns(buffers.beta_again[...], CHUNK)
   pair = of.v.at[chunk, :, head], values.at[chunk, :, head]
   algebra.solve_values(
-    inverse, pair, length, buffers.lower.at[0], buffers.loading, work
+    inverse, pair, length, block.lower.at[0], buffers.loading, work
   )
-  until, _ = _masks(buffers, 6)
-  scaled = buffers.k[...].astype(jnp.float32) * _until(buffers, until)
+  until, _ = block.masks(6)
   store_parts(work.inverse, inverse, 2)
-  store_parts(buffers.left, scaled, 2)
-  plgpu.commit_smem()
-  width = buffers.k.shape[1]
-  solved = dot_parts(parts(work.inverse), parts(buffers.left), width)
-  corrections[chunk, head] = solved.astype(jnp.bfloat16)
+  *earlier, last = block.cut(of.k.shape[3])
+  for channels in (last, *earlier):  # the last ones are still there
+    if channels is not last:
+      _load(of, buffers, length, channels, again=True)
+    scaled = block.k[...].astype(jnp.float32) * block.until(until)
+    store_parts(block.left, scaled, 2)
+    plgpu.commit_smem()
+    factors = parts(work.inverse), parts(block.left)
+    solved = dot_parts(*factors, scaled.shape[1])
+    corrections[chunk, head, :, channels] = solved.astype(jnp.bfloat16)
   plgpu.wait_smem_to_gmem(0)
-
-
-def _blocks(buffers: _Buffers) -> list[Any]:
-  """The channels, 64 at a time."""
-  width = buffers.keys.shape[0]
-  return [pl.ds(start, CHUNK) for start in range(0, width, CHUNK)]
-
-
-def _masks(buffers: _Buffers, size: Array | int) -> tuple[Ref, Ref]:
-  """Which tokens l count up to row i, and behind column j, in their blocks.
-
-  Args:
-    buffers: `lower` receives them.
-    size: Blocks have 2^size rows.
-  """
-  row, column = indices()
-  same = (row >> size) == (column >> size)
-  until = jnp.where(same & (column <= row), 1.0, 0.0)
-  behind = jnp.where(same & (row > column), 1.0, 0.0)
-  buffers.lower[0] = until.astype(jnp.bfloat16)
-  buffers.lower[1] = behind.astype(jnp.bfloat16)
-  plgpu.commit_smem()
-  return buffers.lower.at[0], buffers.lower.at[1]
-
-
-def _until(buffers: _Buffers, mask: Ref) -> Float32[Array, "c k"]:
-  """Exp of the sums of log decays up to each row."""
-  pairs = [(mask, part) for part in stacked(buffers.steps)]
-  return jnp.exp(dot(pairs, (CHUNK, buffers.q.shape[1])))
-
-
-def _behind(buffers: _Buffers, mask: Ref, rows: Any) -> Float32[Array, "r c"]:
-  """Exp of the sums of log decays behind each column, for some channels."""
-  second = pl.ds(buffers.keys.shape[0] + rows.start, CHUNK)
-  pairs = [(buffers.channels.at[part], mask) for part in (rows, second)]
-  return jnp.exp(dot(pairs, _SQUARE))
-
-
-def _pairs(
-  buffers: _Buffers,
-) -> tuple[Float32[Array, "c c"], Float32[Array, "c c"]]:
-  """sum_k X_ik K_jk exp(A_ik - A_jk), X = K for i > j and X = Q for i >= j.
-
-  Rows of padding hold anything; what is above the diagonal is zero.
-
-  Args:
-    buffers: `left`, `right` and `lower` are overwritten.
-  """
-  row, column = indices()
-
-  def level(size: Array, sums: tuple[Array, Array]) -> tuple[Array, ...]:
-    """Adds the pairs that blocks of 2^size rows part.
-
-    Args:
-      size: Logarithm of the rows of a block.
-      sums: Of keys with keys, and of queries with keys.
-    """
-    until, behind = _masks(buffers, size)
-    into = _until(buffers, until)
-    for rows in _blocks(buffers):
-      scaled = buffers.keys[rows, :].astype(jnp.float32)
-      scaled = scaled * _behind(buffers, behind, rows)
-      for part, value in enumerate(split(scaled, 2)):
-        buffers.right[part, rows, :] = value
-    parted = (row >> (size + 1)) == (column >> (size + 1))
-    parted &= (row >> size) > (column >> size)
-    added = []
-    for source, known in zip((buffers.k, buffers.q), sums, strict=True):
-      store_parts(buffers.left, source[...].astype(jnp.float32) * into, 2)
-      plgpu.commit_smem()
-      found = dot_parts(parts(buffers.left), parts(buffers.right), CHUNK)
-      added.append(known + jnp.where(parted, found, 0.0))
-    return tuple(added)
-
-  own = dot([(buffers.q, buffers.keys)], _SQUARE)
-  own = jnp.where(row == column, own, 0.0)
-  key_key, query_key = lax.fori_loop(0, 6, level, (jnp.zeros_like(own), own))
-  return key_key, query_key

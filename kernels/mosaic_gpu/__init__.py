@@ -3,6 +3,7 @@
 launch      one kernel: config, buffers in shared memory, products
 segments    which chunks one program scans, and how its loads run ahead
 chunk       decays, Gram matrices and the triangular solve of one chunk
+pairs       Gram matrices where decays are per channel
 heads       the preparations of operations on matrix states
 state       restore, scan and capture of matrix states: [k v] per head
 rows        the same for states of independent channels

@@ -7,17 +7,21 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  Gpu,
+  gpu_of,
+  refused_device,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
 
-SHARED_BYTES = 227 * 1024
-"""Shared memory that one program may take."""
+SHARED_BYTES = 223 * 1024
+"""Shared memory that the buffers of a program may take: 227 KiB, but for
+barriers and scratch of the compiler."""
 
-_SPARE_BYTES = 4096  # barriers and scratch of the compiler
 _WIDTHS = (64, 128, 256)
 
 
@@ -40,32 +44,43 @@ def shared_bytes(
   return stages * loads + own
 
 
-def sizes(width: int, value_bytes: int, operands: int) -> MosaicGpuConfig:
+def sizes(
+  gpu: Gpu,
+  width: int,
+  value_columns: int,
+  value_bytes: int,
+  operands: int,
+) -> MosaicGpuConfig:
   """Columns and stages for a head of `width` keys.
 
   Registers and shared memory bound the columns. A second stage, which hides
-  the loads of a chunk behind the one before, is worth more than wide programs:
-  narrow ones are more, and fill a device with the heads of one request. Heads
-  of 256 keys leave room for neither.
+  the loads of a chunk behind the one before, is worth more than wide programs.
+  Narrow ones are more: they fill a device with the heads of one request, and
+  where programs of 64 columns would leave multiprocessors idle, 32 are taken.
+  Heads of 256 keys leave room for neither; 16 columns are the fewest that
+  products take.
+
+  How many requests there are must not be asked: a packing would change bits.
 
   Args:
+    gpu: What the program is made for.
     width: Keys of a head.
+    value_columns: Of all heads.
     value_bytes: As in `shared_bytes`.
     operands: As in `shared_bytes`.
   """
-  for columns, stages in ((64, 2), (32, 2), (32, 1)):
+  ladder = [(64, 2), (32, 2), (32, 1), (16, 1)]
+  if value_columns < 64 * gpu.multiprocessors:
+    ladder = ladder[1:]
+  for columns, stages in ladder:
     taken = shared_bytes(width, columns, stages, value_bytes, operands)
-    if taken <= SHARED_BYTES - _SPARE_BYTES:
+    if taken <= SHARED_BYTES:
       break
   return MosaicGpuConfig(columns=columns, stages=stages)
 
 
 def implementation(
-  run: Callable[..., Any],
-  *,
-  value_bytes: int,
-  operands: int,
-  widest: int = 256,
+  run: Callable[..., Any], *, value_bytes: int, operands: int
 ) -> Implementation:
   """The implementation of an operation that ends in this scan.
 
@@ -73,8 +88,17 @@ def implementation(
     run: Preparation and scan.
     value_bytes: As in `shared_bytes`.
     operands: As in `shared_bytes`.
-    widest: Keys of a head at most, for the shared memory of the preparation.
   """
+
+  def too_large(width: int, config: MosaicGpuConfig) -> str | None:
+    columns, stages = config.columns, config.stages
+    taken = shared_bytes(width, columns, stages, value_bytes, operands)
+    if taken <= SHARED_BYTES:
+      return None
+    return (
+      f"takes {taken} bytes of shared memory at {width} keys with {columns} "
+      f"columns and {stages} stages, and there are {SHARED_BYTES}"
+    )
 
   def refusal(
     device: Device,
@@ -85,16 +109,19 @@ def implementation(
     *_: Any,
     **__: Any,
   ) -> str | None:
-    if q.shape[3] > widest:
-      return f"has no room in shared memory for more than {widest} keys a head"
-    return refused_device(device, config, products=True) or unfit(
-      q, k, v, config
+    return (
+      refused_device(device, config, products=True)
+      or unfit(q, k, v, config)
+      or too_large(q.shape[3], config)
     )
 
   def heuristic(
     device: Device, q: Array, k: Array, v: Array, *_: Any, **__: Any
   ) -> MosaicGpuConfig:
-    return sizes(q.shape[3], value_bytes, operands)
+    value_columns = v.shape[2] * v.shape[3]
+    return sizes(
+      gpu_of(device), q.shape[3], value_columns, value_bytes, operands
+    )
 
   return Implementation(MosaicGpuConfig, run, refusal, heuristic)
 

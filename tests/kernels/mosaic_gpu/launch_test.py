@@ -6,6 +6,7 @@ import pytest
 
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.mosaic_gpu import devices
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
   SHARED_BYTES,
   shared_bytes,
@@ -16,6 +17,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan
 from tests.kernels.devices import HOPPER, traced_for
+from tests.kernels.matrix_suite import operation_at
 from tests.kernels.mosaic_gpu.suite import interpreted
 from tests.kernels.packing import bits, poisoned_pool
 
@@ -63,9 +65,25 @@ def test_odd_chunks_do_what_the_packed_scan_does():
     assert not np.any(y[chunk, length:])
 
 
-@pytest.mark.parametrize("operands", [2, 3, 4])
+@pytest.mark.parametrize("operands", [2, 3, 4, 5])
 @pytest.mark.parametrize("width", [64, 128, 256])
-def test_sizes_fit_into_shared_memory(width, operands):
-  config = sizes(width, 4, operands)
+@pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
+def test_sizes_fit_into_shared_memory(gpu, width, operands):
+  config = sizes(gpu, width, 2**20, 4, operands)
   taken = shared_bytes(width, config.columns, config.stages, 4, operands)
   assert taken < SHARED_BYTES
+
+
+def test_few_heads_are_cut_into_more_programs():
+  for heads, columns in ((16, 32), (65, 32), (66, 64), (148, 64)):
+    config = sizes(devices.HOPPER, 128, heads * 128, 4, 3)
+    assert config.columns == columns
+  assert sizes(devices.BLACKWELL, 128, 73 * 128, 4, 3).columns == 32
+  assert sizes(devices.BLACKWELL, 128, 74 * 128, 4, 3).columns == 64
+
+
+def test_sizes_that_do_not_fit_are_refused():
+  operation = operation_at("gated_delta_rule", (1, 1, 256, 256), "bfloat16")
+  config = interpreted(MosaicGpuConfig(columns=128, stages=2))
+  with pytest.raises(ValueError, match="bytes of shared memory at 256 keys"):
+    operation.packed(*operation.empty_call(1, 1), implementation=config)

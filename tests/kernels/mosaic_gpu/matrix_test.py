@@ -22,8 +22,9 @@ def test_is_right_and_of_one_set_of_bits(name):
 
 
 @each_operation
-def test_is_picked_and_lowers(name):
-  operation = operation_at(name, (2, 4, 128, 128), "bfloat16")
+@pytest.mark.parametrize("width", [128, 256])
+def test_is_picked_and_lowers(width, name):
+  operation = operation_at(name, (2, 4, width, width), "bfloat16")
   call = operation.empty_call(4, 9)
   assert "mosaic_gpu" in lowered(operation.packed, *call, kind=HOPPER)
 
@@ -51,8 +52,15 @@ class Test128(MatrixSuite, MosaicGpuSuite):
 
 @pytest.mark.slow_kernels
 class Test256(MatrixSuite, MosaicGpuSuite):
-  # 256 keys of kimi_delta_attention do not fit into shared memory.
   names = ("gated_delta_rule", "linear_attention")
   sizes, dtype = (1, 1, 256, 256), "bfloat16"
   implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
+  cases = ("random-gates-gates", "correlated-mixed-gates")
+
+
+@pytest.mark.slow_kernels
+class Test256OfKimi(MatrixSuite, MosaicGpuSuite):
+  names = ("kimi_delta_attention",)
+  sizes, dtype = (1, 1, 256, 256), "bfloat16"
+  implementation = interpreted(MosaicGpuConfig(columns=16, stages=1))
   cases = ("random-gates-gates", "correlated-mixed-gates")
