@@ -93,7 +93,7 @@ def test_blackwell_gets_attention():
 @each_operation
 def test_products_of_warps_are_right_and_of_one_set_of_bits(name):
   operation = operation_at(name, (1, 1, 128, 64), "bfloat16")
-  config = MosaicGpuConfig(columns=32)
+  config = MosaicGpuConfig(columns=32, stages=1)
   check_short(operation, config, "correlated-mixed-gates", BLACKWELL)
 
 

@@ -46,7 +46,7 @@ class Test64(MatrixSuite, MosaicGpuSuite):
 @pytest.mark.slow_kernels
 class Test128(MatrixSuite, MosaicGpuSuite):
   sizes, dtype = (1, 2, 128, 128), "bfloat16"
-  implementation = interpreted(MosaicGpuConfig(columns=32))
+  implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
   cases = ("random-gates-gates", "repeated-0.0-gates", "correlated-mixed-gates")
 
 
