@@ -74,12 +74,11 @@ def test_sizes_fit_into_shared_memory(gpu, width, operands):
   assert taken < SHARED_BYTES
 
 
-def test_few_heads_are_cut_into_more_programs():
-  for heads, columns in ((16, 32), (65, 32), (66, 64), (148, 64)):
-    config = sizes(devices.HOPPER, 128, heads * 128, 4, 3)
-    assert config.columns == columns
-  assert sizes(devices.BLACKWELL, 128, 73 * 128, 4, 3).columns == 32
-  assert sizes(devices.BLACKWELL, 128, 74 * 128, 4, 3).columns == 64
+@pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
+def test_few_heads_are_cut_into_more_programs(gpu):
+  enough = 64 * gpu.multiprocessors
+  assert sizes(gpu, 64, enough - 64, 4, 3) == MosaicGpuConfig(columns=32)
+  assert sizes(gpu, 64, enough, 4, 3) == MosaicGpuConfig(columns=64)
 
 
 def test_sizes_that_do_not_fit_are_refused():

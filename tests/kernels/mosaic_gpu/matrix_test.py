@@ -45,9 +45,17 @@ class Test64(MatrixSuite, MosaicGpuSuite):
 
 @pytest.mark.slow_kernels
 class Test128(MatrixSuite, MosaicGpuSuite):
+  names = ("gated_delta_rule", "linear_attention")
   sizes, dtype = (1, 2, 128, 128), "bfloat16"
-  implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
+  implementation = interpreted(MosaicGpuConfig(columns=32))
   cases = ("random-gates-gates", "repeated-0.0-gates", "correlated-mixed-gates")
+
+
+@pytest.mark.slow_kernels
+class Test128OfKimi(Test128):
+  # With more operands than the others have it has room for one stage.
+  names = ("kimi_delta_attention",)
+  implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
 
 
 @pytest.mark.slow_kernels
@@ -59,8 +67,6 @@ class Test256(MatrixSuite, MosaicGpuSuite):
 
 
 @pytest.mark.slow_kernels
-class Test256OfKimi(MatrixSuite, MosaicGpuSuite):
+class Test256OfKimi(Test256):
   names = ("kimi_delta_attention",)
-  sizes, dtype = (1, 1, 256, 256), "bfloat16"
   implementation = interpreted(MosaicGpuConfig(columns=16, stages=1))
-  cases = ("random-gates-gates", "correlated-mixed-gates")
