@@ -7,8 +7,8 @@ both sides run. Needs the extra `parity`.
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
+import torch  # pyright: ignore[reportMissingImports]
+import transformers  # pyright: ignore[reportMissingImports]
 
 LAYER_GROUP = {
   "vocab_size": 512,

@@ -201,11 +201,12 @@ def _dot_by_warps(
   That is why it goes by blocks of the axis that is summed over. The result lies
   in registers as that of a warpgroup's product does.
   """
+  instructions: Any = plgpu  # JAX 0.10 has no mma, and is refused before
   total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
   for left, right in pairs:
     for start in range(0, left.shape[1], CHUNK):
       inner = pl.ds(start, CHUNK)
-      total = plgpu.mma(total, left[:, inner], right[inner, :])
+      total = instructions.mma(total, left[:, inner], right[inner, :])
   return total
 
 
