@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
+from sparse_prefix_jax.kernels.in_place import make_pools
 from sparse_prefix_jax.layers import (
   GatedAttention,
   GatedDeltaNet,
@@ -124,17 +125,21 @@ class HybridDecoder(nnx.Module):
       self.unembedding = nnx.Param(normal(rngs.params(), shape, dtype))
 
   def init_pools(self, *, slots: int, pages: int) -> Pools:
-    """Pools of zeros, one entry per layer.
+    """Pools of zeros, one entry per layer; on a TPU in its kernels' order.
 
     Args:
       slots: State checkpoints; one number names a slot in every layer.
       pages: Pages of keys and values, likewise.
     """
     chunk = self.config.chunk
-    return tuple(
-      layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
-      for layer in self.layers
-    )
+
+    def zeros() -> Pools:
+      return tuple(
+        layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
+        for layer in self.layers
+      )
+
+    return make_pools(zeros, beside=self.embedding.get_value())
 
   def __call__(
     self,
