@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks import command_line, record
 from benchmarks.aot_programs import PROGRAMS, Program, Shape
-from sparse_prefix_jax.kernels.in_place import PoolProgram, kernel_format
+from sparse_prefix_jax.models.in_place import PoolProgram, kernel_format
 
 _PLATFORMS = flags.DEFINE_list("platforms", ["tpu"], "Modules aot_*.py.")
 _TARGETS = flags.DEFINE_list("targets", [], "Only these; all if empty.")

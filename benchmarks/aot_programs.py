@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -15,11 +15,11 @@ from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
-from sparse_prefix_jax.kernels.in_place import PoolProgram
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
 from sparse_prefix_jax.models import step
+from sparse_prefix_jax.models.in_place import PoolProgram
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
@@ -189,35 +189,45 @@ def _model(
   return Program(run, leaves, pools, compiled=program, pool_bytes=2**31)
 
 
-def _int32(*shape: int) -> Shape:
-  return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-
 def _prefill(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
-  table = _int32(_CHUNKS, model.config.max_length // _TOKENS)
-  return model, pools, step.Group(_int32(_CHUNKS, _TOKENS), _chunks(), table)
+  def group() -> step.Group:
+    chunks, table = Chunks(*_int32(5, _CHUNKS)), _table(model, _CHUNKS)
+    return step.Group(_int32(_CHUNKS, _TOKENS), chunks, table)
+
+  return model, pools, jax.eval_shape(group)
 
 
 def _decode(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
   b = model.config.decode_rows
-  active = jax.ShapeDtypeStruct((b,), jnp.bool_)
-  rows = Rows(*[_int32(b)] * 3, active)
-  table = _int32(b, model.config.max_length // _TOKENS)
-  return model, pools, step.Step(_int32(b), rows, table)
+
+  def one() -> step.Step:
+    rows = Rows(*_int32(3, b), active=jnp.zeros(b, jnp.bool_))
+    return step.Step(_int32(b), rows, _table(model, b))
+
+  return model, pools, jax.eval_shape(one)
 
 
 def _fork(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
   del model  # nothing is computed
-  return pools, (_int32(2), _int32(2)), (_int32(), _int32())
+  slots, page = jax.eval_shape(lambda: (_int32(2), _int32()))
+  return pools, (slots, slots), (page, page)
 
 
-_MODEL = {
+def _int32(*shape: int) -> jax.Array:
+  return jnp.zeros(shape, jnp.int32)
+
+
+def _table(model: step.FrozenModel, rows: int) -> jax.Array:
+  return _int32(rows, model.config.max_length // _TOKENS)
+
+
+_MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
   "model_prefill": (step.prefill_group, _prefill),
   "model_decode": (step.decode_step, _decode),
   "model_fork": (copy_sequence, _fork),
 }
 
-PROGRAMS: dict[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
+PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "gated_delta_rule": (_delta, (64, 128, 256)),
   "linear_attention": (_linear, (64, 128, 256)),
   "kimi_delta_attention": (_kimi, (64, 128, 256)),

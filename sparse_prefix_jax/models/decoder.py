@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.kernels.in_place import make_pools
 from sparse_prefix_jax.layers import (
   GatedAttention,
   GatedDeltaNet,
@@ -21,6 +20,7 @@ from sparse_prefix_jax.layers import (
 )
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.models.config import ATTENTION, ModelConfig
+from sparse_prefix_jax.models.in_place import make_pools
 
 Pools: TypeAlias = tuple[StatePools | PagePools, ...]
 """One entry per layer: slots of a recurrent layer, or pages of attention."""

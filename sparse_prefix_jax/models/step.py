@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.kernels.in_place import PoolProgram
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.models.in_place import PoolProgram
 
 
 @functools.partial(

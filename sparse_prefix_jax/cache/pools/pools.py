@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Int32
 
-from sparse_prefix_jax.kernels.in_place import PoolProgram
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import Pools, map_pools
+from sparse_prefix_jax.models.in_place import PoolProgram
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 

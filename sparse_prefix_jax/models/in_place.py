@@ -2,11 +2,11 @@
 
 A kernel for TPU takes a pool in the order of its axes. XLA, which wastes no
 memory, keeps rows that do not fill the lanes of a register (heads of 64) in
-another order, and would copy the whole pool before and after each kernel; so do
-its own scatters and loops. So on a TPU such pools are made in the kernel's order
-(`make_pools`), and every program that takes pools gives them back as they came
-(`PoolProgram`): a result is in XLA's order unless `jax.jit` is told otherwise.
-Other devices have one order, and nothing is asked of them.
+another order, and copies the whole pool before and after each kernel, scatter
+and loop. So on a TPU such pools are made in the kernels' order (`make_pools`),
+and every program that takes pools gives them back as they came (`PoolProgram`):
+a result is in XLA's order unless `jax.jit` is told otherwise. Other devices
+have one order, and nothing is asked of them.
 """
 
 import functools
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.experimental.layout import Format, Layout
 
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
@@ -42,7 +43,7 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
     beside: An array that is where the pools shall be, such as a weight. While
       it is traced, `make` is called and no more.
   """
-  if isinstance(beside, jax.core.Tracer) or not _on_one_tpu(beside):
+  if isinstance(beside, Tracer) or not _on_one_tpu(beside):
     return make()
 
   def chosen(x: jax.ShapeDtypeStruct) -> Format | jax.sharding.Sharding:
@@ -53,7 +54,7 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
 
 
 def _on_one_tpu(x: Any) -> bool:
-  """Whether x is an array on a TPU; kernels are not partitioned over several."""
+  """Whether x is an array on a TPU: no kernel is partitioned over several."""
   if not isinstance(x, jax.Array):
     return False
   devices = list(x.sharding.device_set)
@@ -126,7 +127,7 @@ class PoolProgram:
 
 def _given_format(x: Any) -> Format | None:
   """The format that an array is bound to, or a shape names."""
-  if isinstance(x, jax.core.Tracer):
+  if isinstance(x, Tracer):
     return None
   if isinstance(x, jax.Array) and not x.committed:
     return None

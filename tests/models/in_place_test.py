@@ -8,8 +8,8 @@ from jax.experimental.layout import Format, Layout
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.contract.bits import poison
-from sparse_prefix_jax.kernels import in_place
 from sparse_prefix_jax.kernels.mosaic_tpu import fit
+from sparse_prefix_jax.models import in_place
 from tests.models_for_tests import last_placement, small_model
 
 TURNED = (0, 1, 3, 2)
@@ -86,6 +86,7 @@ def test_the_order_is_part_of_the_program():
   lowered = program.lower(shape, np.int32(0))
   assert lowered.as_text().count('mhlo.layout_mode = "{2,3,1,0}"') == 2
   memory = lowered.compile().memory_analysis()
+  assert memory is not None
   assert memory.alias_size_in_bytes == 512 * 8 * 64 * 64 * 4
 
 
