@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from benchmarks import command_line, record
 from benchmarks.aot_programs import PROGRAMS, Program, Shape
+from sparse_prefix_jax.models.in_place import PoolProgram, kernel_format
 
 _PLATFORMS = flags.DEFINE_list("platforms", ["tpu"], "Modules aot_*.py.")
 _TARGETS = flags.DEFINE_list("targets", [], "Only these; all if empty.")
@@ -38,7 +38,6 @@ _OPERATIONS = flags.DEFINE_list("operations", [], "Only these; all if empty.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 _AUTO = jax.sharding.AxisType.Auto
-_POOL_BYTES = 2**28  # no fast memory holds a copy of it unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _known(flag: Any, names: Collection[str]) -> None:
 
 
 def _compiled(case: Case, program: Program, slots: int) -> Any:
-  """The executable, for pools of that many slots, laid out row by row."""
+  """The executable, for pools of that many slots, as the library makes them."""
   platform = _platform(case.platform)
   mesh = Mesh(
     np.array([platform.device(case.target)]), ("x",), axis_types=(_AUTO,)
@@ -107,29 +106,30 @@ def _compiled(case: Case, program: Program, slots: int) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
   def pool(x: Shape) -> Shape:
-    # By default rows that do not fill the lanes of a TPU are laid out in
-    # another order, in which no kernel can read them.
-    if case.platform != "tpu" or x.shape[-1] != 64:
+    if case.platform != "tpu":
       return placed(x)
-    rows = Format(Layout(tuple(range(x.ndim))), whole)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows)
+    chosen = kernel_format(x.shape, x.dtype, whole) or whole
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chosen)
 
   pools = jax.tree.map(pool, program.pools(slots))
   run = functools.partial(program.run, implementation=platform.IMPLEMENTATION)
-  jitted = jax.jit(
-    run,
-    donate_argnums=1,
-    out_shardings=(None, jax.tree.map(lambda x: x.format, pools)),
+  compiled, arguments = program.compiled, (program.inputs, pools)
+  if compiled is None:
+    compiled = PoolProgram(run, results=lambda pools: (None, pools))
+  else:
+    arguments = run(*arguments)
+  arguments = jax.tree.map(
+    lambda x: placed(x) if x.sharding is None else x, arguments
   )
   with jax.set_mesh(mesh):
-    traced = jitted.trace(jax.tree.map(placed, program.inputs), pools)
+    traced = compiled.trace(*arguments)
     return traced.lower(lowering_platforms=(case.platform,)).compile()
 
 
 def measure(case: Case) -> dict[str, Any]:
   """Compiles one case twice and says what its memory is."""
   program = PROGRAMS[case.operation][0](case.width, jnp.dtype(case.dtype))
-  slots = _POOL_BYTES // _bytes(program.pools(1))
+  slots = program.pool_bytes // _bytes(program.pools(1))
   start = time.perf_counter()
   memory = _compiled(case, program, slots).memory_analysis()
   seconds = time.perf_counter() - start

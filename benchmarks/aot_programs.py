@@ -1,8 +1,8 @@
-"""The programs of `benchmarks.aot`: every operation, and a model's prefill."""
+"""The programs of `benchmarks.aot`: every operation, and those of a model."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
+from sparse_prefix_jax.cache.pools import copy_sequence
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
-from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
 from sparse_prefix_jax.models import step
+from sparse_prefix_jax.models.in_place import PoolProgram
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
@@ -33,11 +35,16 @@ class Program:
     run: The operation.
     inputs: Tree of shapes of what it reads.
     pools: Number of slots -> tree of shapes of the pools.
+    compiled: One of the library's own programs, whose arguments `run` gives;
+      None compiles `run` itself.
+    pool_bytes: Of all pools: so many that no fast memory hides a copy of one.
   """
 
   run: Callable[..., Any]
   inputs: Any
   pools: Callable[[int], Any]
+  compiled: PoolProgram | None = None
+  pool_bytes: int = 2**28
 
 
 def _pools(*slot: int, dtype: Any, count: int = 1) -> Callable[[int], Any]:
@@ -136,8 +143,21 @@ def _attention(width: int, dtype: Any) -> Program:
   return Program(run, (q, k, k, _chunks(), table), pools)
 
 
-def _model_step(width: int, dtype: Any) -> Program:
-  """Prefill of a model of three Gated DeltaNet layers and one of attention."""
+def _model(
+  width: int,
+  dtype: Any,
+  *,
+  program: PoolProgram,
+  arguments: Callable[..., tuple[Any, ...]],
+) -> Program:
+  """A program of a model of three Gated DeltaNet layers and one of attention.
+
+  Args:
+    width: Of its heads.
+    dtype: Of its weights.
+    program: Compiled as it is, with the pools that the library would make.
+    arguments: `(model, pools)` -> those of the program.
+  """
   config = ModelConfig(
     vocab_size=1024,
     width=512,
@@ -158,27 +178,56 @@ def _model_step(width: int, dtype: Any) -> Program:
   def model() -> HybridDecoder:
     return HybridDecoder(config, rngs=nnx.Rngs(0))
 
-  def run(inputs: Any, pools: Any, implementation: str) -> Any:
-    leaves, group = inputs
+  def run(leaves: Any, pools: Any, implementation: str) -> tuple[Any, ...]:
     chosen = dataclasses.replace(config, implementation=implementation)
-    frozen = step.FrozenModel(leaves, chosen)
-    return step.prefill_group(frozen, pools, group)
+    return arguments(step.FrozenModel(leaves, chosen), pools)
 
   def pools(slots: int) -> Any:
     return jax.eval_shape(lambda: model().init_pools(slots=slots, pages=slots))
 
   leaves = jax.eval_shape(lambda: step.freeze(model()).leaves)
+  return Program(run, leaves, pools, compiled=program, pool_bytes=2**31)
 
+
+def _prefill(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
   def group() -> step.Group:
-    zeros = functools.partial(jnp.zeros, dtype=jnp.int32)
-    chunks = Chunks(*zeros((5, _CHUNKS)))
-    table = zeros((_CHUNKS, config.max_length // _TOKENS))
-    return step.Group(zeros((_CHUNKS, _TOKENS)), chunks, table)
+    chunks, table = Chunks(*_int32(5, _CHUNKS)), _table(model, _CHUNKS)
+    return step.Group(_int32(_CHUNKS, _TOKENS), chunks, table)
 
-  return Program(run, (leaves, jax.eval_shape(group)), pools)
+  return model, pools, jax.eval_shape(group)
 
 
-PROGRAMS: dict[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
+def _decode(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
+  b = model.config.decode_rows
+
+  def one() -> step.Step:
+    rows = Rows(*_int32(3, b), active=jnp.zeros(b, jnp.bool_))
+    return step.Step(_int32(b), rows, _table(model, b))
+
+  return model, pools, jax.eval_shape(one)
+
+
+def _fork(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
+  del model  # nothing is computed
+  slots, page = jax.eval_shape(lambda: (_int32(2), _int32()))
+  return pools, (slots, slots), (page, page)
+
+
+def _int32(*shape: int) -> jax.Array:
+  return jnp.zeros(shape, jnp.int32)
+
+
+def _table(model: step.FrozenModel, rows: int) -> jax.Array:
+  return _int32(rows, model.config.max_length // _TOKENS)
+
+
+_MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
+  "model_prefill": (step.prefill_group, _prefill),
+  "model_decode": (step.decode_step, _decode),
+  "model_fork": (copy_sequence, _fork),
+}
+
+PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "gated_delta_rule": (_delta, (64, 128, 256)),
   "linear_attention": (_linear, (64, 128, 256)),
   "kimi_delta_attention": (_kimi, (64, 128, 256)),
@@ -186,6 +235,8 @@ PROGRAMS: dict[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "diagonal_scan": (_scan, (0,)),
   "selective_scan": (functools.partial(_scan, selective=True), (0,)),
   "lattice_attention": (_attention, (64, 128, 256)),
-  "model_step": (_model_step, (128,)),
+} | {
+  name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
+  for name, (x, arguments) in _MODEL.items()
 }
 """How the program of each operation is made, and at which widths."""

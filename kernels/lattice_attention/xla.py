@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
+from sparse_prefix_jax.kernels.implementations import current_device
 
 
 class _Softmax(NamedTuple):
@@ -106,8 +107,10 @@ def attend_rows(
   page = page_table[jnp.arange(q.shape[0]), position // size]
   page = jnp.where(active, page, key_pages.shape[0])
   offset = position % size
-  key_pages = _write(key_pages, (page, offset), k)
-  value_pages = _write(value_pages, (page, offset), v)
+  alone = heads == 1 and current_device().platform == "tpu"
+  write = _write_one_by_one if alone else _write
+  key_pages = write(key_pages, (page, offset), k)
+  value_pages = write(value_pages, (page, offset), v)
   # A product of one row has bits of its own: a single query is doubled.
   copies = 2 if groups == 1 else 1
 
@@ -234,3 +237,25 @@ def _write(
 ) -> Float[Array, "p c hkv k"]:
   """Writes at `index`; an index past the end is dropped."""
   return pool.at[index].set(value.astype(pool.dtype), mode="drop")
+
+
+def _write_one_by_one(
+  pool: Float[Array, "p c hkv k"],
+  index: tuple[Int32[Array, "b"], Int32[Array, "b"]],
+  value: Float[Array, "b hkv k"],
+) -> Float[Array, "p c hkv k"]:
+  """`_write` of b tokens, in the order in which the pool lies in memory.
+
+  For a TPU and one key head: XLA's scatter there drops the axis of heads, takes
+  another order for what is left, and copies the pool to it and back.
+  """
+  page, offset = index
+  pool, value = pool.swapaxes(1, 2), value.astype(pool.dtype)
+
+  def put(i: Array, pool: Array) -> Array:
+    start = page[i], 0, offset[i], 0
+    held = lax.dynamic_slice(pool, start, (1, pool.shape[1], 1, pool.shape[3]))
+    new = jnp.where(page[i] < pool.shape[0], value[i][None, :, None], held)
+    return lax.dynamic_update_slice(pool, new, start)
+
+  return lax.fori_loop(0, page.shape[0], put, pool).swapaxes(1, 2)

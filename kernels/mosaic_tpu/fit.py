@@ -79,6 +79,21 @@ def rows_lie_together(rows: int, dtype: Any) -> bool:
   return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)
 
 
+def order_of_pool(shape: tuple[int, ...], dtype: Any) -> tuple[int, ...] | None:
+  """The order of axes in memory, slowest first, in which a kernel takes a pool.
+
+  Only where it has to be asked for: None where XLA takes the same one unasked,
+  or where no kernel reads the pool itself.
+
+  Args:
+    shape: Of the pool: states [s hv k v], pages [p c hkv k], or others.
+    dtype: Of the pool.
+  """
+  if len(shape) != 4 or shape[-1] % LANES != LANES // 2:
+    return None
+  return (0, 1, 2, 3) if rows_lie_together(shape[2], dtype) else (0, 2, 1, 3)
+
+
 def refusal_of_heads(
   config: Config,
   q: Array,

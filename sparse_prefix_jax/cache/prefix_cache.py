@@ -33,7 +33,8 @@ class PrefixCache:
 
   A host object that owns device arrays. `prefill` and `decode` work on it; what
   is held (stored entries and running sequences together) never exceeds
-  `capacity`, and so does the device memory of its pools.
+  `capacity`, and so does the device memory of its pools; except on a TPU, where
+  heads of 64 are padded and take twice as much.
 
   Attributes:
     model: The model whose states it keeps.

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.decoder import Pools, map_pools
+from sparse_prefix_jax.models.in_place import PoolProgram
 
 
 class ContractError(RuntimeError):
@@ -55,7 +55,7 @@ def _fill(
   return map_pools(pools, fill(slots), fill(pages))
 
 
-_fill_jit = jax.jit(_fill, donate_argnames=("pools",))
+_fill_program = PoolProgram(_fill)
 
 
 def poison(cache: PrefixCache) -> None:
@@ -68,4 +68,4 @@ def poison(cache: PrefixCache) -> None:
   pages = np.full(budget.pages or 0, budget.pages, np.int32)
   slots[: len(unheld.slots)] = unheld.slots
   pages[: len(unheld.pages)] = unheld.pages
-  cache.pools = _fill_jit(cache.pools, slots, pages)
+  cache.pools = _fill_program(cache.pools, slots, pages)

@@ -12,6 +12,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.models.in_place import PoolProgram
 
 
 @functools.partial(
@@ -101,9 +102,13 @@ def _head(model: FrozenModel, hidden: at.Hidden) -> at.Logits:
   return model.thaw().head(hidden)
 
 
-prefill_group = jax.jit(_prefill_group, donate_argnames=("pools",))
+def _with_pools(pools: Any) -> tuple[None, Any]:
+  return None, pools
+
+
+prefill_group = PoolProgram(_prefill_group, _with_pools)
 """k packed chunks; pools are donated. One compilation per rung."""
-decode_step = jax.jit(_decode_step, donate_argnames=("pools",))
+decode_step = PoolProgram(_decode_step, _with_pools)
 """One token of `decode_rows` sequences; pools are donated."""
 gather_rows = jax.jit(_gather_rows)
 """The rows of a group that the head is asked for."""

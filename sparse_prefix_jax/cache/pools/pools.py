@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import Pools, map_pools
+from sparse_prefix_jax.models.in_place import PoolProgram
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 
@@ -47,5 +47,5 @@ def _copy_sequence(
   return map_pools(pools, copy(*slots), copy(*page))
 
 
-copy_sequence = jax.jit(_copy_sequence, donate_argnames=("pools",))
+copy_sequence = PoolProgram(_copy_sequence)
 """Copies slots (from, to) and one page (from, to), bit by bit; for a fork."""

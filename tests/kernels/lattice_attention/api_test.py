@@ -12,6 +12,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention,
   lattice_attention_core,
   lattice_attention_step,
+  xla,
 )
 from tests.kernels import reference
 from tests.kernels.attention_suite import (
@@ -91,6 +92,18 @@ def test_steps_equal_softmax_attention(sizes):
     page, offset = pages[row][-1], (lengths[row] - 1) % C
     assert bits(keys[page, offset]) == bits(arrays[1][-1])
     assert bits(values[page, offset]) == bits(arrays[2][-1])
+
+
+def test_one_by_one_tokens_are_written_as_at_once():
+  """How a step for a TPU writes a single key head; here, beside the other."""
+  rng = np.random.default_rng(3)
+  pool = jnp.array(rng.normal(size=(5, C, 1, WIDTH)), jnp.float32)
+  value = jnp.array(rng.normal(size=(4, 1, WIDTH)), jnp.float32)
+  # Two rows are inactive: their page is past the end, and nothing is written.
+  index = jnp.array([4, 5, 0, 5]), jnp.array([3, 0, C - 1, 2])
+  one_by_one = jax.jit(xla._write_one_by_one)(pool, index, value)
+  assert bits(one_by_one) == bits(xla._write(pool, index, value))
+  assert bits(one_by_one) != bits(pool)
 
 
 def test_a_step_has_the_same_bits_in_any_row_and_writes_only_if_active():
