@@ -10,57 +10,30 @@ captured is data: one program captures any subset.)
 """
 
 import dataclasses
-import functools
-import importlib
-import json
 import math
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from benchmarks import command_line, record
-from benchmarks.aot_programs import PROGRAMS, Program, Shape
-from sparse_prefix_jax.models.in_place import PoolProgram, kernel_format
+from benchmarks.aot_compile import (
+  Case,
+  check_known,
+  compiled,
+  in_a_process,
+  platform_of,
+  program_of,
+)
+from benchmarks.aot_programs import PROGRAMS
 
 _PLATFORMS = flags.DEFINE_list("platforms", ["tpu"], "Modules aot_*.py.")
 _TARGETS = flags.DEFINE_list("targets", [], "Only these; all if empty.")
 _OPERATIONS = flags.DEFINE_list("operations", [], "Only these; all if empty.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
-
-_AUTO = jax.sharding.AxisType.Auto
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One program.
-
-  Attributes:
-    platform: Module aot_{platform}.py.
-    target: One of its devices.
-    operation: A key of `PROGRAMS`.
-    width: Of a head; 0 where there are only channels.
-    dtype: Of the inputs.
-  """
-
-  platform: str
-  target: str
-  operation: str
-  width: int
-  dtype: str
-
-
-def _platform(name: str) -> Any:
-  return importlib.import_module(f"benchmarks.aot_{name}")
 
 
 def _cases() -> Iterator[Case]:
@@ -69,12 +42,12 @@ def _cases() -> Iterator[Case]:
   Raises:
     ValueError: A name that is not known.
   """
-  _known(_PLATFORMS, ("tpu", "cuda"))
-  _known(_OPERATIONS, PROGRAMS)
-  targets = [t for name in _PLATFORMS.value for t in _platform(name).TARGETS]
-  _known(_TARGETS, targets)
+  check_known(_PLATFORMS, ("tpu", "cuda"))
+  check_known(_OPERATIONS, PROGRAMS)
+  targets = [t for name in _PLATFORMS.value for t in platform_of(name).TARGETS]
+  check_known(_TARGETS, targets)
   for name in _PLATFORMS.value:
-    for target in _platform(name).TARGETS:
+    for target in platform_of(name).TARGETS:
       if not _TARGETS.value or target in _TARGETS.value:
         yield from _cases_of(name, target)
 
@@ -86,54 +59,15 @@ def _cases_of(platform: str, target: str) -> Iterator[Case]:
         yield Case(platform, target, operation, width, dtype)
 
 
-def _known(flag: Any, names: Collection[str]) -> None:
-  for name in flag.value:
-    if name not in names:
-      raise ValueError(
-        f"--{flag.name} has {name!r}; it knows {', '.join(names)}"
-      )
-
-
-def _compiled(case: Case, program: Program, slots: int) -> Any:
-  """The executable, for pools of that many slots, as the library makes them."""
-  platform = _platform(case.platform)
-  mesh = Mesh(
-    np.array([platform.device(case.target)]), ("x",), axis_types=(_AUTO,)
-  )
-  whole = NamedSharding(mesh, PartitionSpec())
-
-  def placed(x: Shape) -> Shape:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
-
-  def pool(x: Shape) -> Shape:
-    if case.platform != "tpu":
-      return placed(x)
-    chosen = kernel_format(x.shape, x.dtype, whole) or whole
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chosen)
-
-  pools = jax.tree.map(pool, program.pools(slots))
-  run = functools.partial(program.run, implementation=platform.IMPLEMENTATION)
-  compiled, arguments = program.compiled, (program.inputs, pools)
-  if compiled is None:
-    compiled = PoolProgram(run, results=lambda pools: (None, pools))
-  else:
-    arguments = run(*arguments)
-  arguments = jax.tree.map(
-    lambda x: placed(x) if x.sharding is None else x, arguments
-  )
-  with jax.set_mesh(mesh):
-    traced = compiled.trace(*arguments)
-    return traced.lower(lowering_platforms=(case.platform,)).compile()
-
-
-def measure(case: Case) -> dict[str, Any]:
-  """Compiles one case twice and says what its memory is."""
-  program = PROGRAMS[case.operation][0](case.width, jnp.dtype(case.dtype))
+def measure(**fields: Any) -> dict[str, Any]:
+  """Compiles one case, by its fields, twice, and says what its memory is."""
+  case = Case(**fields)
+  program = program_of(case)
   slots = program.pool_bytes // _bytes(program.pools(1))
   start = time.perf_counter()
-  memory = _compiled(case, program, slots).memory_analysis()
+  memory = compiled(case, slots).memory_analysis()
   seconds = time.perf_counter() - start
-  twice = _compiled(case, program, 2 * slots).memory_analysis()
+  twice = compiled(case, 2 * slots).memory_analysis()
   pool_bytes = _bytes(program.pools(slots))
   growth = twice.temp_size_in_bytes - memory.temp_size_in_bytes
   aliased = memory.alias_size_in_bytes >= pool_bytes
@@ -150,38 +84,6 @@ def measure(case: Case) -> dict[str, Any]:
 def _bytes(shapes: Any) -> int:
   leaves = jax.tree.leaves(shapes)
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-
-
-_ONE_CASE = "import sys; from benchmarks import aot; aot.report(sys.argv[1])"
-"""The program of a case's process."""
-
-
-def report(case: str) -> None:
-  """Prints `measure` of a case, both as JSON."""
-  print(json.dumps(measure(Case(**json.loads(case)))))
-
-
-def _in_a_process(case: Case) -> dict[str, Any]:
-  """`measure`, wherever that ends: an abort is a result too."""
-  text = json.dumps(dataclasses.asdict(case))
-  done = subprocess.run(
-    [sys.executable, "-c", _ONE_CASE, text],
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      **_platform(case.platform).ENVIRONMENT,
-    },
-    capture_output=True,
-    text=True,
-  )
-  if done.returncode == 0:
-    return json.loads(done.stdout.splitlines()[-1])
-  telling = ("Error", "does not fit")
-  lines = done.stderr.splitlines()
-  told = [line for line in lines if any(word in line for word in telling)]
-  why = told[-1] if told else f"exit code {done.returncode}"
-  refused = "does not fit" in why  # a kernel's word, not a compiler's
-  return {"in_place": False, "refused": refused, "error": why[:300]}
 
 
 def _row(case: Case, result: dict[str, Any]) -> str:
@@ -206,9 +108,11 @@ def main(argv: list[str]) -> None:
   print(" " * 44, " ".join(f"{x:>9}" for x in columns))
   results = []
   for case in tqdm(cases, unit="program"):
-    result = _in_a_process(case)
+    fields = dataclasses.asdict(case)
+    environment = platform_of(case.platform).ENVIRONMENT
+    result = in_a_process("benchmarks.aot", fields, environment)
     tqdm.write(_row(case, result))
-    results.append({**dataclasses.asdict(case), **result})
+    results.append({**fields, "in_place": False, **result})
   if _OUTPUT.value is not None:
     record.write_result(_OUTPUT.value, {"programs": results})
   good = sum(result["in_place"] for result in results)

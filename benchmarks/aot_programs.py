@@ -23,7 +23,10 @@ from sparse_prefix_jax.models.in_place import PoolProgram
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
-_CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
+GROUPS = 2
+"""Value heads of a key head."""
+
+_CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 4 * GROUPS
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
 
 
