@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
@@ -48,6 +49,9 @@ _MOST = flags.DEFINE_integer(
 )
 _TUNE = flags.DEFINE_bool("tune", False, "Try sizes, print the best.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+_APART = 2e-2
+"""Of the largest number: what bfloat16 products may differ by."""
 
 
 def cases() -> list[Case]:
@@ -88,34 +92,52 @@ def cases() -> list[Case]:
   return found
 
 
-def ours(call: Call, case: Case, choice: Any) -> Callable[[], None]:
-  """Our operation as a function that returns when its result is there."""
+def ours(call: Call, case: Case, choice: Any) -> Callable[[], Any]:
+  """Our operation as a function that returns its result when it is there."""
   run = jax.jit(
     functools.partial(call.run, implementation=choice), donate_argnums=1
   )
   chunks = case.chunks()
   held = {"pools": jax.tree.map(lambda x: x + 0, call.pools)}
 
-  def once() -> None:
+  def once() -> Any:
     out, held["pools"] = run(call.inputs, held["pools"], chunks)
-    jax.block_until_ready((out, held["pools"]))
+    return jax.block_until_ready((out, held["pools"]))
 
   return once
 
 
-def contenders(case: Case, call: Call) -> dict[str, Callable[[], None]]:
-  """Whoever can run a case on this machine, by name."""
-  found = {}
+def contenders(case: Case, call: Call) -> dict[str, Callable[[], Any]]:
+  """Whoever can run a case on this machine, by name.
+
+  Raises:
+    AssertionError: Two of them compute different things.
+  """
+  found, results = {}, {}
   for name in ("mosaic_gpu", "mosaic_tpu", "xla"):
     run = ours(call, case, name)
     try:
-      run()
+      results[name] = jax.tree.map(np.asarray, run())
     except implementations.DoesNotFit:  # not a contender
       continue
     found[name] = run
   if kernels_fla.unavailable(case) is None:
-    found["flash_linear_attention"] = kernels_fla.prepare(case, call)
+    run = kernels_fla.prepare(case, call)
+    results["flash_linear_attention"] = kernels_fla.as_ours(case, run())
+    found["flash_linear_attention"] = run
+  for name, result in results.items():
+    _agree(name, result, results["xla"])
   return found
+
+
+def _agree(name: str, result: Any, expected: Any) -> None:
+  """Whether a contender computes what XLA does, to the digits of bfloat16."""
+  pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+  for x, y in pairs:
+    x, y = (np.asarray(z, np.float32) for z in (x, y))
+    apart = np.max(np.abs(x - y)) / np.max(np.abs(y))
+    if not apart <= _APART:
+      raise AssertionError(f"{name} is {apart:.1e} from xla, above {_APART}")
 
 
 def take_turns(

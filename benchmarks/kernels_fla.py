@@ -28,49 +28,58 @@ def unavailable(case: Case) -> str | None:
   return None if torch.cuda.is_available() else "needs an NVIDIA GPU"
 
 
-def prepare(case: Case, call: Call) -> Callable[[], None]:
+def prepare(
+  case: Case, call: Call, device: str = "cuda"
+) -> Callable[[], tuple[Any, Any]]:
   """The same case as one function that returns when the GPU is done.
+
+  What is no work of a server is outside of it: inputs are copied and cut at the
+  captures beforehand.
 
   Args:
     case: What to run.
-    call: Our call of it; its inputs are copied once, outside of the timing.
+    call: Our call of it.
+    device: Of PyTorch.
+
+  Returns:
+    A function of outputs [b t hv v] and pool [s hv k v].
   """
   torch: Any = importlib.import_module("torch")
   fla: Any = importlib.import_module("fla.ops.gated_delta_rule")
-  rule = fla.chunk_gated_delta_rule
 
-  def on_gpu(x: Any, dtype: Any = None) -> Any:
-    wide = torch.from_numpy(np.array(x, np.float32))
-    return wide.to("cuda", dtype or getattr(torch, case.dtype))
+  def by_request(x: Any, dtype: Any) -> Any:
+    wide = torch.from_numpy(np.array(x, np.float32)).to(device, dtype)
+    return wide.reshape(case.requests, case.tokens, *x.shape[2:])
 
-  q, k, v, log_decay, beta = call.inputs
-  groups = v.shape[2] // k.shape[2]
-  q, k, v = (
-    on_gpu(x).reshape(case.requests, case.tokens, *x.shape[2:])
-    for x in (q, k, v)
-  )
-  q, k = (x.repeat_interleave(groups, dim=2) for x in (q, k))
-  g, b = (
-    on_gpu(x, torch.float32).reshape(case.requests, case.tokens, -1)
-    for x in (log_decay, beta)
-  )
-  pool = on_gpu(call.pools[0], torch.float32)
-  slots = torch.arange(case.requests, device="cuda") * (1 + case.captures)
-  bounds = np.concatenate([[0], (case.captured() + 1) * CHUNK, [case.tokens]])
+  low, high = getattr(torch, case.dtype), torch.float32
+  dtypes = low, low, low, high, high
+  inputs = [by_request(*x) for x in zip(call.inputs, dtypes, strict=True)]
+  pool = torch.from_numpy(np.array(call.pools[0], np.float32)).to(device)
+  first = torch.arange(case.requests, device=device) * (1 + case.captures)
+  ends = [*((case.captured() + 1) * CHUNK).tolist(), case.tokens]
+  parts = [
+    [x[:, start:stop].contiguous() for x in inputs]
+    for start, stop in itertools.pairwise([0, *ends])
+  ]
+  # Captures in their slots, and the last state in that of the first.
+  slots = [*(first + 1 + index for index in range(len(parts) - 1)), first]
 
-  def run() -> None:
-    state, outs = pool[slots], []
-    for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
-      part = slice(int(start), int(stop))
-      out, state = rule(
-        *(x[:, part] for x in (q, k, v, g, b)),
-        scale=1.0,
-        initial_state=state,
-        output_final_state=True,
+  def run() -> tuple[Any, Any]:
+    state, outs = pool[first], []
+    for part, slot in zip(parts, slots, strict=True):
+      out, state = fla.chunk_gated_delta_rule(
+        *part, scale=1.0, initial_state=state, output_final_state=True
       )
       outs.append(out)
-      last = stop == bounds[-1]
-      pool[slots if last else slots + 1 + index] = state
-    torch.cuda.synchronize()
+      pool[slot] = state
+    if device == "cuda":
+      torch.cuda.synchronize()
+    return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0], pool
 
   return run
+
+
+def as_ours(case: Case, result: tuple[Any, Any]) -> tuple[Any, Any]:
+  """Outputs [n c hv v] and pools of a run, as float32 of NumPy."""
+  out, pool = (x.float().cpu().numpy() for x in result)
+  return out.reshape(case.packed, CHUNK, *out.shape[2:]), (pool,)
