@@ -5,9 +5,14 @@ Of gated_delta_rule, kimi_delta_attention and linear_attention.
 
 import pytest
 
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 from tests.kernels.devices import TPUS
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
-from tests.kernels.mosaic_tpu.suite import MosaicTpuSuite, assert_lowers
+from tests.kernels.mosaic_tpu.suite import (
+  INTERPRET,
+  MosaicTpuSuite,
+  assert_lowers,
+)
 
 
 class FewCases(MatrixSuite, MosaicTpuSuite):
@@ -17,7 +22,9 @@ class FewCases(MatrixSuite, MosaicTpuSuite):
 
 
 class TestMosaicTpu(FewCases):
+  # Two key heads a step, of two value heads each.
   sizes = (2, 4, 64, 64)
+  implementation = Config(interpret=INTERPRET, block=2)
 
 
 @each_operation
