@@ -23,10 +23,7 @@ from sparse_prefix_jax.models.in_place import PoolProgram
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
-GROUPS = 2
-"""Value heads of a key head."""
-
-_CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 4 * GROUPS
+_CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
 
 
@@ -75,9 +72,17 @@ def _packed(operation: Callable[..., Any], *inputs: Shape) -> Program:
     out, pool = operation(*arrays, *pools, chunks, **options)
     return out, (pool,)
 
-  slot = _VALUE_HEADS, inputs[0].shape[3], inputs[2].shape[3]
+  slot = inputs[2].shape[2], inputs[0].shape[3], inputs[2].shape[3]
   pools = _pools(*slot, dtype=jnp.float32)
   return Program(run, (*inputs, _chunks()), pools)
+
+
+def _mamba_2(width: int, dtype: Any) -> Program:
+  """One key head for 48 value heads of 64, as Mamba-2 has them."""
+  lead = _CHUNKS, _TOKENS
+  key = jax.ShapeDtypeStruct((*lead, 1, width), dtype)
+  value = jax.ShapeDtypeStruct((*lead, 48, 64), dtype)
+  return _packed(linear_attention, key, key, value, _float32(*lead, 48))
 
 
 def _heads(width: int, dtype: Any) -> tuple[Shape, Shape, Shape]:
@@ -233,6 +238,7 @@ _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
 PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "gated_delta_rule": (_delta, (64, 128, 256)),
   "linear_attention": (_linear, (64, 128, 256)),
+  "mamba_2": (_mamba_2, (128,)),
   "kimi_delta_attention": (_kimi, (64, 128, 256)),
   "causal_conv1d": (_convolution, (0,)),
   "diagonal_scan": (_scan, (0,)),

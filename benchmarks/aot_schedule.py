@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import aot_tpu, command_line, record
 from benchmarks.aot_compile import Case, check_known, compiled, in_a_process
-from benchmarks.aot_programs import GROUPS, PROGRAMS
+from benchmarks.aot_programs import PROGRAMS
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 _KERNELS = {
@@ -37,7 +37,7 @@ _KERNELS = {
 }
 """Programs whose steps have a size, and what a profile calls their kernel."""
 
-_HEADS = 1, 2, 4
+_HEADS = 1, 2, 4, 8
 _CHANNELS = 128, 256, 512, 1024, 2048
 _SLOTS = 64
 
@@ -67,7 +67,7 @@ def measure(block: int, folder: str, **fields: Any) -> dict[str, Any]:
   """Compiles one case and reads what the compiler wrote of its kernel.
 
   Args:
-    block: Key heads or channels of a step.
+    block: Value heads or channels of a step.
     folder: Where the compiler was told to write.
     **fields: Of the case.
   """
@@ -80,7 +80,7 @@ def measure(block: int, folder: str, **fields: Any) -> dict[str, Any]:
     raise ValueError(f"{report.name} does not count its bundles")
   bundles = int(found[1])
   # What is compared: a value head, or a register's width of channels.
-  units = block * GROUPS if case.width else block // 128
+  units = block if case.width else block // 128
   return {"bundles": bundles, "bundles_per_unit": round(bundles / units, 1)}
 
 

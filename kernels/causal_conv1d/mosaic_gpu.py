@@ -58,12 +58,13 @@ def refusal(
     return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
   if weight.shape[0] < 2:
     return "takes two taps or more: with one there is nothing to carry"
-  return refused_device(device, config, products=False) or rows.unfit(x, config)
+  reason = rows.unfit(x, config, x.dtype.itemsize)
+  return refused_device(device, config, products=False) or reason
 
 
 def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:
-  """A warpgroup of channels per program: many programs, little latency."""
-  return MosaicGpuConfig(columns=128, stages=2)
+  """Sizes of rows of which one array is loaded."""
+  return rows.sizes(x, x.dtype.itemsize)
 
 
 IMPLEMENTATION = Implementation(

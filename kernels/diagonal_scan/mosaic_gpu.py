@@ -18,7 +18,11 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import rows as rows
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  SHARED_BYTES,
+  refused_device,
+  refused_sizes,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -85,15 +89,16 @@ def refusal(
     rate: Of Mamba's form, or None. [d e]
     **__: Not asked for.
   """
+  refused = refused_device(device, config, products=False)
   if rate is None:
-    return refused_device(device, config, products=False) or rows.unfit(
-      x, config
-    )
+    return refused or rows.unfit(x, config, _number_bytes(x))
   if x.shape[2] % _CHANNELS:
     return f"takes a multiple of {_CHANNELS} channels, not {x.shape[2]}"
   if rate.shape[1] % 8 or rate.shape[1] > 64:
     return f"takes 8, 16, ... 64 states per channel, not {rate.shape[1]}"
-  return refused_device(device, config, products=False) or rows.unfit_inputs(x)
+  taken = _selective_bytes(x, rate, config.stages)
+  reason = rows.unfit_inputs(x) or refused_sizes(config.stages, taken)
+  return refused or reason
 
 
 def heuristic(
@@ -103,8 +108,28 @@ def heuristic(
 
   A warpgroup of them in RG-LRU's form, the rows of a tile in Mamba's.
   """
-  columns = 128 if rate is None else _CHANNELS
-  return MosaicGpuConfig(columns=columns, stages=2)
+  if rate is None:
+    return rows.sizes(x, _number_bytes(x))
+  two_stages = _selective_bytes(x, rate, 2) <= SHARED_BYTES
+  return MosaicGpuConfig(columns=_CHANNELS, stages=2 if two_stages else 1)
+
+
+def _number_bytes(x: Array) -> int:
+  """Of an input and its log decay."""
+  return x.dtype.itemsize + 4
+
+
+def _selective_bytes(x: Array, rate: Array, stages: int) -> int:
+  """Shared memory that a program of Mamba's form takes.
+
+  Args:
+    x: Inputs. [n c d]
+    rate: [d e]
+    stages: Chunks under way.
+  """
+  states = rate.shape[1]
+  token = _CHANNELS * _number_bytes(x) + 2 * states * x.dtype.itemsize
+  return stages * x.shape[1] * token + 4 * _CHANNELS * states
 
 
 IMPLEMENTATION = Implementation(

@@ -19,7 +19,8 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config, scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.heads import scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 
 def _run(

@@ -27,7 +27,10 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  refused_device,
+  refused_sizes,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
@@ -124,7 +127,19 @@ def refusal(
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS:
     return f"takes heads of {_WIDTHS}, and these are {q.shape[3]} wide"
-  return refused_device(device, config, products=True)
+  return refused_device(device, config, products=True) or refused_sizes(
+    config.stages, _shared_bytes(q.shape[3], config.stages)
+  )
+
+
+def _shared_bytes(width: int, stages: int) -> int:
+  """Queries, pages of keys and of values, and weights, in bfloat16.
+
+  Args:
+    width: Of a head.
+    stages: Pages under way.
+  """
+  return 2 * CHUNK * (width * (1 + 2 * stages) + CHUNK)
 
 
 def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:

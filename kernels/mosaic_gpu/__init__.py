@@ -1,5 +1,6 @@
-"""What the kernels for NVIDIA Hopper share (Mosaic GPU, `plgpu`).
+"""What the kernels for NVIDIA GPUs share (Mosaic GPU, `plgpu`).
 
+devices     which GPUs they are for, what differs between these
 launch      one kernel: config, buffers in shared memory, products
 segments    which chunks one program scans, and how its loads run ahead
 chunk       decays, Gram matrices and the triangular solve of one chunk

@@ -17,7 +17,7 @@ class Gpu(NamedTuple):
   """What kernels ask about a GPU.
 
   Attributes:
-    multiprocessors: How many programs run at the same time, at least.
+    multiprocessors: Of the largest of its kind; one program runs on one.
     warpgroup_products: Whether it has wgmma.
   """
 
@@ -28,6 +28,13 @@ class Gpu(NamedTuple):
 HOPPER = Gpu(132, True)
 """Also what the interpreter is taken for."""
 BLACKWELL = Gpu(148, False)
+
+SHARED_BYTES = 223 * 1024
+"""Shared memory that the buffers of a program may take: 227 KiB, but for
+barriers and scratch of the compiler. Both families have it."""
+
+_INTERPRETER_HAS_MMA = False
+"""Tests put a substitute in its place."""
 
 _BY_NAME = {
   "H100": HOPPER,
@@ -61,16 +68,32 @@ def refused_device(
 
   Args:
     device: What the program is made for.
-    config: With an interpreter, any device will do.
+    config: With an interpreter, any device without a kind of its own will do.
     products: Whether the kernel has any.
   """
-  if config.interpret is not None:
-    return None
-  gpu = known(device)
-  if gpu is None:
+  gpu, interpreted = known(device), config.interpret is not None
+  if gpu is None and not interpreted:
     names = ", ".join(_BY_NAME)
     return f"is written for {names}, and this is a {device.kind}"
-  by_warps = products and not gpu.warpgroup_products
-  if by_warps and not hasattr(plgpu, "mma"):
+  if gpu is None or gpu.warpgroup_products or not products:
+    return None
+  if interpreted:
+    told = f"cannot interpret the products of a {device.kind} (mma)"
+    return None if _INTERPRETER_HAS_MMA else told
+  if not hasattr(plgpu, "mma"):
     return f"needs JAX 0.11 for the products of a {device.kind} (mma)"
+  return None
+
+
+def refused_sizes(stages: int, taken: int) -> str | None:
+  """Why a program of these sizes cannot be, or None.
+
+  Args:
+    stages: Of loads.
+    taken: Bytes of shared memory.
+  """
+  if stages < 1:
+    return f"takes one stage or more, not {stages}"
+  if taken > SHARED_BYTES:
+    return f"takes {taken} bytes of shared memory, and there are {SHARED_BYTES}"
   return None

@@ -8,9 +8,11 @@ from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  SHARED_BYTES,
   Gpu,
   gpu_of,
   refused_device,
+  refused_sizes,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -18,11 +20,9 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
 
-SHARED_BYTES = 223 * 1024
-"""Shared memory that the buffers of a program may take: 227 KiB, but for
-barriers and scratch of the compiler."""
-
 _WIDTHS = (64, 128, 256)
+_FEWEST_COLUMNS = 16
+"""Of a right operand: a row of a tile has 32 bytes at least."""
 
 
 def shared_bytes(
@@ -90,16 +90,6 @@ def implementation(
     operands: As in `shared_bytes`.
   """
 
-  def too_large(width: int, config: MosaicGpuConfig) -> str | None:
-    columns, stages = config.columns, config.stages
-    taken = shared_bytes(width, columns, stages, value_bytes, operands)
-    if taken <= SHARED_BYTES:
-      return None
-    return (
-      f"takes {taken} bytes of shared memory at {width} keys with {columns} "
-      f"columns and {stages} stages, and there are {SHARED_BYTES}"
-    )
-
   def refusal(
     device: Device,
     config: MosaicGpuConfig,
@@ -109,10 +99,12 @@ def implementation(
     *_: Any,
     **__: Any,
   ) -> str | None:
+    columns, stages = config.columns, config.stages
+    taken = shared_bytes(q.shape[3], columns, stages, value_bytes, operands)
     return (
       refused_device(device, config, products=True)
       or unfit(q, k, v, config)
-      or too_large(q.shape[3], config)
+      or refused_sizes(stages, taken)
     )
 
   def heuristic(
@@ -142,6 +134,9 @@ def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
   if q.shape[3] not in _WIDTHS or v.shape[3] not in _WIDTHS:
     return f"takes heads of {_WIDTHS}, and these are {q.shape[3]}, {v.shape[3]}"
-  if v.shape[3] % config.columns:
-    return f"cannot cut {v.shape[3]} value columns into {config.columns}"
+  if config.columns < _FEWEST_COLUMNS or v.shape[3] % config.columns:
+    return (
+      f"cannot cut {v.shape[3]} value columns into {config.columns}; "
+      f"{_FEWEST_COLUMNS} are the fewest"
+    )
   return None

@@ -8,8 +8,8 @@ source serves both.
 Three rules of that lowering, found by trying, shape all kernels: a vector comes
 from shared memory (a load from global memory wants 128 elements or more), one
 loaded vector lies along the rows or along the columns of a tile and not along
-both, and a product takes both operands from shared memory, where the
-interpreter follows it.
+both, and both operands of a product lie in shared memory, where a warpgroup
+reads them and the interpreter follows it.
 """
 
 import dataclasses
@@ -91,7 +91,9 @@ def launch(
   )
   options: dict[str, Any] = {
     "compiler_params": plgpu.CompilerParams(
-      lowering_semantics=plgpu.LoweringSemantics.Warpgroup
+      lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+      # All warps have read before any writes: products of warps rely on it.
+      unsafe_no_auto_barriers=False,
     )
   }
   if config.interpret is not None:
@@ -199,7 +201,8 @@ def _dot_by_warps(
   """`dot` from registers, where a warp holds all of the right operand.
 
   That is why it goes by blocks of the axis that is summed over. The result lies
-  in registers as that of a warpgroup's product does.
+  in registers as that of a warpgroup's product does. A buffer may be written
+  anew at once: `launch` has barriers around every write and load.
   """
   instructions: Any = plgpu  # JAX 0.10 has no mma, and is refused before
   total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)

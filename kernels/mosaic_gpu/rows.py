@@ -21,6 +21,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  SHARED_BYTES,
+  refused_sizes,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -45,17 +49,45 @@ _TOGETHER = 8  # tokens per turn of the loop, whose loads overlap
 _LONGEST = 256  # rows of one bulk copy
 
 
-def unfit(x: Array, config: MosaicGpuConfig) -> str | None:
+def sizes(x: Array, number_bytes: int) -> MosaicGpuConfig:
+  """A warpgroup of channels per program: many programs, little latency.
+
+  A second stage, which hides the loads of a chunk, where there is room for it.
+
+  Args:
+    x: Inputs. [n c d]
+    number_bytes: Of all that is loaded per token and channel.
+  """
+  two_stages = shared_bytes(x, _LANES, 2, number_bytes) <= SHARED_BYTES
+  return MosaicGpuConfig(columns=_LANES, stages=2 if two_stages else 1)
+
+
+def shared_bytes(x: Array, columns: int, stages: int, number_bytes: int) -> int:
+  """Shared memory that a program takes.
+
+  Args:
+    x: Inputs. [n c d]
+    columns: Channels of a program.
+    stages: Chunks under way.
+    number_bytes: As in `sizes`.
+  """
+  return stages * x.shape[1] * columns * number_bytes
+
+
+def unfit(x: Array, config: MosaicGpuConfig, number_bytes: int) -> str | None:
   """Why these kernels do not take the inputs, or None.
 
   Args:
     x: Inputs. [n c d]
     config: `columns` channels per program: a multiple of the threads of a
       warpgroup, which divides d.
+    number_bytes: As in `sizes`.
   """
-  if config.columns % _LANES or x.shape[2] % config.columns:
-    return f"cannot cut {x.shape[2]} channels into {config.columns}"
-  return unfit_inputs(x)
+  columns, stages = config.columns, config.stages
+  if columns < 1 or columns % _LANES or x.shape[2] % columns:
+    return f"cannot cut {x.shape[2]} channels into {columns}"
+  taken = shared_bytes(x, columns, stages, number_bytes)
+  return unfit_inputs(x) or refused_sizes(stages, taken)
 
 
 def unfit_inputs(x: Array) -> str | None:

@@ -24,26 +24,70 @@ _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 """Kinds of devices that share the blocks of a grid out among two cores."""
 
 
+_VMEM_BYTES = 14 * 2**20
+"""What the buffers of a step may take: 16 MiB, but for what is not counted."""
+
+
 def heads_per_step(device: Device, k: Array, v: Array) -> int:
-  """Key heads of one grid step: as many as run well side by side.
+  """Value heads of one grid step: as many as run well side by side.
 
   One chain of small products leaves the units waiting for its own results; what
-  other heads have to do fills the gaps. Four value heads take 20 to 40 % fewer
-  cycles each than one (`benchmarks/aot_schedule.py`); more gain little, and a
-  step should stay in the instruction memory, where wide heads are long. With
-  two cores there are two blocks at least.
+  other heads have to do fills the gaps. Four heads take 20 to 40 % fewer cycles
+  each than one (`benchmarks/aot_schedule.py`); more gain little, and a step
+  should stay in the instruction memory, where wide heads are long. With two
+  cores there are two blocks at least.
 
   Args:
     device: What the program is made for.
     k: Keys [n c h k].
     v: Values [n c hv v].
   """
-  heads, groups = k.shape[2], v.shape[2] // k.shape[2]
+  heads, groups = v.shape[2], v.shape[2] // k.shape[2]
   most = 4 if max(k.shape[3], v.shape[3]) <= LANES else 2
   if device.kind in _TWO_CORES:
-    heads = max(heads // 2, 1)
-  fitting = (x for x in (4, 2) if x * groups <= most and heads % x == 0)
+    most = min(most, max(heads // 2, 1))
+  fitting = (
+    x
+    for x in (4, 2)
+    if x <= most
+    and divides_heads(x, heads, groups)
+    and step_bytes(x, k, v) <= _VMEM_BYTES
+  )
   return next(fitting, 1)
+
+
+def divides_heads(block: int, heads: int, groups: int) -> bool:
+  """Whether steps of `block` value heads take whole groups, or parts of one.
+
+  Args:
+    block: Value heads of a step.
+    heads: All value heads.
+    groups: Value heads of a key head.
+  """
+  return heads % block == 0 and (block % groups == 0 or groups % block == 0)
+
+
+def step_bytes(block: int, k: Array, v: Array) -> int:
+  """About what a step of `block` value heads holds in VMEM.
+
+  Inputs, outputs and states are there twice, in whole registers; of what lies
+  between, twelve matrices of each shape that a chunk has were found to be
+  enough for every operation that compiles.
+
+  Args:
+    block: Value heads of a step.
+    k: Keys [n c h k].
+    v: Values [n c hv v].
+  """
+  size, key, value = v.shape[1], _whole(k.shape[3]), _whole(v.shape[3])
+  buffers = 2 * (key * value + size * (2 * value + 2 * key))
+  between = 12 * size * (_whole(size) + key + value)
+  return 4 * block * (buffers + between)
+
+
+def _whole(width: int) -> int:
+  """Lanes of the registers that `width` numbers fill."""
+  return -(-width // LANES) * LANES
 
 
 def channels_per_step(device: Device, width: int) -> int:
@@ -105,7 +149,7 @@ def refusal_of_heads(
   """Why an operation on states [s hv k v] does not fit, or None.
 
   Args:
-    config: Its block has to divide the key heads.
+    config: Its block has to divide the value heads.
     q: Queries [n c h k].
     k: Keys; c in multiples of 16 (forward substitution, tiles of bfloat16).
     v: Values [n c hv v]; k and v in multiples of 64.
@@ -117,8 +161,18 @@ def refusal_of_heads(
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 64 or v.shape[3] % 64:
     return f"widths {width} and {v.shape[3]} are not multiples of 64"
-  if heads % config.block:
-    return f"block {config.block} does not divide {heads} key heads"
+  block, value_heads = config.block, v.shape[2]
+  if block < 1 or not divides_heads(block, value_heads, value_heads // heads):
+    return (
+      f"block {block} does not divide {value_heads} value heads of {heads} key "
+      "heads into whole groups or equal parts of one"
+    )
+  taken = step_bytes(block, k, v)
+  if taken > _VMEM_BYTES:
+    return (
+      f"{block} value heads of a chunk of {size} tokens take about {taken} "
+      f"bytes of VMEM, above {_VMEM_BYTES}"
+    )
   reason = refusal_of_types((q, k, v), precision)
   return reason or refusal_of_state(pool)
 

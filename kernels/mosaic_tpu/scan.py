@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float32, Int32
+from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
@@ -44,7 +44,8 @@ class Config(implementations.Config):
   """Static choices of a packed scan on TPU.
 
   Attributes:
-    block: Heads or channels that one grid step advances; divides their number.
+    block: Value heads or channels that one grid step advances; divides their
+      number. Heads come as whole groups of a key head or as a part of one.
   """
 
   name: ClassVar[str] = "mosaic_tpu"
@@ -53,13 +54,6 @@ class Config(implementations.Config):
     {"block": (1, 2, 4, 8, 128, 256, 512, 1024, 2048)}
   )
   block: int = 1
-
-
-KeyHead: TypeAlias = Callable[[Array, Array, Array], tuple[Array, ...]]
-"""`(length, q, k)` -> what the value heads that share it have in common."""
-
-ValueHead: TypeAlias = Callable[..., tuple[Array, Array]]
-"""`(length, *in common, v, *what else it needs, state)` -> y and the state."""
 
 
 class Operand(NamedTuple):
@@ -115,7 +109,8 @@ def packed_scan(
     y: Shape of the outputs; those of inactive chunks are zero.
     pool: The slots [s ...]; captured states appear in the result.
     chunks: What to read, write and advance.
-    blocks: Number of blocks; divides every axis that is split.
+    blocks: Number of blocks; divides every axis that is split, or is a
+      multiple of its length, and several blocks share an entry.
     config: For the interpreter.
     name: Of the kernel, in profiles.
     in_place: False for pools of small slots of any layout: XLA gathers the
@@ -224,7 +219,7 @@ def _block_shape(operand: Operand, blocks: int) -> tuple[int, ...]:
   """Shape of what one block has of the operand, first axis included."""
   shape = list(operand.array.shape)
   if operand.split is not None:
-    shape[operand.split] //= blocks
+    shape[operand.split] = max(shape[operand.split] // blocks, 1)
   return tuple(shape)
 
 
@@ -240,11 +235,14 @@ def _block_spec(operand: Operand, blocks: int, fetched: bool) -> pl.BlockSpec:
   shape: list[Any] = list(_block_shape(operand, blocks))
   if operand.chunked:
     shape[0] = None
+  sharing = 1
+  if operand.split is not None:
+    sharing = max(blocks // operand.array.shape[operand.split], 1)
 
   def index(block: Array, i: Array, *scalars: Ref) -> tuple[Any, ...]:
     at: list[Any] = [0] * len(shape)
     if operand.split is not None:
-      at[operand.split] = block
+      at[operand.split] = block // sharing
     if operand.chunked:
       at[0] = _Scalars(*scalars).source[i] if fetched else i
     return tuple(at)
@@ -322,78 +320,3 @@ def _kernel(cell: Cell, split: int | None, n: int, *refs: Ref) -> None:
   @pl.when((write >= 0) & (i == n - 1))
   def _() -> None:
     to_pool(write).wait()
-
-
-def scan_heads(
-  key_head: KeyHead,
-  value_head: ValueHead,
-  xs: Sequence[Array],
-  pool: Float32[Array, "s hv k v"],
-  chunks: Chunks,
-  config: Config,
-  name: str,
-) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """`packed_scan` of an operation on states [hv k v], a few heads a step.
-
-  Heads come before tokens in the kernel, so that a head is a matrix; XLA turns
-  the inputs around before it and the outputs after it.
-
-  Args:
-    key_head: What a chunk needs of a key head.
-    value_head: What it does to the state of a value head.
-    xs: q, k and v, then what else a chunk needs: [n c h ...]. A head sees
-      [c width] of what has a width, and a row [1 c] of what has one number per
-      token.
-    pool: States.
-    chunks: What each packed chunk reads, writes and holds.
-    config: Its block counts key heads; the value heads of a key head go along.
-    name: Of the kernel.
-
-  Returns:
-    Outputs in the shape of v, and the pool.
-  """
-  xs = [x.swapaxes(1, 2) for x in xs]
-  out = jax.ShapeDtypeStruct(xs[2].shape, jnp.float32)
-  # The last two axes of a block are whole, whatever they are.
-  xs = [x[:, :, None] if x.ndim == 3 else x for x in xs]
-  out, pool = packed_scan(
-    functools.partial(_heads, key_head, value_head),
-    [Operand(x, 1) for x in xs],
-    Operand(out, 1),
-    Operand(pool, 1),
-    chunks,
-    blocks=xs[1].shape[1] // config.block,
-    config=config,
-    name=name,
-  )
-  return out.swapaxes(1, 2), pool
-
-
-def _heads(
-  key_head: KeyHead,
-  value_head: ValueHead,
-  carry: Ref,
-  xs: Sequence[Ref],
-  y: Ref,
-  length: Array,
-) -> None:
-  """The cell of `scan_heads`: all heads of a step at once.
-
-  Operation by operation, not head by head: the compiler keeps to the order of a
-  program, and what one head waits for is filled by the others (see
-  `benchmarks/aot_schedule.py`).
-
-  Args:
-    key_head: As in `scan_heads`.
-    value_head: As in `scan_heads`.
-    carry: States of the value heads, [1 hv k v]; updated.
-    xs: q and k of the key heads, then what belongs to value heads.
-    y: Outputs, [hv c v].
-    length: Real tokens.
-  """
-  q, k, *own = (x[...] for x in xs)
-  common = jax.vmap(functools.partial(key_head, length))(q, k)
-  groups = carry.shape[1] // k.shape[0]
-  common = [jnp.repeat(x, groups, axis=0) for x in common]
-  advance = jax.vmap(functools.partial(value_head, length))
-  y[...], carry[0] = advance(*common, *own, carry[0])

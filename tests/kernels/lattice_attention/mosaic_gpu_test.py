@@ -28,9 +28,14 @@ class MosaicGpuAttentionSuite(OnGpu, AttentionSuite):
   implementation = interpreted(MosaicGpuConfig())
 
 
-def test_equals_softmax_attention_with_the_bits_of_any_packing():
+def check_short(kind):
+  """Two calls: against softmax attention, and the bits of the first again.
+
+  Args:
+    kind: Of the device that it is traced for.
+  """
   suite, t = MosaicGpuAttentionSuite(), 210
-  suite.sizes = SMALL
+  suite.sizes, suite.kind = SMALL, kind
   inputs, free = SMALL.tokens(0, t), SMALL.free_pages()
   (pages,) = SMALL.scrambled(t)
   (out,), *pools = suite.call([Job(t)], [inputs], [pages], free, free)
@@ -45,6 +50,10 @@ def test_equals_softmax_attention_with_the_bits_of_any_packing():
   rest = [SMALL.tokens(1, 3), [x[128:] for x in inputs]]
   (_, again), *_ = suite.call(jobs, rest, [others[:1], pages], *pools)
   assert bits(again) == bits(out[128:])
+
+
+def test_equals_softmax_attention_with_the_bits_of_any_packing():
+  check_short(HOPPER)
 
 
 def arguments(width=128, dtype=jnp.bfloat16, c=64):
@@ -66,10 +75,12 @@ def test_is_picked_and_lowers(window):
     ({"dtype": jnp.float32}, "takes bfloat16 only"),
     ({"c": 32}, "takes chunks of 64 tokens, and these have 32"),
     ({"width": 96}, ".* and these are 96 wide"),
+    ({"width": 256, "stages": 3}, r"takes \d+ bytes of shared memory"),
+    ({"stages": 0}, "takes one stage or more, not 0"),
   ],
 )
 def test_says_why_it_does_not_fit(choices, reason):
-  config = interpreted(MosaicGpuConfig())
+  config = interpreted(MosaicGpuConfig(stages=choices.pop("stages", 2)))
   with pytest.raises(ValueError, match=f"mosaic_gpu: {reason}"):
     lattice_attention(*arguments(**choices), implementation=config)
 

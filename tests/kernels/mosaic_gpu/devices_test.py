@@ -10,7 +10,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered, traced_for
 from tests.kernels.lattice_attention import mosaic_gpu_test as attention
 from tests.kernels.matrix_suite import each_operation, operation_at
-from tests.kernels.mosaic_gpu.suite import check_short
+from tests.kernels.mosaic_gpu.suite import check_short, interpreted
 
 HAS_PRODUCTS_OF_WARPS = hasattr(plgpu, "mma")
 
@@ -27,6 +27,7 @@ def interpreted_mma(monkeypatch):
 
   monkeypatch.setattr(plgpu, "mma", mma, raising=False)
   monkeypatch.setattr(plgpu, "layout_cast", lambda x, layout: x)
+  monkeypatch.setattr(devices, "_INTERPRETER_HAS_MMA", True)
   yield
   assert calls
 
@@ -98,6 +99,12 @@ def test_products_of_warps_are_right_and_of_one_set_of_bits(name):
 
 
 @pytest.mark.usefixtures("interpreted_mma")
-def test_attention_by_products_of_warps_is_right(monkeypatch):
-  monkeypatch.setattr(attention.MosaicGpuAttentionSuite, "kind", BLACKWELL)
-  attention.test_equals_softmax_attention_with_the_bits_of_any_packing()
+def test_attention_by_products_of_warps_is_right():
+  attention.check_short(BLACKWELL)
+
+
+def test_products_of_warps_are_not_interpreted():
+  operation = operation_at("linear_attention", (1, 1, 64, 64), "bfloat16")
+  config = interpreted(MosaicGpuConfig())
+  with traced_for(BLACKWELL), pytest.raises(DoesNotFit, match="cannot interp"):
+    operation.packed(*operation.empty_call(1, 1), implementation=config)

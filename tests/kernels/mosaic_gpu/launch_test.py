@@ -6,12 +6,9 @@ import pytest
 
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
-from sparse_prefix_jax.kernels.mosaic_gpu import devices
-from sparse_prefix_jax.kernels.mosaic_gpu.heads import (
-  SHARED_BYTES,
-  shared_bytes,
-  sizes,
-)
+from sparse_prefix_jax.kernels.implementations import DoesNotFit
+from sparse_prefix_jax.kernels.mosaic_gpu import devices, rows
+from sparse_prefix_jax.kernels.mosaic_gpu.heads import shared_bytes, sizes
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
 )
@@ -71,7 +68,7 @@ def test_odd_chunks_do_what_the_packed_scan_does():
 def test_sizes_fit_into_shared_memory(gpu, width, operands):
   config = sizes(gpu, width, 2**20, 4, operands)
   taken = shared_bytes(width, config.columns, config.stages, 4, operands)
-  assert taken < SHARED_BYTES
+  assert taken < devices.SHARED_BYTES
 
 
 @pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
@@ -81,8 +78,39 @@ def test_few_heads_are_cut_into_more_programs(gpu):
   assert sizes(gpu, 64, enough, 4, 3) == MosaicGpuConfig(columns=64)
 
 
-def test_sizes_that_do_not_fit_are_refused():
+@pytest.mark.parametrize(
+  ("sizes", "reason"),
+  [
+    ({"columns": 128}, r"takes \d+ bytes of shared memory"),
+    ({"columns": 8}, "cannot cut 256 value columns into 8; 16 are the fewest"),
+    ({"columns": 0}, "cannot cut 256 value columns into 0"),
+    ({"columns": 96}, "cannot cut 256 value columns into 96"),
+    ({"columns": 16, "stages": 0}, "takes one stage or more, not 0"),
+  ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes, reason):
   operation = operation_at("gated_delta_rule", (1, 1, 256, 256), "bfloat16")
-  config = interpreted(MosaicGpuConfig(columns=128, stages=2))
-  with pytest.raises(ValueError, match="bytes of shared memory at 256 keys"):
+  config = interpreted(MosaicGpuConfig(**sizes))
+  with pytest.raises(DoesNotFit, match=f"mosaic_gpu: {reason}"):
     operation.packed(*operation.empty_call(1, 1), implementation=config)
+
+
+@pytest.mark.parametrize(
+  ("size", "dtype", "stages"),
+  [(64, "float32", 2), (128, "float32", 1), (128, "bfloat16", 2)],
+)
+def test_rows_have_a_second_stage_where_there_is_room(size, dtype, stages):
+  x = jnp.zeros((1, size, 128), dtype)
+  number_bytes = x.dtype.itemsize + 4
+  config = rows.sizes(x, number_bytes)
+  assert config == MosaicGpuConfig(columns=128, stages=stages)
+  assert rows.unfit(x, config, number_bytes) is None
+
+
+def test_rows_that_do_not_fit_are_refused():
+  x, config = jnp.zeros((1, 256, 128)), MosaicGpuConfig(columns=128, stages=1)
+  reason = rows.unfit(x, config, 8)
+  assert reason is not None
+  assert reason.startswith("takes 262144 bytes of shared memory")
+  reason = rows.unfit(x, MosaicGpuConfig(columns=0), 4)
+  assert reason == "cannot cut 128 channels into 0"

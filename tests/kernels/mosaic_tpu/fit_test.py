@@ -17,13 +17,15 @@ def heads(count, width):
   ("device", "key_heads", "value_heads", "width", "block"),
   [
     (ONE_CORE, 16, 16, 128, 4),
-    (ONE_CORE, 16, 32, 128, 2),
-    (ONE_CORE, 4, 32, 128, 1),
+    (ONE_CORE, 16, 32, 128, 4),
+    (ONE_CORE, 1, 48, 128, 4),
+    (ONE_CORE, 5, 15, 128, 1),
     (ONE_CORE, 16, 16, 256, 2),
     (ONE_CORE, 6, 6, 64, 2),
     (ONE_CORE, 3, 3, 64, 1),
     (TWO_CORES, 4, 4, 128, 2),
-    (TWO_CORES, 6, 6, 128, 1),
+    (TWO_CORES, 2, 4, 128, 2),
+    (TWO_CORES, 6, 6, 128, 2),
     (TWO_CORES, 16, 16, 128, 4),
     (TWO_CORES, 1, 1, 128, 1),
   ],
@@ -31,6 +33,17 @@ def heads(count, width):
 def test_heads_per_step(device, key_heads, value_heads, width, block):
   k, v = heads(key_heads, width), heads(value_heads, width)
   assert fit.heads_per_step(device, k, v) == block
+
+
+def test_long_chunks_leave_room_for_fewer_heads():
+  sizes = [64, 128, 192, 256, 512]
+  found = []
+  for size in sizes:
+    x = jnp.zeros((1, size, 8, 128))
+    found.append(fit.heads_per_step(ONE_CORE, x, x))
+    taken = fit.step_bytes(found[-1], x, x)
+    assert (taken <= fit._VMEM_BYTES) == (size < 512)
+  assert found == [4, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,20 @@ class FewCases(MatrixSuite, MosaicTpuSuite):
 class TestMosaicTpu(FewCases):
   # Two key heads a step, of two value heads each.
   sizes = (2, 4, 64, 64)
+  implementation = Config(interpret=INTERPRET, block=4)
+
+
+@pytest.mark.slow_kernels
+class TestMosaicTpuOfSharedKeyHeads(FewCases):
+  # Two steps to a key head.
+  sizes = (2, 8, 64, 64)
   implementation = Config(interpret=INTERPRET, block=2)
+
+
+@pytest.mark.slow_kernels
+class TestMosaicTpuOfOneKeyHead(FewCases):
+  # Six steps to it, of one value head each.
+  sizes = (1, 6, 64, 64)
 
 
 @each_operation

@@ -122,8 +122,10 @@ def test_says_why_it_does_not_fit(choices, reason):
 
 def test_blocks_and_precisions_that_do_not_fit_are_refused():
   config = Config(interpret=INTERPRET, block=2)
-  with pytest.raises(ValueError, match="block 2 does not divide 3 key heads"):
+  with pytest.raises(ValueError, match="block 2 does not divide 3 value heads"):
     linear_attention(*arguments(h=3), implementation=config)
+  with pytest.raises(ValueError, match=r"1024 tokens take about \d+ bytes"):
+    linear_attention(*arguments(c=1024, h=2), implementation=config)
   config, high = Config(interpret=INTERPRET), jax.lax.Precision.HIGH
   with pytest.raises(ValueError, match="neither at HIGHEST nor at DEFAULT"):
     linear_attention(*arguments(), precision=high, implementation=config)
