@@ -127,7 +127,9 @@ def order_of_pool(shape: tuple[int, ...], dtype: Any) -> tuple[int, ...] | None:
   """The order of axes in memory, slowest first, in which a kernel takes a pool.
 
   Only where it has to be asked for: None where XLA takes the same one unasked,
-  or where no kernel reads the pool itself.
+  or where the last axis tells that no kernel reads the pool itself. All kernels
+  may still refuse what has an order, as they do states of k = 48 and v = 64;
+  XLA's own scatters and loops work in it then.
 
   Args:
     shape: Of the pool: states [s hv k v], pages [p c hkv k], or others.

@@ -33,8 +33,8 @@ class PrefixCache:
 
   A host object that owns device arrays. `prefill` and `decode` work on it; what
   is held (stored entries and running sequences together) never exceeds
-  `capacity`, and so does the device memory of its pools; except on a TPU, where
-  heads of 64 are padded and take twice as much.
+  `capacity`. Nor does the device memory of its pools, with one exception: on a
+  TPU, pools of heads of 64 are padded and take twice the bytes counted here.
 
   Attributes:
     model: The model whose states it keeps.

@@ -11,7 +11,7 @@ have one order, and nothing is asked of them.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,18 +55,23 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
 
 def _on_one_tpu(x: Any) -> bool:
   """Whether x is an array on a TPU: no kernel is partitioned over several."""
-  if not isinstance(x, jax.Array):
-    return False
-  devices = list(x.sharding.device_set)
-  return len(devices) == 1 and devices[0].platform == "tpu"
+  alone = isinstance(x, jax.Array) and len(x.sharding.device_set) == 1
+  return alone and _on_tpu(x)
+
+
+def _on_tpu(x: Any) -> bool:
+  """Whether an array, or a shape with a sharding, is on TPUs."""
+  return next(iter(x.sharding.device_set)).platform == "tpu"
 
 
 class PoolProgram:
   """`jax.jit` of a function of `pools`: donated, returned as they came.
 
-  Called and lowered as a jitted function is, by position. Pools that are not
-  bound to a device, as all are that nobody has placed, are left to `jax.jit`,
-  and so are traced ones: their memory order is that of the program around them.
+  Called and lowered as a jitted function is, by position. On a TPU the formats
+  are read in every call: nothing else tells apart two pools of one shape in one
+  place. Left to `jax.jit` are pools on other devices; those not bound to a
+  device, as all are that nobody has placed; and traced ones, whose memory order
+  is that of the program around them.
 
   Example:
     >>> import jax.numpy as jnp
@@ -94,22 +99,32 @@ class PoolProgram:
     self._index = list(inspect.signature(function).parameters).index("pools")
     self._programs: dict[Any, Any] = {}
 
-  def __call__(self, *arguments: Any) -> Any:
-    """Runs the function, compiled for the format of these pools."""
-    return self._program(arguments)(*arguments)
+  def __call__(self, *arguments: Any, **named: Any) -> Any:
+    """Runs the function, compiled for the format of these pools.
 
-  def lower(self, *arguments: Any) -> jax.stages.Lowered:
+    Raises:
+      TypeError: If an argument is given by name, or too few by position.
+    """
+    return self._program(arguments, named)(*arguments)
+
+  def lower(self, *arguments: Any, **named: Any) -> jax.stages.Lowered:
     """As of a jitted function; arguments may be shapes, with their formats."""
-    return self._program(arguments).lower(*arguments)
+    return self._program(arguments, named).lower(*arguments)
 
-  def trace(self, *arguments: Any) -> jax.stages.Traced:
+  def trace(self, *arguments: Any, **named: Any) -> jax.stages.Traced:
     """As of a jitted function."""
-    return self._program(arguments).trace(*arguments)
+    return self._program(arguments, named).trace(*arguments)
 
-  def _program(self, arguments: tuple[Any, ...]) -> Any:
+  def _program(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     """The jitted function for these pools: one per format, mostly one."""
+    if named or len(arguments) <= self._index:
+      raise TypeError(
+        "arguments are taken by position, and `pools` is number "
+        f"{self._index + 1}; given are {len(arguments)} by position and "
+        f"{list(named)} by name."
+      )
     leaves, structure = jax.tree.flatten(arguments[self._index])
-    formats = tuple(map(_given_format, leaves))
+    formats = _formats(leaves)
     key = (structure, formats) if any(formats) else None
     if key not in self._programs:
       given = None if key is None else jax.tree.unflatten(structure, formats)
@@ -125,11 +140,20 @@ class PoolProgram:
     return sum(program._cache_size() for program in self._programs.values())
 
 
-def _given_format(x: Any) -> Format | None:
-  """The format that an array is bound to, or a shape names."""
-  if isinstance(x, Tracer):
-    return None
-  if isinstance(x, jax.Array) and not x.committed:
-    return None
-  found = getattr(x, "format", None)
-  return None if found is None or found.layout is None else found
+def _formats(pools: Sequence[Any]) -> tuple[Format | None, ...]:
+  """The formats to keep; none unless pools are bound to a TPU.
+
+  Whatever a program takes is in one place, so the first that is bound to a
+  device tells where.
+  """
+  bound = next(filter(_is_bound, pools), None)
+  if bound is None or not _on_tpu(bound):
+    return ()
+  return tuple(x.format if _is_bound(x) else None for x in pools)
+
+
+def _is_bound(x: Any) -> bool:
+  """Whether x is an array bound to a device, or a shape that names a format."""
+  if isinstance(x, jax.ShapeDtypeStruct):
+    return x.format.layout is not None
+  return not isinstance(x, Tracer) and getattr(x, "committed", False)
