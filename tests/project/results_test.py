@@ -1,0 +1,37 @@
+"""What the README says of results that are kept is what they hold."""
+
+import json
+import re
+
+import pytest
+
+from tests.project import checkout
+
+RESULTS = checkout.ROOT / "benchmarks" / "results"
+WORDS = {
+  "aot": r"(\d+) programs for TPU v5e, v5p, v6e and tpu7x, (\d+) for an H100",
+  "aot_b200": r"(\d+)\s+for a B200",
+}
+
+
+def programs(name: str) -> list[dict[str, object]]:
+  """Those that a kernel did not refuse."""
+  kept = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+  return [x for x in kept["programs"] if not x.get("refused")]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_program_compiled_and_works_in_place(name: str) -> None:
+  found = programs(name)
+  assert found
+  assert [x for x in found if not x["in_place"]] == []
+
+
+def test_the_readme_counts_the_programs() -> None:
+  text = " ".join((checkout.ROOT / "README.md").read_text("utf-8").split())
+  targets = [x["target"] for x in programs("aot")]
+  tpus = [x for x in targets if x not in ("h100", "b200")]
+  newest = [x["target"] for x in programs("aot_b200")]
+  counts = [len(tpus), targets.count("h100"), newest.count("b200")]
+  told = [re.search(pattern, text) for pattern in WORDS.values()]
+  assert [int(x) for match in told if match for x in match.groups()] == counts
