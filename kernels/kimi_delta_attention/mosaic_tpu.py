@@ -17,17 +17,17 @@ gated delta rule, with L = strictly lower (beta P):
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
-from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-from sparse_prefix_jax.kernels.mosaic_tpu.heads import scan_heads
+from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
+  implementation,
+  scan_heads,
+)
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 
@@ -195,17 +195,4 @@ def _diagonal_blocks(
   return products
 
 
-def _refusal(
-  device: Device, config: Config, *arguments: Any, precision: lax.Precision
-) -> str | None:
-  """Why the call does not fit a TPU, or None."""
-  q, k, v, _, _, pool, _ = arguments
-  return fit.refusal_of_heads(config, q, k, v, pool, precision)
-
-
-def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  """Heads of a grid step."""
-  return Config(block=fit.heads_per_step(device, *arguments[1:3]))
-
-
-IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)
+IMPLEMENTATION = implementation(_run)

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import (
   Config,
   Operand,
@@ -97,3 +100,22 @@ def _heads(
   common = [jnp.repeat(x, groups, axis=0) for x in common]
   advance = jax.vmap(functools.partial(value_head, length))
   y[...], carry[0] = advance(*common, *own, carry[0])
+
+
+def implementation(run: Callable[..., Any]) -> Implementation:
+  """The implementation of an operation that is such a scan.
+
+  Args:
+    run: Of q, k, v, what else a chunk needs, pool and chunks.
+  """
+
+  def refusal(
+    device: Device, config: Config, *arguments: Any, precision: lax.Precision
+  ) -> str | None:
+    q, k, v, *_, pool, _ = arguments
+    return fit.refusal_of_heads(config, q, k, v, pool, precision)
+
+  def heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
+    return Config(block=fit.heads_per_step(device, *arguments[1:3]))
+
+  return Implementation(Config, run, refusal, heuristic)
