@@ -23,6 +23,9 @@ LANES = 128
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 """Kinds of devices that share the blocks of a grid out among two cores."""
 
+_WIDE_UNITS = ("TPU v6 lite", "TPU7x")
+"""Kinds whose matrix units take 256 x 256 at once, others 128 x 128."""
+
 
 _VMEM_BYTES = 14 * 2**20
 """What the buffers of a step may take: 16 MiB, but for what is not counted."""
@@ -32,10 +35,12 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
   """Value heads of one grid step: as many as run well side by side.
 
   One chain of small products leaves the units waiting for its own results; what
-  other heads have to do fills the gaps. Four heads take 20 to 40 % fewer cycles
-  each than one (`benchmarks/aot_schedule.py`); more gain little, and a step
-  should stay in the instruction memory, where wide heads are long. With two
-  cores there are two blocks at least.
+  other heads have to do fills the gaps. By the schedules of the compiler
+  (benchmarks/results/aot_schedule.json), four heads of up to 128 take 29 to
+  50 % fewer cycles each than one. Wide heads fill small matrix units by
+  themselves: there, four of 256 save 1 to 11 % of what two take, on wide units
+  13 to 18 %. More heads save less, and make long programs. With two cores there
+  are two blocks at least.
 
   Args:
     device: What the program is made for.
@@ -43,7 +48,8 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
     v: Values [n c hv v].
   """
   heads, groups = v.shape[2], v.shape[2] // k.shape[2]
-  most = 4 if max(k.shape[3], v.shape[3]) <= LANES else 2
+  narrow = max(k.shape[3], v.shape[3]) <= LANES
+  most = 4 if narrow or device.kind in _WIDE_UNITS else 2
   if device.kind in _TWO_CORES:
     most = min(most, max(heads // 2, 1))
   fitting = (
@@ -94,7 +100,7 @@ def channels_per_step(device: Device, width: int) -> int:
   """Channels of one grid step: whole registers, few enough for VMEM.
 
   The widest block of a few that divides the channels: the tokens of a chunk
-  are steps in a row, so a step should be wide (2,048 channels take 20 to 35 %
+  are steps in a row, so a step should be wide (2,048 channels take 17 to 43 %
   fewer cycles each than 1,024). With two cores there are two blocks at least.
 
   Args:

@@ -6,7 +6,9 @@ import pytest
 from sparse_prefix_jax.kernels.implementations import Device
 from sparse_prefix_jax.kernels.mosaic_tpu import fit
 
-ONE_CORE, TWO_CORES = (Device("tpu", f"TPU {x}") for x in ("v6 lite", "v5p"))
+ONE_CORE, TWO_CORES, WIDE_UNITS = (
+  Device("tpu", f"TPU {x}") for x in ("v5 lite", "v5p", "v6 lite")
+)
 
 
 def heads(count, width):
@@ -21,6 +23,7 @@ def heads(count, width):
     (ONE_CORE, 1, 48, 128, 4),
     (ONE_CORE, 5, 15, 128, 1),
     (ONE_CORE, 16, 16, 256, 2),
+    (WIDE_UNITS, 16, 16, 256, 4),
     (ONE_CORE, 6, 6, 64, 2),
     (ONE_CORE, 3, 3, 64, 1),
     (TWO_CORES, 4, 4, 128, 2),
