@@ -92,12 +92,12 @@ def _refusal(device: Device, config: Config, *arguments: Any) -> str | None:
     return f"a window of {weight.shape[0]} is not 2 to 9 inputs long"
   if pool.dtype != x.dtype:
     return f"the pool is {pool.dtype} and the inputs are {x.dtype}"
-  return fit.refusal_of_channels(config, x)
+  return fit.refusal_of_channels(config, x, 1)
 
 
 def _heuristic(device: Device, *arguments: Any) -> Config:
   """Channels of a grid step."""
-  return Config(block=fit.channels_per_step(device, arguments[0].shape[2]))
+  return Config(block=fit.channels_per_step(device, arguments[0], 1))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

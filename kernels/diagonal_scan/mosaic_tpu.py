@@ -166,12 +166,12 @@ def _refusal(
   # More of them fill the lanes: XLA lays those out the other way round.
   if options["rate"] is not None and pool.shape[2] not in range(8, 65, 8):
     return f"{pool.shape[2]} states per channel are not 8, 16, ... or 64"
-  return fit.refusal_of_channels(config, x) or fit.refusal_of_state(pool)
+  return fit.refusal_of_channels(config, x, 2) or fit.refusal_of_state(pool)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   """Channels of a grid step."""
-  return Config(block=fit.channels_per_step(device, arguments[0].shape[2]))
+  return Config(block=fit.channels_per_step(device, arguments[0], 2))
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -96,7 +96,7 @@ def _whole(width: int) -> int:
   return -(-width // LANES) * LANES
 
 
-def channels_per_step(device: Device, width: int) -> int:
+def channels_per_step(device: Device, x: Array, arrays: int) -> int:
   """Channels of one grid step: whole registers, few enough for VMEM.
 
   The widest block of a few that divides the channels: the tokens of a chunk
@@ -105,13 +105,30 @@ def channels_per_step(device: Device, width: int) -> int:
 
   Args:
     device: What the program is made for.
-    width: All channels d.
+    x: Inputs [n c d].
+    arrays: How many such a step reads.
   """
+  size, width = x.shape[1:]
   share = width
   if device.kind in _TWO_CORES and width % (2 * LANES) == 0:
     share = width // 2
-  fitting = (x for x in (2048, 1024, 512, 256, 128) if share % x == 0)
+  fitting = (
+    block
+    for block in (2048, 1024, 512, 256, 128)
+    if share % block == 0 and channel_bytes(block, size, arrays) <= _VMEM_BYTES
+  )
   return next(fitting, width)
+
+
+def channel_bytes(block: int, size: int, arrays: int) -> int:
+  """About what a step on channels holds in VMEM: inputs and outputs, twice.
+
+  Args:
+    block: Channels of a step.
+    size: Tokens of a chunk.
+    arrays: As in `channels_per_step`; counted as float32.
+  """
+  return 4 * 2 * (arrays + 1) * size * block
 
 
 def rows_lie_together(rows: int, dtype: Any) -> bool:
@@ -185,20 +202,28 @@ def refusal_of_heads(
   return reason or refusal_of_state(pool)
 
 
-def refusal_of_channels(config: Config, x: Array) -> str | None:
+def refusal_of_channels(config: Config, x: Array, arrays: int) -> str | None:
   """Why an operation on independent channels [n c d] does not fit, or None.
 
   Args:
     config: Its block counts channels, in whole registers.
     x: Inputs; c in multiples of 16, d in multiples of 128.
+    arrays: As in `channels_per_step`.
   """
   size, width = x.shape[1:]
   if size % 16:
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 128:
     return f"{width} channels are not a multiple of 128"
-  if config.block % 128 or width % config.block:
-    return f"block {config.block} is not a multiple of 128 dividing {width}"
+  block = config.block
+  if block < 1 or block % LANES or width % block:
+    return f"block {block} is not a multiple of 128 dividing {width}"
+  taken = channel_bytes(block, size, arrays)
+  if taken > _VMEM_BYTES:
+    return (
+      f"{block} channels of a chunk of {size} tokens take about {taken} bytes "
+      f"of VMEM, above {_VMEM_BYTES}"
+    )
   return refusal_of_types((x,), lax.Precision.HIGHEST)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from sparse_prefix_jax.kernels.implementations import Device
 from sparse_prefix_jax.kernels.mosaic_tpu import fit
+from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 ONE_CORE, TWO_CORES, WIDE_UNITS = (
   Device("tpu", f"TPU {x}") for x in ("v5 lite", "v5p", "v6 lite")
@@ -61,4 +62,30 @@ def test_long_chunks_leave_room_for_fewer_heads():
   ],
 )
 def test_channels_per_step(device, channels, block):
-  assert fit.channels_per_step(device, channels) == block
+  x = jnp.zeros((1, 64, channels))
+  assert fit.channels_per_step(device, x, 2) == block
+
+
+def test_long_chunks_leave_room_for_fewer_channels():
+  found = []
+  for size in (64, 256, 384, 1024):
+    x = jnp.zeros((1, size, 2048))
+    found.append(fit.channels_per_step(ONE_CORE, x, 2))
+    assert fit.refusal_of_channels(Config(block=found[-1]), x, 2) is None
+  assert found == [2048, 2048, 1024, 512]
+
+
+@pytest.mark.parametrize(
+  ("block", "reason"),
+  [
+    (0, "block 0 is not a multiple of 128 dividing 2048"),
+    (-128, "block -128 is not a multiple of 128"),
+    (192, "block 192 is not a multiple of 128"),
+    (2048, "2048 channels of a chunk of 512 tokens take about 25165824 bytes"),
+  ],
+)
+def test_channels_that_do_not_fit_are_refused(block, reason):
+  x = jnp.zeros((1, 512, 2048))
+  told = fit.refusal_of_channels(Config(block=block), x, 2)
+  assert told is not None
+  assert told.startswith(reason)
