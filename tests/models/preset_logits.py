@@ -4,8 +4,8 @@
 
 Weights come from a seed. Bits depend on the numerics (version of JAX, kind of
 processor, number of threads), so the file says under which it was made: where
-they are the same, bits are compared; elsewhere the values, as closely as another
-order of summation allows.
+they are the same, bits are compared; elsewhere the values, as closely as
+another order of summation allows.
 """
 
 import hashlib
@@ -18,10 +18,15 @@ import jaxlib
 import numpy as np
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
-from sparse_prefix_jax import preset
+from sparse_prefix_jax import (
+  HybridDecoder,
+  PrefixCache,
+  decode,
+  prefill,
+  preset,
+)
 
-PATH = pathlib.Path(__file__).parent / "golden" / "preset_logits.npz"
+PATH = pathlib.Path(__file__).parent / "golden_presets" / "logits.npz"
 PRESETS = {
   "tiny": {},
   "tiny_bfloat16": {"dtype": "bfloat16"},
