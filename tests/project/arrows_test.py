@@ -14,6 +14,8 @@ CACHE = {"cache", "cache.index", "cache.pools"}
 # Direct imports. `array_typing` is the notation and may be used by everybody.
 ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
+  # Texts such as "4GiB": whoever takes a capacity reads them the same way.
+  "byte_sizes": set(),
   "kernels": set(),
   "layers": {"kernels"},
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
@@ -30,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "placement", "prefill", "decode"} | CACHE,
   "cost": {"models", "prefill", "cache"},  # a cache to measure with
-  "evaluation": {"cache.index", "placement", "workloads", "cost"},
+  "evaluation": {"byte_sizes", "cache.index", "placement", "workloads", "cost"},
 }
 # They put the parts together, and nothing imports them.
 COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}

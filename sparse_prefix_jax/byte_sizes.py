@@ -1,0 +1,74 @@
+"""Sizes in bytes, as people write them: "4GiB", "1.5MB" or a whole number."""
+
+import re
+import reprlib
+from fractions import Fraction
+from numbers import Integral, Rational, Real
+from typing import Any
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+  _UNITS[_letter + "B"] = 1000**_power
+  _UNITS[_letter + "iB"] = 1024**_power
+
+# ASCII digits only, and few enough that no number becomes enormous.
+_TEXT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
+
+# What a signed 64-bit integer holds; no machine has as many bytes.
+_MOST = 2**63 - 1
+
+
+def parse_bytes(size: Any, *, name: str = "size") -> int:
+  """Reads a size in bytes.
+
+  Args:
+    size: a text such as "4GiB", with a unit of B, KB, MB, GB, TB (powers of
+      1,000), KiB, MiB, GiB or TiB (powers of 1,024), or without a unit for
+      bytes; fractions are allowed and are rounded down to whole bytes. Or a
+      number of bytes: an integer, or a float that is a whole number.
+    name: what the size is called in the sentence of a refusal.
+
+  Returns:
+    The number of bytes, from 1 to 2**63 - 1.
+
+  Raises:
+    ValueError: the size is anything else.
+
+  >>> parse_bytes("4GiB"), parse_bytes("1.5 MB"), parse_bytes(512)
+  (4294967296, 1500000, 512)
+  """
+  amount = _from_text(size) if isinstance(size, str) else _from_number(size)
+  if amount is None or not 1 <= amount <= _MOST:
+    raise ValueError(
+      f"{name} must be a whole number of bytes, at least 1 and below 2**63, or"
+      f" a text such as '4GiB', '1.5MB' or '800B', got {_shown(size)}"
+    )
+  return amount
+
+
+def _from_text(text: str) -> int | None:
+  """The bytes that a text names, or None where it is no size."""
+  match = _TEXT.fullmatch(text.strip(" "))
+  if match is None or match[2] not in _UNITS:
+    return None
+  # A float would round large sizes, and 0.3 to another number.
+  return int(Fraction(match[1]) * _UNITS[match[2]])
+
+
+def _from_number(number: Any) -> int | None:
+  """A whole number as an int, or None; True and 1.5 are no numbers of bytes."""
+  if isinstance(number, bool):
+    return None
+  if isinstance(number, Integral):
+    return int(number)
+  # Nobody counts bytes in fractions, and `float` of one may overflow.
+  floating = isinstance(number, Real) and not isinstance(number, Rational)
+  return int(number) if floating and float(number).is_integer() else None
+
+
+def _shown(value: Any) -> str:
+  """A value on a few characters of one line."""
+  try:
+    return " ".join(reprlib.repr(value).split())
+  except ValueError:  # an integer with more digits than Python prints
+    return "an integer of thousands of digits"
