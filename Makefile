@@ -58,7 +58,7 @@ format: $(VENV)/.dev
 
 parity: .venv-parity/.parity
 	.venv-parity/bin/python -m tests.models.make_golden --check
-	.venv-parity/bin/python -m pytest tests/models/weights_test.py
+	.venv-parity/bin/python -m pytest tests/models/checkpoint_test.py
 
 # From a source distribution, so that both are tried.
 wheel: $(VENV)/.test

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.aot_programs import PROGRAMS, Program, Shape
 from sparse_prefix_jax.kernels.implementations import Choice
-from sparse_prefix_jax.models.in_place import PoolProgram, kernel_format
+from sparse_prefix_jax.runtime.in_place import PoolProgram, kernel_format
 
 _AUTO = jax.sharding.AxisType.Auto
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
-from sparse_prefix_jax.cache.pools import copy_sequence
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
@@ -18,8 +17,9 @@ from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
-from sparse_prefix_jax.models import step
-from sparse_prefix_jax.models.in_place import PoolProgram
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.in_place import PoolProgram
+from sparse_prefix_jax.runtime.pools import copy_sequence
 
 Shape: TypeAlias = jax.ShapeDtypeStruct
 
@@ -188,34 +188,34 @@ def _model(
 
   def run(leaves: Any, pools: Any, implementation: str) -> tuple[Any, ...]:
     chosen = dataclasses.replace(config, implementation=implementation)
-    return arguments(step.FrozenModel(leaves, chosen), pools)
+    return arguments(programs.FrozenModel(leaves, chosen), pools)
 
   def pools(slots: int) -> Any:
     return jax.eval_shape(lambda: model().init_pools(slots=slots, pages=slots))
 
-  leaves = jax.eval_shape(lambda: step.freeze(model()).leaves)
+  leaves = jax.eval_shape(lambda: programs.freeze(model()).leaves)
   return Program(run, leaves, pools, compiled=program, pool_bytes=2**31)
 
 
-def _prefill(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
-  def group() -> step.Group:
+def _prefill(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
+  def group() -> programs.Group:
     chunks, table = Chunks(*_int32(5, _CHUNKS)), _table(model, _CHUNKS)
-    return step.Group(_int32(_CHUNKS, _TOKENS), chunks, table)
+    return programs.Group(_int32(_CHUNKS, _TOKENS), chunks, table)
 
   return model, pools, jax.eval_shape(group)
 
 
-def _decode(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
+def _decode(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
   b = model.config.decode_rows
 
-  def one() -> step.Step:
+  def one() -> programs.Step:
     rows = Rows(*_int32(3, b), active=jnp.zeros(b, jnp.bool_))
-    return step.Step(_int32(b), rows, _table(model, b))
+    return programs.Step(_int32(b), rows, _table(model, b))
 
   return model, pools, jax.eval_shape(one)
 
 
-def _fork(model: step.FrozenModel, pools: Any) -> tuple[Any, ...]:
+def _fork(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
   del model  # nothing is computed
   slots, page = jax.eval_shape(lambda: (_int32(2), _int32()))
   return pools, (slots, slots), (page, page)
@@ -225,13 +225,13 @@ def _int32(*shape: int) -> jax.Array:
   return jnp.zeros(shape, jnp.int32)
 
 
-def _table(model: step.FrozenModel, rows: int) -> jax.Array:
+def _table(model: programs.FrozenModel, rows: int) -> jax.Array:
   return _int32(rows, model.config.max_length // _TOKENS)
 
 
 _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
-  "model_prefill": (step.prefill_group, _prefill),
-  "model_decode": (step.decode_step, _decode),
+  "model_prefill": (programs.prefill_group, _prefill),
+  "model_decode": (programs.decode_step, _decode),
   "model_fork": (copy_sequence, _fork),
 }
 

@@ -22,8 +22,8 @@ from benchmarks import command_line
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
 from sparse_prefix_jax.cache.index import Budget, PrefixIndex, token_blocks
-from sparse_prefix_jax.cost import prefill_flops
 from sparse_prefix_jax.models import ModelConfig
+from sparse_prefix_jax.models.cost import prefill_flops
 from sparse_prefix_jax.placement import solve_placement
 
 _PRESET = flags.DEFINE_string("preset", "qwen3_5_0_8b_group", "Which model.")

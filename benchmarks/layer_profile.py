@@ -21,8 +21,8 @@ import numpy as np
 
 from sparse_prefix_jax import PrefixCache
 from sparse_prefix_jax.kernels.chunks import ZERO
-from sparse_prefix_jax.models import step
-from sparse_prefix_jax.models.plan import Segment, build_plan
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.plan import Segment, build_plan
 
 STAGES = (
   "projection",
@@ -72,7 +72,7 @@ Shares = dict[tuple[str, str], float]
 
 
 def profile(
-  cache: PrefixCache, frozen: step.FrozenModel, run: Callable[[], object]
+  cache: PrefixCache, frozen: programs.FrozenModel, run: Callable[[], object]
 ) -> Shares:
   """Seconds per layer kind and stage of one call of `run`.
 
@@ -101,7 +101,7 @@ def profile(
 
 
 def _operations(
-  cache: PrefixCache, frozen: step.FrozenModel
+  cache: PrefixCache, frozen: programs.FrozenModel
 ) -> dict[str, Operation]:
   """The operations of the largest rung's program by name."""
   config = frozen.config
@@ -110,7 +110,7 @@ def _operations(
   whole = Segment(tokens, start=0, read=ZERO, writes={}, spill=0, pages=pages)
   plan = build_plan(config, [whole], slots=1, pages=len(pages))
   _, group = next(iter(plan.groups(config.ladder)))
-  lowered = step.prefill_group.lower(frozen, cache.pools, group)
+  lowered = programs.prefill_group.lower(frozen, cache.pools, group)
   matches = map(
     _INSTRUCTION.match, str(lowered.compile().as_text()).splitlines()
   )

@@ -28,7 +28,6 @@ from benchmarks import command_line
 from benchmarks.frontier import against_others, frontier, kind_of, sentence
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
-from sparse_prefix_jax.cost import page_bytes, prefill_flops, state_bytes
 from sparse_prefix_jax.evaluation import (
   Decision,
   look_up,
@@ -36,6 +35,7 @@ from sparse_prefix_jax.evaluation import (
   replay_decisions,
 )
 from sparse_prefix_jax.models import ModelConfig
+from sparse_prefix_jax.models.cost import page_bytes, prefill_flops, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace, interleave, load_token_file
 

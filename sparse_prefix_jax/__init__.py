@@ -1,31 +1,73 @@
 """Exact sparse prefix caching for recurrent and hybrid language models.
 
-With the cache and without it, the same bits.
+With the cache and without it, the same bits. Every public name is on this page;
+a name loads what it needs when it is first used.
 """
 
-from sparse_prefix_jax.cache import CapacityError as CapacityError
-from sparse_prefix_jax.cache import PrefixCache as PrefixCache
-from sparse_prefix_jax.cache import Sequence as Sequence
-from sparse_prefix_jax.cost import PrefillCost as PrefillCost
-from sparse_prefix_jax.cost import measure_prefill as measure_prefill
-from sparse_prefix_jax.cost import page_bytes as page_bytes
-from sparse_prefix_jax.cost import prefill_flops as prefill_flops
-from sparse_prefix_jax.cost import state_bytes as state_bytes
-from sparse_prefix_jax.decode import DecodeOutput as DecodeOutput
-from sparse_prefix_jax.decode import decode as decode
-from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
-from sparse_prefix_jax.evaluation import simulate as simulate
-from sparse_prefix_jax.layers import CapturedScan as CapturedScan
-from sparse_prefix_jax.layers import scan_with_capture as scan_with_capture
-from sparse_prefix_jax.models import HybridDecoder as HybridDecoder
-from sparse_prefix_jax.models import ModelConfig as ModelConfig
-from sparse_prefix_jax.models import load_pretrained as load_pretrained
-from sparse_prefix_jax.models import preset as preset
-from sparse_prefix_jax.placement import OverlapHistogram as OverlapHistogram
-from sparse_prefix_jax.placement import Placement as Placement
-from sparse_prefix_jax.placement import PlacementPolicy as PlacementPolicy
-from sparse_prefix_jax.placement import observe as observe
-from sparse_prefix_jax.placement import solve_placement as solve_placement
-from sparse_prefix_jax.prefill import PrefillOutput as PrefillOutput
-from sparse_prefix_jax.prefill import Report as Report
-from sparse_prefix_jax.prefill import prefill as prefill
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from sparse_prefix_jax.cache import CapacityError as CapacityError
+  from sparse_prefix_jax.cache import PrefixCache as PrefixCache
+  from sparse_prefix_jax.cache import Sequence as Sequence
+  from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
+  from sparse_prefix_jax.evaluation import simulate as simulate
+  from sparse_prefix_jax.layers import CapturedScan as CapturedScan
+  from sparse_prefix_jax.layers import scan_with_capture as scan_with_capture
+  from sparse_prefix_jax.models import HybridDecoder as HybridDecoder
+  from sparse_prefix_jax.models import ModelConfig as ModelConfig
+  from sparse_prefix_jax.models import load_pretrained as load_pretrained
+  from sparse_prefix_jax.models import preset as preset
+  from sparse_prefix_jax.models.cost import PrefillCost as PrefillCost
+  from sparse_prefix_jax.models.cost import page_bytes as page_bytes
+  from sparse_prefix_jax.models.cost import prefill_flops as prefill_flops
+  from sparse_prefix_jax.models.cost import state_bytes as state_bytes
+  from sparse_prefix_jax.placement import OverlapHistogram as OverlapHistogram
+  from sparse_prefix_jax.placement import Placement as Placement
+  from sparse_prefix_jax.placement import PlacementPolicy as PlacementPolicy
+  from sparse_prefix_jax.placement import observe as observe
+  from sparse_prefix_jax.placement import solve_placement as solve_placement
+  from sparse_prefix_jax.serving.decode import DecodeOutput as DecodeOutput
+  from sparse_prefix_jax.serving.decode import decode as decode
+  from sparse_prefix_jax.serving.measure import (
+    measure_prefill as measure_prefill,
+  )
+  from sparse_prefix_jax.serving.prefill import PrefillOutput as PrefillOutput
+  from sparse_prefix_jax.serving.prefill import Report as Report
+  from sparse_prefix_jax.serving.prefill import prefill as prefill
+
+_MODULES = {
+  "cache": ("CapacityError", "PrefixCache", "Sequence"),
+  "evaluation": ("parse_capacity", "simulate"),
+  "layers": ("CapturedScan", "scan_with_capture"),
+  "models": ("HybridDecoder", "ModelConfig", "load_pretrained", "preset"),
+  "models.cost": ("PrefillCost", "page_bytes", "prefill_flops", "state_bytes"),
+  "placement": (
+    "OverlapHistogram",
+    "Placement",
+    "PlacementPolicy",
+    "observe",
+    "solve_placement",
+  ),
+  "serving.decode": ("DecodeOutput", "decode"),
+  "serving.measure": ("measure_prefill",),
+  "serving.prefill": ("PrefillOutput", "Report", "prefill"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+  """Loads a public name from its module, once."""
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+  globals()[name] = value = getattr(module, name)
+  return value
+
+
+def __dir__() -> list[str]:
+  """The public names, for `dir` and completion."""
+  return sorted({*globals(), *_HOMES})

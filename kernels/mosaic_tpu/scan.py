@@ -13,7 +13,7 @@ slots that the chunks name. A kernel takes it in the order of its axes. States
 with v below 128 do not fill the lanes of a register; XLA lays them out in
 another order, and puts a copy of the pool on both sides of the kernel unless
 the program is compiled for pools of `Layout((0, 1, 2, 3))`, which is twice the
-memory at v = 64. The programs of a model are (`models/in_place.py`).
+memory at v = 64. The programs of a model are (`runtime/in_place.py`).
 """
 
 import dataclasses

@@ -18,12 +18,16 @@ from sparse_prefix_jax.cache.index import (
   Stats,
   token_blocks,
 )
-from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.models.step import FrozenModel, freeze
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.runtime.pools import (
+  allocate,
+  copy_sequence,
+  split_capacity,
+)
+from sparse_prefix_jax.runtime.programs import FrozenModel, freeze
 
 _NUMBERS = itertools.count()  # of sequences, over all caches
 
@@ -106,7 +110,7 @@ class PrefixCache:
       ),
       eviction=eviction,
     )
-    self.pools = model.init_pools(slots=slots, pages=pages)
+    self.pools = allocate(model, slots=slots, pages=pages)
     self._frozen = freeze(model)
     self._running: dict[int, Running] = {}
 
@@ -326,8 +330,8 @@ class PrefixCache:
       self.drop(number)
     self.index.clear()
     budget = self.index.budget
-    self.pools = self.model.init_pools(
-      slots=budget.slots or 0, pages=budget.pages or 0
+    self.pools = allocate(
+      self.model, slots=budget.slots or 0, pages=budget.pages or 0
     )
 
   def fork(self, sequence: Sequence) -> Sequence:

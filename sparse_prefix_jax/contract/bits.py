@@ -9,7 +9,7 @@ from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.decoder import Pools, map_pools
-from sparse_prefix_jax.models.in_place import PoolProgram
+from sparse_prefix_jax.runtime.in_place import PoolProgram
 
 
 class ContractError(RuntimeError):

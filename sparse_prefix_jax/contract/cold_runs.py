@@ -5,16 +5,16 @@ import dataclasses
 import jax
 import numpy as np
 
-from sparse_prefix_jax.cache.pools import split_capacity
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.decode import decode
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.plan import Segment, build_plan
-from sparse_prefix_jax.models.run import all_rows, run_plan
-from sparse_prefix_jax.models.step import freeze
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.prefill import prefill
+from sparse_prefix_jax.runtime.plan import Segment, build_plan
+from sparse_prefix_jax.runtime.pools import allocate, split_capacity
+from sparse_prefix_jax.runtime.programs import freeze
+from sparse_prefix_jax.runtime.run import all_rows, run_plan
+from sparse_prefix_jax.serving.decode import decode
+from sparse_prefix_jax.serving.prefill import prefill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ColdRuns:
   def _run(self, tokens: np.ndarray) -> Cold:
     config = self.model.config
     slots, pages = split_capacity(config, self._capacity, 0.5)
-    pools = self.model.init_pools(slots=slots, pages=pages)
+    pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // config.chunk)
     segment = Segment(
       tokens=tokens,
@@ -137,5 +137,5 @@ class _Twin:
 
 
 def _chunk_bytes(model: HybridDecoder) -> int:
-  pools = model.init_pools(slots=1, pages=1)
+  pools = allocate(model, slots=1, pages=1)
   return sum(leaf.nbytes for leaf in jax.tree.leaves(pools))

@@ -14,10 +14,10 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.running import Sequence
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
-from sparse_prefix_jax.decode import decode
 from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.prefill import prefill
+from sparse_prefix_jax.serving.decode import decode
+from sparse_prefix_jax.serving.prefill import prefill
 
 
 @dataclasses.dataclass

@@ -8,10 +8,10 @@ import numpy as np
 
 from sparse_prefix_jax.cache.index import Stats
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.decode import decode
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.prefill import prefill
+from sparse_prefix_jax.serving.decode import decode
+from sparse_prefix_jax.serving.prefill import prefill
 
 CAPACITY = 32 << 20
 """Bytes of every cache: nothing is evicted, so that strategies differ in their

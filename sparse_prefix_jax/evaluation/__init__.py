@@ -3,12 +3,12 @@
 from .capacity import Capacity as Capacity
 from .capacity import parse_capacity as parse_capacity
 from .memory import Sizes as Sizes
+from .paper_rules import Decision as Decision
+from .paper_rules import Lookup as Lookup
+from .paper_rules import look_up as look_up
+from .paper_rules import replay_decisions as replay_decisions
 from .plots import plot_reports as plot_reports
 from .plots import write_json as write_json
 from .report import Report as Report
-from .sequences import Decision as Decision
-from .sequences import Lookup as Lookup
-from .sequences import look_up as look_up
-from .sequences import replay_decisions as replay_decisions
 from .simulate import EVICTIONS as EVICTIONS
 from .simulate import simulate as simulate

@@ -17,8 +17,8 @@ from sparse_prefix_jax.cache.index import (
   PrefixIndex,
   token_blocks,
 )
+from sparse_prefix_jax.evaluation.anchor_rules import block_keys
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.evaluation.states import block_keys
 from sparse_prefix_jax.placement import Features, Planner
 from sparse_prefix_jax.workloads import Request, Trace
 

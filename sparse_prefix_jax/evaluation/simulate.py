@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
+from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
 from sparse_prefix_jax.evaluation.capacity import Capacity
 from sparse_prefix_jax.evaluation.memory import Sizes, replay_bytes
-from sparse_prefix_jax.evaluation.report import Report, Tally
-from sparse_prefix_jax.evaluation.sequences import (
+from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
   look_up,
   replay_decisions,
   tally_decisions,
 )
-from sparse_prefix_jax.evaluation.states import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.report import Report, Tally
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace
 

@@ -1,7 +1,9 @@
 """Hybrid decoders: configuration, layers stacked, programs, weights."""
 
+from sparse_prefix_jax.models.checkpoint import (
+  load_pretrained as load_pretrained,
+)
 from sparse_prefix_jax.models.config import ModelConfig as ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder as HybridDecoder
 from sparse_prefix_jax.models.presets import PRESETS as PRESETS
 from sparse_prefix_jax.models.presets import preset as preset
-from sparse_prefix_jax.models.weights import load_pretrained as load_pretrained

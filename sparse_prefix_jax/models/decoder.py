@@ -20,7 +20,6 @@ from sparse_prefix_jax.layers import (
 )
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.models.config import ATTENTION, ModelConfig
-from sparse_prefix_jax.models.in_place import make_pools
 
 Pools: TypeAlias = tuple[StatePools | PagePools, ...]
 """One entry per layer: slots of a recurrent layer, or pages of attention."""
@@ -125,21 +124,17 @@ class HybridDecoder(nnx.Module):
       self.unembedding = nnx.Param(normal(rngs.params(), shape, dtype))
 
   def init_pools(self, *, slots: int, pages: int) -> Pools:
-    """Pools of zeros, one entry per layer; on a TPU in its kernels' order.
+    """Pools of zeros, one entry per layer.
 
     Args:
       slots: State checkpoints; one number names a slot in every layer.
       pages: Pages of keys and values, likewise.
     """
     chunk = self.config.chunk
-
-    def zeros() -> Pools:
-      return tuple(
-        layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
-        for layer in self.layers
-      )
-
-    return make_pools(zeros, beside=self.embedding.get_value())
+    return tuple(
+      layer.mixer.init_pools(slots=slots, pages=pages, chunk=chunk)
+      for layer in self.layers
+    )
 
   def __call__(
     self,

@@ -22,7 +22,7 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import LONGEST, cold_runs, small_model
 
 # The package exports the function under the module's name.
-decode_module = sys.modules["sparse_prefix_jax.decode"]
+decode_module = sys.modules["sparse_prefix_jax.serving.decode"]
 
 
 def random_tokens(size, seed=0):

@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 
 from sparse_prefix_jax.contract import ColdRuns, Schedule
-from sparse_prefix_jax.models import step
+from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import LONGEST, cold_runs, small_model
 
 
@@ -37,10 +37,10 @@ def test_chunks_of_64_and_all_rungs_differ_in_no_bit():
 
 
 def test_schedules_compile_nothing_after_the_first():
-  programs = (step.prefill_group, step.decode_step, step.head)
+  compiled = (programs.prefill_group, programs.decode_step, programs.head)
   cold = cold_runs()
   Schedule(cold, 0, longest=LONGEST).run()
-  before = [program._cache_size() for program in programs]
+  before = [program._cache_size() for program in compiled]
   for seed in range(1, 6):
     Schedule(cold, seed, longest=LONGEST).run()
-  assert [program._cache_size() for program in programs] == before
+  assert [program._cache_size() for program in compiled] == before

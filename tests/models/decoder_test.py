@@ -9,8 +9,8 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.layers import PagePools, StatePools
-from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.decoder import map_pools
+from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import small_config, small_model
 
 C, SLOTS, PAGES = 16, 8, 40  # as in run_test: one compiled program
@@ -28,7 +28,7 @@ def a_group(tokens):
   table = np.zeros((4, 16), np.int32)
   table[:, :4] = 7, 5, 9, 6
   padded = np.pad(tokens, (0, 64 - tokens.size)).reshape(4, C)
-  return step.Group(padded, chunks, table)
+  return programs.Group(padded, chunks, table)
 
 
 def tokens_of(size):
@@ -39,7 +39,7 @@ def tokens_of(size):
 def prefilled(model):
   pools = model.init_pools(slots=SLOTS, pages=PAGES)
   group = a_group(tokens_of(50))
-  return step.prefill_group(step.freeze(model), pools, group)
+  return programs.prefill_group(programs.freeze(model), pools, group)
 
 
 def test_steps_are_close_to_the_chunk():
@@ -57,8 +57,8 @@ def test_steps_are_close_to_the_chunk():
       position=np.array([0, 0, 32 + i, 0], np.int32),
       active=np.arange(4) == 2,
     )
-    inputs = step.Step(np.full(4, token), rows, table)
-    out, pools = step.decode_step(step.freeze(model), pools, inputs)
+    inputs = programs.Step(np.full(4, token), rows, table)
+    out, pools = programs.decode_step(programs.freeze(model), pools, inputs)
     stepped.append(out[2])
     read = 6
   scale = np.abs(expected).max()

@@ -9,7 +9,7 @@ import pytest
 from tests.project import checkout
 
 PACKAGE = "sparse_prefix_jax"
-CACHE = {"cache", "cache.index", "cache.pools"}
+CACHE = {"cache", "cache.index"}
 
 # Direct imports. `array_typing` is the notation and may be used by everybody.
 ARROWS: dict[str, set[str]] = {
@@ -20,19 +20,21 @@ ARROWS: dict[str, set[str]] = {
   "layers": {"kernels"},
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
+  "runtime": {"models", "kernels"},
   "placement": set(),
   "workloads": set(),
   "cache.index": {"placement"},
-  "cache.pools": {"models"},
-  "cache": {"cache.index", "cache.pools", "models", "placement", "kernels"},
-  # What callers ask for, checked: a part of prefill in a file of its own.
-  "requests": {"models"} | CACHE,
-  "prefill": {"models", "requests", "kernels"} | CACHE,
-  "decode": {"models", "requests", "kernels"} | CACHE,
+  "cache": {"cache.index", "models", "runtime", "placement", "kernels"},
+  "serving": {"models", "runtime", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
-  "contract": {"models", "placement", "prefill", "decode"} | CACHE,
-  "cost": {"models", "prefill", "cache"},  # a cache to measure with
-  "evaluation": {"byte_sizes", "cache.index", "placement", "workloads", "cost"},
+  "contract": {"models", "runtime", "placement", "serving"} | CACHE,
+  "evaluation": {
+    "byte_sizes",
+    "cache.index",
+    "placement",
+    "workloads",
+    "models",
+  },
 }
 # They put the parts together, and nothing imports them.
 COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}
@@ -47,8 +49,8 @@ def _unit(module: str) -> str:
   parts = module.split(".")[1:]
   if not parts:
     return "__init__"
-  if parts[0] == "cache" and len(parts) > 1 and parts[1] in ("index", "pools"):
-    return f"cache.{parts[1]}"
+  if parts[:2] == ["cache", "index"]:
+    return "cache.index"
   return parts[0]
 
 
@@ -176,8 +178,8 @@ def test_tests_mirror_the_folders() -> None:
 
 
 def test_the_placement_of_a_relative_import_is_read() -> None:
-  path = checkout.ROOT / PACKAGE / "cache" / "index" / "x.py"
-  node = ast.parse("from ..pools import y").body[0]
+  path = checkout.ROOT / PACKAGE / "cache" / "x" / "x.py"
+  node = ast.parse("from ..index import y").body[0]
   assert isinstance(node, ast.ImportFrom)
-  assert _absolute(node, path) == f"{PACKAGE}.cache.pools"
-  assert _unit(_absolute(node, path)) == "cache.pools"
+  assert _absolute(node, path) == f"{PACKAGE}.cache.index"
+  assert _unit(_absolute(node, path)) == "cache.index"

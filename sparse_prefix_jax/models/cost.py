@@ -1,25 +1,21 @@
-"""What prefill costs: cumulated over depth, computed or measured; bytes kept.
+"""What prefill costs, cumulated over depth, and the bytes that a model keeps.
 
 Placement minimises sum_t w(t) (F(t) - F(deepest state <= t)); this module makes
 F. With recurrent layers alone it is linear, with attention a t + b t^2.
 """
 
-import time
 from collections.abc import Sequence as Several
 from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.config import (
   ATTENTION,
   GATED_DELTA_NET,
   ModelConfig,
 )
-from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes as page_bytes
 from sparse_prefix_jax.models.sizes import state_bytes as state_bytes
-from sparse_prefix_jax.prefill import prefill
 
 
 class PrefillCost(NamedTuple):
@@ -87,56 +83,3 @@ def _attention_flops(config: ModelConfig) -> int:
   queries = config.heads * config.head_width
   keys = config.kv_heads * config.head_width
   return 2 * config.width * (3 * queries + 2 * keys)
-
-
-def measure_prefill(
-  model: HybridDecoder, lengths: Several[int], *, repeats: int = 3
-) -> PrefillCost:
-  """Seconds of cold prefills on this machine, fitted by F.
-
-  The fit minimises relative errors over the fastest of `repeats` runs per
-  length, with no negative coefficient.
-
-  Args:
-    model: What to measure.
-    lengths: At least two lengths in tokens, up to the model's max_length.
-    repeats: Timed runs per length, after one that compiles.
-
-  Raises:
-    ValueError: If there are fewer than two lengths or no repeats.
-  """
-  if len(set(lengths)) < 2 or repeats < 1:
-    raise ValueError(
-      f"lengths is {list(lengths)} and repeats {repeats}; at least two lengths "
-      "and one repeat are needed."
-    )
-  longest = -(-max(lengths) // model.config.chunk)
-  room = 4 * (state_bytes(model.config) + longest * page_bytes(model.config))
-  cache = PrefixCache(model, capacity=2 * room, placement="no_cache")
-  seconds = [_fastest(model, cache, length, repeats) for length in lengths]
-  return _fit(np.asarray(lengths, np.float64), np.asarray(seconds))
-
-
-def _fastest(
-  model: HybridDecoder, cache: PrefixCache, length: int, repeats: int
-) -> float:
-  tokens = np.arange(length) % model.config.vocab_size
-  times = []
-  for _ in range(repeats + 1):
-    start = time.perf_counter()
-    out = prefill(model, cache, [tokens])
-    times.append(time.perf_counter() - start)
-    cache.release(out.sequences)
-  return min(times[1:])
-
-
-def _fit(lengths: np.ndarray, seconds: np.ndarray) -> PrefillCost:
-  """Least squares of relative errors; a negative coefficient becomes 0."""
-  columns = np.stack([lengths, lengths**2], axis=1) / seconds[:, None]
-  linear, quadratic = np.linalg.lstsq(columns, np.ones(len(lengths)))[0]
-  if quadratic < 0 or linear < 0:
-    kept = 0 if quadratic < 0 else 1
-    column = columns[:, kept]
-    only = float(column.sum() / (column @ column))
-    linear, quadratic = (only, 0.0) if kept == 0 else (0.0, only)
-  return PrefillCost(float(linear), float(quadratic), "seconds")

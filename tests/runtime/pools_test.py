@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, preset
-from sparse_prefix_jax.cache.pools import copy_sequence, split_capacity
 from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.runtime.pools import copy_sequence, split_capacity
 from tests.models_for_tests import small_config
 
 HYBRID = preset("tiny")

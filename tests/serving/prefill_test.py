@@ -15,13 +15,13 @@ from sparse_prefix_jax import (
   prefill,
 )
 from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
-from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import last_placement, small_config, small_model
 
 # The package exports the function under the module's name.
-prefill_module = sys.modules["sparse_prefix_jax.prefill"]
+prefill_module = sys.modules["sparse_prefix_jax.serving.prefill"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)
@@ -175,7 +175,7 @@ def test_one_compilation_per_rung():
   model = HybridDecoder(small_config(max_length=272), rngs=nnx.Rngs(3))
   placement = PlacementPolicy("block", budget=CHUNK, chunk=CHUNK)
   cache = PrefixCache(model, capacity=1 << 20, placement=placement)
-  before = step.prefill_group._cache_size()
+  before = programs.prefill_group._cache_size()
   random = np.random.default_rng(0)
   for _ in range(12):
     prompts = [
@@ -188,7 +188,7 @@ def test_one_compilation_per_rung():
     ]
     out = prefill(model, cache, prompts, capture=capture)
     cache.release(out.sequences)
-  compiled = step.prefill_group._cache_size() - before
+  compiled = programs.prefill_group._cache_size() - before
   assert compiled == len(model.config.ladder)
 
 

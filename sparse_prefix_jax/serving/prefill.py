@@ -12,13 +12,13 @@ import numpy as np
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.cache.index import CapacityError, Match, Pin, Reason
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import Request, check_requests
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.plan import Segment, build_plan
-from sparse_prefix_jax.models.run import all_rows, last_rows, run_plan
-from sparse_prefix_jax.models.step import FrozenModel
-from sparse_prefix_jax.requests import Request, check_requests
+from sparse_prefix_jax.runtime.plan import Segment, build_plan
+from sparse_prefix_jax.runtime.programs import FrozenModel
+from sparse_prefix_jax.runtime.run import all_rows, last_rows, run_plan
 
 
 class Report(NamedTuple):

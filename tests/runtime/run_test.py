@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.chunks import ZERO
-from sparse_prefix_jax.models import step
-from sparse_prefix_jax.models.plan import Segment, build_plan
-from sparse_prefix_jax.models.run import (
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.plan import Segment, build_plan
+from sparse_prefix_jax.runtime.run import (
   all_rows,
   head_rows,
   last_rows,
@@ -42,7 +42,7 @@ def plan_of(*lengths):
 def run(plan, rows):
   model = small_model()
   pools = model.init_pools(slots=SLOTS, pages=PAGES)
-  return run_plan(step.freeze(model), pools, plan, rows)
+  return run_plan(programs.freeze(model), pools, plan, rows)
 
 
 def test_rows_of_a_plan():
@@ -82,7 +82,7 @@ def test_a_request_cut_by_a_program_has_the_bits_of_one_that_is_not():
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 64])
 def test_head_rows_are_looped_and_padded(count):
   model = small_model()
-  frozen = step.freeze(model)
+  frozen = programs.freeze(model)
   hidden = jax.random.normal(jax.random.key(0), (4, 16, 64))
   rows = np.random.default_rng(1).permutation(64)
   logits = head_rows(frozen, hidden, rows)

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.decoder import Pools, map_pools
-from sparse_prefix_jax.models.in_place import PoolProgram
+from sparse_prefix_jax.models.decoder import (
+  HybridDecoder,
+  Pools,
+  map_pools,
+)
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.runtime.in_place import PoolProgram, make_pools
 
 
 def split_capacity(
@@ -34,6 +38,30 @@ def split_capacity(
     return max(pages, 2), pages
   slots = int(capacity * state_share) // slot
   return slots, (capacity - slots * slot) // page
+
+
+def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
+  """The pools of a model, beside its weights, in the order its kernels take.
+
+  Args:
+    model: Its layers say what a slot and a page are.
+    slots: State checkpoints; one number names a slot in every layer.
+    pages: Pages of keys and values; one number names a page in every layer.
+
+  Returns:
+    Zeros, one entry per layer.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import HybridDecoder, preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> len(allocate(model, slots=2, pages=3))
+    2
+  """
+  return make_pools(
+    lambda: model.init_pools(slots=slots, pages=pages),
+    beside=model.embedding.get_value(),
+  )
 
 
 def _copy_sequence(

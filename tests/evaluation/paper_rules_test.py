@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.evaluation import look_up
-from sparse_prefix_jax.evaluation.sequences import (
+from sparse_prefix_jax.evaluation.paper_rules import (
   replay_decisions,
   tally_decisions,
 )

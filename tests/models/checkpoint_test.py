@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sparse_prefix_jax import PrefixCache, load_pretrained, prefill
-from sparse_prefix_jax.models.weights import read_config
+from sparse_prefix_jax.models.checkpoint import read_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = sorted(path.name for path in GOLDEN.iterdir())

@@ -9,7 +9,8 @@ from jax.experimental.layout import Format, Layout
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.kernels.mosaic_tpu import fit
-from sparse_prefix_jax.models import in_place
+from sparse_prefix_jax.runtime import in_place
+from sparse_prefix_jax.runtime.pools import allocate
 from tests.models_for_tests import last_placement, small_model
 
 TURNED = (0, 1, 3, 2)
@@ -100,7 +101,7 @@ def test_traced_pools_are_left_to_the_program_around():
 
 
 def test_nothing_is_asked_of_a_device_that_is_no_tpu():
-  pools = small_model().init_pools(slots=3, pages=2)
+  pools = allocate(small_model(), slots=3, pages=2)
   assert not any(leaf.committed for leaf in jax.tree.leaves(pools))
 
 

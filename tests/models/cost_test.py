@@ -1,11 +1,10 @@
-"""Cost of prefill: counted, fitted, and fed to a placement."""
+"""Cost of prefill: counted, and fed to a placement."""
 
 import numpy as np
-import pytest
 
-from sparse_prefix_jax import cost, preset
+from sparse_prefix_jax import preset
+from sparse_prefix_jax.models import cost
 from sparse_prefix_jax.placement import solve_placement
-from tests.models_for_tests import small_model
 
 
 def test_flops_count_every_product_of_the_layer_group():
@@ -35,30 +34,6 @@ def test_quadratic_cost_moves_states_deeper():
   linear = solve_placement(weights, 1, np.arange(64.0))
   convex = solve_placement(weights, 1, np.arange(64.0) ** 2)
   assert int(convex.positions[0]) > int(linear.positions[0])
-
-
-def test_fit_recovers_coefficients():
-  lengths = np.array([100.0, 200.0, 400.0, 800.0])
-  fitted = cost._fit(lengths, 2e-3 * lengths + 1e-6 * lengths**2)
-  np.testing.assert_allclose(fitted[:2], (2e-3, 1e-6), rtol=1e-9)
-
-
-def test_fit_has_no_negative_coefficient():
-  lengths = np.array([100.0, 200.0, 400.0])
-  assert cost._fit(lengths, np.sqrt(lengths)).quadratic == 0
-  assert cost._fit(lengths, lengths**3).linear == 0
-
-
-def test_measured_cost_is_positive_and_grows():
-  measured = cost.measure_prefill(small_model(), [32, 64, 128], repeats=1)
-  assert measured.unit == "seconds"
-  assert 0 < measured.at([64])[0] < measured.at([128])[0]
-
-
-@pytest.mark.parametrize("lengths, repeats", [([64], 1), ([64, 128], 0)])
-def test_too_little_to_measure_is_refused(lengths, repeats):
-  with pytest.raises(ValueError, match="at least two lengths"):
-    cost.measure_prefill(small_model(), lengths, repeats=repeats)
 
 
 def test_sizes_are_those_of_the_models():

@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.decoder import Pools
-from sparse_prefix_jax.models.plan import Plan
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.plan import Plan
 
 
 def run_plan(
-  model: step.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
+  model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
 ) -> tuple[np.ndarray, Pools]:
   """Restores, scans and captures all chunks; logits of the rows asked for.
 
@@ -29,7 +29,7 @@ def run_plan(
   """
   config, parts = model.config, []
   for chunks, group in plan.groups(config.ladder):
-    hidden, pools = step.prefill_group(model, pools, group)
+    hidden, pools = programs.prefill_group(model, pools, group)
     first, stop = chunks.start * config.chunk, chunks.stop * config.chunk
     here = rows[(rows >= first) & (rows < stop)] - first
     parts.append(head_rows(model, hidden, here))
@@ -37,7 +37,7 @@ def run_plan(
 
 
 def head_rows(
-  model: step.FrozenModel, hidden: jax.Array, rows: np.ndarray
+  model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
 ) -> np.ndarray:
   """Logits of some rows, `head_rows` at a time; free rows repeat row 0.
 
@@ -53,7 +53,7 @@ def head_rows(
   for start in range(0, rows.size, size):
     part = rows[start : start + size].astype(np.int32)
     padded = np.pad(part, (0, size - part.size))
-    logits = step.head(model, step.gather_rows(hidden, padded))
+    logits = programs.head(model, programs.gather_rows(hidden, padded))
     parts.append(np.asarray(logits)[: part.size])
   if not parts:
     return np.zeros((0, model.config.vocab_size), np.float32)

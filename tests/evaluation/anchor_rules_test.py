@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.evaluation.states import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Request, Trace, token_trace
 

@@ -9,7 +9,7 @@ import numpy as np
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, Chunks
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.step import Group
+from sparse_prefix_jax.runtime.programs import Group
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
-from sparse_prefix_jax.models.in_place import PoolProgram
+from sparse_prefix_jax.runtime.in_place import PoolProgram
 
 
 @functools.partial(

@@ -8,8 +8,8 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks, Rows
-from sparse_prefix_jax.models import step
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs
 from tests.kernels.devices import TPUS, lowered
 from tests.models_for_tests import small_config, small_model
 
@@ -66,10 +66,11 @@ def shapes(*shape, dtype=np.int32):
 
 def inputs_of(program):
   if program == "prefill_group":
-    return step.Group(shapes(4, 16), Chunks(*[shapes(4)] * 5), shapes(4, 16))
+    chunks = Chunks(*[shapes(4)] * 5)
+    return programs.Group(shapes(4, 16), chunks, shapes(4, 16))
   active = shapes(4, dtype=np.bool_)
   rows = Rows(shapes(4), shapes(4), shapes(4), active)
-  return step.Step(shapes(4), rows, shapes(4, 16))
+  return programs.Step(shapes(4), rows, shapes(4, 16))
 
 
 def small_pools(config, slots, pages):
@@ -82,7 +83,7 @@ def test_pools_are_updated_in_place(program):
   """Thousands of slots and pages need nothing beside the pools."""
   config = small_config(ladder=(4,))
   pools = jax.eval_shape(lambda: small_pools(config, 8192, 32768))
-  frozen = step.freeze(small_model(ladder=(4,)))
+  frozen = programs.freeze(small_model(ladder=(4,)))
   lowered = getattr(step, program).lower(frozen, pools, inputs_of(program))
   memory = lowered.compile().memory_analysis()
   total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pools))
@@ -95,7 +96,7 @@ def test_pools_are_updated_in_place(program):
 def test_captures_are_data_and_take_no_memory_of_their_own():
   """One program for any captures: its inputs do not say how many there are."""
   model = small_model()
-  frozen, traces = step.freeze(model), step.prefill_group._cache_size()
+  frozen, traces = programs.freeze(model), programs.prefill_group._cache_size()
   for wanted in (0, 1, 4):
     write = np.full(4, NONE, np.int32)
     write[:wanted] = range(wanted)
@@ -109,16 +110,16 @@ def test_captures_are_data_and_take_no_memory_of_their_own():
     table = np.zeros((4, 16), np.int32)
     table[:, :4] = range(4)
     pools = model.init_pools(slots=8, pages=40)  # as in run_test
-    group = step.Group(np.ones((4, 16), np.int32), chunks, table)
-    _, pools = step.prefill_group(frozen, pools, group)
+    group = programs.Group(np.ones((4, 16), np.int32), chunks, table)
+    _, pools = programs.prefill_group(frozen, pools, group)
     kept = np.asarray(pools[0].recurrent_state).any(axis=(1, 2, 3))
     assert kept.tolist() == [i < wanted for i in range(8)]
-  assert step.prefill_group._cache_size() <= traces + 1
+  assert programs.prefill_group._cache_size() <= traces + 1
 
 
 def test_freezing_keeps_the_parameters():
   model = small_model()
-  thawed = step.freeze(model).thaw()
+  thawed = programs.freeze(model).thaw()
   assert isinstance(thawed, HybridDecoder)
   assert thawed.config == model.config
   for x, y in zip(jax.tree.leaves(model), jax.tree.leaves(thawed), strict=True):
@@ -129,11 +130,12 @@ def test_models_of_one_configuration_share_their_programs():
   config = small_config(ladder=(4,))
   pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
   one, two = (
-    step.freeze(HybridDecoder(config, rngs=nnx.Rngs(seed))) for seed in (0, 1)
+    programs.freeze(HybridDecoder(config, rngs=nnx.Rngs(seed)))
+    for seed in (0, 1)
   )
   assert jax.tree.structure((one, pools)) == jax.tree.structure((two, pools))
   other = HybridDecoder(small_config(ladder=(8,)), rngs=nnx.Rngs(0))
-  assert jax.tree.structure(step.freeze(other)) != jax.tree.structure(one)
+  assert jax.tree.structure(programs.freeze(other)) != jax.tree.structure(one)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
   )
   pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
   model = jax.eval_shape(
-    lambda: step.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
+    lambda: programs.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
   )
-  group = step.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
-  text = lowered(step.prefill_group, model, pools, group, kind=TPUS[0])
+  group = programs.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
+  text = lowered(programs.prefill_group, model, pools, group, kind=TPUS[0])
   assert text.count("tpu_custom_call") == kernels

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO
-from sparse_prefix_jax.models.plan import (
+from sparse_prefix_jax.runtime.plan import (
   Segment,
   build_plan,
   page_table,

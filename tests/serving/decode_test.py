@@ -12,7 +12,7 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import last_placement, small_config, small_model
 
 # The package exports the function under the module's name.
-decode_module = sys.modules["sparse_prefix_jax.decode"]
+decode_module = sys.modules["sparse_prefix_jax.serving.decode"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)

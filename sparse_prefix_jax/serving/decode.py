@@ -14,13 +14,13 @@ import numpy as np
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import check_ids
 from sparse_prefix_jax.cache.running import Running, Sequence
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
-from sparse_prefix_jax.models import step
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.plan import Segment, build_plan, page_table
-from sparse_prefix_jax.models.run import head_rows, last_rows, run_plan
-from sparse_prefix_jax.requests import check_ids
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.plan import Segment, build_plan, page_table
+from sparse_prefix_jax.runtime.run import head_rows, last_rows, run_plan
 
 _NO_ROWS = np.zeros(0, np.int64)
 
@@ -142,20 +142,20 @@ def _reserve_pages(cache: PrefixCache, records: list[Running]) -> None:
 
 
 def _step_rows(
-  model: step.FrozenModel, cache: PrefixCache, records: list[Running]
+  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
 ) -> np.ndarray:
   """The decode program, `decode_rows` sequences at a time."""
   rows, parts = cache.config.decode_rows, []
   for start in range(0, len(records), rows):
     part = records[start : start + rows]
-    hidden, cache.pools = step.decode_step(
+    hidden, cache.pools = programs.decode_step(
       model, cache.pools, _step(cache, part)
     )
     parts.append(head_rows(model, hidden, np.arange(len(part))))
   return np.concatenate(parts)
 
 
-def _step(cache: PrefixCache, records: list[Running]) -> step.Step:
+def _step(cache: PrefixCache, records: list[Running]) -> programs.Step:
   """Input of the decode program; free rows are inactive."""
   config = cache.config
   size, chunk = config.decode_rows, config.chunk
@@ -173,11 +173,11 @@ def _step(cache: PrefixCache, records: list[Running]) -> step.Step:
   tokens, table, *rows = jax.device_put(
     (tokens, table, read, write, position, active)
   )
-  return step.Step(tokens, Rows(*rows), table)
+  return programs.Step(tokens, Rows(*rows), table)
 
 
 def _make_canonical(
-  model: step.FrozenModel, cache: PrefixCache, records: list[Running]
+  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
 ) -> None:
   """Runs completed chunks once more by the prefill program, without a head."""
   chunk = cache.config.chunk
@@ -187,14 +187,14 @@ def _make_canonical(
 
 
 def _rerun_chunks(
-  model: step.FrozenModel, cache: PrefixCache, records: list[Running]
+  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
 ) -> np.ndarray:
   """The exact form: the padded chunk again, and the head on its last token."""
   return _run_last_chunks(model, cache, records, head=True)
 
 
 def _run_last_chunks(
-  model: step.FrozenModel,
+  model: programs.FrozenModel,
   cache: PrefixCache,
   records: list[Running],
   head: bool,

@@ -1,0 +1,1 @@
+"""Order in time: prefill, decode, and what is measured of them."""
