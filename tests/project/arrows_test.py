@@ -28,6 +28,8 @@ ARROWS: dict[str, set[str]] = {
   "serving": {"models", "runtime", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "placement", "serving"} | CACHE,
+  # The flags and words of `__main__`, which runs the commands.
+  "command_line": {"evaluation", "placement", "workloads"},
   "evaluation": {
     "byte_sizes",
     "cache.index",
