@@ -1,14 +1,17 @@
 """Command line: `python -m sparse_prefix_jax demo | simulate | place`.
 
 Bad input is answered with one sentence on stderr and exit status 2, never with
-a traceback. DESIGN section 7 describes the commands; `--help` the flags.
+a traceback. `--help` describes the commands and their flags.
 """
 
+import contextlib
 import importlib
+import io
 import json
 import os
-import re
 import sys
+import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,141 +20,39 @@ import numpy as np
 from absl import flags
 
 from sparse_prefix_jax import evaluation, placement, workloads
+from sparse_prefix_jax.command_line import (
+  SEED,
+  WARMUP,
+  help_text,
+  hush,
+  parse,
+  say,
+  sentence_of,
+  tell,
+)
 from sparse_prefix_jax.contract import ContractError
-
-_USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
-
-  demo --out=DIR
-      serve requests that share documents under every strategy, and compare
-  simulate --requests=FILE --capacity=KIND:AMOUNT --report=OUT.json [...]
-      replay a request stream without a model
-  place --histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]
-      print the best positions for a histogram of overlap depths
-
-flags:
-"""
-
-_COMMAND_FLAGS = {
-  "demo": ("out",),
-  "simulate": (
-    "requests",
-    "capacity",
-    "placement",
-    "budget",
-    "eviction",
-    "block_size",
-    "warmup_fraction",
-    "interleave_seed",
-    "preset",
-    "report",
-  ),
-  "place": ("histogram", "budget", "cost"),
-}
-_REQUIRED = {
-  "demo": ("out",),
-  "simulate": ("requests", "capacity", "report"),
-  "place": ("histogram", "budget"),
-}
-
-# The paper interleaves its streams, and warms the cache with 60 % of them.
-_SEED, _WARMUP = 42, 0.6
-
-
-class _Number(flags.ArgumentParser):
-  """Integers stay integers; `conditional` takes fractions as well."""
-
-  def parse(self, argument: str | int | float) -> int | float:
-    """A number.
-
-    Raises:
-      ValueError: it is none; absl adds the name of the flag.
-    """
-    try:
-      return int(argument)
-    except ValueError:
-      return float(argument)
-
-  def flag_type(self) -> str:
-    """What the help calls it."""
-    return "number"
-
-
-def _define_flags() -> flags.FlagValues:
-  """Flags of all commands, unset unless given."""
-  values = flags.FlagValues()
-  text = {
-    "out": "Folder for report.json and pareto.png.",
-    "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
-    "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
-    "placement": f"One of {', '.join(placement.POLICIES)} (default last).",
-    "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
-    " sequences, lru otherwise).",
-    "preset": "Model whose sizes count for bytes (default qwen3_5_0_8b).",
-    "report": "JSON file to write.",
-    "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
-    "cost": "linear or quadratic:RATIO (default linear).",
-  }
-  budget = (
-    "What it means for each placement: "
-    + "; ".join(f"{n}: {m}" for n, m in placement.POLICIES.items() if m)
-    + ". For place: number of positions."
-  )
-  integers = {
-    "block_size": "Tokens per block of a trace whose name does not say it"
-    f" (default {workloads.DEFAULT_BLOCK}).",
-    "interleave_seed": f"Order of a token file (default {_SEED}); -1 keeps it.",
-  }
-  for name, meaning in text.items():
-    flags.DEFINE_string(name, None, meaning, flag_values=values)
-  for name, meaning in integers.items():
-    flags.DEFINE_integer(name, None, meaning, flag_values=values)
-  flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)
-  flags.DEFINE_float(
-    "warmup_fraction",
-    None,
-    f"Share of the requests not measured (default {_WARMUP} for token files,"
-    " 0 for traces).",
-    flag_values=values,
-  )
-  return values
-
-
-def _parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
-  """Splits the command line.
-
-  Args:
-    argv: program name, command and flags.
-
-  Returns:
-    The command, and the values of all flags (None where not given).
-
-  Raises:
-    ValueError: no such command, a flag of another command, or one missing.
-    flags.Error: an unknown flag, or a value of the wrong type.
-  """
-  values = _define_flags()
-  words = values(list(argv))[1:]
-  if len(words) != 1 or words[0] not in _COMMAND_FLAGS:
-    raise ValueError(
-      f"command must be one of {', '.join(_COMMAND_FLAGS)}, got"
-      f" {' '.join(words) or 'nothing'} (--help shows how)"
-    )
-  command = words[0]
-  given = [name for name in values if values[name].present]
-  for name in given:
-    if name not in _COMMAND_FLAGS[command]:
-      raise ValueError(f"--{name} is no flag of {command}")
-  for name in _REQUIRED[command]:
-    if name not in given:
-      raise ValueError(f"{command} needs --{name}")
-  return command, values
+from sparse_prefix_jax.workloads.arrays import MAX_BYTES, parse_npy
 
 
 def _check_writable(path: Path) -> None:
-  """Raises OSError before long work if a file could not be written."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if path.is_dir() or not os.access(path.parent, os.W_OK):
-    raise OSError(f"cannot write {path}")
+  """Raises OSError before long work if a file could not be written.
+
+  Permissions alone do not tell: who runs as root has all of them, and a disk
+  may be mounted read-only. So a nameless file is written for a moment, to the
+  nearest folder that exists; the others are made when there is a report.
+  """
+  if path.is_dir():
+    raise OSError(f"cannot write {path}, which is a folder")
+  if path.exists():
+    if not os.access(path, os.W_OK):
+      raise OSError(f"cannot write {path}: Permission denied")
+    return
+  folder = next(parent for parent in path.absolute().parents if parent.exists())
+  try:
+    with tempfile.TemporaryFile(dir=folder):
+      return
+  except OSError as error:
+    raise OSError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
@@ -165,19 +66,20 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
   Raises:
     ValueError: an unknown kind of file, a malformed one, or a flag that does
       not go with it.
-    FileNotFoundError: there is no such file.
+    OSError: the file cannot be read.
   """
   path = Path(values.requests)
   if path.suffix == ".npz":
-    if values.block_size is not None:
-      raise ValueError("--block_size is for traces, not for token files")
+    for name in ("block_size", "time_unit", "skip_bad_lines"):
+      if values[name].value is not None:
+        raise ValueError(f"--{name} is for traces, not for token files")
     trace = workloads.load_token_file(path)
-    seed = _SEED if values.interleave_seed is None else values.interleave_seed
+    seed = SEED if values.interleave_seed is None else values.interleave_seed
     if not -1 <= seed < 2**32:
       raise ValueError(
         f"--interleave_seed must be -1 or in [0, 2**32), got {seed}"
       )
-    return (trace if seed == -1 else workloads.interleave(trace, seed)), _WARMUP
+    return (trace if seed == -1 else workloads.interleave(trace, seed)), WARMUP
   if ".jsonl" not in path.suffixes:
     raise ValueError(
       f"--requests must end in .npz, .jsonl, .jsonl.gz or .jsonl.xz, got {path}"
@@ -186,7 +88,17 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
     raise ValueError(
       "--interleave_seed is for token files; traces are replayed in order"
     )
-  return workloads.load_mooncake(path, values.block_size), 0.0
+  with warnings.catch_warnings(record=True) as notes:
+    warnings.simplefilter("always")
+    trace = workloads.load_mooncake(
+      path,
+      values.block_size,
+      time_unit=values.time_unit,
+      skip_bad_lines=bool(values.skip_bad_lines),
+    )
+  for note in notes:
+    tell(str(note.message))
+  return trace, 0.0
 
 
 def _sizes(name: str, chunk: int) -> evaluation.Sizes:
@@ -231,7 +143,7 @@ def _simulate(values: flags.FlagValues) -> None:
     progress=True,
   )
   evaluation.write_json(report_path, report)
-  print(
+  say(
     f"{report.placement}: {report.tokens_saved} of {report.tokens_total} prompt"
     f" tokens saved ({report.saved_fraction:.1%}), reusable"
     f" {report.reusable_tokens}, states per entry"
@@ -265,21 +177,20 @@ def _load_histogram(path: Path) -> np.ndarray:
   """The weights in a NumPy file; `solve_placement` checks their values.
 
   Raises:
-    ValueError: the file is no single NumPy array, or memory cannot hold it.
+    ValueError: the file is no single NumPy array of plain numbers, or does not
+      hold what it declares.
     OSError: it cannot be read.
   """
-  try:
-    with path.open("rb") as file:
-      weights = np.load(file, allow_pickle=False)
-  except (ValueError, EOFError, zipfile.BadZipFile):
-    raise ValueError(f"{path} is no NumPy array file (.npy)") from None
-  except (MemoryError, OverflowError):
-    raise ValueError(
-      f"{path} names an array that is too large for memory, or is damaged"
-    ) from None
-  if not isinstance(weights, np.ndarray):
+  with path.open("rb") as file:
+    content = file.read(MAX_BYTES + 1)
+  if len(content) > MAX_BYTES:
+    raise ValueError(f"{path} has more than {MAX_BYTES} bytes")
+  if zipfile.is_zipfile(path):
     raise ValueError(f"{path} holds several arrays, a .npy file is needed")
-  return weights
+  try:
+    return parse_npy(content)
+  except ValueError as error:
+    raise ValueError(f"{path} is no NumPy array file (.npy): {error}") from None
 
 
 def _place(values: flags.FlagValues) -> None:
@@ -287,17 +198,29 @@ def _place(values: flags.FlagValues) -> None:
   weights = _load_histogram(Path(values.histogram))
   depths = len(np.atleast_1d(weights))
   cost = _cost(values.cost, depths)
+  if not isinstance(values.budget, int):
+    raise ValueError(f"--budget of place must be whole, got {values.budget}")
   # More positions than depths are of no use, and would take memory.
   budget = min(values.budget, depths)
   placed = placement.solve_placement(weights, budget, cost)
   positions = [p for p in placed.positions.tolist() if p > 0]
   mean = float(placed.expected_recompute)
-  print(json.dumps({"positions": positions, "expected_recompute": mean}))
+  say(json.dumps({"positions": positions, "expected_recompute": mean}))
 
 
 def _demo(values: flags.FlagValues) -> None:
-  """Runs the demo, which needs the whole library and so is imported late."""
-  importlib.import_module("sparse_prefix_jax.demo").run(values.out)
+  """Runs the demo, which needs the whole library and so is imported late.
+
+  It prints its table before it compares the bits: a reader who has gone must
+  not keep it from that, so what it prints is said afterwards.
+  """
+  printed = io.StringIO()
+  try:
+    with contextlib.redirect_stdout(printed):
+      importlib.import_module("sparse_prefix_jax.demo").run(values.out)
+  finally:
+    if text := printed.getvalue().rstrip("\n"):
+      say(text)
 
 
 _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
@@ -307,18 +230,8 @@ _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
 }
 
 
-def _sentence(error: Exception) -> str:
-  """What went wrong, on one line."""
-  text = str(error) or type(error).__name__
-  if isinstance(error, OSError) and error.strerror:
-    name = "" if error.filename is None else f": {error.filename}"
-    text = error.strerror + name
-  elif isinstance(error, MemoryError | OverflowError | RecursionError):
-    text = f"the input is too large: {text}"
-  # Nobody reads a number of thousands of digits.
-  short = re.sub(r"\d{40,}", lambda m: f"{m[0][:10]}... (long)", text)
-  return " ".join(short.split())
-
+# What a shell reports of a program that a closed pipe has ended.
+_CLOSED_PIPE = 141
 
 # Any other error is a bug of ours, which a traceback helps to find.
 _BAD_INPUT = (
@@ -331,6 +244,16 @@ _BAD_INPUT = (
 )
 
 
+def _dispatch(argv: Sequence[str]) -> None:
+  """Runs the command of `argv`, or prints the help."""
+  helps = [word for word in argv[1:] if word in ("--help", "-h", "-help")]
+  if helps or list(argv[1:2]) == ["help"]:
+    say(help_text())
+    return
+  command, values = parse(argv)
+  _COMMANDS[command](values)
+
+
 def run(argv: Sequence[str]) -> int:
   """Runs one command.
 
@@ -338,21 +261,21 @@ def run(argv: Sequence[str]) -> int:
     argv: program name, command and flags.
 
   Returns:
-    Exit status: 0; 2 after bad input or an unwritable output, 1 if the demo
-    finds a bit that differs, told in one sentence on stderr.
+    Exit status: 0, also where nobody reads to its end what is printed; 2 after
+    bad input or an unwritable output, 1 if the demo finds a bit that differs,
+    both told in one sentence on stderr; 141, as of a program that a closed pipe
+    ends, if the work was not done when its progress could not be shown.
   """
-  helps = [word for word in argv[1:] if word in ("--help", "-h", "-help")]
-  if helps or list(argv[1:2]) == ["help"]:
-    print(_USAGE + _define_flags().get_help())
-    return 0
   try:
-    command, values = _parse(argv)
-    _COMMANDS[command](values)
+    _dispatch(argv)
+  except BrokenPipeError:
+    hush(sys.stderr)
+    return _CLOSED_PIPE
   except _BAD_INPUT as error:
-    print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
+    tell(sentence_of(error))
     return 2
   except ContractError as error:
-    print(f"sparse_prefix_jax: {_sentence(error)}", file=sys.stderr)
+    tell(sentence_of(error))
     return 1
   return 0
 

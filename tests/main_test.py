@@ -3,13 +3,16 @@
 import errno
 import json
 import lzma
+import os
 import pathlib
+import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
 
+import sparse_prefix_jax
 from sparse_prefix_jax import __main__ as main
 from sparse_prefix_jax.workloads import save_token_file, synthetic_stream
 
@@ -122,9 +125,19 @@ def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
     ({"placement": "block"}, "placement block needs a budget: tokens between"),
     ({"budget": "3"}, "placement last takes no budget, got 3"),
     ({"budget": "many"}, "budget=many"),
+    ({"budget": "inf"}, "budget=inf: inf is no finite number"),
+    ({"budget": "1e999"}, "budget=1e999: 1e999 is no finite number"),
+    ({"requests": ""}, "--requests must not be empty"),
+    ({"report": ""}, "--report must not be empty"),
+    ({"time_unit": "s"}, "--time_unit is for traces, not for token files"),
+    ({"skip_bad_lines": "true"}, "--skip_bad_lines is for traces, not for"),
+    ({"time_unit": "us"}, "time_unit=us: value should be one of <ms|s>"),
+    ({"warmup_fraction": "nan"}, "warmup_fraction must be in [0, 1), got nan"),
+    ({"block_size": "1.5"}, "block_size=1.5"),
     ({"placement": "dp", "budget": "-1"}, "must be at least 0, got -1"),
     ({"capacity": "sequences:" + "9" * 400}, "capacity must be sequences:N"),
-    ({"capacity": "bytes:" + "9" * 400 + "GiB"}, "capacity must be sequences"),
+    ({"capacity": "bytes:" + "9" * 400 + "GiB"}, "capacity in bytes must be"),
+    ({"capacity": "bytes:4 apples"}, "capacity in bytes must be a whole"),
     ({"placement": "block", "budget": "9" * 5000}, "budget"),
     ({"eviction": "index"}, "eviction must be one of fifo, lru, got 'index'"),
     ({"block_size": "64"}, "--block_size is for traces"),
@@ -178,6 +191,97 @@ def test_unwritable_reports_are_refused_before_the_work(
       )
     )
     assert str(tmp_path) in sentence
+
+
+def test_refusals_leave_nothing_behind(command, tmp_path, tokens):
+  before = sorted(tmp_path.rglob("*"))
+  flags = [f"--requests={tokens}", f"--report={tmp_path / 'new' / 'r.json'}"]
+  for bad in ("--eviction=index", "--warmup_fraction=1", "--placement=block"):
+    refused(command("simulate", *flags, "--capacity=states:3", bad))
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_trace_makes_its_reader_assume_is_told(command, tmp_path):
+  path = tmp_path / "chats_blksz_16.jsonl"
+  report = tmp_path / "report.json"
+  lines = [
+    json.dumps({"timestamp": t, "input_length": 32, "hash_ids": [1, 2]})
+    for t in (1.5, 0.25)
+  ]
+  path.write_text("\n".join([*lines, "no JSON"]))
+  line = ["simulate", f"--requests={path}", f"--report={report}"]
+  line.append("--capacity=states:9")
+  assert "line 3 is not JSON" in refused(command(*line))
+  status, out, err = command(*line, "--skip_bad_lines")
+  told = [text for text in err.splitlines() if text.startswith("sparse_prefix")]
+  start = "sparse_prefix_jax: chats_blksz_16.jsonl: "
+  assert status == 0 and len(told) == 3 and "tokens saved" in out
+  assert told[0].startswith(start + "1 of its 3 lines are skipped, the first")
+  assert told[1].startswith(start + "its timestamps are no whole numbers")
+  assert told[2].startswith(start + "1 of its 2 requests are earlier than")
+  status, _, err = command(*line, "--skip_bad_lines", "--time_unit=s")
+  assert status == 0 and "whole numbers" not in err
+  wrong = tmp_path / "chats.jsonl"
+  wrong.write_text("\n".join(lines))
+  result = command(*line[:1], f"--requests={wrong}", *line[2:])
+  assert "block_size=16 would fit all 2 lines" in refused(result)
+
+
+def test_folders_named_like_files_are_refused(command, tmp_path):
+  for name in ("t.npz", "t.jsonl", "t.jsonl.gz", "t.jsonl.xz"):
+    (tmp_path / name).mkdir()
+    flags = [f"--requests={tmp_path / name}", "--report=r.json"]
+    result = command("simulate", *flags, "--capacity=states:3")
+    assert f"Is a directory: {tmp_path / name}" in refused(result)
+
+
+def started(line):
+  """Runs a shell line in which $MAIN is the command line; its status, stderr.
+
+  Only the status of the first program of a pipe counts.
+  """
+  root = pathlib.Path(sparse_prefix_jax.__file__).parents[1]
+  done = subprocess.run(
+    ["bash", "-c", line + "; exit ${PIPESTATUS[0]}"],
+    env={
+      **os.environ,
+      "MAIN": f"{sys.executable} -m sparse_prefix_jax",
+      "PYTHONPATH": str(root),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_no_error(monkeypatch, unbuffered):
+  monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+  assert started("$MAIN --help | true") == (0, "")
+
+
+def test_printing_survives_closed_and_full_streams(tmp_path):
+  path = tmp_path / "h.npy"
+  np.save(path, np.array([0, 5, 0, 1]))
+  place = f"$MAIN place --histogram={path} --budget=1"
+  assert started(f"{place} | true") == (0, "")
+  full = "sparse_prefix_jax: No space left on device\n"
+  assert started("$MAIN --help >/dev/full") == (2, full)
+  # The sentence of a refusal is what the pipe closes on.
+  assert started("$MAIN place 2>&1 >/dev/null | true") == (2, "")
+  assert started("$MAIN place 2>&-")[0] == 2
+
+
+def test_progress_that_nobody_reads_ends_the_work(command, monkeypatch):
+  def broken(_):
+    raise BrokenPipeError
+
+  hushed = []
+  monkeypatch.setattr(main, "hush", hushed.append)
+  monkeypatch.setitem(main._COMMANDS, "place", broken)
+  result = command("place", "--histogram=h.npy", "--budget=1")
+  assert result == (141, "", "") and len(hushed) == 1
 
 
 def test_place(command, tmp_path):
@@ -264,6 +368,8 @@ def test_place_reads_other_types(command, tmp_path, dtype):
     ([0, 0], ["--budget=1"], "weights must not all be zero"),
     ([3], ["--budget=1"], "at least two depths, got shape (1,)"),
     (3, ["--budget=1"], "at least two depths, got shape ()"),
+    ([1, 1], ["--budget=0.5"], "--budget of place must be whole, got 0.5"),
+    ([1, 1], ["--budget=inf"], "budget=inf: inf is no finite number"),
     ([1, 1], ["--budget=-2"], "budget must not be negative, got -2"),
     ([1, 1], ["--budget=1", "--cost=cubic"], "--cost must be linear or quad"),
     ([1, 1], ["--budget=1", "--cost=quadratic:x"], "--cost must be linear or"),
@@ -287,7 +393,7 @@ def test_place_refuses(command, tmp_path, weights, flags, sentence):
   assert sentence in refused(command("place", f"--histogram={path}", *flags))
 
 
-def test_place_refuses_other_files(command, tmp_path):
+def test_place_refuses_other_files(command, tmp_path, monkeypatch):
   text, several = tmp_path / "text.npy", tmp_path / "several.npy"
   text.write_text("1 2 3")
   with several.open("wb") as file:
@@ -301,22 +407,24 @@ def test_place_refuses_other_files(command, tmp_path):
     (text, "is no NumPy array file"),
     (several, "holds several arrays"),
     (packed, "is no NumPy array file"),
-    (huge, "names an array that is too large for memory, or is damaged"),
+    (huge, "its header declares 8000000000000000 bytes, it holds 0"),
     (tmp_path / "missing.npy", "No such file or directory"),
     (tmp_path, "Is a directory"),
   ):
     result = command("place", f"--histogram={path}", "--budget=1")
     assert sentence in refused(result)
+  monkeypatch.setattr(main, "MAX_BYTES", 100)
+  np.save(text, np.ones(30))
+  result = command("place", f"--histogram={text}", "--budget=1")
+  assert "has more than 100 bytes" in refused(result)
 
 
 def test_demo_gets_its_folder(command, monkeypatch):
   """The demo itself is tested with its own module."""
-  called = []
   module = types.ModuleType("sparse_prefix_jax.demo")
-  monkeypatch.setattr(module, "run", called.append, raising=False)
+  monkeypatch.setattr(module, "run", print, raising=False)
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  assert command("demo", "--out=some/folder")[0] == 0
-  assert called == ["some/folder"]
+  assert command("demo", "--out=some/folder") == (0, "some/folder\n", "")
   assert "demo needs --out" in refused(command("demo"))
 
 

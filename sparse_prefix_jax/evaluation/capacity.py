@@ -1,78 +1,82 @@
 """How much a simulated cache may hold: sequences, states or bytes."""
 
-import math
 import re
 import reprlib
 from dataclasses import dataclass
-from fractions import Fraction
+from numbers import Integral
+from typing import Any
 
-_UNITS = {"": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-  _UNITS[_letter + "B"] = 1000**_power
-  _UNITS[_letter + "iB"] = 1024**_power
-_UNITS["B"] = 1
+from sparse_prefix_jax.byte_sizes import parse_bytes
 
 KINDS = ("sequences", "states", "bytes")
-"""Kinds of capacity: entries of the last N requests (the paper's), K states in
-all with keys and values free, or bytes of both."""
+"""The kinds of capacity: "sequences" holds the entries of the last N requests
+(the paper's rule), "states" holds K states in all while keys and values are
+free, and "bytes" counts states as well as keys and values."""
+
+
+# ASCII digits, few enough that no number becomes enormous.
+_COUNT = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
 class Capacity:
-  """How much may be held.
+  """How much a simulated cache may hold.
 
   Attributes:
-    kind: one of `KINDS`.
-    amount: sequences, states or bytes; at least 1.
+    kind: what is counted, one of `KINDS`.
+    amount: how many sequences, states or bytes; at least 1.
 
   Raises:
-    ValueError: unknown kind, or an amount below 1.
+    ValueError: the kind is unknown, or the amount is no integer from 1.
+
+  >>> Capacity("bytes", 4096)
+  Capacity(kind='bytes', amount=4096)
   """
 
   kind: str
-  amount: int
+  amount: Any
 
   def __post_init__(self) -> None:
     """Checks both fields."""
     if self.kind not in KINDS:
       raise ValueError(
-        f"capacity must be of {', '.join(KINDS)}, got {self.kind!r}"
+        f"capacity must be of {', '.join(KINDS)}, got {reprlib.repr(self.kind)}"
       )
-    if self.amount < 1:
+    whole = isinstance(self.amount, Integral)
+    if not whole or isinstance(self.amount, bool) or self.amount < 1:
       raise ValueError(
-        f"capacity must be at least 1 of {self.kind}, got {self.amount}"
+        f"capacity must be an integer of at least 1 of {self.kind}, got"
+        f" {reprlib.repr(self.amount)}"
       )
 
   def __str__(self) -> str:
-    """As on the command line."""
+    """The capacity as it stands on the command line."""
     return f"{self.kind}:{self.amount}"
 
 
-def parse_capacity(text: str) -> Capacity:
-  """Reads a capacity as on the command line.
+def parse_capacity(text: Any) -> Capacity:
+  """Reads a capacity as it stands on the command line.
 
   Args:
-    text: "sequences:20", "states:1024" or "bytes:4GiB" (bytes also in B, KB,
-      MB, GB, TB, KiB, MiB and TiB; fractions allowed, rounded down). Numbers
-      have at most 18 digits on either side of the point.
+    text: "sequences:20", "states:1024" or "bytes:4GiB". Sequences and states
+      are counted, with at most 18 digits; bytes are a size as `parse_bytes`
+      reads it.
 
   Returns:
     The capacity.
 
   Raises:
-    ValueError: anything else.
+    ValueError: the text is anything else.
 
   >>> parse_capacity("bytes:0.5KiB")
   Capacity(kind='bytes', amount=512)
   """
-  match = re.fullmatch(r"(\w+):(\d{1,18}(?:\.\d{1,18})?)\s*(\w*)", text)
-  if match:
-    kind, number, unit = match.groups()
-    scale = _UNITS.get(unit) if kind == "bytes" else (1 if not unit else None)
-    whole = kind == "bytes" or "." not in number
-    if scale is not None and whole:
-      return Capacity(kind, math.floor(Fraction(number) * scale))
+  kind, _, amount = text.partition(":") if isinstance(text, str) else ("",) * 3
+  if kind == "bytes":
+    return Capacity(kind, parse_bytes(amount, name="capacity in bytes"))
+  if kind in KINDS and _COUNT.fullmatch(amount):
+    return Capacity(kind, int(amount))
   raise ValueError(
-    "capacity must be sequences:N, states:K or bytes:SIZE (4GiB, say), of at"
-    f" most 18 digits, got {reprlib.repr(text)}"
+    "capacity must be sequences:N, states:K or bytes:SIZE (4GiB, say), with N"
+    f" and K of at most 18 digits, got {reprlib.repr(text)}"
   )

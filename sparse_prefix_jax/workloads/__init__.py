@@ -1,9 +1,11 @@
 """Requests to serve or to replay: loaders and generators, never a model."""
 
+from .block_sizes import DEFAULT_BLOCK as DEFAULT_BLOCK
 from .documents import load_quality as load_quality
 from .documents import load_system_prompts as load_system_prompts
 from .interleave import interleave as interleave
-from .mooncake import DEFAULT_BLOCK as DEFAULT_BLOCK
+from .mooncake import TIME_UNITS as TIME_UNITS
+from .mooncake import TraceWarning as TraceWarning
 from .mooncake import load_mooncake as load_mooncake
 from .request import Request as Request
 from .request import Trace as Trace

@@ -5,16 +5,17 @@ folder needs no model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_prefix_jax.workloads.lines import json_lines, numbered_lines
-from sparse_prefix_jax.workloads.request import Trace, token_trace
+from sparse_prefix_jax.workloads.request import Trace, token_row, token_trace
 
 Tokenize = Callable[[str], Sequence[int]]
-"""Text to token ids."""
+"""A tokenizer: it turns a text into its token ids."""
 
 
 def _questions(where: str, fields: dict[str, Any]) -> Iterator[str]:
@@ -32,20 +33,30 @@ def _questions(where: str, fields: dict[str, Any]) -> Iterator[str]:
 def load_quality(
   path: str | Path, tokenize: Tokenize, separator: str = "\n\n"
 ) -> Trace:
-  """Reads the QuALITY release: one prompt per question, article first.
+  r"""Reads the QuALITY release: one prompt per question, article first.
 
   Args:
     path: JSON lines with `article` and `questions[].question`; may be
       compressed. Lines with an equal article are one group.
-    tokenize: text to token ids.
+    tokenize: a function from text to token ids.
     separator: text between article and question.
 
   Returns:
     A trace of token ids, in file order.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: a malformed file (with the line number) or an empty one.
+    OSError: the file cannot be read; there is none, say, or it is a folder.
+    ValueError: a malformed file (with the line number), an empty one, or a
+      tokenizer that returns no token ids.
+
+  >>> import json, tempfile
+  >>> line = {"article": "Once.", "questions": [{"question": "When?"}]}
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = Path(folder, "quality.jsonl")
+  ...   _ = path.write_text(json.dumps(line))
+  ...   trace = load_quality(path, lambda text: list(text.encode()))
+  >>> bytes(trace.requests[0].ids.tolist())
+  b'Once.\n\nWhen?'
   """
   path, articles = Path(path), {}
   rows: list[np.ndarray] = []
@@ -57,7 +68,7 @@ def load_quality(
       raise ValueError(f"{where}: article must be a text that is not empty")
     group = articles.setdefault(article, len(articles))
     for question in _questions(where, fields):
-      rows.append(np.asarray(tokenize(article + separator + question)))
+      rows.append(token_row(where, tokenize(article + separator + question)))
       groups.append(group)
   return token_trace(path.name, rows, groups)
 
@@ -76,29 +87,46 @@ def load_system_prompts(
   Args:
     folder: text files (.txt, .md), one system prompt each.
     queries: a text file with one query per line, or JSON lines with `query`.
-    tokenize: text to token ids.
+    tokenize: a function from text to token ids.
     count: number of requests, at least 1.
-    seed: of the draws.
+    seed: chooses the draws, from 0 to 2**32 - 1.
     separator: text between system prompt and query.
 
   Returns:
     A trace of token ids; a group per system prompt.
 
   Raises:
-    FileNotFoundError: there is no such file or folder.
-    ValueError: nothing to read, or a malformed line (with its number).
+    OSError: a file cannot be read, there is no such folder, or what is named
+      like a text file is a folder.
+    ValueError: there is nothing to read, a line is malformed (with its number),
+      a file is no UTF-8 text, a number is out of range, or the tokenizer
+      returns no token ids.
   """
-  if count < 1:
-    raise ValueError(f"count must be at least 1, got {count}")
+  _check_number("count", count, 1, 2**31)
+  _check_number("seed", seed, 0, 2**32)
   prompts, asked = _system_prompts(Path(folder)), _queries(Path(queries))
   random = np.random.RandomState(seed)
   groups = random.randint(len(prompts), size=count)
   chosen = random.randint(len(asked), size=count)
+  name = Path(folder).name
   rows = [
-    np.asarray(tokenize(prompts[group] + separator + asked[query]))
-    for group, query in zip(groups, chosen)
+    token_row(
+      f"{name}: request {index}",
+      tokenize(prompts[group] + separator + asked[query]),
+    )
+    for index, (group, query) in enumerate(zip(groups, chosen))
   ]
-  return token_trace(Path(folder).name, rows, groups.tolist())
+  return token_trace(name, rows, groups.tolist())
+
+
+def _check_number(name: str, value: Any, low: int, end: int) -> None:
+  """Raises ValueError for what is no integer in [low, end)."""
+  whole = isinstance(value, Integral) and not isinstance(value, bool)
+  if not whole or not low <= value < end:
+    raise ValueError(
+      f"{name} must be an integer of at least {low} and below {end}, got"
+      f" {value!r}"
+    )
 
 
 def _system_prompts(folder: Path) -> list[str]:
@@ -106,11 +134,19 @@ def _system_prompts(folder: Path) -> list[str]:
   if not folder.is_dir():
     raise FileNotFoundError(f"there is no folder {folder}")
   files = sorted(p for p in folder.iterdir() if p.suffix in (".txt", ".md"))
-  texts = [p.read_text(encoding="utf-8") for p in files]
-  texts = [text for text in texts if text.strip()]
+  texts = [text for text in map(_whole_text, files) if text.strip()]
   if not texts:
     raise ValueError(f"{folder.name} has no system prompts (.txt or .md)")
   return texts
+
+
+def _whole_text(path: Path) -> str:
+  """The text of a file."""
+  try:
+    return path.read_text(encoding="utf-8")
+  except UnicodeDecodeError:
+    # The error of the codec does not name the file.
+    raise ValueError(f"{path.name} is not UTF-8 text") from None
 
 
 def _queries(path: Path) -> list[str]:

@@ -2,16 +2,15 @@
 
 Row i begins with the first `common_with_prev[i]` ids of the previous row of its
 group; `tail` holds the remaining ids of all rows end to end. Arrays: `group`,
-`n_tokens`, `common_with_prev` [rows] and `tail` [ids].
+`n_tokens`, `common_with_prev` [rows] and `tail` [ids]; and, where a model has
+answered, `n_answer` [rows]: how many of the last ids of each row it decoded.
 """
 
-import lzma
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from sparse_prefix_jax.workloads.arrays import MAX_BYTES, read_vectors
 from sparse_prefix_jax.workloads.request import (
   Trace,
   check_ids,
@@ -19,48 +18,14 @@ from sparse_prefix_jax.workloads.request import (
   token_trace,
 )
 
-# What NumPy and zipfile raise for damaged, encrypted or foreign archives.
-_DAMAGED = (
-  zipfile.BadZipFile,
-  zlib.error,
-  lzma.LZMAError,
-  ValueError,
-  EOFError,
-  KeyError,
-  RuntimeError,
-  OverflowError,
-  MemoryError,
-)
-
 _FIELDS = ("group", "n_tokens", "common_with_prev", "tail")
+_ANSWER = "n_answer"
 
 
-def _read_fields(path: Path) -> dict[str, np.ndarray]:
-  """The four arrays as int64; ValueError where one is missing or unreadable."""
-  try:
-    with path.open("rb") as file, zipfile.ZipFile(file):
-      file.seek(0)
-      with np.load(file) as archive:
-        fields = {name: archive[name] for name in _FIELDS}
-  except _DAMAGED as error:
-    raise ValueError(
-      f"{path.name} is no token file (.npz with {', '.join(_FIELDS)}): {error}"
-    ) from None
-  for name, field in fields.items():
-    if field.ndim != 1 or field.dtype.kind not in "iu":
-      raise ValueError(
-        f"{path.name}: {name} must be a vector of integers, got"
-        f" {field.dtype} {field.shape}"
-      )
-    if field.dtype == np.uint64 and np.any(field > np.iinfo(np.int64).max):
-      raise ValueError(
-        f"{path.name}: {name} must be below 2**63, got {field.max()}"
-      )
-  return {name: field.astype(np.int64) for name, field in fields.items()}
-
-
-def _check_rows(name: str, fields: dict[str, np.ndarray]) -> None:
-  """Raises ValueError where the four arrays do not fit each other."""
+def _check_rows(
+  name: str, fields: dict[str, np.ndarray], max_bytes: int
+) -> None:
+  """Raises ValueError where the arrays do not fit each other, or the memory."""
   lengths, common = fields["n_tokens"], fields["common_with_prev"]
   if not len(fields["group"]) == len(lengths) == len(common):
     raise ValueError(f"{name}: group, n_tokens and common_with_prev differ")
@@ -75,57 +40,105 @@ def _check_rows(name: str, fields: dict[str, np.ndarray]) -> None:
     raise ValueError(
       f"{name} is truncated: its rows need {needed} ids in tail, it has {held}"
     )
+  # A few ids in tail can stand for any number of them in the rows.
+  unpacked = sum(lengths.tolist()) * np.dtype(np.int32).itemsize
+  if unpacked > max_bytes:
+    raise ValueError(
+      f"{name} declares rows of {unpacked} bytes, more than"
+      f" max_bytes={max_bytes}"
+    )
   check_ids(f"{name}: tail", fields["tail"])
 
 
-def load_token_file(path: str | Path) -> Trace:
-  """Reads a token file, in file order.
+def _check_answers(name: str, answers: np.ndarray, lengths: np.ndarray) -> None:
+  """Raises ValueError for answers that leave a row no prompt."""
+  if len(answers) != len(lengths):
+    raise ValueError(
+      f"{name}: {_ANSWER} must have one value for each of {len(lengths)} rows,"
+      f" got {len(answers)}"
+    )
+  bad = (answers < 0) | (answers >= lengths)
+  if np.any(bad):
+    row = int(np.argmax(bad))
+    raise ValueError(
+      f"{name}: {_ANSWER} of row {row} must be at least 0 and below its"
+      f" {lengths[row]} tokens, got {answers[row]}"
+    )
 
-  Args:
-    path: an .npz file.
 
-  Returns:
-    A trace of token ids.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it is malformed, truncated or empty.
-  """
-  path = Path(path)
-  fields = _read_fields(path)
-  _check_rows(path.name, fields)
+def _rows(name: str, fields: dict[str, np.ndarray]) -> list[np.ndarray]:
+  """The rows, each put together from its group's previous row and `tail`."""
   rows: list[np.ndarray] = []
   previous: dict[int, np.ndarray] = {}
   offset, tail = 0, fields["tail"].astype(np.int32)
-  columns = (fields[name].tolist() for name in _FIELDS[:3])
+  columns = (fields[field].tolist() for field in _FIELDS[:3])
   for index, (group, length, common) in enumerate(zip(*columns)):
     head = previous.get(group, tail[:0])[:common]
     if len(head) < common:
       raise ValueError(
-        f"{path.name}: row {index} shares {common} tokens with a previous row"
-        f" of {len(head)}"
+        f"{name}: row {index} shares {common} tokens with a previous row of"
+        f" {len(head)}"
       )
     own = tail[offset : offset + length - common]
     row = np.concatenate([head, own])
     offset += length - common
     previous[group] = row
     rows.append(row)
-  return token_trace(path.name, rows, fields["group"].tolist())
+  return rows
+
+
+def load_token_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Trace:
+  """Reads a token file, in file order.
+
+  Args:
+    path: an .npz file.
+    max_bytes: bytes that its arrays may declare, and that its rows may take
+      when they are put together; a file that declares more is not read.
+
+  Returns:
+    A trace of token ids; requests have an `answer` where the file has
+    `n_answer`.
+
+  Raises:
+    OSError: the file cannot be opened; there is none, say, or it is a folder.
+    ValueError: it is malformed, truncated, empty, or larger than `max_bytes`.
+
+  >>> import tempfile
+  >>> trace = token_trace("two", [[1, 2, 3], [1, 2, 4, 5]], [0, 0], [0, 2])
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   save_token_file(Path(folder, "two.npz"), trace)
+  ...   again = load_token_file(Path(folder, "two.npz"))
+  >>> [(r.prompt.tolist(), r.answer) for r in again.requests]
+  [([1, 2, 3], 0), ([1, 2], 2)]
+  """
+  path = Path(path)
+  fields = read_vectors(
+    path, _FIELDS, (_ANSWER,), what="token file", max_bytes=max_bytes
+  )
+  _check_rows(path.name, fields, max_bytes)
+  answers = fields.get(_ANSWER)
+  if answers is not None:
+    _check_answers(path.name, answers, fields["n_tokens"])
+    answers = answers.tolist()
+  rows = _rows(path.name, fields)
+  return token_trace(path.name, rows, fields["group"].tolist(), answers)
 
 
 def save_token_file(path: str | Path, trace: Trace) -> None:
   """Writes a trace of token ids in the format that `load_token_file` reads.
 
   Args:
-    path: the .npz file to write.
-    trace: token ids; only ids, groups and order are kept.
+    path: the .npz file to write, under exactly this name.
+    trace: token ids; only ids, groups, answers and the order are kept.
 
   Raises:
-    ValueError: the trace has blocks instead of tokens.
+    ValueError: the trace has blocks instead of tokens, or no requests.
     OSError: the file cannot be written.
   """
   if trace.block != 1:
     raise ValueError(f"trace must hold token ids, got blocks of {trace.block}")
+  if not len(trace):
+    raise ValueError(f"trace must hold requests, {trace.name} has none")
   common, tails = [], []
   previous: dict[int, np.ndarray] = {}
   for request in trace.requests:
@@ -134,10 +147,16 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
     common.append(shared)
     tails.append(request.ids[shared:])
     previous[request.group] = request.ids
-  np.savez_compressed(
-    path,
-    group=np.array([r.group for r in trace.requests]),
-    n_tokens=np.array([r.length for r in trace.requests]),
-    common_with_prev=np.array(common),
-    tail=np.concatenate(tails),
-  )
+  columns = {
+    "group": [request.group for request in trace.requests],
+    "n_tokens": [request.length for request in trace.requests],
+    "common_with_prev": common,
+    _ANSWER: [request.answer for request in trace.requests],
+  }
+  # A file without answers stays one that older readers know.
+  if not any(columns[_ANSWER]):
+    del columns[_ANSWER]
+  arrays = {name: np.array(column) for name, column in columns.items()}
+  # NumPy would add .npz to a name that has another suffix.
+  with Path(path).open("wb") as file:
+    np.savez_compressed(file, **arrays, tail=np.concatenate(tails))

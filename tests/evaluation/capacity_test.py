@@ -32,10 +32,13 @@ def test_text_of_a_capacity_parses_again():
     "sequences",
     "sequences:1.5",
     "states:2GiB",
-    "bytes:1XB",
     "a:b",
+    "slots:4",
+    "states:\u0664",
     "sequences:" + "9" * 400,
-    "bytes:" + "9" * 5000 + "GiB",
+    b"states:4",
+    4,
+    None,
   ],
 )
 def test_other_texts_are_refused(text):
@@ -46,8 +49,25 @@ def test_other_texts_are_refused(text):
   assert len(str(refusal.value)) < 150
 
 
-def test_bad_capacities_are_refused():
+@pytest.mark.parametrize(
+  "size", ["", "1XB", "0", "-1", "nan", "9" * 5000 + "GiB"]
+)
+def test_sizes_that_are_none_are_refused(size):
+  with pytest.raises(
+    ValueError, match="capacity in bytes must be a whole number of bytes"
+  ) as refusal:
+    parse_capacity(f"bytes:{size}")
+  assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize(
+  "amount", [0, -1, True, 1.5, 4.0, float("nan"), "4", None]
+)
+def test_amounts_that_are_no_integers_from_1_are_refused(amount):
+  with pytest.raises(ValueError, match="an integer of at least 1 of states"):
+    Capacity("states", amount)
+
+
+def test_unknown_kinds_are_refused():
   with pytest.raises(ValueError, match="capacity must be of sequences, states"):
-    parse_capacity("slots:4")
-  with pytest.raises(ValueError, match="at least 1 of states, got 0"):
-    Capacity("states", 0)
+    Capacity("slots", 4)

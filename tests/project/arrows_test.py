@@ -17,6 +17,7 @@ CACHE = {"cache", "cache.store", "cache.index"}
 # Direct imports. `array_typing` is the notation and may be used by everybody.
 ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
+  # Texts such as "4GiB": whoever takes a capacity reads them the same way.
   "byte_sizes": set(),
   "kernels": set(),
   "layers": {"kernels"},
@@ -35,6 +36,8 @@ ARROWS: dict[str, set[str]] = {
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
+  # The flags and words of `__main__`, which runs the commands.
+  "command_line": {"evaluation", "placement", "workloads"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes"},
 }

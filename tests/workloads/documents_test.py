@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.workloads import load_quality, load_system_prompts
@@ -50,6 +51,39 @@ def test_empty_quality_is_refused(tmp_path):
     load_quality(path, tokenize)
 
 
+@pytest.mark.parametrize(
+  "ids, sentence",
+  [
+    ([1.5, 2.0], "must be a vector of integers, got float64"),
+    ([1, np.nan], "must be a vector of integers, got float64"),
+    ([1, -1], r"must be in \[0, 2\*\*31\), got -1"),
+    (None, "must be a vector of integers, got object"),
+    ("1 2", "must be a vector of integers, got <U3"),
+  ],
+)
+def test_tokenizers_that_return_no_ids_are_refused(
+  tmp_path, folder, ids, sentence
+):
+  path = tmp_path / "q.jsonl"
+  path.write_text("\n" + article("One.", "Who?"))
+  returned = np.array(ids)  # past the types that are checked in tests
+  with pytest.raises(
+    ValueError, match=f"q.jsonl, line 2: token ids {sentence}"
+  ):
+    load_quality(path, lambda text: returned)
+  queries = tmp_path / "queries.txt"
+  queries.write_text("Hello")
+  with pytest.raises(ValueError, match=f"prompts: request 0: .* {sentence}"):
+    load_system_prompts(folder, queries, lambda text: returned)
+
+
+def test_a_tokenizer_that_returns_nothing_is_refused(tmp_path):
+  path = tmp_path / "q.jsonl"
+  path.write_text(article("One.", "Who?"))
+  with pytest.raises(ValueError, match=r"q.jsonl, line 1 has no tokens"):
+    load_quality(path, lambda text: [])
+
+
 @pytest.fixture
 def folder(tmp_path):
   prompts = tmp_path / "prompts"
@@ -97,5 +131,40 @@ def test_nothing_to_read_is_refused(tmp_path, folder):
     load_system_prompts(empty, queries, tokenize)
   with pytest.raises(FileNotFoundError, match="there is no folder"):
     load_system_prompts(tmp_path / "missing", queries, tokenize)
-  with pytest.raises(ValueError, match="count must be at least 1, got 0"):
-    load_system_prompts(folder, queries, tokenize, count=0)
+
+
+@pytest.mark.parametrize(
+  "numbers, sentence",
+  [
+    ({"count": 0}, "count must be an integer of at least 1 .* got 0"),
+    ({"count": True}, "count must be an integer of at least 1 .* got True"),
+    ({"seed": -1}, "seed must be an integer of at least 0 .* got -1"),
+    ({"seed": 2**32}, "seed must be .* below 4294967296, got 4294967296"),
+  ],
+)
+def test_numbers_out_of_range_are_refused(tmp_path, folder, numbers, sentence):
+  queries = tmp_path / "queries.txt"
+  queries.write_text("Hello")
+  with pytest.raises(ValueError, match=sentence):
+    load_system_prompts(folder, queries, tokenize, **numbers)
+
+
+def test_what_is_no_text_file_is_named(tmp_path, folder):
+  queries = tmp_path / "queries.txt"
+  queries.write_bytes(b"Hello\n\xff\n")
+  with pytest.raises(ValueError, match=r"queries.txt, line 2 is not UTF-8"):
+    load_system_prompts(folder, queries, tokenize)
+  queries.write_text("Hello")
+  (folder / "c.txt").write_bytes(b"\xff\xfe")
+  with pytest.raises(ValueError, match=r"c.txt is not UTF-8 text"):
+    load_system_prompts(folder, queries, tokenize)
+  (folder / "c.txt").unlink()
+  (folder / "c.txt").mkdir()
+  with pytest.raises(IsADirectoryError, match=r"Is a directory.*c.txt"):
+    load_system_prompts(folder, queries, tokenize)
+  for read in (
+    load_quality,
+    lambda path, t: load_system_prompts(folder, path, t),
+  ):
+    with pytest.raises(IsADirectoryError, match=r"Is a directory.*prompts"):
+      read(folder, tokenize)

@@ -1,0 +1,238 @@
+"""The flags of the command line, and how it prints.
+
+What the commands do stands in `__main__.py`.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from sparse_prefix_jax import evaluation, placement, workloads
+
+_USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
+
+  demo --out=DIR
+      serve requests that share documents under every strategy, and compare
+  simulate --requests=FILE --capacity=KIND:AMOUNT --report=OUT.json [...]
+      replay a request stream without a model
+  place --histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]
+      print the best positions for a histogram of overlap depths
+
+flags:
+"""
+
+_COMMAND_FLAGS = {
+  "demo": ("out",),
+  "simulate": (
+    "requests",
+    "capacity",
+    "placement",
+    "budget",
+    "eviction",
+    "block_size",
+    "time_unit",
+    "skip_bad_lines",
+    "warmup_fraction",
+    "interleave_seed",
+    "preset",
+    "report",
+  ),
+  "place": ("histogram", "budget", "cost"),
+}
+_REQUIRED = {
+  "demo": ("out",),
+  "simulate": ("requests", "capacity", "report"),
+  "place": ("histogram", "budget"),
+}
+
+SEED, WARMUP = 42, 0.6
+"""What token files have unless told otherwise: the paper interleaves its
+streams with this seed, and warms the cache with 60 % of them."""
+
+
+class _Number(flags.ArgumentParser):
+  """Integers stay integers; `conditional` takes fractions as well."""
+
+  def parse(self, argument: str | int | float) -> int | float:
+    """Reads a number that is finite.
+
+    Raises:
+      ValueError: the argument is none; absl adds the name of the flag.
+    """
+    try:
+      return int(argument)
+    except ValueError:
+      number = float(argument)
+    if not math.isfinite(number):
+      raise ValueError(f"{argument} is no finite number")
+    return number
+
+  def flag_type(self) -> str:
+    """The word that the help has for such a value."""
+    return "number"
+
+
+def _define_flags() -> flags.FlagValues:
+  """Flags of all commands, unset unless given."""
+  values = flags.FlagValues()
+  text = {
+    "out": "Folder for report.json and pareto.png.",
+    "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
+    "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
+    "placement": f"One of {', '.join(placement.POLICIES)} (default last).",
+    "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
+    " sequences, lru otherwise).",
+    "preset": "Model whose sizes count for bytes (default qwen3_5_0_8b).",
+    "report": "JSON file to write.",
+    "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
+    "cost": "linear or quadratic:RATIO (default linear).",
+  }
+  budget = (
+    "What it means for each placement: "
+    + "; ".join(f"{n}: {m}" for n, m in placement.POLICIES.items() if m)
+    + ". For place: number of positions."
+  )
+  integers = {
+    "block_size": "Tokens per block of a trace whose name does not say it"
+    f" (default {workloads.DEFAULT_BLOCK}).",
+    "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
+  }
+  for name, meaning in text.items():
+    flags.DEFINE_string(name, None, meaning, flag_values=values)
+  for name, meaning in integers.items():
+    flags.DEFINE_integer(name, None, meaning, flag_values=values)
+  flags.DEFINE_enum(
+    "time_unit",
+    None,
+    list(workloads.TIME_UNITS),
+    "Unit of the timestamps of a trace (default ms, or s where they are no"
+    " whole numbers).",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "skip_bad_lines",
+    None,
+    "Leave out the lines of a trace that hold no request, and count them.",
+    flag_values=values,
+  )
+  flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)
+  flags.DEFINE_float(
+    "warmup_fraction",
+    None,
+    f"Share of the requests not measured (default {WARMUP} for token files,"
+    " 0 for traces).",
+    flag_values=values,
+  )
+  return values
+
+
+def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
+  """Splits the command line.
+
+  Args:
+    argv: program name, command and flags.
+
+  Returns:
+    The command, and the values of all flags (None where not given).
+
+  Raises:
+    ValueError: no such command, a flag of another command, or one missing.
+    flags.Error: an unknown flag, or a value of the wrong type.
+  """
+  values = _define_flags()
+  words = values(list(argv))[1:]
+  if len(words) != 1 or words[0] not in _COMMAND_FLAGS:
+    raise ValueError(
+      f"command must be one of {', '.join(_COMMAND_FLAGS)}, got"
+      f" {' '.join(words) or 'nothing'} (--help shows how)"
+    )
+  command = words[0]
+  given = [name for name in values if values[name].present]
+  for name in given:
+    if name not in _COMMAND_FLAGS[command]:
+      raise ValueError(f"--{name} is no flag of {command}")
+    if values[name].value == "":
+      raise ValueError(f"--{name} must not be empty")
+  for name in _REQUIRED[command]:
+    if name not in given:
+      raise ValueError(f"{command} needs --{name}")
+  return command, values
+
+
+def help_text() -> str:
+  """The commands, and the flags of all of them."""
+  return _USAGE + _define_flags().get_help()
+
+
+def say(text: str, *, stream: Any = None) -> None:
+  """Prints a line at once, whether or not somebody still reads.
+
+  `python -m sparse_prefix_jax --help | head -1` closes the pipe early, which is
+  no fault of anybody.
+
+  Args:
+    text: what to print.
+    stream: where to print it, stdout by default.
+
+  Raises:
+    OSError: the line cannot be written, because the disk is full, say.
+  """
+  stream = stream or sys.stdout
+  try:
+    print(text, file=stream, flush=True)
+  except OSError as error:
+    hush(stream)
+    if not isinstance(error, BrokenPipeError):
+      raise
+
+
+def hush(stream: Any) -> None:
+  """Lets a stream lead nowhere from here on.
+
+  What could not be written stays in its buffer, and the interpreter would try
+  again, and fail, when it ends.
+
+  Args:
+    stream: one that has a file descriptor, such as stdout.
+  """
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, stream.fileno())
+  os.close(nowhere)
+
+
+def tell(sentence: str) -> None:
+  """Prints a sentence of this program to stderr.
+
+  Args:
+    sentence: what to tell, without the name of the program.
+  """
+  if sys.stderr is not None:  # closed by the shell, as by 2>&-
+    say(f"sparse_prefix_jax: {sentence}", stream=sys.stderr)
+
+
+def sentence_of(error: Exception) -> str:
+  """What went wrong, on one line.
+
+  Args:
+    error: what a command raised.
+
+  Returns:
+    A sentence with the name of the file, where the system knows it.
+
+  >>> sentence_of(FileNotFoundError(2, "No such file", "trace.jsonl"))
+  'No such file: trace.jsonl'
+  """
+  text = str(error) or type(error).__name__
+  if isinstance(error, OSError) and error.strerror:
+    name = "" if error.filename is None else f": {error.filename}"
+    text = error.strerror + name
+  elif isinstance(error, MemoryError | OverflowError | RecursionError):
+    text = f"the input is too large: {text}"
+  # Nobody reads a number of thousands of digits.
+  short = re.sub(r"\d{40,}", lambda m: f"{m[0][:10]}... (long)", text)
+  return " ".join(short.split())
