@@ -4,7 +4,7 @@ import collections
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.cache.index import PrefixIndex, Reason
 
 if TYPE_CHECKING:
   from sparse_prefix_jax.cache.running import Running
@@ -84,3 +84,37 @@ class StoreStats(NamedTuple):
   evicted_states: int
   forgotten_entries: int
   reasons: Mapping[str, int]
+
+
+def describe_store(
+  index: PrefixIndex, counts: Counts, *, running: int
+) -> StoreStats:
+  """The figures of a store, each under its one name.
+
+  Args:
+    index: What is held.
+    counts: What requests found.
+    running: How many sequences run.
+  """
+  held = index.stats
+  claimed = sum(len(entry.states) for entry in index.entries)
+  return StoreStats(
+    capacity_bytes=index.budget.capacity_bytes,
+    held_bytes=held.held_bytes,
+    held_slots=held.held_slots,
+    held_pages=held.held_pages,
+    stored_states=held.states,
+    entries=held.entries,
+    states_per_entry=claimed / held.entries if held.entries else 0.0,
+    remembered_bytes=held.remembered_bytes,
+    running=running,
+    requests=counts.requests,
+    hits=counts.hits,
+    prompt_tokens=counts.prompt_tokens,
+    overlap_tokens=counts.overlap_tokens,
+    saved_tokens=counts.saved_tokens,
+    captured_states=counts.captured_states,
+    evicted_states=held.evictions,
+    forgotten_entries=held.forgotten,
+    reasons={str(r): n for r, n in sorted(counts.reasons.items())},
+  )

@@ -2,9 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import jax
 import numpy as np
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
@@ -28,6 +27,7 @@ from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
   allocate,
+  are_lost,
   copy_sequence,
 )
 from sparse_prefix_jax.runtime.programs import (
@@ -213,7 +213,7 @@ class PrefixCache:
 
   def _end(self, mine: Sequence[Running]) -> None:
     """Closes the sequences of a call; all, if a program took the pools."""
-    if self._pools is not None and _are_lost(self._pools):
+    if self._pools is not None and are_lost(self._pools):
       self._pools = None
       self.store.reset("a program failed that held the pools of its cache")
       return
@@ -340,8 +340,8 @@ class PrefixCache:
     with self._lock.held():
       self.store.audit()
 
-  def __copy__(self) -> NoReturn:
-    """Refuses: two caches would write the same pools.
+  def _refuse_copy(self, *_: object) -> NoReturn:
+    """Refuses copies and pickles: two caches would write the same pools.
 
     Raises:
       TypeError: Always.
@@ -351,13 +351,7 @@ class PrefixCache:
       "overwrite; make a new one."
     )
 
-  def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-    """Refuses, as `copy.copy` of it is refused."""
-    self.__copy__()
-
-  def __reduce__(self) -> NoReturn:
-    """Refuses to be pickled, as `copy.copy` of it is refused."""
-    self.__copy__()
+  __copy__ = __deepcopy__ = __reduce__ = _refuse_copy
 
 
 def _split(
@@ -397,18 +391,3 @@ def _policy(placement: PlacementPolicy | str, chunk: int) -> PlacementPolicy:
       f"placement has chunk {placement.chunk}; the model has {chunk}."
     )
   return placement
-
-
-def _are_lost(pools: Pools) -> bool:
-  """Whether a failing program took the pools.
-
-  What it returned need not say that it is deleted: reading it fails.
-  """
-  leaves = jax.tree.leaves(pools)
-  if any(leaf.is_deleted() for leaf in leaves):
-    return True
-  try:
-    jax.block_until_ready(leaves)
-  except jax.errors.JaxRuntimeError:
-    return True
-  return False

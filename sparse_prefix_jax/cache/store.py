@@ -19,7 +19,7 @@ from sparse_prefix_jax.cache.canonical import (
   slot_at,
   store_past,
 )
-from sparse_prefix_jax.cache.counts import Counts, StoreStats
+from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
@@ -348,28 +348,7 @@ class PrefixStore:
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""
-    held, counts = self.index.stats, self.counts
-    claimed = sum(len(entry.states) for entry in self.index.entries)
-    return StoreStats(
-      capacity_bytes=self.index.budget.capacity_bytes,
-      held_bytes=held.held_bytes,
-      held_slots=held.held_slots,
-      held_pages=held.held_pages,
-      stored_states=held.states,
-      entries=held.entries,
-      states_per_entry=claimed / held.entries if held.entries else 0.0,
-      remembered_bytes=held.remembered_bytes,
-      running=len(self._running),
-      requests=counts.requests,
-      hits=counts.hits,
-      prompt_tokens=counts.prompt_tokens,
-      overlap_tokens=counts.overlap_tokens,
-      saved_tokens=counts.saved_tokens,
-      captured_states=counts.captured_states,
-      evicted_states=held.evictions,
-      forgotten_entries=held.forgotten,
-      reasons={str(r): n for r, n in sorted(counts.reasons.items())},
-    )
+    return describe_store(self.index, self.counts, running=len(self._running))
 
   def audit(self) -> None:
     """Recomputes every count, and what sequences hold of it; for tests.

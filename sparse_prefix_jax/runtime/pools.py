@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.models.decoder import (
@@ -34,6 +35,24 @@ def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
     lambda: model.init_pools(slots=slots, pages=pages),
     beside=model.embedding.get_value(),
   )
+
+
+def are_lost(pools: Pools) -> bool:
+  """Whether a failing program took the pools.
+
+  What it returned need not say that it is deleted: reading it fails.
+
+  Args:
+    pools: As the last program returned them, or as it took them.
+  """
+  leaves = jax.tree.leaves(pools)
+  if any(leaf.is_deleted() for leaf in leaves):
+    return True
+  try:
+    jax.block_until_ready(leaves)
+  except jax.errors.JaxRuntimeError:
+    return True
+  return False
 
 
 def _copy_sequence(

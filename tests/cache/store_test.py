@@ -122,8 +122,15 @@ def test_pins_in_the_way_are_given_up():
   decode(store, running, range(3))
   store.close(running)
   running = opened(store, [*ids(17), 0, 1, 2])
+  assert (running.match.reason, running.resumed) == ("last_token", 0)
+  store.close(running, keep=0)
+  store = new_store(slots=2, pages=6)
+  running = computed(store, ids(17))
+  decode(store, running, range(4))
+  store.close(running)
+  running = opened(store, [*ids(17), 0, 1, 2, 3])
   assert (running.match.reason, running.resumed) == ("no_room", 0)
-  assert running.match.overlap_tokens == 20
+  assert running.match.overlap_tokens == 21
 
 
 def test_segments_are_cut_on_the_lattice():

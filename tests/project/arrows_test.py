@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
   "cache.index": {"placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
-  | CACHE,
+  | {"cache.store", "cache.index"},
   "serving": {"models", "runtime", "runtime.segment", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
@@ -148,16 +148,20 @@ def _changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
         yield node.lineno, target.attr
 
 
+# Fields of `Running` that other classes have as well.
+NAMESAKES = {"pages", "claims", "features", "tokens", "length", "pin"}
+
+
 def test_only_the_store_changes_a_running_sequence() -> None:
   """Its verbs, and the two files that they alone call."""
-  fields = {f.name for f in dataclasses.fields(Running)}
+  fields = {f.name for f in dataclasses.fields(Running)} - NAMESAKES
   allowed = {"store.py", "admission.py", "canonical.py"}
   found = [
     f"{_where(path, line)}: {name}"
     for path in checkout.library_files()
     if not (path.parent.name == "cache" and path.name in allowed)
     for line, name in _changes(ast.parse(path.read_text(encoding="utf-8")))
-    if name in fields - {"pages", "claims", "features", "entry"}
+    if name in fields
   ]
   assert not found, "\n".join(found)
 

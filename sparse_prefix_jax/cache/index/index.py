@@ -72,16 +72,13 @@ class PrefixIndex:
     salt: bytes = b"",
     limit: int | None = None,
   ) -> Match:
-    """Finds the longest known prefix of a prompt; a look, nothing changes.
+    """Finds the longest known prefix of a prompt; nothing changes.
 
     Args:
       blocks: Keys of the whole blocks of the prompt.
       tail: Key of its remaining tokens.
       salt: The tenant; nothing is shared between salts.
       limit: Deepest block count to resume at; None: no limit.
-
-    Returns:
-      The match; see its attributes.
 
     Raises:
       ValueError: If the limit is negative.
@@ -224,7 +221,7 @@ class PrefixIndex:
     """Claims the states that are stored at some depths of a pinned path.
 
     Returns:
-      The states by depth; where there is none, nothing happens.
+      The states by depth, where there are any.
     """
     wanted = set(depths)
     path = pin.node.upwards() if pin.node and wanted else ()
@@ -270,8 +267,7 @@ class PrefixIndex:
   ) -> Entry:
     """Remembers a prompt whose whole blocks end at a pin.
 
-    A prompt that is remembered already (same blocks, tail and salt) is the same
-    entry: it becomes the newest and claims on top of its own.
+    One that is remembered already is the same entry, with claims added.
 
     Args:
       pin: At its last whole block.
@@ -295,7 +291,7 @@ class PrefixIndex:
     return entry
 
   def share(self, entry: Entry) -> None:
-    """One more sequence will leave this entry: a fork of the one that did."""
+    """A fork leaves the same entry as its source."""
     entry.count += 1
 
   def forget(self, entry: Entry) -> None:
@@ -338,7 +334,7 @@ class PrefixIndex:
     return len(self._remembered)
 
   def __contains__(self, entry: object) -> bool:
-    """Whether an entry is remembered (still)."""
+    """Whether an entry is remembered."""
     return entry in self._remembered
 
   @property
