@@ -3,7 +3,11 @@
 Only `cache/store.py` calls this module.
 """
 
-from sparse_prefix_jax.cache.index import PrefixIndex, token_blocks
+from sparse_prefix_jax.cache.index import (
+  PrefixIndex,
+  Renumbering,
+  token_blocks,
+)
 from sparse_prefix_jax.cache.running import NO_SLOT, Running
 from sparse_prefix_jax.runtime.segment import Segment
 
@@ -138,3 +142,19 @@ def _replace_entry(
     )
   if before is not None:
     index.forget(before)
+
+
+def renumber(running: Running, moved: Renumbering) -> None:
+  """Puts new numbers in the place of old ones in a sequence.
+
+  Args:
+    running: The sequence.
+    moved: New numbers by old ones.
+  """
+  slots, pages = moved.slots, moved.pages
+  running.pages = [pages.get(page, page) for page in running.pages]
+  running.captures = {p: slots.get(s, s) for p, s in running.captures.items()}
+  running.running_slot = slots.get(running.running_slot, running.running_slot)
+  running.own_slot = slots.get(running.own_slot, running.own_slot)
+  running.lattice_slot = slots.get(running.lattice_slot, running.lattice_slot)
+  running.carry_slot = slots.get(running.carry_slot, running.carry_slot)

@@ -9,6 +9,7 @@ import numpy as np
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.call_lock import CallLock
 from sparse_prefix_jax.cache.counts import StoreStats
+from sparse_prefix_jax.cache.dividing import Division
 from sparse_prefix_jax.cache.identity import (
   check_config,
   checked_model,
@@ -18,7 +19,8 @@ from sparse_prefix_jax.cache.identity import (
 from sparse_prefix_jax.cache.index import Budget
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
-from sparse_prefix_jax.cache.shares import split
+from sparse_prefix_jax.cache.share_chooser import ShareChooser
+from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
@@ -31,6 +33,7 @@ from sparse_prefix_jax.runtime.pools import (
   copy_sequence,
 )
 from sparse_prefix_jax.runtime.programs import (
+  FrozenModel,
   Step,
   decode_step,
   freeze,
@@ -73,7 +76,7 @@ class PrefixCache:
     capacity: int | str,
     placement: PlacementPolicy | str = "last",
     eviction: str = "lru",
-    state_share: float = 0.5,
+    state_share: float | None = None,
     remembered: int | str = "64MiB",
   ) -> None:
     """Allocates the pools.
@@ -85,7 +88,9 @@ class PrefixCache:
       placement: A policy, or the name of one without a budget.
       eviction: "lru" or "fifo".
       state_share: Share of the capacity that is allocated for states; the rest
-        is for keys and values. A model with one kind of layers uses all.
+        is for keys and values. None follows the requests: every 50 of them
+        the share may move to another of eight. A model with one kind of layers
+        gives it all.
       remembered: Bytes of host memory for prompts of which no state is left,
         and for those too short to have one: overlaps are learned from them.
 
@@ -97,7 +102,9 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
-    slots, pages = _split(self.config, capacity, state_share)
+    sizes = _shares(self.config, capacity)
+    share = _checked_share(state_share, sizes)
+    slots, pages = sizes.split(share)
     policy = _policy(placement, self.config.chunk)
     self.store = PrefixStore(
       Budget(
@@ -115,6 +122,11 @@ class PrefixCache:
       eviction=eviction,
       stores=policy.name != "no_cache",
     )
+    self._division: Division | None = None
+    if state_share is None and len(sizes.usable) > 1:
+      chooser = ShareChooser(self.store, sizes, eviction)
+      self.store.chooser = chooser
+      self._division = Division(self, chooser)
     self._lock = CallLock()
     self._pools: Pools | None = self._fresh_pools()
 
@@ -221,6 +233,20 @@ class PrefixCache:
     for sequence in mine:
       if sequence in running:
         self.store.drop(sequence)
+
+  def divide(self) -> None:
+    """At the beginning of a call: gives states another share, if one is due."""
+    if self._division:
+      self._division.prepare()
+
+  def deliver(self) -> None:
+    """Runs the handlers of signals that came meanwhile; they may raise."""
+    self._lock.deliver()
+
+  @property
+  def frozen(self) -> FrozenModel:
+    """The parameters, as programs take them."""
+    return self._frozen
 
   def run(
     self, segments: Sequence[Segment], choose: Callable[[Plan], np.ndarray]
@@ -354,27 +380,30 @@ class PrefixCache:
   __copy__ = __deepcopy__ = __reduce__ = _refuse_copy
 
 
-def _split(
-  config: ModelConfig, capacity: int, state_share: float
-) -> tuple[int, int]:
-  """Slots and pages of a capacity, enough for one sequence."""
-  real = isinstance(state_share, int | float)
-  if not real or isinstance(state_share, bool) or not 0 < state_share < 1:
-    raise ValueError(f"state_share is {state_share!r}; it must be in (0, 1).")
-  slots, pages = split(
+def _shares(config: ModelConfig, capacity: int) -> Shares:
+  """How a capacity may be divided for a model."""
+  return Shares(
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
-    share=state_share,
     longest=-(-config.max_length // config.chunk),
   )
+
+
+def _checked_share(share: float | None, sizes: Shares) -> float:
+  """The share to begin with, enough for one sequence."""
+  first = sizes.first if share is None else share
+  real = isinstance(first, int | float) and not isinstance(first, bool)
+  if not real or not 0 < first < 1:
+    raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
+  slots, pages = sizes.split(first)
   if slots < 2 or pages < 1:
     raise ValueError(
-      f"capacity is {capacity} bytes, which holds {max(slots, 0)} states and "
-      f"{max(pages, 0)} pages; a sequence needs 2 states of "
-      f"{state_bytes(config)} and 1 page of {page_bytes(config)}."
+      f"capacity is {sizes.capacity} bytes, which holds {max(slots, 0)} states "
+      f"and {max(pages, 0)} pages; a sequence needs 2 states of "
+      f"{sizes.slot_bytes} and 1 page of {sizes.page_bytes}."
     )
-  return slots, pages
+  return first
 
 
 def _policy(placement: PlacementPolicy | str, chunk: int) -> PlacementPolicy:

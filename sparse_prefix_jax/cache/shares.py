@@ -1,34 +1,86 @@
-"""One capacity in bytes, split between state slots and pages.
+"""One capacity in bytes for states and pages, and how it is divided.
 
 Slots and pages are arrays of two shapes, so a capacity is divided when they are
-allocated. Server and simulator divide it by the same rule.
+allocated. The shape of a pool is the shape of its programs, so shares come from
+a few values; which of them serves best depends on the requests, and is found by
+following what an undivided capacity would hold.
 """
 
+import dataclasses
 
-def split(
-  capacity: int, *, slot_bytes: int, page_bytes: int, share: float, longest: int
-) -> tuple[int, int]:
-  """How many slots and pages fit into a capacity.
+SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
+"""Shares of a capacity that states may have."""
 
-  Args:
-    capacity: Bytes for both.
+PERIOD = 50
+"""Requests between two moves."""
+
+_FIRST = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+  """How a capacity may be divided.
+
+  Attributes:
+    capacity: Bytes for both kinds.
     slot_bytes: Bytes of a state checkpoint, 0 without recurrent layers.
     page_bytes: Bytes of a page, 0 without attention.
-    share: Share of the capacity for states; a model with one kind of layers
-      gives all to what it has.
     longest: Chunks of the longest sequence.
 
-  Returns:
-    Slots and pages, together at most `capacity` bytes.
-
-  >>> split(1000, slot_bytes=100, page_bytes=10, share=0.5, longest=8)
+  >>> Shares(1000, slot_bytes=100, page_bytes=10, longest=8).split(0.5)
   (5, 50)
   """
-  if page_bytes == 0:  # Pages are only names then: as many as anyone could use.
-    slots = capacity // slot_bytes
-    return slots, max(slots, 1) * longest
-  if slot_bytes == 0:
-    pages = capacity // page_bytes
-    return max(pages, 2), pages
-  slots = int(capacity * share) // slot_bytes
-  return slots, (capacity - slots * slot_bytes) // page_bytes
+
+  capacity: int
+  slot_bytes: int
+  page_bytes: int
+  longest: int
+
+  def split(self, share: float) -> tuple[int, int]:
+    """How many slots and pages fit, with this share of the bytes for slots.
+
+    A model with one kind of layers gives all to what it has.
+    """
+    if self.page_bytes == 0:  # Pages are names then: as many as could be used.
+      slots = self.capacity // self.slot_bytes
+      return slots, max(slots, 1) * self.longest
+    if self.slot_bytes == 0:
+      pages = self.capacity // self.page_bytes
+      return max(pages, 2), pages
+    slots = int(self.capacity * share) // self.slot_bytes
+    rest = self.capacity - slots * self.slot_bytes
+    return slots, rest // self.page_bytes
+
+  @property
+  def usable(self) -> tuple[float, ...]:
+    """The shares under which one of the longest sequences can run.
+
+    Where there are none, those under which any can: two slots and a page. What
+    fits is then a matter of the share, as it is of any fixed one. Where one
+    kind of layers takes all, one share stands for them.
+
+    >>> Shares(10_000, 100, 10, 8).usable
+    (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
+    >>> Shares(1_000, 100, 10, 60).usable
+    (0.22, 0.3, 0.4)
+    """
+    if not self.slot_bytes or not self.page_bytes:
+      return (_FIRST,)
+    room = {share: self.split(share) for share in SHARES}
+    runs = [s for s, (slots, pages) in room.items() if slots >= 2 and pages]
+    longest = tuple(s for s in runs if room[s][1] >= self.longest)
+    return longest or tuple(runs) or (SHARES[-1],)
+
+  @property
+  def first(self) -> float:
+    """The share to begin with."""
+    return nearest(self.usable, _FIRST)
+
+
+def nearest(shares: tuple[float, ...], wanted: float) -> float:
+  """The share that is closest to the one wanted.
+
+  >>> nearest(SHARES, 0.5)
+  0.55
+  """
+  return min(shares, key=lambda share: abs(share - wanted))

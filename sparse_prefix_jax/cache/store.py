@@ -10,12 +10,13 @@ alone.
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sparse_prefix_jax.cache.admission import NUMBERS, Admission
 from sparse_prefix_jax.cache.canonical import (
   grow,
   remember_prompt,
+  renumber,
   slot_at,
   store_past,
 )
@@ -25,6 +26,7 @@ from sparse_prefix_jax.cache.index import (
   CapacityError,
   Match,
   PrefixIndex,
+  Renumbering,
   token_blocks,
 )
 from sparse_prefix_jax.cache.request import Request
@@ -46,6 +48,16 @@ class Copies(NamedTuple):
   page: tuple[int, int] | None
 
 
+class ShareFollower(Protocol):
+  """What chooses how a capacity is divided, as `ShareChooser` does."""
+
+  def follow(self, running: Running) -> None:
+    """Sees a prompt that was placed, or a sequence that ends."""
+
+  def count(self) -> None:
+    """One more request was opened."""
+
+
 class PrefixStore:
   """Index, planner and running sequences, for one model or none.
 
@@ -61,6 +73,7 @@ class PrefixStore:
     planner: Where new entries keep states.
     chunk: Tokens between lattice points, c.
     counts: What requests found, over the life of the store.
+    chooser: Follows requests to choose a share for states; None for none.
 
   >>> from sparse_prefix_jax.placement import PlacementPolicy
   >>> planner = Planner(PlacementPolicy("last"), depths=16)
@@ -89,6 +102,7 @@ class PrefixStore:
     self.chunk = chunk
     self.stores = stores
     self.counts = Counts()
+    self.chooser: ShareFollower | None = None
     self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
     self._running: dict[int, Running] = {}
     self._ended: dict[int, str] = {}  # by a reset, and why
@@ -173,7 +187,14 @@ class PrefixStore:
       self._running[running.number] = running
       self.index.use(running.match)
       self.counts.open(running)
+      self._follow(running)
     return opened
+
+  def _follow(self, running: Running) -> None:
+    """Lets the choice of a share see a request that was placed."""
+    if self.chooser:
+      self.chooser.follow(running)
+      self.chooser.count()
 
   def next_segment(
     self, running: Running, limit: int | None = None
@@ -307,6 +328,8 @@ class PrefixStore:
       ValueError: If `keep` is negative or more than its tokens.
     """
     kept = self.check_keep(running, keep)
+    if self.chooser and running.decoded:
+      self.chooser.follow(running)
     if self.stores and running.computed >= running.prompt_length:
       store_past(self.index, running, kept, self.chunk)
     self.drop(running)
@@ -330,6 +353,48 @@ class PrefixStore:
     del self._running[running.number]
     self.index.free(running.leased_slots(), running.leased_pages())
     self.index.unpin(running.pin)
+
+  def begin_resize(
+    self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
+  ) -> Renumbering:
+    """Makes room for pools of another size, evicting where one is smaller.
+
+    Args:
+      slots: That there will be.
+      pages: That there will be.
+      spare: Slots and pages that must be left beside what runs.
+
+    Returns:
+      What has to be copied within the pools, before either is made smaller.
+
+    Raises:
+      CapacityError: If running sequences hold more; nothing has changed.
+    """
+    low = self._with_limits(slots, pages, smaller=True)
+    self.index.require_possible(*spare, budget=low)
+    self.index.budget = low
+    return self.index.renumbering(low.slots or 0, low.pages or 0)
+
+  def renumber(self, moved: Renumbering) -> None:
+    """What `begin_resize` named has been copied: it has new numbers now."""
+    low = self.index.budget
+    self.index.renumber(moved, low.slots or 0, low.pages or 0)
+    for running in self.running:
+      renumber(running, moved)
+
+  def end_resize(self, slots: int, pages: int) -> None:
+    """The pools have their new size."""
+    self.index.budget = self._with_limits(slots, pages, smaller=False)
+
+  def _with_limits(self, slots: int, pages: int, *, smaller: bool) -> Budget:
+    """The budget with other limits, or with the smaller ones of both."""
+    now = self.index.budget
+    if smaller:
+      slots, pages = (
+        min(slots, now.slots or slots),
+        min(pages, now.pages or pages),
+      )
+    return dataclasses.replace(now, slots=slots, pages=pages)
 
   def flush(self) -> None:
     """Forgets everything that no running sequence holds."""

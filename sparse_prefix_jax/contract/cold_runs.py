@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.shares import split
+from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -79,13 +79,12 @@ class ColdRuns:
 
   def _run(self, tokens: np.ndarray) -> Cold:
     config = self.model.config
-    slots, pages = split(
+    slots, pages = Shares(
       self._capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),
-      share=0.5,
       longest=-(-config.max_length // config.chunk),
-    )
+    ).split(0.5)
     pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // config.chunk)
     segment = Segment(

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from sparse_prefix_jax.cache.index import Budget, CapacityError
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
-from sparse_prefix_jax.cache.shares import split
+from sparse_prefix_jax.cache.share_chooser import ShareChooser
+from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Planner
@@ -52,7 +53,7 @@ def make_store(
   capacity_bytes: int,
   longest: int,
   eviction: str = "lru",
-  state_share: float | None = 0.5,
+  state_share: float | str | None = "chosen",
 ) -> PrefixStore:
   """The store of a server with these sizes.
 
@@ -62,7 +63,8 @@ def make_store(
     capacity_bytes: What may be held at any time, running requests included.
     longest: Tokens of the longest sequence.
     eviction: Name of an eviction rule.
-    state_share: Share of the capacity for states; None leaves it unsplit, as no
+    state_share: Share of the capacity for states; "chosen" follows the
+      requests, as a server does; None leaves the capacity undivided, as no
       server of ours can.
 
   >>> from sparse_prefix_jax.placement import PlacementPolicy
@@ -73,22 +75,21 @@ def make_store(
   4
   """
   chunk = planner.policy.chunk
-  slots = pages = None
-  if state_share is not None:
-    slots, pages = split(
-      capacity_bytes,
-      slot_bytes=sizes.state_bytes,
-      page_bytes=sizes.page_bytes,
-      share=state_share,
-      longest=-(-longest // chunk),
-    )
-  return PrefixStore(
+  sizes_of = Shares(
+    capacity_bytes, sizes.state_bytes, sizes.page_bytes, -(-longest // chunk)
+  )
+  first = sizes_of.first if state_share == "chosen" else state_share
+  slots, pages = (None, None) if first is None else sizes_of.split(first)
+  store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
     planner,
     chunk=chunk,
     eviction=eviction,
     stores=planner.policy.name != "no_cache",
   )
+  if state_share == "chosen" and len(sizes_of.usable) > 1:
+    store.chooser = ShareChooser(store, sizes_of, eviction)
+  return store
 
 
 def store_request(request: Asked, trace: Trace, chunk: int) -> Request:
@@ -122,6 +123,8 @@ def serve(
   Raises:
     CapacityError: If the prompt or its answer does not fit an empty store.
   """
+  if isinstance(store.chooser, ShareChooser):
+    move_if_due(store, store.chooser)
   (running,) = store.open([request])
   try:
     commit_all(store, running)
@@ -134,6 +137,30 @@ def serve(
     raise
   store.close(running)
   return running
+
+
+def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
+  """Gives states another share, if one is due, and counts what it would copy.
+
+  A server copies what is renumbered, and then every pool, layer by layer.
+
+  Args:
+    store: Its limits change.
+    chooser: Of the store.
+  """
+  if chooser.due == chooser.share:
+    return
+  slots, pages = chooser.sizes.split(chooser.due)
+  try:
+    moved = store.begin_resize(slots, pages)
+  except CapacityError:
+    return  # Running sequences hold too much: at the next request, perhaps.
+  store.renumber(moved)
+  store.end_resize(slots, pages)
+  renumbered = len(moved.slots), len(moved.pages)
+  budget = store.index.budget
+  copied = budget.bytes_of(*renumbered) + budget.bytes_of(slots, pages)
+  chooser.moved(chooser.due, copied)
 
 
 def commit_all(store: PrefixStore, running: Running) -> None:

@@ -53,6 +53,38 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
   return jax.jit(make, out_shardings=formats)()
 
 
+def place_like(
+  function: Callable[[Any], Any], pool: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+  """A function of a pool, its result where and in the order a pool is.
+
+  Args:
+    function: Of one array.
+    pool: What it is given.
+    shape: Of its result.
+  """
+  if not _on_one_tpu(pool):
+    return jax.jit(function)(pool)
+  chosen = kernel_format(shape, pool.dtype, pool.sharding) or pool.sharding
+  return jax.jit(function, out_shardings=chosen)(pool)
+
+
+def shape_like(pool: jax.Array, rows: int) -> jax.ShapeDtypeStruct:
+  """What stands for a pool of another size while a program is lowered.
+
+  Args:
+    pool: One of today's.
+    rows: How many slots or pages the other one has.
+  """
+  shape = (rows, *pool.shape[1:])
+  if not getattr(pool, "committed", False):
+    return jax.ShapeDtypeStruct(shape, pool.dtype)
+  place = kernel_format(shape, pool.dtype, pool.sharding)
+  if place is None or not _on_one_tpu(pool):
+    return jax.ShapeDtypeStruct(shape, pool.dtype, sharding=pool.sharding)
+  return jax.ShapeDtypeStruct(shape, pool.dtype, sharding=place)
+
+
 def _on_one_tpu(x: Any) -> bool:
   """Whether x is an array on a TPU: no kernel is partitioned over several."""
   alone = isinstance(x, jax.Array) and len(x.sharding.device_set) == 1

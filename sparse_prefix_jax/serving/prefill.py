@@ -118,10 +118,11 @@ def prefill(
     raise ValueError(
       "capture was given, but placement no_cache of this cache stores nothing."
     )
-  for request in waiting:
-    cache.store.check_fits(request.length)
   done: list[_Done] = []
   with cache.call() as mine:
+    cache.divide()
+    for request in waiting:
+      cache.store.check_fits(request.length)
     while waiting:
       wave = next_wave(cache.store, waiting)
       opened = cache.store.open(wave.requests, wave.shared)

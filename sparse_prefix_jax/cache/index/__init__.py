@@ -14,6 +14,7 @@ from .results import IndexStats as IndexStats
 from .results import Match as Match
 from .results import Pin as Pin
 from .results import Reason as Reason
+from .results import Renumbering as Renumbering
 from .tokens import token_blocks as token_blocks
 from .tree import Entry as Entry
 from .tree import State as State

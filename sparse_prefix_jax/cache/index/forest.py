@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 
 from .ledger import Ledger
 from .remembered import Remembered
-from .tree import Node, State, extend, walk
+from .tree import Node, State, extend, nodes_below, walk
 
 
 class Forest:
@@ -80,6 +80,15 @@ class Forest:
     for above in node.upwards():
       above.states -= 1
     self.settle(node)
+
+  def renumber(self, slots: dict[int, int], pages: dict[int, int]) -> None:
+    """Puts new numbers in the place of old ones, wherever a tree has them."""
+    for root in self.roots.values():
+      for node in nodes_below(root):
+        node.page = pages.get(node.page, node.page)
+        if node.state:
+          number = node.state.number
+          node.state.number = slots.get(number, number)
 
   def settle(self, node: Node) -> None:
     """From a node upwards: frees pages nobody needs, removes bare nodes."""

@@ -16,7 +16,7 @@ from .growth import check_growth, check_keys
 from .ledger import Ledger
 from .matching import describe_match
 from .remembered import Remembered
-from .results import Grown, IndexStats, Match, Pin
+from .results import Grown, IndexStats, Match, Pin, Renumbering
 from .tree import Entry, Node, State, walk
 
 
@@ -153,6 +153,12 @@ class PrefixIndex:
       self.drop(self._rule.victim())
       self.evictions += 1
     return self._ledger.lease(slots, pages)
+
+  def require_possible(
+    self, slots: int, pages: int, *, budget: Budget | None = None
+  ) -> None:
+    """Raises CapacityError if a reservation could not be met by evicting."""
+    self._ledger.require_possible(slots, pages, budget)
 
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.
@@ -321,6 +327,19 @@ class PrefixIndex:
       self._remove(self._remembered.oldest())
       self._remembered.forgotten += 1
 
+  def renumbering(self, slots: int, pages: int) -> Renumbering:
+    """New numbers for what is held at or above the limits; a look."""
+    return Renumbering(
+      self._ledger.slots.renumbering(slots),
+      self._ledger.pages.renumbering(pages),
+    )
+
+  def renumber(self, moved: Renumbering, slots: int, pages: int) -> None:
+    """Takes the new numbers: the bytes have been copied there."""
+    self._forest.renumber(moved.slots, moved.pages)
+    self._ledger.slots.renumber(moved.slots, slots)
+    self._ledger.pages.renumber(moved.pages, pages)
+
   def clear(self) -> None:
     """Drops all states that no pin holds and forgets all entries."""
     for state in tuple(self._rule):
@@ -355,7 +374,7 @@ class PrefixIndex:
   @budget.setter
   def budget(self, budget: Budget) -> None:
     """Raises CapacityError if pins and leases alone are more than it."""
-    self._ledger.require_possible(0, 0, budget)
+    self.require_possible(0, 0, budget=budget)
     self._ledger.budget = budget
     self.free(*self.reserve(0, 0))
 

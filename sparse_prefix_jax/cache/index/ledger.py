@@ -72,6 +72,28 @@ class Numbers:
       self.leased.discard(number)
       self._returned.append(number)
 
+  def renumbering(self, limit: int) -> dict[int, int]:
+    """New numbers below a limit for what is held at or above it; a look.
+
+    Raises:
+      ValueError: If more is held than the limit allows.
+    """
+    if self.held > limit:
+      raise ValueError(
+        f"{self.held} {self.kind}s are held; they cannot be numbered below "
+        f"{limit}."
+      )
+    free = set(self._returned)
+    high = (n for n in range(limit, self._fresh) if n not in free)
+    return dict(zip(high, sorted(n for n in free if n < limit)))
+
+  def renumber(self, moved: dict[int, int], limit: int) -> None:
+    """Takes new numbers, of `renumbering`, in the place of the old ones."""
+    taken = set(moved.values())
+    self.leased = {moved.get(number, number) for number in self.leased}
+    self._returned = [n for n in self._returned if n < limit and n not in taken]
+    self._fresh = min(self._fresh, limit)
+
   def require_leased(self, numbers: Iterable[int]) -> None:
     """Raises ValueError unless all are leased and none comes twice."""
     seen: set[int] = set()

@@ -91,6 +91,18 @@ class Grown(NamedTuple):
   slots: dict[int, int]
 
 
+class Renumbering(NamedTuple):
+  """What gets another number, so that all are below a limit.
+
+  Attributes:
+    slots: New slot by old one.
+    pages: New page by old one.
+  """
+
+  slots: dict[int, int]
+  pages: dict[int, int]
+
+
 class IndexStats(NamedTuple):
   """Counts of an index for a report.
 

@@ -1,0 +1,117 @@
+"""Which share of a capacity states should have: that of an undivided one.
+
+Beside the real store runs a second one, without limits on slots or pages: it
+sees the same prompts with the same placements, holds nothing but numbers, and
+says how it would have divided the same bytes.
+"""
+
+import dataclasses
+
+from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.running import Running
+from sparse_prefix_jax.cache.shares import PERIOD, Shares, nearest
+from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+
+LEAD = 10
+"""Requests from a choice to its move: meanwhile its programs are compiled."""
+
+
+def _smooth(mean: float, new: float) -> float:
+  """What is wanted over the last periods; every move costs states."""
+  return mean + 0.4 * (new - mean)
+
+
+class ShareChooser:
+  """Follows a store and chooses a share every `PERIOD` requests.
+
+  A choice takes effect `LEAD` requests after it was made. Choices depend on the
+  requests alone, never on a clock, so a simulation makes the same.
+
+  Args:
+    store: Which it follows.
+    sizes: How its capacity may be divided.
+    eviction: Its eviction rule.
+
+  Attributes:
+    sizes: How the capacity may be divided.
+    share: What the store has now.
+    chosen: What it should have a period from now.
+    due: What it should have now.
+    moves: How many moves there were.
+    moved_bytes: What they copied.
+  """
+
+  def __init__(self, store: PrefixStore, sizes: Shares, eviction: str) -> None:
+    """Follows nothing yet."""
+    self.sizes = sizes
+    self.share = self.chosen = self.due = sizes.first
+    self.moves = self.moved_bytes = 0
+    self._usable = sizes.usable
+    self._requests = 0
+    self._sum, self._used = 0.0, sizes.first
+    self._mean: float | None = None
+    undivided = dataclasses.replace(
+      store.index.budget, slots=None, pages=None, remembered_bytes=0
+    )
+    chunk = store.chunk
+    # It places nothing itself: every request names what the real one keeps.
+    planner = Planner(PlacementPolicy("no_cache", chunk=chunk), depths=2)
+    self._shadow = PrefixStore(
+      undivided, planner, chunk=chunk, eviction=eviction
+    )
+
+  def follow(self, running: Running) -> None:
+    """Sees a prompt that was placed, or a sequence that ends."""
+    chunk = self._shadow.chunk
+    kept = {*running.kept, *running.captured}
+    blocks = tuple(running.blocks)
+    if running.decoded:
+      kept.add(running.length // chunk * chunk)
+    self._serve(
+      Request(
+        length=running.length,
+        blocks=blocks,
+        anchors=tuple(sorted(kept - {0})),
+        placed=False,
+        salt=running.request.salt,
+      )
+    )
+
+  def _serve(self, request: Request) -> None:
+    """One whole life in the undivided store; what never fits is skipped."""
+    try:
+      (running,) = self._shadow.open([request])
+    except CapacityError:
+      return
+    segment = self._shadow.next_segment(running)
+    if segment is not None:
+      self._shadow.commit(running, segment)
+    # While it runs: its own slots and pages take part.
+    index = self._shadow.index
+    self._used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+    self._shadow.close(running)
+
+  def count(self) -> None:
+    """One more request was opened; sometimes a share is chosen, or due."""
+    self._requests += 1
+    self._sum += self._used
+    if self._requests == PERIOD - LEAD:
+      mean = self._sum / self._requests
+      self._mean = mean if self._mean is None else _smooth(self._mean, mean)
+      self.chosen = nearest(self._usable, self._mean)
+    if self._requests == PERIOD:
+      self.due = self.chosen
+      self._requests, self._sum = 0, 0.0
+
+  def exclude(self, share: float) -> None:
+    """Never takes a share again: its programs gave other bits."""
+    self._usable = tuple(s for s in self._usable if s != share)
+    self.chosen = self.due = self.share
+
+  def moved(self, share: float, copied: int) -> None:
+    """The store has another share now, after so many bytes were copied."""
+    self.share = share
+    self.moves += 1
+    self.moved_bytes += copied

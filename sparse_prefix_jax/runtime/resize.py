@@ -1,0 +1,106 @@
+"""Pools of another size: what is live moves down, then layer by layer.
+
+No more than one layer is held twice at a time, and whatever fails leaves pools
+whose first slots and pages hold what they held.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32
+
+from sparse_prefix_jax.models.decoder import Pools, map_pools
+from sparse_prefix_jax.runtime.in_place import PoolProgram, place_like
+
+_BATCH = 32
+
+
+def _copy_some(
+  pools: Pools,
+  slots: tuple[Int32[Array, "m"], Int32[Array, "m"]],
+  pages: tuple[Int32[Array, "m"], Int32[Array, "m"]],
+) -> Pools:
+  def copy(source: Array, target: Array) -> Callable[[Array], Array]:
+    return lambda pool: pool.at[target].set(
+      pool.at[source].get(mode="clip"), mode="drop"
+    )
+
+  return map_pools(pools, copy(*slots), copy(*pages))
+
+
+copy_some = PoolProgram(_copy_some)
+"""Copies slots and pages (from, to), bit by bit; numbers past the end do
+nothing."""
+
+
+def moved_pools(
+  pools: Pools,
+  slots: Mapping[int, int],
+  pages: Mapping[int, int],
+) -> Iterator[Pools]:
+  """Copies what gets other numbers, a few at a time.
+
+  Args:
+    pools: Donated; whoever iterates keeps what is yielded in their place.
+    slots: New slot by old one; no new one is an old one.
+    pages: New page by old one, in the same way.
+
+  Yields:
+    The pools after each program.
+  """
+  rest = [_pairs(slots), _pairs(pages)]
+  while any(part.shape[1] for part in rest):
+    now = [_padded(part[:, :_BATCH]) for part in rest]
+    rest = [part[:, _BATCH:] for part in rest]
+    pools = copy_some(pools, *((source, target) for source, target in now))
+    yield pools
+
+
+def _pairs(numbers: Mapping[int, int]) -> np.ndarray:
+  """Old numbers above new ones. [2 m]"""
+  return np.array([[*numbers], [*numbers.values()]], np.int32).reshape(2, -1)
+
+
+def _padded(pairs: np.ndarray) -> np.ndarray:
+  """One shape for every call; what is added lies past the end."""
+  past = np.full((2, _BATCH - pairs.shape[1]), np.iinfo(np.int32).max, np.int32)
+  return np.concatenate([pairs, past], axis=1)
+
+
+def resized_pools(pools: Pools, slots: int, pages: int) -> Iterator[Pools]:
+  """Shrinks or extends every pool, first those that shrink.
+
+  Args:
+    pools: Whoever iterates keeps what is yielded in their place.
+    slots: How many there will be; those past the end are gone.
+    pages: How many there will be.
+
+  Yields:
+    The pools after each layer.
+  """
+  layers = list(pools)
+  shapes = map_pools(pools, lambda pool: slots, lambda pool: pages)
+  order = sorted(
+    range(len(layers)),
+    key=lambda i: (
+      jax.tree.leaves(shapes[i])[0] > jax.tree.leaves(layers[i])[0].shape[0]
+    ),
+  )
+  for i in order:
+    layers[i] = jax.tree.map(_resized, layers[i], shapes[i])
+    yield tuple(layers)
+
+
+def _resized(pool: Array, count: int) -> Array:
+  """The first rows of a pool, and zeros after them."""
+  if pool.shape[0] == count:
+    return pool
+
+  def resize(pool: Array) -> Array:
+    kept = pool[:count]
+    missing = (count - kept.shape[0], *pool.shape[1:])
+    return jnp.concatenate([kept, jnp.zeros(missing, pool.dtype)])
+
+  return place_like(resize, pool, (count, *pool.shape[1:]))

@@ -1,0 +1,189 @@
+"""Another share for states: same bits, same entries, and failures survived."""
+
+import jax
+import numpy as np
+import pytest
+
+from sparse_prefix_jax import PrefixCache, decode, prefill
+from sparse_prefix_jax.cache import dividing, share_chooser
+from sparse_prefix_jax.contract import differing_bits, poison
+from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs, resize
+from tests.models_for_tests import cold_runs, small_model
+
+CHUNK = 16
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+def lived_in(placement="block"):
+  """Entries, a running sequence in the middle of a chunk, and a fork."""
+  budget = CHUNK if placement == "block" else None
+  policy = PlacementPolicy(placement, budget, CHUNK)
+  cache = PrefixCache(small_model(), capacity=2 << 20, placement=policy)
+  for seed in range(3):
+    out = prefill(small_model(), cache, [random_tokens(70, seed)])
+    cache.release(out.sequences)
+  (running,) = prefill(small_model(), cache, [random_tokens(40, 9)]).sequences
+  for token in (1, 2, 3):
+    out = decode(small_model(), cache, [running], [token])
+    (running,) = out.sequences
+  return cache, running
+
+
+def check(cache, running, entries=3):
+  """Entries are there with their bits, and the running one goes on."""
+  cache.audit()
+  poison(cache)
+  tokens = np.append(random_tokens(40, 9), [1, 2, 3, 4]).astype(np.int32)
+  out = decode(small_model(), cache, [running], [4])
+  assert differing_bits(out.logits[0], cold_runs().decode(tokens, 40)) == 0
+  cache.release(out.sequences)
+  for seed in range(entries):
+    prompt = np.append(random_tokens(70, seed), 5).astype(np.int32)
+    out = prefill(small_model(), cache, [prompt])
+    assert out.reports[0].resumed == 64
+    expected = cold_runs().prefill(prompt).logits[-1]
+    assert differing_bits(out.logits[0], expected) == 0
+    cache.release(out.sequences)
+  cache.audit()
+
+
+def due(cache, share):
+  cache.store.chooser.due = cache.store.chooser.chosen = share
+
+
+def sizes_of(cache):
+  budget = cache.store.index.budget
+  leaves = {leaf.shape[0] for leaf in jax.tree.leaves(cache.pools)}
+  return {budget.slots, budget.pages}, leaves
+
+
+@pytest.mark.parametrize("share", [0.3, 0.55])
+def test_a_move_keeps_bits_and_entries(share):
+  cache, running = lived_in()
+  before = cache.store.stats()
+  due(cache, share)
+  cache.divide()
+  chooser = cache.store.chooser
+  assert (chooser.share, chooser.moves) == (share, 1)
+  slots, pages = chooser.sizes.split(share)
+  assert sizes_of(cache) == ({slots, pages}, {slots, pages})
+  after = cache.store.stats()
+  assert after.stored_states == before.stored_states
+  assert after.held_bytes == before.held_bytes
+  check(cache, running)
+
+
+def test_there_and_back_again():
+  cache, running = lived_in()
+  first = cache.store.chooser.share
+  for share in (0.14, 0.55, first):
+    due(cache, share)
+    cache.divide()
+    cache.audit()
+    assert cache.store.chooser.share == share
+  assert cache.store.chooser.moves == 3
+  check(cache, running, entries=0)
+
+
+def test_a_smaller_share_evicts_what_it_has_no_room_for():
+  cache, running = lived_in()
+  states = cache.store.stats().stored_states
+  due(cache, 0.08)
+  cache.divide()
+  stats = cache.store.stats()
+  assert 0 < stats.stored_states < states and stats.evicted_states > 0
+  check(cache, running, entries=0)
+
+
+def test_running_sequences_that_hold_too_much_put_a_move_off():
+  cache, _ = lived_in()
+  prompts = [random_tokens(20, 20 + i) for i in range(8)]
+  sequences = prefill(small_model(), cache, prompts).sequences
+  share = cache.store.chooser.share
+  due(cache, 0.08)
+  cache.divide()
+  assert cache.store.chooser.share == share
+  cache.audit()
+  cache.release(sequences)
+  cache.divide()
+  assert cache.store.chooser.share == 0.08
+  cache.audit()
+
+
+@pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize("place", range(5))
+def test_a_failure_at_any_layer_leaves_a_working_cache(place, error):
+  """Of the copies and of the layers, the n-th one fails."""
+  cache, running = lived_in()
+  states = cache.store.stats().stored_states
+  calls = []
+
+  def failing(function):
+    def call(*arguments):
+      for pools in function(*arguments):
+        calls.append(function)
+        if len(calls) == place + 1:
+          raise error("no memory")
+        yield pools
+
+    return call
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("moved_pools", "resized_pools"):
+      patch.setattr(dividing, name, failing(getattr(resize, name)))
+    due(cache, 0.55)
+    cache.divide()
+  failed = len(calls) == place + 1
+  assert cache.store.chooser.moves == (0 if failed else 1)
+  assert cache.store.stats().stored_states == states
+  check(cache, running)
+
+
+def test_a_share_of_other_bits_is_left_for_good():
+  cache, running = lived_in()
+  first, bits = cache.store.chooser.share, []
+
+  def other_bits(*arguments):
+    for pools, digest in probe(*arguments):
+      yield pools, digest + str(len(bits))
+    bits.append(1)
+
+  probe = dividing.probe
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(dividing, "probe", other_bits)
+    due(cache, 0.55)
+    cache.divide()
+  chooser = cache.store.chooser
+  assert chooser.due == chooser.chosen == chooser.share
+  assert 0.55 not in chooser._usable
+  slots, pages = chooser.sizes.split(first)
+  assert sizes_of(cache) == ({slots, pages}, {slots, pages})
+  assert chooser.share == first
+  check(cache, running)
+
+
+def test_programs_are_compiled_before_they_are_needed():
+  """After a move no program is compiled in a call."""
+  cache, running = lived_in()
+  due(cache, 0.3)
+  cache.divide()
+  compiled = (programs.prefill_group, programs.decode_step)
+  before = [program._cache_size() for program in compiled]
+  check(cache, running)
+  assert [program._cache_size() for program in compiled] == before
+
+
+def test_shares_follow_what_is_asked():
+  """Many short prompts that share nothing want states, not pages."""
+  cache, moves = lived_in("last")[0], []
+  chooser = cache.store.chooser
+  for seed in range(2 * share_chooser.PERIOD):
+    out = prefill(small_model(), cache, [random_tokens(33, 100 + seed)])
+    cache.release(out.sequences)
+    moves.append(chooser.share)
+  assert moves[0] == 0.4 and moves[-1] == 0.55 and chooser.moves == 1
+  cache.audit()
