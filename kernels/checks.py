@@ -18,15 +18,15 @@ def check_shapes(
   Broadcasting would take an axis of one for any other, in silence.
 
   Args:
-    operation: the name of the operation, for the message.
-    chunks: what each packed chunk reads, writes and holds; integers [n] each.
-    **arrays: an array and its axes, as in "n c h k"; one letter has one size.
+    operation: The name of the operation, for the message.
+    chunks: What each packed chunk reads, writes and holds; integers [n] each.
+    **arrays: An array and its axes, as in "n c h k"; one letter has one size.
 
   Returns:
     The size of every letter.
 
   Raises:
-    ValueError: naming the first argument that does not fit.
+    ValueError: Naming the first argument that does not fit.
 
   Example:
     >>> chunks = Chunks(*jnp.zeros((5, 2), jnp.int32))
@@ -47,14 +47,14 @@ def check_axes(operation: str, **arrays: tuple[Any, str]) -> dict[str, int]:
   """Refuses arguments that are no arrays of axes that belong together.
 
   Args:
-    operation: the name of the operation, for the message.
-    **arrays: an array and its axes, as in "b h k"; one letter has one size.
+    operation: The name of the operation, for the message.
+    **arrays: An array and its axes, as in "b h k"; one letter has one size.
 
   Returns:
     The size of every letter.
 
   Raises:
-    ValueError: naming the first argument that does not fit.
+    ValueError: Naming the first argument that does not fit.
 
   Example:
     >>> check_axes("sum", x=(jnp.zeros((2, 3)), "b k"), slot=(1, "b"))
@@ -100,12 +100,12 @@ def check_heads(operation: str, sizes: Mapping[str, int], pool: Array) -> None:
   """Refuses what an operation on states [s hv k v] cannot be given.
 
   Args:
-    operation: the name of the operation, for the message.
-    sizes: the sizes of its letters; h, hv and, of chunks, c are read.
-    pool: the states.
+    operation: The name of the operation, for the message.
+    sizes: The sizes of its letters; h, hv and, of chunks, c are read.
+    pool: The states.
 
   Raises:
-    ValueError: value heads do not share key heads evenly, a chunk does not
+    ValueError: Value heads do not share key heads evenly, a chunk does not
       consist of blocks, or states are not float32.
   """
   if sizes["hv"] % sizes["h"]:
@@ -126,12 +126,12 @@ def check_pool(operation: str, pool: Array, dtype: Any) -> None:
   """Refuses a pool of another dtype: a state would be rounded in silence.
 
   Args:
-    operation: the name of the operation, for the message.
-    pool: the states.
-    dtype: what they must be.
+    operation: The name of the operation, for the message.
+    pool: The states.
+    dtype: What they must be.
 
   Raises:
-    ValueError: naming both dtypes.
+    ValueError: Naming both dtypes.
   """
   if pool.dtype != jnp.dtype(dtype):
     raise ValueError(

@@ -71,8 +71,8 @@ def core_of(
   Args:
     operation: `(*inputs, pool, chunks, precision=, **options)` -> out, pool.
     chunk: `(state, *inputs, length=, precision=)` -> state, out.
-    precision: Of the products.
-    **options: Of the operation.
+    precision: Precision of the products.
+    **options: Further options of the operation.
   """
 
   def packed(

@@ -23,15 +23,15 @@ def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:
   """The values of an argument that numbers something, where there are any.
 
   Args:
-    name: what the argument is called, for the message.
-    array: integers of any shape.
+    name: What the argument is called, for the message.
+    array: Integers of any shape.
 
   Returns:
     The values, or None for a tracer, whose values are not known yet, and for an
     array of which other processes hold a part.
 
   Raises:
-    ValueError: the argument does not hold integers; a fraction would be cut off
+    ValueError: The argument does not hold integers; a fraction would be cut off
       to the number of another slot, and a mask be taken for slots 0 and 1.
 
   Example:
@@ -78,12 +78,12 @@ def check_slots(
   """Refuses chunks that read, write or hold what there is not.
 
   Args:
-    operation: the name of the operation, for the message.
-    chunks: what each packed chunk reads, writes and holds; see `check_shapes`.
-    sizes: the sizes of its letters; c and s, the slots, are read.
+    operation: The name of the operation, for the message.
+    chunks: What each packed chunk reads, writes and holds; see `check_shapes`.
+    sizes: The sizes of its letters; c and s, the slots, are read.
 
   Raises:
-    ValueError: naming the field, what it holds, and what is allowed. `position`
+    ValueError: Naming the field, what it holds, and what is allowed. `position`
       and `request`, which an operation on states does not read, are not looked
       at.
   """
@@ -113,17 +113,17 @@ def check_rows(
   """Refuses the arguments of a step that do not belong together.
 
   Args:
-    operation: the name of the operation, for the message.
-    read: the slot of each row, or ZERO. [b]
-    write: the slot of each row, or NONE; no slot stands twice. [b]
-    **arrays: an array and its axes, those of the rows "b ..."; one of them has
+    operation: The name of the operation, for the message.
+    read: The slot of each row, or ZERO. [b]
+    write: The slot of each row, or NONE; no slot stands twice. [b]
+    **arrays: An array and its axes, those of the rows "b ..."; one of them has
       an axis s, the slots.
 
   Returns:
     The size of every letter.
 
   Raises:
-    ValueError: naming the first argument that does not fit, or the value that
+    ValueError: Naming the first argument that does not fit, or the value that
       is no slot.
 
   Example:
@@ -152,14 +152,14 @@ def check_pages(
   """Refuses chunks that write or attend to pages that there are not.
 
   Args:
-    operation: the name of the operation, for the message.
-    chunks: what each packed chunk holds and where; see `check_shapes`. `read`
+    operation: The name of the operation, for the message.
+    chunks: What each packed chunk holds and where; see `check_shapes`. `read`
       and `write`, which attention does not read, are not looked at.
-    page_table: pages of each request, in order. [requests pages]
-    sizes: the sizes of its letters; c and p, the pages of the pools, are read.
+    page_table: Pages of each request, in order. [requests pages]
+    sizes: The sizes of its letters; c and p, the pages of the pools, are read.
 
   Raises:
-    ValueError: naming the argument, what it holds, and what is allowed.
+    ValueError: Naming the argument, what it holds, and what is allowed.
   """
   check_axes(operation, page_table=(page_table, "requests pages"))
   p, c, (rows, width) = sizes["p"], sizes["c"], page_table.shape
@@ -202,14 +202,14 @@ def check_tokens(
   """Refuses tokens of a step that have no place in the pages of their rows.
 
   Args:
-    operation: the name of the operation, for the message.
-    position: absolute position of the token of each row. [b]
+    operation: The name of the operation, for the message.
+    position: Absolute position of the token of each row. [b]
     active: False for a free row, which writes nothing. [b]
-    page_table: pages of each row, in order. [b pages]
-    sizes: the sizes of its letters; c and p, the pages of the pools, are read.
+    page_table: Pages of each row, in order. [b pages]
+    sizes: The sizes of its letters; c and p, the pages of the pools, are read.
 
   Raises:
-    ValueError: naming the argument, what it holds, and what is allowed.
+    ValueError: Naming the argument, what it holds, and what is allowed.
   """
   if active.dtype != bool:
     raise ValueError(

@@ -18,7 +18,7 @@ _TEXT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _MOST = 2**63 - 1
 
 
-def parse_bytes(size: Any, *, name: str = "size") -> int:
+def parse_bytes(size: str | int | float, *, name: str = "size") -> int:
   """Reads a size in bytes.
 
   Args:

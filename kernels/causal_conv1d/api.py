@@ -88,7 +88,7 @@ def causal_conv1d_core(
     length: Real tokens of each chunk.
     initial_state: The last w-1 inputs before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    implementation: Of the forward pass.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     y [n c d] in float32, the last state, the captured states [m w-1 d].
@@ -123,17 +123,17 @@ def causal_conv1d_step(
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
   Args:
-    x: inputs.
-    weight: depthwise filter, oldest tap first.
-    pool: the last w-1 inputs per slot, in the dtype of x; donated.
-    read: slot of the inputs before the token, or ZERO.
-    write: slot that receives the inputs after it, or NONE; no slot twice.
+    x: Inputs.
+    weight: Depthwise filter, oldest tap first.
+    pool: The last w-1 inputs per slot, in the dtype of x; donated.
+    read: Slot of the inputs before the token, or ZERO.
+    write: Slot that receives the inputs after it, or NONE; no slot twice.
 
   Returns:
     y in float32 and the pool.
 
   Raises:
-    ValueError: shapes do not belong together, or a slot is none.
+    ValueError: Shapes do not belong together, or a slot is none.
   """
   sizes = check_rows(
     "causal_conv1d_step",

@@ -114,7 +114,7 @@ def diagonal_scan_core(
     rate: As in `diagonal_scan`.
     b: As in `diagonal_scan`.
     c: As in `diagonal_scan`.
-    implementation: Of the forward pass.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     y [n c d] in float32, the last state, the captured states [m d ...].
@@ -160,14 +160,14 @@ def diagonal_scan_step(
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
   Args:
-    x: inputs.
-    log_decay: log decay a_t <= 0; -inf resets the channel.
-    pool: states, [s d] or [s d e]; donated.
-    read: slot of the state before the token, or ZERO.
-    write: slot that receives the state after it, or NONE; no slot twice.
-    rate: positive factors of the log decay.
-    b: what an input adds, per state channel.
-    c: how the state is read out.
+    x: Inputs.
+    log_decay: Log decay a_t <= 0; -inf resets the channel.
+    pool: States, [s d] or [s d e]; donated.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
+    rate: Positive factors of the log decay.
+    b: What an input adds, per state channel.
+    c: How the state is read out.
 
   Returns:
     y in float32 and the pool.

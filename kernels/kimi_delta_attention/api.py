@@ -50,7 +50,7 @@ def kimi_delta_attention(
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds; c is at most 16 or a
       multiple of it.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -117,8 +117,8 @@ def kimi_delta_attention_core(
     length: Real tokens of each chunk.
     initial_state: The state before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     Outputs [n c hv v], the last state, the captured states [m hv k v].
@@ -155,20 +155,20 @@ def kimi_delta_attention_step(
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
   Args:
-    q: queries, scaled by the caller.
-    k: keys.
-    v: values; hv is a multiple of h.
-    log_decay: log decay a_t <= 0 per channel; -inf resets the state.
-    beta: strength of the update, 0 to 1.
-    pool: states, donated: the new ones appear in the result.
-    read: slot of the state before the token, or ZERO.
-    write: slot that receives the state after it, or NONE; no slot twice.
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0 per channel; -inf resets the state.
+    beta: Strength of the update, 0 to 1.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
 
   Returns:
     out and pool.
 
   Raises:
-    ValueError: shapes do not belong together, or a slot is none.
+    ValueError: Shapes do not belong together, or a slot is none.
   """
   sizes = check_rows(
     "kimi_delta_attention_step",

@@ -66,7 +66,7 @@ def lattice_attention(
       last used page may be any valid page.
     window: Keys that a token sees, itself included; None for all before it.
       Pages that no token of a chunk sees are not visited.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -122,22 +122,22 @@ def lattice_attention_step(
   """One token of b running sequences: its key and value are written first.
 
   Args:
-    q: queries, scaled by the caller, rotated.
-    k: keys of the tokens, rotated by absolute position.
-    v: values of the tokens.
-    key_pages: pages of keys, donated.
-    value_pages: pages of values, donated.
-    position: absolute position of each token.
+    q: Queries, scaled by the caller, rotated.
+    k: Keys of the tokens, rotated by absolute position.
+    v: Values of the tokens.
+    key_pages: Pages of keys, donated.
+    value_pages: Pages of values, donated.
+    position: Absolute position of each token.
     active: False for a free row, which writes nothing. [b]
-    page_table: page of each chunk of each row, in order.
-    window: keys that a token sees, itself included; None for all before it.
-    precision: of the products.
+    page_table: Page of each chunk of each row, in order.
+    window: Keys that a token sees, itself included; None for all before it.
+    precision: Of the products.
 
   Returns:
     out, key_pages, value_pages.
 
   Raises:
-    ValueError: shapes do not belong together, a position or a page is none, the
+    ValueError: Shapes do not belong together, a position or a page is none, the
       page table is not a multiple of BLOCK_PAGES wide, or the window is below
       1.
   """
@@ -198,8 +198,8 @@ def lattice_attention_core(
     past_keys: Keys of the chunks before the first; what a request resumes from.
     past_values: Values of the same.
     window: As in `lattice_attention`.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Raises:
     ValueError: As `lattice_attention`; or if only one of the pasts is given, or

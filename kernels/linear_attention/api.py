@@ -47,7 +47,7 @@ def linear_attention(
     log_decay: Log decay a_t <= 0; -inf resets the state.
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -111,8 +111,8 @@ def linear_attention_core(
     length: Real tokens of each chunk.
     initial_state: The state before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     Outputs [n c hv v], the last state, the captured states [m hv k v].
@@ -148,19 +148,19 @@ def linear_attention_step(
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
   Args:
-    q: queries, scaled by the caller.
-    k: keys.
-    v: values; hv is a multiple of h.
-    log_decay: log decay a_t <= 0; -inf resets the state.
-    pool: states, donated: the new ones appear in the result.
-    read: slot of the state before the token, or ZERO.
-    write: slot that receives the state after it, or NONE; no slot twice.
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0; -inf resets the state.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
 
   Returns:
     out and pool.
 
   Raises:
-    ValueError: shapes do not belong together, or a slot is none.
+    ValueError: Shapes do not belong together, or a slot is none.
   """
   sizes = check_rows(
     "linear_attention_step",

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -16,6 +15,8 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 from sparse_prefix_jax.kernels.slot_checks import concrete
 from tests.kernels import operations
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 C, N, SLOTS, PAGES = 16, 2, 3, 5
 ON_STATES = {
   "gated_delta_rule": operations.gated_delta_rule_at,
@@ -24,12 +25,6 @@ ON_STATES = {
   "diagonal_scan": operations.diagonal_scan_at,
   "causal_conv1d": operations.causal_conv1d_at,
 }
-
-
-@pytest.fixture(autouse=True)
-def unchecked_types(monkeypatch):
-  """Users do not have the checks of types that the tests run with."""
-  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(params=ON_STATES)
