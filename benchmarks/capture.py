@@ -33,7 +33,7 @@ def _seconds(model, cache, prompt, capture) -> float:
   seconds = time.perf_counter() - start
   assert out.reports[0].captured == tuple(capture)
   cache.release(out.sequences)
-  cache.index.clear()
+  cache.flush()
   return seconds
 
 

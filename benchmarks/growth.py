@@ -11,6 +11,7 @@ exponent that the mathematics has over the same sizes.
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +22,17 @@ from tqdm import trange
 from benchmarks import command_line
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
-from sparse_prefix_jax.cache.index import Budget, PrefixIndex, token_blocks
+from sparse_prefix_jax.cache.index import Budget
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.store_rules import serve
 from sparse_prefix_jax.models import ModelConfig
 from sparse_prefix_jax.models.cost import prefill_flops
-from sparse_prefix_jax.placement import solve_placement
+from sparse_prefix_jax.placement import (
+  PlacementPolicy,
+  Planner,
+  solve_placement,
+)
 
 _PRESET = flags.DEFINE_string("preset", "qwen3_5_0_8b_group", "Which model.")
 _LENGTHS = flags.DEFINE_list(
@@ -91,51 +99,33 @@ def of_prefill(config: ModelConfig, lengths: list[int]) -> list[Growth]:
 
 
 def of_index(sizes: list[int]) -> list[Growth]:
-  """Match and insert on the host; prompts share 1,024 of 2,048 tokens."""
+  """Match and a request's life on the host; prompts share half their tokens."""
   chunk, blocks = 64, 32
   rng = np.random.default_rng(0)
   shared = rng.integers(0, 512, (16, chunk * blocks // 2))
   matched, inserted = [], []
 
-  def prompt() -> tuple:
+  def prompt() -> Request:
     own = rng.integers(0, 512, chunk * blocks // 2)
     whole = np.concatenate([shared[rng.integers(16)], own])
-    return token_blocks(whole.astype(np.int32), chunk)
+    return Request.of_tokens(whole.astype(np.int32), chunk)
 
   for size in sizes:
     budget = Budget(2 * size * (blocks + 2) + 1000, 1, 1)
-    index = PrefixIndex(budget, "lru", block_size=chunk)
+    planner = Planner(PlacementPolicy("last"), depths=2 * blocks)
+    store = PrefixStore(budget, planner, chunk=chunk)
     for _ in range(size):
-      _insert(index, *prompt())
+      serve(store, prompt())
     probes = [prompt() for _ in range(200)]
-    matched.append(
-      statistics.median(
-        seconds(lambda p=p, i=index: i.match(*p, limit=blocks)) for p in probes
+    calls = (matched, store.match), (inserted, partial(serve, store))
+    for times, call in calls:
+      times.append(
+        statistics.median(seconds(partial(call, probe)) for probe in probes)
       )
-    )
-    inserted.append(
-      statistics.median(
-        seconds(lambda p=p, i=index: _insert(i, *p)) for p in probes
-      )
-    )
   return [
     Growth("match", "entries", sizes, matched, 0.0),
     Growth("insert", "entries", sizes, inserted, 0.0),
   ]
-
-
-def _insert(index: PrefixIndex, blocks: Sequence, tail: bytes) -> None:
-  """As a request does: match, pin, reserve, insert, unpin."""
-  match = index.match(blocks, tail, limit=len(blocks))
-  pin = index.pin(blocks, match.resume_blocks)
-  lease = index.reserve(1, len(blocks) - match.resume_blocks)
-  index.insert(
-    blocks,
-    tail,
-    (*match.pages, *lease.pages),
-    {len(blocks): lease.slots[0]},
-  )
-  index.unpin(pin)
 
 
 def of_placement() -> list[Growth]:

@@ -42,8 +42,9 @@ class LatencyMeter:
     self.vocabulary = config.vocab_size
     self.base = self.rng.integers(0, self.vocabulary, longest * chunk)
     if positions:
-      self._prefill(self.base[: positions[-1]], positions)
-    self.kept = len(self.cache.index.entries)
+      base = self.base[: positions[-1]]
+      out = prefill(self.model, self.cache, [base], capture=[positions])
+      self.cache.release(out.sequences)
     for rung in config.ladder:  # compiles every program
       self.seconds(Case(rung * chunk, 0, 0))
 
@@ -54,12 +55,12 @@ class LatencyMeter:
     spread = np.linspace(first, last, case.captures).round().astype(int)
     capture = [int(index) * self.chunk for index in spread]
     start = time.perf_counter()
-    report = self._prefill(prompt, capture)
+    out = prefill(self.model, self.cache, [prompt], capture=[capture])
     seconds = time.perf_counter() - start
+    self.cache.release(out.sequences, keep=0)  # the next case finds the base
+    (report,) = out.reports
     assert report.resumed == case.resumed, (report, case)
     assert len(report.captured) == case.captures, (report, case)
-    for entry in self.cache.index.entries[self.kept :]:
-      self.cache.index.evict(entry)
     return seconds
 
   def _prompt(self, case: Case) -> np.ndarray:
@@ -69,8 +70,3 @@ class LatencyMeter:
     other = self.base[case.resumed] + 1
     prompt[case.resumed] = other % self.vocabulary
     return prompt
-
-  def _prefill(self, prompt: np.ndarray, capture: list[int]):
-    out = prefill(self.model, self.cache, [prompt], capture=[capture])
-    self.cache.release(out.sequences)
-    return out.reports[0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from sparse_prefix_jax.cache import CapacityError as CapacityError
   from sparse_prefix_jax.cache import PrefixCache as PrefixCache
-  from sparse_prefix_jax.cache import Sequence as Sequence
+  from sparse_prefix_jax.cache import SequenceHandle as SequenceHandle
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
   from sparse_prefix_jax.evaluation import simulate as simulate
   from sparse_prefix_jax.layers import CapturedScan as CapturedScan
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     measure_prefill as measure_prefill,
   )
   from sparse_prefix_jax.serving.prefill import PrefillOutput as PrefillOutput
-  from sparse_prefix_jax.serving.prefill import Report as Report
+  from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
 
 _MODULES = {
-  "cache": ("CapacityError", "PrefixCache", "Sequence"),
+  "cache": ("CapacityError", "PrefixCache", "SequenceHandle"),
   "evaluation": ("parse_capacity", "simulate"),
   "layers": ("CapturedScan", "scan_with_capture"),
   "models": ("HybridDecoder", "ModelConfig", "load_pretrained", "preset"),
@@ -52,7 +52,7 @@ _MODULES = {
   ),
   "serving.decode": ("DecodeOutput", "decode"),
   "serving.measure": ("measure_prefill",),
-  "serving.prefill": ("PrefillOutput", "Report", "prefill"),
+  "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -94,7 +94,7 @@ def test_a_changed_bit_is_an_error_that_names_the_strategy(
 ) -> None:
   def flip(model: Any, cache: Any, prompt: Any) -> serving.Served:
     served = serving.serve(model, cache, prompt)
-    if cache.planner.policy.name == "last":
+    if cache.store.planner.policy.name == "last":
       served.logits.view(np.uint32)[0, 0] ^= 1
     return served
 

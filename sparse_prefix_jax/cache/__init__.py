@@ -2,4 +2,4 @@
 
 from sparse_prefix_jax.cache.index import CapacityError as CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache as PrefixCache
-from sparse_prefix_jax.cache.running import Sequence as Sequence
+from sparse_prefix_jax.cache.running import SequenceHandle as SequenceHandle

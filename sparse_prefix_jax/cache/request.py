@@ -1,53 +1,103 @@
-"""What a caller asks to prefill: checked before anything changes."""
+"""What was asked: a prompt as the store sees it, checked before anything runs.
+
+A request is block keys, a tail and a length, so that a stream of hashed blocks
+takes the same verbs as token ids.
+"""
 
 import dataclasses
-from collections.abc import Sequence as Several
+import math
+import numbers
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
-from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.cache.index import token_blocks
+
+_NO_IDS = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-  """One prompt of a batch.
+  """One prompt.
 
   Attributes:
-    index: Its place in the batch.
-    tokens: Ids, int32. [t]
-    anchors: Lattice positions worth a state besides the placement's.
+    length: Its tokens.
+    blocks: Keys of its whole chunks.
+    tail: Key of the tokens after them.
+    ids: Token ids, int32; empty where only hashes of blocks are known. [t]
+    anchors: Lattice positions worth a state besides the placement's, or
+      instead of it where `placed` is false.
     placed: Whether the placement has a say; not if captures were given.
-    salt: The tenant.
+    salt: The tenant; requests with different salts share nothing.
+    index: Its place in the batch.
   """
 
-  index: int
-  tokens: np.ndarray
-  anchors: tuple[int, ...]
-  placed: bool
-  salt: bytes
+  length: int
+  blocks: tuple[Hashable, ...]
+  tail: bytes = b""
+  ids: np.ndarray = dataclasses.field(default_factory=lambda: _NO_IDS)
+  anchors: tuple[int, ...] = ()
+  placed: bool = True
+  salt: bytes = b""
+  index: int = 0
 
-  def lattice_overlap(self, other: "Request", chunk: int) -> int:
-    """Chunks that both share and this one could resume after."""
+  @classmethod
+  def of_tokens(cls, ids: np.ndarray, chunk: int, **fields: Any) -> "Request":
+    """The request of a row of checked token ids.
+
+    Args:
+      ids: Int32, at least one. [t]
+      chunk: Tokens of a chunk, c.
+      **fields: The other attributes.
+
+    >>> request = Request.of_tokens(np.arange(5, dtype=np.int32), chunk=2)
+    >>> request.length, len(request.blocks), len(request.tail)
+    (5, 2, 4)
+    """
+    blocks, tail = token_blocks(ids, chunk)
+    return cls(ids.size, blocks, tail, ids, **fields)
+
+  def shared_chunks(self, other: "Request", chunk: int) -> int:
+    """Leading chunks that both share and this one could resume after."""
     if self.salt != other.salt:
       return 0
-    size = min(self.tokens.size - 1, other.tokens.size)
-    differs = self.tokens[:size] != other.tokens[:size]
-    return int(differs.argmax() if differs.any() else size) // chunk
+    limit = (self.length - 1) // chunk
+    pairs = zip(self.blocks[:limit], other.blocks)
+    same = 0
+    for ours, theirs in pairs:
+      if ours != theirs:
+        break
+      same += 1
+    return same
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What a prompt of one model may be.
+
+  Attributes:
+    vocab_size: Ids are below it.
+    max_length: Longest sequence in tokens.
+    chunk: Tokens of a chunk, c.
+  """
+
+  vocab_size: int
+  max_length: int
+  chunk: int
 
 
 def check_requests(
-  cache: PrefixCache,
-  prompts: Several[at.Tokens],
-  anchors: Several[Several[int]] | None,
-  capture: Several[Several[int]] | None,
-  salt: bytes,
+  limits: Limits,
+  prompts: Sequence[Any],
+  anchors: Sequence[Sequence[int]] | None = None,
+  capture: Sequence[Sequence[int]] | None = None,
+  salt: bytes = b"",
 ) -> list[Request]:
   """The requests of a batch, each checked before any of them runs.
 
   Args:
-    cache: Its configuration and capacity bound what is allowed.
+    limits: Of the model.
     prompts: Token ids per request.
     anchors: Positions per request, or None.
     capture: Lattice points per request, or None.
@@ -58,42 +108,70 @@ def check_requests(
 
   Raises:
     ValueError: Naming the argument, what it was and what is allowed.
-    CapacityError: If one prompt alone exceeds the capacity.
   """
-  if capture is not None and not cache.stores:
-    raise ValueError(
-      "capture was given, but placement no_cache of this cache stores nothing."
-    )
+  if not isinstance(salt, bytes):
+    raise ValueError(f"salt must be bytes, got {salt!r}.")
+  if anchors is not None and capture is not None:
+    raise ValueError("anchors and capture were both given; give one of them.")
+  count = _length_of("prompts", prompts)
   for name, values in (("anchors", anchors), ("capture", capture)):
-    if values is not None and len(values) != len(prompts):
+    if values is not None and _length_of(name, values) != count:
       raise ValueError(
-        f"{name} has {len(values)} entries for {len(prompts)} prompts; it "
-        "needs one per prompt."
+        f"{name} has {len(values)} entries for {count} prompts; it needs one "
+        "per prompt."
       )
-  requests = []
-  for index, prompt in enumerate(prompts):
-    tokens = check_tokens(f"prompts[{index}]", prompt, cache.config)
-    request = Request(
-      index=index,
-      tokens=tokens,
-      anchors=_kept(index, anchors, capture, tokens.size, cache.config.chunk),
-      placed=capture is None,
-      salt=salt,
+  return [
+    _checked(limits, index, prompt, anchors, capture, salt)
+    for index, prompt in enumerate(prompts)
+  ]
+
+
+def _length_of(name: str, values: Any) -> int:
+  """Of a sequence of rows; anything else is refused."""
+  if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+    raise ValueError(
+      f"{name} must be a sequence with one entry per request, got {values!r}."
     )
-    cache.check_fits(tokens.size)
-    requests.append(request)
-  return requests
+  if getattr(values, "ndim", 1) == 0:
+    raise ValueError(f"{name} must be a sequence, got a scalar array.")
+  return len(values)
 
 
-def check_tokens(
-  name: str, prompt: at.Tokens, config: ModelConfig
-) -> np.ndarray:
+def _checked(
+  limits: Limits,
+  index: int,
+  prompt: Any,
+  anchors: Sequence[Sequence[int]] | None,
+  capture: Sequence[Sequence[int]] | None,
+  salt: bytes,
+) -> Request:
+  """One request of a batch."""
+  ids = check_tokens(f"prompts[{index}]", prompt, limits)
+  kept: set[int] = set()
+  if capture is not None:
+    name = f"capture[{index}]"
+    kept = set(_positions(name, capture[index], ids.size, limits.chunk))
+  if anchors is not None:
+    name = f"anchors[{index}]"
+    wished = _positions(name, anchors[index], ids.size, 1)
+    kept = {p // limits.chunk * limits.chunk for p in wished} - {0}
+  return Request.of_tokens(
+    ids,
+    limits.chunk,
+    anchors=tuple(sorted(kept)),
+    placed=capture is None,
+    salt=salt,
+    index=index,
+  )
+
+
+def check_tokens(name: str, prompt: Any, limits: Limits) -> np.ndarray:
   """The ids of a prompt as int32.
 
   Args:
     name: What to call them in a message.
     prompt: Any sequence of integers.
-    config: Vocabulary and longest sequence.
+    limits: Vocabulary and longest sequence.
 
   Returns:
     A NumPy row. [t]
@@ -101,24 +179,24 @@ def check_tokens(
   Raises:
     ValueError: As `check_ids`, and if there are none or too many.
   """
-  tokens = check_ids(name, prompt, config)
+  tokens = check_ids(name, prompt, limits.vocab_size)
   if tokens.size == 0:
     raise ValueError(f"{name} is empty; a prompt has at least one token.")
-  if tokens.size > config.max_length:
+  if tokens.size > limits.max_length:
     raise ValueError(
       f"{name} has {tokens.size} tokens; max_length of the model's "
-      f"configuration is {config.max_length}."
+      f"configuration is {limits.max_length}."
     )
   return tokens
 
 
-def check_ids(name: str, ids: at.Tokens, config: ModelConfig) -> np.ndarray:
+def check_ids(name: str, ids: Any, vocab_size: int) -> np.ndarray:
   """Token ids as int32, any number of them.
 
   Args:
     name: What to call them in a message.
     ids: Any sequence of integers.
-    config: Its vocabulary.
+    vocab_size: Ids are below it.
 
   Returns:
     A NumPy row. [t]
@@ -126,60 +204,72 @@ def check_ids(name: str, ids: at.Tokens, config: ModelConfig) -> np.ndarray:
   Raises:
     ValueError: If they are not one row of integers of the vocabulary.
   """
-  try:
-    tokens = np.asarray(ids)
-  except ValueError:
-    raise ValueError(f"{name} is ragged; it must be one row of ids.") from None
+  tokens = _array(name, ids)
   if tokens.ndim != 1:
     raise ValueError(
       f"{name} has shape {tokens.shape}; it must be one row of ids."
     )
-  if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
+  # timedelta64 counts as a signed integer in NumPy's hierarchy, hence kinds.
+  if tokens.size and tokens.dtype.kind not in "iu":
     raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
-  wrong = tokens[(tokens < 0) | (tokens >= config.vocab_size)]
-  if wrong.size:
+  wrong = tokens[(tokens < 0) | (tokens >= vocab_size)] if tokens.size else ()
+  if len(wrong):
     raise ValueError(
-      f"{name} holds id {wrong[0]}; the vocabulary is 0 to "
-      f"{config.vocab_size - 1}."
+      f"{name} holds id {wrong[0]}; the vocabulary is 0 to {vocab_size - 1}."
     )
   return tokens.astype(np.int32)
 
 
-def _kept(
-  index: int,
-  anchors: Several[Several[int]] | None,
-  capture: Several[Several[int]] | None,
-  length: int,
-  chunk: int,
-) -> tuple[int, ...]:
-  """Captures as they are, or anchors floored to the lattice."""
-  if capture is not None:
-    if anchors is not None:
-      raise ValueError("anchors and capture were both given; give one of them.")
-    return _positions("capture", index, capture, length, chunk)
-  floored = {
-    position // chunk * chunk
-    for position in _positions("anchors", index, anchors, length, 1)
-  }
-  return tuple(sorted(floored - {0}))
+def _array(name: str, ids: Any) -> np.ndarray:
+  """What NumPy makes of ids; one sentence where it makes nothing."""
+  if isinstance(ids, np.ma.MaskedArray):
+    raise ValueError(f"{name} is a masked array; ids must all be there.")
+  try:
+    return np.asarray(ids)
+  except (ValueError, TypeError, OverflowError):
+    pass
+  except Exception as error:  # A tracer refuses with an error of JAX's own.
+    kind = type(error).__name__
+    raise ValueError(
+      f"{name} has no concrete values ({kind}): prefill and decode are called "
+      "outside of jit."
+    ) from None
+  raise ValueError(f"{name} is ragged; it must be one row of ids.")
+
+
+def check_whole(name: str, value: Any) -> int:
+  """An integer, of Python or of NumPy.
+
+  Args:
+    name: What to call it in a message.
+    value: What was given.
+
+  Raises:
+    ValueError: If it is no integer; a bool is none.
+
+  >>> check_whole("keep", np.int64(3))
+  3
+  """
+  whole = isinstance(value, numbers.Integral | np.integer)
+  if not whole or isinstance(value, bool | np.bool_):
+    shown = "nan" if isinstance(value, float) and math.isnan(value) else value
+    raise ValueError(f"{name} must be an integer, got {shown!r}.")
+  return int(value)
 
 
 def _positions(
-  name: str,
-  index: int,
-  values: Several[Several[int]] | None,
-  length: int,
-  chunk: int,
+  name: str, values: Any, length: int, step: int
 ) -> tuple[int, ...]:
-  """Positions of one request: multiples of `chunk`, 1 to `length`."""
-  if values is None:
-    return ()
-  positions = tuple(int(position) for position in values[index])
+  """Positions of one request: multiples of `step`, 1 to `length`."""
+  _length_of(name, values)
+  positions = tuple(
+    check_whole(f"{name}[{i}]", p) for i, p in enumerate(values)
+  )
   for position in positions:
-    if not 0 < position <= length or position % chunk:
-      kind = "a position" if chunk == 1 else f"a multiple of {chunk}"
+    if not 0 < position <= length or position % step:
+      kind = "a position" if step == 1 else f"a multiple of {step}"
       raise ValueError(
-        f"{name}[{index}] holds {position}; it must be {kind} from 1 to the "
-        f"prompt's {length} tokens."
+        f"{name} holds {position}; it must be {kind} from 1 to the prompt's "
+        f"{length} tokens."
       )
   return positions

@@ -63,7 +63,8 @@ def poison(cache: PrefixCache) -> None:
 
   What reads one of them, or multiplies it by zero, shows.
   """
-  unheld, budget = cache.index.unheld(), cache.index.budget
+  index = cache.store.index
+  unheld, budget = index.unheld(), index.budget
   slots = np.full(budget.slots or 0, budget.slots, np.int32)
   pages = np.full(budget.pages or 0, budget.pages, np.int32)
   slots[: len(unheld.slots)] = unheld.slots

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.shares import split
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime.plan import Segment, build_plan
-from sparse_prefix_jax.runtime.pools import allocate, split_capacity
+from sparse_prefix_jax.runtime.pools import allocate
 from sparse_prefix_jax.runtime.programs import freeze
 from sparse_prefix_jax.runtime.run import all_rows, run_plan
 from sparse_prefix_jax.serving.decode import decode
@@ -77,7 +79,13 @@ class ColdRuns:
 
   def _run(self, tokens: np.ndarray) -> Cold:
     config = self.model.config
-    slots, pages = split_capacity(config, self._capacity, 0.5)
+    slots, pages = split(
+      self._capacity,
+      slot_bytes=state_bytes(config),
+      page_bytes=page_bytes(config),
+      share=0.5,
+      longest=-(-config.max_length // config.chunk),
+    )
     pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // config.chunk)
     segment = Segment(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sparse_prefix_jax.cache.index import CapacityError
-from sparse_prefix_jax.cache.running import Sequence
+from sparse_prefix_jax.cache.running import SequenceHandle
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.layers import PagePools
@@ -24,7 +24,7 @@ from sparse_prefix_jax.serving.prefill import prefill
 class _Life:
   """A running sequence of a schedule: its handle and its whole past."""
 
-  sequence: Sequence
+  sequence: SequenceHandle
   tokens: np.ndarray
   prompt: int
   exact: bool
@@ -80,18 +80,19 @@ class Schedule:
     for _ in range(self.operations):
       poison(self.cache)
       bits += verbs[self.random.integers(len(verbs))]()
-      self.cache.index.check()
+      self.cache.audit()
     bits += sum(self._stored())
     self.cache.release([life.sequence for life in self.lives])
     return bits + sum(self._stored())
 
   def _shrink(self) -> None:
-    """Leases a random share of the cache, so that it evicts and refuses."""
-    unheld = self.cache.index.unheld()
-    least = self.longest // self.config.chunk + 2
-    self.cache.index.reserve(
-      int(self.random.integers(0, len(unheld.slots) - least)),
-      int(self.random.integers(0, len(unheld.pages) - least)),
+    """Allows a random share of the pools, so that it evicts and refuses."""
+    index, least = self.cache.store.index, self.longest // self.config.chunk + 2
+    slots, pages = index.budget.slots or 0, index.budget.pages or 0
+    index.budget = dataclasses.replace(
+      index.budget,
+      slots=int(self.random.integers(least, slots + 1)),
+      pages=int(self.random.integers(least, pages + 1)),
     )
 
   def _placement(self) -> PlacementPolicy:
@@ -129,7 +130,7 @@ class Schedule:
     return np.concatenate([head, new])[: self.longest - 8]
 
   def _captures(self, prompts: list[np.ndarray]) -> list[list[int]] | None:
-    if not self.cache.stores or self.random.integers(2):
+    if not self.cache.store.stores or self.random.integers(2):
       return None
     lattices = [
       range(self.config.chunk, p.size + 1, self.config.chunk) for p in prompts
@@ -204,7 +205,10 @@ class Schedule:
     """Some sequences end; what they became may be a prompt's prefix."""
     keep = [life for life in self.lives if self.random.integers(2)]
     gone = [life for life in self.lives if life not in keep]
-    self.cache.release([life.sequence for life in gone])
+    keep_all = self.random.integers(3)
+    for life in gone:
+      kept = int(self.random.integers(life.tokens.size + 1))
+      self.cache.release([life.sequence], keep=None if keep_all else kept)
     self.pasts += [life.tokens for life in gone]
     self.lives = keep
     return 0
@@ -222,10 +226,13 @@ class Schedule:
     return 0
 
   def _evict(self) -> int:
-    """An entry goes, whether or not it is in use."""
-    entries = self.cache.index.entries
-    if entries:
-      self.cache.index.evict(entries[self.random.integers(len(entries))])
+    """A state goes that nobody holds, or everything does."""
+    index = self.cache.store.index
+    states = [state for state in index.states if not state.pins]
+    if states:
+      index.drop(states[self.random.integers(len(states))])
+    elif self.random.integers(4) == 0:
+      self.cache.flush()
     return 0
 
   def _stored(self) -> Iterator[int]:
@@ -235,14 +242,12 @@ class Schedule:
       for layer in self.cache.pools
       for leaf in layer
     ]
-    for entry in self.cache.index.entries:
-      nodes = list(entry.node.upwards())[::-1]
-      if not nodes:
-        continue
+    for state in self.cache.store.index.states:
+      nodes = list(state.node.upwards())[::-1]
       keys = b"".join(n.key for n in nodes if isinstance(n.key, bytes))
       cold = self.cold.prefill(np.frombuffer(keys, ">i4").astype(np.int32))
       for node in nodes:
-        held = node.slot.number if node.slot else None
+        held = node.state.number if node.state else None
         for (paged, pool), expected in zip(layers, cold.pools, strict=True):
           number = node.page if paged else held
           if number is not None:

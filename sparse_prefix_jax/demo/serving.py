@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import Stats
+from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.placement import PlacementPolicy
@@ -39,7 +39,7 @@ class Served(NamedTuple):
   seconds: float
   recomputed: int
   states: int
-  held: Stats
+  held: StoreStats
 
 
 def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
@@ -76,8 +76,7 @@ def serve(
   start = time.perf_counter()
   out = prefill(model, cache, [prompt])
   seconds = time.perf_counter() - start
-  entry = cache.running(out.sequences[0]).entry
-  states = len(entry.claims) if entry else 0
+  states = out.reports[0].states
   logits, sequences = [out.logits[0]], out.sequences
   for _ in range(DECODED):
     token = int(np.argmax(logits[-1]))

@@ -2,7 +2,6 @@
 
 from .capacity import Capacity as Capacity
 from .capacity import parse_capacity as parse_capacity
-from .memory import Sizes as Sizes
 from .paper_rules import Decision as Decision
 from .paper_rules import Lookup as Lookup
 from .paper_rules import look_up as look_up
@@ -12,3 +11,4 @@ from .plots import write_json as write_json
 from .report import Report as Report
 from .simulate import EVICTIONS as EVICTIONS
 from .simulate import simulate as simulate
+from .store_rules import Sizes as Sizes

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
 from sparse_prefix_jax.evaluation.capacity import Capacity
-from sparse_prefix_jax.evaluation.memory import Sizes, replay_bytes
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
   look_up,
@@ -12,6 +11,11 @@ from sparse_prefix_jax.evaluation.paper_rules import (
   tally_decisions,
 )
 from sparse_prefix_jax.evaluation.report import Report, Tally
+from sparse_prefix_jax.evaluation.store_rules import (
+  Sizes,
+  make_store,
+  replay_store,
+)
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace
 
@@ -123,15 +127,14 @@ def simulate(
   else:
     if sizes is None:
       raise ValueError("a capacity in bytes needs sizes of a state and a page")
-    tally = replay_bytes(
-      requests,
+    store = make_store(
       planner,
       sizes,
       capacity_bytes=capacity.amount,
-      warmup=warmup,
+      longest=requests.longest,
       eviction=eviction,
-      progress=progress,
     )
+    tally = replay_store(requests, store, warmup=warmup, progress=progress)
   return _report(requests, policy, capacity, eviction, warmup, tally)
 
 

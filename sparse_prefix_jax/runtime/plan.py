@@ -1,7 +1,7 @@
 """The plan: the one thing that passes from host to device for a prefill."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -10,27 +10,7 @@ from sparse_prefix_jax.kernels.chunks import CARRY, NONE, Chunks
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime.programs import Group
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-  """What is to be computed of one request.
-
-  Attributes:
-    tokens: Ids from `start` on, at least one.
-    start: Lattice position of the first of them.
-    read: Slot that holds the carry at `start`, or ZERO.
-    writes: Slot by position: lattice points after `start`, and the end.
-    spill: Slot that carries the request over the end of a program.
-    pages: Pages of chunks 0, 1, ... to the last one computed.
-  """
-
-  tokens: np.ndarray
-  start: int
-  read: int
-  writes: Mapping[int, int]
-  spill: int
-  pages: Sequence[int]
+from sparse_prefix_jax.runtime.segment import Segment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,43 +1,16 @@
-"""Pools: how many slots and pages fit, and copies between them."""
+"""Pools: allocated for a model, and copied within."""
 
 from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Int32
 
-from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import (
   HybridDecoder,
   Pools,
   map_pools,
 )
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.runtime.in_place import PoolProgram, make_pools
-
-
-def split_capacity(
-  config: ModelConfig, capacity: int, state_share: float
-) -> tuple[int, int]:
-  """How many slots and pages to allocate within `capacity` bytes.
-
-  Args:
-    config: Gives the bytes of a state checkpoint and of a page.
-    capacity: Bytes of device memory for both.
-    state_share: Share of them for states; a model without attention, or
-      without recurrent layers, gives all to what it has.
-
-  Returns:
-    slots and pages, together at most `capacity` bytes.
-  """
-  slot, page = state_bytes(config), page_bytes(config)
-  longest = -(-config.max_length // config.chunk)
-  if page == 0:  # pages are only names then: as many as anyone could use
-    slots = capacity // slot
-    return slots, max(slots, 1) * longest
-  if slot == 0:
-    pages = capacity // page
-    return max(pages, 2), pages
-  slots = int(capacity * state_share) // slot
-  return slots, (capacity - slots * slot) // page
 
 
 def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
@@ -62,6 +35,24 @@ def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
     lambda: model.init_pools(slots=slots, pages=pages),
     beside=model.embedding.get_value(),
   )
+
+
+def are_lost(pools: Pools) -> bool:
+  """Whether a failing program took the pools.
+
+  What it returned need not say that it is deleted: reading it fails.
+
+  Args:
+    pools: As the last program returned them, or as it took them.
+  """
+  leaves = jax.tree.leaves(pools)
+  if any(leaf.is_deleted() for leaf in leaves):
+    return True
+  try:
+    jax.block_until_ready(leaves)
+  except jax.errors.JaxRuntimeError:
+    return True
+  return False
 
 
 def _copy_sequence(

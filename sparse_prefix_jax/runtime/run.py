@@ -1,5 +1,7 @@
 """Runs a plan through the programs, group by group, and the head on rows."""
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 
@@ -8,32 +10,55 @@ from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan
 
 
-def run_plan(
+def run_groups(
   model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
-) -> tuple[np.ndarray, Pools]:
-  """Restores, scans and captures all chunks; logits of the rows asked for.
+) -> Iterator[tuple[Pools, np.ndarray]]:
+  """Restores, scans and captures group by group; logits of the rows asked for.
 
   Groups are dispatched one after another. How many there are is the only thing
   that depends on the lengths of the prompts; each is one of the compiled
-  programs, one per rung.
+  programs, one per rung. At most two are under way, so that a caller who stops
+  between two of them does not wait for all.
+
+  Args:
+    model: Parameters and configuration.
+    pools: Donated; whoever iterates keeps what is yielded in their place.
+    plan: What to run.
+    rows: Which tokens to give to the head, ascending: chunk times c plus the
+      offset in it.
+
+  Yields:
+    The pools after a group, and the logits of its rows in float32 on the host.
+    [rows vocab]
+  """
+  config, before = model.config, None
+  for chunks, group in plan.groups(config.ladder):
+    hidden, pools = programs.prefill_group(model, pools, group)
+    first, stop = chunks.start * config.chunk, chunks.stop * config.chunk
+    here = rows[(rows >= first) & (rows < stop)] - first
+    # Handed back before anything that may fail: the old pools are gone.
+    yield pools, np.zeros((0, config.vocab_size), np.float32)
+    jax.block_until_ready(before)
+    before = hidden
+    yield pools, head_rows(model, hidden, here)
+
+
+def run_plan(
+  model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
+) -> tuple[np.ndarray, Pools]:
+  """A whole plan at once, for callers who keep no cache.
 
   Args:
     model: Parameters and configuration.
     pools: Donated.
     plan: What to run.
-    rows: Which tokens to give to the head, ascending: chunk times c plus the
-      offset in it.
+    rows: As in `run_groups`.
 
   Returns:
     Logits [rows vocab] in float32 on the host, and the pools.
   """
-  config, parts = model.config, []
-  for chunks, group in plan.groups(config.ladder):
-    hidden, pools = programs.prefill_group(model, pools, group)
-    first, stop = chunks.start * config.chunk, chunks.stop * config.chunk
-    here = rows[(rows >= first) & (rows < stop)] - first
-    parts.append(head_rows(model, hidden, here))
-  return np.concatenate(parts), pools
+  groups = list(run_groups(model, pools, plan, rows))
+  return np.concatenate([logits for _, logits in groups]), groups[-1][0]
 
 
 def head_rows(
@@ -61,13 +86,13 @@ def head_rows(
 
 
 def last_rows(plan: Plan) -> np.ndarray:
-  """The last token of every segment of a plan, for `run_plan`."""
+  """The last token of every segment of a plan, for `run_groups`."""
   last = np.flatnonzero(np.diff(plan.request, append=-1))
   return last * plan.tokens.shape[1] + plan.length[last] - 1
 
 
 def all_rows(plan: Plan) -> np.ndarray:
-  """Every real token of a plan, for `run_plan`."""
+  """Every real token of a plan, for `run_groups`."""
   chunk = plan.tokens.shape[1]
   real = np.arange(chunk)[None] < plan.length[:, None]
   return np.flatnonzero(real.reshape(-1))

@@ -6,7 +6,7 @@ that canonical carry, and the canonical keys and values, are ever stored, so the
 next turn of a conversation hits exactly.
 """
 
-from collections.abc import Sequence as Several
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,14 +15,12 @@ import numpy as np
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_ids
-from sparse_prefix_jax.cache.running import Running, Sequence
+from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.runtime import programs
-from sparse_prefix_jax.runtime.plan import Segment, build_plan, page_table
-from sparse_prefix_jax.runtime.run import head_rows, last_rows, run_plan
-
-_NO_ROWS = np.zeros(0, np.int64)
+from sparse_prefix_jax.runtime.plan import Plan, page_table
+from sparse_prefix_jax.runtime.programs import Step
+from sparse_prefix_jax.runtime.run import last_rows
 
 
 class DecodeOutput(NamedTuple):
@@ -34,13 +32,13 @@ class DecodeOutput(NamedTuple):
   """
 
   logits: np.ndarray
-  sequences: tuple[Sequence, ...]
+  sequences: tuple[SequenceHandle, ...]
 
 
 def decode(
   model: HybridDecoder,
   cache: PrefixCache,
-  sequences: Several[Sequence],
+  sequences: Sequence[SequenceHandle],
   next_tokens: at.Tokens,
   *,
   exact: bool = False,
@@ -62,7 +60,8 @@ def decode(
 
   Returns:
     Logits and the handles to go on with. If the step is interrupted
-    (KeyboardInterrupt, a failing device), its sequences are released.
+    (KeyboardInterrupt, a failing device), its sequences are released: a step
+    writes the slot that it reads, so it cannot be tried again.
 
   Raises:
     ValueError: If a handle is stale or named twice, an id is out of vocabulary,
@@ -75,156 +74,99 @@ def decode(
     >>> from sparse_prefix_jax import HybridDecoder, PrefixCache
     >>> from sparse_prefix_jax import prefill, preset
     >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
-    >>> cache = PrefixCache(model, capacity=4 << 20)
+    >>> cache = PrefixCache(model, capacity="4MiB")
     >>> out = prefill(model, cache, [[1, 2, 3]])
     >>> out = decode(model, cache, out.sequences, [4])
     >>> out.logits.shape, out.sequences[0].length
     ((1, 512), 4)
     >>> cache.release(out.sequences)
   """
-  frozen = cache.check_model(model)
-  records = _checked(cache, sequences, next_tokens, exact)
-  tokens = check_ids("next_tokens", next_tokens, cache.config)
-  _reserve_pages(cache, records)
-  for record, token in zip(records, tokens, strict=True):
-    record.tokens = np.append(record.tokens, token)
-    record.exact = exact
-  try:
-    run = _rerun_chunks if exact else _step_rows
-    logits = run(frozen, cache, records)
-    if not exact:
-      _make_canonical(frozen, cache, records)
-  except BaseException:
-    # A step writes the slot that it reads: it cannot be tried again.
-    for sequence in sequences:
-      cache.drop(sequence.number)
-    cache.recover()
-    raise
-  handles = tuple(cache.handle(sequence.number) for sequence in sequences)
-  return DecodeOutput(logits, handles)
+  cache.check_model(model)
+  tokens = check_ids("next_tokens", next_tokens, cache.config.vocab_size)
+  with cache.call() as mine:
+    running = _checked(cache, sequences, tokens)
+    cache.store.advance(running, exact=exact)
+    mine += running
+    for one, token in zip(running, tokens.tolist()):
+      cache.store.append(one, token)
+    if exact:
+      logits = _run_last_chunks(cache, running, last_rows)
+    else:
+      logits = _step_rows(cache, running)
+      completed = [r for r in running if r.length % cache.config.chunk == 0]
+      _run_last_chunks(cache, completed, _no_rows)
+    return DecodeOutput(logits, tuple(one.handle for one in running))
 
 
 def _checked(
-  cache: PrefixCache,
-  sequences: Several[Sequence],
-  next_tokens: at.Tokens,
-  exact: bool,
+  cache: PrefixCache, sequences: Sequence[SequenceHandle], tokens: np.ndarray
 ) -> list[Running]:
-  """The records of all sequences; refuses what cannot take a token."""
-  if len(sequences) != len(next_tokens):
+  """The sequences of the handles; refuses what cannot take a token."""
+  running = cache.find_all(sequences)
+  if len(running) != tokens.size:
     raise ValueError(
-      f"next_tokens has {len(next_tokens)} ids for {len(sequences)} sequences; "
-      "it needs one each."
+      f"next_tokens has {tokens.size} ids for {len(running)} sequences; it "
+      "needs one each."
     )
-  if len({sequence.number for sequence in sequences}) != len(sequences):
-    raise ValueError("sequences: one is named twice.")
-  records = [cache.running(sequence) for sequence in sequences]
-  for sequence, record in zip(sequences, records, strict=True):
-    if record.length >= cache.config.max_length:
+  for one in running:
+    if one.length >= cache.config.max_length:
       raise ValueError(
-        f"{sequence} is at max_length = {cache.config.max_length} of the "
+        f"{one.handle} is at max_length = {cache.config.max_length} of the "
         "model's configuration."
       )
-    if record.exact not in (None, exact):
-      raise ValueError(
-        f"{sequence} has been decoded with exact={record.exact}; a sequence "
-        "keeps to one form."
-      )
-  return records
+  return running
 
 
-def _reserve_pages(cache: PrefixCache, records: list[Running]) -> None:
-  """A page for every sequence whose next token begins a chunk."""
-  begin = [r for r in records if r.length % cache.config.chunk == 0]
-  pages = cache.index.reserve(0, len(begin)).pages
-  for record, page in zip(begin, pages, strict=True):
-    record.pages.append(page)
-
-
-def _step_rows(
-  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
-) -> np.ndarray:
+def _step_rows(cache: PrefixCache, running: Sequence[Running]) -> np.ndarray:
   """The decode program, `decode_rows` sequences at a time."""
-  rows, parts = cache.config.decode_rows, []
-  for start in range(0, len(records), rows):
-    part = records[start : start + rows]
-    hidden, cache.pools = programs.decode_step(
-      model, cache.pools, _step(cache, part)
-    )
-    parts.append(head_rows(model, hidden, np.arange(len(part))))
+  rows = cache.config.decode_rows
+  parts = [np.zeros((0, cache.config.vocab_size), np.float32)]
+  for start in range(0, len(running), rows):
+    part = running[start : start + rows]
+    parts.append(cache.run_step(_step(cache, part), len(part)))
   return np.concatenate(parts)
 
 
-def _step(cache: PrefixCache, records: list[Running]) -> programs.Step:
+def _step(cache: PrefixCache, running: Sequence[Running]) -> Step:
   """Input of the decode program; free rows are inactive."""
   config = cache.config
   size, chunk = config.decode_rows, config.chunk
   tokens, read, write, position = np.zeros((4, size), np.int32)
   read[:], write[:] = ZERO, NONE
-  for i, record in enumerate(records):
-    begins = (record.length - 1) % chunk == 0
-    tokens[i], position[i] = record.tokens[-1], record.length - 1
-    read[i] = record.lattice_slot if begins else record.running_slot
-    write[i] = record.running_slot
-  pages = [record.pages for record in records]
-  pages += [[]] * (size - len(records))
-  active = np.arange(size) < len(records)
+  for i, one in enumerate(running):
+    begins = (one.length - 1) % chunk == 0
+    tokens[i], position[i] = one.tokens.ids[-1], one.length - 1
+    read[i] = one.lattice_slot if begins else one.running_slot
+    write[i] = one.running_slot
+  pages = [one.pages for one in running]
+  pages += [[]] * (size - len(running))
+  active = np.arange(size) < len(running)
   table = page_table(config, pages)
   tokens, table, *rows = jax.device_put(
     (tokens, table, read, write, position, active)
   )
-  return programs.Step(tokens, Rows(*rows), table)
+  return Step(tokens, Rows(*rows), table)
 
 
-def _make_canonical(
-  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
-) -> None:
-  """Runs completed chunks once more by the prefill program, without a head."""
-  chunk = cache.config.chunk
-  completed = [r for r in records if r.length % chunk == 0]
-  if completed:
-    _run_last_chunks(model, cache, completed, head=False)
-
-
-def _rerun_chunks(
-  model: programs.FrozenModel, cache: PrefixCache, records: list[Running]
-) -> np.ndarray:
-  """The exact form: the padded chunk again, and the head on its last token."""
-  return _run_last_chunks(model, cache, records, head=True)
+def _no_rows(plan: Plan) -> np.ndarray:
+  """For a plan of which nobody wants logits."""
+  del plan
+  return np.zeros(0, np.int64)
 
 
 def _run_last_chunks(
-  model: programs.FrozenModel,
   cache: PrefixCache,
-  records: list[Running],
-  head: bool,
+  running: Sequence[Running],
+  choose: Callable[[Plan], np.ndarray],
 ) -> np.ndarray:
-  """The last chunk of each sequence from the lattice carry before it.
+  """The last chunk of each once more, by the prefill program.
 
-  A completed chunk leaves its carry in the sequence's own slot, which may be
-  the one that it reads; a slot that others pin is never written.
+  A chunk that is complete becomes canonical: its carry and its keys and values
+  take the place of those of the steps.
   """
-  chunk, budget = cache.config.chunk, cache.index.budget
-  segments = []
-  for record in records:
-    start = (record.length - 1) // chunk * chunk
-    completed = record.length % chunk == 0
-    segments.append(
-      Segment(
-        tokens=record.tokens[start:],
-        start=start,
-        read=record.lattice_slot,
-        writes={record.length: record.own_slot} if completed else {},
-        spill=record.running_slot,
-        pages=record.pages,
-      )
-    )
-    if completed:
-      record.lattice_slot = record.own_slot
-      record.decoded = True
-  plan = build_plan(
-    cache.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
-  )
-  rows = last_rows(plan) if head else _NO_ROWS
-  logits, cache.pools = run_plan(model, cache.pools, plan, rows)
+  segments = [cache.store.next_segment(one) for one in running]
+  logits = cache.run([s for s in segments if s], choose)
+  for one, segment in zip(running, segments):
+    if segment:
+      cache.store.commit(one, segment)
   return logits

@@ -26,7 +26,8 @@ def new_cache(name="last", budget=None, **changes):
   "changes, match",
   [
     ({"capacity": 1000}, "capacity is 1000 bytes"),
-    ({"capacity": -5}, "capacity is -5 bytes"),
+    ({"capacity": -5}, "capacity must be a whole number of bytes"),
+    ({"capacity": "4 parsecs"}, "capacity must be a whole number of bytes"),
     ({"eviction": "newest"}, "newest"),
     ({"placement": "everywhere"}, "everywhere"),
     ({"placement": PlacementPolicy("last", chunk=64)}, "chunk 64"),
@@ -54,7 +55,8 @@ def test_what_is_held_is_counted_exactly():
   expected = states * state_bytes(config) + pages * page_bytes(config)
   assert cache.stats().held_bytes == expected
   cache.release(out.sequences)
-  expected -= 2 * state_bytes(config) + page_bytes(config)
+  # Two states stay, at 32 and 64, and the pages that lead to them.
+  expected -= 2 * state_bytes(config) + 3 * page_bytes(config)
   assert cache.stats().held_bytes == expected
   assert cache.sequences == ()
 
@@ -65,7 +67,7 @@ def test_shared_pages_count_once():
     prompt = np.append(document, random_tokens(10, i + 1))
     cache.release(prefill(small_model(), cache, [prompt]).sequences)
   assert cache.stats().held_pages == 6
-  assert len(cache.index) == 3
+  assert len(cache.store.index) == 3
 
 
 def test_running_sequences_are_not_evicted():
@@ -74,8 +76,8 @@ def test_running_sequences_are_not_evicted():
   for seed in range(1, 9):
     out = prefill(small_model(), cache, [random_tokens(150, seed)])
     cache.release(out.sequences)
-  assert cache.stats().evictions > 0
-  assert cache.running(held[0]).length == 60
+  assert cache.stats().evicted_states > 0
+  assert cache.store.find(held[0]).length == 60
   longer = np.append(random_tokens(60), 3)
   (report,) = prefill(small_model(), cache, [longer]).reports
   assert report.resumed == 48
@@ -89,7 +91,7 @@ def test_planner_learns_overlaps_as_they_come():
     out = prefill(small_model(), cache, [prompt])
     cache.release(out.sequences)
   assert out.reports[0].resumed == 96
-  assert cache.planner.positions(130) == (96,)
+  assert cache.store.planner.positions(130) == (96,)
 
 
 def test_conditional_serves_documents_of_different_lengths():
@@ -109,8 +111,8 @@ def test_conditional_serves_documents_of_different_lengths():
     cache.release(out.sequences)
     uncached.release(cold.sequences)
   assert all(resumed[12:])
-  entries = cache.index.entries
-  assert sum(len(e.claims) for e in entries) <= 1.5 * len(entries)
+  entries = cache.store.index.entries
+  assert sum(len(e.states) for e in entries) <= 1.5 * len(entries)
 
 
 def test_entries_keep_what_the_placement_knew_of_them():
@@ -119,12 +121,12 @@ def test_entries_keep_what_the_placement_knew_of_them():
     prompt = np.append(random_tokens(64), random_tokens(9, seed))
     out = prefill(small_model(), cache, [prompt])
     (sequence,) = out.sequences
-    features = cache.running(sequence).features
+    features = cache.store.find(sequence).features
     known = (0, 0) if matched is None else (64, 1)
     assert (features.overlap, features.age) == known
     assert (features.length, features.born) == (73, seed - 1)
     cache.release(out.sequences)
-    assert cache.index.entries[-1].features == features
+    assert cache.store.index.entries[-1].features == features
 
 
 def test_release_refuses_one_named_twice():

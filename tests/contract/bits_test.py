@@ -25,9 +25,9 @@ def test_poison_fills_all_that_is_free_and_nothing_else():
   prefill(small_model(), cache, [prompt], capture=[[16, 32]])
   before = [np.asarray(leaf) for leaf in jax.tree.leaves(cache.pools)]
   poison(cache)
-  unheld = cache.index.unheld()
+  unheld = cache.store.index.unheld()
   for old, new in zip(before, jax.tree.leaves(cache.pools), strict=True):
-    slots = new.shape[0] == cache.index.budget.slots
+    slots = new.shape[0] == cache.store.index.budget.slots
     free = list(unheld.slots if slots else unheld.pages)
     held = sorted(set(range(new.shape[0])) - set(free))
     assert np.isnan(np.asarray(new)[free]).all()

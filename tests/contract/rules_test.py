@@ -4,7 +4,6 @@ A test that no mutation fails proves nothing: here the code is changed on
 purpose, one rule at a time, and the differing bits are counted.
 """
 
-import copy
 import functools
 import sys
 
@@ -13,16 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
-from sparse_prefix_jax.cache import prefix_cache
+from sparse_prefix_jax.cache.canonical import grow
+from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
 from sparse_prefix_jax.kernels import chunks as packed
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule_core
 from sparse_prefix_jax.layers import attention, gated_delta_net
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.serving import decode as decode_module
 from tests.models_for_tests import LONGEST, cold_runs, small_model
-
-# The package exports the function under the module's name.
-decode_module = sys.modules["sparse_prefix_jax.serving.decode"]
 
 
 def random_tokens(size, seed=0):
@@ -83,64 +81,64 @@ def test_second_turn_differs_in_no_bit():
 def test_stepwise_carry_kept_at_a_lattice_point_is_seen(monkeypatch):
   cold_turn()
 
-  def keep_stepwise(model, cache, records):
-    del model, cache
-    for record in records:
-      if record.length % 16 == 0:
-        swapped = record.running_slot, record.own_slot
-        record.own_slot, record.running_slot = swapped
-        record.lattice_slot = record.own_slot
-        record.decoded = True
+  def keep_stepwise(cache, running, choose):
+    del cache, choose
+    for one in running:
+      swapped = one.running_slot, one.own_slot
+      one.own_slot, one.running_slot = swapped
+      one.lattice_slot, one.computed = one.own_slot, one.length
 
-  monkeypatch.setattr(decode_module, "_make_canonical", keep_stepwise)
+  monkeypatch.setattr(decode_module, "_run_last_chunks", keep_stepwise)
   assert min(second_turn()) > 0
 
 
 def test_canonical_chunk_deferred_is_seen(monkeypatch):
   cold_turn()
-  make_canonical, late = decode_module._make_canonical, []
+  run_last_chunks, late = decode_module._run_last_chunks, []
+  step_rows = decode_module._step_rows
 
-  def one_step_late(model, cache, records):
-    for record, completed in late:
-      make_canonical(model, cache, [completed])
-      record.lattice_slot = completed.lattice_slot
+  def deferred(cache, running, choose):
+    late.extend((one, one.lattice_slot) for one in running)
+    for one in running:
+      one.lattice_slot = one.running_slot
+
+  def one_step_late(cache, running):
+    logits = step_rows(cache, running)
+    for one, before in late:
+      one.length, one.lattice_slot = one.length - 1, before
+      run_last_chunks(cache, [one], decode_module._no_rows)
+      one.length += 1
     late.clear()
-    for record in records:
-      if record.length % 16 == 0:
-        late.append((record, copy.copy(record)))
-        record.lattice_slot = record.running_slot
-        record.decoded = True
+    return logits
 
-  monkeypatch.setattr(decode_module, "_make_canonical", one_step_late)
+  monkeypatch.setattr(decode_module, "_run_last_chunks", deferred)
+  monkeypatch.setattr(decode_module, "_step_rows", one_step_late)
   _, decoded = second_turn()
   assert decoded > 0
 
 
-def test_partial_page_inserted_is_seen(monkeypatch):
+def test_partial_page_inserted_is_seen():
   model, document = small_model(), random_tokens(40)
   longer = [document, np.zeros(8, np.int32), random_tokens(9, seed=1)]
   longer = np.concatenate(longer)  # goes on as the padding of the page did
   expected = cold_runs().prefill(longer).logits[-1]
 
-  def last_logits():
+  def last_logits(insert):
     cache = new_cache()
-    cache.release(prefill(model, cache, [document]).sequences)
+    sequences = prefill(model, cache, [document]).sequences
+    insert(cache.store, cache.store.running[0])
+    cache.release(sequences)
     return prefill(model, cache, [longer]).logits[0]
 
-  assert differing_bits(last_logits(), expected) == 0
-  store, token_blocks = PrefixCache.store, prefix_cache.token_blocks
+  def partial(store, running):
+    padded, _ = token_blocks(np.pad(document, (0, 8)), 16)
+    running.blocks.append(padded[2])
+    running.captures = {48: running.running_slot}
+    grow(store.index, running, 3, 16)
+    (running.running_slot,) = store.index.reserve(1, 0).slots
 
-  def rounded_up(tokens, chunk):
-    return token_blocks(np.pad(tokens, (0, -tokens.size % chunk)), chunk)
-
-  def store_partial(self, record, slots):
-    with monkeypatch.context() as patch:
-      patch.setattr(prefix_cache, "token_blocks", rounded_up)
-      store(self, record, dict(slots) | {3: record.running_slot})
-    (record.running_slot,) = self.index.reserve(1, 0).slots
-
-  monkeypatch.setattr(PrefixCache, "store", store_partial)
-  assert differing_bits(last_logits(), expected) > 0
+  assert differing_bits(last_logits(lambda *_: None), expected) == 0
+  assert differing_bits(last_logits(partial), expected) > 0
 
 
 def state_after(x, lengths):

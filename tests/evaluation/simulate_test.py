@@ -35,7 +35,7 @@ POLICIES = [
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
-@pytest.mark.parametrize("capacity", ["sequences:9", "states:9", "bytes:9KB"])
+@pytest.mark.parametrize("capacity", ["sequences:9", "states:9", "bytes:30KB"])
 def test_every_policy_and_capacity(policy, capacity):
   report = simulate(
     STREAM,

@@ -1,15 +1,18 @@
 """Who may import whom, read from the import statements."""
 
 import ast
+import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 
 import pytest
 
+from sparse_prefix_jax.cache.running import Running
 from tests.project import checkout
 
 PACKAGE = "sparse_prefix_jax"
-CACHE = {"cache", "cache.index"}
+CACHE = {"cache", "cache.store", "cache.index"}
 
 # Direct imports. `array_typing` is the notation and may be used by everybody.
 ARROWS: dict[str, set[str]] = {
@@ -20,24 +23,27 @@ ARROWS: dict[str, set[str]] = {
   "layers": {"kernels"},
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
-  "runtime": {"models", "kernels"},
+  # What a store says is to be computed; integers and token ids.
+  "runtime.segment": set(),
+  "runtime": {"models", "kernels", "runtime.segment"},
   "placement": set(),
-  "workloads": set(),
+  "workloads": {"byte_sizes"},
   "cache.index": {"placement"},
-  "cache": {"cache.index", "models", "runtime", "placement", "kernels"},
-  "serving": {"models", "runtime", "kernels"} | CACHE,
+  "cache.store": {"cache.index", "placement", "runtime.segment"},
+  "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
+  | {"cache.store", "cache.index"},
+  "serving": {"models", "runtime", "runtime.segment", "kernels"} | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
-  "contract": {"models", "runtime", "placement", "serving"} | CACHE,
+  "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
+  | CACHE,
   # The flags and words of `__main__`, which runs the commands.
   "command_line": {"evaluation", "placement", "workloads"},
-  "evaluation": {
-    "byte_sizes",
-    "cache.index",
-    "placement",
-    "workloads",
-    "models",
-  },
+  "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
+  | {"models", "byte_sizes"},
 }
+# The one life of a request, without arrays: a bare store needs no device.
+STORE = {"admission", "canonical", "counts", "request", "running"}
+STORE |= {"segments", "shares", "store", "waves"}
 # They put the parts together, and nothing imports them.
 COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}
 
@@ -51,8 +57,10 @@ def _unit(module: str) -> str:
   parts = module.split(".")[1:]
   if not parts:
     return "__init__"
-  if parts[:2] == ["cache", "index"]:
-    return "cache.index"
+  if parts[:2] in (["cache", "index"], ["runtime", "segment"]):
+    return ".".join(parts[:2])
+  if parts[0] == "cache" and parts[1:] and parts[1] in STORE:
+    return "cache.store"
   return parts[0]
 
 
@@ -125,6 +133,68 @@ def test_the_arrows_have_no_cycle() -> None:
     assert free, f"a cycle among {sorted(left)}"
     for unit in free:
       del left[unit]
+
+
+def _changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
+  """Line and name of every attribute, or item of one, that is set."""
+  for node in ast.walk(tree):
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if isinstance(node, ast.AugAssign | ast.AnnAssign):
+      targets = [node.target]
+    for target in targets:
+      while isinstance(target, ast.Subscript | ast.Starred):
+        target = target.value
+      if isinstance(target, ast.Attribute):
+        yield node.lineno, target.attr
+
+
+# Fields of `Running` that other classes have as well.
+NAMESAKES = {"pages", "claims", "features", "tokens", "length", "pin"}
+
+
+def test_only_the_store_changes_a_running_sequence() -> None:
+  """Its verbs, and the two files that they alone call."""
+  fields = {f.name for f in dataclasses.fields(Running)} - NAMESAKES
+  allowed = {"store.py", "admission.py", "canonical.py"}
+  found = [
+    f"{_where(path, line)}: {name}"
+    for path in checkout.library_files()
+    if not (path.parent.name == "cache" and path.name in allowed)
+    for line, name in _changes(ast.parse(path.read_text(encoding="utf-8")))
+    if name in fields
+  ]
+  assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("module", ["admission", "canonical"])
+def test_parts_of_the_store_are_called_by_the_store_alone(module: str) -> None:
+  name = f"{PACKAGE}.cache.{module}"
+  users = {
+    path.name
+    for path in checkout.library_files()
+    for _, imported in _imports(path)
+    if imported == name
+  }
+  assert users == {"store.py"}
+
+
+def test_only_the_store_changes_an_index() -> None:
+  """Outside of `cache/index`, verbs of an index are called in its store."""
+  verbs = {"grow", "reserve", "free", "pin", "unpin", "use", "claim", "unclaim"}
+  verbs |= {"demote", "drop", "remember", "share", "forget", "clear"}
+  pattern = re.compile(rf"\bindex\.({'|'.join(verbs)})\(")
+  found = [
+    f"{path.relative_to(checkout.ROOT)}"
+    for path in checkout.library_files()
+    if "cache/index" not in str(path)
+    and pattern.search(path.read_text(encoding="utf-8"))
+  ]
+  store = [
+    f"sparse_prefix_jax/cache/{name}.py"
+    for name in ("admission", "canonical", "store")
+  ]
+  # A schedule of the contract drops states on purpose.
+  assert set(found) <= {*store, "sparse_prefix_jax/contract/schedule.py"}
 
 
 def test_kernels_need_jax_only() -> None:

@@ -1,59 +1,15 @@
 """Capacity split between slots and pages; copies of bits."""
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, preset
+from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.runtime.pools import copy_sequence, split_capacity
+from sparse_prefix_jax.runtime.pools import copy_sequence
 from tests.models_for_tests import small_config
-
-HYBRID = preset("tiny")
-RECURRENT = preset("tiny", layer_types=("gated_delta_net",))
-ATTENTION = preset("tiny", layer_types=("attention",))
-
-
-@hypothesis.given(
-  config=st.sampled_from([HYBRID, RECURRENT, ATTENTION]),
-  capacity=st.integers(0, 1 << 26),
-  share=st.floats(0.01, 0.99),
-)
-def test_never_more_than_the_capacity_and_little_less(config, capacity, share):
-  slots, pages = split_capacity(config, capacity, share)
-  slot, page = state_bytes(config), page_bytes(config)
-  held = slots * slot + pages * page
-  assert slots >= 0
-  assert pages >= 0
-  assert held <= capacity
-  assert capacity - held < max(slot, page)
-  if config is HYBRID:
-    assert slots * slot <= capacity * share < (slots + 1) * slot
-
-
-def test_a_model_without_attention_has_pages_for_every_slot():
-  slots, pages = split_capacity(RECURRENT, 10 * state_bytes(RECURRENT), 0.5)
-  assert slots == 10
-  assert pages == 10 * 4096 // 64
-
-
-def test_a_model_without_states_has_slots_for_a_sequence():
-  slots, pages = split_capacity(ATTENTION, 10 * page_bytes(ATTENTION), 0.5)
-  assert pages == 10
-  assert slots == 10
-
-
-@pytest.mark.parametrize("capacity", [0, 1])
-@pytest.mark.parametrize("config", [HYBRID, RECURRENT, ATTENTION])
-def test_too_little_holds_no_state_or_page(config, capacity):
-  slots, pages = split_capacity(config, capacity, 0.5)
-  sizes = [(slots, state_bytes(config)), (pages, page_bytes(config))]
-  assert all(count == 0 for count, size in sizes if size)
 
 
 def shapes_of_pools(**sizes):

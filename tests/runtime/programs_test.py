@@ -26,10 +26,12 @@ def counted(monkeypatch):
     # the decode program.
     most = {"prefill_group": len(LADDER), "gather_rows": len(LADDER) + 1}
     function = chex.assert_max_traces(
-      getattr(step, f"_{name}"), n=most.get(name, 1)
+      getattr(programs, f"_{name}"), n=most.get(name, 1)
     )
     donated = ("pools",) if name in ("prefill_group", "decode_step") else ()
-    monkeypatch.setattr(step, name, jax.jit(function, donate_argnames=donated))
+    monkeypatch.setattr(
+      programs, name, jax.jit(function, donate_argnames=donated)
+    )
 
 
 BATCHES = [1], [200, 3], [16, 17, 15, 64], [250], [130, 131, 9], [47], [250]
@@ -56,7 +58,7 @@ def test_nothing_is_traced_again_for_other_work():
     out = decode(model, cache, out.sequences, past[: len(lengths)])
     cache.release(out.sequences)
   assert len(resumed) > 3
-  counts = [getattr(step, name)._cache_size() for name in PROGRAMS]
+  counts = [getattr(programs, name)._cache_size() for name in PROGRAMS]
   assert counts == [len(LADDER), 1, len(LADDER) + 1, 1]
 
 
@@ -84,7 +86,7 @@ def test_pools_are_updated_in_place(program):
   config = small_config(ladder=(4,))
   pools = jax.eval_shape(lambda: small_pools(config, 8192, 32768))
   frozen = programs.freeze(small_model(ladder=(4,)))
-  lowered = getattr(step, program).lower(frozen, pools, inputs_of(program))
+  lowered = getattr(programs, program).lower(frozen, pools, inputs_of(program))
   memory = lowered.compile().memory_analysis()
   total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pools))
   assert total > 1 << 28

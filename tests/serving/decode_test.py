@@ -1,7 +1,5 @@
 """decode: steps, canonical chunks, forks, the exact form, refusals."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -10,9 +8,6 @@ from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import last_placement, small_config, small_model
-
-# The package exports the function under the module's name.
-decode_module = sys.modules["sparse_prefix_jax.serving.decode"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)
@@ -90,12 +85,12 @@ def test_release_stores_the_end_of_the_conversation():
   for end in range(40, 75):
     sequences = advance(cache, sequences, tokens[end : end + 1]).sequences
   cache.release(sequences)
-  assert len(cache.index) == 1  # the longer entry supersedes the shorter
+  assert len(cache.store.index) == 1  # the longer entry supersedes the shorter
   out = prefill(small_model(), cache, [tokens], all_logits=True)
   assert (out.reports[0].overlap, out.reports[0].resumed) == (75, 64)
   expected = COLD.prefill(tokens).logits[64:]
   assert differing_bits(out.logits[0], expected) == 0
-  assert cache.stats().leased_slots == 2
+  assert cache.store.index.stats.leased_slots == 2
 
 
 @pytest.mark.parametrize("placement", ["last", "no_cache"])
@@ -116,8 +111,8 @@ def test_forks_go_their_own_ways(placement, decoded):
       expected = COLD.decode(pasts[i], 40)
       assert differing_bits(out.logits[i], expected) == 0
   cache.release(both)
-  cache.index.check()
-  stats = cache.stats()
+  cache.audit()
+  stats = cache.store.index.stats
   assert (stats.leased_slots, stats.leased_pages, stats.pins) == (0, 0, 0)
   assert (stats.held_bytes == 0) == (placement == "no_cache")
 
@@ -174,7 +169,7 @@ def test_fork_keeps_the_end_of_the_conversation(order):
   both = [*sequences, cache.fork(sequences[0])]
   for i in order:
     cache.release([both[i]])
-  cache.index.check()
+  cache.audit()
   out = prefill(small_model(), cache, [tokens])
   assert (out.reports[0].overlap, out.reports[0].resumed) == (55, 48)
   expected = COLD.prefill(tokens).logits[-1]
@@ -194,29 +189,3 @@ def test_more_sequences_than_max_length_is_no_error():
   sequences = prefill(model, cache, [[i] for i in range(18)]).sequences
   out = decode(model, cache, sequences, list(range(18)))
   assert out.logits.shape == (18, 512)
-
-
-@pytest.mark.parametrize("length", [20, 31, 32])
-@pytest.mark.parametrize("exact", [False, True])
-def test_interrupted_step_releases_its_sequences(monkeypatch, length, exact):
-  tokens, cache = random_tokens(length + 1), new_cache()
-  (bystander,) = start(cache, random_tokens(5, seed=1))
-  sequences = start(cache, tokens[:-1])
-
-  def interrupted(*_):
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(decode_module, "_make_canonical", interrupted)
-    patch.setattr(decode_module, "run_plan", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-      advance(cache, sequences, tokens[-1:], exact=exact)
-  assert cache.sequences == (bystander,)
-  assert_refused("was released", cache, sequences, tokens[-1:])
-  cache.release([bystander])
-  stats = cache.stats()
-  assert (stats.pins, stats.leased_slots, stats.leased_pages) == (0, 0, 0)
-  out = prefill(small_model(), cache, [tokens])
-  assert out.reports[0].resumed == min(length // CHUNK * CHUNK, length)
-  expected = COLD.prefill(tokens).logits[-1]
-  assert differing_bits(out.logits[0], expected) == 0

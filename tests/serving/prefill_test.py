@@ -1,7 +1,5 @@
 """prefill: waves, captures, reports, bad input that changes nothing."""
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -19,9 +17,6 @@ from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import last_placement, small_config, small_model
-
-# The package exports the function under the module's name.
-prefill_module = sys.modules["sparse_prefix_jax.serving.prefill"]
 
 CHUNK = 16
 COLD = ColdRuns(small_model(), longest=256)
@@ -44,7 +39,7 @@ def run(cache, prompts, **arguments):
   for prompt, logits in zip(prompts, out.logits, strict=True):
     assert differing_bits(logits, COLD.prefill(prompt).logits[-1]) == 0
   cache.release(out.sequences)
-  cache.index.check()
+  cache.audit()
   return out.reports
 
 
@@ -80,7 +75,7 @@ def test_prompt_equal_to_an_entry():
   (report,) = run(cache, [prompt])
   assert (report.overlap, report.resumed) == (64, 48)
   assert report.reason == "last_token"
-  assert len(cache.index) == 1
+  assert len(cache.store.index) == 1
 
 
 def test_same_prompt_twice_in_one_batch_waits():
@@ -130,12 +125,12 @@ def test_anchors_come_on_top_of_the_placement():
   assert report.captured == (32, 80, 96)
 
 
-def test_an_anchor_outlives_the_entry_that_captured_it():
+def test_an_anchor_outlives_the_prompt_that_captured_it():
   cache, document = new_cache(eviction="fifo"), random_tokens(90)
   prompts = [np.append(document, random_tokens(30, i)) for i in range(1, 4)]
   for prompt in prompts[:2]:
-    run(cache, [prompt], anchors=[[85]])
-  cache.index.evict(cache.index.entries[0])
+    out = prefill(small_model(), cache, [prompt], anchors=[[85]])
+  cache.release(out.sequences, keep=0)  # the second's own states go
   (report,) = run(cache, prompts[2:], anchors=[[85]])
   assert (report.resumed, report.captured) == (80, (112,))
 
@@ -205,7 +200,7 @@ def assert_refused(
     prefill(small_model(), cache, prompts, **arguments)
   assert "\n" not in str(caught.value)
   assert cache.stats() == before
-  cache.index.check()
+  cache.audit()
 
 
 @pytest.mark.parametrize(
@@ -303,8 +298,8 @@ def test_later_wave_that_does_not_fit_releases_the_call():
   with pytest.raises(CapacityError):
     prefill(small_model(), cache, prompts)
   assert cache.sequences == ()
-  assert cache.stats().pins == 0
-  cache.index.check()
+  assert cache.store.index.stats.pins == 0
+  cache.audit()
   run(cache, prompts[:1])
 
 
@@ -340,8 +335,8 @@ def test_eviction_makes_room_and_bits_stay():
   cache = small_cache(5, 14)
   for seed in range(6):
     run(cache, [random_tokens(90, seed % 3)])
-  assert cache.stats().evictions > 0
-  assert cache.stats().held_bytes <= cache.index.budget.capacity_bytes
+  assert cache.stats().evicted_states > 0
+  assert cache.stats().held_bytes <= cache.store.index.budget.capacity_bytes
 
 
 def test_matches_of_a_batch_are_given_up_for_room():
@@ -353,28 +348,6 @@ def test_matches_of_a_batch_are_given_up_for_room():
   # Two sequences need all four slots: neither may keep what it matched.
   assert [report.resumed for report in reports] == [0, 0]
   assert {report.reason for report in reports} == {"no_room"}
-
-
-@pytest.mark.parametrize("lost", [False, True])
-def test_interruption_leaves_nothing_behind(monkeypatch, lost):
-  cache, prompt = new_cache(), random_tokens(60)
-  run(cache, [prompt])
-
-  def interrupted(model, pools, plan, rows):
-    if lost:  # a program had taken the pools already
-      for leaf in jax.tree.leaves(pools):
-        leaf.delete()
-    raise KeyboardInterrupt
-
-  with monkeypatch.context() as patch:
-    patch.setattr(prefill_module, "run_plan", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-      prefill(small_model(), cache, [np.append(prompt, i) for i in range(3)])
-  stats = cache.stats()
-  assert (stats.pins, stats.leased_slots, stats.leased_pages) == (0, 0, 0)
-  assert cache.sequences == ()
-  (report,) = run(cache, [np.append(prompt, 7)])
-  assert report.resumed == (0 if lost else 48)
 
 
 def test_donated_weights_are_refused_with_a_sentence():

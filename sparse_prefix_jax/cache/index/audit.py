@@ -1,34 +1,35 @@
 """Recounts an index from scratch: what its tests call after every step."""
 
 import collections
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
-from .ledger import Ledger, Numbers
+from .eviction import EvictionRule
+from .forest import Forest
+from .ledger import Numbers
+from .remembered import Remembered, entry_bytes, node_bytes
 from .results import Pin
-from .tree import Entry, Node, nodes_below
+from .tree import Node, nodes_below
 
 
-def audit(
-  ledger: Ledger,
-  roots: Mapping[bytes, Node],
-  entries: Sequence[Entry],
-  pins: Collection[Pin],
-) -> None:
-  """Compares tree, entries, pins and free numbers with one another.
+def audit(forest: Forest, rule: EvictionRule, pins: Collection[Pin]) -> None:
+  """Compares trees, states, entries, pins and numbers with one another.
 
   Raises:
-    AssertionError: one sentence on the first thing that does not add up.
+    AssertionError: One sentence on the first thing that does not add up.
   """
-  nodes = [node for root in roots.values() for node in nodes_below(root)]
-  budget, slots, pages = ledger.budget, ledger.slots, ledger.pages
-  _require(budget.fits(slots.held, pages.held), "more is held than allowed")
-  _require(len(entries) <= budget.entries, "too many entries are stored")
-  _audit_numbers(pages, [node.page for node in nodes])
-  _audit_numbers(slots, [n.slot.number for n in nodes if n.slot])
-  _audit_roots(roots)
-  _audit_shape([*roots.values(), *nodes])
-  _audit_entries(roots, nodes, entries)
+  nodes = [node for root in forest.roots.values() for node in nodes_below(root)]
+  ledger = forest.ledger
+  slots, pages = ledger.slots, ledger.pages
+  fits = ledger.budget.fits(slots.held, pages.held)
+  _require(fits, "more is held than allowed")
+  _audit_numbers(pages, [node.page for node in nodes if node.page >= 0])
+  _audit_numbers(slots, [n.state.number for n in nodes if n.state])
+  _audit_roots(forest)
+  _audit_shape([*forest.roots.values(), *nodes])
+  _audit_states(nodes, rule)
   _audit_pins(nodes, pins, slots, pages)
+  _audit_entries(forest, nodes)
+  _audit_memory(forest.remembered, nodes)
 
 
 def _require(truth: bool, complaint: str) -> None:
@@ -49,13 +50,13 @@ def _audit_numbers(numbers: Numbers, owned: Sequence[int]) -> None:
   )
 
 
-def _audit_roots(roots: Mapping[bytes, Node]) -> None:
-  """Every salt has a tree with something in it, without page or slot."""
-  for salt, root in roots.items():
+def _audit_roots(forest: Forest) -> None:
+  """Every salt has a tree with something in it, without page or state."""
+  for salt, root in forest.roots.items():
     _require(root.key == salt, f"the root of salt {salt!r} has another key")
     _require(root.needed, f"the tree of salt {salt!r} is empty")
-    bare = root.depth == 0 and root.page < 0 and root.slot is None
-    _require(bare, "a root holds a page or a slot")
+    bare = root.depth == 0 and root.page < 0 and root.state is None
+    _require(bare, "a root holds a page or a state")
 
 
 def _audit_shape(nodes: Iterable[Node]) -> None:
@@ -69,46 +70,61 @@ def _audit_shape(nodes: Iterable[Node]) -> None:
     edges = sorted([*keys, *node.ends])
     kept = node.sorted_edges
     _require(kept is None or kept == edges, "edges are not in order")
-    _require(not node.slot or node.slot.needed, "nobody needs a slot")
 
 
-def _audit_entries(
-  roots: Mapping[bytes, Node], nodes: Sequence[Node], entries: Sequence[Entry]
-) -> None:
-  """Entries, ends and claims name one another, and nothing else does."""
-  ends = [e for n in (*roots.values(), *nodes) for e in n.ends.values()]
-  same = len(ends) == len(entries) and set(ends) == set(entries)
-  _require(same, "the tree and the policy know different entries")
-  claims = {(e, n) for n in nodes if n.slot for e in n.slot.claims}
-  _require(
-    claims == {(e, n) for e in entries for n in e.claims.values()},
-    "slots and entries disagree on who claims what",
-  )
-  known = set(entries)
-  for entry in entries:
+def _audit_states(nodes: Sequence[Node], rule: EvictionRule) -> None:
+  """States are where the rule knows them; pages are where states need them."""
+  stored = [node.state for node in nodes if node.state]
+  same = len(stored) == len(rule) and set(stored) == set(rule)
+  _require(same, "the trees and the rule know different states")
+  _require(all(s.node.state is s for s in stored), "a state is elsewhere")
+  below = collections.Counter(n for s in stored for n in s.node.upwards())
+  for node in nodes:
+    _require(node.states == below[node], "a node miscounts its states")
+    paged = node.page >= 0
+    _require(paged == node.needs_page, "a page is kept in vain, or missing")
+
+
+def _audit_entries(forest: Forest, nodes: Sequence[Node]) -> None:
+  """Entries and ends name one another, and claims lie on the path."""
+  everything = [*forest.roots.values(), *nodes]
+  ends = [entry for node in everything for entry in node.ends.values()]
+  known = set(forest.remembered)
+  same = len(ends) == len(known) and set(ends) == known
+  _require(same, "the trees and the memory know different entries")
+  for node in nodes:
+    gone = node.latest is not None and node.latest not in known
+    _require(not gone, "a node remembers an entry that is gone")
+  for entry in known:
     path = {node.depth: node for node in entry.node.upwards()}
-    root = min(path.values(), key=lambda n: n.depth).parent if path else None
-    _require((root or entry.node) is roots.get(entry.salt), "an entry is lost")
     _require(entry.node.ends.get(entry.tail) is entry, "an entry ends wrong")
-    _require(
-      all(n.latest is None or n.latest in known for n in path.values()),
-      "a node remembers an entry that is gone",
-    )
-    on_path = all(path.get(d) is n for d, n in entry.claims.items())
-    _require(on_path, "an entry claims a slot off its path")
+    _require(entry.count > 0, "an entry belongs to nobody")
+    claims = ((d, s) for d, s in entry.claims.items() if s.alive)
+    on_path = all(path.get(d) is s.node for d, s in claims)
+    _require(on_path, "an entry claims a state off its path")
 
 
 def _audit_pins(
   nodes: Sequence[Node], pins: Collection[Pin], slots: Numbers, pages: Numbers
 ) -> None:
-  """The counts of pins on nodes and slots follow from the open pins."""
+  """The counts of pins on nodes and states follow from the open pins."""
   ends = [pin.node for pin in pins if pin.node]
   passing = collections.Counter(n for end in ends for n in end.upwards())
-  at_slot = collections.Counter(p.node for p in pins if p.node and p.holds_slot)
+  held = collections.Counter(pin.state for pin in pins if pin.state)
   _require(set(passing) <= set(nodes), "a pinned node is gone")
+  _require(all(state.alive for state in held), "a pinned state is gone")
   for node in nodes:
     _require(node.pins == passing[node], "a node miscounts its pins")
-    held = node.slot.pins if node.slot else 0
-    _require(held == at_slot[node], "a slot miscounts its pins")
+    if node.state:
+      _require(node.state.pins == held[node.state], "a state miscounts pins")
   _require(pages.pinned == len(passing), "pinned pages are miscounted")
-  _require(slots.pinned == len(at_slot), "pinned slots are miscounted")
+  _require(slots.pinned == len(held), "pinned slots are miscounted")
+
+
+def _audit_memory(remembered: Remembered, nodes: Sequence[Node]) -> None:
+  """The bytes of entries and of nodes without a page add up."""
+  entries = sum(entry_bytes(entry) for entry in remembered)
+  bare = sum(node_bytes(node) for node in nodes if node.page < 0)
+  _require(remembered.bytes == entries + bare, "host memory is miscounted")
+  within = remembered.bytes <= remembered.limit or not len(remembered)
+  _require(within, "more is remembered than allowed")

@@ -37,12 +37,11 @@ class Budget:
     page_bytes: bytes of the keys and values of one chunk, all layers together.
     slots: how many slots exist; None: as many as the bytes allow.
     pages: how many pages exist; None: as many as the bytes allow.
-    entries: how many entries are kept. An entry that shares all its pages
-      holds no byte of its own, so bytes alone do not bound their number.
+    remembered_bytes: bytes of host memory for prompts that are remembered:
+      they hold nothing on the device, so the capacity does not bound them.
 
   Raises:
-    ValueError: a size or limit that is negative or no integer, or no entry
-      allowed.
+    ValueError: a size or limit that is negative or no integer.
 
   >>> Budget(capacity_bytes=100, slot_bytes=30, page_bytes=10).fits(3, 1)
   True
@@ -53,17 +52,17 @@ class Budget:
   page_bytes: int
   slots: int | None = None
   pages: int | None = None
-  entries: int = 1 << 20
+  remembered_bytes: int = 64 << 20
 
   def __post_init__(self) -> None:
     """Refuses what could never hold anything sensible."""
     for field in dataclasses.fields(self):
-      value, least = getattr(self, field.name), int(field.name == "entries")
+      value = getattr(self, field.name)
       if value is None and field.name in ("slots", "pages"):
         continue
-      if not isinstance(value, numbers.Integral) or int(value) < least:
+      if not isinstance(value, numbers.Integral) or int(value) < 0:
         raise ValueError(
-          f"budget: {field.name} must be an integer of at least {least}, got "
+          f"budget: {field.name} must be an integer of at least 0, got "
           f"{value!r}."
         )
 

@@ -1,21 +1,23 @@
-"""The prefix index: match, pin, reserve, insert, evict, under one budget.
+"""The prefix index: match, pin, reserve, grow, remember, evict, one budget.
 
-The life of a request (DESIGN.md section 2): `match` finds what is stored of
-its prompt, `pin` protects what it resumes from, `reserve` takes slots and
-pages for what it will capture, and `insert` passes them into the tree. What
-raises has changed nothing.
+It knows prefixes, numbers of slots and pages, and who needs them; the life of a
+request is the store's (`cache/store.py`). What raises has changed nothing.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
+from sparse_prefix_jax.placement import Features
+
 from .audit import audit
 from .budget import Budget, Lease
-from .insertion import Insertion, plan_insertion
+from .eviction import make_eviction
+from .forest import Forest
+from .growth import check_growth, check_keys
 from .ledger import Ledger
 from .matching import describe_match
-from .policies import make_policy
-from .results import Inserted, Match, Pin, Stats
-from .tree import Entry, Node, StateSlot, extend, prune, walk
+from .remembered import Remembered
+from .results import Grown, IndexStats, Match, Pin
+from .tree import Entry, Node, State, walk
 
 
 class PrefixIndex:
@@ -23,26 +25,27 @@ class PrefixIndex:
 
   Every salt has a tree of its own over block keys: bytes of `token_blocks`, or
   any hashables, such as the hash ids of a trace. Keys are compared, never only
-  their hashes. `match`, `pin` and `insert` cost O(path), and one O(log n) look
-  among n siblings; an eviction costs O(path of the entry).
+  their hashes. Everything costs O(path), and a look among n siblings O(log n).
 
-  An entry is a stored prompt. It keeps alive the pages of its whole blocks and
-  the slots that it claims. Entries without a whole block are stored as well,
-  for exact overlaps; they hold nothing but their tail. `Budget.entries` bounds
-  how many there are. A pin keeps alive a path and the slot at its end, whatever
-  becomes of the entries. Not for several threads at once.
+  States are evicted alone, in the order of a rule. A page is kept exactly as
+  long as a state or a pin at or below its node needs it. Entries are prompts
+  that are remembered: they hold neither, but let overlaps be seen and carry
+  what the placement knew; how much host memory they may take is bounded. A pin
+  keeps a path and the state at its end. Not for several threads at once.
 
   Args:
-    budget: what may be held.
-    eviction: name of the policy, a key of `POLICIES`.
-    block_size: tokens of a block; only for keys that are not bytes.
+    budget: What may be held.
+    eviction: Name of the rule, a key of `EVICTIONS`.
+    block_size: Tokens of a block; only for keys that are not bytes.
 
   Raises:
-    ValueError: an unknown policy or a block size below 1.
+    ValueError: If the rule is unknown or a block has less than one token.
 
   >>> index = PrefixIndex(Budget(1000, slot_bytes=100, page_bytes=10))
   >>> lease = index.reserve(slots=1, pages=2)
-  >>> done = index.insert(["a", "b"], b"", lease.pages, {2: lease.slots[0]})
+  >>> root = index.pin(None)
+  >>> grown = index.grow(root, ["a", "b"], lease.pages, {2: lease.slots[0]})
+  >>> index.unpin(grown.pin)
   >>> index.match(["a", "b", "c"]).resume_blocks, index.held_bytes
   (2, 120)
   """
@@ -55,9 +58,10 @@ class PrefixIndex:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
     self.evictions = 0
     self._block_size = block_size
-    self._policy = make_policy(eviction)
+    self._rule = make_eviction(eviction)
     self._ledger = Ledger(budget)
-    self._roots: dict[bytes, Node] = {}
+    self._remembered = Remembered(budget.remembered_bytes)
+    self._forest = Forest(self._ledger, self._remembered)
     self._pins: set[Pin] = set()
 
   def match(
@@ -67,292 +71,293 @@ class PrefixIndex:
     *,
     salt: bytes = b"",
     limit: int | None = None,
-    touch: bool = True,
   ) -> Match:
-    """Finds the longest stored prefix of a prompt and where to resume.
-
-    With `touch` the policy learns of it: the entry that claimed the slot last
-    counts as used, or where no slot can be resumed from, the entry inserted
-    last through the deepest matched node, if it is still stored. One entry,
-    not all that share the slot: it keeps alive all that was used, while what
-    only the others hold ages, and the cost does not grow with their number.
+    """Finds the longest known prefix of a prompt; nothing changes.
 
     Args:
-      blocks: keys of the whole blocks of the prompt.
-      tail: key of its remaining tokens.
-      salt: the tenant; nothing is shared between salts.
-      limit: deepest block count to resume at; None: no limit.
-      touch: whether the match counts as a use.
-
-    Returns:
-      the match; see its attributes.
+      blocks: Keys of the whole blocks of the prompt.
+      tail: Key of its remaining tokens.
+      salt: The tenant; nothing is shared between salts.
+      limit: Deepest block count to resume at; None: no limit.
 
     Raises:
-      ValueError: limit is negative.
+      ValueError: If the limit is negative.
     """
     if limit is not None and limit < 0:
       raise ValueError(f"limit must not be negative, got {limit}.")
-    root = self._roots.get(salt)
-    path = walk(root, blocks)
-    match = describe_match(
-      root, path, blocks, tail, limit=limit, block_size=self._block_size
+    root = self._forest.roots.get(salt)
+    return describe_match(
+      root,
+      walk(root, blocks),
+      blocks,
+      tail,
+      limit=limit,
+      block_size=self._block_size,
     )
-    if touch and path:
-      self._touch(path, match.resume_blocks)
-    return match
 
-  def _touch(self, path: list[Node], resume: int) -> None:
-    """Tells the policy which entry a match used, if one is stored."""
-    state = path[resume - 1].slot if resume else None
-    entry = next(reversed(state.claims), None) if state else path[-1].latest
-    if entry is not None:
-      self._policy.touch(entry)
+  def use(self, match: Match) -> None:
+    """Tells the rules that a request used what was matched."""
+    if match.node and match.node.state:
+      self._rule.hit(match.node.state)
+    if match.deepest and match.deepest.latest:
+      self._remembered.use(match.deepest.latest)
 
-  def pin(
-    self, blocks: Sequence[Hashable], depth: int, *, salt: bytes = b""
-  ) -> Pin:
-    """Protects the pages of the first `depth` blocks and the slot there.
+  def pin(self, node: Node | None, *, salt: bytes = b"") -> Pin:
+    """Protects the path to a node and the state there, until `unpin`.
 
-    Until `unpin` they are neither freed nor used anew, whatever entries are
-    evicted, and a match still finds them.
-
-    Raises:
-      ValueError: depth is negative or deeper than what is stored.
+    A pin of None protects nothing and is where a new path begins.
     """
-    stored = walk(self._roots.get(salt), blocks)
-    if not 0 <= depth <= len(stored):
-      raise ValueError(
-        f"depth to pin must be between 0 and the {len(stored)} blocks that are "
-        f"stored of this prompt, got {depth}."
-      )
-    path = stored[:depth]
-    node = path[-1] if path else None
-    pin = Pin(node, salt, holds_slot=bool(node and node.slot))
-    for held in path:
-      self._ledger.pages.pinned += held.pins == 0
-      held.pins += 1
-    if node and node.slot:
-      self._ledger.slots.pinned += node.slot.pins == 0
-      node.slot.pins += 1
+    pin = Pin(node, salt, node.state if node else None)
+    if node:
+      for held in node.upwards():
+        self._ledger.pages.pinned += held.pins == 0
+        held.pins += 1
+    if pin.state:
+      self._ledger.slots.pinned += pin.state.pins == 0
+      pin.state.pins += 1
     self._pins.add(pin)
     return pin
 
   def unpin(self, pin: Pin) -> None:
-    """Gives a pin back; what nobody needs any more is freed.
+    """Gives a pin back; pages that nobody needs any more are freed.
 
     Raises:
-      ValueError: the pin is not open (any more).
+      ValueError: If the pin is not open (any more).
     """
     if pin not in self._pins:
       raise ValueError(f"the pin at depth {pin.depth} is not open.")
     self._pins.remove(pin)
+    if pin.state:
+      pin.state.pins -= 1
+      self._ledger.slots.pinned -= pin.state.pins == 0
     if pin.node is None:
       return
-    if pin.holds_slot and pin.node.slot:
-      pin.node.slot.pins -= 1
-      self._ledger.slots.pinned -= pin.node.slot.pins == 0
-      self._drop_slot_if_free(pin.node)
     for node in pin.node.upwards():
       node.pins -= 1
       self._ledger.pages.pinned -= node.pins == 0
-    self._prune(pin.node, pin.salt)
+    self._forest.settle(pin.node)
+    self._bound_memory()
 
   def reserve(self, slots: int, pages: int) -> Lease:
-    """Takes free slots and pages, evicting entries in the policy's order.
-
-    An entry is passed over while its last block is pinned and no other entry
-    ends there, unless all others were not enough: it would free no page.
+    """Takes free slots and pages, evicting states in the rule's order.
 
     Returns:
-      the leased numbers; they count as held until `free` or `insert`.
+      The leased numbers; they count as held until `free` or `grow`.
 
     Raises:
-      ValueError: a negative number.
-      CapacityError: not even evicting every entry would make enough room.
+      ValueError: If a number is negative.
+      CapacityError: If not even evicting every state would make enough room.
     """
     self._ledger.require_possible(slots, pages)
     while not self._ledger.has_room(slots, pages):
-      self._evict_next()
+      self.drop(self._rule.victim())
+      self.evictions += 1
     return self._ledger.lease(slots, pages)
 
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.
 
     Raises:
-      ValueError: a number is not leased, or is named twice.
+      ValueError: If a number is not leased, or is named twice.
     """
     self._ledger.free(slots, pages)
 
   def unheld(self) -> Lease:
-    """Slots and pages that nobody holds, of those that exist physically.
-
-    Raises:
-      ValueError: the budget does not say how many exist.
-    """
+    """Slots and pages that nobody holds, of those that the budget allows."""
     return self._ledger.unheld()
 
-  def _evict_next(self, newest: Entry | None = None) -> None:
-    """Drops the policy's next victim, which is never the newest."""
-    self._remove(self._policy.victim(lambda e: e is newest or _in_use(e)))
-    self.evictions += 1
-
-  def insert(
+  def grow(
     self,
-    blocks: Sequence[Hashable],
-    tail: bytes,
+    pin: Pin,
+    keys: Sequence[Hashable],
     pages: Sequence[int],
     slots: Mapping[int, int],
-    *,
-    salt: bytes = b"",
-    claim: Iterable[int] = (),
-    replace: Entry | None = None,
-  ) -> Inserted:
-    """Stores a prompt; the leased numbers pass into the tree's ownership.
+  ) -> Grown:
+    """Adds whole blocks and states below a pin, which moves to their end.
 
-    Where a node or its slot exists already, it stays as it is, and a leased
-    number that was to take its place is freed. A prompt that is stored already
-    (same blocks, tail and salt) is the same entry: it becomes the newest and
-    claims the new slots on top of its own. If `Budget.entries` are stored, the
-    policy's next victim goes.
+    Leased numbers pass into the tree's ownership. Where a node has a page or a
+    state already it keeps its own, since the bits are equal, and the number
+    that was to take its place is freed.
 
     Args:
-      blocks: keys of the whole blocks.
-      tail: key of the remaining tokens.
-      pages: one page number per block: the tree's own, or a leased one.
-      slots: slot number by depth in blocks: the tree's own, or a leased one.
-      salt: the tenant.
-      claim: depths whose slot is to be kept alive by this entry too; where
-        there is none, nothing happens.
-      replace: an entry that this one supersedes; it goes in the same step,
-        after the claims. One that was evicted meanwhile is no error. If it is
-        the same prompt, it keeps no claim but the new ones.
+      pin: Given back; a new one is returned.
+      keys: Of the blocks after the pin's.
+      pages: One leased page per key.
+      slots: Leased slot by depth in blocks, from the pin's own depth on.
 
     Returns:
-      the entry and the canonical numbers.
+      The pin at the new end, and the tree's numbers.
 
     Raises:
-      ValueError: keys of different lengths, a page or slot that is neither
-        leased nor the tree's own there, one named twice, a depth outside of
-        1..len(blocks), or as many pages as not blocks.
+      ValueError: If a number is not leased or named twice, or a depth is
+        before the pin or after the end.
     """
-    path = walk(self._roots.get(salt), blocks)
-    plan = plan_insertion(
-      path, blocks, tail, pages, slots, tuple(claim), self._ledger
-    )
-    end = self._attach(path, blocks, pages, salt)
-    entry = end.ends.get(tail) or Entry(end, salt, tail)
-    if entry is replace:
-      self._release_claims(entry, keep=plan.depths)
-    self._store(entry, plan)
-    if replace is not None and replace is not entry and replace in self._policy:
-      self._remove(replace)
-    while len(self) > self.budget.entries:
-      self._evict_next(newest=entry)
-    self._ledger.slots.give_back(plan.spare_slots)
-    self._ledger.pages.give_back(plan.spare_pages)
-    return Inserted(
-      entry=entry,
-      pages=tuple(node.page for node in end.upwards())[::-1],
-      slots={d: s.number for d in plan.depths if (s := entry.claims[d].slot)},
-      freed_pages=plan.spare_pages,
-      freed_slots=plan.spare_slots,
+    if pin not in self._pins:
+      raise ValueError(f"the pin at depth {pin.depth} is not open.")
+    check_growth(pin, keys, pages, slots, self._ledger)
+    if keys or slots:
+      start = pin.node or self._forest.root(pin.salt)
+      end = self._forest.attach(start, keys, pages) if keys else start
+      self._place(end, slots)
+      moved = self.pin(end, salt=pin.salt)
+      self.unpin(pin)
+      pin = moved
+    path = tuple(pin.node.upwards())[::-1] if pin.node else ()
+    return Grown(
+      pin=pin,
+      pages=tuple(node.page for node in path),
+      slots={d: s.number for d in slots if (s := path[d - 1].state)},
     )
 
-  def _attach(
+  def _place(self, end: Node, slots: Mapping[int, int]) -> None:
+    """Stores states on the path to a node, the deepest last."""
+    path = {node.depth: node for node in end.upwards()} if slots else {}
+    for depth in sorted(slots):
+      state = self._forest.place(path[depth], slots[depth])
+      if state:
+        self._rule.add(state)
+
+  def claim(self, pin: Pin, depths: Iterable[int]) -> dict[int, State]:
+    """Claims the states that are stored at some depths of a pinned path.
+
+    Returns:
+      The states by depth, where there are any.
+    """
+    wanted = set(depths)
+    path = pin.node.upwards() if pin.node and wanted else ()
+    found = {n.depth: n.state for n in path if n.depth in wanted and n.state}
+    for state in found.values():
+      state.claims += 1
+    return found
+
+  def unclaim(self, states: Iterable[State]) -> None:
+    """Takes claims back; a state that nobody else claims or pins goes."""
+    for state in states:
+      state.claims -= 1
+      if state.alive and not state.claims and not state.pins:
+        self.drop(state)
+
+  def demote(self, states: Iterable[State]) -> None:
+    """Puts states on probation, those that are stored still."""
+    for state in states:
+      if state.alive:
+        self._rule.demote(state)
+
+  def drop(self, state: State) -> None:
+    """Removes a state that no pin holds, and pages that only it needed.
+
+    Raises:
+      ValueError: If it is not stored (any more), or a pin holds it.
+    """
+    node = state.node
+    if not state.alive or state.pins:
+      fault = "held by a pin" if state.alive else "not stored"
+      raise ValueError(f"the state at depth {node.depth} is {fault}.")
+    self._rule.remove(state)
+    self._forest.displace(state)
+    self._bound_memory()
+
+  def remember(
     self,
-    path: list[Node],
-    blocks: Sequence[Hashable],
-    pages: Sequence[int],
-    salt: bytes,
-  ) -> Node:
-    """Creates the missing nodes and returns the end of the path."""
-    root = self._roots.setdefault(salt, Node(key=salt))
-    depth = len(path)
-    fresh = [self._ledger.pages.adopt(page) for page in pages[depth:]]
-    added = extend(path[-1] if path else root, blocks[depth:], fresh)
-    return (added or path or [root])[-1]
+    pin: Pin,
+    tail: bytes,
+    *,
+    claims: Mapping[int, State] | None = None,
+    features: Features | None = None,
+  ) -> Entry:
+    """Remembers a prompt whose whole blocks end at a pin.
 
-  def _store(self, entry: Entry, plan: Insertion) -> None:
-    """Makes the entry the newest, with its slots and claims."""
-    end = entry.node
-    if entry.tail not in end.ends:
-      end.ends[entry.tail] = entry
-      end.add_edge(entry.tail)
+    One that is remembered already is the same entry, with claims added.
+
+    Args:
+      pin: At its last whole block.
+      tail: Key of the remaining tokens.
+      claims: States that it asked for, by depth.
+      features: What the placement knows of it.
+    """
+    check_keys((), tail)
+    end = pin.node or self._forest.root(pin.salt)
+    entry = end.ends.get(tail)
+    if entry is None:
+      entry = end.ends[tail] = Entry(end, pin.salt, tail)
+      end.add_edge(tail)
+    entry.count += 1
+    entry.claims |= claims or {}
+    entry.features = features or entry.features
     for node in end.upwards():
       node.latest = entry
-      if node.depth in plan.new_slots:
-        node.slot = StateSlot(
-          self._ledger.slots.adopt(plan.new_slots[node.depth])
-        )
-      if node.depth in plan.depths and node.slot:
-        node.slot.claims[entry] = node.slot.claims.pop(entry, None)
-        entry.claims[node.depth] = node
-    self._policy.add(entry)
+    self._remembered.add(entry)
+    self._bound_memory()
+    return entry
 
-  def evict(self, entry: Entry) -> None:
-    """Removes one entry; what is pinned stays.
+  def share(self, entry: Entry) -> None:
+    """A fork leaves the same entry as its source."""
+    entry.count += 1
 
-    Raises:
-      ValueError: the entry is not stored (any more).
+  def forget(self, entry: Entry) -> None:
+    """One of the sequences that left an entry takes it back.
+
+    The last one removes it; an entry that is gone already is no error.
     """
-    if entry not in self._policy:
-      raise ValueError(f"{entry!r} is not stored.")
-    self._remove(entry)
-
-  def clear(self) -> None:
-    """Removes all entries; pins and leases stay."""
-    for entry in self.entries:
+    if entry not in self._remembered:
+      return
+    entry.count -= 1
+    if entry.count <= 0:
       self._remove(entry)
 
   def _remove(self, entry: Entry) -> None:
-    """Takes an entry out of the policy and the tree, and frees what it held."""
-    self._policy.remove(entry)
-    self._release_claims(entry, keep=())
+    """Takes an entry out of the tree and prunes what hung on it alone."""
+    self._remembered.remove(entry)
     del entry.node.ends[entry.tail]
     entry.node.drop_edge(entry.tail)
     for node in entry.node.upwards():
       if node.latest is entry:
         node.latest = None
-    self._prune(entry.node, entry.salt)
+    self._forest.settle(entry.node)
 
-  def _release_claims(self, entry: Entry, keep: Iterable[int]) -> None:
-    """Gives up the entry's claims but those at the depths to keep."""
-    for depth in entry.claims.keys() - set(keep):
-      node = entry.claims.pop(depth)
-      if node.slot:
-        del node.slot.claims[entry]
-      self._drop_slot_if_free(node)
+  def _bound_memory(self) -> None:
+    """Forgets the entries used longest ago while they take too much."""
+    while self._remembered.excess:
+      self._remove(self._remembered.oldest())
+      self._remembered.forgotten += 1
 
-  def _drop_slot_if_free(self, node: Node) -> None:
-    """Frees the node's slot unless it is claimed or pinned."""
-    if node.slot and not node.slot.needed:
-      self._ledger.slots.give_back([node.slot.number])
-      node.slot = None
-
-  def _prune(self, node: Node, salt: bytes) -> None:
-    """Removes what nobody needs from a node upwards, and an empty root."""
-    pages, top = prune(node)
-    self._ledger.pages.give_back(pages)
-    if top.parent is None and not top.needed:
-      del self._roots[salt]
+  def clear(self) -> None:
+    """Drops all states that no pin holds and forgets all entries."""
+    for state in tuple(self._rule):
+      if not state.pins:
+        self.drop(state)
+    for entry in tuple(self._remembered):
+      self._remove(entry)
 
   def __len__(self) -> int:
-    """How many entries are stored."""
-    return len(self._policy)
+    """How many entries are remembered."""
+    return len(self._remembered)
 
   def __contains__(self, entry: object) -> bool:
-    """Whether an entry is (still) stored."""
-    return entry in self._policy
+    """Whether an entry is remembered."""
+    return entry in self._remembered
 
   @property
   def entries(self) -> tuple[Entry, ...]:
-    """The entries in the policy's order, the next victim first."""
-    return tuple(self._policy)
+    """The entries, the one used longest ago first."""
+    return tuple(self._remembered)
+
+  @property
+  def states(self) -> tuple[State, ...]:
+    """The states in the rule's order, the next victim first."""
+    return tuple(self._rule)
 
   @property
   def budget(self) -> Budget:
-    """What may be held."""
+    """What may be held; setting a smaller one evicts until it is kept."""
     return self._ledger.budget
+
+  @budget.setter
+  def budget(self, budget: Budget) -> None:
+    """Raises CapacityError if pins and leases alone are more than it."""
+    self._ledger.require_possible(0, 0, budget)
+    self._ledger.budget = budget
+    self.free(*self.reserve(0, 0))
 
   @property
   def held_slots(self) -> int:
@@ -366,32 +371,30 @@ class PrefixIndex:
 
   @property
   def held_bytes(self) -> int:
-    """Bytes of what is held; at most `budget.capacity_bytes`."""
+    """Bytes of both; at most `budget.capacity_bytes`."""
     return self.budget.bytes_of(self.held_slots, self.held_pages)
 
   @property
-  def stats(self) -> Stats:
+  def stats(self) -> IndexStats:
     """Counts for a report."""
-    return Stats(
+    return IndexStats(
       entries=len(self),
+      states=len(self._rule),
       pins=len(self._pins),
       held_slots=self.held_slots,
       held_pages=self.held_pages,
       held_bytes=self.held_bytes,
       leased_slots=len(self._ledger.slots.leased),
       leased_pages=len(self._ledger.pages.leased),
+      remembered_bytes=self._remembered.bytes,
       evictions=self.evictions,
+      forgotten=self._remembered.forgotten,
     )
 
   def check(self) -> None:
     """Recomputes every count from scratch; for tests, O(everything).
 
     Raises:
-      AssertionError: something does not add up.
+      AssertionError: If something does not add up.
     """
-    audit(self._ledger, self._roots, self.entries, self._pins)
-
-
-def _in_use(entry: Entry) -> bool:
-  """Whether the entry is the last one to stand for a pinned node."""
-  return entry.node.pins > 0 and len(entry.node.ends) == 1
+    audit(self._forest, self._rule, self._pins)

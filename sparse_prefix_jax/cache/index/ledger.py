@@ -115,8 +115,15 @@ class Ledger:
       raise ValueError("budget: slots and pages must be numbers to list them.")
     return Lease(self.slots.unheld(slots), self.pages.unheld(pages))
 
-  def require_possible(self, slots: int, pages: int) -> None:
-    """Raises CapacityError if even an index without entries has no room.
+  def require_possible(
+    self, slots: int, pages: int, budget: Budget | None = None
+  ) -> None:
+    """Raises CapacityError if even an index without states has no room.
+
+    Args:
+      slots: To be leased.
+      pages: To be leased.
+      budget: Another than today's.
 
     Raises:
       ValueError: a negative number.
@@ -127,7 +134,7 @@ class Ledger:
         f"{slots} and {pages}."
       )
     used = self.slots.fixed, self.pages.fixed
-    budget = self.budget
+    budget = budget or self.budget
     if budget.fits(used[0] + slots, used[1] + pages):
       return
     limits = ((budget.slots, "slots"), (budget.pages, "pages"))
@@ -136,9 +143,10 @@ class Ledger:
     )
     raise CapacityError(
       f"cannot reserve {slots} slots and {pages} pages "
-      f"({budget.bytes_of(slots, pages)} bytes): {used[0]} slots and "
-      f"{used[1]} pages ({budget.bytes_of(*used)} bytes) are in use, and the "
-      f"capacity is {budget.capacity_bytes} bytes{''.join(counts)}."
+      f"({budget.bytes_of(slots, pages)} bytes): running sequences hold "
+      f"{used[0]} slots and {used[1]} pages ({budget.bytes_of(*used)} bytes), "
+      f"and the capacity is {budget.capacity_bytes} bytes{''.join(counts)}; "
+      "release sequences, or make a larger cache."
     )
 
   def lease(self, slots: int, pages: int) -> Lease:

@@ -18,47 +18,52 @@ def describe_match(
   limit: int | None,
   block_size: int,
 ) -> Match:
-  """Describes the deepest stored prefix of a prompt.
+  """Describes the deepest known prefix of a prompt.
 
   Args:
-    root: root of the prompt's salt; None if nothing is stored under it.
-    path: nodes of the deepest stored prefix.
-    blocks: keys of the prompt's whole blocks.
-    tail: key of its remaining tokens.
-    limit: deepest block count to resume at; None: no limit.
-    block_size: tokens of a block where keys are not bytes.
+    root: Root of the prompt's salt; None if nothing is known under it.
+    path: Nodes of the deepest known prefix.
+    blocks: Keys of the prompt's whole blocks.
+    tail: Key of its remaining tokens.
+    limit: Deepest block count to resume at; None: no limit.
+    block_size: Tokens of a block where keys are not bytes.
 
   Returns:
-    the match.
+    The match.
   """
   resume = resume_depth(path, limit)
-  state = path[resume - 1].slot if resume else None
+  node = path[resume - 1] if resume else None
+  tokens = _overlap_tokens(root, path, blocks, tail, block_size)
   return Match(
     overlap_blocks=len(path),
-    overlap_tokens=_overlap_tokens(root, path, blocks, tail, block_size),
+    overlap_tokens=tokens,
     resume_blocks=resume,
-    slot=state.number if state else -1,
-    pages=tuple(node.page for node in path[:resume]),
-    reason=_reason(path, resume, limit),
+    slot=node.state.number if node and node.state else -1,
+    pages=tuple(n.page for n in path[:resume]),
+    reason=_reason(path, tokens, resume, limit),
+    node=node,
+    deepest=path[-1] if path else None,
     features=_features(path[-1]) if path else None,
   )
 
 
 def _features(node: Node) -> Features | None:
-  """Of the entry inserted last through a node."""
+  """What the placement knows of the entry remembered last through a node."""
   return node.latest.features if node.latest else None
 
 
 def resume_depth(path: Sequence[Node], limit: int | None) -> int:
-  """Depth of the deepest node, not past the limit, that holds a slot."""
+  """Depth of the deepest node, not past the limit, that holds a state."""
   usable = path if limit is None else path[:limit]
-  return next((node.depth for node in reversed(usable) if node.slot), 0)
+  return next((node.depth for node in reversed(usable) if node.state), 0)
 
 
-def _reason(path: Sequence[Node], resume: int, limit: int | None) -> Reason:
+def _reason(
+  path: Sequence[Node], tokens: int, resume: int, limit: int | None
+) -> Reason:
   """Why the resume depth is not deeper."""
   if not path:
-    return Reason.NO_OVERLAP
+    return Reason.WITHIN_CHUNK if tokens else Reason.NO_OVERLAP
   if resume == len(path):
     return Reason.COMPLETE
   if resume == limit or resume_depth(path, None) > resume:

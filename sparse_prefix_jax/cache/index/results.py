@@ -1,4 +1,4 @@
-"""What the index hands out: matches, pins, insertions, counts."""
+"""What the index hands out: matches, pins and counts."""
 
 import dataclasses
 import enum
@@ -6,22 +6,25 @@ from typing import NamedTuple
 
 from sparse_prefix_jax.placement import Features
 
-from .tree import Entry, Node
+from .tree import Node, State
 
 
 class Reason(enum.StrEnum):
   """Why a request did not resume any deeper.
 
-  `complete`: it resumes at the end of its whole overlap. `no_overlap`: not one
-  whole block of it is stored. `no_state_checkpoint`: pages are stored further
-  than states. `last_token`: a deeper resume is ruled out by the limit, since
-  the logits of the last token have to be computed (DESIGN.md section 1, 7).
-  `no_room`: the caller gave up what was matched, since its capacity holds no
-  sequence beside it (never said by the index itself).
+  `complete`: It resumes at the last lattice point of its whole overlap.
+  `no_overlap`: Not one leading token of it is stored.
+  `within_chunk`: Its overlap ends before the first lattice point.
+  `no_state_checkpoint`: Tokens are known further than states are kept.
+  `last_token`: A deeper resume is ruled out, since the logits of its last token
+  have to be computed.
+  `no_room`: What was matched was given up, since the capacity holds no sequence
+  beside it (never said by the index itself).
   """
 
   COMPLETE = "complete"
   NO_OVERLAP = "no_overlap"
+  WITHIN_CHUNK = "within_chunk"
   NO_STATE_CHECKPOINT = "no_state_checkpoint"
   LAST_TOKEN = "last_token"
   NO_ROOM = "no_room"
@@ -31,14 +34,16 @@ class Match(NamedTuple):
   """What the stored prefixes offer to one prompt.
 
   Attributes:
-    overlap_blocks: whole leading blocks that are stored.
-    overlap_tokens: leading tokens that are stored, exactly.
-    resume_blocks: block count at the deepest usable state checkpoint, 0: none.
-    slot: number of that state checkpoint's slot, -1: none.
-    pages: page numbers of blocks 1..resume_blocks.
-    reason: why it is not deeper.
-    features: of the entry inserted last through the deepest stored block,
-      None if it is not stored any more or had none.
+    overlap_blocks: Whole leading blocks that are known.
+    overlap_tokens: Leading tokens that are known, exactly.
+    resume_blocks: Block count at the deepest usable state checkpoint, 0: none.
+    slot: Number of that state checkpoint's slot, -1: none.
+    pages: Page numbers of blocks 1..resume_blocks.
+    reason: Why it is not deeper.
+    node: Where it resumes; None: nowhere.
+    deepest: The last node that is known of it; None: none.
+    features: Of the entry remembered last through that node, None if it is
+      forgotten or had none.
   """
 
   overlap_blocks: int
@@ -47,40 +52,24 @@ class Match(NamedTuple):
   slot: int
   pages: tuple[int, ...]
   reason: Reason
+  node: Node | None = None
+  deepest: Node | None = None
   features: Features | None = None
-
-
-class Inserted(NamedTuple):
-  """What an insertion left in the tree.
-
-  Attributes:
-    entry: the entry, new or refreshed.
-    pages: canonical page number of every whole block.
-    slots: canonical slot number of every depth passed or claimed.
-    freed_pages: pages of the caller that were duplicates and are free now.
-    freed_slots: slots of the caller that were duplicates and are free now.
-  """
-
-  entry: Entry
-  pages: tuple[int, ...]
-  slots: dict[int, int]
-  freed_pages: tuple[int, ...]
-  freed_slots: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pin:
-  """A reference on a path and on the slot at its end; compared by identity.
+  """A reference on a path and on the state at its end; compared by identity.
 
   Attributes:
-    node: end of the pinned path; None at depth 0, where nothing is held.
-    salt: the tenant.
-    holds_slot: whether the node held a slot when it was pinned.
+    node: The end of the pinned path; None at depth 0, where nothing is held.
+    salt: The tenant.
+    state: The state at the end that is held, None where there was none.
   """
 
   node: Node | None
   salt: bytes
-  holds_slot: bool
+  state: State | None
 
   @property
   def depth(self) -> int:
@@ -88,25 +77,45 @@ class Pin:
     return self.node.depth if self.node else 0
 
 
-class Stats(NamedTuple):
-  """Counts for a report.
+class Grown(NamedTuple):
+  """What an index holds of a sequence after it grew.
 
   Attributes:
-    entries: entries stored.
-    pins: pins that are open.
-    held_slots: slots of the tree and of leases.
-    held_pages: pages of the tree and of leases.
-    held_bytes: bytes of both.
-    leased_slots: slots reserved and not inserted yet.
-    leased_pages: pages reserved and not inserted yet.
-    evictions: entries that were dropped to make room.
+    pin: Holds the path to its last whole block.
+    pages: The tree's page of every whole block.
+    slots: The tree's slot at every depth that a state was given for.
+  """
+
+  pin: Pin
+  pages: tuple[int, ...]
+  slots: dict[int, int]
+
+
+class IndexStats(NamedTuple):
+  """Counts of an index for a report.
+
+  Attributes:
+    entries: Prompts remembered.
+    states: State checkpoints stored.
+    pins: Pins that are open.
+    held_slots: Slots of the tree and of leases.
+    held_pages: Pages of the tree and of leases.
+    held_bytes: Bytes of both.
+    leased_slots: Slots reserved and not in the tree.
+    leased_pages: Pages reserved and not in the tree.
+    remembered_bytes: Host memory of entries and of nodes without a page.
+    evictions: State checkpoints that were dropped to make room.
+    forgotten: Entries that were dropped to bound the host memory.
   """
 
   entries: int
+  states: int
   pins: int
   held_slots: int
   held_pages: int
   held_bytes: int
   leased_slots: int
   leased_pages: int
+  remembered_bytes: int
   evictions: int
+  forgotten: int

@@ -1,9 +1,10 @@
 """The prefix tree: one node per distinct prefix of whole blocks.
 
-A node is a page. It lives while a child, an entry or a pin needs it, and its
-state slot while an entry claims it or a pin holds it, so pages and slots that
-entries share exist, and count, once. Nothing here recurses: a prompt may have
-thousands of blocks.
+A node holds the page of its last block exactly as long as a state checkpoint or
+a pin at or below it needs that page. Without them it keeps its key alone, so
+that the overlap of later prompts is still seen, as long as an entry is
+remembered at or below it. Nothing here recurses: a prompt may have thousands of
+blocks.
 """
 
 import bisect
@@ -14,23 +15,26 @@ from sparse_prefix_jax.placement import Features
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
-class StateSlot:
+class State:
   """A state checkpoint at a node.
 
   Attributes:
-    number: its number in the pools.
-    claims: entries that keep it alive, in order of claiming.
-    pins: open pins that keep it alive.
+    number: Its slot in the pools.
+    node: The prefix that it is the carry after.
+    pins: Open pins that hold it.
+    claims: Running or ended sequences that want it kept and have not taken
+      that back; nobody's claim keeps it from being evicted.
   """
 
   number: int
-  claims: "dict[Entry, None]" = dataclasses.field(default_factory=dict)
+  node: "Node"
   pins: int = 0
+  claims: int = 0
 
   @property
-  def needed(self) -> bool:
-    """Whether an entry or a pin still needs it."""
-    return bool(self.claims) or self.pins > 0
+  def alive(self) -> bool:
+    """Whether it is still stored."""
+    return self.node.state is self
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
@@ -38,33 +42,40 @@ class Node:
   """A prefix of `depth` whole blocks; a root has depth 0 and no page.
 
   Attributes:
-    key: the last block's key.
-    parent: the prefix one block shorter; None for a root.
-    depth: blocks of the prefix.
-    page: number of the last block's page.
-    slot: the state checkpoint after the prefix, if one is kept.
-    children: prefixes one block longer, by key.
-    ends: entries without a further whole block, by tail.
-    pins: open pins that pass through or end here.
-    latest: the entry inserted last through here, None once it is gone.
-    sorted_edges: what `fringe` returns, once somebody has asked.
+    key: The last block's key.
+    parent: The prefix one block shorter; None for a root.
+    depth: Blocks of the prefix.
+    page: Number of the last block's page, -1 where nobody needs it.
+    state: The state checkpoint after the prefix, if one is kept.
+    children: Prefixes one block longer, by key.
+    ends: Entries without a further whole block, by tail.
+    pins: Open pins at or below the node.
+    states: State checkpoints at or below the node.
+    latest: The entry remembered last through here, None once it is gone.
+    sorted_edges: What `fringe` returns, once somebody has asked.
   """
 
   key: Hashable = None
   parent: "Node | None" = None
   depth: int = 0
   page: int = -1
-  slot: StateSlot | None = None
+  state: State | None = None
   children: "dict[Hashable, Node]" = dataclasses.field(default_factory=dict)
   ends: "dict[bytes, Entry]" = dataclasses.field(default_factory=dict)
   pins: int = 0
+  states: int = 0
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
 
   @property
+  def needs_page(self) -> bool:
+    """Whether a pin or a state at or below it needs its page."""
+    return self.pins > 0 or self.states > 0
+
+  @property
   def needed(self) -> bool:
-    """Whether a child, an entry or a pin still needs the node."""
-    return bool(self.children) or bool(self.ends) or self.pins > 0
+    """Whether anything still hangs on the node."""
+    return bool(self.children) or bool(self.ends) or self.needs_page
 
   @property
   def fringe(self) -> list[bytes]:
@@ -88,29 +99,38 @@ class Node:
       del self.sorted_edges[bisect.bisect_left(self.sorted_edges, key)]
 
   def upwards(self) -> "Iterator[Node]":
-    """The node and its ancestors that have a page, deepest first."""
+    """The node and its ancestors below the root, deepest first."""
     node = self
     while node.parent is not None:
       yield node
       node = node.parent
 
+  def at_depth(self, depth: int) -> "Node":
+    """The ancestor, or the node itself, at a depth in blocks."""
+    node = self
+    while node.depth > depth and node.parent is not None:
+      node = node.parent
+    return node
+
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Entry:
-  """A stored prompt; compared by identity, and a handle for `replace`.
+  """A remembered prompt; compared by identity.
 
   Attributes:
-    node: its last whole block (a root if it has none).
-    salt: the tenant that it belongs to.
-    tail: key of the tokens after the last whole block.
-    claims: the nodes whose state slots it keeps alive, by depth in blocks.
-    features: what the placement knows of it, None where nobody said.
+    node: Its last whole block (a root if it has none).
+    salt: The tenant that it belongs to.
+    tail: Key of the tokens after the last whole block.
+    count: How many sequences left it here.
+    claims: The states that it asked for, by depth in blocks; some may be gone.
+    features: What the placement knows of it, None where nobody said.
   """
 
   node: Node
   salt: bytes
   tail: bytes
-  claims: dict[int, Node] = dataclasses.field(default_factory=dict)
+  count: int = 0
+  claims: dict[int, State] = dataclasses.field(default_factory=dict)
   features: Features | None = None
 
   @property
@@ -123,13 +143,18 @@ class Entry:
     """Keys of the whole blocks."""
     return tuple(node.key for node in self.node.upwards())[::-1]
 
+  @property
+  def states(self) -> tuple[int, ...]:
+    """Depths in blocks at which states that it claims are stored now."""
+    return tuple(sorted(d for d, s in self.claims.items() if s.alive))
+
   def __repr__(self) -> str:
     """Short enough for a message."""
     return f"Entry({self.depth} blocks, {len(self.tail)} bytes of tail)"
 
 
 def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
-  """Nodes of the deepest stored prefix of `blocks`, shallowest first.
+  """Nodes of the deepest known prefix of `blocks`, shallowest first.
 
   >>> root = Node()
   >>> _ = extend(root, ["a", "b"], [7, 8])
@@ -157,24 +182,6 @@ def extend(
     path.append(child)
     node = child
   return path
-
-
-def prune(node: Node) -> tuple[list[int], Node]:
-  """Removes the node and its ancestors as far as nobody needs them.
-
-  Returns:
-    the page numbers that became free, and the deepest ancestor that stays or
-    the root. No removed node holds a slot: who claimed or pinned it needed
-    the node as well.
-  """
-  pages: list[int] = []
-  while node.parent is not None and not node.needed:
-    pages.append(node.page)
-    parent = node.parent
-    del parent.children[node.key]
-    parent.drop_edge(node.key)
-    node = parent
-  return pages, node
 
 
 def nodes_below(root: Node) -> Iterator[Node]:

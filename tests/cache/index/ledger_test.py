@@ -46,6 +46,7 @@ def test_a_shortage_says_what_there_is():
   with pytest.raises(CapacityError) as error:
     ledger.require_possible(1, 3)
   assert str(error.value) == (
-    "cannot reserve 1 slots and 3 pages (60 bytes): 1 slots and 2 pages "
-    "(50 bytes) are in use, and the capacity is 100 bytes, 3 slots."
+    "cannot reserve 1 slots and 3 pages (60 bytes): running sequences hold 1 "
+    "slots and 2 pages (50 bytes), and the capacity is 100 bytes, 3 slots; "
+    "release sequences, or make a larger cache."
   )

@@ -28,23 +28,24 @@ def test_a_stored_prompt_around_a_lattice_point(stored):
   store(index, range(stored))
   match = look_up(index, range(20))
   assert (match.overlap_tokens, match.overlap_blocks) == (stored, stored // 4)
-  assert index.held_pages == stored // 4
+  assert index.held_pages == 0  # no state needs them
 
 
 def test_an_empty_prompt():
   index = PrefixIndex(ROOMY)
   nothing = look_up(index, [])
-  assert nothing == (0, 0, 0, -1, (), "no_overlap", None)
-  done = store(index, [])
-  assert done.pages == () and index.held_bytes == 0 and len(index) == 1
+  assert (nothing.overlap_tokens, nothing.slot) == (0, -1)
+  assert nothing.reason == "no_overlap"
+  stored = store(index, [])
+  assert stored.pages == () and index.held_bytes == 0 and len(index) == 1
   assert look_up(index, []) == nothing
-  assert index.pin((), 0).depth == 0
 
 
 def test_a_prompt_shorter_than_a_block_is_found_by_its_tail():
   index = PrefixIndex(ROOMY)
   store(index, [1, 2, 3])
-  assert look_up(index, [1, 2, 9]).overlap_tokens == 2
+  found = look_up(index, [1, 2, 9])
+  assert (found.overlap_tokens, found.reason) == (2, "within_chunk")
   assert look_up(index, [1, 2, 3, 4, 5]).overlap_tokens == 3
   assert index.held_bytes == 0
 
@@ -111,7 +112,8 @@ def test_salts_share_nothing():
   yours = store(index, range(8), depths=(2,), salt=b"yours")
   assert not set(mine.pages) & set(yours.pages)
   assert mine.slots != yours.slots and index.held_pages == 4
-  index.evict(mine.entry)
+  index.drop(look_up(index, range(8), salt=b"mine").node.state)
+  assert look_up(index, range(8), salt=b"mine").overlap_tokens == 8
   assert look_up(index, range(8), salt=b"yours").resume_blocks == 2
 
 
@@ -132,7 +134,8 @@ def test_equal_hashes_of_different_keys_do_not_match():
   index = PrefixIndex(ROOMY)
   for name in "abc":
     lease = index.reserve(1, 1)
-    index.insert([Colliding(name)], b"", lease.pages, {1: lease.slots[0]})
+    slots = {1: lease.slots[0]}
+    index.grow(index.pin(None), [Colliding(name)], lease.pages, slots)
   slots = {index.match([Colliding(name)]).slot for name in "abc"}
   assert len(slots) == 3 and index.held_pages == 3
   assert index.match([Colliding("d")]).overlap_blocks == 0
@@ -142,7 +145,7 @@ def test_equal_hashes_of_different_keys_do_not_match():
 def test_hash_ids_of_a_trace_are_keys():
   index = PrefixIndex(ROOMY, block_size=512)
   lease = index.reserve(1, 3)
-  index.insert([7, 8, 9], b"", lease.pages, {3: lease.slots[0]})
+  index.grow(index.pin(None), [7, 8, 9], lease.pages, {3: lease.slots[0]})
   match = index.match([7, 8, 1])
   assert (match.overlap_blocks, match.overlap_tokens) == (2, 1024)
   assert index.match([1]).overlap_tokens == 0
@@ -154,8 +157,8 @@ def test_a_prompt_of_very_many_blocks():
   index = PrefixIndex(Budget(10**9, slot_bytes=1, page_bytes=1))
   count = 5_000
   lease = index.reserve(1, count)
-  index.insert(range(count), b"", lease.pages, {count: lease.slots[0]})
-  index.unpin(index.pin(range(count), count))
+  slots = {count: lease.slots[0]}
+  index.unpin(index.grow(index.pin(None), range(count), lease.pages, slots).pin)
   assert index.match(range(count)).resume_blocks == count
   index.clear()
   assert index.held_bytes == 0

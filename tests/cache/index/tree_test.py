@@ -5,7 +5,6 @@ from sparse_prefix_jax.cache.index.tree import (
   Node,
   extend,
   nodes_below,
-  prune,
   walk,
 )
 
@@ -18,18 +17,10 @@ def test_walking_stops_where_nothing_is_stored():
   assert [node.depth for node in path[-1].upwards()] == [3, 2, 1]
 
 
-def test_pruning_stops_at_what_is_needed():
-  root = Node()
-  trunk = extend(root, "ab", [0, 1])
-  left, right = extend(trunk[-1], "cd", [2, 3]), extend(trunk[-1], "e", [4])
-  trunk[0].pins = 1
-  assert prune(left[0]) == ([], left[0])
-  assert prune(left[1]) == ([3, 2], trunk[1])
-  assert set(nodes_below(root)) == {*trunk, *right}
-  assert prune(right[0]) == ([4, 1], trunk[0])
-  trunk[0].pins = 0
-  assert prune(trunk[0]) == ([0], root)
-  assert not root.needed and prune(root) == ([], root)
+def test_a_depth_above_a_node_is_an_ancestor():
+  path = extend(Node(), "abc", [0, 1, 2])
+  assert [path[2].at_depth(d) for d in (1, 2, 3, 9)] == [*path, path[2]]
+  assert set(nodes_below(path[0].parent)) == set(path)
 
 
 def test_edges_stay_sorted_whether_asked_for_early_or_late():

@@ -1,22 +1,26 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.evaluation.memory import Sizes, replay_bytes
+from sparse_prefix_jax.evaluation.store_rules import (
+  Sizes,
+  make_store,
+  replay_store,
+)
 from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Request, Trace, token_trace
 
 
 def replay(trace, capacity, policy=None, eviction="lru", chunk=4):
   policy = policy or PlacementPolicy("block", chunk, chunk=chunk)
-  planner = Planner(policy, depths=32)
-  return replay_bytes(
-    trace,
-    planner,
+  store = make_store(
+    Planner(policy, depths=32),
     Sizes(state_bytes=100, page_bytes=10),
     capacity_bytes=capacity,
-    warmup=0,
+    longest=trace.longest,
     eviction=eviction,
+    state_share=None,
   )
+  return replay_store(trace, store, warmup=0)
 
 
 def repeated(length, times):
@@ -28,7 +32,6 @@ def test_resumes_before_the_last_token():
   tally = replay(repeated(12, 3), capacity=10_000)
   assert tally.reusable_tokens == 24 and tally.tokens_saved == 16
   assert tally.states == 9
-  # The later requests computed the last chunk again while they held a lease.
   assert tally.peak == 3
 
 
@@ -45,32 +48,34 @@ def test_states_that_nobody_holds_are_not_counted():
       """The third chunk, and from the second request on all of them."""
       return (12,) if self.observations == 1 else (4, 8, 12, 16, 20, 24)
 
-  tally = replay_bytes(
-    trace,
+  store = make_store(
     Growing(PlacementPolicy("last", chunk=4), depths=32),
     Sizes(state_bytes=100, page_bytes=10),
     capacity_bytes=10_000,
-    warmup=0,
+    longest=24,
   )
+  tally = replay_store(trace, store, warmup=0)
   # The second resumes at 12: it claims that state and adds 16, 20 and 24.
   assert tally.tokens_saved == 12
   assert tally.states == 1 + 4 and tally.peak == 4
 
 
-def test_what_does_not_fit_is_served_and_not_stored():
-  tally = replay(repeated(12, 3), capacity=329)
+def test_what_does_not_fit_is_computed_and_not_learned_from():
+  """A sequence needs two states and three pages."""
+  tally = replay(repeated(12, 3), capacity=229)
   assert tally.tokens_saved == tally.states == tally.peak == 0
-  assert tally.bytes_peak == 0 and tally.requests == 3
+  assert tally.bytes_peak == tally.reusable_tokens == 0
+  assert tally.requests == 3
 
 
 def test_pages_count_too():
-  """A single state and the pages of one prompt fit, those of two do not."""
+  """Beside a running sequence there is room for one prompt, or for two."""
   a, b = np.arange(9), np.arange(100, 109)
   trace = token_trace("two", [a, b, a, b, b], [0] * 5)
   last = PlacementPolicy("last", chunk=4)
-  tally = replay(trace, 239, last)
-  assert tally.tokens_saved == 8 and tally.bytes_peak == 120
-  assert replay(trace, 240, last).tokens_saved == 24
+  one = 200 + 30 + 100  # two slots, three pages, a state
+  assert replay(trace, one + 20, last).tokens_saved == 8
+  assert replay(trace, one + 120, last).tokens_saved == 24
 
 
 @pytest.mark.parametrize("eviction", ["fifo", "lru"])

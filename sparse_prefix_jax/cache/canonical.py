@@ -1,0 +1,140 @@
+"""What of a sequence is canonical joins the tree: for commit, fork and close.
+
+Only `cache/store.py` calls this module.
+"""
+
+from sparse_prefix_jax.cache.index import PrefixIndex, token_blocks
+from sparse_prefix_jax.cache.running import NO_SLOT, Running
+from sparse_prefix_jax.runtime.segment import Segment
+
+
+def slot_at(
+  running: Running, position: int, segment: Segment, chunk: int
+) -> int:
+  """Where the carry at a position lies after a segment.
+
+  Args:
+    running: Its pin is at the last whole chunk of the segment.
+    position: One that the segment writes.
+    segment: What was dispatched.
+    chunk: Tokens of a chunk, c.
+
+  Returns:
+    The tree's slot where it has a state there, else the slot written.
+  """
+  pin = running.pin
+  if pin.state and pin.depth * chunk == position:
+    return pin.state.number
+  return segment.writes[position]
+
+
+def grow(index: PrefixIndex, running: Running, depth: int, chunk: int) -> None:
+  """Gives whole chunks up to a depth to the tree, with the states captured.
+
+  Args:
+    index: Takes them.
+    running: Its pin moves to the depth.
+    depth: In chunks, at least the pin's.
+    chunk: Tokens of a chunk, c.
+  """
+  first = running.pin.depth
+  within = [p for p in running.captures if p <= depth * chunk]
+  slots = {p // chunk: running.captures[p] for p in within}
+  grown = index.grow(
+    running.pin,
+    running.blocks[first:depth],
+    running.pages[first:depth],
+    slots,
+  )
+  running.pin = grown.pin
+  running.pages[: len(grown.pages)] = grown.pages
+  running.stored = max(running.stored, depth)
+  for position in within:
+    del running.captures[position]
+
+
+def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
+  """Claims the states that a prompt keeps, and remembers it.
+
+  Args:
+    index: Where its states are.
+    running: All of its prompt is computed.
+    chunk: Tokens of a chunk, c.
+  """
+  kept = {p // chunk for p in (*running.kept, *running.captured)}
+  running.claims = index.claim(running.pin, kept)
+  running.entry = index.remember(
+    running.pin,
+    running.request.tail,
+    claims=running.claims,
+    features=running.features,
+  )
+
+
+def store_past(
+  index: PrefixIndex, running: Running, kept: int, chunk: int
+) -> None:
+  """Stores the first tokens of a sequence that ends, with their states.
+
+  Args:
+    index: Where they go.
+    running: All of its prompt is computed.
+    kept: Tokens from the start, 0 to all.
+    chunk: Tokens of a chunk, c.
+  """
+  depth = kept // chunk
+  if running.decoded and depth == running.length // chunk:
+    _give_own_state(index, running, depth, chunk)
+  elif depth > running.pin.depth:
+    grow(index, running, depth, chunk)
+  if kept == running.prompt_length and running.entry in index:
+    return
+  taken_back = [running.claims.pop(d) for d in [*running.claims] if d > depth]
+  _move_pin(index, running, depth)
+  _replace_entry(index, running, kept, chunk)
+  index.unclaim(taken_back)
+
+
+def _give_own_state(
+  index: PrefixIndex, running: Running, depth: int, chunk: int
+) -> None:
+  """Passes the state at the last lattice point to the tree, if it is there.
+
+  Those that the prompt captured go on probation then: whoever goes on resumes
+  from the new one.
+  """
+  given = running.own_carry and depth > 0
+  if given:
+    running.captures = {depth * chunk: running.own_slot}
+    running.own_slot = NO_SLOT
+  grow(index, running, depth, chunk)
+  if given:
+    captured = [p // chunk for p in running.captured]
+    index.demote(running.claims[d] for d in captured if d in running.claims)
+    running.claims |= index.claim(running.pin, [depth])
+
+
+def _move_pin(index: PrefixIndex, running: Running, depth: int) -> None:
+  """Moves the pin up to a depth, so that what lies beyond is free."""
+  node = running.pin.node.at_depth(depth) if running.pin.node else None
+  pin = index.pin(node if depth else None, salt=running.request.salt)
+  index.unpin(running.pin)
+  running.pin = pin
+
+
+def _replace_entry(
+  index: PrefixIndex, running: Running, kept: int, chunk: int
+) -> None:
+  """The entry of the tokens that are kept takes the place of the prompt's."""
+  before, running.entry = running.entry, None
+  if kept:
+    features = running.features
+    ids = running.tokens.ids[kept // chunk * chunk : kept]
+    running.entry = index.remember(
+      running.pin,
+      token_blocks(ids, chunk)[1],
+      claims=running.claims,
+      features=features and features._replace(length=kept),
+    )
+  if before is not None:
+    index.forget(before)

@@ -1,0 +1,120 @@
+"""What requests found in a store, counted over its life."""
+
+import collections
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from sparse_prefix_jax.cache.index import PrefixIndex, Reason
+
+if TYPE_CHECKING:
+  from sparse_prefix_jax.cache.running import Running
+
+
+class Counts:
+  """Sums over all requests that were opened.
+
+  Attributes:
+    requests: How many.
+    hits: Those that resumed from a state.
+    prompt_tokens: Their tokens.
+    overlap_tokens: Those that equalled a known prefix.
+    saved_tokens: Those that a restored state made unnecessary to compute.
+    captured_states: States captured for them.
+    reasons: Why each went no deeper.
+  """
+
+  def __init__(self) -> None:
+    """Starts at zero."""
+    self.requests = self.hits = self.prompt_tokens = 0
+    self.overlap_tokens = self.saved_tokens = self.captured_states = 0
+    self.reasons: collections.Counter[Reason] = collections.Counter()
+
+  def open(self, running: "Running") -> None:
+    """Counts a request that was opened and has computed nothing yet."""
+    self.requests += 1
+    self.hits += running.computed > 0
+    self.prompt_tokens += running.prompt_length
+    self.overlap_tokens += running.match.overlap_tokens
+    self.saved_tokens += running.computed
+    self.captured_states += len(running.captures)
+    self.reasons[running.match.reason] += 1
+
+
+class StoreStats(NamedTuple):
+  """What a store holds now, and what requests found in it so far.
+
+  Attributes:
+    capacity_bytes: What may be held.
+    held_bytes: What is held: states and pages, stored or in use.
+    held_slots: State slots of those.
+    held_pages: Pages of those.
+    stored_states: State checkpoints that later requests may resume from.
+    entries: Prompts that are remembered, with or without states.
+    states_per_entry: States that an entry asked for and that are stored, on
+      average over the entries.
+    remembered_bytes: Host memory of what is remembered; bounded.
+    running: Sequences that run.
+    requests: Prompts that were prefilled so far.
+    hits: Those that resumed from a state.
+    prompt_tokens: Their tokens.
+    overlap_tokens: Those that equalled a known prefix: what one state per token
+      would have saved.
+    saved_tokens: Those that were not computed.
+    captured_states: States captured for them.
+    evicted_states: States that were dropped to make room.
+    forgotten_entries: Entries that were dropped to bound the host memory.
+    reasons: How many requests went no deeper, for each reason.
+  """
+
+  capacity_bytes: int
+  held_bytes: int
+  held_slots: int
+  held_pages: int
+  stored_states: int
+  entries: int
+  states_per_entry: float
+  remembered_bytes: int
+  running: int
+  requests: int
+  hits: int
+  prompt_tokens: int
+  overlap_tokens: int
+  saved_tokens: int
+  captured_states: int
+  evicted_states: int
+  forgotten_entries: int
+  reasons: Mapping[str, int]
+
+
+def describe_store(
+  index: PrefixIndex, counts: Counts, *, running: int
+) -> StoreStats:
+  """The figures of a store, each under its one name.
+
+  Args:
+    index: What is held.
+    counts: What requests found.
+    running: How many sequences run.
+  """
+  held = index.stats
+  claimed = sum(len(entry.states) for entry in index.entries)
+  return StoreStats(
+    capacity_bytes=index.budget.capacity_bytes,
+    held_bytes=held.held_bytes,
+    held_slots=held.held_slots,
+    held_pages=held.held_pages,
+    stored_states=held.states,
+    entries=held.entries,
+    states_per_entry=claimed / held.entries if held.entries else 0.0,
+    remembered_bytes=held.remembered_bytes,
+    running=running,
+    requests=counts.requests,
+    hits=counts.hits,
+    prompt_tokens=counts.prompt_tokens,
+    overlap_tokens=counts.overlap_tokens,
+    saved_tokens=counts.saved_tokens,
+    captured_states=counts.captured_states,
+    evicted_states=held.evictions,
+    forgotten_entries=held.forgotten,
+    reasons={str(r): n for r, n in sorted(counts.reasons.items())},
+  )

@@ -1,0 +1,98 @@
+"""One tree per salt, with the ledger of what its nodes hold.
+
+Only what keeps the two in step stands here: who owns a page or a slot, and when
+a node loses its page or goes.
+"""
+
+from collections.abc import Hashable, Sequence
+
+from .ledger import Ledger
+from .remembered import Remembered
+from .tree import Node, State, extend, walk
+
+
+class Forest:
+  """The trees of all salts.
+
+  Attributes:
+    roots: The root of every salt that has anything; its key is the salt.
+    ledger: Which numbers are free, leased or owned by the trees.
+    remembered: Counts nodes without a page.
+  """
+
+  def __init__(self, ledger: Ledger, remembered: Remembered) -> None:
+    """Starts without trees."""
+    self.roots: dict[bytes, Node] = {}
+    self.ledger = ledger
+    self.remembered = remembered
+
+  def root(self, salt: bytes) -> Node:
+    """The root of a salt, made if there is none."""
+    return self.roots.setdefault(salt, Node(key=salt))
+
+  def attach(
+    self, start: Node, keys: Sequence[Hashable], pages: Sequence[int]
+  ) -> Node:
+    """Gives known nodes their pages and creates the others.
+
+    Until the caller pins the end or stores a state there, nobody needs the
+    pages.
+
+    Args:
+      start: The node below which the path goes on.
+      keys: Of the blocks, at least one.
+      pages: A leased number per block; freed where the node has a page.
+
+    Returns:
+      The end of the path.
+    """
+    path = walk(start, keys)
+    for node, page in zip(path, pages):
+      if node.page >= 0:
+        self.ledger.pages.give_back([page])
+      else:
+        node.page = self.ledger.pages.adopt(page)
+        self.remembered.remove_node(node)
+    depth = len(path)
+    fresh = [self.ledger.pages.adopt(page) for page in pages[depth:]]
+    added = extend(path[-1] if path else start, keys[depth:], fresh)
+    return (added or path)[-1]
+
+  def place(self, node: Node, slot: int) -> State | None:
+    """Stores a state at a node.
+
+    Returns:
+      The state; None if there was one, and then the leased slot is freed.
+    """
+    if node.state:
+      self.ledger.slots.give_back([slot])
+      return None
+    node.state = State(self.ledger.slots.adopt(slot), node)
+    for above in node.upwards():
+      above.states += 1
+    return node.state
+
+  def displace(self, state: State) -> None:
+    """Removes a state and what only it needed."""
+    node = state.node
+    node.state = None
+    self.ledger.slots.give_back([state.number])
+    for above in node.upwards():
+      above.states -= 1
+    self.settle(node)
+
+  def settle(self, node: Node) -> None:
+    """From a node upwards: frees pages nobody needs, removes bare nodes."""
+    while node.parent is not None and not node.needs_page:
+      parent = node.parent
+      if node.page >= 0:
+        self.ledger.pages.give_back([node.page])
+        node.page = -1
+        self.remembered.add_node(node)
+      if not node.needed:
+        del parent.children[node.key]
+        parent.drop_edge(node.key)
+        self.remembered.remove_node(node)
+      node = parent
+    if node.parent is None and not node.needed:
+      self.roots.pop(node.key, None)

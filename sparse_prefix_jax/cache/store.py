@@ -1,0 +1,386 @@
+"""PrefixStore: the one owner of a request's life. Integers, no arrays.
+
+    match -> open -> (next_segment -> commit)* -> (advance -> append)* -> close
+
+What is stored, where new states go and what a running sequence holds change in
+these verbs and nowhere else, and each happens entirely or not at all. The
+prefix cache is this store with the pools of a model; a simulation is this store
+alone.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from sparse_prefix_jax.cache.admission import NUMBERS, Admission
+from sparse_prefix_jax.cache.canonical import (
+  grow,
+  remember_prompt,
+  slot_at,
+  store_past,
+)
+from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
+from sparse_prefix_jax.cache.index import (
+  Budget,
+  CapacityError,
+  Match,
+  PrefixIndex,
+  token_blocks,
+)
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.running import Running, SequenceHandle
+from sparse_prefix_jax.cache.segments import next_segment
+from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.runtime.segment import Segment
+
+
+class Copies(NamedTuple):
+  """What a fork has to copy in the pools, all numbers by position.
+
+  Attributes:
+    slots: Slots to copy from, and to.
+    page: The page to copy from, and to; None where no chunk is begun.
+  """
+
+  slots: tuple[tuple[int, int], tuple[int, int]]
+  page: tuple[int, int] | None
+
+
+class PrefixStore:
+  """Index, planner and running sequences, for one model or none.
+
+  Args:
+    budget: What may be held.
+    planner: Where new entries keep states.
+    chunk: Tokens between lattice points, c.
+    eviction: Which state goes first.
+    stores: Whether anything outlives its sequence.
+
+  Attributes:
+    index: What is stored, and where.
+    planner: Where new entries keep states.
+    chunk: Tokens between lattice points, c.
+    counts: What requests found, over the life of the store.
+
+  >>> from sparse_prefix_jax.placement import PlacementPolicy
+  >>> planner = Planner(PlacementPolicy("last"), depths=16)
+  >>> store = PrefixStore(Budget(10_000, 100, 10), planner, chunk=64)
+  >>> for question in (b"a", b"b"):
+  ...   request = Request(200, ("x", "y", "z"), question)
+  ...   (running,) = store.open([request])
+  ...   store.commit(running, store.next_segment(running))
+  ...   store.close(running)
+  >>> running.match.resume_blocks, store.index.held_bytes
+  (3, 130)
+  """
+
+  def __init__(
+    self,
+    budget: Budget,
+    planner: Planner,
+    *,
+    chunk: int,
+    eviction: str = "lru",
+    stores: bool = True,
+  ) -> None:
+    """Starts empty; see the class."""
+    self.index = PrefixIndex(budget, eviction, block_size=chunk)
+    self.planner = planner
+    self.chunk = chunk
+    self.stores = stores
+    self.counts = Counts()
+    self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
+    self._running: dict[int, Running] = {}
+    self._ended: dict[int, str] = {}  # by a reset, and why
+
+  @property
+  def running(self) -> tuple[Running, ...]:
+    """All running sequences, oldest first."""
+    return tuple(self._running.values())
+
+  def find(self, handle: SequenceHandle) -> Running:
+    """The sequence that a handle stands for.
+
+    Raises:
+      ValueError: If it is no handle, was released, decoded further, or is
+        another store's.
+    """
+    if not isinstance(handle, SequenceHandle):
+      raise ValueError(
+        f"a sequence is a handle that prefill or decode returned, got "
+        f"{handle!r}."
+      )
+    running = self._running.get(handle.number)
+    if running is None:
+      why = self._ended.get(handle.number)
+      raise ValueError(
+        f"{handle} has ended: {why}."
+        if why
+        else f"{handle} was released, or belongs to another cache."
+      )
+    if running.length != handle.length:
+      raise ValueError(
+        f"{handle} was decoded further, to {running.length} tokens; use the "
+        "handle that decode returned."
+      )
+    return running
+
+  def check_fits(self, length: int) -> None:
+    """Refuses what could not be held even by an empty store.
+
+    Raises:
+      CapacityError: With what a sequence of that length needs.
+    """
+    budget, pages = self.index.budget, -(-length // self.chunk)
+    if not budget.fits(2, pages):
+      raise CapacityError(
+        f"a sequence of {length} tokens needs 2 states and {pages} pages, "
+        f"{budget.bytes_of(2, pages)} bytes; the cache holds {budget.slots} "
+        f"states and {budget.pages} pages in {budget.capacity_bytes} bytes."
+      )
+
+  def match(self, request: Request) -> Match:
+    """What is stored of a prompt and why it goes no deeper; nothing changes."""
+    return self._admission.match(request)
+
+  def open(
+    self,
+    requests: Sequence[Request],
+    also: Sequence[Collection[int]] | None = None,
+  ) -> list[Running]:
+    """Begins a wave of requests as one act.
+
+    All matches are pinned before anything is evicted. Where pins are in the way
+    the wave gives its matches up and starts cold (`no_room`). Overlaps are
+    observed in order, then all requests are placed, and slots for the states
+    to capture are leased as far as there is room.
+
+    Args:
+      requests: Checked.
+      also: Per request, lattice positions that another request waits for.
+
+    Returns:
+      The running sequences, in the order of the requests.
+
+    Raises:
+      CapacityError: If they do not fit beside what runs; nothing is held then.
+    """
+    for request in requests:
+      self.check_fits(request.length)
+    shared = also if also is not None else [()] * len(requests)
+    opened = self._admission.begin(requests, shared)
+    for running in opened:
+      self._running[running.number] = running
+      self.index.use(running.match)
+      self.counts.open(running)
+    return opened
+
+  def next_segment(
+    self, running: Running, limit: int | None = None
+  ) -> Segment | None:
+    """What to compute next of a sequence by the prefill program; a look.
+
+    First its prompt, then the chunk that decoding has just completed, or with
+    `exact` the partial one as far as it goes.
+
+    Args:
+      running: The sequence.
+      limit: At most so many tokens of the prompt, floored to whole chunks; at
+        least one chunk, and None for all of it.
+
+    Returns:
+      The segment, or None where nothing is left to compute.
+    """
+    return next_segment(running, self.chunk, limit)
+
+  def commit(self, running: Running, segment: Segment) -> None:
+    """The program of a segment was dispatched.
+
+    Whole chunks of the prompt become nodes that the sequence's pin holds, with
+    the states captured in them; after its last token the prompt is remembered.
+    A chunk that decoding completed stays the sequence's own until it is closed.
+    """
+    if running.computed >= running.prompt_length:
+      running.computed = segment.stop
+      if segment.stop % self.chunk == 0:
+        running.lattice_slot = running.own_slot
+      return
+    if self.stores:
+      grow(self.index, running, segment.stop // self.chunk, self.chunk)
+    running.computed = segment.stop
+    running.carry_slot = slot_at(running, segment.stop, segment, self.chunk)
+    last = running.prompt_length // self.chunk * self.chunk
+    if segment.start < last <= segment.stop:
+      running.lattice_slot = slot_at(running, last, segment, self.chunk)
+    if running.computed == running.prompt_length and self.stores:
+      remember_prompt(self.index, running, self.chunk)
+
+  def advance(
+    self, sequences: Sequence[Running], *, exact: bool = False
+  ) -> None:
+    """Books the position of one more token for each, and a page it may begin.
+
+    Args:
+      sequences: Each once.
+      exact: Whether they decode by re-running their chunk; a sequence keeps to
+        one form.
+
+    Raises:
+      ValueError: If a sequence has decoded in the other form.
+      CapacityError: If there is no page for a new chunk. Nothing has changed.
+    """
+    for running in sequences:
+      if running.exact not in (None, exact):
+        raise ValueError(
+          f"{running.handle} has been decoded with exact={running.exact}; a "
+          "sequence keeps to one form."
+        )
+    begin = [r for r in sequences if r.length % self.chunk == 0]
+    pages = self.index.reserve(0, len(begin)).pages
+    for running, page in zip(begin, pages):
+      running.pages.append(page)
+    for running in sequences:
+      running.length += 1
+      running.exact = exact
+
+  def append(self, running: Running, token: int) -> None:
+    """Notes the id of the token that was booked; it may complete a chunk."""
+    running.tokens.append(token)
+    if running.length % self.chunk == 0:
+      last = running.tokens.ids[running.length - self.chunk : running.length]
+      running.blocks += token_blocks(last, self.chunk)[0]
+
+  def fork(self, running: Running) -> tuple[Running, Copies]:
+    """A second sequence with the same past, to be continued differently.
+
+    Whole chunks become shared; what it claims the twin claims too.
+
+    Returns:
+      The twin, and what to copy for it before anything is written.
+
+    Raises:
+      CapacityError: If there is no room; nothing has changed then.
+    """
+    depth = running.length // self.chunk
+    partial = len(running.pages) - depth
+    lease = self.index.reserve(2, partial)
+    try:
+      grow(self.index, running, depth, self.chunk)
+      pin = self.index.pin(running.pin.node, salt=running.request.salt)
+    except BaseException:
+      self.index.free(lease.slots, lease.pages)
+      raise
+    twin = dataclasses.replace(
+      running,
+      number=next(NUMBERS),
+      tokens=running.tokens.copy(),
+      blocks=list(running.blocks),
+      pages=[*running.pages[:depth], *lease.pages],
+      running_slot=lease.slots[0],
+      own_slot=lease.slots[1],
+      lattice_slot=lease.slots[1]
+      if running.own_carry
+      else running.lattice_slot,
+      captures={},
+      claims=self.index.claim(pin, running.claims),
+      pin=pin,
+    )
+    if twin.entry:
+      self.index.share(twin.entry)
+    self._running[twin.number] = twin
+    return twin, _copies(running, twin, partial)
+
+  def close(self, running: Running, keep: int | None = None) -> None:
+    """Ends a sequence: stores what is canonical of it and frees the rest.
+
+    Its prompt keeps what it was given. If anything was decoded, the state at
+    the last lattice point joins, where the sequence holds it, and those that
+    its prompt captured go on probation: whoever goes on resumes from the new
+    one.
+
+    Args:
+      running: The sequence; it is gone then.
+      keep: Tokens from the start to store, floored to the lattice for pages and
+        states; None for all. What this sequence alone claims beyond it goes.
+
+    Raises:
+      ValueError: If `keep` is negative or more than its tokens.
+    """
+    kept = self.check_keep(running, keep)
+    if self.stores and running.computed >= running.prompt_length:
+      store_past(self.index, running, kept, self.chunk)
+    self.drop(running)
+
+  def check_keep(self, running: Running, keep: int | None) -> int:
+    """How many tokens to store of a sequence.
+
+    Raises:
+      ValueError: If `keep` is negative or more than its tokens.
+    """
+    kept = running.length if keep is None else keep
+    if not 0 <= kept <= running.length:
+      raise ValueError(
+        f"keep is {keep}; it must be 0 to the {running.length} tokens of "
+        f"{running.handle}."
+      )
+    return kept
+
+  def drop(self, running: Running) -> None:
+    """Frees what a sequence owns and unpins the rest; stores nothing more."""
+    del self._running[running.number]
+    self.index.free(running.leased_slots(), running.leased_pages())
+    self.index.unpin(running.pin)
+
+  def flush(self) -> None:
+    """Forgets everything that no running sequence holds."""
+    self.index.clear()
+
+  def reset(self, why: str) -> None:
+    """Starts empty, running sequences included.
+
+    Args:
+      why: What their handles say from here on.
+    """
+    self._ended = {running.number: why for running in self.running}
+    for running in self.running:
+      self.drop(running)
+    self.index.clear()
+
+  def stats(self) -> StoreStats:
+    """What is held now, and what requests found so far."""
+    return describe_store(self.index, self.counts, running=len(self._running))
+
+  def audit(self) -> None:
+    """Recomputes every count, and what sequences hold of it; for tests.
+
+    Raises:
+      AssertionError: One sentence on the first thing that does not add up.
+    """
+    self.index.check()
+    stats = self.index.stats
+    slots = [s for r in self.running for s in r.leased_slots()]
+    pages = [p for r in self.running for p in r.leased_pages()]
+    for kind, held, leased in (
+      ("slots", slots, stats.leased_slots),
+      ("pages", pages, stats.leased_pages),
+    ):
+      if len(set(held)) != len(held) or len(held) != leased:
+        raise AssertionError(
+          f"prefix store: sequences hold {len(held)} {kind}, {leased} are "
+          "leased."
+        )
+    if stats.pins != len(self.running):
+      raise AssertionError(
+        f"prefix store: {stats.pins} pins for {len(self.running)} sequences."
+      )
+
+
+def _copies(source: Running, twin: Running, partial: int) -> Copies:
+  """Running slot, own slot and the page of the chunk that is begun."""
+  return Copies(
+    slots=(
+      (source.running_slot, source.own_slot),
+      (twin.running_slot, twin.own_slot),
+    ),
+    page=(source.pages[-1], twin.pages[-1]) if partial else None,
+  )
