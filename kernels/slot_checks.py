@@ -97,12 +97,6 @@ def check_slots(
   )
   _check_range(name("write"), write, NONE, s, f"a slot below {s} or NONE (-1)")
   _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
-  known = read is not None and length is not None
-  if known and read[0] == CARRY and length[0] > 0:
-    raise ValueError(
-      f"{name('read')} begins with CARRY (-2); there is no chunk before the "
-      "first."
-    )
   if write is not None:
     _check_once(name("write"), write[write != NONE], "slot")
 
@@ -179,11 +173,11 @@ def check_pages(
       f"{name('position')} holds {position[np.argmax(position % c > 0)]}; it "
       f"must be a multiple of {c}."
     )
-  values = (length, position, request, table)
-  if all(x is not None for x in values):
-    active = length > 0
-    written = table[request[active], position[active] // c]
-    _check_once(operation, written, "page")
+  if length is None or position is None or request is None or table is None:
+    return
+  active = length > 0
+  written = table[request[active], position[active] // c]
+  _check_once(operation, written, "page")
 
 
 def _check_table(operation: str, table: np.ndarray | None, pages: int) -> None:
