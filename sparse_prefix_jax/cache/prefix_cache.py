@@ -314,7 +314,7 @@ class PrefixCache:
       twin, copies = self.store.fork(self.store.find(sequence))
       mine.append(twin)
       self._copy(copies)
-    return twin.handle
+      return twin.handle
 
   def _copy(self, copies: Copies) -> None:
     """Copies slots and a page bit by bit."""

@@ -105,6 +105,9 @@ def simulate(
   warmup = _check(requests, policy, eviction, warmup_fraction)
   depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
   planner = Planner(policy, depths=depths, warming_up=warmup > 0)
+  if capacity.kind != "bytes":
+    # The paper and the anchors know prompts only.
+    requests = requests.prompts()
   if capacity.kind == "sequences":
     if lookups is None:
       lookups = look_up(

@@ -174,7 +174,7 @@ def replay_store(
   for position, asked in enumerate(requests):
     if position == warmup:
       store.planner.end_warmup()
-    answer = asked.ids[asked.prompt_length :] if asked.answer else ()
+    answer = asked.ids[len(asked.prompt) :].tolist()
     request = store_request(asked, trace, chunk)
     try:
       served = serve(store, request, answer)

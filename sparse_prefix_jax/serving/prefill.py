@@ -134,12 +134,12 @@ def prefill(
       number = 1 + max((one.report.wave for one in done), default=-1)
       done += map(partial(_done, wave=number), opened, logits)
       waiting = wave.later
-  done.sort(key=lambda one: one.index)
-  return PrefillOutput(
-    logits=tuple(one.logits for one in done),
-    sequences=tuple(one.sequence for one in done),
-    reports=tuple(one.report for one in done),
-  )
+    done.sort(key=lambda one: one.index)
+    return PrefillOutput(
+      logits=tuple(one.logits for one in done),
+      sequences=tuple(one.sequence for one in done),
+      reports=tuple(one.report for one in done),
+    )
 
 
 class _Done(NamedTuple):

@@ -76,6 +76,16 @@ class Trace:
     """Number of requests."""
     return len(self.requests)
 
+  def prompts(self) -> "Trace":
+    """The same stream without its answers."""
+    if not any(request.answer for request in self.requests):
+      return self
+    bare = (
+      dataclasses.replace(r, ids=r.prompt, length=r.prompt_length, answer=0)
+      for r in self.requests
+    )
+    return dataclasses.replace(self, requests=tuple(bare))
+
   @property
   def longest(self) -> int:
     """Tokens of the longest request, those of its answer included."""

@@ -115,3 +115,12 @@ def test_ragged_and_masked_rows_are_refused():
   masked = np.ma.masked_array([1, 2], [False, True])
   with pytest.raises(ValueError, match=r"request 0: .* not be a masked array"):
     token_trace("t", [masked], [0])
+
+
+def test_a_stream_without_its_answers():
+  rows = [np.array([1, 2, 3], np.int32), np.array([4, 5], np.int32)]
+  trace = Trace("t", tuple(Request(r, r.size, answer=r.size - 1) for r in rows))
+  bare = trace.prompts()
+  assert [r.ids.tolist() for r in bare.requests] == [[1], [4]]
+  assert [(r.length, r.answer) for r in bare.requests] == [(1, 0), (1, 0)]
+  assert bare.prompts() is bare
