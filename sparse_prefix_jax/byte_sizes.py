@@ -62,8 +62,10 @@ def _from_number(number: Any) -> int | None:
   if isinstance(number, Integral):
     return int(number)
   # Nobody counts bytes in fractions, and `float` of one may overflow.
-  floating = isinstance(number, Real) and not isinstance(number, Rational)
-  return int(number) if floating and float(number).is_integer() else None
+  if not isinstance(number, Real) or isinstance(number, Rational):
+    return None
+  floating = float(number)
+  return int(floating) if floating.is_integer() else None
 
 
 def _shown(value: Any) -> str:

@@ -109,7 +109,7 @@ def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
   ValueError: count must be an integer of at least 1 and below 10, got 2.5
   """
   whole = isinstance(value, Integral) and not isinstance(value, bool)
-  if not whole or not low <= value < end:
+  if not whole or not low <= int(value) < end:
     raise ValueError(
       f"{name} must be an integer of at least {low} and below {end}, got"
       f" {reprlib.repr(value)}"
