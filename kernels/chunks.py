@@ -253,7 +253,7 @@ def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
 
   Args:
     capture_at: Distinct numbers of steps, each in 1..steps.
-    steps: Of the scan.
+    steps: Number of steps of the scan.
 
   Raises:
     ValueError: If it is no list of integers, or if a concrete value is outside

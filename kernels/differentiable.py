@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
+from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import (
   CARRY,
   NONE,
@@ -70,8 +71,8 @@ def core_of(
   Args:
     operation: `(*inputs, pool, chunks, precision=, **options)` -> out, pool.
     chunk: `(state, *inputs, length=, precision=)` -> state, out.
-    precision: Of the products.
-    **options: Of the operation.
+    precision: Precision of the products.
+    **options: Further options of the operation.
   """
 
   def packed(
@@ -108,11 +109,10 @@ def scan(
     Outputs, the last state, and the captured states in the order asked.
 
   Raises:
-    ValueError: If there is no chunk, if `capture_at` is no list of integers, or
-      if a concrete one is repeated or outside 1..n.
+    ValueError: If `length` is no vector or empty, if `capture_at` is no list of
+      integers, or if a concrete one is repeated or outside 1..n.
   """
-  if not length.shape[0]:
-    raise ValueError("there are no chunks to scan: length is empty.")
+  check_axes("the scan", length=(length, "n"))
   capture_at = check_captures(capture_at, length.shape[0])
   return _scan(core, inputs, state, length, capture_at, constants)
 

@@ -32,8 +32,8 @@ class Config:
   overrides what the heuristic would have taken.
 
   Attributes:
-    name: Of the implementation.
-    platform: That it needs, or None.
+    name: Name of the implementation.
+    platform: The platform that it needs, or None.
     tunable: Values worth trying, by field.
     interpret: Parameters of Pallas's interpreter, which runs on any device;
       None compiles.
@@ -58,7 +58,7 @@ class Implementation:
     run: The operation's arguments and `config=` -> its results.
     refusal: `(device, config, *arguments, **options)` -> why it does not fit,
       or None. The platform has been compared before.
-    heuristic: Likewise, without a config -> the config for these shapes.
+    heuristic: `(device, *arguments, **options)` -> the config for these shapes.
   """
 
   config: type[Config]
@@ -108,11 +108,11 @@ def dispatch(
   """Runs the first candidate that fits, or the one that `choice` names.
 
   Args:
-    operation: For the message.
+    operation: Name of the operation, for the message.
     choice: A name, a config, or None.
     candidates: The operation's implementations, best first.
-    *arguments: Of the operation.
-    **options: Of the operation.
+    *arguments: Arguments of the operation.
+    **options: Options of the operation.
 
   Raises:
     ValueError: If the name is not known, or the config is another operation's.

@@ -18,7 +18,7 @@ _TEXT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _MOST = 2**63 - 1
 
 
-def parse_bytes(size: Any, *, name: str = "size") -> int:
+def parse_bytes(size: str | int | float, *, name: str = "size") -> int:
   """Reads a size in bytes.
 
   Args:
@@ -62,8 +62,10 @@ def _from_number(number: Any) -> int | None:
   if isinstance(number, Integral):
     return int(number)
   # Nobody counts bytes in fractions, and `float` of one may overflow.
-  floating = isinstance(number, Real) and not isinstance(number, Rational)
-  return int(number) if floating and float(number).is_integer() else None
+  if not isinstance(number, Real) or isinstance(number, Rational):
+    return None
+  floating = float(number)
+  return int(floating) if floating.is_integer() else None
 
 
 def _shown(value: Any) -> str:

@@ -6,6 +6,8 @@ import pytest
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 @pytest.mark.parametrize(
   "size, amount",

@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import hypothesis
 import jax
 import jaxtyping
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,3 +23,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("project")
 
 jaxtyping.install_import_hook("sparse_prefix_jax", "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked_types(monkeypatch):
+  """Users do not have the checks of types that the tests run with."""
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

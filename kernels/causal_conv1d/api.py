@@ -1,6 +1,7 @@
 """causal_conv1d: a depthwise convolution whose window outlives a chunk."""
 
 import functools
+from collections.abc import Mapping
 
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -9,6 +10,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
@@ -49,14 +51,15 @@ def causal_conv1d(
     >>> y[0, :3, 0].tolist(), pool.item()
     ([1.0, 2.0, 2.0], 1.0)
   """
-  check_shapes("causal_conv1d", chunks, x=(x, "n c d"), weight=(weight, "w d"))
-  check_pool("causal_conv1d", pool, x.dtype)
-  slot = weight.shape[0] - 1, weight.shape[1]
-  if pool.ndim != 3 or pool.shape[1:] != slot:
-    raise ValueError(
-      f"the pool of causal_conv1d has shape {pool.shape}; its slots must be "
-      f"{slot}."
-    )
+  sizes = check_shapes(
+    "causal_conv1d",
+    chunks,
+    x=(x, "n c d"),
+    weight=(weight, "w d"),
+    pool=(pool, "s window d"),
+  )
+  _check_window("causal_conv1d", x, pool, sizes)
+  check_slots("causal_conv1d", chunks, sizes)
   return dispatch(
     "causal_conv1d",
     implementation,
@@ -85,7 +88,7 @@ def causal_conv1d_core(
     length: Real tokens of each chunk.
     initial_state: The last w-1 inputs before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    implementation: Of the forward pass.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     y [n c d] in float32, the last state, the captured states [m w-1 d].
@@ -117,6 +120,42 @@ def causal_conv1d_step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
-  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  """One token of b running sequences: slot `read` -> token -> slot `write`.
+
+  Args:
+    x: Inputs.
+    weight: Depthwise filter, oldest tap first.
+    pool: The last w-1 inputs per slot, in the dtype of x; donated.
+    read: Slot of the inputs before the token, or ZERO.
+    write: Slot that receives the inputs after it, or NONE; no slot twice.
+
+  Returns:
+    y in float32 and the pool.
+
+  Raises:
+    ValueError: Shapes do not belong together, or a slot is none.
+  """
+  sizes = check_rows(
+    "causal_conv1d_step",
+    read,
+    write,
+    x=(x, "b d"),
+    weight=(weight, "w d"),
+    pool=(pool, "s window d"),
+  )
+  _check_window("causal_conv1d_step", x, pool, sizes)
   cell = functools.partial(xla.step, weight)
   return step_rows(cell, pool, (x,), read, write)
+
+
+def _check_window(
+  operation: str, x: Array, pool: Array, sizes: Mapping[str, int]
+) -> None:
+  """Refuses a pool that does not hold the last w - 1 inputs, as they are."""
+  check_pool(operation, pool, x.dtype)
+  slot = sizes["w"] - 1, sizes["d"]
+  if pool.shape[1:] != slot:
+    raise ValueError(
+      f"the pool of {operation} has shape {pool.shape}; its slots must be "
+      f"{slot}."
+    )

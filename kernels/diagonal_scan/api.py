@@ -10,6 +10,7 @@ from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
 from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, mosaic_tpu, xla
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
@@ -66,7 +67,7 @@ def diagonal_scan(
   """
   _check(pool, (rate, b, c))
   given = {"rate": (rate, "d e"), "b": (b, "n c e"), "c": (c, "n c e")}
-  check_shapes(
+  sizes = check_shapes(
     "diagonal_scan",
     chunks,
     x=(x, "n c d"),
@@ -75,6 +76,7 @@ def diagonal_scan(
     **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
   )
   check_pool("diagonal_scan", pool, jnp.float32)
+  check_slots("diagonal_scan", chunks, sizes)
   return dispatch(
     "diagonal_scan",
     implementation,
@@ -112,7 +114,7 @@ def diagonal_scan_core(
     rate: As in `diagonal_scan`.
     b: As in `diagonal_scan`.
     c: As in `diagonal_scan`.
-    implementation: Of the forward pass.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     y [n c d] in float32, the last state, the captured states [m d ...].
@@ -157,10 +159,34 @@ def diagonal_scan_step(
 ) -> tuple[Float32[Array, "b d"], Float32[Array, "s d *e"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
+  Args:
+    x: Inputs.
+    log_decay: Log decay a_t <= 0; -inf resets the channel.
+    pool: States, [s d] or [s d e]; donated.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
+    rate: Positive factors of the log decay.
+    b: What an input adds, per state channel.
+    c: How the state is read out.
+
+  Returns:
+    y in float32 and the pool.
+
   Raises:
-    ValueError: As `diagonal_scan`.
+    ValueError: as `diagonal_scan`, or if a slot is none.
   """
   _check(pool, (rate, b, c))
+  given = {"rate": (rate, "d e"), "b": (b, "b e"), "c": (c, "b e")}
+  check_rows(
+    "diagonal_scan_step",
+    read,
+    write,
+    x=(x, "b d"),
+    log_decay=(log_decay, "b d"),
+    pool=(pool, "s d" if rate is None else "s d e"),
+    **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
+  )
+  check_pool("diagonal_scan_step", pool, jnp.float32)
   xs = (x, log_decay, rate, b, c)
   return step_rows(xla.step, pool, xs, read, write)
 

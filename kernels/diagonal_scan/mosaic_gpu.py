@@ -86,7 +86,7 @@ def refusal(
     config: Sizes.
     x: Inputs. [n c d]
     *_: Not asked for.
-    rate: Of Mamba's form, or None. [d e]
+    rate: Factors of the log decay in Mamba's form, or None. [d e]
     **__: Not asked for.
   """
   refused = refused_device(device, config, products=False)
@@ -115,7 +115,7 @@ def heuristic(
 
 
 def _number_bytes(x: Array) -> int:
-  """Of an input and its log decay."""
+  """Bytes of an input and its log decay, per token and channel."""
   return x.dtype.itemsize + 4
 
 
@@ -207,7 +207,7 @@ class _Selective(NamedTuple):
   """64 channels of Mamba's form, and the segment of one chunk.
 
   Attributes:
-    plan: Of `mosaic_gpu/segments.py`.
+    plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     arrays: x, log_decay, b and c in global memory.
     rate: [d e]
     y: [n c d]

@@ -37,8 +37,8 @@ def chunk(
   """Advances one state over one chunk of which `length` tokens are real.
 
   Args:
-    rate: Of Mamba's form, or None.
-    state: Before the chunk.
+    rate: Factors of the log decay in Mamba's form, or None.
+    state: The state before the chunk.
     inputs: x, log_decay, b and c of the chunk; [c d] and [c e].
     length: Real tokens; behind them the state stays as it is.
 

@@ -13,6 +13,7 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
   xla,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -47,7 +48,7 @@ def gated_delta_rule(
     beta: Strength of the update, 0 to 1.
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -77,6 +78,7 @@ def gated_delta_rule(
     pool=(pool, "s hv k v"),
   )
   check_heads("gated_delta_rule", sizes, pool)
+  check_slots("gated_delta_rule", chunks, sizes)
   return dispatch(
     "gated_delta_rule",
     implementation,
@@ -113,8 +115,8 @@ def gated_delta_rule_core(
     length: Real tokens of each chunk.
     initial_state: The state before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     Outputs [n c hv v], the last state, the captured states [m hv k v].
@@ -148,6 +150,35 @@ def gated_delta_rule_step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
-  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  """One token of b running sequences: slot `read` -> token -> slot `write`.
+
+  Args:
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0; -inf resets the state.
+    beta: Strength of the update, 0 to 1.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
+
+  Returns:
+    out and pool.
+
+  Raises:
+    ValueError: Shapes do not belong together, or a slot is none.
+  """
+  sizes = check_rows(
+    "gated_delta_rule_step",
+    read,
+    write,
+    q=(q, "b h k"),
+    k=(k, "b h k"),
+    v=(v, "b hv v"),
+    log_decay=(log_decay, "b hv"),
+    beta=(beta, "b hv"),
+    pool=(pool, "s hv k v"),
+  )
+  check_heads("gated_delta_rule_step", sizes, pool)
   xs = (q, k, v, log_decay[..., None], beta)
   return step_rows(algebra.step, pool, xs, read, write)

@@ -173,9 +173,9 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
   """One chunk and value head: all of `Factors` but Q and K.
 
   Args:
-    of: In global memory.
-    results: Likewise: P, X_v, X_k, scales and decays.
-    buffers: In shared memory.
+    of: Operands, in global memory.
+    results: Results, in global memory: P, X_v, X_k, scales and decays.
+    buffers: Buffers, in shared memory.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
@@ -206,8 +206,8 @@ def _load(of: _Operands, buffers: _Buffers, length: Array) -> None:
   """Keys, queries and gates to shared memory.
 
   Args:
-    of: In global memory.
-    buffers: In shared memory.
+    of: Operands, in global memory.
+    buffers: Buffers, in shared memory.
     length: Real tokens: keys behind them are set to zero.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")

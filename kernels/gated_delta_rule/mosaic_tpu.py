@@ -62,7 +62,7 @@ def _key_head(
   Products of keys are made once per key head; decays differ per value head.
 
   Args:
-    precision: Of the products.
+    precision: Precision of the products.
     length: Real tokens.
     q: Queries.
     k: Keys.
@@ -90,7 +90,7 @@ def _value_head(
   where the state predicts the values well.
 
   Args:
-    precision: Of the products.
+    precision: Precision of the products.
     length: Real tokens; the others are selected to zero before they enter.
     q: Queries.
     k: Keys.

@@ -13,6 +13,7 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
   mosaic_tpu,
   xla,
 )
+from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -49,7 +50,7 @@ def kimi_delta_attention(
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds; c is at most 16 or a
       multiple of it.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -79,6 +80,7 @@ def kimi_delta_attention(
     pool=(pool, "s hv k v"),
   )
   check_heads("kimi_delta_attention", sizes, pool)
+  check_slots("kimi_delta_attention", chunks, sizes)
   return dispatch(
     "kimi_delta_attention",
     implementation,
@@ -115,8 +117,8 @@ def kimi_delta_attention_core(
     length: Real tokens of each chunk.
     initial_state: The state before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     Outputs [n c hv v], the last state, the captured states [m hv k v].
@@ -150,6 +152,35 @@ def kimi_delta_attention_step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
-  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  """One token of b running sequences: slot `read` -> token -> slot `write`.
+
+  Args:
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0 per channel; -inf resets the state.
+    beta: Strength of the update, 0 to 1.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
+
+  Returns:
+    out and pool.
+
+  Raises:
+    ValueError: Shapes do not belong together, or a slot is none.
+  """
+  sizes = check_rows(
+    "kimi_delta_attention_step",
+    read,
+    write,
+    q=(q, "b h k"),
+    k=(k, "b h k"),
+    v=(v, "b hv v"),
+    log_decay=(log_decay, "b hv k"),
+    beta=(beta, "b hv"),
+    pool=(pool, "s hv k v"),
+  )
+  check_heads("kimi_delta_attention_step", sizes, pool)
   xs = (q, k, v, log_decay, beta)
   return step_rows(algebra.step, pool, xs, read, write)

@@ -193,9 +193,9 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
   """One chunk and value head: all of `Factors` but the scales.
 
   Args:
-    of: In global memory.
-    results: Likewise: Q, K, P, X_v, X_k and decays.
-    buffers: In shared memory.
+    of: Operands, in global memory.
+    results: Results, in global memory: Q, K, P, X_v, X_k and decays.
+    buffers: Buffers, in shared memory.
   """
   length = of.lengths[lax.axis_index("chunk")]
 
@@ -290,9 +290,9 @@ def _chunk(
   Args:
     of: As in `_prepare`.
     results: As in `_prepare`.
-    buffers: With the last channels; all is overwritten.
+    buffers: They hold the last channels; all is overwritten.
     length: Real tokens.
-    sums: Of keys with keys, and of queries with keys.
+    sums: Products of keys with keys, and of queries with keys.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   _, _, attention, values, corrections, _ = results

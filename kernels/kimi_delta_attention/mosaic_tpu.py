@@ -87,7 +87,7 @@ def _value_head(
   """One chunk: outputs and the state after it.
 
   Args:
-    precision: Of the products.
+    precision: Precision of the products.
     length: Real tokens; the others are selected to zero before they enter.
     q: Queries.
     k: Keys.
@@ -140,7 +140,7 @@ def _decayed_products(
     lefts: What stands on the left: keys, queries.
     k: Keys.
     log_decay: Per channel; finite.
-    precision: Of the products.
+    precision: Precision of the products.
   """
   size = k.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))

@@ -1,10 +1,12 @@
 """lattice_attention: causal attention whose bits depend on the tokens alone."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels.checks import check_shapes
+from sparse_prefix_jax.kernels.checks import check_axes, check_shapes
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
@@ -12,6 +14,10 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   mosaic_tpu,
   vjp,
   xla,
+)
+from sparse_prefix_jax.kernels.slot_checks import (
+  check_pages,
+  check_tokens,
 )
 
 BLOCK_PAGES = 8
@@ -60,7 +66,7 @@ def lattice_attention(
       last used page may be any valid page.
     window: Keys that a token sees, itself included; None for all before it.
       Pages that no token of a chunk sees are not visited.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -70,7 +76,6 @@ def lattice_attention(
     ValueError: If no implementation fits, the page table is not a multiple of
       BLOCK_PAGES wide, or the window is below 1.
   """
-  _check(page_table, window)
   pages = "p c hkv k"
   sizes = check_shapes(
     "lattice_attention",
@@ -81,11 +86,11 @@ def lattice_attention(
     key_pages=(key_pages, pages),
     value_pages=(value_pages, pages),
   )
-  if sizes["h"] % sizes["hkv"]:
-    raise ValueError(
-      f"lattice_attention has {sizes['h']} query heads for {sizes['hkv']} key "
-      "heads; they must be a multiple."
-    )
+  check_pages("lattice_attention", chunks, page_table, sizes)
+  _check("lattice_attention", page_table, window, sizes)
+  # NumPy's arrays cannot be indexed inside the scan.
+  chunks = Chunks(*(jnp.asarray(field, jnp.int32) for field in chunks))
+  page_table = jnp.asarray(page_table, jnp.int32)
   return dispatch(
     "lattice_attention",
     implementation,
@@ -114,8 +119,44 @@ def lattice_attention_step(
   Float[Array, "p c hkv k"],
   Float[Array, "p c hkv k"],
 ]:
-  """One token of b running sequences: its key and value are written first."""
-  _check(page_table, window)
+  """One token of b running sequences: its key and value are written first.
+
+  Args:
+    q: Queries, scaled by the caller, rotated.
+    k: Keys of the tokens, rotated by absolute position.
+    v: Values of the tokens.
+    key_pages: Pages of keys, donated.
+    value_pages: Pages of values, donated.
+    position: Absolute position of each token.
+    active: False for a free row, which writes nothing. [b]
+    page_table: Page of each chunk of each row, in order.
+    window: Keys that a token sees, itself included; None for all before it.
+    precision: Of the products.
+
+  Returns:
+    out, key_pages, value_pages.
+
+  Raises:
+    ValueError: Shapes do not belong together, a position or a page is none, the
+      page table is not a multiple of BLOCK_PAGES wide, or the window is below
+      1.
+  """
+  sizes = check_axes(
+    "lattice_attention_step",
+    q=(q, "b h k"),
+    k=(k, "b hkv k"),
+    v=(v, "b hkv k"),
+    key_pages=(key_pages, "p c hkv k"),
+    value_pages=(value_pages, "p c hkv k"),
+    position=(position, "b"),
+    active=(active, "b"),
+    page_table=(page_table, "b pages"),
+  )
+  check_tokens("lattice_attention_step", position, active, page_table, sizes)
+  _check("lattice_attention_step", page_table, window, sizes)
+  position, page_table = (
+    jnp.asarray(x, jnp.int32) for x in (position, page_table)
+  )
   return xla.attend_rows(
     q,
     k,
@@ -157,13 +198,19 @@ def lattice_attention_core(
     past_keys: Keys of the chunks before the first; what a request resumes from.
     past_values: Values of the same.
     window: As in `lattice_attention`.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Raises:
     ValueError: As `lattice_attention`; or if only one of the pasts is given, or
       they differ in shape.
   """
+  check_axes(
+    "lattice_attention_core",
+    q=(q, "n c h k"),
+    k=(k, "n c hkv k"),
+    length=(length, "n"),
+  )
   none = jnp.zeros((0, *k.shape[1:]), k.dtype)
   past_keys, past_values = (
     none if past is None else past for past in (past_keys, past_values)
@@ -195,8 +242,19 @@ def lattice_attention_core(
   return vjp.attend(core, q, keys, values, length)
 
 
-def _check(page_table: Array, window: int | None) -> None:
-  if page_table.shape[1] % BLOCK_PAGES or not page_table.shape[1]:
+def _check(
+  operation: str,
+  page_table: Array,
+  window: int | None,
+  sizes: Mapping[str, int],
+) -> None:
+  """Refuses heads, page tables and windows that the products cannot take."""
+  if sizes["h"] % sizes["hkv"]:
+    raise ValueError(
+      f"{operation} has {sizes['h']} query heads for {sizes['hkv']} key heads; "
+      "they must be a multiple."
+    )
+  if page_table.shape[1] % BLOCK_PAGES:
     raise ValueError(
       f"page_table is {page_table.shape[1]} pages wide; it must be a multiple "
       f"of {BLOCK_PAGES}."

@@ -136,7 +136,7 @@ def _shared_bytes(width: int, stages: int) -> int:
   """Queries, pages of keys and of values, and weights, in bfloat16.
 
   Args:
-    width: Of a head.
+    width: Width of a head.
     stages: Pages under way.
   """
   return 2 * CHUNK * (width * (1 + 2 * stages) + CHUNK)
@@ -165,8 +165,8 @@ def _attend(
 
   Args:
     q: Queries, scaled and rotated.
-    key_pages: With the chunks' own keys in their pages.
-    value_pages: Likewise.
+    key_pages: Pages of keys, those of the chunks among them.
+    value_pages: Pages of values, those of the chunks among them.
     chunks: Position, length and page-table row of each chunk.
     page_table: Pages of each request, in order.
     window: Keys that a token sees, or None for all before it.
@@ -218,7 +218,7 @@ class _Program(NamedTuple):
     page_table: [requests pages]
     out: [n c h k]
     queries: In shared memory, like all that follows. [c k]
-    keys: Of the pages under way. [stage c k]
+    keys: Keys of the pages under way. [stage c k]
     values: [stage c k]
     weights: e^{s-m'}. [c c]
     arrived: One barrier per stage.
@@ -300,7 +300,7 @@ class _Program(NamedTuple):
     Args:
       page: Number of the page in its request.
       stage: Where its keys and values lie.
-      carry: Of the pages before.
+      carry: Sums over the pages before.
     """
     scores = self._scores(page, stage)
     maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=1))

@@ -62,7 +62,7 @@ class _Sizes:
     block_pages: Pages of one block of keys.
     tokens_first: Whether pages are [c hkv k] rather than [hkv c k].
     window: Keys that a token sees, or None for all before it.
-    precision: Of the products.
+    precision: Precision of the products.
   """
 
   chunk: int
@@ -87,7 +87,7 @@ class _Keys(NamedTuple):
   """The keys that a chunk sees: positions [start, end).
 
   Attributes:
-    position: Of its first query.
+    position: Position of its first query.
     start: First key that any of its queries sees.
     end: Tokens that exist.
   """
@@ -168,8 +168,8 @@ def _attend(
     value_pages: Values of the same.
     chunks: Position, length and row of the page table of each chunk.
     page_table: Pages of each request, in order.
-    sizes: Of the call.
-    config: For the compiler or the interpreter.
+    sizes: Sizes of the call.
+    config: Parameters for the compiler or the interpreter.
   """
   scalars = chunks.position, chunks.length, chunks.request, page_table
   softmax = (*q.shape[1:3], fit.LANES)
@@ -279,7 +279,7 @@ def _accumulate(
   has a maximum of -inf; it subtracts 0 and stays empty.
 
   Args:
-    sizes: Of the call.
+    sizes: Sizes of the call.
     keys: Those of the chunk.
     first: Position of the first key of the block.
     q: Queries of the chunk.

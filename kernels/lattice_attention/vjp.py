@@ -27,7 +27,7 @@ class Core:
   Attributes:
     forward: `(q, keys, values, length) -> out`, keys and values of all chunks.
     window: Keys that a token sees, or None.
-    precision: Of the products.
+    precision: Precision of the products.
   """
 
   forward: Callable[[Array, Array, Array, Array], Array]
@@ -48,8 +48,8 @@ def attend(
   Args:
     core: What to run.
     q: Queries, scaled.
-    keys: Of all chunks, in order; the last n are the queries' own.
-    values: Likewise.
+    keys: Keys of all chunks, in order; the last n are the queries' own.
+    values: Values of all chunks, in the same order.
     length: Real tokens of the last n chunks.
   """
   return core.forward(q, keys, values, length)

@@ -155,7 +155,7 @@ def _attend(
     pools: Keys and values.
     block_pages: Pages of one block.
     window: Keys that a row sees, or None for all before it.
-    precision: Of the products.
+    precision: Precision of the products.
 
   Returns:
     softmax(q K^T) V; zeros if `end` is 0.

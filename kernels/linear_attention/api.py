@@ -13,6 +13,7 @@ from sparse_prefix_jax.kernels.linear_attention import (
   mosaic_tpu,
   xla,
 )
+from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -46,7 +47,7 @@ def linear_attention(
     log_decay: Log decay a_t <= 0; -inf resets the state.
     pool: States, donated: captured states appear in the result.
     chunks: What each packed chunk reads, writes and holds.
-    precision: Of the products.
+    precision: Precision of the products.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -75,6 +76,7 @@ def linear_attention(
     pool=(pool, "s hv k v"),
   )
   check_heads("linear_attention", sizes, pool)
+  check_slots("linear_attention", chunks, sizes)
   return dispatch(
     "linear_attention",
     implementation,
@@ -109,8 +111,8 @@ def linear_attention_core(
     length: Real tokens of each chunk.
     initial_state: The state before the first chunk.
     capture_at: Numbers of chunks after which to hand out the state.
-    precision: Of the products.
-    implementation: Of the forward pass.
+    precision: Precision of the products.
+    implementation: What computes the forward pass: a name, a config or None.
 
   Returns:
     Outputs [n c hv v], the last state, the captured states [m hv k v].
@@ -143,6 +145,33 @@ def linear_attention_step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
-  """One token of b running sequences: slot `read` -> token -> slot `write`."""
+  """One token of b running sequences: slot `read` -> token -> slot `write`.
+
+  Args:
+    q: Queries, scaled by the caller.
+    k: Keys.
+    v: Values; hv is a multiple of h.
+    log_decay: Log decay a_t <= 0; -inf resets the state.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice.
+
+  Returns:
+    out and pool.
+
+  Raises:
+    ValueError: Shapes do not belong together, or a slot is none.
+  """
+  sizes = check_rows(
+    "linear_attention_step",
+    read,
+    write,
+    q=(q, "b h k"),
+    k=(k, "b h k"),
+    v=(v, "b hv v"),
+    log_decay=(log_decay, "b hv"),
+    pool=(pool, "s hv k v"),
+  )
+  check_heads("linear_attention_step", sizes, pool)
   xs = (q, k, v, log_decay[..., None])
   return step_rows(algebra.step, pool, xs, read, write)

@@ -141,9 +141,9 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
   """One chunk and value head: P, scales and decay.
 
   Args:
-    of: In global memory.
-    results: Likewise.
-    buffers: In shared memory.
+    of: Operands, in global memory.
+    results: Results, in global memory.
+    buffers: Buffers, in shared memory.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]

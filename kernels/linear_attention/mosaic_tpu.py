@@ -58,7 +58,7 @@ def _key_head(
   The product is made once per key head; decays differ per value head.
 
   Args:
-    precision: Of the products.
+    precision: Precision of the products.
     length: Real tokens.
     q: Queries.
     k: Keys.
@@ -80,7 +80,7 @@ def _value_head(
   """One chunk: outputs and the state after it.
 
   Args:
-    precision: Of the products.
+    precision: Precision of the products.
     length: Real tokens; the others are selected to zero before they enter.
     q: Queries.
     k: Keys.

@@ -17,7 +17,8 @@ class Gpu(NamedTuple):
   """What kernels ask about a GPU.
 
   Attributes:
-    multiprocessors: Of the largest of its kind; one program runs on one.
+    multiprocessors: How many the largest of its kind has; a program runs on
+      one.
     warpgroup_products: Whether it has wgmma.
   """
 
@@ -57,7 +58,7 @@ def known(device: Device) -> Gpu | None:
 
 
 def gpu_of(device: Device) -> Gpu:
-  """Likewise; what is no such GPU can only be the interpreter's machine."""
+  """The GPU that a device is; where it is none, an interpreter runs there."""
   return known(device) or HOPPER
 
 
@@ -89,7 +90,7 @@ def refused_sizes(stages: int, taken: int) -> str | None:
   """Why a program of these sizes cannot be, or None.
 
   Args:
-    stages: Of loads.
+    stages: Stages of loads.
     taken: Bytes of shared memory.
   """
   if stages < 1:

@@ -34,7 +34,7 @@ def shared_bytes(
     width: Keys of a head.
     columns: Value columns of a program.
     stages: Chunks under way.
-    value_bytes: Of an element of X_v.
+    value_bytes: Bytes of an element of X_v.
     operands: How many buffers [c k] of bfloat16 the scan loads per chunk: one
       or two for K and for Q each, none or one for X_k.
   """
@@ -65,7 +65,7 @@ def sizes(
   Args:
     gpu: What the program is made for.
     width: Keys of a head.
-    value_columns: Of all heads.
+    value_columns: Value columns of all heads.
     value_bytes: As in `shared_bytes`.
     operands: As in `shared_bytes`.
   """

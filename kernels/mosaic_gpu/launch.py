@@ -120,8 +120,8 @@ def tile(*shape: int, dtype: Any = jnp.bfloat16, width: int = 64) -> Any:
   a row nor a column of a tile meets one bank twice.
 
   Args:
-    *shape: Of the buffer.
-    dtype: Of the elements.
+    *shape: Shape of the buffer.
+    dtype: Dtype of the elements.
     width: Columns of a tile at most. The operands of a product have the same;
       it is less than 64 where one of them has fewer columns.
   """
@@ -238,7 +238,7 @@ def parts(buffer: Ref) -> list[Ref]:
 
 
 def stacked(buffer: Ref) -> list[Ref]:
-  """Likewise where they stand one below the other. [part*c r]"""
+  """The two parts of an operand, one below the other. [part*c r]"""
   return [buffer.at[pl.ds(0, CHUNK)], buffer.at[pl.ds(CHUNK, CHUNK)]]
 
 

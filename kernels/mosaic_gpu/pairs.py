@@ -131,7 +131,7 @@ def add(sums: tuple[Array, Array], of: Block) -> tuple[Array, Array]:
   Rows of padding hold anything; what is above the diagonal is zero.
 
   Args:
-    sums: Over other channels. [c c] each
+    sums: Sums over other channels. [c c] each
     of: `left`, `right` and `lower` are overwritten.
   """
   row, column = indices()
@@ -141,7 +141,7 @@ def add(sums: tuple[Array, Array], of: Block) -> tuple[Array, Array]:
 
     Args:
       size: Logarithm of the rows of a block.
-      sums: Of keys with keys, and of queries with keys.
+      sums: Products of keys with keys, and of queries with keys.
     """
     until, behind = of.masks(size)
     into = of.until(until)

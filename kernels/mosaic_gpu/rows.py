@@ -56,7 +56,7 @@ def sizes(x: Array, number_bytes: int) -> MosaicGpuConfig:
 
   Args:
     x: Inputs. [n c d]
-    number_bytes: Of all that is loaded per token and channel.
+    number_bytes: Bytes of all that is loaded per token and channel.
   """
   two_stages = shared_bytes(x, _LANES, 2, number_bytes) <= SHARED_BYTES
   return MosaicGpuConfig(columns=_LANES, stages=2 if two_stages else 1)
@@ -91,7 +91,7 @@ def unfit(x: Array, config: MosaicGpuConfig, number_bytes: int) -> str | None:
 
 
 def unfit_inputs(x: Array) -> str | None:
-  """Likewise, however the channels are cut.
+  """Why these kernels do not take the inputs, however they are cut, or None.
 
   Args:
     x: Inputs. [n c d]
@@ -152,7 +152,7 @@ class _Program(NamedTuple):
 
   Attributes:
     cell: One token.
-    plan: Of `mosaic_gpu/segments.py`.
+    plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     arrays: What tokens read, in global memory. [n c d] each
     constants: [m d], or None.
     y: [n c d]

@@ -118,7 +118,7 @@ def scan(
   """Restore, scan and capture in one launch, the pool in place.
 
   Args:
-    factors: Of all chunks.
+    factors: Factors of all chunks.
     pool: States, donated.
     chunks: What each chunk reads, writes and holds.
     config: `columns` per program and `stages` of loads.
@@ -174,12 +174,12 @@ class _Program(NamedTuple):
   """One head, some value columns, and the segment of one chunk.
 
   Attributes:
-    plan: Of `mosaic_gpu/segments.py`.
-    factors: Of all chunks and heads, in global memory.
+    plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
+    factors: Factors of all chunks and heads, in global memory.
     out: [n c hv v]
     pool: [s hv k v]
-    buffers: In shared memory.
-    config: Sizes.
+    buffers: Buffers, in shared memory.
+    config: Sizes of the program.
   """
 
   plan: Ref

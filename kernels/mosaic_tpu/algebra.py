@@ -141,7 +141,7 @@ def solve_unit_lower(
   Args:
     lower: Strictly lower triangular; c is a multiple of BLOCK.
     right: Right-hand sides.
-    precision: Of the products.
+    precision: Precision of the products.
 
   Returns:
     The solution, to the rounding of substitution also where keys repeat and

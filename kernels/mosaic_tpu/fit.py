@@ -140,7 +140,7 @@ def rows_lie_together(rows: int, dtype: Any) -> bool:
 
   Args:
     rows: Length of the last axis but one.
-    dtype: Of the array.
+    dtype: Dtype of the array.
   """
   whole = rows in (2, 4) or rows % 8 == 0
   return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)
@@ -155,8 +155,8 @@ def order_of_pool(shape: tuple[int, ...], dtype: Any) -> tuple[int, ...] | None:
   XLA's own scatters and loops work in it then.
 
   Args:
-    shape: Of the pool: states [s hv k v], pages [p c hkv k], or others.
-    dtype: Of the pool.
+    shape: Shape of the pool: states [s hv k v], pages [p c hkv k], or others.
+    dtype: Dtype of the pool.
   """
   if len(shape) != 4 or shape[-1] % LANES != LANES // 2:
     return None
@@ -174,12 +174,12 @@ def refusal_of_heads(
   """Why an operation on states [s hv k v] does not fit, or None.
 
   Args:
-    config: Its block has to divide the value heads.
+    config: Sizes; the block has to divide the value heads.
     q: Queries [n c h k].
     k: Keys; c in multiples of 16 (forward substitution, tiles of bfloat16).
     v: Values [n c hv v]; k and v in multiples of 64.
     pool: States, float32.
-    precision: Of the products.
+    precision: Precision of the products.
   """
   size, heads, width = k.shape[1:]
   if size % 16:
@@ -206,7 +206,7 @@ def refusal_of_channels(config: Config, x: Array, arrays: int) -> str | None:
   """Why an operation on independent channels [n c d] does not fit, or None.
 
   Args:
-    config: Its block counts channels, in whole registers.
+    config: Sizes; the block counts channels, in whole registers.
     x: Inputs; c in multiples of 16, d in multiples of 128.
     arrays: As in `channels_per_step`.
   """

@@ -48,8 +48,8 @@ def scan_heads(
       token.
     pool: States.
     chunks: What each packed chunk reads, writes and holds.
-    config: Its block counts value heads; their key heads go along.
-    name: Of the kernel.
+    config: Sizes; the block counts value heads, their key heads go along.
+    name: Name of the kernel, in profiles.
 
   Returns:
     Outputs in the shape of v, and the pool.
@@ -106,7 +106,7 @@ def implementation(run: Callable[..., Any]) -> Implementation:
   """The implementation of an operation that is such a scan.
 
   Args:
-    run: Of q, k, v, what else a chunk needs, pool and chunks.
+    run: A function of q, k, v, what else a chunk needs, pool and chunks.
   """
 
   def refusal(

@@ -111,8 +111,8 @@ def packed_scan(
     chunks: What to read, write and advance.
     blocks: Number of blocks; divides every axis that is split, or is a
       multiple of its length, and several blocks share an entry.
-    config: For the interpreter.
-    name: Of the kernel, in profiles.
+    config: Parameters for the interpreter.
+    name: Name of the kernel, in profiles.
     in_place: False for pools of small slots of any layout: XLA gathers the
       slots and scatters them, and the kernel works on a pool of n.
 

@@ -4,7 +4,6 @@ import re
 import reprlib
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
 
@@ -34,7 +33,7 @@ class Capacity:
   """
 
   kind: str
-  amount: Any
+  amount: int
 
   def __post_init__(self) -> None:
     """Checks both fields."""
@@ -54,7 +53,7 @@ class Capacity:
     return f"{self.kind}:{self.amount}"
 
 
-def parse_capacity(text: Any) -> Capacity:
+def parse_capacity(text: str) -> Capacity:
   """Reads a capacity as it stands on the command line.
 
   Args:

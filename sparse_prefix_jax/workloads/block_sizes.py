@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 DEFAULT_BLOCK = 512
 """Tokens per block where neither name nor caller says it: those of Mooncake."""
@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
     return self.tokens // block <= self.ids <= -(-self.tokens // block)
 
 
-def block_size_of(path: str | Path, block_size: Any = None) -> int:
+def block_size_of(path: str | Path, block_size: int | None = None) -> int:
   """Tokens per block: as the name says, else as given, else 512.
 
   Args:

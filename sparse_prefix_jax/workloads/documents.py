@@ -5,14 +5,18 @@ folder needs no model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sparse_prefix_jax.workloads.lines import json_lines, numbered_lines
-from sparse_prefix_jax.workloads.request import Trace, token_row, token_trace
+from sparse_prefix_jax.workloads.request import (
+  Trace,
+  check_number,
+  token_row,
+  token_trace,
+)
 
 Tokenize = Callable[[str], Sequence[int]]
 """A tokenizer: it turns a text into its token ids."""
@@ -102,8 +106,8 @@ def load_system_prompts(
       a file is no UTF-8 text, a number is out of range, or the tokenizer
       returns no token ids.
   """
-  _check_number("count", count, 1, 2**31)
-  _check_number("seed", seed, 0, 2**32)
+  check_number("count", count, 1, 2**31)
+  check_number("seed", seed, 0, 2**32)
   prompts, asked = _system_prompts(Path(folder)), _queries(Path(queries))
   random = np.random.RandomState(seed)
   groups = random.randint(len(prompts), size=count)
@@ -117,16 +121,6 @@ def load_system_prompts(
     for index, (group, query) in enumerate(zip(groups, chosen))
   ]
   return token_trace(name, rows, groups.tolist())
-
-
-def _check_number(name: str, value: Any, low: int, end: int) -> None:
-  """Raises ValueError for what is no integer in [low, end)."""
-  whole = isinstance(value, Integral) and not isinstance(value, bool)
-  if not whole or not low <= value < end:
-    raise ValueError(
-      f"{name} must be an integer of at least {low} and below {end}, got"
-      f" {value!r}"
-    )
 
 
 def _system_prompts(folder: Path) -> list[str]:

@@ -4,7 +4,11 @@ import heapq
 
 import numpy as np
 
-from sparse_prefix_jax.workloads.request import Trace, reordered
+from sparse_prefix_jax.workloads.request import (
+  Trace,
+  check_number,
+  reordered,
+)
 
 
 def interleave(trace: Trace, seed: int = 42) -> Trace:
@@ -17,11 +21,20 @@ def interleave(trace: Trace, seed: int = 42) -> Trace:
 
   Args:
     trace: requests, each group in its own order.
-    seed: of the generator; the paper's is 42.
+    seed: chooses the draws, from 0 to 2**32 - 1; the paper's is 42.
 
   Returns:
     The same requests in the new order.
+
+  Raises:
+    ValueError: the seed is no integer from 0 to 2**32 - 1.
+
+  >>> from sparse_prefix_jax.workloads import token_trace
+  >>> trace = token_trace("two", [[1], [2], [3], [4]], [0, 0, 1, 1])
+  >>> [request.index for request in interleave(trace, seed=3).requests]
+  [2, 3, 0, 1]
   """
+  check_number("seed", seed, 0, 2**32)
   random = np.random.RandomState(seed)
   members: dict[int, list[int]] = {}
   for position, request in enumerate(trace.requests):

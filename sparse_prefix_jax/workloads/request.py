@@ -92,6 +92,30 @@ class Trace:
     return max(request.length for request in self.requests)
 
 
+def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
+  """Refuses what is no integer in a range; NumPy would cut off a fraction.
+
+  Args:
+    name: what the number is called, for the sentence of a refusal.
+    value: anything.
+    low: the least that is allowed.
+    end: the least above it that is not.
+
+  Raises:
+    ValueError: the value is no integer in [low, end); True is none.
+
+  >>> check_number("count", 2.5, 1, 10)
+  Traceback (most recent call last):
+  ValueError: count must be an integer of at least 1 and below 10, got 2.5
+  """
+  whole = isinstance(value, Integral) and not isinstance(value, bool)
+  if not whole or not low <= int(value) < end:
+    raise ValueError(
+      f"{name} must be an integer of at least {low} and below {end}, got"
+      f" {reprlib.repr(value)}"
+    )
+
+
 def check_ids(where: str, ids: np.ndarray) -> None:
   """Refuses what is no vector of token ids; NumPy would cut or wrap it.
 
@@ -173,8 +197,8 @@ def _check_counts(name: str, rows: int, **columns: Sequence[int]) -> None:
 def token_trace(
   name: str,
   rows: Sequence[Any],
-  groups: Sequence[Any],
-  answers: Sequence[Any] | None = None,
+  groups: Sequence[int],
+  answers: Sequence[int] | None = None,
 ) -> Trace:
   """A trace of token ids from rows and their groups.
 

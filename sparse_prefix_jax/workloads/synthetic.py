@@ -1,10 +1,15 @@
 """A stream of requests whose overlap depths follow a chosen distribution."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from sparse_prefix_jax.workloads.request import Trace, token_trace
+from sparse_prefix_jax.workloads.request import (
+  Trace,
+  check_number,
+  token_trace,
+)
 
 
 def synthetic_stream(
@@ -28,27 +33,32 @@ def synthetic_stream(
   Args:
     weights: [N] weights of the overlap depths in bins, as for
       `solve_placement`; the last bin must lie within the document.
-    requests: how many, at least `groups`.
-    length: tokens of every request.
-    bin_tokens: tokens per bin.
-    groups: documents, served in turn.
-    vocabulary: ids are drawn from [0, vocabulary), at least 2.
-    seed: of the generator.
+    requests: number of requests, at least `groups`.
+    length: number of tokens of every request.
+    bin_tokens: number of tokens per bin.
+    groups: number of documents, which are served in turn.
+    vocabulary: ids are drawn from [0, vocabulary); at least 2.
+    seed: chooses the draws; the same seed gives the same stream.
 
   Returns:
     A trace of token ids.
 
   Raises:
-    ValueError: weights that are negative, not finite or all zero, or sizes that
-      are too small.
+    ValueError: weights that are negative, not finite or all zero, or a size
+      that is no integer or too small: `length` must reach the last bin.
 
   >>> stream = synthetic_stream([0, 1], requests=3, length=128)
   >>> a, b, c = (request.ids for request in stream.requests)
   >>> bool((a[:64] == b[:64]).all()), bool(a[64] == b[64])
   (True, False)
   """
-  weights = np.asarray(weights, np.float64)
-  _check(weights, requests, length, bin_tokens, groups, vocabulary)
+  check_number("groups", groups, 1)
+  check_number("requests", requests, groups)
+  check_number("bin_tokens", bin_tokens, 1)
+  check_number("vocabulary", vocabulary, 2, 2**31 + 1)
+  check_number("seed", seed, 0, 2**64)
+  weights = _checked(weights)
+  check_number("length", length, max(1, (len(weights) - 1) * bin_tokens))
   random = np.random.default_rng(seed)
   documents = random.integers(vocabulary, size=(groups, length))
   depths = random.choice(len(weights), size=requests, p=weights / weights.sum())
@@ -63,30 +73,17 @@ def synthetic_stream(
   return token_trace("synthetic", list(rows), order)
 
 
-def _check(
-  weights: np.ndarray,
-  requests: int,
-  length: int,
-  bin_tokens: int,
-  groups: int,
-  vocabulary: int,
-) -> None:
-  """Raises ValueError for arguments of `synthetic_stream` out of range."""
-  if weights.ndim != 1 or not np.all(np.isfinite(weights)):
+def _checked(weights: Any) -> np.ndarray:
+  """The weights as float64 [N]; ValueError for what is no distribution."""
+  try:
+    numbers = np.asarray(weights, np.float64)
+  except (TypeError, ValueError):
+    raise ValueError("weights must be a vector of finite numbers") from None
+  if numbers.ndim != 1 or not np.all(np.isfinite(numbers)):
     raise ValueError("weights must be a vector of finite numbers")
-  if np.any(weights < 0) or not np.any(weights > 0):
+  if np.any(numbers < 0) or not np.any(numbers > 0):
     raise ValueError("weights must not be negative nor all zero")
-  if groups < 1 or requests < groups:
-    raise ValueError(
-      f"requests must be at least groups >= 1, got {requests} and {groups}"
-    )
-  if vocabulary < 2 or bin_tokens < 1:
-    raise ValueError(
-      "vocabulary must be at least 2 and bin_tokens at least 1, got"
-      f" {vocabulary} and {bin_tokens}"
-    )
-  if length < max(1, (len(weights) - 1) * bin_tokens):
-    raise ValueError(
-      f"length must reach the last bin, {(len(weights) - 1) * bin_tokens}"
-      f" tokens, got {length}"
-    )
+  with np.errstate(over="ignore"):
+    if not np.isfinite(numbers.sum()):
+      raise ValueError("weights must have a sum that is finite")
+  return numbers

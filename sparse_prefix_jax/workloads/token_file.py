@@ -157,6 +157,7 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   if not any(columns[_ANSWER]):
     del columns[_ANSWER]
   arrays = {name: np.array(column) for name, column in columns.items()}
+  arrays["tail"] = np.concatenate(tails)
   # NumPy would add .npz to a name that has another suffix.
   with Path(path).open("wb") as file:
-    np.savez_compressed(file, **arrays, tail=np.concatenate(tails))
+    np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -7,6 +7,8 @@ from sparse_prefix_jax.workloads.block_sizes import (
   misfit,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 @pytest.mark.parametrize(
   "name, given, size",

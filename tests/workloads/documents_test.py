@@ -5,6 +5,8 @@ import pytest
 
 from sparse_prefix_jax.workloads import load_quality, load_system_prompts
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def tokenize(text):
   return list(text.encode())

@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 
 from sparse_prefix_jax.workloads import interleave, token_trace
+
+pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 
 def stream(counts):
@@ -42,3 +45,9 @@ def test_keeps_every_request_and_the_order_within_groups():
   for group in range(3):
     own = [r.index for r in mixed.requests if r.group == group]
     assert own == sorted(own)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, None, "1", np.nan])
+def test_seeds_that_are_none_are_refused(seed):
+  with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
+    interleave(stream([2, 2]), seed)

@@ -8,6 +8,8 @@ from sparse_prefix_jax.workloads import (
   token_trace,
 )
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def test_token_trace_keeps_rows_and_groups():
   trace = token_trace("t", [np.array([3, 1]), [2]], [7, 8])

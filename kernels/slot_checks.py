@@ -1,0 +1,227 @@
+"""Slots, pages and lengths, checked where their values are known.
+
+Under `jax.jit` an argument is a tracer: its dtype is checked, its values are
+not, and nothing waits for a device. Whoever compiles a program checks the plan
+that it is given before it goes to the device. Outside of it an index past the
+end would be clamped or dropped, and one below zero taken from the end: a state
+would be lost, or be another's, in silence.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import core
+from jaxtyping import Array
+
+from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+
+
+def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:
+  """The values of an argument that numbers something, where there are any.
+
+  Args:
+    name: What the argument is called, for the message.
+    array: Integers of any shape.
+
+  Returns:
+    The values, or None for a tracer, whose values are not known yet, and for an
+    array of which other processes hold a part.
+
+  Raises:
+    ValueError: The argument does not hold integers; a fraction would be cut off
+      to the number of another slot, and a mask be taken for slots 0 and 1.
+
+  Example:
+    >>> concrete("read", jnp.array([2, -1])).tolist()
+    [2, -1]
+    >>> jax.jit(lambda read: concrete("read", read) is None)(jnp.array([2]))
+    Array(True, dtype=bool)
+  """
+  if not jnp.issubdtype(array.dtype, jnp.integer):
+    raise ValueError(f"{name} has dtype {array.dtype}; it must hold integers.")
+  if isinstance(array, core.Tracer):
+    return None
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    return None
+  return np.asarray(array)
+
+
+def _check_range(
+  name: str, values: np.ndarray | None, low: int, end: int, allowed: str
+) -> None:
+  """Refuses values outside [low, end); None, of a tracer, has none."""
+  if values is None:
+    return
+  wrong = values[(values < low) | (values >= end)]
+  if wrong.size:
+    raise ValueError(f"{name} holds {wrong[0]}; it must be {allowed}.")
+
+
+def _check_once(name: str, values: np.ndarray | None, what: str) -> None:
+  """Refuses a number that stands twice."""
+  if values is None:
+    return
+  found, counts = np.unique(values, return_counts=True)
+  if np.any(counts > 1):
+    raise ValueError(
+      f"{name} names {what} {found[np.argmax(counts)]} twice; each may be "
+      "written once in a call."
+    )
+
+
+def check_slots(
+  operation: str, chunks: Chunks, sizes: Mapping[str, int]
+) -> None:
+  """Refuses chunks that read, write or hold what there is not.
+
+  Args:
+    operation: The name of the operation, for the message.
+    chunks: What each packed chunk reads, writes and holds; see `check_shapes`.
+    sizes: The sizes of its letters; c and s, the slots, are read.
+
+  Raises:
+    ValueError: Naming the field, what it holds, and what is allowed. `position`
+      and `request`, which an operation on states does not read, are not looked
+      at.
+  """
+  s, c = sizes["s"], sizes["c"]
+  name = f"chunks.{{}} of {operation}".format
+  read = concrete(name("read"), chunks.read)
+  write = concrete(name("write"), chunks.write)
+  length = concrete(name("length"), chunks.length)
+  _check_range(
+    name("read"), read, CARRY, s, f"a slot below {s}, ZERO (-1) or CARRY (-2)"
+  )
+  _check_range(name("write"), write, NONE, s, f"a slot below {s} or NONE (-1)")
+  _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
+  if write is not None:
+    _check_once(name("write"), write[write != NONE], "slot")
+
+
+def check_rows(
+  operation: str, read: Array, write: Array, **arrays: tuple[Array, str]
+) -> dict[str, int]:
+  """Refuses the arguments of a step that do not belong together.
+
+  Args:
+    operation: The name of the operation, for the message.
+    read: The slot of each row, or ZERO. [b]
+    write: The slot of each row, or NONE; no slot stands twice. [b]
+    **arrays: An array and its axes, those of the rows "b ..."; one of them has
+      an axis s, the slots.
+
+  Returns:
+    The size of every letter.
+
+  Raises:
+    ValueError: Naming the first argument that does not fit, or the value that
+      is no slot.
+
+  Example:
+    >>> pool, x = jnp.zeros((4, 3)), jnp.zeros((1, 3))
+    >>> arrays = {"x": (x, "b d"), "pool": (pool, "s d")}
+    >>> check_rows("step", jnp.array([0]), jnp.array([4]), **arrays)
+    Traceback (most recent call last):
+    ValueError: write of step holds 4; it must be a slot below 4 or NONE (-1).
+  """
+  sizes = check_axes(operation, **arrays, read=(read, "b"), write=(write, "b"))
+  s, name = sizes["s"], f"{{}} of {operation}".format
+  reads, writes = concrete(name("read"), read), concrete(name("write"), write)
+  _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")
+  _check_range(name("write"), writes, NONE, s, f"a slot below {s} or NONE (-1)")
+  if writes is not None:
+    _check_once(name("write"), writes[writes != NONE], "slot")
+  return sizes
+
+
+def check_pages(
+  operation: str,
+  chunks: Chunks,
+  page_table: Array,
+  sizes: Mapping[str, int],
+) -> None:
+  """Refuses chunks that write or attend to pages that there are not.
+
+  Args:
+    operation: The name of the operation, for the message.
+    chunks: What each packed chunk holds and where; see `check_shapes`. `read`
+      and `write`, which attention does not read, are not looked at.
+    page_table: Pages of each request, in order. [requests pages]
+    sizes: The sizes of its letters; c and p, the pages of the pools, are read.
+
+  Raises:
+    ValueError: Naming the argument, what it holds, and what is allowed.
+  """
+  check_axes(operation, page_table=(page_table, "requests pages"))
+  p, c, (rows, width) = sizes["p"], sizes["c"], page_table.shape
+  name = f"chunks.{{}} of {operation}".format
+  table = concrete(f"page_table of {operation}", page_table)
+  length = concrete(name("length"), chunks.length)
+  position = concrete(name("position"), chunks.position)
+  request = concrete(name("request"), chunks.request)
+  _check_table(operation, table, p)
+  _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
+  _check_range(
+    name("position"), position, 0, c * width, f"0 or more and below {c * width}"
+  )
+  _check_range(name("request"), request, 0, rows, f"a row below {rows}")
+  if position is not None and np.any(position % c):
+    raise ValueError(
+      f"{name('position')} holds {position[np.argmax(position % c > 0)]}; it "
+      f"must be a multiple of {c}."
+    )
+  if length is None or position is None or request is None or table is None:
+    return
+  active = length > 0
+  written = table[request[active], position[active] // c]
+  _check_once(operation, written, "page")
+
+
+def _check_table(operation: str, table: np.ndarray | None, pages: int) -> None:
+  """Refuses what is no page; what is not used may be any valid page."""
+  allowed = f"a page below {pages}"
+  _check_range(f"page_table of {operation}", table, 0, pages, allowed)
+
+
+def check_tokens(
+  operation: str,
+  position: Array,
+  active: Array,
+  page_table: Array,
+  sizes: Mapping[str, int],
+) -> None:
+  """Refuses tokens of a step that have no place in the pages of their rows.
+
+  Args:
+    operation: The name of the operation, for the message.
+    position: Absolute position of the token of each row. [b]
+    active: False for a free row, which writes nothing. [b]
+    page_table: Pages of each row, in order. [b pages]
+    sizes: The sizes of its letters; c and p, the pages of the pools, are read.
+
+  Raises:
+    ValueError: Naming the argument, what it holds, and what is allowed.
+  """
+  if active.dtype != bool:
+    raise ValueError(
+      f"active of {operation} is {active.dtype}; it must be bool."
+    )
+  p, c, width = sizes["p"], sizes["c"], page_table.shape[1]
+  name = f"{{}} of {operation}".format
+  positions = concrete(name("position"), position)
+  table = concrete(name("page_table"), page_table)
+  _check_range(
+    name("position"),
+    positions,
+    0,
+    c * width,
+    f"0 or more and below {c * width}",
+  )
+  _check_table(operation, table, p)
+  if positions is None or table is None or isinstance(active, core.Tracer):
+    return
+  places = table[np.arange(len(positions)), positions // c] * c + positions % c
+  _check_once(operation, places[np.asarray(active)], "place of a token")
