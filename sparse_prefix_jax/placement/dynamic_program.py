@@ -1,6 +1,7 @@
 """The best placement, exactly, on the device: `solve_placement`.
 
-The largest staircase of at most m steps under the survival G (DESIGN section 5)
+The problem is that of docs/design.md, "Where states are kept". The largest
+staircase of at most m steps under the survival G
 
     V_m(s) = max over r < s of  V_{m-1}(r) + (F(s) - F(r)) G(s)
 
@@ -142,11 +143,11 @@ def _within_pairs(
   """Maxima of each pair's queries over the lines of its tile.
 
   Args:
-    lines: the layer.
-    pairs: the pairs of this level, n gaps of `fan_out * width` queries.
-    fan_out: new queries per gap q, and sub-tiles per tile.
-    width: lines per sub-tile, also the stride of the new queries.
-    locate: also find the first sub-tile with the maximum.
+    lines: The layer.
+    pairs: The pairs of this level, n gaps of `fan_out * width` queries.
+    fan_out: New queries per gap q, and sub-tiles per tile.
+    width: Lines per sub-tile, also the stride of the new queries.
+    locate: Also find the first sub-tile with the maximum.
   """
   tiled = (pairs.first.shape[0], fan_out, width)
   values = lines.values.reshape(tiled)[pairs.tile]
@@ -268,18 +269,18 @@ def solve_placement(
   *,
   integer: str | None = None,
 ) -> Placement:
-  """Where to keep at most `budget` states so that least is recomputed.
+  """Places at most `budget` states so that least is recomputed.
 
-  Minimises `sum_t w(t) (F(t) - F(deepest s_i <= t))` exactly (DESIGN
-  section 5; the paper's placement problem). Works inside `jax.jit` and under
-  `jax.vmap` over many prefixes, with `budget` and `integer` static. Cost: time
-  O(budget N log N), memory O(budget N).
+  It minimises `sum_t w(t) (F(t) - F(deepest s_i <= t))` exactly, which is the
+  paper's placement problem (docs/design.md, "Where states are kept"). It works
+  inside `jax.jit` and under `jax.vmap` over many prefixes, with `budget` and
+  `integer` static, and takes time O(budget N log N) and memory O(budget N).
 
   Args:
-    weights: [N] counts or probabilities of the overlap depths, N >= 2; index =
+    weights: [N] Counts or probabilities of the overlap depths, N >= 2; index =
       depth in any unit (chunks, say).
-    budget: how many states may be kept; more than N - 1 is allowed.
-    cost: [N] cumulative cost F of prefilling to each depth, F(0) = 0, never
+    budget: How many states may be kept; more than N - 1 is allowed.
+    cost: [N] Cumulative cost F of prefilling to each depth, F(0) = 0, never
       decreasing; None for the linear one, F(t) = t.
     integer: "int32" or "int64", the type to solve in. None chooses: the
       narrowest that holds concrete integers, int64 for floats and under `jit`.
@@ -290,11 +291,11 @@ def solve_placement(
     optimal positions, of which it holds one.
 
   Raises:
-    ValueError: fewer than two depths; weights that are negative, not finite or
-      all zero; a cost that decreases, is not finite, does not begin at 0 or has
-      another length; a budget that is negative or
-      not below 2**31; integers beyond the type. Where values
-      are traced these give no positions and `valid = False` instead.
+    ValueError: If there are fewer than two depths; if weights are negative,
+      not finite or all zero; if the cost decreases, is not finite, does not
+      begin at 0 or has another length; if the budget is negative or not below
+      2**31; or if integers are beyond the type. Values that are traced give no
+      positions and `valid = False` instead.
 
   >>> placement = solve_placement([0, 5, 0, 1, 9, 0], 2)
   >>> placement.positions.tolist(), int(placement.objective)

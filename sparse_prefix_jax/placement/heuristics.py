@@ -62,22 +62,23 @@ _RULES: dict[str, Callable[[int, int], range | list[int]]] = {
 }
 
 NEEDS_STEP = ("block", "dyadic")
-"""Heuristics whose budget is a distance and must be at least 1."""
+"""The heuristics whose budget is a distance, which must be at least 1."""
 
 
 def spaced(name: str, length: int, budget: int) -> range | list[int]:
-  """The positions of a heuristic for one prefix, in the unit of `length`.
+  """Returns where a heuristic keeps states of one prefix.
 
   Args:
-    name: one of the names in the module docstring.
-    length: the deepest possible position; nothing is placed beyond it.
-    budget: what the module docstring says for this name.
+    name: A name from the table above.
+    length: The deepest possible position, in any unit.
+    budget: What the table above says for this name.
 
   Returns:
-    Ascending positions > 0 and <= length.
+    Ascending positions > 0 and <= length, in the unit of `length`.
 
   Raises:
-    ValueError: unknown name, or a budget below 1 where it is a distance.
+    ValueError: If the name is unknown, or a budget that is a distance is below
+      1.
 
   >>> list(spaced("balanced", 10, 2)), spaced("dyadic", 5000, 768)
   ([3, 6], [1024, 2048, 4096])
@@ -129,10 +130,10 @@ def no_cache(
   """Keeps nothing; everything is recomputed.
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: not used.
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: It is not used.
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement without positions. Raises as `solve_placement` does.
@@ -153,10 +154,10 @@ def last(
   """Keeps one state, at the deepest depth.
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: not used.
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: It is not used.
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement with position N - 1. Raises as `solve_placement` does.
@@ -177,10 +178,10 @@ def block(
   """Keeps a state every `budget` bins.
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: bins between states, at least 1.
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: How many bins lie between states, at least 1.
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement of floor((N - 1) / budget) positions. Raises as
@@ -202,10 +203,10 @@ def balanced(
   """Keeps `budget` states at equal distances.
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: number of states M; the step is max(1, (N - 1) // (M + 1)).
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: The number of states M; the step is max(1, (N - 1) // (M + 1)).
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement of min(M, N - 1) positions. Raises as `solve_placement` does.
@@ -226,10 +227,10 @@ def sqrt(
   """Keeps a state every floor(sqrt(N - 1)) bins.
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: not used.
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: It is not used.
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement of about sqrt(N) positions. Raises as `solve_placement` does.
@@ -250,10 +251,10 @@ def dyadic(
   """Keeps a state at every power of two (the paper's `log`).
 
   Args:
-    weights: [N] weights of the overlap depths, as in `solve_placement`.
-    budget: the smallest position allowed, at least 1.
-    cost: [N] cumulative cost, None for the linear one.
-    integer: as in `solve_placement`.
+    weights: [N] The weights of the overlap depths, as in `solve_placement`.
+    budget: The smallest position allowed, at least 1.
+    cost: [N] The cumulative cost; None for the linear one.
+    integer: The type to solve in, as in `solve_placement`.
 
   Returns:
     A placement of at most log2(N) positions. Raises as `solve_placement`

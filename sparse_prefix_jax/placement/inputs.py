@@ -6,7 +6,7 @@ by the program itself (`problem.build_problem`).
 
 import math
 import operator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.core import Tracer
 Vector: TypeAlias = jax.Array | np.ndarray | list | tuple
 
 INTEGERS = {"int32": 31, "int64": 62}
-"""Integer types by name, and log2 of the limit of `w_total * F(N-1)`."""
+"""Integer types by name, and log2 of what `w_total * F(N-1)` stays below."""
 
 
 # The largest cost whose mean float32 can hold.
@@ -25,10 +25,10 @@ _MOST_COST = float(np.finfo(np.float32).max)
 
 
 def linear_cost(depths: int) -> np.ndarray:
-  """`F(t) = t`: every recomputed depth bin costs the same.
+  """Returns `F(t) = t`: every recomputed depth bin costs the same.
 
   Args:
-    depths: number of depth bins N.
+    depths: Number of depth bins N.
 
   Returns:
     int32 [N].
@@ -40,17 +40,18 @@ def linear_cost(depths: int) -> np.ndarray:
 
 
 def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
-  """`F(t) = t + ratio t^2`: a linear part, and attention to what came before.
+  """Returns `F(t) = t + ratio t^2`, in which attention is the quadratic part.
 
   Args:
-    depths: number of depth bins N.
-    ratio: quadratic over linear coefficient, per depth bin, not negative.
+    depths: Number of depth bins N.
+    ratio: The quadratic over the linear coefficient, per depth bin, >= 0.
 
   Returns:
     float64 [N].
 
   Raises:
-    ValueError: ratio is negative or not finite, or the cost leaves float32.
+    ValueError: If the ratio is negative or not finite, or the cost leaves
+      float32.
 
   >>> quadratic_cost(4, 0.5)
   array([0. , 1.5, 4. , 7.5])
@@ -68,26 +69,54 @@ def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
 
 
 def is_concrete(*arrays: object) -> bool:
-  """Whether the values of all arrays can be looked at (no `jit` tracer)."""
+  """Says whether all values can be looked at, as those of a tracer cannot."""
   return not any(isinstance(a, Tracer) for a in arrays)
 
 
-def check_budget(budget: int, name: str = "budget") -> int:
-  """The budget as an int; ValueError where it is no integer or negative."""
+def as_integer(value: Any, name: str) -> int:
+  """Returns any kind of integer as an int.
+
+  Args:
+    value: What may be one.
+    name: What an error calls it.
+
+  Raises:
+    ValueError: If it is none.
+
+  >>> as_integer(np.int64(3), "budget")
+  3
+  """
   try:
-    value = operator.index(budget)
+    return operator.index(value)
   except TypeError:
-    raise ValueError(f"{name} must be an integer, got {budget!r}") from None
+    raise ValueError(f"{name} must be an integer, got {value!r}") from None
+
+
+def check_budget(budget: int, name: str = "budget") -> int:
+  """Returns the budget as an int.
+
+  Args:
+    budget: How many states, any kind of integer.
+    name: What an error calls it.
+
+  Raises:
+    ValueError: If it is no integer, or negative.
+
+  >>> check_budget(3)
+  3
+  """
+  value = as_integer(budget, name)
   if value < 0:
     raise ValueError(f"{name} must not be negative, got {value}")
   return value
 
 
 def as_vector(values: Vector, name: str) -> jax.Array | np.ndarray:
-  """A one-dimensional numeric array; lists become NumPy arrays.
+  """Returns a one-dimensional numeric array; lists become NumPy arrays.
 
   Raises:
-    ValueError: wrong rank, fewer than two values, or not real numbers.
+    ValueError: If the rank is another, there are fewer than two values, or they
+      are no real numbers.
   """
   array = values if isinstance(values, jax.Array) else np.asarray(values)
   if array.ndim != 1 or array.shape[0] < 2:
@@ -116,9 +145,12 @@ def _is_real(dtype: np.dtype) -> bool:
 
 
 def check_weights(weights: np.ndarray) -> None:
-  """Raises ValueError for weights that are negative, NaN, inf or all zero.
+  """Refuses weights that are negative, NaN, infinite or all zero.
 
-  Also where all are subnormal, which the device takes for zero.
+  Those are refused, too, that are all subnormal: the device takes them for 0.
+
+  Raises:
+    ValueError: If the weights are refused; it says what is wrong and where.
   """
   if not np.all(np.isfinite(weights)):
     where = int(np.argmin(np.isfinite(weights)))
@@ -143,7 +175,11 @@ def check_weights(weights: np.ndarray) -> None:
 
 
 def check_cost(cost: np.ndarray, depths: int) -> None:
-  """Raises ValueError for a cost that is no non-decreasing F with F(0) = 0."""
+  """Refuses a cost that is no non-decreasing F with F(0) = 0.
+
+  Raises:
+    ValueError: If the cost is refused; it says what is wrong and where.
+  """
   if cost.shape[0] != depths:
     raise ValueError(
       f"cost must have one value per depth, got {cost.shape[0]} for"
@@ -166,8 +202,26 @@ def check_cost(cost: np.ndarray, depths: int) -> None:
     )
 
 
+def concrete_cost(cost: Vector, depths: int) -> np.ndarray:
+  """Returns a cumulative cost as an array of the host.
+
+  Args:
+    cost: [N] The cost F, F(0) = 0, never decreasing.
+    depths: How many depths N it must have.
+
+  Raises:
+    ValueError: If it is none; the error says what is wrong and where.
+
+  >>> concrete_cost([0, 1, 3], 3)
+  array([0, 1, 3])
+  """
+  vector = np.asarray(as_vector(cost, "cost"))
+  check_cost(vector, depths)
+  return vector
+
+
 def is_integer(array: jax.Array | np.ndarray) -> bool:
-  """Whether the values are integers, which are used as they are."""
+  """Says whether the values are integers, which are used as they are."""
   return jnp.issubdtype(array.dtype, jnp.integer)
 
 
@@ -196,16 +250,16 @@ def choose_integer(
   cost: jax.Array | np.ndarray,
   integer: str | None,
 ) -> str:
-  """The integer type to solve in (DESIGN section 5).
+  """Chooses the integer type to solve in.
 
   Args:
-    weights: [N] numbers.
-    cost: [N] numbers.
+    weights: [N] Numbers.
+    cost: [N] Numbers.
     integer: "int32", "int64", or None to choose: concrete integers get the
       narrowest type that holds them, everything else gets int64.
 
   Raises:
-    ValueError: unknown name, or concrete integers that do not fit.
+    ValueError: If the name is unknown, or concrete integers do not fit.
   """
   if integer is not None and integer not in INTEGERS:
     raise ValueError(
@@ -223,30 +277,31 @@ def choose_integer(
 
 
 def needs_x64(integer: str, *arrays: jax.Array | np.ndarray) -> bool:
-  """Whether 64-bit types have to be allowed while the problem is solved."""
+  """Says whether 64-bit types have to be allowed to solve the problem."""
   return integer == "int64" or any(a.dtype.itemsize == 8 for a in arrays)
 
 
 def x64_is_on() -> bool:
-  """Whether the process allows 64-bit types anyway."""
+  """Says whether the process allows 64-bit types anyway."""
   return bool(jax.config.read("jax_enable_x64"))
 
 
 def checked_inputs(
   weights: Vector, cost: Vector | None, integer: str | None
 ) -> tuple[jax.Array | np.ndarray, jax.Array | np.ndarray, str, bool]:
-  """Everything that can be checked before the program runs.
+  """Checks everything that can be checked before the program runs.
 
   Args:
-    weights: [N] numbers.
-    cost: [N] numbers, or None for the linear cost.
+    weights: [N] Numbers.
+    cost: [N] Numbers, or None for the linear cost.
     integer: "int32", "int64" or None to choose.
 
   Returns:
-    weights, cost, the integer type, and whether the values were checked.
+    The weights, the cost, the integer type, and whether all values were
+    checked.
 
   Raises:
-    ValueError: what is wrong with a concrete input, in one sentence.
+    ValueError: If a concrete input is wrong; it says how, in one sentence.
   """
   weights = as_vector(weights, "weights")
   depths = weights.shape[0]

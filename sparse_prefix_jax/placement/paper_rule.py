@@ -49,11 +49,11 @@ def _argmins(
 def solve_paper_rule(
   counts: Float64[np.ndarray, "N"], budget: int
 ) -> list[int]:
-  """Positions of the paper's rule, in bins, always from the last bin back.
+  """Returns the positions of the paper's rule, found from the last bin back.
 
   Args:
-    counts: [N] decayed counts of overlap depths, not all zero, N >= 2.
-    budget: states per entry.
+    counts: [N] Decayed counts of overlap depths, not all zero, N >= 2.
+    budget: States per entry.
 
   Returns:
     Ascending depth bins > 0, at most `budget` of them.

@@ -1,6 +1,7 @@
 """The placement problem in exact integers: what is asked, and what comes back.
 
-Choose positions `s_1 < ... < s_m` that minimise (DESIGN section 5)
+Choose positions `s_1 < ... < s_m` that minimise (docs/design.md, "Where states
+are kept")
 
     sum_t w(t) (F(t) - F(deepest s_i <= t))
 
@@ -30,7 +31,7 @@ from sparse_prefix_jax.placement.inputs import (
 )
 
 NONE = -1
-"""Sentinel of an unused place in `Placement.positions`."""
+"""Stands for a place in `Placement.positions` that is not used."""
 
 # Of the bits, these many go to a cost that has to be scaled; the weights,
 # which span more orders of magnitude, get the rest.
@@ -41,7 +42,7 @@ _SAFETY = 1.0 - 1e-3
 
 
 class Placement(NamedTuple):
-  """Where to keep states, and what that costs.
+  """A choice of places for states, and what it costs.
 
   Attributes:
     positions: int32 [m], depth bins in ascending order, then `-1` for places
@@ -50,7 +51,7 @@ class Placement(NamedTuple):
       of the cost (`objective / scale / w_total`).
     valid: False if weights or cost were bad or all zero (only possible under
       `jit`; concrete bad values raise). Then there are no positions.
-    objective: the minimised sum as an exact integer of the chosen type.
+    objective: The minimised sum as an exact integer of the chosen type.
     scale: float32, integer units per unit of weight times cost; 1 if nothing
       was scaled, 0 or inf where float32 cannot hold it.
     loss_bound: float32, how much more than the true optimum the positions can
@@ -66,14 +67,14 @@ class Placement(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """Weights and cost as exact integers of one type, [N], and their scale.
+  """The weights and the cost as exact integers of one type, and their scale.
 
   Attributes:
     weights: [N] integer weights `w`, all zero where the input was bad.
     survival: [N] `G(s)`, the sum of the weights at `s` and deeper.
     cost: [N] integer cumulative cost `F`.
     cost_exponent: int32, log2 of the integer units per unit of cost.
-    scale, loss_bound, valid: as in `Placement`.
+    scale, loss_bound, valid: As in `Placement`.
   """
 
   weights: Int[Array, "N"]
@@ -101,8 +102,8 @@ def _exponent(
 
   Args:
     values: [N], what will be scaled.
-    limit: what the scaled total may be.
-    total: the total now.
+    limit: What the scaled total may be.
+    total: The total now.
 
   Returns:
     int32 exponent; 0 too where no exponent would do.
@@ -187,10 +188,10 @@ def build_problem(
   """Scales weights and cost to integers of one type (traceable).
 
   Args:
-    weights: [N] numbers.
-    cost: [N] numbers.
-    integer: a key of `INTEGERS`.
-    checked: the values were checked on the host, and integers fit; nothing is
+    weights: [N] Numbers.
+    cost: [N] Numbers.
+    integer: A key of `INTEGERS`.
+    checked: The values were checked on the host, and integers fit; nothing is
       left to find out in the program.
 
   Returns:
@@ -244,10 +245,10 @@ def _holds(
 
 
 def measure(problem: Problem, positions: Positions) -> Placement:
-  """What keeping states at `positions` costs (the sum in the module docstring).
+  """Computes what keeping states at `positions` costs, the sum above.
 
   Args:
-    problem: the weights and the cost.
+    problem: The weights and the cost.
     positions: int32 [m], ascending, `-1` for none at the end.
 
   Returns:
@@ -272,7 +273,15 @@ def measure(problem: Problem, positions: Positions) -> Placement:
 
 
 def check_fits(placement: Placement, integer: str) -> Placement:
-  """The placement; ValueError where concrete values did not fit the type."""
+  """Returns the placement, or refuses one whose values did not fit the type.
+
+  Args:
+    placement: What was found.
+    integer: The name of the type.
+
+  Raises:
+    ValueError: If concrete values did not fit.
+  """
   if is_concrete(placement.valid) and not bool(placement.valid):
     raise ValueError(
       f"weights and cost do not fit {integer}: too many depths or too large a"

@@ -1,66 +1,28 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.placement import Conditional, Features
+from sparse_prefix_jax.placement import (
+  CommonPrice,
+  Conditional,
+  Features,
+  common_price,
+  solve_placement,
+  solve_priced,
+)
+from sparse_prefix_jax.placement.conditional import steps_of
+from sparse_prefix_jax.placement.priced import solve_steps
+from tests.placement import reference
+from tests.placement.streams import random_rows
 
 
-def naive_survival(planner, features):
-  """The mixture of the module docstring, depth by depth, from its counts."""
-  chunk, middle = planner.chunk, planner._counts.shape[1] // 2
-  end = min(features.length // chunk, middle - 1)
-  own = min(features.overlap // chunk, end)
-  shares = planner._shares[int(features.overlap >= chunk)]
-  densities = np.zeros((3, end + 1))
-  for k, origin in enumerate((0, own, end)):
-    counts = [planner._counts[k, t - origin + middle] for t in range(end + 1)]
-    total = sum(counts[1:]) + 0.5
-    for t in range(1, end + 1):
-      densities[k, t] = (counts[t] + 0.5 / end) / total
-  weights = planner.rate(features) * (shares / shares.sum()) @ densities
-  return np.array([weights[s:].sum() for s in range(end + 1)])
-
-
-def taught(rows, budget=1, decay=1.0):
+def taught(rows, budget=1, decay=1.0, depths=64, cost=None):
   """A planner that has seen these (entry, matched, overlap)."""
-  planner = Conditional(budget=budget, chunk=64, depths=64, decay=decay)
+  planner = Conditional(
+    budget=budget, chunk=64, depths=depths, decay=decay, cost=cost
+  )
   for entry, matched, overlap in rows:
     planner.observe(overlap, entry=entry, matched=matched)
   return planner
-
-
-def random_rows(seed, count=60):
-  rng = np.random.default_rng(seed)
-  rows, placed = [], [Features(1000)]
-  for born in range(count):
-    matched = placed[rng.integers(len(placed))]
-    overlap = int(rng.integers(0, matched.length))
-    length = int(rng.integers(1, 3000))
-    entry = Features(
-      length, min(overlap, length), max(1, born - matched.born), born
-    )
-    rows.append((entry, matched, overlap))
-    placed.append(entry)
-  return rows
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_survival_is_the_mixture(seed):
-  rows = random_rows(seed)
-  planner = taught(rows, decay=0.9)
-  for entry, _, _ in rows[:20]:
-    np.testing.assert_allclose(
-      planner.survival(entry), naive_survival(planner, entry), rtol=1e-12
-    )
-
-
-def test_the_rate_times_one_is_at_depth_zero():
-  """A survival begins with the expected number of matches."""
-  planner = taught(random_rows(1))
-  for features in (Features(64), Features(640, 128, 3, 9)):
-    survival = planner.survival(features)
-    assert survival[0] == pytest.approx(planner.rate(features))
-    assert survival.size == features.length // 64 + 1
-    assert np.all(np.diff(survival) <= 0)
 
 
 def test_an_end_that_recurs_is_found_at_other_lengths():
@@ -80,6 +42,7 @@ def test_an_own_overlap_that_recurs_is_found():
     entry = Features(overlap + 640, overlap, age=2)
     rows.append((entry, entry, overlap))
   planner = taught(rows)
+  planner.adopt(planner.planning()())
   assert planner.depths(Features(3000, 1280, age=2))[0] == 20
   assert planner.depths(Features(3000, 330, age=2))[0] == 5
 
@@ -89,8 +52,7 @@ def test_entries_that_nobody_needs_again_get_nothing():
   old, young = Features(1280, 640, age=40), Features(1280, 640, age=1)
   rows = [(old, None, 0), (young, None, 0), (young, old, 640)] * 30
   planner = taught(rows, budget=0.5)
-  assert planner.rate(old) > 4 * planner.rate(young)
-  planner.plan()
+  planner.adopt(planner.planning()())
   assert 10 in planner.depths(old)
   assert planner.depths(young) == []
 
@@ -102,7 +64,7 @@ def test_the_budget_holds_on_average(budget):
   for entry, matched, overlap in random_rows(3, count=300):
     planner.observe(overlap, entry=entry, matched=matched)
     if planner.observations % 10 == 0:
-      planner.plan()
+      planner.adopt(planner.planning()())
     kept.append(len(planner.depths(entry)))
   assert np.mean(kept[100:]) == pytest.approx(budget, rel=0.25)
 
@@ -118,17 +80,129 @@ def test_the_same_features_get_the_same_places():
   assert planner.depths(entry) == planner.depths(entry)
 
 
-def test_overlaps_within_a_chunk_are_no_matches():
-  entry = Features(640)
-  planner = taught([(entry, entry, 63)] * 20)
-  assert planner.rate(entry) < 0.05
-  assert not planner._counts.any()
-
-
 def test_what_lies_deeper_than_the_bins_counts_in_the_last():
   planner = Conditional(budget=1, chunk=64, depths=8)
   deep = Features(10**6, 10**6 - 64, age=1)
   for _ in range(20):
     planner.observe(10**6 - 64, entry=deep, matched=deep)
-  assert planner.survival(deep).size == 8
   assert planner.depths(deep)[-1] == 7
+
+
+def dense(planner, features):
+  """The steps of an entry as a survival function over all its depths."""
+  steps = steps_of(planner.mixture, features)
+  survival = np.zeros(features.length // 64 + 1)
+  for depth, mass in zip(steps.depths[::-1], steps.survival[::-1]):
+    survival[: depth + 1] = mass
+  return survival
+
+
+@pytest.mark.parametrize("chunks", [1, 7, 60, 500, 2048])
+@pytest.mark.parametrize("price", [0.0, 0.01, 0.3, 3.0])
+def test_few_places_are_solved_like_all_depths(chunks, price):
+  """A state is of use only where the survival function falls."""
+  planner = taught(random_rows(1, longest=64 * chunks + 1), depths=2049)
+  for overlap in (0, 32 * chunks):
+    features = Features(64 * chunks, overlap)
+    steps = steps_of(planner.mixture, features)
+    found = solve_priced(dense(planner, features), price)
+    assert solve_steps(steps, price) == found
+
+
+@pytest.mark.parametrize("count", [5, 60, 400])
+@pytest.mark.parametrize("states", [1, 2, 8])
+def test_few_places_save_nearly_as_much_as_all_depths(count, states):
+  """Overlaps anywhere, without a structure that places could hit upon."""
+  rows = random_rows(2, count=count, longest=131_072)
+  mixture = taught(rows, depths=2049, decay=0.99).mixture
+  features, every = Features(131_072, 65_536, 1), np.arange(1, 2049)
+  steps = steps_of(mixture, features)
+  survival = mixture.survival_at(every, features)
+  weights = survival - np.append(survival[1:], 0.0)
+  weights = np.append(0.0, weights)
+  found = solve_steps(steps, price_for(steps, states))
+  best = solve_placement(weights, len(found)).expected_recompute
+  edges = np.array([0, *found])
+  saved = np.sum(np.diff(edges) * survival[edges[1:] - 1])
+  full = weights @ np.arange(2049) - float(best) * weights.sum()
+  assert saved > 0.99 * full
+
+
+def price_for(steps, states):
+  return common_price([steps], states).high
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_true_cost_is_spared(seed):
+  """Against every set of positions of an entry of eight chunks."""
+  rng = np.random.default_rng(seed)
+  cost = np.cumsum(np.append(0, rng.integers(0, 30, 8)))
+  rows = random_rows(seed, longest=576)
+  planner = taught(rows, budget=2, depths=9, cost=cost)
+  planner.adopt(CommonPrice(0.7, 0.7, 0.0))
+  for entry in (Features(512, 128, 3), Features(512), Features(200, 64, 1)):
+    every = np.arange(1, entry.length // 64 + 1)
+    survival = planner.mixture.survival_at(every, entry)
+    weights = np.append(0.0, survival - np.append(survival[1:], 0.0))
+    weighed = {
+      m: reference.exhaustive(weights, cost, m) + 0.7 * m
+      for m in range(every.size + 1)
+    }
+    found = planner.depths(entry)
+    ours = reference.objective(weights, cost, found) + 0.7 * len(found)
+    assert ours == pytest.approx(min(weighed.values()))
+
+
+KINDS = {
+  "a system prompt": lambda length, overlap: 1600,
+  "one document": lambda length, overlap: overlap,
+  "the end": lambda length, overlap: length - 64,
+}
+
+
+def follow(planner, kind, requests, every=10):
+  """Entries of many lengths and overlaps, all left in the same way.
+
+  Returns:
+    For each whether the depth was kept at which it was left.
+  """
+  rng, hits = np.random.default_rng(0), []
+  for _ in range(requests):
+    length = 64 * int(rng.integers(30, 60))
+    overlap = 64 * int(rng.integers(8, 25))
+    entry = Features(length, overlap, 2, planner.observations)
+    left = KINDS[kind](length, overlap)
+    if every:
+      hits.append(left // 64 in (planner.depths(entry) or []))
+    planner.observe(left, entry=entry, matched=entry)
+    if every and planner.observations % every == 0:
+      planner.adopt(planner.planning()())
+  return hits
+
+
+@pytest.mark.parametrize(
+  "before, requests",
+  [("the end", 20_000), ("one document", 5_000), ("a system prompt", 5_000)],
+)
+def test_after_a_long_time_of_one_kind_another_is_found(before, requests):
+  """Within 200 requests, although the first weighed everything."""
+  planner = taught([], decay=0.99)
+  follow(planner, before, requests, every=0)
+  known = planner.mixture
+  for after in set(KINDS) - {before}:
+    planner.mixture = known
+    planner.adopt(planner.planning()())
+    assert np.mean(follow(planner, after, 200)[-20:]) >= 0.8, after
+
+
+def test_two_equal_tenants_in_turn_get_the_same():
+  planner = taught([], budget=0.5, decay=0.99)
+  kept = [0, 0]
+  for born in range(8_000):
+    entry = Features(1280, 640, 2, born)
+    planner.observe(640, entry=entry, matched=entry)
+    if born % 200 == 9:
+      planner.adopt(planner.planning()())
+    kept[born % 2] += len(planner.depths(entry))
+  assert abs(kept[0] - kept[1]) < 0.05 * max(kept)
+  assert sum(kept) == pytest.approx(0.5 * 8_000, rel=0.05)

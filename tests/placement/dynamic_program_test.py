@@ -143,7 +143,7 @@ def test_decayed_histogram_of_4096_bins():
   kept = np.asarray(placement.positions).tolist()
   reached = reference.objective(weights, np.arange(4096.0), kept)
   assert reached <= best * (1 + 1e-12)
-  # What int32 rounds away is what DESIGN section 5 warns of.
+  # What int32 rounds away is why floats are solved in int64.
   coarse = solve_placement(weights, 4, integer="int32")
   assert float(coarse.loss_bound) > 100 * float(placement.loss_bound)
 

@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
-from sparse_prefix_jax.placement.planner import POLICIES
+from sparse_prefix_jax.placement import (
+  POLICIES,
+  Features,
+  PlacementPolicy,
+  Planner,
+)
+from sparse_prefix_jax.placement.background import Job
 
 BUDGETS = {
   "block": 200,
@@ -107,53 +112,6 @@ def test_warm_up_ends_with_a_plan():
   assert placed == [(960,)] * 5 + [(320,)] * 3
 
 
-def test_overlaps_deeper_than_the_bins_count_in_the_last():
-  planner = Planner(PlacementPolicy("last"), depths=4)
-  planner.observe(10**6)
-  np.testing.assert_array_equal(planner.counts, [0, 0, 0, 1])
-
-
-@pytest.mark.parametrize(
-  "arguments, sentence",
-  [
-    ({"name": "lru"}, "placement must be one of no_cache, last, block,"),
-    ({"name": "block"}, "placement block needs a budget: tokens between"),
-    ({"name": "last", "budget": 3}, "placement last takes no budget, got 3"),
-    ({"name": "block", "budget": 0}, "must be at least 1, got 0"),
-    ({"name": "dp", "budget": -1}, "must be at least 0, got -1"),
-    ({"name": "sqrt", "chunk": 0}, "chunk and every must be at least 1"),
-    ({"name": "sqrt", "decay": 0.0}, "decay must be in"),
-    ({"name": "sqrt", "replan": "never"}, "replan must be one of frozen,"),
-  ],
-)
-def test_bad_policies_are_refused(arguments, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    PlacementPolicy(**arguments)
-
-
-@pytest.mark.parametrize(
-  "field, value",
-  [("budget", 2.5), ("budget", "3"), ("chunk", 1.5), ("every", 2.0)],
-)
-def test_numbers_that_are_no_integers_are_refused(field, value):
-  """The type check of the tests would refuse them in the constructor."""
-  policy = PlacementPolicy("dp", 2)
-  object.__setattr__(policy, field, value)
-  with pytest.raises(ValueError, match=f"{field} must be an integer, got "):
-    policy.__post_init__()
-
-
-def test_conditional_asks_for_a_finite_number():
-  assert PlacementPolicy("conditional", 0.5).budget == 0.5
-  for budget in (float("nan"), float("inf")):
-    with pytest.raises(ValueError, match="budget must be a finite number, got"):
-      PlacementPolicy("conditional", budget)
-  with pytest.raises(ValueError, match=r"must be at least 0, got -0\.5"):
-    PlacementPolicy("conditional", -0.5)
-  with pytest.raises(ValueError, match=r"budget must be an integer, got 0\.5"):
-    PlacementPolicy("optimal", 0.5)
-
-
 def test_a_description_counts_age_in_observations():
   planner = Planner(PlacementPolicy("conditional", 1), depths=32)
   first = planner.describe(640, 0)
@@ -196,14 +154,215 @@ def test_bad_observations_change_nothing():
   planner = Planner(PlacementPolicy("last"), depths=4)
   with pytest.raises(ValueError, match="overlap_tokens must not be negative"):
     planner.observe(-1)
-  assert planner.observations == 0 and not planner.counts.any()
+  assert planner.observations == 0
   with pytest.raises(ValueError, match="depths must be at least 2, got 1"):
     Planner(PlacementPolicy("last"), depths=1)
 
 
-def test_budgets_of_conditional_are_real_numbers():
-  for budget in (2, 0.5, 10**400):
-    assert PlacementPolicy("conditional", budget).budget == budget
-  for budget in (True, float("nan"), float("inf")):
-    with pytest.raises(ValueError, match="budget must be a finite number"):
-      PlacementPolicy("conditional", budget)
+def serving(policy, **options):
+  return Planner(policy, depths=64, serving=True, **options)
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 127, 128, 129])
+def test_the_last_place_a_prompt_can_be_resumed_from(length):
+  """A prompt resumes before its last token, whose logits are wanted."""
+  policy = PlacementPolicy("last")
+  paper = Planner(policy, depths=8)
+  deepest = {63: (), 64: (), 65: (64,), 127: (64,), 128: (64,), 129: (128,)}
+  whole = {63: (), 64: (64,), 65: (64,), 127: (64,), 128: (128,), 129: (128,)}
+  assert serving(policy).positions(length) == deepest[length]
+  assert paper.positions(length) == whole[length]
+
+
+def test_other_policies_keep_a_place_at_the_end():
+  """A prompt that goes on where another ended can be resumed from there."""
+  for name, budget in (("block", 64), ("dyadic", 64)):
+    assert 128 in serving(PlacementPolicy(name, budget)).positions(128)
+  planner = serving(PlacementPolicy("optimal", 1, every=1))
+  for _ in range(2):
+    planner.observe(128)
+  assert planner.positions(128) == (128,)
+
+
+@pytest.mark.parametrize("name", ["dp", "optimal"])
+@pytest.mark.parametrize("background", [True, False])
+def test_a_plan_takes_effect_after_as_many_observations_again(name, background):
+  planner = serving(PlacementPolicy(name, 1, every=4), background=background)
+  placed = []
+  for overlap in [320] * 4 + [640] * 12:
+    planner.observe(overlap)
+    placed.append(planner.positions(2000))
+  assert placed[:7] == [(960,)] * 7  # like `balanced`
+  assert placed[7:11] == [(320,)] * 4  # begun after the fourth
+  assert placed[11:] == [(640,)] * 5  # begun after the eighth
+
+
+def test_with_every_request_planned_the_plan_is_one_behind():
+  policy = PlacementPolicy("optimal", 1, every=1, decay=1e-6)
+  planner, placed = serving(policy), []
+  for overlap in (64, 128, 192, 256):
+    planner.observe(overlap)
+    placed.append(planner.positions(256))
+  assert placed == [(128,), (64,), (128,), (192,)]
+
+
+def test_a_wave_that_is_observed_first_takes_the_newest_plan_that_is_due():
+  planner = serving(PlacementPolicy("optimal", 1, every=4, decay=1e-6))
+  for overlap in [64] * 4 + [128] * 4 + [192] * 4 + [256] * 3:
+    planner.observe(overlap)
+  assert planner.positions(2000) == (128,)
+  planner.observe(256)
+  assert planner.positions(2000) == (192,)
+
+
+@pytest.mark.parametrize("name, budget", [("optimal", 2), ("conditional", 1.5)])
+@pytest.mark.parametrize("replan", ["frozen", "periodic", "decaying"])
+@pytest.mark.parametrize("warming_up", [True, False])
+def test_a_thread_or_none_places_alike(name, budget, replan, warming_up):
+  policy = PlacementPolicy(name, budget, every=3, replan=replan)
+  placed = []
+  for background in (True, False):
+    planner = serving(policy, background=background, warming_up=warming_up)
+    rng, matched = np.random.default_rng(0), None
+    for number in range(60):
+      length = int(rng.integers(1, 4000))
+      overlap = int(rng.integers(0, length)) if matched else 0
+      entry = planner.describe(length, overlap, matched)
+      planner.observe(overlap, entry=entry, matched=matched)
+      # Some wait for the rest of their wave.
+      if number % 7 < 4:
+        placed.append(planner.positions(length, entry))
+      if number == 25 and warming_up:
+        planner.end_warmup()
+      matched = entry
+  half = len(placed) // 2
+  assert placed[:half] == placed[half:]
+  assert len(set(placed)) > 5
+
+
+def test_a_frozen_plan_is_the_only_one():
+  policy = PlacementPolicy("optimal", 1, every=4, replan="frozen")
+  planner, placed = serving(policy), []
+  for overlap in [320] * 4 + [640] * 20:
+    planner.observe(overlap)
+    placed.append(planner.positions(2000))
+  assert placed == [(960,)] * 7 + [(320,)] * 17
+
+
+def test_the_end_of_a_warm_up_waits_for_its_plan_and_gives_up_others():
+  planner = serving(PlacementPolicy("conditional", 1, every=4), warming_up=True)
+  entry = Features(1280)
+  for _ in range(7):
+    planner.observe(640, entry=entry, matched=entry)
+  planner.end_warmup()
+  price = planner._learner._price
+  planner.observe(640, entry=entry, matched=entry)
+  assert planner.positions(1280) == (640,)
+  assert planner._learner._price is price
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_the_first_places_of_conditional_need_no_plan(background):
+  """An entry is placed as if all were like it."""
+  planner = serving(
+    PlacementPolicy("conditional", 1, every=100), background=background
+  )
+  converse(planner, 60, tail=64)
+  assert planner.positions(1280) == (1280 - 64,)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_plan_that_fails_is_raised_once_and_the_last_one_stays(background):
+  planner = serving(
+    PlacementPolicy("optimal", 1, every=2, decay=1e-6), background=background
+  )
+
+  def observe_two(overlap, planning=None):
+    with pytest.MonkeyPatch.context() as patch:
+      if planning:
+        patch.setattr(planner._learner, "planning", lambda: planning)
+      planner.observe(overlap)
+      planner.observe(overlap)
+
+  def no_room():
+    raise MemoryError("no room for a plan")
+
+  observe_two(320)
+  observe_two(640, no_room)
+  assert planner.positions(2000) == (320,)
+  observe_two(960)
+  with pytest.raises(MemoryError, match="no room for a plan"):
+    planner.positions(2000)
+  assert planner.positions(2000) == (320,)
+  observe_two(1280)
+  assert planner.positions(2000) == (960,)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_interrupted_wait_leaves_the_planner_as_it_was(
+  background, monkeypatch
+):
+  planner = serving(
+    PlacementPolicy("optimal", 1, every=2), background=background
+  )
+  for _ in range(4):
+    planner.observe(320)
+  result, calls = Job.result, []
+
+  def interrupted_once(job):
+    calls.append(1)
+    if len(calls) == 1:
+      raise KeyboardInterrupt
+    return result(job)
+
+  monkeypatch.setattr(Job, "result", interrupted_once)
+  with pytest.raises(KeyboardInterrupt):
+    planner.positions(2000)
+  assert planner.positions(2000) == (320,)
+  assert planner.positions(2000) == (320,) and len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["optimal", "conditional"])
+def test_places_spare_the_true_cost(name):
+  """Where deep chunks cost more than all others, the state goes there."""
+  steep = np.cumsum([0, *[1] * 14, 1000, *[1] * 48])
+  entry, depths = Features(1280), [{}, {}]
+  for placed, cost in zip(depths, (None, steep)):
+    planner = Planner(PlacementPolicy(name, 1, decay=1.0), depths=64, cost=cost)
+    for overlap in [640] * 8 + [960] * 2:
+      planner.observe(overlap, entry=entry, matched=entry)
+    placed["at"] = planner.positions(1280, entry)
+  assert depths == [{"at": (640,)}, {"at": (960,)}]
+
+
+@pytest.mark.parametrize(
+  "cost, sentence",
+  [
+    ([0, 1, 2], "cost must have one value per depth, got 3 for 4"),
+    ([0, 2, 1, 3], "cost must not decrease, got 1 after 2 at depth 2"),
+    ([1, 2, 3, 4], "cost must be 0 at depth 0, got 1"),
+    ([0, 1, 2, float("nan")], "cost must be finite"),
+    ([[0, 1]], "cost must be one-dimensional"),
+  ],
+)
+def test_bad_costs_are_refused(cost, sentence):
+  for name, budget in (("optimal", 1), ("last", None)):
+    with pytest.raises(ValueError, match=sentence):
+      Planner(PlacementPolicy(name, budget), depths=4, cost=cost)
+
+
+def test_a_budget_beyond_any_float_is_the_number_of_depths():
+  planner = Planner(PlacementPolicy("conditional", 10**400), depths=8)
+  entry = Features(512)
+  planner.observe(320, entry=entry, matched=entry)
+  assert planner.positions(512, entry) == tuple(range(64, 449, 64))
+
+
+def test_plans_can_be_compiled_ahead():
+  for name, budget in BUDGETS.items():
+    planner = serving(PlacementPolicy(name, budget))
+    planner.prepare()
+    assert planner.observations == 0
+    assert planner.positions(640) == serving(
+      PlacementPolicy(name, budget)
+    ).positions(640)

@@ -1,0 +1,114 @@
+"""Which placement to use, by name: `PlacementPolicy`, checked configuration."""
+
+import math
+import numbers
+from dataclasses import dataclass
+
+from sparse_prefix_jax.placement.heuristics import NEEDS_STEP
+from sparse_prefix_jax.placement.inputs import as_integer
+
+CHUNK = 64
+"""How many tokens lie between lattice positions, unless configured."""
+
+POLICIES = {
+  "no_cache": None,
+  "last": None,
+  "block": "tokens between states",
+  "balanced": "states per entry",
+  "sqrt": None,
+  "dyadic": "smallest position in tokens",
+  "dp": "states per entry",
+  "optimal": "states per entry",
+  "conditional": "states per entry on average, also a fraction",
+}
+"""The names of the placement policies, and what their budget means; None where
+they have none."""
+
+LEARNED = ("dp", "optimal", "conditional")
+"""Policies that learn from the overlaps seen so far: `dp` and `optimal` place
+all entries alike, `conditional` each by what is known of it."""
+
+REPLANNING = ("frozen", "periodic", "decaying")
+"""How often learned policies plan again, and whether old counts fade."""
+
+
+def _check_fraction(budget: int | float | None) -> None:
+  """Raises ValueError for what is no finite number; None is left out."""
+  number = 0 if budget is None else budget
+  real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+  # An int compares with a float of any size; converting it could overflow.
+  if not real or not -math.inf < number < math.inf:
+    raise ValueError(f"budget must be a finite number, got {budget!r}")
+
+
+def _check_budget(name: str, budget: int | float | None) -> None:
+  """Raises ValueError where a budget is missing, superfluous or too small."""
+  meaning = POLICIES[name]
+  if meaning is None:
+    if budget is not None:
+      raise ValueError(f"placement {name} takes no budget, got {budget}")
+    return
+  if budget is None:
+    raise ValueError(f"placement {name} needs a budget: {meaning}")
+  least = 1 if name in NEEDS_STEP else 0
+  if budget < least:
+    raise ValueError(
+      f"budget of {name} ({meaning}) must be at least {least}, got {budget}"
+    )
+
+
+@dataclass(frozen=True)
+class PlacementPolicy:
+  """The rule by which entries keep states, by name; hashable configuration.
+
+  Attributes:
+    name: A key of `POLICIES`.
+    budget: What `POLICIES` says for the name, None for names without one. Only
+      `conditional` takes a fraction, since its budget is spent over many
+      entries and the others' within each.
+    chunk: Tokens between lattice positions c.
+    replan: How often the learned ones plan: "frozen" plans once, "periodic"
+      again after every `every` observations, and "decaying" also lets old
+      counts fade.
+    every: How many observations lie between plans. "frozen" makes its only one
+      after so many, where there is no warm-up.
+    decay: What an observation leaves of earlier counts, of "decaying" only. The
+      defaults of all three are the paper's.
+
+  Raises:
+    ValueError: If a name is unknown, or a number out of range.
+
+  >>> PlacementPolicy("balanced", budget=3).chunk
+  64
+  """
+
+  name: str
+  budget: int | float | None = None
+  chunk: int = CHUNK
+  replan: str = "decaying"
+  every: int = 10
+  decay: float = 0.99
+
+  def __post_init__(self) -> None:
+    """Checks every field."""
+    if self.name not in POLICIES:
+      raise ValueError(
+        f"placement must be one of {', '.join(POLICIES)}, got {self.name!r}"
+      )
+    as_integer(self.chunk, "chunk")
+    as_integer(self.every, "every")
+    if self.name == "conditional":
+      _check_fraction(self.budget)
+    else:
+      as_integer(0 if self.budget is None else self.budget, "budget")
+    _check_budget(self.name, self.budget)
+    if self.replan not in REPLANNING:
+      raise ValueError(
+        f"replan must be one of {', '.join(REPLANNING)}, got {self.replan!r}"
+      )
+    if self.chunk < 1 or self.every < 1:
+      raise ValueError(
+        f"chunk and every must be at least 1, got {self.chunk} and {self.every}"
+      )
+    if not 0 < self.decay <= 1:
+      raise ValueError(f"decay must be in (0, 1], got {self.decay}")
