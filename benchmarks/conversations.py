@@ -2,10 +2,10 @@
 
     python -m benchmarks.conversations [--output=FILE.json]
 
-Open conversations take turns under few slots. A prompt's own state is of use when
-an answer is regenerated or a message edited, and of none when the conversation
-goes on from its end; it is on probation until it is hit. Compared, on the same
-stream, with a store that drops it as soon as the answer is stored.
+Open conversations take turns under few slots. A prompt's own state is of use
+when an answer is regenerated or a message edited, and of none when the
+conversation goes on from its end; it is on probation until it is hit. Compared,
+on the same stream, with a store that drops it as soon as the answer is stored.
 """
 
 from collections.abc import Iterable, Iterator
@@ -86,7 +86,9 @@ def saved(
 ) -> float:
   """Share of the prompt tokens that a store makes unnecessary to compute."""
   budget = Budget(1 << 40, 1, 1, slots + 2, 1 << 30)
-  planner = Planner(PlacementPolicy("last", chunk=CHUNK), depths=256)
+  planner = Planner(
+    PlacementPolicy("last", chunk=CHUNK), depths=256, serving=True
+  )
   store = kind(budget, planner, chunk=CHUNK, eviction=eviction)
   for prompt, answer in turns(regenerated):
     serve(store, Request.of_tokens(np.array(prompt, np.int32), CHUNK), answer)

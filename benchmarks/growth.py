@@ -112,7 +112,7 @@ def of_index(sizes: list[int]) -> list[Growth]:
 
   for size in sizes:
     budget = Budget(2 * size * (blocks + 2) + 1000, 1, 1)
-    planner = Planner(PlacementPolicy("last"), depths=2 * blocks)
+    planner = Planner(PlacementPolicy("last"), depths=2 * blocks, serving=True)
     store = PrefixStore(budget, planner, chunk=chunk)
     for _ in range(size):
       serve(store, prompt())

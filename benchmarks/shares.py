@@ -20,9 +20,14 @@ from sparse_prefix_jax.evaluation.store_rules import (
   Sizes,
   make_store,
   replay_store,
+  store_planner,
 )
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.models.cost import (
+  page_bytes,
+  prefill_flops,
+  state_bytes,
+)
+from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace, load_mooncake
 
 _GIB = flags.DEFINE_list("gib", ["0.5", "2", "8", "32"], "Capacities in GiB.")
@@ -39,11 +44,11 @@ def replay(trace: Trace, placement: str, gib: float, share) -> dict:
   name, _, budget = placement.partition(":")
   chunk, config = trace.block, preset("qwen3_5_0_8b")
   policy = PlacementPolicy(name, float(budget) if budget else None, chunk)
-  planner = Planner(policy, depths=trace.longest // chunk + 2)
   page = page_bytes(config) * chunk // config.chunk
+  sizes = Sizes(state_bytes(config), page, prefill_flops(config))
   store = make_store(
-    planner,
-    Sizes(state_bytes(config), page),
+    store_planner(policy, sizes, depths=trace.longest // chunk + 2),
+    sizes,
     capacity_bytes=int(gib * 2**30),
     longest=trace.longest,
     state_share=share,

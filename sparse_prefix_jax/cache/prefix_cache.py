@@ -23,6 +23,7 @@ from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
@@ -76,6 +77,7 @@ class PrefixCache:
     capacity: int | str,
     placement: PlacementPolicy | str = "last",
     eviction: str = "lru",
+    cost: PrefillCost | None = None,
     state_share: float | None = None,
     remembered: int | str = "64MiB",
   ) -> None:
@@ -87,6 +89,9 @@ class PrefixCache:
         or a size such as "4GiB".
       placement: A policy, or the name of one without a budget.
       eviction: "lru" or "fifo".
+      cost: What prefill costs, which `optimal` and `conditional` spare; by
+        default the operations of the configuration, and `measure_prefill`
+        gives seconds of this machine.
       state_share: Share of the capacity that is allocated for states; the rest
         is for keys and values. None follows the requests: every 50 of them
         the share may move to another of eight. A model with one kind of layers
@@ -115,9 +120,7 @@ class PrefixCache:
         pages=pages,
         remembered_bytes=parse_bytes(remembered, name="remembered"),
       ),
-      Planner(
-        policy, depths=max(2, self.config.max_length // self.config.chunk)
-      ),
+      _planner(policy, self.config, cost),
       chunk=self.config.chunk,
       eviction=eviction,
       stores=policy.name != "no_cache",
@@ -404,6 +407,24 @@ def _checked_share(share: float | None, sizes: Shares) -> float:
       f"{sizes.slot_bytes} and 1 page of {sizes.page_bytes}."
     )
   return first
+
+
+def _planner(
+  policy: PlacementPolicy, config: ModelConfig, cost: PrefillCost | None
+) -> Planner:
+  """A planner for a server: it plans beside the requests, by the true cost."""
+  if cost is not None and not isinstance(cost, PrefillCost):
+    raise ValueError(f"cost must be a PrefillCost, got {cost!r}.")
+  depths = max(2, config.max_length // config.chunk)
+  known = cost or prefill_flops(config)
+  planner = Planner(
+    policy,
+    depths=depths,
+    cost=known.cumulative(depths, config.chunk),
+    serving=True,
+  )
+  planner.prepare()
+  return planner
 
 
 def _policy(placement: PlacementPolicy | str, chunk: int) -> PlacementPolicy:

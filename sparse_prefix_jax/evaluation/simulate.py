@@ -15,6 +15,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   Sizes,
   make_store,
   replay_store,
+  store_planner,
 )
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace
@@ -104,7 +105,8 @@ def simulate(
   eviction = default_eviction(capacity) if eviction is None else eviction
   warmup = _check(requests, policy, eviction, warmup_fraction)
   depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
-  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
+  warming_up = warmup > 0
+  planner = Planner(policy, depths=depths, warming_up=warming_up)
   if capacity.kind != "bytes":
     # The paper and the anchors know prompts only.
     requests = requests.prompts()
@@ -131,7 +133,7 @@ def simulate(
     if sizes is None:
       raise ValueError("a capacity in bytes needs sizes of a state and a page")
     store = make_store(
-      planner,
+      store_planner(policy, sizes, depths=depths, warming_up=warming_up),
       sizes,
       capacity_bytes=capacity.amount,
       longest=requests.longest,

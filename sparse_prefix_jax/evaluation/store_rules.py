@@ -16,7 +16,8 @@ from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.models.cost import PrefillCost
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Request as Asked
 from sparse_prefix_jax.workloads import Trace
 
@@ -29,6 +30,8 @@ class Sizes:
     state_bytes: One state checkpoint, all recurrent layers together.
     page_bytes: Keys and values of one lattice block, all attention layers
       together.
+    cost: What prefill costs, which learned placements spare; None counts
+      tokens.
 
   Raises:
     ValueError: If a size is negative, or a state has no bytes.
@@ -36,6 +39,7 @@ class Sizes:
 
   state_bytes: int
   page_bytes: int
+  cost: PrefillCost | None = None
 
   def __post_init__(self) -> None:
     """Checks both sizes."""
@@ -44,6 +48,37 @@ class Sizes:
         "state_bytes must be positive and page_bytes not negative, got"
         f" {self.state_bytes} and {self.page_bytes}"
       )
+
+
+def store_planner(
+  policy: PlacementPolicy,
+  sizes: Sizes,
+  *,
+  depths: int,
+  warming_up: bool = False,
+) -> Planner:
+  """The planner of a server with these sizes; it computes plans when needed.
+
+  Args:
+    policy: What to plan by.
+    sizes: Of the model; its cost of prefill.
+    depths: Number of depth bins of a chunk.
+    warming_up: Whether leading requests only fill the cache.
+
+  >>> sizes = Sizes(state_bytes=100, page_bytes=10)
+  >>> planner = store_planner(PlacementPolicy("last"), sizes, depths=8)
+  >>> planner.positions(128)
+  (64,)
+  """
+  cost = sizes.cost and sizes.cost.cumulative(depths, policy.chunk)
+  return Planner(
+    policy,
+    depths=depths,
+    cost=cost,
+    warming_up=warming_up,
+    serving=True,
+    background=False,
+  )
 
 
 def make_store(

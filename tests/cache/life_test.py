@@ -32,7 +32,7 @@ def new_store(name, budget):
   policy = PlacementPolicy(name, budget, CHUNK, every=4)
   return PrefixStore(
     Budget(1 << 40, 100, 10, 10_000, 100_000),
-    Planner(policy, depths=64),
+    Planner(policy, depths=64, serving=True),
     chunk=CHUNK,
   )
 

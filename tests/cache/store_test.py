@@ -21,7 +21,7 @@ def new_store(
   room = Budget(100 * slots + 10 * pages, 100, 10, slots, pages)
   return PrefixStore(
     room,
-    Planner(policy, depths=64),
+    Planner(policy, depths=64, serving=True),
     chunk=CHUNK,
     eviction=eviction,
     stores=placement != "no_cache",

@@ -12,15 +12,21 @@ from sparse_prefix_jax.cache.index import EVICTIONS, CapacityError
 from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.cache.waves import next_wave
 from sparse_prefix_jax.evaluation import Capacity, Sizes, simulate
-from sparse_prefix_jax.evaluation.store_rules import commit_all, make_store
+from sparse_prefix_jax.evaluation.store_rules import (
+  commit_all,
+  make_store,
+  move_if_due,
+  store_planner,
+)
+from sparse_prefix_jax.models.cost import prefill_flops
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Request, Trace
 from tests.models_for_tests import small_config, small_model
 
 CHUNK = 16
 CONFIG = small_config()
-SIZES = Sizes(state_bytes(CONFIG), page_bytes(CONFIG))
+SIZES = Sizes(state_bytes(CONFIG), page_bytes(CONFIG), prefill_flops(CONFIG))
 PLACEMENTS = {
   "no_cache": None,
   "last": None,
@@ -100,7 +106,7 @@ class Bare:
 
   def __init__(self, policy, capacity, eviction):
     self.store = make_store(
-      Planner(policy, depths=CONFIG.max_length // CHUNK),
+      store_planner(policy, SIZES, depths=CONFIG.max_length // CHUNK),
       SIZES,
       capacity_bytes=capacity,
       longest=CONFIG.max_length,
@@ -110,6 +116,8 @@ class Bare:
 
   def prefill(self, prompts):
     waiting, done = check_requests(self.limits, prompts), {}
+    if self.store.chooser:
+      move_if_due(self.store, self.store.chooser)
     for request in waiting:
       self.store.check_fits(request.length)
     try:
