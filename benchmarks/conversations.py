@@ -8,7 +8,7 @@ conversation goes on from its end; it is on probation until it is hit. Compared,
 on the same stream, with a store that drops it as soon as the answer is stored.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,7 +95,7 @@ def saved(
   return store.counts.saved_tokens / store.counts.prompt_tokens
 
 
-def compare() -> list[dict]:
+def compare(sizes: Sequence[int] = SLOTS) -> list[dict]:
   """Every eviction, number of slots and share of regenerated turns."""
   return [
     {
@@ -106,7 +106,7 @@ def compare() -> list[dict]:
       "saved_by_the_end_only": saved(EndOnly, eviction, slots, regenerated),
     }
     for eviction in EVICTIONS
-    for slots in SLOTS
+    for slots in sizes
     for regenerated in REGENERATED
   ]
 
