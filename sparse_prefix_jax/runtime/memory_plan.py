@@ -207,14 +207,16 @@ def write_plan(path: str, plan: MemoryPlan) -> None:
   """Writes a plan as JSON.
 
   Args:
-    path: File to write, in a folder that exists.
+    path: File to write; missing folders are made.
     plan: What to write.
 
   Raises:
     OSError: If the file cannot be written.
   """
   text = json.dumps(plan.to_json(), indent=2) + "\n"
-  pathlib.Path(path).write_text(text, encoding="utf-8")
+  file = pathlib.Path(path)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(text, encoding="utf-8")
 
 
 def weights_bytes(config: ModelConfig) -> int:
