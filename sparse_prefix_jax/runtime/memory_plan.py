@@ -18,8 +18,10 @@ from sparse_prefix_jax.runtime import programs, shapes
 from sparse_prefix_jax.runtime.pools import copy_sequence
 
 _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
-# Nothing that a program needs beside the pools depends on their size.
-_SLOTS, _PAGES = 64, 256
+# What a program needs beside the pools does not depend on their size: it updates
+# them in place. But XLA computes bfloat16 in float32 on a CPU and copies pools of
+# it, so they are as small as can be.
+_SLOTS, _PAGES = 4, 8
 
 
 class LengthPlan(NamedTuple):
@@ -124,11 +126,12 @@ def memory_plan(
   minute for a model of 24 layers.
 
   Four things cannot be known without the device that will serve. Temporaries
-  are those of the compiler of JAX's default device, so a plan made on a CPU
-  says little of a GPU's. What the driver takes, and what an allocator loses
-  between buffers, is not counted. JAX itself takes three quarters of a GPU's
-  memory unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise; `memory` should
-  be what it takes. And a TPU pads pools of heads of 64 to twice their bytes.
+  are those of the compiler of JAX's default device: a plan made on a CPU says
+  little of a GPU's, and leaves out that programs in bfloat16 copy pools on a
+  CPU. What the driver takes, and what an allocator loses between buffers, is
+  not counted. JAX itself takes three quarters of a GPU's memory unless
+  `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise; `memory` should be what it
+  takes. And a TPU pads pools of heads of 64 to twice their bytes.
 
   Args:
     config: The model's configuration, from `preset` or `read_config`.
