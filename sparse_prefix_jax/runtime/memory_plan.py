@@ -18,9 +18,9 @@ from sparse_prefix_jax.runtime import programs, shapes
 from sparse_prefix_jax.runtime.pools import copy_sequence
 
 _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
-# What a program needs beside the pools does not depend on their size: it updates
-# them in place. But XLA computes bfloat16 in float32 on a CPU and copies pools of
-# it, so they are as small as can be.
+# What a program needs beside the pools does not depend on their size: it
+# updates them in place. But XLA computes bfloat16 in float32 on a CPU and
+# copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
 
 
