@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import chex
 import jax
 import pytest
 from flax import nnx
@@ -46,9 +47,7 @@ def test_weights_and_pools_of_the_tiny_preset(dtype):
   assert weights_bytes(config) == bytes_of(model)
   pools = shapes.pool_shapes(config, slots=2, pages=3)
   real = allocate(model, slots=2, pages=3)
-  assert jax.tree.structure(pools) == jax.tree.structure(real)
-  for shape, array in zip(jax.tree.leaves(pools), jax.tree.leaves(real)):
-    assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+  chex.assert_trees_all_equal_shapes_and_dtypes(pools, real)
 
 
 def test_weights_of_a_full_vocabulary_are_counted_and_not_made():
