@@ -106,10 +106,10 @@ class PoolProgram:
   """A jitted function of `pools`, which are donated and returned as they came.
 
   It is called and lowered as a jitted function is, by position. On a TPU the
-  formats are read in every call: nothing else tells apart two pools of one shape in one
-  place. Left to `jax.jit` are pools on other devices; those not bound to a
-  device, as all are that nobody has placed; and traced ones, whose memory order
-  is that of the program around them.
+  formats are read in every call: nothing else tells apart two pools of one
+  shape in one place. Left to `jax.jit` are pools on other devices; those not
+  bound to a device, as all are that nobody has placed; and traced ones, whose
+  memory order is that of the program around them.
 
   Example:
     >>> import jax.numpy as jnp
