@@ -1,4 +1,4 @@
-"""Plans: packed as section 6 says, cut at the rungs, refused otherwise."""
+"""Plans: packed as the kernels take them, cut at the rungs, or refused."""
 
 import dataclasses
 
