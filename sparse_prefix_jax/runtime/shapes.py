@@ -7,7 +7,7 @@ model that nobody has loaded and for pools that nobody has allocated.
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
@@ -74,9 +74,13 @@ def group_shapes(config: ModelConfig, rung: int) -> Group:
   Returns:
     A `Group` of shapes.
   """
-  chunks = Chunks(*[_int32(rung)] * len(Chunks._fields))
-  table = _int32(rung, _table_width(config))
-  return Group(_int32(rung, config.chunk), chunks, table)
+
+  def group() -> Group:
+    chunks = Chunks(*_zeros(len(Chunks._fields), rung))
+    table = _zeros(rung, _table_width(config))
+    return Group(_zeros(rung, config.chunk), chunks, table)
+
+  return jax.eval_shape(group)
 
 
 def step_shapes(config: ModelConfig) -> Step:
@@ -89,9 +93,12 @@ def step_shapes(config: ModelConfig) -> Step:
     A `Step` of shapes.
   """
   b = config.decode_rows
-  active = jax.ShapeDtypeStruct((b,), np.bool_)
-  rows = Rows(_int32(b), _int32(b), _int32(b), active)
-  return Step(_int32(b), rows, _int32(b, _table_width(config)))
+
+  def step() -> Step:
+    rows = Rows(*_zeros(3, b), active=jnp.zeros(b, jnp.bool_))
+    return Step(_zeros(b), rows, _zeros(b, _table_width(config)))
+
+  return jax.eval_shape(step)
 
 
 def hidden_shape(config: ModelConfig) -> jax.ShapeDtypeStruct:
@@ -101,15 +108,16 @@ def hidden_shape(config: ModelConfig) -> jax.ShapeDtypeStruct:
 
 def fork_shapes() -> tuple[Any, Any]:
   """The inputs of `copy_sequence`: two slots and one page, from and to."""
-  return (_int32(2), _int32(2)), (_int32(), _int32())
+  slots, page = jax.eval_shape(lambda: (_zeros(2), _zeros()))
+  return (slots, slots), (page, page)
 
 
 def _model(config: ModelConfig) -> HybridDecoder:
   return HybridDecoder(config, rngs=nnx.Rngs(0))
 
 
-def _int32(*shape: int) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, np.int32)
+def _zeros(*shape: int) -> jax.Array:
+  return jnp.zeros(shape, jnp.int32)
 
 
 def _table_width(config: ModelConfig) -> int:

@@ -27,6 +27,13 @@ def plan():
   return memory_plan(CONFIG, MEMORY)
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+  """Nothing is compiled: a plan counts one program of 100 bytes."""
+  sizes = [("head", 100)]
+  monkeypatch.setattr(planner, "_program_bytes", lambda *_: sizes)
+
+
 def bytes_of(tree):
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 
@@ -78,8 +85,7 @@ def test_temporaries_are_those_of_the_programs_that_serve(plan):
 
 
 def test_every_rung_has_a_program():
-  plan = memory_plan(small_config(ladder=(4, 8)), MEMORY)
-  names = [name for name, _ in plan.programs]
+  names = [name for name, _ in planner._lowered(small_config(ladder=(4, 8)))]
   rungs = ["prefill of 4 chunks", "prefill of 8 chunks"]
   assert names == [*rungs, "decode", "head", "fork"]
 
@@ -104,6 +110,7 @@ def test_the_table_counts_what_fits_and_no_more(plan):
     assert row.state_share == 2 * plan.state_bytes / running
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_lengths_go_up_to_the_longest_sequence():
   config = small_config(ladder=(4,), max_length=9000)
   plan = memory_plan(config, "64MiB")
@@ -113,6 +120,7 @@ def test_lengths_go_up_to_the_longest_sequence():
   assert row.stored_bytes == plan.state_bytes + 562 * plan.page_bytes
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("kind", ["gated_delta_net", "attention"])
 def test_a_model_with_layers_of_one_kind(kind):
   changes = {"ladder": (4,), "layer_types": (kind,), "max_length": 10}
@@ -178,12 +186,9 @@ def test_the_command_prints_a_table_and_writes_a_report(command, tmp_path):
   assert f"{content['lengths'][1]['running']:,}" in lines[-1]
 
 
-def test_the_command_reads_the_configuration_of_a_directory(
-  command, tmp_path, monkeypatch
-):
+@pytest.mark.usefixtures("uncompiled")
+def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
   """There are no weights: only config.json is read."""
-  sizes = [("head", 100)]
-  monkeypatch.setattr(planner, "_program_bytes", lambda *_: sizes)
   golden = GOLDEN.joinpath("config.json").read_text("utf-8")
   widths = {"intermediate_size": 128, "linear_key_head_dim": 32}
   fields = json.loads(golden) | widths | {"linear_value_head_dim": 32}
