@@ -62,12 +62,12 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
 def place_like(
   function: Callable[[Any], Any], pool: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-  """A function of a pool, its result where and in the order a pool is.
+  """Runs a function of a pool; its result is where the pool is, in its order.
 
   Args:
-    function: Of one array.
+    function: A function of one array.
     pool: What it is given.
-    shape: Of its result.
+    shape: The shape of its result.
   """
   if not _on_one_tpu(pool):
     return jax.jit(function)(pool)

@@ -44,7 +44,7 @@ def are_lost(pools: Pools) -> bool:
   What it returned need not say that it is deleted: reading it fails.
 
   Args:
-    pools: As the last program returned them, or as it took them.
+    pools: The pools as the last program returned them, or as it took them.
   """
   leaves = jax.tree.leaves(pools)
   if any(leaf.is_deleted() for leaf in leaves):

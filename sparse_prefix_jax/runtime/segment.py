@@ -11,8 +11,8 @@ class Segment:
   """What is to be computed of one request.
 
   Attributes:
-    tokens: The token ids from `start` on, at least one where the segment is to
-      be run; of a stream of hashed blocks nobody knows them, and there are none.
+    tokens: The token ids from `start` on, at least one where the segment is
+      to be run; nobody knows those of hashed blocks, and there are none.
     start: The lattice position of the first of them.
     read: The slot that holds the carry at `start`, or ZERO.
     writes: The slot to write at each position that is named: lattice points
