@@ -5,8 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from sparse_prefix_jax import extras
 from sparse_prefix_jax.evaluation.report import Report
 
 _MARKERS = "osD^vPX*"
@@ -57,11 +56,13 @@ def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
 
   Raises:
     ValueError: there are no reports.
+    MissingExtraError: matplotlib is not installed.
     OSError: the file cannot be written.
   """
   if not reports:
     raise ValueError("reports must not be empty")
-  figure = Figure(figsize=(7, 4.5), layout="constrained")
+  drawing = extras.optional("matplotlib.figure", "plot")
+  figure = drawing.Figure(figsize=(7, 4.5), layout="constrained")
   axes = figure.subplots()
   for index, name in enumerate(dict.fromkeys(r.placement for r in reports)):
     states, saved = _points(reports, name)

@@ -19,15 +19,16 @@ ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
   # Texts such as "4GiB": whoever takes a capacity reads them the same way.
   "byte_sizes": set(),
+  "extras": set(),  # packages that may be missing
   "kernels": set(),
   "layers": {"kernels"},
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
-  "runtime": {"models", "kernels", "runtime.segment"},
+  "runtime": {"models", "kernels", "runtime.segment", "byte_sizes"},
   "placement": set(),
-  "workloads": {"byte_sizes"},
+  "workloads": {"byte_sizes", "extras"},
   "cache.index": {"placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
@@ -39,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
   # The flags and words of `__main__`, which runs the commands.
   "command_line": {"evaluation", "placement", "workloads"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
-  | {"models", "byte_sizes"},
+  | {"models", "byte_sizes", "extras"},
 }
 # The one life of a request, without arrays: a bare store needs no device.
 STORE = {"admission", "audit", "canonical", "counts", "request", "running"}
