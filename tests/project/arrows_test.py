@@ -146,7 +146,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
       while isinstance(target, ast.Subscript | ast.Starred):
         target = target.value
       if isinstance(target, ast.Attribute):
-        yield node.lineno, target.attr
+        yield target.lineno, target.attr
 
 
 # Fields of `Running` that other classes have as well.
