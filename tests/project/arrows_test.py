@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
-  "runtime": {"models", "kernels", "runtime.segment", "byte_sizes"},
+  "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
   "placement": set(),
   "workloads": {"byte_sizes", "extras"},
   "cache.index": {"placement"},
