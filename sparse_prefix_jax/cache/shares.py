@@ -93,7 +93,4 @@ class ShareFollower(Protocol):
   """What chooses how a capacity is divided, as `ShareChooser` does."""
 
   def follow(self, running: Running) -> None:
-    """Sees a prompt that was placed, or a sequence that ends."""
-
-  def count(self) -> None:
-    """One more request was opened."""
+    """Sees a prompt that was placed, or a decoded sequence that ends."""

@@ -107,7 +107,7 @@ def make_store(
   >>> sizes = Sizes(state_bytes=100, page_bytes=10)
   >>> store = make_store(planner, sizes, capacity_bytes=999, longest=64)
   >>> store.index.budget.slots
-  4
+  3
   """
   chunk = planner.policy.chunk
   sizes_of = Shares(
