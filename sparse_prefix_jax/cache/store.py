@@ -169,8 +169,9 @@ class PrefixStore:
     opened = self._admission.begin(requests, shared)
     self._running |= {running.number: running for running in opened}
     try:
-      for running in opened if self.chooser else ():
-        self.chooser.follow(running)
+      if self.chooser:
+        for running in opened:
+          self.chooser.follow(running)
     except BaseException:
       for running in opened:
         self.drop(running)
