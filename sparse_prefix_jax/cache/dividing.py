@@ -8,7 +8,7 @@ other bits is never taken again.
 import concurrent.futures
 import functools
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -31,6 +31,7 @@ def _compiler() -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(1, "compile-ahead")
 
 
+@runtime_checkable
 class PoolOwner(Protocol):
   """What is divided: a `PrefixCache`, as far as a move needs it."""
 
