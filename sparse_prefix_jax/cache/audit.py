@@ -27,6 +27,9 @@ def audit_sequences(index: PrefixIndex, running: Sequence[Running]) -> None:
       raise AssertionError(
         f"prefix store: sequences hold {len(held)} {kind}, {leased} are leased."
       )
+  for one in running:
+    if min(one.running_slot, one.own_slot) < 0:
+      raise AssertionError(f"prefix store: {one.handle} lacks a slot.")
   if stats.pins != len(running):
     raise AssertionError(
       f"prefix store: {stats.pins} pins for {len(running)} sequences."

@@ -14,6 +14,10 @@ from types import FrameType
 from typing import Any
 
 _POLL_SECONDS = 0.05
+_NUMBERS = tuple(int(number) for number in signal.valid_signals())
+# The C function: its wrapper makes an enumeration member of every answer, which
+# for all signals takes longer than a small model needs for a token.
+_handler_of = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
 
 
 class HeldSignals:
@@ -68,8 +72,8 @@ class HeldSignals:
 
   def _install(self) -> None:
     """Puts note-takers where Python has handlers."""
-    for number in signal.valid_signals():
-      handler = signal.getsignal(number)
+    for number in _NUMBERS:
+      handler = _handler_of(number)
       if callable(handler) and handler != self._note:
         self._handlers[number] = handler
         signal.signal(number, self._note)

@@ -32,7 +32,14 @@ def slot_at(
   return segment.writes[position]
 
 
-def grow(index: PrefixIndex, running: Running, depth: int, chunk: int) -> None:
+def grow(
+  index: PrefixIndex,
+  running: Running,
+  depth: int,
+  chunk: int,
+  *,
+  give_own: bool = False,
+) -> None:
   """Gives whole chunks up to a depth to the tree, with the states captured.
 
   Args:
@@ -40,10 +47,14 @@ def grow(index: PrefixIndex, running: Running, depth: int, chunk: int) -> None:
     running: Its pin moves to the depth.
     depth: In chunks, at least the pin's.
     chunk: Tokens of a chunk, c.
+    give_own: Whether the sequence's own slot holds the state at the depth, and
+      becomes the tree's: the sequence ends.
   """
   first = running.pin.depth
   within = [p for p in running.captures if p <= depth * chunk]
   slots = {p // chunk: running.captures[p] for p in within}
+  if give_own:
+    slots[depth] = running.own_slot
   grown = index.grow(
     running.pin,
     running.blocks[first:depth],
@@ -51,10 +62,12 @@ def grow(index: PrefixIndex, running: Running, depth: int, chunk: int) -> None:
     slots,
   )
   running.pin = grown.pin
-  running.pages[: len(grown.pages)] = grown.pages
+  running.pages[first:depth] = grown.pages
   running.stored = max(running.stored, depth)
   for position in within:
     del running.captures[position]
+  if give_own:
+    running.own_slot = NO_SLOT
 
 
 def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
@@ -92,6 +105,7 @@ def store_past(
   elif depth > running.pin.depth:
     grow(index, running, depth, chunk)
   if kept == running.prompt_length and running.entry in index:
+    running.entry.claims |= running.claims
     return
   taken_back = [running.claims.pop(d) for d in [*running.claims] if d > depth]
   _move_pin(index, running, depth)
@@ -104,14 +118,11 @@ def _give_own_state(
 ) -> None:
   """Passes the state at the last lattice point to the tree, if it is there.
 
-  Those that the prompt captured go on probation then: whoever goes on resumes
-  from the new one.
+  Those that the prompt captured go on probation then, unless somebody resumed
+  from them: whoever goes on resumes from the new one.
   """
   given = running.own_carry and depth > 0
-  if given:
-    running.captures = {depth * chunk: running.own_slot}
-    running.own_slot = NO_SLOT
-  grow(index, running, depth, chunk)
+  grow(index, running, depth, chunk, give_own=given)
   if given:
     captured = [p // chunk for p in running.captured]
     index.demote(running.claims[d] for d in captured if d in running.claims)

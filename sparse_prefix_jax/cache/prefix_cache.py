@@ -219,11 +219,17 @@ class PrefixCache:
     mine: list[Running] = []
     try:
       with self._lock.held():
-        yield mine
-        self._lock.deliver()
+        try:
+          yield mine
+          self._lock.deliver()
+        except BaseException:
+          self._end(mine)
+          mine.clear()
+          raise
     except BaseException:
-      with self._lock.held():
-        self._end(mine)
+      if mine:  # A signal came while the lock was given back.
+        with self._lock.held():
+          self._end(mine)
       raise
 
   def _end(self, mine: Sequence[Running]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from sparse_prefix_jax.cache.index import token_blocks
 
 _NO_IDS = np.zeros(0, np.int32)
+_LONGEST_SALT = 1024
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +112,11 @@ def check_requests(
   """
   if not isinstance(salt, bytes):
     raise ValueError(f"salt must be bytes, got {salt!r}.")
+  if len(salt) > _LONGEST_SALT:
+    raise ValueError(
+      f"salt has {len(salt)} bytes; it must have at most {_LONGEST_SALT}, a "
+      "digest of something longer."
+    )
   if anchors is not None and capture is not None:
     raise ValueError("anchors and capture were both given; give one of them.")
   count = _length_of("prompts", prompts)

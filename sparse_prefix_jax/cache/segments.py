@@ -32,7 +32,7 @@ def _prompt_segment(running: Running, chunk: int, limit: int | None) -> Segment:
   the end or the cut; a captured state takes the place of either.
   """
   start, length = running.computed, running.prompt_length
-  whole = max(1, (limit or length) // chunk) * chunk
+  whole = max(1, (length if limit is None else limit) // chunk) * chunk
   stop = length if limit is None else min(length, start + whole)
   writes = {
     stop: running.running_slot,

@@ -111,6 +111,10 @@ class ShareChooser:
       self.due = self.chosen
       self._requests, self._sum = 0, 0.0
 
+  def flush(self) -> None:
+    """What was stored is gone, here as in the store."""
+    self._shadow.flush()
+
   def exclude(self, share: float) -> None:
     """Never takes a share again: its programs gave other bits."""
     self._usable = tuple(s for s in self._usable if s != share)

@@ -95,3 +95,6 @@ class ShareFollower(Protocol):
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
+
+  def flush(self) -> None:
+    """What was stored is gone."""

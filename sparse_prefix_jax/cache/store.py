@@ -172,12 +172,13 @@ class PrefixStore:
       if self.chooser:
         for running in opened:
           self.chooser.follow(running)
+      for running in opened:
+        self.index.use(running.match)
     except BaseException:
       for running in opened:
         self.drop(running)
       raise
     for running in opened:
-      self.index.use(running.match)
       self.counts.open(running)
     return opened
 
@@ -265,17 +266,19 @@ class PrefixStore:
     """
     depth = running.length // self.chunk
     partial = len(running.pages) - depth
-    lease = self.index.reserve(2, partial)
+    lease, pin = self.index.reserve(2, partial), None
     try:
       grow(self.index, running, depth, self.chunk)
       pin = self.index.pin(running.pin.node, salt=running.request.salt)
+      claims = self.index.claim(pin, running.claims)
+      if running.entry:
+        self.index.share(running.entry)
     except BaseException:
       self.index.free(lease.slots, lease.pages)
+      if pin:
+        self.index.unpin(pin)
       raise
-    claims = self.index.claim(pin, running.claims)
     twin = twin_of(running, next(NUMBERS), lease, pin, claims)
-    if twin.entry:
-      self.index.share(twin.entry)
     self._running[twin.number] = twin
     return twin, copies_of(running, twin, partial)
 
@@ -298,9 +301,11 @@ class PrefixStore:
     kept = self.check_keep(running, keep)
     if self.chooser and running.decoded:
       self.chooser.follow(running)
-    if self.stores and running.computed >= running.prompt_length:
-      store_past(self.index, running, kept, self.chunk)
-    self.drop(running)
+    try:
+      if self.stores and running.computed >= running.prompt_length:
+        store_past(self.index, running, kept, self.chunk)
+    finally:
+      self.drop(running)
 
   def check_keep(self, running: Running, keep: int | None) -> int:
     """How many tokens to store of a sequence.
@@ -373,6 +378,8 @@ class PrefixStore:
   def flush(self) -> None:
     """Forgets everything that no running sequence holds."""
     self.index.clear()
+    if self.chooser:
+      self.chooser.flush()
 
   def reset(self, why: str) -> None:
     """Starts empty, running sequences included.
@@ -380,10 +387,10 @@ class PrefixStore:
     Args:
       why: What their handles say from here on.
     """
-    self._ended = {running.number: why for running in self.running}
+    self._ended |= {running.number: why for running in self.running}
     for running in self.running:
       self.drop(running)
-    self.index.clear()
+    self.flush()
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""

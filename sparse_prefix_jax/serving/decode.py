@@ -81,9 +81,11 @@ def decode(
     ((1, 512), 4)
     >>> cache.release(out.sequences)
   """
-  cache.check_model(model)
+  if not isinstance(exact, bool):
+    raise ValueError(f"exact must be True or False, got {exact!r}.")
   tokens = check_ids("next_tokens", next_tokens, cache.config.vocab_size)
   with cache.call() as mine:
+    cache.check_model(model)
     running = _checked(cache, sequences, tokens)
     cache.store.advance(running, exact=exact)
     mine += running

@@ -112,7 +112,6 @@ def prefill(
     >>> out.reports[0].resumed, out.reports[0].recomputed
     (192, 10)
   """
-  cache.check_model(model)
   waiting = check_requests(cache.limits, prompts, anchors, capture, salt)
   if capture is not None and not cache.store.stores:
     raise ValueError(
@@ -120,6 +119,7 @@ def prefill(
     )
   done: list[_Done] = []
   with cache.call() as mine:
+    cache.check_model(model)
     cache.divide()
     for request in waiting:
       cache.store.check_fits(request.length)

@@ -29,7 +29,7 @@ def audit(forest: Forest, rule: EvictionRule, pins: Collection[Pin]) -> None:
   _audit_states(nodes, rule)
   _audit_pins(nodes, pins, slots, pages)
   _audit_entries(forest, nodes)
-  _audit_memory(forest.remembered, nodes)
+  _audit_memory(forest.remembered, [*forest.roots.values(), *nodes])
 
 
 def _require(truth: bool, complaint: str) -> None:

@@ -29,7 +29,17 @@ class Forest:
 
   def root(self, salt: bytes) -> Node:
     """The root of a salt, made if there is none."""
-    return self.roots.setdefault(salt, Node(key=salt))
+    if salt not in self.roots:
+      self.roots[salt] = root = Node(key=salt)
+      self.remembered.add_node(root)
+    return self.roots[salt]
+
+  def drop_bare_root(self, node: Node) -> None:
+    """Forgets a salt of which nothing is left."""
+    if node.parent is not None or node.needed:
+      return
+    if isinstance(node.key, bytes) and self.roots.pop(node.key, None):
+      self.remembered.remove_node(node)
 
   def attach(
     self, start: Node, keys: Sequence[Hashable], pages: Sequence[int]
@@ -105,5 +115,4 @@ class Forest:
         parent.drop_edge(node.key)
         self.remembered.remove_node(node)
       node = parent
-    if node.parent is None and not node.needed and isinstance(node.key, bytes):
-      self.roots.pop(node.key, None)  # its key is the salt
+    self.drop_bare_root(node)

@@ -4,6 +4,7 @@ It knows prefixes, numbers of slots and pages, and who needs them; the life of a
 request is the store's (`cache/store.py`). What raises has changed nothing.
 """
 
+import itertools
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from sparse_prefix_jax.placement import Features
@@ -48,6 +49,7 @@ class PrefixIndex(IndexView):
   def use(self, match: Match) -> None:
     """Tells the rules that a request used what was matched."""
     if match.node and match.node.state:
+      match.node.state.hits += 1
       self._rule.hit(match.node.state)
     if match.deepest and match.deepest.latest:
       self._remembered.use(match.deepest.latest)
@@ -136,7 +138,7 @@ class PrefixIndex(IndexView):
       slots: Leased slot by depth in blocks, from the pin's own depth on.
 
     Returns:
-      The pin at the new end, and the tree's numbers.
+      The pin at the new end, and the tree's numbers of what is new.
 
     Raises:
       ValueError: If a number is not leased or named twice, or a depth is
@@ -145,19 +147,36 @@ class PrefixIndex(IndexView):
     if pin not in self._pins:
       raise ValueError(f"the pin at depth {pin.depth} is not open.")
     check_growth(pin, keys, pages, slots, self._ledger)
-    if keys or slots:
-      start = pin.node or self._forest.root(pin.salt)
-      end = self._forest.attach(start, keys, pages) if keys else start
-      self._place(end, slots)
-      moved = self.pin(end, salt=pin.salt)
-      self.unpin(pin)
-      pin = moved
-    path = tuple(pin.node.upwards())[::-1] if pin.node else ()
+    start = pin.node or self._forest.root(pin.salt)
+    end = self._forest.attach(start, keys, pages) if keys else start
+    self._place(end, slots)
+    moved = self._move(pin, end if end.parent else None)
+    new = list(itertools.islice(end.upwards(), len(keys)))[::-1]
+    states = {node.depth: node.state for node in (*new, start)}
+    self._forest.drop_bare_root(start)
     return Grown(
-      pin=pin,
-      pages=tuple(node.page for node in path),
-      slots={d: s.number for d in slots if (s := path[d - 1].state)},
+      pin=moved,
+      pages=tuple(node.page for node in new),
+      slots={d: s.number for d in slots if (s := states[d])},
     )
+
+  def _move(self, pin: Pin, end: Node | None) -> Pin:
+    """Moves a pin down its path; only what is new is counted anew."""
+    self._pins.remove(pin)
+    below = itertools.takewhile(
+      lambda node: node is not pin.node, end.upwards() if end else ()
+    )
+    for node in below:
+      self._ledger.pages.pinned += node.pins == 0
+      node.pins += 1
+    moved = Pin(end, pin.salt, end.state if end else None)
+    for state, change in ((moved.state, 1), (pin.state, -1)):
+      if state:
+        self._ledger.slots.pinned -= state.pins > 0
+        state.pins += change
+        self._ledger.slots.pinned += state.pins > 0
+    self._pins.add(moved)
+    return moved
 
   def _place(self, end: Node, slots: Mapping[int, int]) -> None:
     """Stores states on the path to a node, the deepest last."""
@@ -188,9 +207,9 @@ class PrefixIndex(IndexView):
         self.drop(state)
 
   def demote(self, states: Iterable[State]) -> None:
-    """Puts states on probation, those that are stored still."""
+    """Puts states on probation that are stored still and were never hit."""
     for state in states:
-      if state.alive:
+      if state.alive and not state.hits:
         self._rule.demote(state)
 
   def drop(self, state: State) -> None:

@@ -82,7 +82,7 @@ class Grown(NamedTuple):
 
   Attributes:
     pin: Holds the path to its last whole block.
-    pages: The tree's page of every whole block.
+    pages: The tree's page of every block that was added.
     slots: The tree's slot at every depth that a state was given for.
   """
 

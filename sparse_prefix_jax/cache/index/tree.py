@@ -24,12 +24,14 @@ class State:
     pins: Open pins that hold it.
     claims: Running or ended sequences that want it kept and have not taken
       that back; nobody's claim keeps it from being evicted.
+    hits: Requests that resumed from it.
   """
 
   number: int
   node: "Node"
   pins: int = 0
   claims: int = 0
+  hits: int = 0
 
   @property
   def alive(self) -> bool:

@@ -36,13 +36,17 @@ def begin(index, ids, depths=(), *, salt=b""):
 
 def store(index, ids, depths=(), *, salt=b""):
   """A whole request: what `begin` does, remembered, and unpinned."""
+  blocks = blocks_of(ids)[0]
+  known = index.match(blocks, salt=salt, limit=len(blocks)).pages
   grown = begin(index, ids, depths, salt=salt)
   claims = index.claim(grown.pin, depths)
   tail = blocks_of(ids)[1]
   entry = index.remember(grown.pin, tail, claims=claims)
   index.unpin(grown.pin)
   index.check()
-  return Stored(entry, grown.pages, {d: s.number for d, s in claims.items()})
+  return Stored(
+    entry, (*known, *grown.pages), {d: s.number for d, s in claims.items()}
+  )
 
 
 def look_up(index, ids, **arguments):
