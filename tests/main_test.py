@@ -422,7 +422,7 @@ def test_place_refuses_other_files(command, tmp_path, monkeypatch):
 def test_demo_gets_its_folder(command, monkeypatch):
   """The demo itself is tested with its own module."""
   module = types.ModuleType("sparse_prefix_jax.demo")
-  monkeypatch.setattr(module, "run", print, raising=False)
+  monkeypatch.setattr(module, "run_demo", print, raising=False)
   monkeypatch.setitem(sys.modules, module.__name__, module)
   assert command("demo", "--out=some/folder") == (0, "some/folder\n", "")
   assert "demo needs --out" in refused(command("demo"))

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
@@ -57,7 +58,7 @@ def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
   )
 
 
-def serve(
+def serve_prompt(
   model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
 ) -> Served:
   """Prefills a prompt, decodes a few tokens greedily and releases.
@@ -94,24 +95,17 @@ def serve(
   )
 
 
-def differing_bits(ours: Sequence[Served], reference: Sequence[Served]) -> int:
-  """Bits in which the logits of two runs over the same stream differ.
-
-  Compared as integers: two zeros of different sign differ, and two NaN with
-  the same bits do not.
+def bits_apart(ours: Sequence[Served], reference: Sequence[Served]) -> int:
+  """Counts the bits in which the logits of two runs over a stream differ.
 
   Args:
-    ours: one run.
-    reference: the other, as long as the first.
+    ours: One run.
+    reference: The other, as long as the first.
 
   Returns:
     The number of differing bits, over all requests and all logits.
   """
   return sum(
-    int(
-      np.bitwise_count(
-        a.logits.view(np.uint32) ^ b.logits.view(np.uint32)
-      ).sum()
-    )
+    differing_bits(a.logits, b.logits)
     for a, b in zip(ours, reference, strict=True)
   )

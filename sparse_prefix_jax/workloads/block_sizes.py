@@ -21,7 +21,7 @@ _NAMED = re.compile(r"(?:\.b|[._-]blksz[._-]?)([0-9]+)(?=[._-])")
 _USUAL = tuple(2**power for power in range(17))
 
 
-class Sizes(NamedTuple):
+class PromptSize(NamedTuple):
   """How long a prompt is.
 
   Attributes:
@@ -87,7 +87,7 @@ def _check_range(what: str, size: int) -> None:
     )
 
 
-def misfit(sizes: Sizes, block: int) -> str:
+def misfit(sizes: PromptSize, block: int) -> str:
   """Says how the ids of a request contradict the size of a block.
 
   Args:
@@ -97,7 +97,7 @@ def misfit(sizes: Sizes, block: int) -> str:
   Returns:
     A sentence without its subject, the line.
 
-  >>> misfit(Sizes(tokens=521, ids=33), 512)
+  >>> misfit(PromptSize(tokens=521, ids=33), 512)
   '521 tokens are at most 2 blocks of 512, but hash_ids has 33'
   """
   whole, most = sizes.tokens // block, -(-sizes.tokens // block)
@@ -110,7 +110,7 @@ def misfit(sizes: Sizes, block: int) -> str:
   )
 
 
-def better_block(requests: Sequence[Sizes], block: int) -> str | None:
+def better_block(requests: Sequence[PromptSize], block: int) -> str | None:
   """Says which usual block size fits more requests than the one assumed.
 
   Args:
@@ -121,7 +121,7 @@ def better_block(requests: Sequence[Sizes], block: int) -> str | None:
     A sentence, or None where no power of two up to 65,536 fits more: the trace
     is damaged then, and its block size may be right.
 
-  >>> better_block([Sizes(521, 33), Sizes(7, 1)], 512)
+  >>> better_block([PromptSize(521, 33), PromptSize(7, 1)], 512)
   'block_size=16 would fit all 2 lines'
   """
 

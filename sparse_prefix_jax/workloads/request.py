@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class TraceRequest:
   """A prompt, and perhaps the answer that was decoded after it.
 
   Attributes:
@@ -27,7 +27,7 @@ class Request:
       what may be stored, and are counted in no report. 0 where the file has
       prompts only, as every trace of hashed blocks.
 
-  >>> request = Request(np.array([7, 8, 9], np.int32), length=3, answer=1)
+  >>> request = TraceRequest(np.array([7, 8, 9], np.int32), length=3, answer=1)
   >>> request.prompt.tolist(), request.prompt_length
   ([7, 8], 2)
   """
@@ -68,7 +68,7 @@ class Trace:
   """
 
   name: str
-  requests: tuple[Request, ...]
+  requests: tuple[TraceRequest, ...]
   block: int = 1
   skipped_lines: int = 0
 
@@ -116,7 +116,7 @@ def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
     )
 
 
-def check_ids(where: str, ids: np.ndarray) -> None:
+def check_token_ids(where: str, ids: np.ndarray) -> None:
   """Refuses what is no vector of token ids; NumPy would cut or wrap it.
 
   Args:
@@ -127,7 +127,7 @@ def check_ids(where: str, ids: np.ndarray) -> None:
     ValueError: the ids are no vector, no integers (floats, NaN among them,
       booleans and times are none), masked, or not in [0, 2**31).
 
-  >>> check_ids("tail", np.array([1.5]))
+  >>> check_token_ids("tail", np.array([1.5]))
   Traceback (most recent call last):
   ValueError: tail: token ids must be a vector of integers, got float64 (1,)
   """
@@ -156,7 +156,7 @@ def token_row(where: str, ids: Any) -> np.ndarray:
     The ids [t], at least one.
 
   Raises:
-    ValueError: there are none, or as `check_ids`.
+    ValueError: there are none, or as `check_token_ids`.
 
   >>> token_row("request 0", [3, 1]).dtype.name
   'int32'
@@ -167,7 +167,7 @@ def token_row(where: str, ids: Any) -> np.ndarray:
     raise ValueError(f"{where}: token ids are no array: {error}") from None
   if row.ndim == 1 and not len(row):
     raise ValueError(f"{where} has no tokens")
-  check_ids(where, row)
+  check_token_ids(where, row)
   return np.ascontiguousarray(row, np.int32)
 
 
@@ -233,7 +233,7 @@ def token_trace(
         f"{name}: the answer of request {index} must have 0 to"
         f" {len(ids) - 1} of its {len(ids)} tokens, got {answer}"
       )
-    requests.append(Request(ids, len(ids), group, index, answer=answer))
+    requests.append(TraceRequest(ids, len(ids), group, index, answer=answer))
   return Trace(name=name, requests=tuple(requests))
 
 

@@ -7,7 +7,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   replay_store,
 )
 from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
-from sparse_prefix_jax.workloads import Request, Trace, token_trace
+from sparse_prefix_jax.workloads import Trace, TraceRequest, token_trace
 
 
 def replay(trace, capacity, policy=None, eviction="lru", chunk=4):
@@ -90,7 +90,7 @@ def test_never_above_the_capacity(eviction):
 
 
 def test_traces_of_hashed_blocks():
-  request = Request(ids=np.array([3, 7], np.int32), length=35)
+  request = TraceRequest(ids=np.array([3, 7], np.int32), length=35)
   trace = Trace("blocks", (request, request), block=16)
   tally = replay(trace, 1000, chunk=16)
   assert tally.tokens_saved == tally.reusable_tokens == 32

@@ -19,6 +19,7 @@ ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
   # Texts such as "4GiB": whoever takes a capacity reads them the same way.
   "byte_sizes": set(),
+  "machine": set(),  # where a report was made
   "kernels": set(),
   "layers": {"kernels"},
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.

@@ -12,8 +12,8 @@ from sparse_prefix_jax.evaluation import (
 )
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import (
-  Request,
   Trace,
+  TraceRequest,
   synthetic_stream,
   token_trace,
 )
@@ -140,7 +140,7 @@ def test_bad_input_is_refused():
   with pytest.raises(ValueError, match="needs sizes of a state and a page"):
     simulate(STREAM, policy, Capacity("bytes", 3))
   blocks = Trace(
-    "b", (Request(ids=np.array([1], np.int32), length=16),), block=16
+    "b", (TraceRequest(ids=np.array([1], np.int32), length=16),), block=16
   )
   with pytest.raises(ValueError, match="must be the block size of the trace"):
     simulate(blocks, policy, capacity)
