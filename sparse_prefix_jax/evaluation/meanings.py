@@ -21,8 +21,8 @@ _KINDS = {
   "sequences": {
     "tokens_saved": "Tokens before the deepest place that the matched entry"
     " names within the overlap; a whole prompt may be saved.",
-    "reusable_tokens": "Leading tokens that equal those of an entry held, of the"
-    " same group: what one state per token would save.",
+    "reusable_tokens": "Leading tokens that equal those of an entry held, of"
+    " the same group: what one state per token would save.",
     "state_checkpoints_per_entry": "Places that the placement names for the"
     " prompt of a request, on average, within its first chunk too.",
     "state_checkpoints_peak": "Places named by all entries held at one time, at"

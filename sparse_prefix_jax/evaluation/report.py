@@ -114,13 +114,13 @@ class SimulationReport:
     return "\n".join(lines)
 
 
-def _text(value: float | Mapping[str, int] | None) -> str:
+def _text(value: int | float | Mapping[str, int] | None) -> str:
   """A figure as it is printed."""
   if isinstance(value, Mapping):
     return ", ".join(f"{n} {name}" for name, n in value.items()) or "none"
-  return (
-    "none" if value is None else format(value, ".7g" if value % 1 else ".0f")
-  )
+  if value is None:
+    return "none"
+  return format(value, ".0f" if value == int(value) else ".7g")
 
 
 def write_json(

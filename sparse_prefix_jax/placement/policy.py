@@ -63,8 +63,8 @@ class PlacementPolicy:
 
   Attributes:
     name: A key of `PLACEMENTS`.
-    budget: What `PLACEMENTS` says for the name, None for names without one. Only
-      `conditional` takes a fraction, since its budget is spent over many
+    budget: What `PLACEMENTS` says for the name, None for names without one.
+      Only `conditional` takes a fraction, since its budget is spent over many
       entries and the others' within each.
     chunk: Tokens between lattice positions c.
     replan: How often the learned ones plan: "frozen" plans once, "periodic"

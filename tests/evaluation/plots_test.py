@@ -1,13 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
-from sparse_prefix_jax.evaluation import (
-  Capacity,
-  plot_reports,
-  simulate,
-  write_json,
-)
+from sparse_prefix_jax.evaluation import Capacity, simulate, write_json
+from sparse_prefix_jax.evaluation.plots import plot_reports
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import synthetic_stream
 
@@ -38,3 +36,12 @@ def test_bad_input_is_refused(tmp_path, reports):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="file"):
     write_json(tmp_path / "file" / "report.json", reports)
+
+
+def test_only_who_draws_loads_matplotlib():
+  program = """
+import sys
+from sparse_prefix_jax import __main__, evaluation
+assert evaluation.write_json and "matplotlib" not in sys.modules
+"""
+  subprocess.run([sys.executable, "-c", program], check=True)

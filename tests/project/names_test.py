@@ -14,7 +14,7 @@ from tests.project import checkout
 
 # Names that stand for two things nevertheless, and why.
 REASONS = {
-  "block": "a placement of the command line, which says block; an inner product",
+  "block": "a placement, as the command line names it; buffers of a GPU kernel",
   "check_tokens": "the prompts of a request; the rows of a step's arrays",
   "scan": "three loops over chunks, named after `lax.scan`; modules go along",
   "shared_bytes": "memory that one program takes, by rows or by heads",
