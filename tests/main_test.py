@@ -210,7 +210,7 @@ def test_figures_are_printed_with_their_meanings(command, tmp_path, tokens):
     (["--preset=huge"], "preset is 'huge'; the presets are tiny, demo"),
     (
       ["--state_share=1"],
-      "must be chosen, undivided or a number in (0, 1), go",
+      "must be chosen, undivided or a number in (0, 1)",
     ),
     (["--state_share=nan"], "must be chosen, undivided or a number in (0, 1)"),
     (["--state_share=half"], "or a number in (0, 1), got 'half'"),

@@ -25,15 +25,15 @@ DECODED = 3
 
 
 class Served(NamedTuple):
-  """One request.
+  """What one request gave and took.
 
   Attributes:
-    logits: of the prompt's last token and of each decoded token, float32
+    logits: Those of the prompt's last token and of each decoded token, float32
       [1 + DECODED, vocab].
-    seconds: until the first of them was on the host.
-    recomputed: tokens that prefill computed.
-    states: states that the request's entry keeps.
-    held: what the cache held at its fullest, running sequence included.
+    seconds: Time until the first of them was on the host.
+    recomputed: Tokens that prefill computed.
+    states: States that the request's entry keeps.
+    held: What the cache held at its fullest, running sequence included.
   """
 
   logits: np.ndarray
@@ -44,11 +44,11 @@ class Served(NamedTuple):
 
 
 def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
-  """An empty cache, of the one size that all strategies get.
+  """Makes an empty cache, of the one size that all strategies get.
 
   Args:
-    model: the model.
-    policy: where entries keep states; learns in the order of serving.
+    model: The model.
+    policy: Where entries keep states; it learns in the order of serving.
 
   Returns:
     The cache.
@@ -64,15 +64,15 @@ def serve_prompt(
   """Prefills a prompt, decodes a few tokens greedily and releases.
 
   Args:
-    model: the model.
-    cache: matched and extended.
-    prompt: int32 [t] token ids.
+    model: The model.
+    cache: The cache that is matched and extended.
+    prompt: Token ids, int32 [t].
 
   Returns:
     What the request gave and took.
 
   Raises:
-    ValueError: a prompt that the model or the capacity has no room for.
+    ValueError: If it is a prompt that the model or the capacity has no room for.
   """
   start = time.perf_counter()
   out = prefill(model, cache, [prompt])

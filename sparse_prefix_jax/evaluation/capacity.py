@@ -53,7 +53,7 @@ class Capacity:
       )
 
   def __str__(self) -> str:
-    """The capacity as it stands on the command line."""
+    """Returns the capacity as it stands on the command line."""
     return f"{self.kind}:{self.amount}"
 
 

@@ -77,11 +77,11 @@ def store_planner(
   depths: int,
   warming_up: bool = False,
 ) -> Planner:
-  """The planner of a server with these sizes; it computes plans when needed.
+  """Returns the planner of a server, which computes plans when needed.
 
   Args:
     policy: What to plan by.
-    sizes: Of the model; its cost of prefill.
+    sizes: Sizes of the model; only its cost of prefill is used.
     depths: Number of depth bins of a chunk.
     warming_up: Whether leading requests only fill the cache.
 
@@ -110,7 +110,7 @@ def make_store(
   eviction: str = "lru",
   state_share: float | str | None = "chosen",
 ) -> PrefixStore:
-  """The store of a server with these sizes.
+  """Returns the store of a server with these sizes.
 
   Args:
     planner: Where states go; its chunk is the lattice.
@@ -169,7 +169,7 @@ def share_of(store: PrefixStore) -> float | None:
   """Returns the share of its capacity that a store has for states now.
 
   Args:
-    store: Of `make_store`.
+    store: What `make_store` made.
 
   Returns:
     The share that was chosen last, or what the slots of a fixed share take;
@@ -277,7 +277,7 @@ def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
 
   Args:
     store: Its limits change.
-    chooser: Of the store.
+    chooser: The one of the store.
   """
   if chooser.due == chooser.share:
     return
@@ -332,7 +332,7 @@ def replay_store(
 
   Args:
     trace: The stream.
-    store: Of `make_store`.
+    store: What `make_store` made.
     warmup: How many leading requests only fill the store.
     progress: Show a progress bar.
 

@@ -22,18 +22,18 @@ _USUAL = tuple(2**power for power in range(17))
 
 
 class PromptSize(NamedTuple):
-  """How long a prompt is.
+  """How long a prompt is, in tokens and in blocks.
 
   Attributes:
-    tokens: its tokens.
-    ids: its blocks, a trailing partial one counted or not.
+    tokens: Its tokens.
+    ids: Its blocks, a trailing partial one counted or not.
   """
 
   tokens: int
   ids: int
 
   def fit(self, block: int) -> bool:
-    """Whether the ids are those of blocks of `block` tokens."""
+    """Tells whether the ids are those of blocks of `block` tokens."""
     return self.tokens // block <= self.ids <= -(-self.tokens // block)
 
 
@@ -91,8 +91,8 @@ def misfit(sizes: PromptSize, block: int) -> str:
   """Says how the ids of a request contradict the size of a block.
 
   Args:
-    sizes: a request that does not fit.
-    block: tokens per block.
+    sizes: A request that does not fit.
+    block: Tokens per block.
 
   Returns:
     A sentence without its subject, the line.
@@ -114,8 +114,8 @@ def better_block(requests: Sequence[PromptSize], block: int) -> str | None:
   """Says which usual block size fits more requests than the one assumed.
 
   Args:
-    requests: all requests of a trace.
-    block: tokens per block, as assumed.
+    requests: All requests of a trace.
+    block: Tokens per block, as assumed.
 
   Returns:
     A sentence, or None where no power of two up to 65,536 fits more: the trace

@@ -18,12 +18,12 @@ class TraceRequest:
     ids: int32 [t]. Token ids of the prompt and then of its answer; in a trace
       of hashed blocks one id per block, and two requests share a prefix exactly
       as long as their ids agree.
-    length: tokens of prompt and answer; a trailing partial block has no id.
-    group: requests of one group may share a prefix (a document, a system
+    length: Tokens of prompt and answer; a trailing partial block has no id.
+    group: Requests of one group may share a prefix (a document, a system
       prompt); requests of different groups are not compared by the paper.
-    index: number of the request in its file, from 0.
-    arrival: seconds after the first request, 0 where the file has no times.
-    answer: how many of the last tokens were decoded by a model; they belong to
+    index: Number of the request in its file, from 0.
+    arrival: Seconds after the first request, 0 where the file has no times.
+    answer: How many of the last tokens were decoded by a model; they belong to
       what may be stored, and are counted in no report. 0 where the file has
       prompts only, as every trace of hashed blocks.
 
@@ -60,10 +60,10 @@ class Trace:
   """A request stream.
 
   Attributes:
-    name: where it came from, for reports.
-    requests: in the order in which they are served.
-    block: tokens per id; 1 for token ids.
-    skipped_lines: lines of the file that hold no request and were skipped, as
+    name: Where it came from, for reports.
+    requests: The requests, in the order in which they are served.
+    block: Tokens per id; 1 for token ids.
+    skipped_lines: Lines of the file that hold no request and were skipped, as
       the caller had allowed.
   """
 
@@ -120,11 +120,11 @@ def check_token_ids(where: str, ids: np.ndarray) -> None:
   """Refuses what is no vector of token ids; NumPy would cut or wrap it.
 
   Args:
-    where: begins the sentence of a refusal.
-    ids: any array.
+    where: What the sentence of a refusal begins with.
+    ids: Any array.
 
   Raises:
-    ValueError: the ids are no vector, no integers (floats, NaN among them,
+    ValueError: If the ids are no vector, no integers (floats, NaN among them,
       booleans and times are none), masked, or not in [0, 2**31).
 
   >>> check_token_ids("tail", np.array([1.5]))
