@@ -72,7 +72,7 @@ def serve_prompt(
     What the request gave and took.
 
   Raises:
-    ValueError: If it is a prompt that the model or the capacity has no room for.
+    ValueError: If the model or the capacity has no room for the prompt.
   """
   start = time.perf_counter()
   out = prefill(model, cache, [prompt])

@@ -34,8 +34,8 @@ def plot_reports(reports: Sequence[SimulationReport], path: str | Path) -> None:
     path: PNG file to write; missing folders are made.
 
   Raises:
-    ValueError: If there are no reports.
-    OSError: If the file cannot be written.
+    ValueError: there are no reports.
+    OSError: the file cannot be written.
   """
   if not reports:
     raise ValueError("reports must not be empty")

@@ -19,9 +19,9 @@ ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
   # Texts such as "4GiB": whoever takes a capacity reads them the same way.
   "byte_sizes": set(),
-  "machine": set(),  # where a report was made
   "kernels": set(),
   "layers": {"kernels"},
+  "machine": set(),  # where a report was made
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
