@@ -225,16 +225,16 @@ def serve(
   Raises:
     CapacityError: If the prompt or its answer does not fit an empty store.
   """
-  running = start(store, request)
+  running = run_prompt(store, request)
   try:
     for token in answer:
-      extend(store, running, token)
+      run_token(store, running, token)
   finally:
     store.close(running)
   return running
 
 
-def start(store: PrefixStore, request: Request) -> Running:
+def run_prompt(store: PrefixStore, request: Request) -> Running:
   """Prefills a prompt, without a model.
 
   Args:
@@ -254,7 +254,7 @@ def start(store: PrefixStore, request: Request) -> Running:
   return running
 
 
-def extend(store: PrefixStore, running: Running, token: int) -> None:
+def run_token(store: PrefixStore, running: Running, token: int) -> None:
   """Decodes one token, without a model.
 
   Args:
@@ -367,12 +367,12 @@ def _replay_request(
   """Serves one request and notes the peaks; None where it is refused."""
   held = store.index
   try:
-    running = start(store, store_request(asked, trace, store.chunk))
+    running = run_prompt(store, store_request(asked, trace, store.chunk))
   except CapacityError:
     return None
   with contextlib.suppress(CapacityError):
     for token in asked.ids[len(asked.prompt) :].tolist():
-      extend(store, running, token)
+      run_token(store, running, token)
   tally.bytes_peak = max(tally.bytes_peak or 0, held.held_bytes)
   store.close(running)
   tally.peak = max(tally.peak, held.held_slots)
