@@ -85,8 +85,8 @@ clean:
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.made pyproject.toml setup.py
-	@echo "Installing the package and what it needs (a minute or two)"
-	$(BIN)/python $(PIP_INSTALL) -e .
+	@echo "Installing the package and what the demo needs (a minute or two)"
+	$(BIN)/python $(PIP_INSTALL) -e '.[demo]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml setup.py

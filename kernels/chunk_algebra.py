@@ -52,7 +52,7 @@ class Prepared(NamedTuple):
 def advance(
   state: Float32[Array, "hv k v"], x: Prepared, dot: Dot
 ) -> tuple[Float32[Array, "hv k v"], Float32[Array, "c hv v"]]:
-  """The state after the chunk, and the outputs: the equations above."""
+  """Computes the state after the chunk, and the outputs, as said above."""
   u = x.x_v if x.x_k is None else x.x_v - dot(x.x_k, state)
   out = dot(x.q_in, state) + dot(x.scores, u)
   state = state * x.decay + dot(x.k_out.swapaxes(1, 2), u)
@@ -67,16 +67,16 @@ def step(
   log_decay: Float32[Array, "b hv _"],
   beta: Float32[Array, "b hv"] | None = None,
 ) -> tuple[Float32[Array, "b hv k v"], Float32[Array, "b hv v"]]:
-  """One token of b requests, the recurrence as it is written.
+  """Advances b requests by one token, by the recurrence as it is written.
 
   S = exp(a) S;  u = beta (v - S^T k), or v;  S = S + k u^T;  o = S^T q. Sums
   over k, never a product of one row, whose bits would be its own.
 
   Args:
-    state: S.
-    q: Queries.
-    k: Keys.
-    v: Values.
+    state: The state S.
+    q: The queries.
+    k: The keys.
+    v: The values.
     log_decay: a, per head or per channel: [b hv 1] or [b hv k].
     beta: Strength of a delta rule, or None where nothing is subtracted.
   """
@@ -92,7 +92,7 @@ def step(
 
 
 def dot_at(precision: lax.Precision) -> Dot:
-  """The matrix product at a precision, accumulated in float32."""
+  """Makes the matrix product at a precision, accumulated in float32."""
 
   def dot(x: Array, y: Array) -> Array:
     return jnp.matmul(
@@ -105,7 +105,7 @@ def dot_at(precision: lax.Precision) -> Dot:
 def heads_first(
   x: Float[Array, "c h *width"], real: Bool[Array, "c"]
 ) -> Float32[Array, "h c *width"]:
-  """Float32, padding selected to zero, [c h ...] -> [h c ...]."""
+  """Turns [c h ...] into [h c ...] in float32, with zeros at padding."""
   real = real.reshape(-1, *(1,) * (x.ndim - 1))
   return jnp.where(real, x.astype(jnp.float32), 0.0).swapaxes(0, 1)
 
@@ -113,20 +113,20 @@ def heads_first(
 def repeat_heads(
   x: Float[Array, "h *rest"], value_heads: int
 ) -> Float[Array, "hv *rest"]:
-  """Each key head for all value heads of its group."""
+  """Repeats each key head for all value heads of its group."""
   groups = value_heads // x.shape[0]
   return jnp.repeat(x, groups, axis=0) if groups > 1 else x
 
 
 def settle_resets(log_decay: Float32[Array, "*shape"]) -> Array:
-  """-inf as RESET: the same decay of zero, and safe in sums and products."""
+  """Replaces -inf by RESET: it decays to zero too, and is safe in sums."""
   return jnp.where(log_decay == -jnp.inf, RESET, log_decay)
 
 
 def head_decays(
   log_decay: Float32[Array, "hv c"], dot: Dot
 ) -> tuple[Float32[Array, "hv c c"], Float32[Array, "hv c"]]:
-  """exp(A_i - A_j) for i >= j (0 above), and exp(A_i).
+  """Computes exp(A_i - A_j) for i >= j (0 above), and exp(A_i).
 
   A_i - A_j is summed over its own segment: a difference of cumulated sums loses
   all digits after one strong decay. It is masked before exp, for gradients.
@@ -143,7 +143,7 @@ def head_decays(
 
 
 def strictly_lower(x: Float32[Array, "hv c c"]) -> Float32[Array, "hv c c"]:
-  """What stands below the diagonal; zero elsewhere, whatever was there."""
+  """Keeps what is below the diagonal; selects the rest to zero."""
   below = jnp.tril(jnp.ones((1, *x.shape[1:]), bool), -1)
   return jnp.where(below, x, 0.0)
 
@@ -156,14 +156,14 @@ def solve_delta_rule(
   decay_in: Float32[Array, "hv c _"],
   dot: Dot,
 ) -> tuple[Float32[Array, "hv c v"], Float32[Array, "hv c k"]]:
-  """X_v and X_k of (I + L) X = beta [V, exp(A) K], L below the diagonal.
+  """Solves (I + L) X = beta [V, exp(A) K] for X_v and X_k.
 
   Args:
     key_key: Products of keys and their decays; L is beta times what stands
       below the diagonal.
-    k: K.
-    v: V.
-    beta: Strengths.
+    k: The keys K.
+    v: The values V.
+    beta: The strength of each token.
     decay_in: exp(A), per head or per channel: [hv c 1] or [hv c k].
     dot: Matrix product at the configured precision.
   """

@@ -33,12 +33,12 @@ Chunk: TypeAlias = Callable[[Any, Any, Any, Array], tuple[Any, Any]]
 
 
 class Scanned(NamedTuple):
-  """Result of the core of an operation.
+  """What the core of an operation returns.
 
   Attributes:
-    out: Outputs of n chunks. [n c ...]
-    state: After the last chunk.
-    captured: After `capture_at[i]` chunks. [m ...]
+    out: The outputs of n chunks. [n c ...]
+    state: The state after the last chunk.
+    captured: The states after `capture_at[i]` chunks each. [m ...]
   """
 
   out: Any
@@ -51,8 +51,9 @@ class Core:
   """How to run a packed operation, and one chunk of it in XLA operations.
 
   Attributes:
-    packed: The operation; the forward pass.
-    chunk: The same mathematics for one chunk; the backward pass.
+    packed: The operation, which is the forward pass.
+    chunk: The same mathematics for one chunk, which the backward pass
+      differentiates.
   """
 
   packed: Packed
@@ -99,7 +100,7 @@ def scan(
   Args:
     core: What to run.
     inputs: A tree of arrays [n ...].
-    state: Before the first chunk, in the dtype of the pool.
+    state: The state before the first chunk, in the dtype of the pool.
     length: Real tokens of each chunk.
     capture_at: Numbers of chunks, each in 1..n, distinct; traced values are
       allowed and are then not checked.
@@ -126,7 +127,7 @@ def _scan(
   capture_at: Int32[Array, "m"],
   constants: Any,
 ) -> Scanned:
-  """Without a gradient: as many states as are asked for, and the last.
+  """Scans without a gradient: keeps the states asked for, and the last.
 
   Slot 0 holds the state before the first chunk, later that after the last.
   """
@@ -156,7 +157,7 @@ def _forward(
 
 
 def _backward(core: Core, kept: Any, cotangents: Scanned) -> tuple[Any, ...]:
-  """The chunks in reverse, each differentiated from the state before it."""
+  """Takes the chunks in reverse, each from the state before it."""
   inputs, states, length, capture_at, constants = kept
   d_captured = (
     jnp.zeros_like(states).at[capture_at - 1].add(cotangents.captured)

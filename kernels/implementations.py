@@ -34,7 +34,7 @@ class Config:
   Attributes:
     name: Name of the implementation.
     platform: The platform that it needs, or None.
-    tunable: Values worth trying, by field.
+    tunable: The values worth trying, by field.
     interpret: Parameters of Pallas's interpreter, which runs on any device;
       None compiles.
   """

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.placement import PlacementPolicy as PlacementPolicy
   from sparse_prefix_jax.placement import observe as observe
   from sparse_prefix_jax.placement import solve_placement as solve_placement
+  from sparse_prefix_jax.runtime.memory_plan import memory_plan as memory_plan
   from sparse_prefix_jax.serving.decode import DecodeOutput as DecodeOutput
   from sparse_prefix_jax.serving.decode import decode as decode
   from sparse_prefix_jax.serving.measure import (
@@ -50,6 +51,7 @@ _MODULES = {
     "observe",
     "solve_placement",
   ),
+  "runtime.memory_plan": ("memory_plan",),
   "serving.decode": ("DecodeOutput", "decode"),
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),

@@ -1,4 +1,4 @@
-"""Command line: `python -m sparse_prefix_jax demo | simulate | place`.
+"""Command line: `python -m sparse_prefix_jax demo | simulate | place | ...`.
 
 Bad input is answered with one sentence on stderr and exit status 2, never with
 a traceback. `--help` describes the commands and their flags.
@@ -258,10 +258,28 @@ def _demo(values: flags.FlagValues) -> None:
       say(text)
 
 
+def _memory_plan(values: flags.FlagValues) -> None:
+  """Prints what fits into a memory; the models are imported late."""
+  planner = importlib.import_module("sparse_prefix_jax.runtime.memory_plan")
+  config = planner.named_config(
+    values.preset,
+    values.model,
+    dtype=values.dtype,
+    max_length=values.max_length,
+  )
+  if values.report is not None:
+    _check_writable(Path(values.report))
+  plan = planner.memory_plan(config, values.memory, progress=True)
+  if values.report is not None:
+    planner.write_plan(values.report, plan)
+  say(plan.table())
+
+
 _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
   "demo": _demo,
   "simulate": _simulate,
   "place": _place,
+  "memory_plan": _memory_plan,
 }
 
 

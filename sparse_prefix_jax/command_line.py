@@ -22,6 +22,8 @@ _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
       replay a request stream without a model
   place --histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]
       print the best positions for a histogram of overlap depths
+  memory_plan --preset=NAME|--model=DIR --memory=24GiB [--dtype=bfloat16] [...]
+      count what fits into a device's memory: weights, programs, sequences
 
 flags:
 """
@@ -46,11 +48,20 @@ _COMMAND_FLAGS = {
     "report",
   ),
   "place": ("histogram", "budget", "cost"),
+  "memory_plan": (
+    "preset",
+    "model",
+    "memory",
+    "dtype",
+    "max_length",
+    "report",
+  ),
 }
 _REQUIRED = {
   "demo": ("out",),
   "simulate": ("requests", "capacity", "report"),
   "place": ("histogram", "budget"),
+  "memory_plan": ("memory",),
 }
 
 SEED, WARMUP = 42, 0.6
@@ -93,6 +104,7 @@ def _define_flags() -> flags.FlagValues:
     "preset": "Model whose sizes count for bytes (simulate: by default"
     " qwen3_5_0_8b).",
     "model": "Folder of a model; only its config.json is read.",
+    "memory": "Bytes of the device that may be used, such as 24GiB.",
     "dtype": "float32 or bfloat16 (default: that of the preset, or float32).",
     "state_share": "Share of a capacity in bytes that states have: a number in"
     " (0, 1), undivided, or chosen by the requests as in a server (default"
@@ -109,6 +121,8 @@ def _define_flags() -> flags.FlagValues:
   integers = {
     "block_size": "Tokens per block of a trace whose name does not say it"
     f" (default {workloads.DEFAULT_BLOCK}).",
+    "max_length": "Longest sequence in tokens (default: that of the preset, or"
+    " 32768).",
     "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
   }
   for name, meaning in text.items():

@@ -27,7 +27,7 @@ def packed(
   *,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
-  """The operation in one launch; arguments of `causal_conv1d`.
+  """Runs the operation in one launch; takes the arguments of `causal_conv1d`.
 
   Returns:
     y, zero past a chunk's length, and the pool.
@@ -48,11 +48,11 @@ def refusal(
 
   Args:
     device: What the program is made for.
-    config: Sizes.
+    config: The static sizes of the kernel.
     x: Inputs. [n c d]
     weight: Filter. [w d]
     pool: Windows. [s w-1 d]
-    *_: Not asked for.
+    *_: Further arguments, which do not matter here.
   """
   if pool.dtype != x.dtype:
     return f"takes a pool of {x.dtype}, the dtype of x, not {pool.dtype}"
@@ -63,7 +63,7 @@ def refusal(
 
 
 def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:
-  """Sizes of rows of which one array is loaded."""
+  """Chooses sizes for rows of which one array is loaded."""
   return rows.sizes(x, x.dtype.itemsize)
 
 
@@ -75,12 +75,12 @@ IMPLEMENTATION = Implementation(
 def _cell(
   window: rows.Carry, x: Array, weight: rows.Carry
 ) -> tuple[rows.Carry, Float32[Array, "d"]]:
-  """One token: y is the filtered window, which moves on by one.
+  """Takes one token: y is the filtered window, which moves on by one.
 
   Args:
     window: The last w-1 inputs, oldest first.
-    x: The next.
-    weight: Taps, oldest first.
+    x: The next input.
+    weight: The taps of the filter, oldest first.
   """
   window = (*window, x)
   y = jnp.zeros(x.shape, jnp.float32)

@@ -37,7 +37,7 @@ def _run(
   *,
   config: Config,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
-  """The operation as one kernel; arguments of `causal_conv1d`.
+  """Runs the operation as one kernel, called as `causal_conv1d` is.
 
   A slot is a few rows. Where XLA keeps them together the kernel copies them
   from and to the pool; elsewhere it works on the n slots of the call.
@@ -56,14 +56,14 @@ def _run(
 
 
 def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
-  """One chunk; the new window is rows [length, length+w-1) of (window, x).
+  """Takes one chunk and keeps rows [length, length+w-1) of (window, x).
 
   Args:
     carry: The last inputs before the chunk [1 w-1 d]; updated. Rows are
       selected and moved, never multiplied: -0.0 stays what it is.
     xs: x [c d] and weight [w d].
     y: Outputs [c d], float32; those of padding mean nothing.
-    length: Real tokens.
+    length: How many tokens are real.
   """
   x, weight = (ref[...].astype(jnp.float32) for ref in xs)
   window, size = weight.shape[0] - 1, x.shape[0]
@@ -96,7 +96,7 @@ def _refusal(device: Device, config: Config, *arguments: Any) -> str | None:
 
 
 def _heuristic(device: Device, *arguments: Any) -> Config:
-  """Channels of a grid step."""
+  """Chooses how many channels a grid step takes."""
   return Config(block=fit.channels_per_step(device, arguments[0], 1))
 
 

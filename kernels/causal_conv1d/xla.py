@@ -15,7 +15,7 @@ def packed(
   pool: Float[Array, "s w-1 d"],
   chunks: Chunks,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s w-1 d"]]:
-  """The operation as a scan over chunks; arguments of `causal_conv1d`."""
+  """Scans over the chunks; it is called as `causal_conv1d` is."""
   return packed_scan(functools.partial(chunk, weight), pool, x, chunks)
 
 
@@ -25,7 +25,7 @@ def chunk(
   x: Float[Array, "c d"],
   length: Int32[Array, ""],
 ) -> tuple[Float[Array, "w-1 d"], Float32[Array, "c d"]]:
-  """One chunk; the new state is rows [length, length+w-1) of (state, x)."""
+  """Takes one chunk and keeps rows [length, length+w-1) of (state, x)."""
   window, tokens = weight.shape[0], x.shape[0]
   # Padding may hold anything, and would reach the gradient of the weight.
   real = jnp.arange(tokens)[:, None] < length
@@ -43,7 +43,7 @@ def step(
   state: Float[Array, "b w-1 d"],
   x: Float[Array, "b d"],
 ) -> tuple[Float[Array, "b w-1 d"], Float32[Array, "b d"]]:
-  """One token of b requests: the new state drops the oldest input."""
+  """Advances b requests by one token; the new state drops the oldest input."""
   window = jnp.concatenate([state, x[:, None]], axis=1)
   y = jnp.sum(
     window.astype(jnp.float32) * weight.astype(jnp.float32)[None], axis=1

@@ -56,7 +56,7 @@ def packed(
   c: Float[Array, "n c e"] | None,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
-  """The operation in one launch; arguments of `diagonal_scan`.
+  """Runs the operation in one launch; takes the arguments of `diagonal_scan`.
 
   Returns:
     y, zero past a chunk's length, and the pool.
@@ -83,11 +83,11 @@ def refusal(
 
   Args:
     device: What the program is made for.
-    config: Sizes.
+    config: The static sizes of the kernel.
     x: Inputs. [n c d]
-    *_: Not asked for.
+    *_: Further arguments, which do not matter here.
     rate: Factors of the log decay in Mamba's form, or None. [d e]
-    **__: Not asked for.
+    **__: Further options, which do not matter here.
   """
   refused = refused_device(device, config, products=False)
   if rate is None:
@@ -104,7 +104,7 @@ def refusal(
 def heuristic(
   device: Device, x: Array, *_: Any, rate: Array | None = None, **__: Any
 ) -> MosaicGpuConfig:
-  """As few channels per program as there can be: they are what is parallel.
+  """Takes as few channels per program as can be: they are what is parallel.
 
   A warpgroup of them in RG-LRU's form, the rows of a tile in Mamba's.
   """
@@ -120,12 +120,12 @@ def _number_bytes(x: Array) -> int:
 
 
 def _selective_bytes(x: Array, rate: Array, stages: int) -> int:
-  """Shared memory that a program of Mamba's form takes.
+  """Counts the bytes of shared memory that Mamba's form takes.
 
   Args:
     x: Inputs. [n c d]
-    rate: [d e]
-    stages: Chunks under way.
+    rate: The rate of each number of the state. [d e]
+    stages: How many chunks are under way at a time.
   """
   states = rate.shape[1]
   token = _CHANNELS * _number_bytes(x) + 2 * states * x.dtype.itemsize
@@ -143,16 +143,16 @@ def _cell(
   """One token: h = exp(a) h + x, and y = h.
 
   Args:
-    state: h, alone.
-    x: Input.
-    log_decay: a.
+    state: The number h, in a tuple of its own.
+    x: The input.
+    log_decay: The log decay a.
   """
   h = _decay(log_decay) * state[0] + x.astype(jnp.float32)
   return (h,), h
 
 
 def _decay(log_decay: Array) -> Array:
-  """exp(log_decay), zero at -inf."""
+  """Computes exp(log_decay), which is zero at -inf."""
   settled = jnp.where(log_decay == -jnp.inf, _RESET, log_decay)
   return jnp.exp(settled)
 
@@ -164,12 +164,12 @@ def _selective(
   chunks: Chunks,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d e"]]:
-  """Mamba's form, in one launch.
+  """Runs Mamba's form in one launch.
 
   Args:
     arrays: x, log_decay [n c d], b and c [n c e].
     rate: A factor of the log decay per state.
-    pool: Donated.
+    pool: The states, donated: the result takes their memory.
     chunks: What each chunk reads, writes and holds.
     config: `stages` of loads.
 
@@ -209,14 +209,14 @@ class _Selective(NamedTuple):
   Attributes:
     plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     arrays: x, log_decay, b and c in global memory.
-    rate: [d e]
-    y: [n c d]
-    pool: [s d e]
+    rate: The rate of each number of the state. [d e]
+    y: The outputs. [n c d]
+    pool: The pool of states. [s d e]
     loaded: `arrays` of the chunks under way, in shared memory. [stage c ...]
     square: A tile on its way to registers. [64 e]
     arrived: One barrier per stage.
     restoring: Barrier of `square`.
-    config: Sizes.
+    config: The static sizes of the kernel.
   """
 
   plan: Ref
@@ -248,7 +248,7 @@ class _Selective(NamedTuple):
     return pl.ds(pl.multiple_of(start, _CHANNELS), _CHANNELS)
 
   def _tile(self, source: Ref) -> Float32[Array, "d e"]:
-    """A tile [64 e] of global memory, by way of shared memory."""
+    """Loads a tile [64 e] of global memory, by way of shared memory."""
     plgpu.copy_gmem_to_smem(source, self.square, self.restoring)
     plgpu.barrier_wait(self.restoring)
     value = as_accumulator(self.square[...], self.config)
@@ -256,7 +256,7 @@ class _Selective(NamedTuple):
     return value
 
   def _restore(self, slot: Array) -> tuple[Array, Array]:
-    """Rates, and the state of a slot; slot 0 is read at ZERO."""
+    """Loads the rates and the state of a slot; slot 0 is read at ZERO."""
     rate = self._tile(self.rate.at[self._columns])
     state = self._tile(self.pool.at[lax.max(slot, 0), self._columns])
     return rate, choose(slot >= 0, state, jnp.zeros_like(state))
@@ -274,13 +274,13 @@ class _Selective(NamedTuple):
   def _step(
     self, chunk: Array, stage: Array, carry: tuple[Array, Array]
   ) -> tuple[Array, Array]:
-    """One chunk: its real tokens, zeros behind them, capture.
+    """Takes one chunk: its real tokens, zeros behind them, and the capture.
 
     h_t = exp(a_t rate) h + x_t b_t^T and y_t = h_t c_t, on a tile.
 
     Args:
-      chunk: Number of the chunk.
-      stage: Where its inputs lie.
+      chunk: The number of the chunk.
+      stage: The stage of the buffers that holds its inputs.
       carry: Rates and state.
 
     Returns:

@@ -42,7 +42,7 @@ def _run(
   c: Float[Array, "n c e"] | None,
   config: Config,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
-  """The operation as one kernel; arguments of `diagonal_scan`.
+  """Runs the operation as one kernel, called as `diagonal_scan` is.
 
   The pool stays in HBM and is the result: a slot moves when a request is
   resumed and when a chunk is captured, never between two chunks.
@@ -70,13 +70,13 @@ def _run(
 
 
 def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
-  """One chunk of a block of channels; the state is one row.
+  """Advances a block of channels by one chunk; the state is one row.
 
   Args:
-    carry: [1 d]; updated.
+    carry: The state [1 d], which is updated.
     xs: x and log_decay, [c d].
     y: The states after each token, [c d]; zero past the real ones.
-    length: Real tokens.
+    length: How many tokens are real.
   """
 
   def token(
@@ -92,13 +92,13 @@ def _cell(carry: Ref, xs: Sequence[Ref], y: Ref, length: Array) -> None:
 def _selective_cell(
   carry: Ref, xs: Sequence[Ref], y: Ref, length: Array
 ) -> None:
-  """One chunk of a block of channels with e numbers each.
+  """Advances a block of channels with e numbers each by one chunk.
 
   Args:
-    carry: [1 e d]; updated.
+    carry: The state [1 e d], which is updated.
     xs: x and log_decay [c d], rate [e d], b and c [e c].
     y: What c reads out of each state, [c d]; zero past the real tokens.
-    length: Real tokens.
+    length: How many tokens are real.
   """
   x_ref, log_decay_ref, rate_ref, b_ref, c_ref = xs
   rate = rate_ref[...]
@@ -129,10 +129,10 @@ def _tokens(
 
   Args:
     token: `(state, t, x, log_decay)` -> the state after token t, and its y.
-    state: Before the chunk.
+    state: The state before the chunk.
     refs: x and log_decay, [c d].
     y: Outputs, [c d].
-    length: Real tokens.
+    length: How many tokens are real.
 
   Returns:
     The state after the last real token.
@@ -170,7 +170,7 @@ def _refusal(
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  """Channels of a grid step."""
+  """Chooses how many channels a grid step takes."""
   return Config(block=fit.channels_per_step(device, arguments[0], 2))
 
 

@@ -20,7 +20,7 @@ def packed(
   b: Float[Array, "n c e"] | None,
   c: Float[Array, "n c e"] | None,
 ) -> tuple[Float32[Array, "n c d"], Float32[Array, "s d *e"]]:
-  """The operation as a scan over chunks; arguments of `diagonal_scan`."""
+  """Scans over the chunks; it is called as `diagonal_scan` is."""
 
   def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
     return chunk(rate, state, x, length)
@@ -68,7 +68,7 @@ def step(
   b: Float[Array, "b e"] | None,
   c: Float[Array, "b e"] | None,
 ) -> tuple[Float32[Array, "b d *e"], Float32[Array, "b d"]]:
-  """One token of b requests, the recurrence as it is written."""
+  """Advances b requests by one token, by the recurrence as it is written."""
   b, c = (None if u is None else u.astype(jnp.float32) for u in (b, c))
   return _advance(state, rate, x.astype(jnp.float32), log_decay, b, c)
 
@@ -81,7 +81,7 @@ def _advance(
   b: Float32[Array, "*tokens e"] | None,
   c: Float32[Array, "*tokens e"] | None,
 ) -> tuple[Float32[Array, "*rows"], Float32[Array, "*tokens d"]]:
-  """One token of every row; rows are [d] or [d e], a token [d]."""
+  """Advances every row by one token; rows are [d] or [d e], a token [d]."""
   log_decay = algebra.settle_resets(log_decay)
   if rate is None or b is None or c is None:
     state = jnp.exp(log_decay) * state + x

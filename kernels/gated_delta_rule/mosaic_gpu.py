@@ -53,10 +53,10 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches.
+  """Runs the operation in two launches.
 
-  Arguments of `gated_delta_rule`. `precision` says nothing here: operands
-  are bfloat16 parts, as many as the error of 1e-2 needs.
+  It is called as `gated_delta_rule` is. `precision` says nothing here:
+  operands are bfloat16 parts, as many as the error of 1e-2 needs.
 
   Returns:
     The outputs, zero past a chunk's length, and the pool.
@@ -79,10 +79,10 @@ class _Operands(NamedTuple):
 
   Attributes:
     lengths: Real tokens of each chunk. [n]
-    q: [n c h k]
-    k: [n c h k]
-    keys: K^T, zero at padding. [n h k c]
-    v: [n c hv v]
+    q: The queries. [n c h k]
+    k: The keys. [n c h k]
+    keys: The transposed keys K^T, zero at padding. [n h k c]
+    v: The values. [n c hv v]
     gates: Log decays and strengths, zero at padding. [n hv 2 c]
   """
 
@@ -95,16 +95,16 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`.
+  """The buffers of `_prepare` in shared memory.
 
   Attributes:
-    q: [c k]
-    k: Zero at padding, once `_load` is through. [c k]
-    keys: [k c]
+    q: The queries of one chunk and head. [c k]
+    k: The keys, zero at padding once `_load` is through. [c k]
+    keys: The transposed keys. [k c]
     v: Some columns of V. [c 64]
-    log_decay: [c]
+    log_decay: The log decay of each token. [c]
     beta: Strengths, to lie along rows. [c]
-    beta_again: The same, to lie along columns. [c]
+    beta_again: The strengths again, to lie along columns. [c]
     scales: exp(A) and exp(A_c - A). [2*c]
     decay: exp(A_c), k times. [k]
     work: Operands of products of [c c].
@@ -127,11 +127,11 @@ class _Buffers(NamedTuple):
 
 
 def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
-  """The factors of all chunks; those of inactive ones are left unwritten.
+  """Computes the factors of all chunks but inactive ones, left unwritten.
 
   Args:
-    of: Arrays.
-    config: Says whether the interpreter runs it.
+    of: The arrays that it reads.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   n, _, heads, value_width = of.v.shape
   width = of.q.shape[3]
@@ -170,7 +170,7 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head: all of `Factors` but Q and K.
+  """Computes, for one chunk and value head, all of `Factors` but Q and K.
 
   Args:
     of: Operands, in global memory.
@@ -203,7 +203,7 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
 
 
 def _load(of: _Operands, buffers: _Buffers, length: Array) -> None:
-  """Keys, queries and gates to shared memory.
+  """Loads keys, queries and gates to shared memory.
 
   Args:
     of: Operands, in global memory.
@@ -228,12 +228,12 @@ def _load(of: _Operands, buffers: _Buffers, length: Array) -> None:
 def _solve(
   buffers: _Buffers, decay: Float32[Array, "c c"], length: Array
 ) -> Float32[Array, "c c"]:
-  """T, its columns scaled by beta.
+  """Computes T, its columns scaled by beta.
 
   Args:
     buffers: `work` is overwritten.
-    decay: D.
-    length: Real tokens.
+    decay: The decays D between tokens.
+    length: How many tokens are real.
   """
   key_key = dot([(buffers.k, buffers.keys)], _SQUARE) * decay
   lower = algebra.lower_of(key_key, buffers.beta, length)

@@ -35,7 +35,7 @@ def _run(
   precision: lax.Precision,
   config: Config,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as one kernel; arguments of `gated_delta_rule`.
+  """Runs the operation as one kernel, called as `gated_delta_rule` is.
 
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
@@ -57,15 +57,15 @@ def _key_head(
   q: Float[Array, "c k"],
   k: Float[Array, "c k"],
 ) -> tuple[Array, ...]:
-  """Q, K, K K^T and Q K^T, padding selected to zero.
+  """Makes Q, K, K K^T and Q K^T, with padding selected to zero.
 
   Products of keys are made once per key head; decays differ per value head.
 
   Args:
     precision: Precision of the products.
-    length: Real tokens.
-    q: Queries.
-    k: Keys.
+    length: How many tokens are real.
+    q: The queries.
+    k: The keys.
   """
   q, k = (algebra.real_float32(x, length) for x in (q, k))
   return q, k, *(algebra.dot(x, k, precision, (1, 1)) for x in (k, q))
@@ -83,7 +83,7 @@ def _value_head(
   beta: Float32[Array, "1 c"],
   state: Float32[Array, "k v"],
 ) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
-  """One chunk: outputs and the state after it.
+  """Computes the outputs of one chunk and the state after it.
 
   The state enters before the system is solved, not after: one right-hand side
   of width v, instead of two of widths v and k whose solutions nearly cancel
@@ -91,15 +91,16 @@ def _value_head(
 
   Args:
     precision: Precision of the products.
-    length: Real tokens; the others are selected to zero before they enter.
-    q: Queries.
-    k: Keys.
-    key_key: K K^T.
-    query_key: Q K^T.
-    v: Values.
-    log_decay: Per token.
-    beta: Strengths.
-    state: S.
+    length: How many tokens are real; the others are selected to zero before
+      they enter.
+    q: The queries.
+    k: The keys.
+    key_key: The products K K^T of keys.
+    query_key: The products Q K^T of queries and keys.
+    v: The values.
+    log_decay: The log decay of each token.
+    beta: The strength of each token.
+    state: The state S.
   """
   size = v.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))

@@ -33,7 +33,7 @@ def packed(
   *,
   precision: lax.Precision,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as a scan over chunks; arguments of `gated_delta_rule`."""
+  """Scans over the chunks; it is called as `gated_delta_rule` is."""
 
   def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
     return chunk(state, *x, length=length, precision=precision)

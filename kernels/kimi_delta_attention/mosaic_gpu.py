@@ -55,10 +55,10 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches.
+  """Runs the operation in two launches.
 
-  Arguments of `kimi_delta_attention`. `precision` says nothing here: operands
-  are bfloat16 parts, as many as the error of 1e-2 needs.
+  It is called as `kimi_delta_attention` is. `precision` says nothing here:
+  operands are bfloat16 parts, as many as the error of 1e-2 needs.
 
   Returns:
     The outputs, zero past a chunk's length, and the pool.
@@ -85,14 +85,14 @@ class _Operands(NamedTuple):
   """What `prepare` reads.
 
   Attributes:
-    lengths: [n]
-    q: [n c h k]
-    k: [n c h k]
-    keys: K^T, zero at padding. [n h k c]
-    v: [n c hv v]
-    beta: Zero at padding. [n hv c]
+    lengths: How many real tokens each chunk has. [n]
+    q: The queries. [n c h k]
+    k: The keys. [n c h k]
+    keys: The transposed keys K^T, zero at padding. [n h k c]
+    v: The values. [n c hv v]
+    beta: The strengths, zero at padding. [n hv c]
     steps: Log decays in two parts, one below the other. [n hv 2*c k]
-    channels: The same, transposed. [n hv 2 k c]
+    channels: The transposed log decays. [n hv 2 k c]
   """
 
   lengths: Any
@@ -106,12 +106,12 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`.
+  """The buffers of `_prepare` in shared memory.
 
   Attributes:
     block: Operands of some channels, and what products are made of.
     beta: Strengths, to lie along rows. [c]
-    beta_again: The same, to lie along columns. [c]
+    beta_again: The strengths again, to lie along columns. [c]
     decay: exp(A_c). [k]
     arrived: Barrier of all loads but values.
     again: Barrier of a second load of K and its log decays.
@@ -133,8 +133,8 @@ def _log_decays(
   """`steps` and `channels`, zero at padding, -inf as RESET.
 
   Args:
-    log_decay: As callers give it.
-    real: Which rows hold tokens.
+    log_decay: The log decays as callers give them.
+    real: It says which rows hold tokens.
   """
   log_decay = jnp.where(log_decay == -jnp.inf, algebra.RESET, log_decay)
   log_decay = jnp.where(real[:, :, None, None], log_decay, 0.0)
@@ -149,11 +149,11 @@ def _log_decays(
 
 
 def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
-  """The factors of all chunks; those of inactive ones are left unwritten.
+  """Computes the factors of all chunks but inactive ones, left unwritten.
 
   Args:
-    of: Arrays.
-    config: Says whether the interpreter runs it.
+    of: The arrays that it reads.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   n, _, heads, value_width = of.v.shape
   width = of.q.shape[3]
@@ -190,7 +190,7 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head: all of `Factors` but the scales.
+  """Computes, for one chunk and value head, all of `Factors` but the scales.
 
   Args:
     of: Operands, in global memory.
@@ -217,14 +217,14 @@ def _load(
   channels: Any,
   again: bool = False,
 ) -> None:
-  """Some channels to shared memory, in place of others.
+  """Loads some channels to shared memory, in place of others.
 
   Args:
-    of: As in `_prepare`.
-    buffers: As in `_prepare`.
+    of: What the program reads, in global memory.
+    buffers: The buffers of the program, in shared memory.
     length: Real tokens; K is selected to zero behind them.
-    channels: Which.
-    again: Loads no more than K and the log decays in `steps`.
+    channels: The channels to take.
+    again: Whether to load no more than K and the log decays in `steps`.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   key_head = head // (of.v.shape[2] // of.k.shape[2])
@@ -252,10 +252,10 @@ def _scaled(
   """Writes exp(A) Q, exp(A_c - A) K and exp(A_c) of some channels.
 
   Args:
-    results: As in `_prepare`.
+    results: What the program writes, in global memory.
     buffers: `lower` and `decay` are overwritten.
     length: Real tokens; Q is selected to zero behind them.
-    channels: Which.
+    channels: The channels to take.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   queries, keys, *_, decay = results
@@ -285,13 +285,13 @@ def _chunk(
   length: Array,
   sums: tuple[Array, Array],
 ) -> None:
-  """P and X, in the notation of the module.
+  """Writes P and X, in the notation of the module.
 
   Args:
-    of: As in `_prepare`.
-    results: As in `_prepare`.
+    of: What the program reads, in global memory.
+    results: What the program writes, in global memory.
     buffers: They hold the last channels; all is overwritten.
-    length: Real tokens.
+    length: How many tokens are real.
     sums: Products of keys with keys, and of queries with keys.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")

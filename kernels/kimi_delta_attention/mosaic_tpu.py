@@ -43,7 +43,7 @@ def _run(
   precision: lax.Precision,
   config: Config,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as one kernel; arguments of `kimi_delta_attention`.
+  """Runs the operation as one kernel, called as `kimi_delta_attention` is.
 
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
@@ -62,14 +62,14 @@ def _run(
 def _key_head(
   length: Array, q: Float[Array, "c k"], k: Float[Array, "c k"]
 ) -> tuple[Array, ...]:
-  """Q and K, padding selected to zero.
+  """Makes Q and K, with padding selected to zero.
 
   Decays stand per value head and channel, so no product of keys is shared.
 
   Args:
-    length: Real tokens.
-    q: Queries.
-    k: Keys.
+    length: How many tokens are real.
+    q: The queries.
+    k: The keys.
   """
   return tuple(algebra.real_float32(x, length) for x in (q, k))
 
@@ -84,17 +84,18 @@ def _value_head(
   beta: Float32[Array, "1 c"],
   state: Float32[Array, "k v"],
 ) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
-  """One chunk: outputs and the state after it.
+  """Computes the outputs of one chunk and the state after it.
 
   Args:
     precision: Precision of the products.
-    length: Real tokens; the others are selected to zero before they enter.
-    q: Queries.
-    k: Keys.
-    v: Values.
-    log_decay: Per token and channel.
-    beta: Strengths.
-    state: S.
+    length: How many tokens are real; the others are selected to zero before
+      they enter.
+    q: The queries.
+    k: The keys.
+    v: The values.
+    log_decay: The log decay of each token and channel.
+    beta: The strength of each token.
+    state: The state S.
   """
   size = v.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
@@ -137,9 +138,9 @@ def _decayed_products(
       P_ij = sum_d (x_id exp(A_id - A_rd)) (k_jd exp(A_rd - A_jd)),  j < r <= i
 
   Args:
-    lefts: What stands on the left: keys, queries.
-    k: Keys.
-    log_decay: Per channel; finite.
+    lefts: What stands on the left of each product: keys, or queries.
+    k: The keys.
+    log_decay: The log decay of each token and channel, finite.
     precision: Precision of the products.
   """
   size = k.shape[0]
@@ -173,9 +174,9 @@ def _diagonal_blocks(
   and one sum along the lanes, for all rows of the chunk at once.
 
   Args:
-    lefts: What stands on the left: keys, queries.
-    k: Keys.
-    log_decay: Per channel; finite.
+    lefts: What stands on the left of each product: keys, or queries.
+    k: The keys.
+    log_decay: The log decay of each token and channel, finite.
   """
   size = k.shape[0]
   i, j = (algebra.iota((size, size), axis) for axis in (0, 1))

@@ -33,7 +33,7 @@ def packed(
   *,
   precision: lax.Precision,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as a scan over chunks; `kimi_delta_attention`'s arguments."""
+  """Scans over the chunks; it is called as `kimi_delta_attention` is."""
 
   def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
     return chunk(state, *x, length=length, precision=precision)
@@ -83,7 +83,7 @@ def chunk(
 
 
 def _split(x: Float32[Array, "hv c k"]) -> Float32[Array, "hv blocks r k"]:
-  """Rows in blocks of 16, or all in one if there are fewer."""
+  """Puts rows in blocks of 16, or all in one if there are fewer."""
   block = min(algebra.BLOCK, x.shape[1])
   return x.reshape(x.shape[0], -1, block, x.shape[2])
 
@@ -95,7 +95,7 @@ def _merge(x: Float32[Array, "hv blocks r k"]) -> Float32[Array, "hv c k"]:
 def _block_sums(
   log_decay: Float32[Array, "hv c k"],
 ) -> tuple[Array, Array, Float32[Array, "hv blocks k"]]:
-  """Sums up to each row within its block, behind it, and of whole blocks.
+  """Sums up to each row within its block, behind it, and over whole blocks.
 
   Each is a sum of its own, never a difference of two.
   """
@@ -109,7 +109,7 @@ def _block_sums(
 
 
 def _before(total: Float32[Array, "hv blocks k"]) -> Array:
-  """Sums of the blocks before each: 0, T_0, T_0 + T_1, ..."""
+  """Sums the blocks before each: 0, T_0, T_0 + T_1, ..."""
   shifted = jnp.concatenate(
     [jnp.zeros_like(total[:, :1]), total[:, :-1]], axis=1
   )
@@ -117,7 +117,7 @@ def _before(total: Float32[Array, "hv blocks k"]) -> Array:
 
 
 def _after(total: Float32[Array, "hv blocks k"]) -> Array:
-  """Sums of the blocks behind each."""
+  """Sums the blocks behind each."""
   return jnp.flip(_before(jnp.flip(total, 1)), 1)
 
 
@@ -128,7 +128,7 @@ def _pair_sums(
   sums: tuple[Array, Array, Array],
   dot: algebra.Dot,
 ) -> tuple[Float32[Array, "hv c c"], Float32[Array, "hv c c"]]:
-  """sum_k X_ik K_jk exp(A_ik - A_jk) for i >= j, X = K and X = Q; 0 above."""
+  """Computes sum_k X_ik K_jk exp(A_ik - A_jk) for i >= j, X = K and Q."""
   within, behind, total = sums
   log_decay = algebra.settle_resets(log_decay)
   own = _own_block(*(_split(x) for x in (q, k, log_decay)))
@@ -153,7 +153,7 @@ def _own_block(
   k: Float32[Array, "hv blocks r k"],
   log_decay: Float32[Array, "hv blocks r k"],
 ) -> tuple[Float32[Array, "hv blocks r r"], Float32[Array, "hv blocks r r"]]:
-  """The pairs inside each block, one column j at a time, from the last.
+  """Sums the pairs inside each block, a column j at a time, from the last.
 
   segment_i = sum over j < l <= i of log_decay_l gains the row behind j when j
   moves up; rows above j are masked before exp, for gradients.

@@ -48,7 +48,7 @@ _WIDTHS = (64, 128, 256)
 
 
 class _Softmax(NamedTuple):
-  """Carry of the online softmax.
+  """The carry of the online softmax.
 
   Attributes:
     maximum: m, -inf before the first key. [c]
@@ -79,7 +79,7 @@ def packed(
   Float[Array, "p c hkv k"],
   Float[Array, "p c hkv k"],
 ]:
-  """All chunks write their pages, then each attends in one launch.
+  """Lets all chunks write their pages, then each attend in one launch.
 
   Arguments of `lattice_attention`. A block here is one page, and products of
   bfloat16 are exact, so `block_pages` and `precision` say nothing.
@@ -111,14 +111,14 @@ def refusal(
 
   Args:
     device: What the program is made for.
-    config: Sizes.
+    config: The static sizes of the kernel.
     q: Queries. [n c h k]
     k: Keys. [n c hkv k]
     v: Values. [n c hkv k]
-    key_pages: [p c hkv k]
-    value_pages: [p c hkv k]
-    *_: Not asked for.
-    **__: Not asked for.
+    key_pages: The pool of keys. [p c hkv k]
+    value_pages: The pool of values. [p c hkv k]
+    *_: Further arguments, which do not matter here.
+    **__: Further options, which do not matter here.
   """
   dtypes = {x.dtype for x in (q, k, v, key_pages, value_pages)}
   if dtypes != {jnp.dtype(jnp.bfloat16)}:
@@ -133,11 +133,11 @@ def refusal(
 
 
 def _shared_bytes(width: int, stages: int) -> int:
-  """Queries, pages of keys and of values, and weights, in bfloat16.
+  """Counts the bytes of queries, pages and weights, in bfloat16.
 
   Args:
     width: Width of a head.
-    stages: Pages under way.
+    stages: How many pages are under way at a time.
   """
   return 2 * CHUNK * (width * (1 + 2 * stages) + CHUNK)
 
@@ -161,7 +161,7 @@ def _attend(
   window: int | None,
   config: MosaicGpuConfig,
 ) -> Float32[Array, "n c h k"]:
-  """The chunks' outputs, zero past their lengths.
+  """Computes the outputs of the chunks, which are zero past their lengths.
 
   Args:
     q: Queries, scaled and rotated.
@@ -212,19 +212,19 @@ class _Program(NamedTuple):
 
   Attributes:
     meta: Length, position, request, first and last page of chunks. [5 n]
-    q: [n c h k]
-    key_pages: [p c hkv k]
-    value_pages: [p c hkv k]
-    page_table: [requests pages]
-    out: [n c h k]
-    queries: In shared memory, like all that follows. [c k]
+    q: The queries. [n c h k]
+    key_pages: The pool of keys. [p c hkv k]
+    value_pages: The pool of values. [p c hkv k]
+    page_table: The pages of each request. [requests pages]
+    out: The outputs. [n c h k]
+    queries: The queries, in shared memory like all that follows. [c k]
     keys: Keys of the pages under way. [stage c k]
-    values: [stage c k]
+    values: The values of the pages under way. [stage c k]
     weights: e^{s-m'}. [c c]
     arrived: One barrier per stage.
     loading: Barrier of the queries.
     window: Keys that a token sees, or None.
-    config: Sizes.
+    config: The static sizes of the kernel.
   """
 
   meta: Ref
@@ -268,8 +268,8 @@ class _Program(NamedTuple):
     """Starts the copies of one page's keys and values to a stage's buffers.
 
     Args:
-      page: Number of the page in its request.
-      stage: Where to.
+      page: The number of the page in its request.
+      stage: The stage of the buffers to copy to.
     """
     request = self.meta[_REQUEST, lax.axis_index("chunk")]
     slot = self.page_table[request, page]
@@ -292,14 +292,14 @@ class _Program(NamedTuple):
     )
 
   def _page(self, page: Array, stage: Array, carry: _Softmax) -> _Softmax:
-    """One step of the online softmax; exp(-inf) = 0 leaves masked keys out.
+    """Takes one step of the online softmax; exp(-inf) = 0 masks keys out.
 
     A row that has seen no key yet, because its window begins in a later page,
     has a maximum of -inf; it subtracts 0 and stays empty.
 
     Args:
-      page: Number of the page in its request.
-      stage: Where its keys and values lie.
+      page: The number of the page in its request.
+      stage: The stage of the buffers that holds its keys and values.
       carry: Sums over the pages before.
     """
     scores = self._scores(page, stage)
@@ -325,8 +325,8 @@ class _Program(NamedTuple):
     them may be NaN, and 0 times it too.
 
     Args:
-      page: Number of the page in its request.
-      stage: Where its keys and values lie.
+      page: The number of the page in its request.
+      stage: The stage of the buffers that holds its keys and values.
     """
     chunk = lax.axis_index("chunk")
     position, length = self.meta[_POSITION, chunk], self.meta[_LENGTH, chunk]
@@ -344,7 +344,7 @@ class _Program(NamedTuple):
     return jnp.where(seen, scores, -jnp.inf)
 
   def _emit(self, carry: _Softmax) -> None:
-    """Writes o / l; zero at padding, whose queries may be anything."""
+    """Writes o / l, and zeros at padding, whose queries may be anything."""
     chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
     row, _ = indices()
     total = jnp.where(carry.total == 0, 1.0, carry.total)

@@ -123,7 +123,7 @@ def _run(
   Float[Array, "p c hkv k"],
   Float[Array, "p c hkv k"],
 ]:
-  """All chunks write their pages, then each attends, as one kernel.
+  """Lets all chunks write their pages, then each attend, as one kernel.
 
   Pages are written by XLA, in place, before the kernel begins: whichever chunk
   of a request attends first, the pages of the others are there.
@@ -273,14 +273,14 @@ def _accumulate(
   v: Float[Array, "keys k"],
   softmax: tuple[Ref, Ref, Ref],
 ) -> None:
-  """One block of keys into the softmax of one key head.
+  """Adds one block of keys to the softmax of one key head.
 
   A row that has seen no key yet, because its window begins in a later block,
   has a maximum of -inf; it subtracts 0 and stays empty.
 
   Args:
     sizes: Sizes of the call.
-    keys: Those of the chunk.
+    keys: Which keys the chunk sees.
     first: Position of the first key of the block.
     q: Queries of the chunk.
     k: Keys of the block; those that were not fetched hold anything.

@@ -43,7 +43,7 @@ def attend(
   values: Float[Array, "pages c hkv k"],
   length: Int32[Array, "n"],
 ) -> Float32[Array, "n c h k"]:
-  """Attention of the last n chunks of one request to all of its chunks.
+  """Attends from the last n chunks of one request to all of its chunks.
 
   Args:
     core: What to run.
@@ -97,7 +97,7 @@ attend.defvjp(_forward, _backward)
 
 
 def _select(real: Array, x: Array) -> Array:
-  """X where tokens are real, zero elsewhere."""
+  """Keeps x where tokens are real, and selects the rest to zero."""
   return jnp.where(real[:, :, None, None], x, jnp.zeros_like(x))
 
 
@@ -108,7 +108,7 @@ def _attend_chunk(
   values: Float[Array, "t hkv k"],
   position: Int32[Array, ""],
 ) -> Float32[Array, "c h k"]:
-  """Softmax attention of one chunk to all tokens, in float32."""
+  """Computes the softmax attention of one chunk to all tokens, in float32."""
   q32, keys, values = (x.astype(jnp.float32) for x in (q, keys, values))
   q32 = q32.reshape(q.shape[0], keys.shape[1], -1, q.shape[2])
   row = position + jnp.arange(q.shape[0])[:, None]

@@ -21,7 +21,7 @@ from sparse_prefix_jax.kernels.implementations import current_device
 
 
 class _Softmax(NamedTuple):
-  """Carry of the online softmax over blocks of keys."""
+  """The carry of the online softmax over blocks of keys."""
 
   maximum: Float32[Array, "hkv rows 1"]
   total: Float32[Array, "hkv rows 1"]
@@ -41,7 +41,7 @@ def attend_chunks(
   window: int | None,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
-  """All chunks write their pages, then each attends, in a static scan.
+  """Lets all chunks write their pages, then each attend, in a static scan.
 
   The query heads of a group stand below one another as rows of one product per
   key head. Shapes and meaning as in `lattice_attention`; `block_pages` pages
@@ -97,7 +97,7 @@ def attend_rows(
   window: int | None,
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
-  """One token per row: written to its page, then attended, row by row.
+  """Writes one token per row to its page, then attends, row by row.
 
   Shapes and meaning as in `lattice_attention_step`. Rows are scanned, so that
   a row has the same bits wherever it stands and whoever joins it.
@@ -144,7 +144,7 @@ def _attend(
   window: int | None,
   precision: lax.Precision,
 ) -> Float32[Array, "hkv rows k"]:
-  """Rows of one request against its blocks of keys up to token `end`.
+  """Attends from rows of one request to its blocks of keys up to token `end`.
 
   Args:
     q: Queries, scaled; rows of one key head share its keys.
@@ -210,7 +210,7 @@ def _accumulate(
   v: Float[Array, "hkv keys k"],
   precision: lax.Precision,
 ) -> _Softmax:
-  """One step of the online softmax; exp(-inf) = 0 leaves masked keys out.
+  """Takes one step of the online softmax; exp(-inf) = 0 masks keys out.
 
   A row that has seen no key yet, because its window begins in a later block,
   has a maximum of -inf; it subtracts 0 and stays empty.

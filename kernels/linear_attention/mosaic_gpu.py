@@ -42,10 +42,10 @@ def packed(
   precision: lax.Precision,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation in two launches.
+  """Runs the operation in two launches.
 
-  Arguments of `linear_attention`. `precision` says nothing here: operands
-  are bfloat16 parts, as many as the error of 1e-2 needs.
+  It is called as `linear_attention` is. `precision` says nothing here:
+  operands are bfloat16 parts, as many as the error of 1e-2 needs.
 
   Returns:
     The outputs, zero past a chunk's length, and the pool.
@@ -66,9 +66,9 @@ class _Operands(NamedTuple):
 
   Attributes:
     lengths: Real tokens of each chunk. [n]
-    q: [n c h k]
-    keys: K^T, zero at padding. [n h k c]
-    log_decay: Zero at padding. [n hv c]
+    q: The queries. [n c h k]
+    keys: The transposed keys K^T, zero at padding. [n h k c]
+    log_decay: The log decays, zero at padding. [n hv c]
   """
 
   lengths: Ref
@@ -78,12 +78,12 @@ class _Operands(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of `_prepare`.
+  """The buffers of `_prepare` in shared memory.
 
   Attributes:
-    q: [c k]
-    keys: [k c]
-    log_decay: [c]
+    q: The queries of one chunk and head. [c k]
+    keys: The transposed keys. [k c]
+    log_decay: The log decay of each token. [c]
     scales: exp(A) and exp(A_c - A). [2*c]
     decay: exp(A_c), k times. [k]
     work: Operands of products of [c c].
@@ -102,12 +102,12 @@ class _Buffers(NamedTuple):
 def prepare(
   of: _Operands, v: BFloat16[Array, "n c hv v"], config: MosaicGpuConfig
 ) -> state_scan.Factors:
-  """The factors of all chunks; those of inactive ones are left unwritten.
+  """Computes the factors of all chunks but inactive ones, left unwritten.
 
   Args:
-    of: Arrays.
+    of: The arrays that it reads.
     v: Values, which stand for X_v as they are.
-    config: Says whether the interpreter runs it.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   n, heads, _ = of.log_decay.shape
   width = of.q.shape[3]
@@ -138,7 +138,7 @@ def prepare(
 
 
 def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
-  """One chunk and value head: P, scales and decay.
+  """Computes P, scales and decay of one chunk and value head.
 
   Args:
     of: Operands, in global memory.

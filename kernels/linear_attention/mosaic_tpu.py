@@ -31,7 +31,7 @@ def _run(
   precision: lax.Precision,
   config: Config,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as one kernel; arguments of `linear_attention`.
+  """Runs the operation as one kernel, called as `linear_attention` is.
 
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
@@ -53,15 +53,15 @@ def _key_head(
   q: Float[Array, "c k"],
   k: Float[Array, "c k"],
 ) -> tuple[Array, ...]:
-  """Q, K and Q K^T, padding selected to zero.
+  """Makes Q, K and Q K^T, with padding selected to zero.
 
   The product is made once per key head; decays differ per value head.
 
   Args:
     precision: Precision of the products.
-    length: Real tokens.
-    q: Queries.
-    k: Keys.
+    length: How many tokens are real.
+    q: The queries.
+    k: The keys.
   """
   q, k = (algebra.real_float32(x, length) for x in (q, k))
   return q, k, algebra.dot(q, k, precision, (1, 1))
@@ -77,17 +77,18 @@ def _value_head(
   log_decay: Float32[Array, "1 c"],
   state: Float32[Array, "k v"],
 ) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
-  """One chunk: outputs and the state after it.
+  """Computes the outputs of one chunk and the state after it.
 
   Args:
     precision: Precision of the products.
-    length: Real tokens; the others are selected to zero before they enter.
-    q: Queries.
-    k: Keys.
-    query_key: Q K^T.
-    v: Values.
-    log_decay: Per token.
-    state: S.
+    length: How many tokens are real; the others are selected to zero before
+      they enter.
+    q: The queries.
+    k: The keys.
+    query_key: The products Q K^T of queries and keys.
+    v: The values.
+    log_decay: The log decay of each token.
+    state: The state S.
   """
   v = algebra.real_float32(v, length)
   decay, from_start, to_end, whole = algebra.decays(

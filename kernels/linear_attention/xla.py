@@ -23,7 +23,7 @@ def packed(
   *,
   precision: lax.Precision,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """The operation as a scan over chunks; arguments of `linear_attention`."""
+  """Scans over the chunks; it is called as `linear_attention` is."""
 
   def cell(state: Array, x: Any, length: Array) -> tuple[Array, Array]:
     return chunk(state, *x, length=length, precision=precision)

@@ -49,9 +49,9 @@ class Work(NamedTuple):
   """Shared memory for operands in parts.
 
   Attributes:
-    lower: [3 c c]
-    inverse: [2 c c]
-    between: [2 c c]
+    lower: The parts of a matrix below the diagonal. [3 c c]
+    inverse: The parts of the inverse as far as it is known. [2 c c]
+    between: The parts of what lies between two blocks. [2 c c]
   """
 
   lower: Ref
@@ -67,7 +67,10 @@ def work() -> Work:
 def heads_first(
   gate: Float32[Array, "n c hv"], real: Bool[Array, "n c"]
 ) -> Float32[Array, "n hv c"]:
-  """A gate per value head, zero at padding, -inf as RESET (outside kernels)."""
+  """Puts heads of a gate first, zero at padding, RESET for -inf.
+
+  It runs outside of kernels.
+  """
   gate = jnp.where(gate == -jnp.inf, RESET, gate)
   return jnp.where(real[:, :, None], gate, 0.0).swapaxes(1, 2)
 
@@ -75,13 +78,13 @@ def heads_first(
 def transposed_keys(
   k: Float[Array, "n c h k"], real: Bool[Array, "n c"]
 ) -> Float[Array, "n h k c"]:
-  """K^T, zero at padding (outside kernels): the right operand of products."""
+  """Transposes keys, with zeros at padding; it runs outside of kernels."""
   k = jnp.where(real[:, :, None, None], k, jnp.zeros_like(k))
   return k.transpose(0, 2, 3, 1)
 
 
 def clear_padding(buffer: Ref, length: Array) -> None:
-  """Rows past the length to zero: they are summed over, and may hold NaN.
+  """Sets rows past the length to zero: they are summed over, and may be NaN.
 
   Args:
     buffer: Shared memory. [c r]
@@ -95,13 +98,13 @@ def clear_padding(buffer: Ref, length: Array) -> None:
 def decays(
   log_decay: Ref, scales: Ref, decay: Ref, work: Work
 ) -> Float32[Array, "c c"]:
-  """D, zero above the diagonal.
+  """Computes the decays D, which are zero above the diagonal.
 
   Args:
-    log_decay: Zero at padding. [c]
+    log_decay: The log decays, zero at padding. [c]
     scales: Receives exp(A) and exp(A_c - A). [2*c]
     decay: Receives exp(A_c) in every element. [k]
-    work: Overwritten.
+    work: Buffers, which are overwritten.
   """
   row, column = indices()
   each = along_columns(log_decay[...], CHUNK)
@@ -125,11 +128,11 @@ def decays(
 def invert_unit_lower(
   lower: Float32[Array, "c c"], work: Work
 ) -> Float32[Array, "c c"]:
-  """(I + lower)^-1 by substitution on pairs of blocks; see the module.
+  """Computes (I + lower)^-1 by substitution on pairs of blocks.
 
   Args:
     lower: Strictly lower triangular.
-    work: Overwritten.
+    work: Buffers, which are overwritten.
   """
   row, column = indices()
   store_parts(work.lower, lower, 2)
@@ -137,7 +140,7 @@ def invert_unit_lower(
   inverse = jnp.where(row == column, 1.0, 0.0) - jnp.where(pairs, lower, 0.0)
 
   def level(size: Array, inverse: Array) -> Array:
-    """From the inverses of blocks of 2^size rows to blocks of twice that."""
+    """Goes from inverses of blocks of 2^size rows to blocks of twice that."""
     store_parts(work.inverse, inverse, 2)
     plgpu.commit_smem()
     between = dot_parts(parts(work.lower), parts(work.inverse), CHUNK)
@@ -153,11 +156,11 @@ def invert_unit_lower(
 def times(
   x: Float32[Array, "c c"], right: Ref, work: Work
 ) -> Float32[Array, "c r"]:
-  """Product of x with a buffer of bfloat16.
+  """Multiplies x by a buffer of bfloat16.
 
   Args:
-    x: In registers; it goes into the product in two parts.
-    right: [c r]
+    x: The left operand, in registers; it is taken in two parts.
+    right: The right operand, in shared memory. [c r]
     work: `inverse` of it is overwritten.
   """
   store_parts(work.inverse, x, 2)
@@ -173,8 +176,8 @@ def emit_scores(
 
   Args:
     scores: P; rows past the length may hold anything.
-    length: Real tokens.
-    attention: Where `state_scan.Factors` has it. [2*c c]
+    length: How many tokens are real.
+    attention: The `attention` of `state.Factors`, which is written. [2*c c]
   """
   row, _ = indices()
   scores = jnp.where(row < length, scores, 0.0)
@@ -190,7 +193,7 @@ def lower_of(
   Args:
     key_key: Decayed products of keys; padding may hold anything.
     beta: Strengths. [c]
-    length: Real tokens.
+    length: How many tokens are real.
   """
   row, column = indices()
   below = (row > column) & (row < length)
@@ -211,7 +214,7 @@ def solve_values(
     inverse: T, its columns scaled by beta.
     values: V and X_v in global memory. [c v]
     length: Real tokens; what V holds behind them is selected to zero.
-    buffer: For a tile of V. [c 64]
+    buffer: Room for a tile of V. [c 64]
     loading: Barrier of one arrival.
     work: `inverse` of it is overwritten.
   """

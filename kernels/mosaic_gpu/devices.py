@@ -27,7 +27,7 @@ class Gpu(NamedTuple):
 
 
 HOPPER = Gpu(132, True)
-"""Also what the interpreter is taken for."""
+"""Hopper, which the interpreter is taken for too."""
 BLACKWELL = Gpu(148, False)
 
 SHARED_BYTES = 223 * 1024
@@ -35,7 +35,7 @@ SHARED_BYTES = 223 * 1024
 barriers and scratch of the compiler. Both families have it."""
 
 _INTERPRETER_HAS_MMA = False
-"""Tests put a substitute in its place."""
+"""Whether the interpreter has mma; tests put a substitute in its place."""
 
 _BY_NAME = {
   "H100": HOPPER,
@@ -69,8 +69,9 @@ def refused_device(
 
   Args:
     device: What the program is made for.
-    config: With an interpreter, any device without a kind of its own will do.
-    products: Whether the kernel has any.
+    config: If it has an interpreter, any device without a kind of its own will
+      do.
+    products: Whether the kernel has matrix products.
   """
   gpu, interpreted = known(device), config.interpret is not None
   if gpu is None and not interpreted:
@@ -91,7 +92,7 @@ def refused_sizes(stages: int, taken: int) -> str | None:
 
   Args:
     stages: Stages of loads.
-    taken: Bytes of shared memory.
+    taken: The bytes of shared memory that the program takes.
   """
   if stages < 1:
     return f"takes one stage or more, not {stages}"

@@ -22,18 +22,18 @@ from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
 
 _WIDTHS = (64, 128, 256)
 _FEWEST_COLUMNS = 16
-"""Of a right operand: a row of a tile has 32 bytes at least."""
+"""Columns of a right operand, at least: a row of a tile has 32 bytes."""
 
 
 def shared_bytes(
   width: int, columns: int, stages: int, value_bytes: int, operands: int
 ) -> int:
-  """Shared memory that a program takes.
+  """Counts the bytes of shared memory that a program takes.
 
   Args:
     width: Keys of a head.
     columns: Value columns of a program.
-    stages: Chunks under way.
+    stages: How many chunks are under way at a time.
     value_bytes: Bytes of an element of X_v.
     operands: How many buffers [c k] of bfloat16 the scan loads per chunk: one
       or two for K and for Q each, none or one for X_k.
@@ -51,7 +51,7 @@ def sizes(
   value_bytes: int,
   operands: int,
 ) -> MosaicGpuConfig:
-  """Columns and stages for a head of `width` keys.
+  """Chooses columns and stages for a head of `width` keys.
 
   Registers and shared memory bound the columns. A second stage, which hides
   the loads of a chunk behind the one before, is worth more than wide programs.
@@ -66,8 +66,8 @@ def sizes(
     gpu: What the program is made for.
     width: Keys of a head.
     value_columns: Value columns of all heads.
-    value_bytes: As in `shared_bytes`.
-    operands: As in `shared_bytes`.
+    value_bytes: The bytes of an element of X_v.
+    operands: How many buffers the scan loads per chunk, as in `shared_bytes`.
   """
   ladder = [(64, 2), (32, 2), (32, 1), (16, 1)]
   if value_columns < 64 * gpu.multiprocessors:
@@ -85,9 +85,9 @@ def implementation(
   """The implementation of an operation that ends in this scan.
 
   Args:
-    run: Preparation and scan.
-    value_bytes: As in `shared_bytes`.
-    operands: As in `shared_bytes`.
+    run: What computes the operation: preparation and scan.
+    value_bytes: The bytes of an element of X_v.
+    operands: How many buffers the scan loads per chunk, as in `shared_bytes`.
   """
 
   def refusal(
@@ -125,7 +125,7 @@ def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:
     q: Queries. [n c h k]
     k: Keys. [n c h k]
     v: Values. [n c hv v]
-    config: Sizes.
+    config: The static sizes of the kernel.
   """
   dtypes = {x.dtype for x in (q, k, v)}
   if dtypes != {jnp.dtype(jnp.bfloat16)}:

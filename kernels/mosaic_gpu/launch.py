@@ -76,7 +76,7 @@ def launch(
     results: Arrays to update, or shapes of new arrays.
     scratch: Tree of shared memory and barriers, of each program its own.
     grid: Size by name; `lax.axis_index(name)` tells a program its place.
-    config: Says whether the interpreter runs it.
+    config: Its `interpret` says whether the interpreter runs the kernel.
     name: What a profile calls it.
 
   Returns:
@@ -151,7 +151,7 @@ def load(copies: Sequence[tuple[Ref, Ref]], barrier: Ref) -> None:
   """Copies global to shared memory, all at once, and waits for the last.
 
   Args:
-    copies: From where, to where.
+    copies: Pairs of references: what to copy, and where to.
     barrier: One that expects as many arrivals as there are copies.
   """
   for source, buffer in copies:
@@ -160,7 +160,7 @@ def load(copies: Sequence[tuple[Ref, Ref]], barrier: Ref) -> None:
 
 
 def split(x: Float32[Array, "r c"], count: int) -> list[Array]:
-  """bfloat16 arrays whose sum is x: 8 bits of it each.
+  """Splits x into bfloat16 arrays whose sum it is: 8 bits of it each.
 
   A product of bfloat16 operands with float32 accumulation has 8 bits of each
   operand. An operand in two parts has 16, in three all 24.
@@ -181,7 +181,7 @@ def store_parts(buffer: Ref, x: Float32[Array, "r c"], count: int) -> None:
 def dot(
   pairs: Sequence[tuple[Ref, Ref]], shape: tuple[int, int]
 ) -> Float32[Array, "r c"]:
-  """Sum of the products of pairs of bfloat16 buffers, in their order."""
+  """Sums the products of pairs of bfloat16 buffers, in their order."""
   if not gpu_of(current_device()).warpgroup_products:
     return _dot_by_warps(pairs, shape)
 
@@ -216,7 +216,7 @@ def _dot_by_warps(
 def dot_transposed(
   left: Ref, right: Ref, rows: int, config: Config
 ) -> Float32[Array, "r r"]:
-  """Product of a buffer [r k] with the transpose of another [r k].
+  """Multiplies a buffer [r k] by the transpose of another [r k].
 
   The product reads its right operand in either order, which the interpreter
   does not follow: there a transposed copy is made first.
@@ -245,12 +245,12 @@ def stacked(buffer: Ref) -> list[Ref]:
 def dot_parts(
   left: Sequence[Ref], right: Sequence[Ref], columns: int
 ) -> Float32[Array, "c v"]:
-  """Product of operands in two parts, but for the smallest term.
+  """Multiplies operands in two parts, but for the smallest term.
 
   Args:
     left: Parts [c c].
     right: Parts [c v].
-    columns: v.
+    columns: The number of columns v.
   """
   pairs = ((0, 0), (0, 1), (1, 0))
   return dot([(left[i], right[j]) for i, j in pairs], (CHUNK, columns))
@@ -277,12 +277,12 @@ def as_accumulator(x: Float32[Array, "r c"], config: Config) -> Array:
 
 
 def along_rows(x: Float32[Array, "r"], columns: int) -> Float32[Array, "r c"]:
-  """Element i of x in all of row i."""
+  """Puts element i of x in all of row i."""
   return lax.broadcast_in_dim(x, (x.shape[0], columns), (0,))
 
 
 def along_columns(x: Float32[Array, "c"], rows: int) -> Float32[Array, "r c"]:
-  """Element j of x in all of column j."""
+  """Puts element j of x in all of column j."""
   return lax.broadcast_in_dim(x, (rows, x.shape[0]), (1,))
 
 

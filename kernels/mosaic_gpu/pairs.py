@@ -41,11 +41,11 @@ class Block(NamedTuple):
   """Shared memory for b channels: operands, then what products are made of.
 
   Attributes:
-    q: [c b]
-    k: Zero at padding. [c b]
+    q: The queries. [c b]
+    k: The keys, zero at padding. [c b]
     keys: K^T, zero at padding. [b c]
     steps: Log decays in two parts, one below the other. [2*c b]
-    channels: The same, transposed. [2 b c]
+    channels: The transposed log decays. [2 b c]
     left: Scaled rows of Q or K in two parts. [2 c b]
     right: Scaled columns of K^T in two parts. [2 b c]
     lower: Matrices of zeros and ones. [2 c c]
@@ -90,15 +90,15 @@ class Block(NamedTuple):
     return self.lower.at[0], self.lower.at[1]
 
   def until(self, mask: Ref) -> Float32[Array, "c b"]:
-    """Exp of the sums of log decays up to each row."""
+    """Computes exp of the sums of log decays up to each row."""
     pairs = [(mask, part) for part in stacked(self.steps)]
     return jnp.exp(dot(pairs, (CHUNK, self.q.shape[1])))
 
   def keys_behind(self, mask: Ref, rows: Any) -> Float32[Array, "r c"]:
-    """K^T times exp of the sums of log decays behind each column.
+    """Computes K^T times exp of the sums of log decays behind each column.
 
     Args:
-      mask: Which tokens are behind.
+      mask: It says which tokens are behind each column.
       rows: One of `tiles`.
     """
     pairs = [(self.channels.at[part, rows], mask) for part in range(2)]

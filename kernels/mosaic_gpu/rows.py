@@ -63,13 +63,13 @@ def sizes(x: Array, number_bytes: int) -> MosaicGpuConfig:
 
 
 def shared_bytes(x: Array, columns: int, stages: int, number_bytes: int) -> int:
-  """Shared memory that a program takes.
+  """Counts the bytes of shared memory that a program takes.
 
   Args:
     x: Inputs. [n c d]
     columns: Channels of a program.
-    stages: Chunks under way.
-    number_bytes: As in `sizes`.
+    stages: How many chunks are under way at a time.
+    number_bytes: The bytes of all that is loaded per token and channel.
   """
   return stages * x.shape[1] * columns * number_bytes
 
@@ -81,7 +81,7 @@ def unfit(x: Array, config: MosaicGpuConfig, number_bytes: int) -> str | None:
     x: Inputs. [n c d]
     config: `columns` channels per program: a multiple of the threads of a
       warpgroup, which divides d.
-    number_bytes: As in `sizes`.
+    number_bytes: The bytes of all that is loaded per token and channel.
   """
   columns, stages = config.columns, config.stages
   if columns < 1 or columns % _LANES or x.shape[2] % columns:
@@ -112,7 +112,7 @@ def scan(
   config: MosaicGpuConfig,
   name: str,
 ) -> tuple[Float32[Array, "n c d"], Float[Array, "s r d"]]:
-  """Restore, scan and capture in one launch, the pool in place.
+  """Restores, scans and captures in one launch, with the pool in place.
 
   Args:
     cell: One token of some channels.
@@ -151,15 +151,15 @@ class _Program(NamedTuple):
   """Some channels, and the segment of one chunk.
 
   Attributes:
-    cell: One token.
+    cell: What one token does to the carry.
     plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     arrays: What tokens read, in global memory. [n c d] each
-    constants: [m d], or None.
-    y: [n c d]
-    pool: [s r d]
+    constants: The vectors that `cell` gets [m d], or None.
+    y: The outputs. [n c d]
+    pool: The pool of carries. [s r d]
     loaded: `arrays` of the chunks under way, in shared memory. [stage c d]
     arrived: One barrier per stage.
-    config: Sizes.
+    config: The static sizes of the kernel.
   """
 
   cell: Cell
@@ -213,15 +213,15 @@ class _Program(NamedTuple):
       )
 
   def _step(self, chunk: Array, stage: Array, carry: Carry) -> Carry:
-    """One chunk: its real tokens, zeros behind them, capture.
+    """Takes one chunk: its real tokens, zeros behind them, and the capture.
 
     Tokens go in groups, whose loads do not wait for one another; the last few
     go one by one. Either way it is the same arithmetic in the same order.
 
     Args:
-      chunk: Number of the chunk.
-      stage: Where its inputs lie.
-      carry: Before the chunk.
+      chunk: The number of the chunk.
+      stage: The stage of the buffers that holds its inputs.
+      carry: The carry before the chunk.
 
     Returns:
       The carry after its real tokens.
@@ -247,10 +247,10 @@ class _Program(NamedTuple):
     return carry
 
   def _clear(self, chunk: Array, start: Array | int, stop: Array | int) -> None:
-    """Zeros for the outputs of padding.
+    """Writes zeros for the outputs of padding.
 
     Args:
-      chunk: Number of the chunk.
+      chunk: The number of the chunk.
       start: First token.
       stop: Behind the last.
     """

@@ -19,7 +19,7 @@ from sparse_prefix_jax.kernels.chunks import CARRY, ZERO, Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 
 READ, WRITE, LENGTH, LIVE, STOP = range(5)
-"""Rows of `plan`."""
+"""The numbers of the rows of `plan`."""
 
 
 def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
@@ -71,9 +71,9 @@ def scan_segment(
   stage are free again.
 
   Args:
-    plan: See `plan`.
+    plan: What `plan` tells of each chunk.
     arrived: One barrier per stage, which the loads of a chunk complete.
-    stages: Number of chunks under way.
+    stages: How many chunks are under way at a time.
     restore: Slot or ZERO -> carry.
     load: Chunk, stage: starts the copies.
     step: Chunk, stage, carry -> carry: computes, emits and captures.

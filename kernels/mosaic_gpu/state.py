@@ -58,7 +58,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
 )
 
 PARTS = 2
-"""Of the state and of U, as operands of products."""
+"""How many parts the state and U have, as operands of products."""
 BLOCK = 64
 """Rows of the state per product."""
 
@@ -89,7 +89,7 @@ class Factors(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-  """Shared memory of a program.
+  """The buffers of a program in shared memory.
 
   Attributes:
     chunk: The factors of the chunks under way. [stage ...]
@@ -97,7 +97,7 @@ class _Buffers(NamedTuple):
     updates: Parts of U, then of e_u * U. [2*part c v]
     restored: A block of S on its way to registers. [64 v]
     arrived: One barrier per stage.
-    restoring: For `restored`.
+    restoring: The barrier of `restored`.
   """
 
   chunk: Ref
@@ -115,7 +115,7 @@ def scan(
   config: MosaicGpuConfig,
   name: str,
 ) -> tuple[Float32[Array, "n c hv v"], Float32[Array, "s hv k v"]]:
-  """Restore, scan and capture in one launch, the pool in place.
+  """Restores, scans and captures in one launch, with the pool in place.
 
   Args:
     factors: Factors of all chunks.
@@ -176,8 +176,8 @@ class _Program(NamedTuple):
   Attributes:
     plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     factors: Factors of all chunks and heads, in global memory.
-    out: [n c hv v]
-    pool: [s hv k v]
+    out: The outputs. [n c hv v]
+    pool: The pool of states. [s hv k v]
     buffers: Buffers, in shared memory.
     config: Sizes of the program.
   """
@@ -263,14 +263,14 @@ class _Program(NamedTuple):
   def _step(
     self, chunk: Array, stage: Array, state: tuple[Array, ...]
   ) -> tuple[Array, ...]:
-    """One chunk: the equations of this module, output and capture.
+    """Takes one chunk: the equations of this module, output and capture.
 
     An inactive chunk has factors that nobody wrote; what they make of the state
     is selected away.
 
     Args:
-      chunk: Number of the chunk.
-      stage: Where its factors lie.
+      chunk: The number of the chunk.
+      stage: The stage of the buffers that holds its factors.
       state: Blocks [64 v] of S.
 
     Returns:
@@ -328,11 +328,11 @@ class _Program(NamedTuple):
     return from_state * along_rows(of.scales[pl.ds(0, CHUNK)], columns)
 
   def _added(self, of: Ref, rows: Any) -> Float32[Array, "r v"]:
-    """K^T (e_u * U) for some rows of the state.
+    """Computes K^T (e_u * U) for some rows of the state.
 
     Args:
       of: The factors of the chunk, in shared memory.
-      rows: A block of them.
+      rows: Which rows of the state.
     """
     columns, width = self.config.columns, self.factors.q.shape[3]
     updates = [self.buffers.updates.at[PARTS + part] for part in range(PARTS)]
@@ -342,13 +342,13 @@ class _Program(NamedTuple):
     return dot_parts([of.keys.at[rows], second], updates, columns)
 
   def _emit(self, chunk: Array, real: Array, output: Array) -> None:
-    """Writes outputs; zero at padding, where factors may be anything."""
+    """Writes outputs, and zeros at padding, where factors may be anything."""
     row = lax.broadcasted_iota(jnp.int32, output.shape, 0)
     output = jnp.where(row < real, output, jnp.zeros_like(output))
     self.out[chunk, :, lax.axis_index("head"), self._columns] = output
 
   def _clear(self, chunk: Array) -> None:
-    """The outputs of an inactive chunk that holds nothing."""
+    """Writes the outputs of an inactive chunk, which are zeros."""
     zeros = jnp.zeros((CHUNK, self.config.columns), jnp.float32)
     self.out[chunk, :, lax.axis_index("head"), self._columns] = zeros
 

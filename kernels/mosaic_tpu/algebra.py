@@ -25,7 +25,7 @@ def dot(
   precision: lax.Precision | None,
   contract: tuple[int, int] = (1, 0),
 ) -> Float32[Array, "r v"]:
-  """A product of matrices, added in float32.
+  """Multiplies two matrices, adding in float32.
 
   Args:
     x: Float32; or bfloat16 like y, whose products are exact in one pass.
@@ -49,7 +49,7 @@ def iota(shape: tuple[int, ...], axis: int) -> Int32[Array, "r k"]:
 
 
 def real_rows(size: int, length: Array | int) -> Bool[Array, "c 1"]:
-  """Which of `size` rows hold one of the `length` real tokens."""
+  """Says which of `size` rows hold one of the `length` real tokens."""
   return iota((size, 1), 0) < length
 
 
@@ -65,10 +65,10 @@ def column(row: Float32[Array, "1 c"]) -> Float32[Array, "c 1"]:
 
 
 def real_float32(x: Float[Array, "c k"], length: Array) -> Array:
-  """Float32, the rows of padding selected to zero.
+  """Converts to float32 and selects the rows of padding to zero.
 
   Args:
-    x: Tokens as rows.
+    x: An array with a row per token.
     length: Real tokens; the rows past them may hold anything.
   """
   x = x.astype(jnp.float32)
@@ -76,7 +76,7 @@ def real_float32(x: Float[Array, "c k"], length: Array) -> Array:
 
 
 def settle_resets(log_decay: Float32[Array, "r c"]) -> Float32[Array, "r c"]:
-  """-inf as RESET.
+  """Replaces -inf by RESET.
 
   A reset is -inf; a sum over a mask would multiply it by zero.
   """
@@ -86,7 +86,7 @@ def settle_resets(log_decay: Float32[Array, "r c"]) -> Float32[Array, "r c"]:
 def real_log_decay(
   log_decay: Float32[Array, "1 c"], length: Array
 ) -> Float32[Array, "1 c"]:
-  """Padding selected to no decay, -inf to RESET."""
+  """Selects padding to no decay, and -inf to RESET."""
   real = iota(log_decay.shape, 1) < length
   return settle_resets(jnp.where(real, log_decay, 0.0))
 
@@ -99,7 +99,7 @@ def decays(
   Float32[Array, "c 1"],
   Float32[Array, "1 1"],
 ]:
-  """exp(A_i - A_j) for i >= j (0 above), exp(A_i), exp(A_c - A_j), exp(A_c).
+  """Computes exp(A_i - A_j) for i >= j, exp(A_i), exp(A_c - A_j), exp(A_c).
 
   Every difference is summed over its own segment, never subtracted: after one
   strong decay a difference of cumulated sums has lost all digits.
@@ -192,7 +192,7 @@ def in_blocks(x: Float32[Array, "c v"], row: int) -> Float32[Array, "c v"]:
 
   Args:
     x: c rows, a multiple of BLOCK: blocks are whole registers.
-    row: Static.
+    row: Which row, a Python number.
   """
   blocks = x.reshape(-1, BLOCK, x.shape[1])
   chosen = blocks[:, row : row + 1]

@@ -32,7 +32,7 @@ _VMEM_BYTES = 14 * 2**20
 
 
 def heads_per_step(device: Device, k: Array, v: Array) -> int:
-  """Value heads of one grid step: as many as run well side by side.
+  """Chooses the value heads of a grid step: as many as run well side by side.
 
   One chain of small products leaves the units waiting for its own results; what
   other heads have to do fills the gaps. By the schedules of the compiler
@@ -74,7 +74,7 @@ def divides_heads(block: int, heads: int, groups: int) -> bool:
 
 
 def step_bytes(block: int, k: Array, v: Array) -> int:
-  """About what a step of `block` value heads holds in VMEM.
+  """Estimates what a step of `block` value heads holds in VMEM.
 
   Inputs, outputs and states are there twice, in whole registers; of what lies
   between, twelve matrices of each shape that a chunk has were found to be
@@ -92,12 +92,12 @@ def step_bytes(block: int, k: Array, v: Array) -> int:
 
 
 def _whole(width: int) -> int:
-  """Lanes of the registers that `width` numbers fill."""
+  """Rounds `width` up to whole registers, in lanes."""
   return -(-width // LANES) * LANES
 
 
 def channels_per_step(device: Device, x: Array, arrays: int) -> int:
-  """Channels of one grid step: whole registers, few enough for VMEM.
+  """Chooses the channels of a grid step: whole registers that VMEM holds.
 
   The widest block of a few that divides the channels: the tokens of a chunk
   are steps in a row, so a step should be wide (2,048 channels take 17 to 43 %
@@ -121,12 +121,12 @@ def channels_per_step(device: Device, x: Array, arrays: int) -> int:
 
 
 def channel_bytes(block: int, size: int, arrays: int) -> int:
-  """About what a step on channels holds in VMEM: inputs and outputs, twice.
+  """Estimates what a step on channels holds in VMEM, everything twice.
 
   Args:
     block: Channels of a step.
-    size: Tokens of a chunk.
-    arrays: As in `channels_per_step`; counted as float32.
+    size: The tokens of a chunk.
+    arrays: How many arrays a step reads, counted as float32.
   """
   return 4 * 2 * (arrays + 1) * size * block
 
@@ -208,7 +208,7 @@ def refusal_of_channels(config: Config, x: Array, arrays: int) -> str | None:
   Args:
     config: Sizes; the block counts channels, in whole registers.
     x: Inputs; c in multiples of 16, d in multiples of 128.
-    arrays: As in `channels_per_step`.
+    arrays: How many arrays a step reads.
   """
   size, width = x.shape[1:]
   if size % 16:

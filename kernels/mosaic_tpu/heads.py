@@ -86,13 +86,13 @@ def _heads(
   `benchmarks/aot_schedule.py`).
 
   Args:
-    key_head: As in `scan_heads`.
-    value_head: As in `scan_heads`.
+    key_head: What a chunk needs of a key head.
+    value_head: What a chunk does to the state of a value head.
     carry: States of the value heads, [1 hv k v]; updated.
     xs: q and k of their key heads, or of the one that they share with other
       steps; then what belongs to value heads.
     y: Outputs, [hv c v].
-    length: Real tokens.
+    length: How many tokens are real.
   """
   q, k, *own = (x[...] for x in xs)
   common = jax.vmap(functools.partial(key_head, length))(q, k)

@@ -75,9 +75,9 @@ class _Scalars(NamedTuple):
   """What the scalar core reads ahead of every chunk. [n] each.
 
   Attributes:
-    read: As in `Chunks`.
-    write: As in `Chunks`.
-    length: As in `Chunks`.
+    read: The slot to resume from, ZERO or CARRY.
+    write: The slot that receives the state, or NONE.
+    length: How many tokens are real.
     source: The chunk whose inputs are fetched: an inactive one names the last
       active one before it, whose inputs are there already.
   """
@@ -138,7 +138,7 @@ def packed_scan(
 
 
 def _gather(pool: Array, read: Int32[Array, "n"]) -> Array:
-  """Slots [n ...] of the pool; any at ZERO and CARRY.
+  """Gathers slots [n ...] of the pool; any stands at ZERO and CARRY.
 
   XLA keeps arrays like [s, few, d] with the slots next to d, and so does the
   loop: with the slots first in it, it would begin with a copy of the pool.
@@ -155,7 +155,7 @@ def _gather(pool: Array, read: Int32[Array, "n"]) -> Array:
 
 
 def _scatter(pool: Array, few: Array, write: Int32[Array, "n"]) -> Array:
-  """The pool with few[i] in slot write[i]; unchanged bits at NONE."""
+  """Writes few[i] to slot write[i] of the pool; NONE changes no bit."""
   pool, few = (x.swapaxes(0, 1) for x in (pool, few))
 
   def put(i: Array, pool: Array) -> Array:
@@ -179,7 +179,7 @@ def _pallas_call(
   config: Config,
   name: str,
 ) -> tuple[Array, Array]:
-  """The kernel, in place in its pool; arguments of `packed_scan`."""
+  """Calls the kernel, in place in its pool, as `packed_scan` is called."""
   n = chunks.read.shape[0]
   active = jnp.where(chunks.length > 0, jnp.arange(n), 0)
   scalars = _Scalars(

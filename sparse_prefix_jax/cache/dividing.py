@@ -119,13 +119,10 @@ class Division:
     Raises:
       CapacityError: If running sequences leave no room for it.
     """
-    cache, index = self._cache, self._cache.store.index
-    lease, bits = index.reserve(*self._probed), []
-    try:
+    cache, bits = self._cache, []
+    with cache.store.spare(*self._probed) as lease:
       probing = probe(cache.frozen, cache.pools, lease.slots, lease.pages)
       for pools, digest in probing:
         cache.pools = pools
         bits.append(digest)
-    finally:
-      index.free(lease.slots, lease.pages)
     return bits[-1]

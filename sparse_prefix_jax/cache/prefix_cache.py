@@ -8,6 +8,12 @@ import numpy as np
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.call_lock import CallLock
+from sparse_prefix_jax.cache.choices import (
+  checked_policy,
+  checked_share,
+  serving_planner,
+  shares_of,
+)
 from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.dividing import Division
 from sparse_prefix_jax.cache.identity import (
@@ -20,13 +26,11 @@ from sparse_prefix_jax.cache.index import Budget
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
-from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
-from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
+from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
   allocate,
@@ -107,10 +111,10 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
-    sizes = _shares(self.config, capacity)
-    share = _checked_share(state_share, sizes)
+    sizes = shares_of(self.config, capacity)
+    share = checked_share(state_share, sizes)
     slots, pages = sizes.split(share)
-    policy = _policy(placement, self.config.chunk)
+    policy = checked_policy(placement, self.config.chunk)
     self.store = PrefixStore(
       Budget(
         capacity_bytes=capacity,
@@ -120,7 +124,7 @@ class PrefixCache:
         pages=pages,
         remembered_bytes=parse_bytes(remembered, name="remembered"),
       ),
-      _planner(policy, self.config, cost),
+      serving_planner(policy, self.config, cost),
       chunk=self.config.chunk,
       eviction=eviction,
       stores=policy.name != "no_cache",
@@ -381,63 +385,3 @@ class PrefixCache:
     )
 
   __copy__ = __deepcopy__ = __reduce__ = _refuse_copy
-
-
-def _shares(config: ModelConfig, capacity: int) -> Shares:
-  """How a capacity may be divided for a model."""
-  return Shares(
-    capacity,
-    slot_bytes=state_bytes(config),
-    page_bytes=page_bytes(config),
-    longest=-(-config.max_length // config.chunk),
-  )
-
-
-def _checked_share(share: float | None, sizes: Shares) -> float:
-  """The share to begin with, enough for one sequence."""
-  first = sizes.first if share is None else share
-  real = isinstance(first, int | float) and not isinstance(first, bool)
-  if not real or not 0 < first < 1:
-    raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
-  slots, pages = sizes.split(first)
-  if slots < 2 or pages < 1:
-    raise ValueError(
-      f"capacity is {sizes.capacity} bytes, which holds {max(slots, 0)} states "
-      f"and {max(pages, 0)} pages; a sequence needs 2 states of "
-      f"{sizes.slot_bytes} and 1 page of {sizes.page_bytes}."
-    )
-  return first
-
-
-def _planner(
-  policy: PlacementPolicy, config: ModelConfig, cost: PrefillCost | None
-) -> Planner:
-  """A planner for a server: it plans beside the requests, by the true cost."""
-  if cost is not None and not isinstance(cost, PrefillCost):
-    raise ValueError(f"cost must be a PrefillCost, got {cost!r}.")
-  depths = max(2, config.max_length // config.chunk)
-  known = cost or prefill_flops(config)
-  planner = Planner(
-    policy,
-    depths=depths,
-    cost=known.cumulative(depths, config.chunk),
-    serving=True,
-  )
-  planner.prepare()
-  return planner
-
-
-def _policy(placement: PlacementPolicy | str, chunk: int) -> PlacementPolicy:
-  """The policy of that name, on the model's lattice."""
-  if isinstance(placement, str):
-    placement = PlacementPolicy(placement, chunk=chunk)
-  if not isinstance(placement, PlacementPolicy):
-    raise ValueError(
-      "placement must be a PlacementPolicy or the name of one, got "
-      f"{placement!r}."
-    )
-  if placement.chunk != chunk:
-    raise ValueError(
-      f"placement has chunk {placement.chunk}; the model has {chunk}."
-    )
-  return placement

@@ -226,15 +226,13 @@ def _array(name: str, ids: Any) -> np.ndarray:
     raise ValueError(f"{name} is a masked array; ids must all be there.")
   try:
     return np.asarray(ids)
-  except (ValueError, TypeError, OverflowError):
-    pass
-  except Exception as error:  # A tracer refuses with an error of JAX's own.
-    kind = type(error).__name__
-    raise ValueError(
-      f"{name} has no concrete values ({kind}): prefill and decode are called "
-      "outside of jit."
-    ) from None
-  raise ValueError(f"{name} is ragged; it must be one row of ids.")
+  except (ValueError, TypeError, OverflowError) as error:
+    traced = type(error).__name__.startswith("Tracer")  # JAX's own, unimported
+  raise ValueError(
+    f"{name} is traced: prefill and decode are called outside of jit."
+    if traced
+    else f"{name} is ragged; it must be one row of ids."
+  )
 
 
 def check_whole(name: str, value: Any) -> int:

@@ -5,10 +5,11 @@ Only the verbs of `cache/store.py` change a `Running`.
 
 import dataclasses
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import Entry, Match, Pin, State
+from sparse_prefix_jax.cache.index import Entry, Lease, Match, Pin, State
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.placement import Features
 
@@ -30,6 +31,18 @@ class SequenceHandle:
 
   number: int
   length: int
+
+
+def check_handle(handle: object) -> None:
+  """Refuses what is no handle.
+
+  Raises:
+    ValueError: If it is anything else.
+  """
+  if not isinstance(handle, SequenceHandle):
+    raise ValueError(
+      f"a sequence is a handle that prefill or decode returned, got {handle!r}."
+    )
 
 
 class TokenBuffer:
@@ -143,6 +156,18 @@ class Running:
     """Whether its own slot holds the carry at the last lattice point."""
     return self.own_slot >= 0 and self.lattice_slot == self.own_slot
 
+  def check_form(self, exact: bool) -> None:
+    """Refuses to decode in another form than before.
+
+    Raises:
+      ValueError: If it has decoded in the other form.
+    """
+    if self.exact not in (None, exact):
+      raise ValueError(
+        f"{self.handle} has been decoded with exact={self.exact}; a sequence "
+        "keeps to one form."
+      )
+
   def leased_slots(self) -> list[int]:
     """Slots that no tree owns."""
     held = [self.running_slot, self.own_slot, *self.captures.values()]
@@ -151,3 +176,65 @@ class Running:
   def leased_pages(self) -> list[int]:
     """Pages that no tree owns."""
     return self.pages[self.stored :]
+
+
+class Copies(NamedTuple):
+  """What a fork has to copy in the pools, all numbers by position.
+
+  Attributes:
+    slots: Slots to copy from, and to.
+    page: The page to copy from, and to; None where no chunk is begun.
+  """
+
+  slots: tuple[tuple[int, int], tuple[int, int]]
+  page: tuple[int, int] | None
+
+
+def copies_of(source: Running, twin: Running, partial: int) -> Copies:
+  """Running slot, own slot and the page of the chunk that is begun.
+
+  Args:
+    source: What is forked.
+    twin: Its fork.
+    partial: Chunks begun and not complete, 0 or 1.
+  """
+  return Copies(
+    slots=(
+      (source.running_slot, source.own_slot),
+      (twin.running_slot, twin.own_slot),
+    ),
+    page=(source.pages[-1], twin.pages[-1]) if partial else None,
+  )
+
+
+def twin_of(
+  source: Running,
+  number: int,
+  lease: Lease,
+  pin: Pin,
+  claims: dict[int, State],
+) -> Running:
+  """A fork: the same past, with slots and a page of its own.
+
+  Args:
+    source: Its whole chunks are the tree's.
+    number: Of the twin.
+    lease: Two slots, and a page where a chunk is begun.
+    pin: Of the same path.
+    claims: Of the same states.
+  """
+  shared = len(source.pages) - len(lease.pages)
+  own = lease.slots[1] if source.own_carry else source.lattice_slot
+  return dataclasses.replace(
+    source,
+    number=number,
+    tokens=source.tokens.copy(),
+    blocks=list(source.blocks),
+    pages=[*source.pages[:shared], *lease.pages],
+    running_slot=lease.slots[0],
+    own_slot=lease.slots[1],
+    lattice_slot=own,
+    captures={},
+    claims=claims,
+    pin=pin,
+  )

@@ -7,6 +7,9 @@ following what an undivided capacity would hold.
 """
 
 import dataclasses
+from typing import Protocol
+
+from sparse_prefix_jax.cache.running import Running
 
 SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
 """Shares of a capacity that states may have."""
@@ -84,3 +87,13 @@ def nearest(shares: tuple[float, ...], wanted: float) -> float:
   0.55
   """
   return min(shares, key=lambda share: abs(share - wanted))
+
+
+class ShareFollower(Protocol):
+  """What chooses how a capacity is divided, as `ShareChooser` does."""
+
+  def follow(self, running: Running) -> None:
+    """Sees a prompt that was placed, or a sequence that ends."""
+
+  def count(self) -> None:
+    """One more request was opened."""

@@ -8,11 +8,12 @@ prefix cache is this store with the pools of a model; a simulation is this store
 alone.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterator, Sequence
 
 from sparse_prefix_jax.cache.admission import NUMBERS, Admission
+from sparse_prefix_jax.cache.audit import audit_sequences
 from sparse_prefix_jax.cache.canonical import (
   grow,
   remember_prompt,
@@ -24,38 +25,25 @@ from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
+  Lease,
   Match,
   PrefixIndex,
   Renumbering,
   token_blocks,
 )
-from sparse_prefix_jax.cache.request import Request
-from sparse_prefix_jax.cache.running import Running, SequenceHandle
+from sparse_prefix_jax.cache.request import Request, check_whole
+from sparse_prefix_jax.cache.running import (
+  Copies,
+  Running,
+  SequenceHandle,
+  check_handle,
+  copies_of,
+  twin_of,
+)
 from sparse_prefix_jax.cache.segments import next_segment
+from sparse_prefix_jax.cache.shares import ShareFollower
 from sparse_prefix_jax.placement import Planner
 from sparse_prefix_jax.runtime.segment import Segment
-
-
-class Copies(NamedTuple):
-  """What a fork has to copy in the pools, all numbers by position.
-
-  Attributes:
-    slots: Slots to copy from, and to.
-    page: The page to copy from, and to; None where no chunk is begun.
-  """
-
-  slots: tuple[tuple[int, int], tuple[int, int]]
-  page: tuple[int, int] | None
-
-
-class ShareFollower(Protocol):
-  """What chooses how a capacity is divided, as `ShareChooser` does."""
-
-  def follow(self, running: Running) -> None:
-    """Sees a prompt that was placed, or a sequence that ends."""
-
-  def count(self) -> None:
-    """One more request was opened."""
 
 
 class PrefixStore:
@@ -119,11 +107,7 @@ class PrefixStore:
       ValueError: If it is no handle, was released, decoded further, or is
         another store's.
     """
-    if not isinstance(handle, SequenceHandle):
-      raise ValueError(
-        f"a sequence is a handle that prefill or decode returned, got "
-        f"{handle!r}."
-      )
+    check_handle(handle)
     running = self._running.get(handle.number)
     if running is None:
       why = self._ended.get(handle.number)
@@ -251,11 +235,7 @@ class PrefixStore:
       CapacityError: If there is no page for a new chunk. Nothing has changed.
     """
     for running in sequences:
-      if running.exact not in (None, exact):
-        raise ValueError(
-          f"{running.handle} has been decoded with exact={running.exact}; a "
-          "sequence keeps to one form."
-        )
+      running.check_form(exact)
     begin = [r for r in sequences if r.length % self.chunk == 0]
     pages = self.index.reserve(0, len(begin)).pages
     for running, page in zip(begin, pages):
@@ -291,25 +271,12 @@ class PrefixStore:
     except BaseException:
       self.index.free(lease.slots, lease.pages)
       raise
-    twin = dataclasses.replace(
-      running,
-      number=next(NUMBERS),
-      tokens=running.tokens.copy(),
-      blocks=list(running.blocks),
-      pages=[*running.pages[:depth], *lease.pages],
-      running_slot=lease.slots[0],
-      own_slot=lease.slots[1],
-      lattice_slot=lease.slots[1]
-      if running.own_carry
-      else running.lattice_slot,
-      captures={},
-      claims=self.index.claim(pin, running.claims),
-      pin=pin,
-    )
+    claims = self.index.claim(pin, running.claims)
+    twin = twin_of(running, next(NUMBERS), lease, pin, claims)
     if twin.entry:
       self.index.share(twin.entry)
     self._running[twin.number] = twin
-    return twin, _copies(running, twin, partial)
+    return twin, copies_of(running, twin, partial)
 
   def close(self, running: Running, keep: int | None = None) -> None:
     """Ends a sequence: stores what is canonical of it and frees the rest.
@@ -340,7 +307,7 @@ class PrefixStore:
     Raises:
       ValueError: If `keep` is negative or more than its tokens.
     """
-    kept = running.length if keep is None else keep
+    kept = running.length if keep is None else check_whole("keep", keep)
     if not 0 <= kept <= running.length:
       raise ValueError(
         f"keep is {keep}; it must be 0 to the {running.length} tokens of "
@@ -353,6 +320,19 @@ class PrefixStore:
     del self._running[running.number]
     self.index.free(running.leased_slots(), running.leased_pages())
     self.index.unpin(running.pin)
+
+  @contextlib.contextmanager
+  def spare(self, slots: int, pages: int) -> Iterator[Lease]:
+    """Lends free slots and pages to try something in.
+
+    Raises:
+      CapacityError: If running sequences leave no room for them.
+    """
+    lease = self.index.reserve(slots, pages)
+    try:
+      yield lease
+    finally:
+      self.index.free(lease.slots, lease.pages)
 
   def begin_resize(
     self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
@@ -370,9 +350,11 @@ class PrefixStore:
     Raises:
       CapacityError: If running sequences hold more; nothing has changed.
     """
-    low = self._with_limits(slots, pages, smaller=True)
-    self.index.require_possible(*spare, budget=low)
-    self.index.budget = low
+    now = self.index.budget
+    fewer = min(slots, now.slots or slots), min(pages, now.pages or pages)
+    low = dataclasses.replace(now, slots=fewer[0], pages=fewer[1])
+    self.index.check_room(*spare, low)
+    self.index.set_budget(low)
     return self.index.renumbering(low.slots or 0, low.pages or 0)
 
   def renumber(self, moved: Renumbering) -> None:
@@ -384,17 +366,8 @@ class PrefixStore:
 
   def end_resize(self, slots: int, pages: int) -> None:
     """The pools have their new size."""
-    self.index.budget = self._with_limits(slots, pages, smaller=False)
-
-  def _with_limits(self, slots: int, pages: int, *, smaller: bool) -> Budget:
-    """The budget with other limits, or with the smaller ones of both."""
-    now = self.index.budget
-    if smaller:
-      slots, pages = (
-        min(slots, now.slots or slots),
-        min(pages, now.pages or pages),
-      )
-    return dataclasses.replace(now, slots=slots, pages=pages)
+    budget = self.index.budget
+    self.index.set_budget(dataclasses.replace(budget, slots=slots, pages=pages))
 
   def flush(self) -> None:
     """Forgets everything that no running sequence holds."""
@@ -422,30 +395,4 @@ class PrefixStore:
       AssertionError: One sentence on the first thing that does not add up.
     """
     self.index.check()
-    stats = self.index.stats
-    slots = [s for r in self.running for s in r.leased_slots()]
-    pages = [p for r in self.running for p in r.leased_pages()]
-    for kind, held, leased in (
-      ("slots", slots, stats.leased_slots),
-      ("pages", pages, stats.leased_pages),
-    ):
-      if len(set(held)) != len(held) or len(held) != leased:
-        raise AssertionError(
-          f"prefix store: sequences hold {len(held)} {kind}, {leased} are "
-          "leased."
-        )
-    if stats.pins != len(self.running):
-      raise AssertionError(
-        f"prefix store: {stats.pins} pins for {len(self.running)} sequences."
-      )
-
-
-def _copies(source: Running, twin: Running, partial: int) -> Copies:
-  """Running slot, own slot and the page of the chunk that is begun."""
-  return Copies(
-    slots=(
-      (source.running_slot, source.own_slot),
-      (twin.running_slot, twin.own_slot),
-    ),
-    page=(source.pages[-1], twin.pages[-1]) if partial else None,
-  )
+    audit_sequences(self.index, self.running)

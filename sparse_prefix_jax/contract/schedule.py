@@ -89,11 +89,12 @@ class Schedule:
     """Allows a random share of the pools, so that it evicts and refuses."""
     index, least = self.cache.store.index, self.longest // self.config.chunk + 2
     slots, pages = index.budget.slots or 0, index.budget.pages or 0
-    index.budget = dataclasses.replace(
+    smaller = dataclasses.replace(
       index.budget,
       slots=int(self.random.integers(least, slots + 1)),
       pages=int(self.random.integers(least, pages + 1)),
     )
+    index.set_budget(smaller)
 
   def _placement(self) -> PlacementPolicy:
     chunk = self.config.chunk

@@ -65,9 +65,12 @@ def run_demo(
     OSError: the folder cannot be written to; nothing has been computed then.
     ValueError: a number of requests or a level below 1, or a model without
       room for the prompts.
+    MissingExtraError: what draws the picture, or the tokenizer, is not
+      installed; nothing has been computed then.
     ContractError: an output differs from that of the run without a cache; the
       report is written nonetheless.
   """
+  picture.library()  # rather told now than after minutes of serving
   folder = _writable(Path(out))
   prompts = _prompts(requests)
   model = HybridDecoder(config or preset("demo"), rngs=nnx.Rngs(0))

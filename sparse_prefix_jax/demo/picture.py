@@ -7,10 +7,9 @@ one recomputes less with as few of them.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from sparse_prefix_jax import extras
 from sparse_prefix_jax.demo.results import Result
 
 # Colours that colour-blind people tell apart (Okabe and Ito); marker, size.
@@ -36,9 +35,10 @@ def draw(results: Sequence[Result], path: Path, *, title: str) -> None:
     title: what was served, by what.
 
   Raises:
+    MissingExtraError: matplotlib is not installed.
     OSError: the file cannot be written.
   """
-  figure = Figure(figsize=(10, 4.8), layout="constrained")
+  figure = library().Figure(figsize=(10, 4.8), layout="constrained")
   tokens, seconds = figure.subplots(1, 2)
   _panel(
     tokens,
@@ -57,7 +57,16 @@ def draw(results: Sequence[Result], path: Path, *, title: str) -> None:
   figure.savefig(path, dpi=150)
 
 
-def _panel(axes: Axes, results: Sequence[Result], values: list[float]) -> None:
+def library() -> Any:
+  """The module of matplotlib that makes figures, loaded when it is needed.
+
+  Raises:
+    MissingExtraError: matplotlib is not installed.
+  """
+  return extras.optional("matplotlib.figure", "plot")
+
+
+def _panel(axes: Any, results: Sequence[Result], values: list[float]) -> None:
   """One curve or point per strategy over states per entry.
 
   The axis of states is linear up to 1 and logarithmic beyond, so that having

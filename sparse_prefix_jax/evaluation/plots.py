@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from sparse_prefix_jax import extras
 from sparse_prefix_jax.evaluation.report import SimulationReport
 
 _MARKERS = "osD^vPX*"
@@ -34,12 +33,14 @@ def plot_reports(reports: Sequence[SimulationReport], path: str | Path) -> None:
     path: PNG file to write; missing folders are made.
 
   Raises:
-    ValueError: there are no reports.
-    OSError: the file cannot be written.
+    ValueError: If there are no reports.
+    MissingExtraError: If matplotlib is not installed.
+    OSError: If the file cannot be written.
   """
   if not reports:
     raise ValueError("reports must not be empty")
-  figure = Figure(figsize=(7, 4.5), layout="constrained")
+  drawing = extras.optional("matplotlib.figure", "plot")
+  figure = drawing.Figure(figsize=(7, 4.5), layout="constrained")
   axes = figure.subplots()
   for index, name in enumerate(dict.fromkeys(r.placement for r in reports)):
     states, saved = _points(reports, name)

@@ -30,10 +30,11 @@ class AttentionConfig:
     head_width: Width k of a head.
     rotary_width: Leading channels of a head that are rotated.
     theta: Base of the rotary frequencies.
-    eps: Of the norms of queries and keys.
-    dtype: Of weights and activations.
-    precision: Of the products.
-    implementation: Of the operation, or None for the best that fits.
+    eps: What the norms of queries and keys add to the mean square.
+    dtype: The type of weights and activations.
+    precision: The precision of the matrix products.
+    implementation: Which implementation of the operation runs; None takes the
+      best that fits.
   """
 
   width: int
@@ -49,7 +50,12 @@ class AttentionConfig:
 
 
 class PagePools(NamedTuple):
-  """Keys and values of a layer, one page per chunk. [p c hkv k] each."""
+  """The keys and values of one layer, with one page per chunk.
+
+  Attributes:
+    keys: The keys of every page. [p c hkv k]
+    values: The values of every page. [p c hkv k]
+  """
 
   keys: at.PagePool
   values: at.PagePool
@@ -73,7 +79,7 @@ class GatedAttention(nnx.Module):
     self.out = kernel(rngs, queries, c.width, c.dtype)
 
   def init_pools(self, *, slots: int, pages: int, chunk: int) -> PagePools:
-    """Pools of zeros for that many pages of `chunk` tokens."""
+    """Makes pools of zeros for that many pages of `chunk` tokens."""
     del slots  # attention keeps no state
     c = self.config
     shape = (pages, chunk, c.kv_heads, c.head_width)
@@ -91,7 +97,7 @@ class GatedAttention(nnx.Module):
 
     Args:
       x: Normalised inputs.
-      pools: Donated.
+      pools: The pages, donated: the result takes their memory.
       chunks: Position, length and page-table row of each chunk.
       page_table: Pages of each request, in order.
 
@@ -120,7 +126,17 @@ class GatedAttention(nnx.Module):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], PagePools]:
-    """One token of b running sequences; same meaning as `__call__`."""
+    """Runs one token of each of b running sequences through the layer.
+
+    Args:
+      x: Normalised inputs, one row per sequence.
+      pools: The pages, donated: the result takes their memory.
+      rows: The position of each row, and whether a sequence holds it.
+      page_table: Pages of each sequence, in order.
+
+    Returns:
+      The outputs, and the pools with the tokens' keys and values.
+    """
     q, gate, k, v = self._heads(*self._project(x), rows.position)
     out, keys, values = lattice_attention_step(
       q,
@@ -153,7 +169,11 @@ class GatedAttention(nnx.Module):
     value: Float[Array, "rows keys"],
     position: Int32[Array, "rows"],
   ) -> tuple[Array, Array, Array, Array]:
-    """Normalised, rotated queries (scaled) and keys; gate and values."""
+    """Splits projections into heads, normalises and rotates queries and keys.
+
+    The queries that are returned are scaled; the gate and the values are not
+    changed.
+    """
     c = self.config
     query_gate = query_gate.reshape(-1, c.heads, 2 * c.head_width)
     q, gate = jnp.split(query_gate, 2, axis=-1)
@@ -169,6 +189,6 @@ class GatedAttention(nnx.Module):
 def _gate(
   out: Float32[Array, "rows h k"], gate: Float[Array, "rows h k"]
 ) -> Float[Array, "rows queries"]:
-  """Out * sigmoid(gate), heads side by side."""
+  """Multiplies outputs by sigmoid(gate) and puts heads side by side."""
   opened = out * jax.nn.sigmoid(gate.astype(jnp.float32))
   return opened.astype(gate.dtype).reshape(gate.shape[0], -1)

@@ -12,12 +12,12 @@ from sparse_prefix_jax.kernels import chunks as packed
 
 
 class CapturedScan(NamedTuple):
-  """Result of `scan_with_capture`.
+  """What `scan_with_capture` returns.
 
   Attributes:
-    carry: After the last step.
-    ys: Outputs of every step. [t ...]
-    captured: Carries after `capture_at[i]` steps. [m ...]
+    carry: The carry after the last step.
+    ys: The outputs of every step. [t ...]
+    captured: The carries after `capture_at[i]` steps each. [m ...]
   """
 
   carry: Any
@@ -96,7 +96,7 @@ def scan_with_capture(
 
 
 def _steps(xs: Any) -> int:
-  """t: the first axis of every array of xs.
+  """The number of steps t, which is the first axis of every array of xs.
 
   Raises:
     ValueError: Without arrays there is no number of steps; arrays without axes
@@ -115,7 +115,7 @@ def _steps(xs: Any) -> int:
 
 
 def _settled(cell: Callable[[Any, Any], Any], carry: Any, xs: Any) -> Any:
-  """The carry as arrays, of the dtypes that it has after a step.
+  """Makes arrays of the carry, of the dtypes that it has after a step.
 
   A Python number takes the dtype that the cell gives it, as in `lax.scan`; what
   is captured must have it too.

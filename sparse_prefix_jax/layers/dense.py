@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 def dense(
   x: Float[Array, "*rows i"], weight: Float[Array, "i o"], precision: str
 ) -> Float[Array, "*rows o"]:
-  """X W over all rows at once, accumulated in float32.
+  """Multiplies all rows by a weight at once, accumulated in float32.
 
   The rows of a wide product do not depend on how many rows there are, from two
   up, provided that nothing is fused into it: hence the barriers.
@@ -18,7 +18,7 @@ def dense(
   Args:
     x: Activations; the leading axes are rows.
     weight: Widths are multiples of 64 where several row counts are in use.
-    precision: Of the product, as `jax.lax.Precision` names it.
+    precision: The precision of the product, as `jax.lax.Precision` names it.
 
   Returns:
     The product in the dtype of x.
@@ -35,6 +35,6 @@ def dense(
 def kernel(
   rngs: nnx.Rngs, inputs: int, outputs: int, dtype: str
 ) -> nnx.Param[Array]:
-  """A weight [inputs, outputs], normal with variance 1 / inputs."""
+  """Makes a weight [inputs, outputs], normal with variance 1 / inputs."""
   init = nnx.initializers.lecun_normal()
   return nnx.Param(init(rngs.params(), (inputs, outputs), jnp.dtype(dtype)))

@@ -33,10 +33,11 @@ class GatedDeltaNetConfig:
     key_width: Width k of a query or key head.
     value_width: Width v of a value head.
     window: Taps w of the convolution.
-    eps: Of the gated norm.
-    dtype: Of weights and activations.
-    precision: Of the products.
-    implementation: Of the operations, or None for the best that fits.
+    eps: What the gated norm adds to the mean square.
+    dtype: The type of weights and activations.
+    precision: The precision of the matrix products.
+    implementation: Which implementation of the operations runs; None takes the
+      best that fits.
   """
 
   width: int
@@ -52,7 +53,7 @@ class GatedDeltaNetConfig:
 
   @property
   def mixed_width(self) -> int:
-    """Channels of the convolution: queries, keys and values."""
+    """How many channels the convolution has: queries, keys and values."""
     keys = self.key_heads * self.key_width
     return 2 * keys + self.value_heads * self.value_width
 
@@ -61,7 +62,8 @@ class StatePools(NamedTuple):
   """What a Gated DeltaNet layer keeps per slot; one number names both.
 
   Attributes:
-    recurrent_state: Float32, whatever the activations are. [s hv k v]
+    recurrent_state: The state S of every head, in float32 whatever the type of
+      the activations. [s hv k v]
     conv_state: The last w-1 inputs of the convolution. [s w-1 d]
   """
 
@@ -70,7 +72,7 @@ class StatePools(NamedTuple):
 
 
 class _Heads(NamedTuple):
-  """Inputs of the delta rule, in its order; rows are tokens."""
+  """The inputs of the delta rule, in its order; rows are tokens."""
 
   q: Float[Array, "rows h k"]
   k: Float[Array, "rows h k"]
@@ -103,7 +105,7 @@ class GatedDeltaNet(nnx.Module):
     self.out = kernel(rngs, values, c.width, c.dtype)
 
   def init_pools(self, *, slots: int, pages: int, chunk: int) -> StatePools:
-    """Pools of zeros for that many slots."""
+    """Makes pools of zeros for that many slots."""
     del pages, chunk  # a recurrent layer keeps no keys and values
     c = self.config
     shape = (slots, c.value_heads, c.key_width, c.value_width)
@@ -125,9 +127,9 @@ class GatedDeltaNet(nnx.Module):
 
     Args:
       x: Normalised inputs.
-      pools: Donated.
+      pools: The slots, donated: the result takes their memory.
       chunks: What each packed chunk reads, writes and holds.
-      page_table: Not used.
+      page_table: Ignored, since a recurrent layer keeps no pages.
 
     Returns:
       The outputs, and the pools with the captured states.
@@ -161,7 +163,17 @@ class GatedDeltaNet(nnx.Module):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], StatePools]:
-    """One token of b running sequences; same meaning as `__call__`."""
+    """Runs one token of each of b running sequences through the layer.
+
+    Args:
+      x: Normalised inputs, one row per sequence.
+      pools: The slots, donated: the result takes their memory.
+      rows: The slots that each row reads and writes.
+      page_table: Ignored, since a recurrent layer keeps no pages.
+
+    Returns:
+      The outputs, and the pools with the advanced states.
+    """
     del page_table
     precision = self.config.precision
     mixed = dense(x, self.in_qkv[...], precision)
@@ -178,7 +190,7 @@ class GatedDeltaNet(nnx.Module):
   def _heads(
     self, x: Float[Array, "rows d"], mixed: Float32[Array, "rows mixed"]
   ) -> _Heads:
-    """Gates of the input and heads of the convolved projections."""
+    """Makes the gates from the input, and heads from convolved projections."""
     c = self.config
     gates = jnp.matmul(
       x,

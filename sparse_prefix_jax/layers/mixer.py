@@ -16,7 +16,7 @@ class Mixer(Protocol):
   """
 
   def init_pools(self, *, slots: int, pages: int, chunk: int) -> Any:
-    """Pools of zeros."""
+    """Makes pools of zeros for that many slots, or pages of `chunk` tokens."""
     ...
 
   def __call__(
@@ -36,5 +36,5 @@ class Mixer(Protocol):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], Any]:
-    """One token of b running sequences; same meaning as `__call__`."""
+    """Runs one token of each of b running sequences; updates their states."""
     ...

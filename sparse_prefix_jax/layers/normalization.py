@@ -9,15 +9,15 @@ from jaxtyping import Array, Float, Float32
 def rms_norm(
   x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
 ) -> Float[Array, "*rows d"]:
-  """X / sqrt(mean(x^2) + eps) * (1 + weight), weight centred on zero.
+  """Computes x / sqrt(mean(x^2) + eps) * (1 + weight), row by row.
 
   Args:
     x: Rows to normalise over their last axis.
-    weight: In any float dtype.
-    eps: Added to the mean square.
+    weight: A factor per channel, stored minus one, in any float dtype.
+    eps: What is added to the mean square.
 
   Returns:
-    Computed in float32 and rounded once, to the dtype of x.
+    The normalised rows, computed in float32 and rounded once to x's dtype.
   """
   scale = 1.0 + weight.astype(jnp.float32)
   return (_normalize(x, eps) * _row(scale, x)).astype(x.dtype)
@@ -26,7 +26,7 @@ def rms_norm(
 def residual_norm(
   x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
 ) -> Float[Array, "*rows d"]:
-  """`rms_norm` over whole rows of a program, a barrier on both sides.
+  """Applies `rms_norm` to all rows of a program, between two barriers.
 
   With nothing fused into it, a row has the same bits for every number of rows
   from 64 to 1,024.
@@ -43,10 +43,11 @@ def gated_rms_norm(
   weight: Float[Array, "d"],
   eps: float,
 ) -> Float[Array, "*rows d"]:
-  """Weight * x / sqrt(mean(x^2) + eps) * silu(gate), in the gate's dtype.
+  """Computes weight * x / sqrt(mean(x^2) + eps) * silu(gate), row by row.
 
-  Rounded to that dtype after the norm, after the weight and after the gate, as
-  the checkpoints were trained. The weight is not centred on zero here.
+  The result is rounded to the gate's dtype after the norm, after the weight
+  and after the gate, as the checkpoints were trained. The weight is not centred
+  on zero here.
   """
   normed = _normalize(x, eps).astype(gate.dtype)
   scaled = _row(weight, normed).astype(gate.dtype) * normed
@@ -55,7 +56,7 @@ def gated_rms_norm(
 
 
 def l2_norm(x: Float32[Array, "*rows k"]) -> Float32[Array, "*rows k"]:
-  """X / sqrt(sum(x^2) + 1e-6): keys and queries of the delta rule."""
+  """Computes x / sqrt(sum(x^2) + 1e-6), for keys and queries of delta rules."""
   return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 

@@ -10,12 +10,12 @@ from sparse_prefix_jax.layers.dense import dense, kernel
 
 
 class SwiGLU(nnx.Module):
-  """down(silu(gate(x)) * up(x)).
+  """Computes down(silu(gate(x)) * up(x)), the feed-forward layer.
 
   Attributes:
-    gate: [d hidden].
-    up: [d hidden].
-    down: [hidden d].
+    gate: The weight of the branch that goes through silu. [d hidden]
+    up: The weight of the branch that it multiplies. [d hidden]
+    down: The weight that brings both back to the model width. [hidden d]
   """
 
   def __init__(
@@ -33,7 +33,7 @@ class SwiGLU(nnx.Module):
     self.precision = precision
 
   def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
-    """Row by row; every row count of two and more gives the same bits."""
+    """Computes every row alone: two rows and more give it the same bits."""
     gate = dense(x, self.gate[...], self.precision)
     up = dense(x, self.up[...], self.precision)
     with jax.named_scope("activation"):

@@ -50,7 +50,7 @@ Parameters = Iterator[tuple[tuple[str, ...], Any, Callable[..., np.ndarray]]]
 def load_pretrained(
   directory: str | pathlib.Path, **changes: Any
 ) -> tuple[HybridDecoder, ModelConfig]:
-  """The model that a Hugging Face directory holds, without PyTorch.
+  """Loads the model of a Hugging Face directory, without PyTorch.
 
   Args:
     directory: Holds config.json and one or more .safetensors files.
@@ -62,9 +62,9 @@ def load_pretrained(
 
   Raises:
     FileNotFoundError: If config.json or the weights are missing.
-    ValueError: For another architecture, mixtures of experts among them, a
+    ValueError: If it holds another architecture (a mixture of experts, say), a
       rotary scaling that depends on the total length, a damaged file, a tensor
-      that is missing or has another shape, a field that does not exist.
+      that is missing or of another shape; or if a field does not exist.
 
   Example:
     model, config = load_pretrained("Qwen3.5-0.8B", dtype="bfloat16")
@@ -85,7 +85,7 @@ def load_pretrained(
 
 
 def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
-  """`ModelConfig` of a directory's config.json, with fields replaced.
+  """Reads the `ModelConfig` of a directory, with some fields replaced.
 
   Fields are read from `text_config` where the file has one, as those of models
   that also see. Nothing that would change the logits is passed over: what is
@@ -101,9 +101,9 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
 
   Raises:
     FileNotFoundError: If there is no config.json.
-    ValueError: For what this library does not compute, a field that is missing,
-      of another type or out of its range (naming it and the file), or a change
-      to a field that does not exist.
+    ValueError: If it asks for what this library does not compute, if a field is
+      missing, of another type or out of its range (naming it and the file), or
+      if a field to replace does not exist.
 
   Example:
     config = read_config("Qwen3.5-0.8B", ladder=(4,))
@@ -127,7 +127,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-  """The object that the file holds."""
+  """Reads the JSON object that the file holds."""
   if not path.is_file():
     raise FileNotFoundError(f"{path} does not exist.")
   try:
@@ -173,7 +173,7 @@ def _check_present(text: dict[str, Any], path: pathlib.Path) -> None:
 def _count(
   text: dict[str, Any], key: str, path: pathlib.Path, default: int | None = None
 ) -> int:
-  """A count that is stored, or the default where it is absent or null."""
+  """Reads a count, or takes the default where it is absent or null."""
   value = text.get(key)
   value = default if value is None else value
   if not is_int(value) or value < 1:
@@ -189,7 +189,7 @@ def _positive(
   path: pathlib.Path,
   default: float | None = None,
 ) -> float:
-  """A number that is stored, or the default where it is absent or null."""
+  """Reads a number, or takes the default where it is absent or null."""
   value = text.get(key)
   value = default if value is None else value
   if not is_positive(value):
@@ -202,7 +202,7 @@ def _positive(
 def _tied(
   text: dict[str, Any], raw: dict[str, Any], path: pathlib.Path
 ) -> bool:
-  """Whether the head is the embedding; the outer object decides first."""
+  """Reads whether the head is the embedding, in the outer object first."""
   key = "tie_word_embeddings"
   value = text.get(key) if raw.get(key) is None else raw[key]
   if value not in (None, True, False):
@@ -213,11 +213,11 @@ def _tied(
 
 
 def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
-  """Kinds of the layers: listed, or attention at every n-th.
+  """Reads the kinds of the layers: a list, or attention at every n-th.
 
   Raises:
-    ValueError: For an unknown kind, or a list of other length than
-      `num_hidden_layers`: a shorter one would drop layers silently.
+    ValueError: If a kind is unknown, or if the list is not as long as
+      `num_hidden_layers` says: a shorter one would drop layers silently.
   """
   interval = _count(text, "full_attention_interval", path, 4)
   kinds = text.get("layer_types")
@@ -244,14 +244,14 @@ def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
 
 
 def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """Width and base of the rotary embedding; scalings are refused.
+  """Reads width and base of the rotary embedding; scalings are refused.
 
   Old files keep the base and the share of rotated channels beside the scaling,
   new ones all of it in `rope_parameters`; a file may hold both. Both are
   inspected, and where they disagree on a number the new one decides.
 
   Raises:
-    ValueError: For a scaling in either, or a number out of its range.
+    ValueError: If either holds a scaling, or a number out of its range.
   """
   rope = {key: text.get(key) for key in ("partial_rotary_factor", "rope_theta")}
   for key in ("rope_scaling", "rope_parameters"):
@@ -269,7 +269,7 @@ def _rotary_fields(text: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
 def _unscaled(
   text: dict[str, Any], key: str, path: pathlib.Path
 ) -> dict[str, Any]:
-  """What one object says of the rotary embedding, without its nulls.
+  """Reads what one object says of the rotary embedding, without its nulls.
 
   The kind stands under `rope_type`, in old files under `type`.
   """
@@ -290,7 +290,7 @@ def _unscaled(
 
 
 def _reader(directory: pathlib.Path) -> Read:
-  """Reads tensors by name, whatever prefix and file they stand in.
+  """Makes a reader of tensors by name, whatever prefix and file they are in.
 
   Returns:
     A function of the plain name. It raises ValueError for a tensor that no
@@ -316,7 +316,7 @@ def _reader(directory: pathlib.Path) -> Read:
 
 
 def _names(file: pathlib.Path) -> list[str]:
-  """Names of the tensors in a file; its header tells whether it is whole."""
+  """Lists the tensors of a file; its header tells whether it is whole."""
   try:
     with safe_open(file, framework="flax") as tensors:
       return list(tensors.keys())
@@ -325,14 +325,14 @@ def _names(file: pathlib.Path) -> list[str]:
 
 
 def _plain_name(key: str) -> str:
-  """Name without the prefixes of causal and conditional models."""
+  """Removes the prefixes of causal and conditional models from a name."""
   for prefix in ("model.language_model.", "model."):
     key = key.removeprefix(prefix)
   return key
 
 
 def _parameters(model: HybridDecoder) -> Parameters:
-  """Every parameter, the tensors it comes from, and how."""
+  """Yields every parameter, the tensors it comes from, and how."""
   yield ("embed_tokens.weight",), model.embedding, _same
   yield ("norm.weight",), model.norm, _same
   if not model.config.tie_embeddings:
@@ -344,7 +344,7 @@ def _parameters(model: HybridDecoder) -> Parameters:
 
 
 def _layer_parameters(layer: DecoderLayer) -> Parameters:
-  """Of one layer: its norms, its feed-forward layer and its mixer."""
+  """Yields one layer's norms, its feed-forward layer and its mixer."""
   yield ("input_layernorm.weight",), layer.mixer_norm, _same
   yield ("post_attention_layernorm.weight",), layer.mlp_norm, _same
   yield ("mlp.gate_proj.weight",), layer.mlp.gate, _transposed
@@ -380,20 +380,20 @@ def _gated_delta_net_parameters(mixer: GatedDeltaNet) -> Parameters:
 
 
 def _same(x: np.ndarray) -> np.ndarray:
-  """Stored as it is used."""
+  """Leaves a tensor that is stored as it is used."""
   return x
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
-  """[outputs inputs] -> [inputs outputs]."""
+  """Turns [outputs inputs] into [inputs outputs]."""
   return x.T
 
 
 def _taps_first(x: np.ndarray) -> np.ndarray:
-  """[channels 1 w] -> [w channels]."""
+  """Turns [channels 1 w] into [w channels]."""
   return x[:, 0].T
 
 
 def _side_by_side(decay: np.ndarray, beta: np.ndarray) -> np.ndarray:
-  """Two of [hv inputs] -> [inputs 2 hv], decays first."""
+  """Turns two tensors [hv inputs] into one [inputs 2 hv], decays first."""
   return np.concatenate([decay, beta]).T

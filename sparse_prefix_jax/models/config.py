@@ -92,12 +92,12 @@ class ModelConfig:
     head_width: Attention: width of a head.
     rotary_width: Attention: leading channels that are rotated.
     rope_theta: Attention: base of the frequencies.
-    eps: Of all norms.
-    tie_embeddings: The head is the transposed embedding.
+    eps: What every norm adds to the mean square.
+    tie_embeddings: Whether the head is the transposed embedding.
     dtype: "float32" or "bfloat16": weights, activations, keys and values.
-    precision: Of products, as `jax.lax.Precision` names it.
-    implementation: Of the operations: "auto" for the best that fits device and
-      shapes, or a name that every one of them has: "xla" runs everywhere.
+    precision: The precision of products, as `jax.lax.Precision` names it.
+    implementation: Which implementation of the operations runs: "auto" is the
+      best that fits device and shapes; of the names, "xla" runs everywhere.
     chunk: Chunk length c in tokens; the lattice is its multiples.
     ladder: Packed chunks that one prefill program may take, ascending; one
       compilation each. Several rungs need widths that are multiples of 64 and
@@ -107,8 +107,8 @@ class ModelConfig:
     max_length: Longest sequence in tokens, prompt and decoded.
 
   Raises:
-    ValueError: For a field of another type or out of its range: one sentence
-      with its name, its value and what is allowed. No count is above 2**30.
+    ValueError: If a field has another type or is out of its range; the sentence
+      names it, its value and what is allowed. No count is above 2**30.
 
   Example:
     >>> ModelConfig(vocab_size=8, width=64, hidden=64, layer_types=())
@@ -155,7 +155,7 @@ class ModelConfig:
 
   @property
   def _implementation(self) -> str | None:
-    """As operations take it: None chooses."""
+    """The implementation as operations take it, where None chooses."""
     return None if self.implementation == "auto" else self.implementation
 
   @property

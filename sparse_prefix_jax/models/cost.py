@@ -19,7 +19,7 @@ from sparse_prefix_jax.models.sizes import state_bytes as state_bytes
 
 
 class PrefillCost(NamedTuple):
-  """F(t) = linear * t + quadratic * t^2 for the first t tokens.
+  """The cost F(t) = linear * t + quadratic * t^2 of the first t tokens.
 
   Attributes:
     linear: Cost per token of everything but attending.
@@ -32,12 +32,19 @@ class PrefillCost(NamedTuple):
   unit: str
 
   def at(self, tokens: Several[int] | np.ndarray) -> np.ndarray:
-    """F at these depths in tokens, float64."""
+    """Computes F at these depths in tokens, in float64."""
     t = np.asarray(tokens, np.float64)
     return self.linear * t + self.quadratic * t * t
 
   def cumulative(self, depths: int, chunk: int) -> np.ndarray:
-    """F at 0, chunk, 2 chunk, ...: the `cost` of `solve_placement`. [depths]
+    """Computes F at 0, chunk, 2 chunk, ..., as `solve_placement` takes it.
+
+    Args:
+      depths: How many of them.
+      chunk: Tokens between two depths.
+
+    Returns:
+      The `cost` to give to the solver. [depths]
 
     Example:
       >>> PrefillCost(2.0, 0.0, "flops").cumulative(3, chunk=64).tolist()
@@ -47,7 +54,7 @@ class PrefillCost(NamedTuple):
 
 
 def prefill_flops(config: ModelConfig) -> PrefillCost:
-  """Floating point operations of a prefill, without the head.
+  """Counts the floating point operations of a prefill, without the head.
 
   A product of a row with [i, o] counts 2 i o. The recurrence counts its chunked
   form, attention 4 * heads * width per key that a token attends to.
@@ -67,7 +74,7 @@ def prefill_flops(config: ModelConfig) -> PrefillCost:
 
 
 def _gated_delta_net_flops(config: ModelConfig) -> int:
-  """Per token: projections, convolution and the chunked delta rule."""
+  """Counts per token: projections, convolution and the chunked delta rule."""
   net, c = config.gated_delta_net, config.chunk
   values = net.value_heads * net.value_width
   columns = net.mixed_width + 2 * values + 2 * net.value_heads
@@ -79,7 +86,7 @@ def _gated_delta_net_flops(config: ModelConfig) -> int:
 
 
 def _attention_flops(config: ModelConfig) -> int:
-  """Per token: the four projections; attending is the quadratic part."""
+  """Counts the four projections per token; attending is the quadratic part."""
   queries = config.heads * config.head_width
   keys = config.kv_heads * config.head_width
   return 2 * config.width * (3 * queries + 2 * keys)

@@ -38,7 +38,7 @@ def map_pools(
 
 
 class DecoderLayer(nnx.Module):
-  """x + mixer(norm(x)), then x + SwiGLU(norm(x))."""
+  """One layer: it adds mixer(norm(x)) to x, then SwiGLU(norm(x)) to the sum."""
 
   def __init__(self, config: ModelConfig, kind: str, *, rngs: nnx.Rngs) -> None:
     dtype = jnp.dtype(config.dtype)
@@ -65,11 +65,11 @@ class DecoderLayer(nnx.Module):
     chunks: Chunks,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "n c d"], StatePools | PagePools]:
-    """One layer over n packed chunks.
+    """Runs n packed chunks through the layer.
 
     Args:
       x: The residual stream.
-      pools: Of this layer, donated.
+      pools: What this layer keeps, donated: the result takes its memory.
       chunks: What each chunk reads, writes and holds.
       page_table: Pages of each request, in order.
 
@@ -87,7 +87,17 @@ class DecoderLayer(nnx.Module):
     rows: Rows,
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], StatePools | PagePools]:
-    """One layer over one token of b running sequences; as `__call__`."""
+    """Runs one token of each of b running sequences through the layer.
+
+    Args:
+      x: The residual stream, one row per sequence.
+      pools: What this layer keeps, donated: the result takes its memory.
+      rows: What each row reads and writes.
+      page_table: Pages of each sequence, in order.
+
+    Returns:
+      The residual stream, and the pools with the tokens' states or keys.
+    """
     normed = residual_norm(x, self.mixer_norm[...], self.eps)
     mixed, pools = self.mixer.step(normed, pools, rows, page_table)
     return self._feed_forward(x + mixed), pools
@@ -99,8 +109,9 @@ class DecoderLayer(nnx.Module):
 class HybridDecoder(nnx.Module):
   """A decoder of Gated DeltaNet and gated attention layers (Qwen3.5 text).
 
-  Parameters only: states, keys and values live in pools that are passed in and
-  returned. Apply `jax.jit`, `jax.grad` and the like to functions of it.
+  It holds parameters only: states, keys and values live in pools that are
+  passed in and returned. Apply `jax.jit`, `jax.grad` and the like to functions
+  of it.
 
   Example:
     >>> from flax import nnx
@@ -124,11 +135,11 @@ class HybridDecoder(nnx.Module):
       self.unembedding = nnx.Param(normal(rngs.params(), shape, dtype))
 
   def init_pools(self, *, slots: int, pages: int) -> Pools:
-    """Pools of zeros, one entry per layer.
+    """Makes pools of zeros, one entry per layer.
 
     Args:
-      slots: State checkpoints; one number names a slot in every layer.
-      pages: Pages of keys and values, likewise.
+      slots: How many state checkpoints; one number names a slot in every layer.
+      pages: How many pages; one number names a page in every layer.
     """
     chunk = self.config.chunk
     return tuple(
@@ -147,7 +158,7 @@ class HybridDecoder(nnx.Module):
 
     Args:
       tokens: Ids; padding may be any valid id.
-      pools: Donated; captured states and pages appear in the result.
+      pools: Donated: the result takes their memory and holds the captures.
       chunks: What each chunk reads, writes and holds.
       page_table: Pages of each request, in order.
 
@@ -173,7 +184,7 @@ class HybridDecoder(nnx.Module):
 
     Args:
       tokens: Ids; a free row may hold any valid id.
-      pools: Donated.
+      pools: Donated: the result takes their memory.
       rows: What each row reads and writes.
       page_table: Pages of each sequence, in order.
 
@@ -187,10 +198,10 @@ class HybridDecoder(nnx.Module):
     return x, tuple(updated)
 
   def head(self, hidden: at.Hidden) -> at.Logits:
-    """Final norm and logits in float32.
+    """Applies the final norm and computes logits in float32.
 
     Args:
-      hidden: Gathered rows of what the layers returned, `head_rows` of them.
+      hidden: `head_rows` gathered rows of what the layers returned.
     """
     c = self.config
     hidden = residual_norm(hidden, self.norm[...], c.eps)

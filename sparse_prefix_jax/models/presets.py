@@ -12,7 +12,7 @@ from sparse_prefix_jax.models.config import (
 
 
 def _hybrid(groups: int) -> tuple[str, ...]:
-  """Three Gated DeltaNet layers, then one of attention, `groups` times."""
+  """Lists three Gated DeltaNet layers and one of attention, `groups` times."""
   return ((GATED_DELTA_NET,) * 3 + (ATTENTION,)) * groups
 
 
@@ -64,7 +64,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-  """The configuration of that name, with fields replaced.
+  """Returns the configuration of that name, with some fields replaced.
 
   Args:
     name: A key of PRESETS.
@@ -74,7 +74,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     A frozen configuration.
 
   Raises:
-    ValueError: For an unknown name, a field that does not exist, or a value
+    ValueError: If the name is unknown, a field does not exist, or a value is
       out of its range.
 
   Example:

@@ -12,7 +12,7 @@ from sparse_prefix_jax.models.config import (
 
 
 def state_bytes(config: ModelConfig) -> int:
-  """Bytes of one state checkpoint: the carries of all recurrent layers.
+  """Counts the bytes of one state checkpoint: all recurrent layers' carries.
 
   Example:
     >>> from sparse_prefix_jax import preset
@@ -27,7 +27,7 @@ def state_bytes(config: ModelConfig) -> int:
 
 
 def page_bytes(config: ModelConfig) -> int:
-  """Bytes of one page: keys and values of a chunk in all attention layers.
+  """Counts the bytes of one page: a chunk's keys and values in all layers.
 
   Example:
     >>> from sparse_prefix_jax import preset

@@ -24,24 +24,30 @@ from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 def kernel_format(
   shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding
 ) -> Format | None:
-  """How a TPU keeps a pool for its kernels; None leaves it to XLA.
+  """Says how a TPU keeps a pool for its kernels.
 
   Args:
-    shape: Of the pool, its slots first.
-    dtype: Of the pool.
+    shape: The shape of the pool, its slots first.
+    dtype: The type of its elements.
     sharding: Where it is; a layout is always one of some device.
+
+  Returns:
+    The format to ask for, or None where XLA chooses the same by itself.
   """
   order = fit.order_of_pool(shape, dtype)
   return None if order is None else Format(Layout(order), sharding)
 
 
 def make_pools(make: Callable[[], Any], beside: Any) -> Any:
-  """What `make` returns, in the order that the kernels of its device take.
+  """Makes pools in the memory order that the kernels of their device take.
 
   Args:
-    make: Returns a tree of fresh pools; traceable.
+    make: A function that returns a tree of fresh pools, and can be traced.
     beside: An array that is where the pools shall be, such as a weight. While
       it is traced, `make` is called and no more.
+
+  Returns:
+    What `make` returns, in that order.
   """
   if isinstance(beside, Tracer) or not _on_one_tpu(beside):
     return make()
@@ -56,12 +62,12 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
 def place_like(
   function: Callable[[Any], Any], pool: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-  """A function of a pool, its result where and in the order a pool is.
+  """Runs a function of a pool; its result is where the pool is, in its order.
 
   Args:
-    function: Of one array.
+    function: A function of one array.
     pool: What it is given.
-    shape: Of its result.
+    shape: The shape of its result.
   """
   if not _on_one_tpu(pool):
     return jax.jit(function)(pool)
@@ -97,13 +103,13 @@ def _on_tpu(x: Any) -> bool:
 
 
 class PoolProgram:
-  """`jax.jit` of a function of `pools`: donated, returned as they came.
+  """A jitted function of `pools`, which are donated and returned as they came.
 
-  Called and lowered as a jitted function is, by position. On a TPU the formats
-  are read in every call: nothing else tells apart two pools of one shape in one
-  place. Left to `jax.jit` are pools on other devices; those not bound to a
-  device, as all are that nobody has placed; and traced ones, whose memory order
-  is that of the program around them.
+  It is called and lowered as a jitted function is, by position. On a TPU the
+  formats are read in every call: nothing else tells apart two pools of one
+  shape in one place. Left to `jax.jit` are pools on other devices; those not
+  bound to a device, as all are that nobody has placed; and traced ones, whose
+  memory order is that of the program around them.
 
   Example:
     >>> import jax.numpy as jnp
@@ -122,7 +128,8 @@ class PoolProgram:
     """Compiles nothing yet.
 
     Args:
-      function: One of its parameters is `pools`, a tree of arrays.
+      function: What to compile; one of its parameters is `pools`, a tree of
+        arrays.
       results: What it returns, given pools: where they are in it, and None for
         everything else.
     """
@@ -140,15 +147,18 @@ class PoolProgram:
     return self._program(arguments, named)(*arguments)
 
   def lower(self, *arguments: Any, **named: Any) -> jax.stages.Lowered:
-    """As of a jitted function; arguments may be shapes, with their formats."""
+    """Lowers the function, as `lower` of a jitted function does.
+
+    Arguments may be shapes, with their formats.
+    """
     return self._program(arguments, named).lower(*arguments)
 
   def trace(self, *arguments: Any, **named: Any) -> jax.stages.Traced:
-    """As of a jitted function."""
+    """Traces the function, as `trace` of a jitted function does."""
     return self._program(arguments, named).trace(*arguments)
 
   def _program(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """The jitted function for these pools: one per format, mostly one."""
+    """Finds the jitted function for these pools; there is one per format."""
     if named or len(arguments) <= self._index:
       raise TypeError(
         "arguments are taken by position, and `pools` is number "
@@ -168,12 +178,12 @@ class PoolProgram:
     return self._programs[key]
 
   def _cache_size(self) -> int:
-    """As of a jitted function: how many programs there are."""
+    """Counts the compiled programs, as `_cache_size` of a jitted function."""
     return sum(program._cache_size() for program in self._programs.values())
 
 
 def _formats(pools: Sequence[Any]) -> tuple[Format | None, ...]:
-  """The formats to keep; none unless pools are bound to a TPU.
+  """Lists the formats to keep; there are none unless a TPU holds the pools.
 
   Whatever a program takes is in one place, so the first that is bound to a
   device tells where.

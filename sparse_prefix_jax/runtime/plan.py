@@ -15,17 +15,17 @@ from sparse_prefix_jax.runtime.segment import Segment
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Packed chunks of several requests; NumPy, checked when built.
+  """Packed chunks of several requests, in NumPy, checked when it is built.
 
   Attributes:
-    tokens: Ids, padded with 0. [n c]
-    read: Slot, ZERO or CARRY. [n]
-    write: Slot or NONE. [n]
-    length: Real tokens. [n]
-    position: First token's absolute position. [n]
-    request: Which segment. [n]
-    spill: Slot for a cut, per segment. [requests]
-    page_table: Pages per segment. [requests pages]
+    tokens: The token ids of each chunk, padded with 0. [n c]
+    read: The slot that each chunk resumes from, ZERO or CARRY. [n]
+    write: The slot that receives the state after the chunk, or NONE. [n]
+    length: How many real tokens each chunk has. [n]
+    position: The absolute position of its first token. [n]
+    request: The number of its segment. [n]
+    spill: The slot of each segment for a cut between programs. [requests]
+    page_table: The pages of each segment. [requests pages]
     slots: How many slots the pools have.
     pages: How many pages the pools have.
   """
@@ -45,7 +45,8 @@ class Plan:
     """Refuses a plan that breaks a rule of the kernel contract.
 
     Raises:
-      ValueError: Naming the array, the chunk and the rule.
+      ValueError: If it does; the sentence names the array, the chunk and the
+        rule.
     """
     self._check_ranges()
     self._check_order()
@@ -149,7 +150,7 @@ class Plan:
     reads it at the start of the next: the same bits as the carry.
 
     Yields:
-      Which chunks, and the program's input; its size is a rung of the ladder.
+      The range of chunks, and the program's input, whose size is a rung.
     """
     start, total = 0, self.length.size
     for rung in rungs(total, ladder):
@@ -193,8 +194,8 @@ def build_plan(
   """Packs the chunks of all segments, in order.
 
   Args:
-    config: Chunk length and longest sequence.
-    segments: At least one.
+    config: Gives the chunk length and the longest sequence.
+    segments: What to compute of each request; at least one.
     slots: How many slots the pools have.
     pages: How many pages the pools have.
 
@@ -260,14 +261,15 @@ def _check_segment(chunk: int, index: int, segment: Segment) -> None:
 def page_table(
   config: ModelConfig, pages: Sequence[Sequence[int]]
 ) -> np.ndarray:
-  """Pages per row, padded to the width of the longest sequence. [b pages]
+  """Makes a table of the pages of each row, as wide as the longest sequence.
 
   Args:
     config: Gives the longest sequence; the width is a multiple of BLOCK_PAGES.
-    pages: Of each row, chunk by chunk.
+    pages: The pages of each row, chunk by chunk.
 
   Returns:
-    Page numbers; page 0 stands where a row has no more, and is masked there.
+    Page numbers [b pages]; page 0 stands where a row has no more, and is masked
+    there.
   """
   widest = -(-config.max_length // config.chunk)
   width = -(-widest // BLOCK_PAGES) * BLOCK_PAGES
@@ -278,11 +280,11 @@ def page_table(
 
 
 def rungs(chunks: int, ladder: Sequence[int]) -> Iterator[int]:
-  """Sizes of the programs that together hold that many chunks.
+  """Yields the sizes of programs that together hold that many chunks.
 
-  The largest rung as long as it is full; then the smallest that holds the
-  rest, if that wastes at most a quarter of it, otherwise the largest that is
-  full.
+  It takes the largest rung as long as it is full; then the smallest that holds
+  the rest, if that wastes at most a quarter of it, otherwise the largest that
+  is full.
 
   Example:
     >>> list(rungs(37, (1, 2, 4, 8, 16)))

@@ -14,15 +14,16 @@ from sparse_prefix_jax.runtime.in_place import PoolProgram, make_pools
 
 
 def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
-  """The pools of a model, beside its weights, in the order its kernels take.
+  """Allocates a model's pools beside its weights, as its kernels take them.
 
   Args:
     model: Its layers say what a slot and a page are.
-    slots: State checkpoints; one number names a slot in every layer.
-    pages: Pages of keys and values; one number names a page in every layer.
+    slots: How many state checkpoints; one number names a slot in every layer.
+    pages: How many pages of keys and values; one number names a page in every
+      layer.
 
   Returns:
-    Zeros, one entry per layer.
+    Pools of zeros, one entry per layer.
 
   Example:
     >>> from flax import nnx
@@ -43,7 +44,7 @@ def are_lost(pools: Pools) -> bool:
   What it returned need not say that it is deleted: reading it fails.
 
   Args:
-    pools: As the last program returned them, or as it took them.
+    pools: The pools as the last program returned them, or as it took them.
   """
   leaves = jax.tree.leaves(pools)
   if any(leaf.is_deleted() for leaf in leaves):

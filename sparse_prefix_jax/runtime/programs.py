@@ -37,12 +37,12 @@ class FrozenModel:
   config: ModelConfig
 
   def thaw(self) -> HybridDecoder:
-    """The module again, around the same parameters."""
+    """Makes the module again, around the same parameters."""
     return jax.tree.unflatten(_structure(self.config), self.leaves)
 
 
 def freeze(model: HybridDecoder) -> FrozenModel:
-  """The parameters of a model as they are now."""
+  """Flattens the parameters of a model as they are now."""
   return FrozenModel(tuple(jax.tree.leaves(model)), model.config)
 
 
@@ -53,10 +53,10 @@ def _structure(config: ModelConfig) -> Any:
 
 
 class Group(NamedTuple):
-  """Input of one prefill program: k packed chunks, k a rung of the ladder.
+  """The input of one prefill program: k packed chunks, k a rung of the ladder.
 
   Attributes:
-    tokens: Ids. [k c]
+    tokens: The token ids. [k c]
     chunks: What each chunk reads, writes and holds. [k]
     page_table: Pages of the requests in the group. [k pages]
   """
@@ -67,10 +67,10 @@ class Group(NamedTuple):
 
 
 class Step(NamedTuple):
-  """Input of the decode program: one token of `decode_rows` sequences.
+  """The input of the decode program: one token of `decode_rows` sequences.
 
   Attributes:
-    tokens: Ids. [b]
+    tokens: The token ids. [b]
     rows: What each row reads and writes. [b]
     page_table: Pages of each sequence. [b pages]
   """
@@ -107,10 +107,10 @@ def _with_pools(pools: Any) -> tuple[None, Any]:
 
 
 prefill_group = PoolProgram(_prefill_group, _with_pools)
-"""k packed chunks; pools are donated. One compilation per rung."""
+"""Runs k packed chunks; pools are donated. It is compiled once per rung."""
 decode_step = PoolProgram(_decode_step, _with_pools)
-"""One token of `decode_rows` sequences; pools are donated."""
+"""Runs one token of `decode_rows` sequences; pools are donated."""
 gather_rows = jax.jit(_gather_rows)
-"""The rows of a group that the head is asked for."""
+"""Gathers the rows of a group that the head is asked for."""
 head = jax.jit(_head)
-"""Logits of `head_rows` rows."""
+"""Computes the logits of `head_rows` rows."""

@@ -13,7 +13,7 @@ from sparse_prefix_jax.runtime.plan import Plan
 def run_groups(
   model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
 ) -> Iterator[tuple[Pools, np.ndarray]]:
-  """Restores, scans and captures group by group; logits of the rows asked for.
+  """Restores, scans and captures a plan group by group, and computes logits.
 
   Groups are dispatched one after another. How many there are is the only thing
   that depends on the lengths of the prompts; each is one of the compiled
@@ -21,10 +21,10 @@ def run_groups(
   between two of them does not wait for all.
 
   Args:
-    model: Parameters and configuration.
+    model: The parameters and the configuration.
     pools: Donated; whoever iterates keeps what is yielded in their place.
     plan: What to run.
-    rows: Which tokens to give to the head, ascending: chunk times c plus the
+    rows: The tokens to give to the head, ascending: chunk times c plus the
       offset in it.
 
   Yields:
@@ -46,13 +46,13 @@ def run_groups(
 def run_plan(
   model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
 ) -> tuple[np.ndarray, Pools]:
-  """A whole plan at once, for callers who keep no cache.
+  """Runs a whole plan at once, for callers who keep no cache.
 
   Args:
-    model: Parameters and configuration.
-    pools: Donated.
+    model: The parameters and the configuration.
+    pools: Donated: the result takes their memory.
     plan: What to run.
-    rows: As in `run_groups`.
+    rows: The tokens to give to the head, as `run_groups` takes them.
 
   Returns:
     Logits [rows vocab] in float32 on the host, and the pools.
@@ -64,15 +64,17 @@ def run_plan(
 def head_rows(
   model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
 ) -> np.ndarray:
-  """Logits of some rows, `head_rows` at a time; free rows repeat row 0.
+  """Computes the logits of some rows, `head_rows` at a time.
+
+  Free rows of the program repeat row 0.
 
   Args:
-    model: Parameters and configuration.
-    hidden: What a program returned. [... d]
-    rows: Indices into its rows.
+    model: The parameters and the configuration.
+    hidden: What a prefill or decode program returned. [... d]
+    rows: The indices of rows in it.
 
   Returns:
-    Float32 logits on the host. [rows vocab]
+    The logits in float32, on the host. [rows vocab]
   """
   size, parts = model.config.head_rows, []
   for start in range(0, rows.size, size):
@@ -86,13 +88,13 @@ def head_rows(
 
 
 def last_rows(plan: Plan) -> np.ndarray:
-  """The last token of every segment of a plan, for `run_groups`."""
+  """Finds the last token of every segment of a plan, for `run_groups`."""
   last = np.flatnonzero(np.diff(plan.request, append=-1))
   return last * plan.tokens.shape[1] + plan.length[last] - 1
 
 
 def all_rows(plan: Plan) -> np.ndarray:
-  """Every real token of a plan, for `run_groups`."""
+  """Finds every real token of a plan, for `run_groups`."""
   chunk = plan.tokens.shape[1]
   real = np.arange(chunk)[None] < plan.length[:, None]
   return np.flatnonzero(real.reshape(-1))

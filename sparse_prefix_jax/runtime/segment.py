@@ -11,14 +11,15 @@ class Segment:
   """What is to be computed of one request.
 
   Attributes:
-    tokens: Ids from `start` on, at least one where the segment is to be run;
-      of a stream of hashed blocks nobody knows them, and there are none.
-    start: Lattice position of the first of them.
-    read: Slot that holds the carry at `start`, or ZERO.
-    writes: Slot by position: lattice points after `start`, and the end.
-    spill: Slot that carries the request over the end of a program.
-    pages: Pages of chunks 0, 1, ... to the last one computed.
-    stop: Position after the last token; by default that of `tokens`.
+    tokens: The token ids from `start` on, at least one where the segment is
+      to be run; nobody knows those of hashed blocks, and there are none.
+    start: The lattice position of the first of them.
+    read: The slot that holds the carry at `start`, or ZERO.
+    writes: The slot to write at each position that is named: lattice points
+      after `start`, and the end.
+    spill: The slot that carries the request over the end of a program.
+    pages: The pages of chunks 0, 1, ... to the last one computed.
+    stop: The position after the last token; by default that of `tokens`.
   """
 
   tokens: np.ndarray

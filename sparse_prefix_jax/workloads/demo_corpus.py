@@ -18,10 +18,11 @@ import importlib.resources
 import json
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
+
+from sparse_prefix_jax import extras
 
 # A folder without code: importable, hence found in a wheel as in a checkout.
 _DOCUMENTS = "sparse_prefix_jax.workloads.demo_documents"
@@ -87,7 +88,7 @@ def load_demo_corpus() -> tuple[Document, ...]:
 
 
 @functools.cache
-def load_demo_tokenizer() -> tokenizers.Tokenizer:
+def load_demo_tokenizer() -> Any:
   """Reads the byte-level BPE of the demo; every text comes back as it was.
 
   >>> tokenizer = load_demo_tokenizer()
@@ -95,8 +96,13 @@ def load_demo_tokenizer() -> tokenizers.Tokenizer:
   'The tide turns.'
 
   Returns:
-    The tokenizer; its vocabulary size is `get_vocab_size()`, at most 4,096.
+    The `tokenizers.Tokenizer`; its vocabulary size is `get_vocab_size()`, at
+    most 4,096.
+
+  Raises:
+    MissingExtraError: the package `tokenizers` is not installed.
   """
+  tokenizers = extras.optional("tokenizers", "demo")
   file = _folder() / TOKENIZER_FILE
   return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
 

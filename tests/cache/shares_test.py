@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.cache.shares import split
+from sparse_prefix_jax.cache.shares import SHARES, Shares
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 HYBRID = preset("tiny")
@@ -14,11 +14,14 @@ ATTENTION = preset("tiny", layer_types=("attention",))
 
 
 def split_of(config, capacity, share):
-  return split(
+  return shares_of(config, capacity).split(share)
+
+
+def shares_of(config, capacity):
+  return Shares(
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
-    share=share,
     longest=-(-config.max_length // config.chunk),
   )
 
@@ -58,3 +61,22 @@ def test_too_little_holds_no_state_or_page(config, capacity):
   slots, pages = split_of(config, capacity, 0.5)
   sizes = [(slots, state_bytes(config)), (pages, page_bytes(config))]
   assert all(count == 0 for count, size in sizes if size)
+
+
+def test_usable_shares_let_the_longest_sequence_run():
+  for capacity in (1 << 22, 1 << 24):
+    sizes = shares_of(HYBRID, capacity)
+    room = [sizes.split(share) for share in sizes.usable]
+    assert all(slots >= 2 and pages >= 64 for slots, pages in room)
+    assert sizes.first in sizes.usable and set(sizes.usable) <= set(SHARES)
+
+
+def test_where_the_longest_never_fits_any_share_will_do():
+  sizes = shares_of(HYBRID, 1 << 20)
+  assert len(sizes.usable) > 1
+  assert all(sizes.split(s)[0] >= 2 for s in sizes.usable)
+
+
+@pytest.mark.parametrize("config", [RECURRENT, ATTENTION])
+def test_one_kind_of_layers_has_nothing_to_divide(config):
+  assert len(shares_of(config, 1 << 24).usable) == 1

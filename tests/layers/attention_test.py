@@ -11,10 +11,11 @@ from flax import nnx
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
 from sparse_prefix_jax.layers import GatedAttention, PagePools
 from sparse_prefix_jax.models import preset
-from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
+from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import causal_attention, relative_error
 from tests.layers import reference
 from tests.layers.reference import distance
+from tests.trees import assert_same_bits
 
 C, D, PAGES, N = 64, 64, 12, 5
 JOBS = Job(150), Job(70)
@@ -97,8 +98,8 @@ def test_packed_chunks_have_the_bits_of_one_at_a_time():
     out, pools = run(layer, x[i : i + 1], pools, one, TABLE)
     singles.append(out)
   singles = jnp.concatenate(singles)
-  assert bits(unpack(JOBS, singles, C)) == bits(unpack(JOBS, y, C))
-  assert bits(pools) == bits(after)
+  assert_same_bits(unpack(JOBS, singles, C), unpack(JOBS, y, C))
+  assert_same_bits(pools, after)
 
 
 def test_steps_are_close_to_the_chunk():

@@ -1,5 +1,6 @@
 """scan_with_capture: any cell, any subset, no bit changed, differentiable."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.layers import scan_with_capture
+from tests.trees import assert_same_bits
 
 STEPS = 6
 
@@ -49,18 +51,14 @@ def plain(steps):
   return carry, np.array(ys)
 
 
-def assert_same_bits(x, y):
-  for left, right in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-    assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
-
-
 @pytest.mark.parametrize("capture_at", [(), (6,), (4, 1, 6), range(1, 7)])
 def test_captures_the_carries_asked_for_in_the_order_asked(capture_at):
   out = scan_with_capture(cell, *inputs(), capture_at)
   carry, ys = plain(STEPS)
-  assert jax.tree.structure(out.captured) == jax.tree.structure(carry)
-  assert out.captured["hidden"].shape == (len(capture_at), 4)
-  assert out.captured["count"].dtype == jnp.int32
+  stacked = jax.eval_shape(
+    lambda: jax.tree.map(lambda x: jnp.stack([x] * 6)[: len(capture_at)], carry)
+  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(out.captured, stacked)
   np.testing.assert_allclose(out.ys, ys, rtol=1e-5)
   for i, steps in enumerate(capture_at):
     expected, _ = plain(steps)
@@ -96,11 +94,9 @@ def test_resumed_from_a_captured_carry_has_the_bits_of_cold():
 
 
 def test_traced_positions_share_one_program():
-  traces = []
-
   @jax.jit
+  @chex.assert_max_traces(n=1)
   def run(at):
-    traces.append(at)
     return scan_with_capture(cell, *inputs(), at).captured
 
   for at in ([3, 1], [1, 6]):
@@ -111,7 +107,6 @@ def test_traced_positions_share_one_program():
       np.testing.assert_allclose(
         got["hidden"][i], expected["hidden"], rtol=1e-5
       )
-  assert len(traces) == 1
   outside = run(jnp.array([7, 2]))
   assert not outside["hidden"][0].any()
   assert outside["hidden"][1].any()

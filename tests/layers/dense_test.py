@@ -1,5 +1,6 @@
 """The wide product: right, and one set of bits for every row count."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax.layers.dense import dense, kernel
+from tests.trees import assert_same_bits
 
 product = jax.jit(dense, static_argnums=2)
 
@@ -22,8 +24,8 @@ def test_equals_the_product(dtype):
   wide = (np.asarray(u).astype(np.float64) for u in (x, weight))
   expected = np.matmul(*wide)
   tolerance = 1e-6 if dtype == "float32" else 4e-3  # rounded once, at the end
-  assert y.shape == (2, 16, 96)
-  assert y.dtype == x.dtype
+  chex.assert_shape(y, (2, 16, 96))
+  chex.assert_type(y, x.dtype)
   error = np.abs(np.asarray(y).astype(np.float64) - expected).max()
   assert error <= tolerance * np.abs(expected).max()
 
@@ -39,12 +41,12 @@ def test_rows_have_the_same_bits_in_any_program(dtype, inputs, outputs):
   for rows in (64, 128, 512):
     first = 1024 - rows
     y = product(x[first:], weight, "highest")
-    assert np.asarray(y).tobytes() == expected[first:].tobytes()
+    assert_same_bits(y, expected[first:])
 
 
 def test_kernel_has_variance_one_over_inputs():
   weight = kernel(nnx.Rngs(0), 256, 512, "bfloat16")
-  assert weight[...].dtype == jnp.bfloat16
-  assert weight.shape == (256, 512)
+  chex.assert_shape(weight[...], (256, 512))
+  chex.assert_type(weight[...], jnp.bfloat16)
   variance = np.asarray(weight[...]).astype(np.float64).var()
   assert variance == pytest.approx(1 / 256, rel=0.05)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +12,11 @@ from flax import nnx
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Rows
 from sparse_prefix_jax.layers import GatedDeltaNet, StatePools
 from sparse_prefix_jax.models import preset
-from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
+from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import convolution, delta_rule, relative_error
 from tests.layers import reference
 from tests.layers.reference import distance
+from tests.trees import assert_same_bits
 
 C, D, SLOTS, N = 64, 64, 12, 5
 TABLE = np.zeros((2, 8), np.int32)
@@ -91,8 +93,7 @@ def test_equals_the_formula(dtype):
   pools = pools_of(layer)
   x = pack(JOBS, xs, N, C, padding=0)
   y, after = run(layer, x, pools, chunks_of(JOBS, N, C), TABLE)
-  assert y.dtype == jnp.dtype(dtype)
-  assert after.recurrent_state.dtype == jnp.float32
+  chex.assert_type([y, after.recurrent_state], [dtype, jnp.float32])
   tolerance = 1e-5 if dtype == "float32" else 2e-2
   for job, x, got in zip(JOBS, xs, unpack(JOBS, y, C), strict=True):
     expected, states = expected_layer(layer, x, pools, job.read)
@@ -123,9 +124,9 @@ def test_packed_chunks_have_the_bits_of_one_at_a_time():
         lambda p, slot=wanted: p.at[slot].set(p[11]), running
       )
   singles = jnp.concatenate(singles)
-  assert bits(unpack(JOBS, singles, C)) == bits(unpack(JOBS, y, C))
+  assert_same_bits(unpack(JOBS, singles, C), unpack(JOBS, y, C))
   kept = jax.tree.map(lambda pool: pool.at[11].set(jnp.nan), running)
-  assert bits(kept) == bits(after)
+  assert_same_bits(kept, after)
 
 
 def test_steps_are_close_to_the_chunk():
@@ -150,5 +151,5 @@ def test_steps_are_close_to_the_chunk():
   for pool, chunked in zip(stepped, after, strict=True):
     assert relative_error(pool[5], reference.wide(chunked[3])) <= 1e-4
   unwritten = np.delete(np.arange(SLOTS), 5)
-  for pool, before in zip(stepped, pools, strict=True):
-    assert bits(pool[unwritten]) == bits(before[unwritten])
+  others = [[pool[unwritten] for pool in kept] for kept in (stepped, pools)]
+  assert_same_bits(*others)

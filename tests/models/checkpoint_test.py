@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparse_prefix_jax import PrefixCache, load_pretrained, prefill
 from sparse_prefix_jax.models.checkpoint import read_config
+from tests.trees import assert_same_bits
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CASES = sorted(path.name for path in GOLDEN.iterdir())
@@ -77,10 +78,8 @@ def edit_tensors(directory, edit):
 
 
 def assert_same_weights(directory):
-  changed = jax.tree.leaves(load(directory))
-  original = jax.tree.leaves(load(GOLDEN / "random"))
-  for x, y in zip(changed, original, strict=True):
-    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+  models = load(directory), load(GOLDEN / "random")
+  assert_same_bits(*map(jax.tree.leaves, models))
 
 
 def test_sharded_files_are_read(tmp_path):

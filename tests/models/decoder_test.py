@@ -1,5 +1,6 @@
 """The decoder: layers stacked, chunk and step, pools by kind."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from sparse_prefix_jax.layers import PagePools, StatePools
 from sparse_prefix_jax.models.decoder import map_pools
 from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import small_config, small_model
+from tests.trees import assert_same_bits
 
 C, SLOTS, PAGES = 16, 8, 40  # as in run_test: one compiled program
 
@@ -78,8 +80,8 @@ def test_pools_are_one_entry_per_layer():
   marked = map_pools(pools, lambda x: x + 1, lambda x: x - 1)
   for layer, value in zip(marked, (-1, 1, -1), strict=True):
     assert all((leaf == value).all() for leaf in layer)
-  assert pools[0].keys.shape == (5, C, 2, 32)
-  assert pools[1].recurrent_state.shape[0] == 3
+  chex.assert_shape(pools[0], (5, C, 2, 32))
+  chex.assert_axis_dimension(pools[1].recurrent_state, 0, 3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -103,6 +105,5 @@ def test_parameters_are_those_of_the_seed():
     jax.tree.leaves(HybridDecoder(small_config(), rngs=nnx.Rngs(seed)))
     for seed in (0, 0, 1)
   )
-  for x, y in zip(one, same, strict=True):
-    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+  assert_same_bits(one, same)
   assert any(np.any(x != y) for x, y in zip(one, other, strict=True))

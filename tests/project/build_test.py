@@ -142,11 +142,13 @@ def test_bazel_and_pip_know_the_same_requirements() -> None:
   project = tomllib.loads(text)["project"]
   needed = {_name(r) for r in project["dependencies"]}
   tested = {_name(r) for r in project["optional-dependencies"]["test"]}
+  demo = {_name(r) for r in project["optional-dependencies"]["demo"]}
   assert needed == set(VARIABLES["DEPENDENCIES"])
+  assert demo == set(VARIABLES["DEMO_DEPENDENCIES"])
   assert tested == set(VARIABLES["TEST_DEPENDENCIES"])
   lock = (checkout.ROOT / "requirements_lock.txt").read_text(encoding="utf-8")
   locked = {_name(line) for line in lock.splitlines() if line[:1].isalnum()}
-  assert needed | tested <= locked
+  assert needed | demo | tested <= locked
 
 
 def test_the_version_is_the_same_everywhere() -> None:

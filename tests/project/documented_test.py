@@ -1,4 +1,4 @@
-"""What is written for readers runs: docstrings, README, the notebook."""
+"""What is written for readers runs: docstrings, pages, the notebook."""
 
 import ast
 import doctest
@@ -15,9 +15,16 @@ import pytest
 import sparse_prefix_jax
 from tests.project import checkout
 
-README = checkout.ROOT / "README.md"
 NOTEBOOK = checkout.ROOT / "colab" / "quickstart.ipynb"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGES = sorted(
+  str(page.relative_to(checkout.ROOT))
+  for page in [
+    checkout.ROOT / "README.md",
+    *(checkout.ROOT / "docs").rglob("*.md"),
+  ]
+  if PYTHON_BLOCK.search(page.read_text(encoding="utf-8"))
+)
 DOCTEST_FLAGS = (
   doctest.NORMALIZE_WHITESPACE
   | doctest.ELLIPSIS
@@ -89,16 +96,18 @@ def test_every_public_name_is_documented(name: str) -> None:
   assert not text.startswith(f"{name}("), f"{name} has a generated docstring"
 
 
-def test_the_example_of_the_readme_runs(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("page", PAGES)
+def test_the_examples_of_a_page_run(
+  page: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   """All blocks in order, in one namespace, in an empty folder."""
   monkeypatch.chdir(tmp_path)
-  blocks = PYTHON_BLOCK.findall(README.read_text(encoding="utf-8"))
+  text = (checkout.ROOT / page).read_text(encoding="utf-8")
+  blocks = PYTHON_BLOCK.findall(text)
   assert blocks
-  scope: dict[str, object] = {"__name__": "readme"}
+  scope: dict[str, object] = {"__name__": "page"}
   for block in blocks:
-    exec(compile(block, "README.md", "exec"), scope)
+    exec(compile(block, page, "exec"), scope)
 
 
 def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:

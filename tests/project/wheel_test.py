@@ -26,7 +26,7 @@ USE_EVERY_NAME = """
 import sparse_prefix_jax
 
 print(sparse_prefix_jax.__file__)
-names = [n for n in vars(sparse_prefix_jax) if not n.startswith("_")]
+names = sparse_prefix_jax.__all__
 for name in names:
   getattr(sparse_prefix_jax, name)
 print(" ".join(sorted(names)))

@@ -1,7 +1,8 @@
-"""Plans: packed as section 6 says, cut at the rungs, refused otherwise."""
+"""Plans: packed as the kernels take them, cut at the rungs, or refused."""
 
 import dataclasses
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -239,9 +240,10 @@ def test_rungs_hold_the_chunks_without_much_waste(chunks, ladder):
 
 def test_page_table_is_as_wide_as_the_longest_sequence():
   table = page_table(CONFIG, [[5, 3], []])
-  assert table.shape == (2, 16)  # 256 tokens
-  assert table.dtype == np.int32
+  chex.assert_shape(table, (2, 16))  # 256 tokens
+  chex.assert_type(table, np.int32)
   np.testing.assert_array_equal(table[0, :2], [5, 3])
   assert not table[1].any()
   odd = small_config(max_length=150)
-  assert page_table(odd, [[1]]).shape == (1, 16)  # 10 pages, in blocks of 8
+  table = page_table(odd, [[1]])
+  chex.assert_shape(table, (1, 16))  # 10 pages, in blocks of 8

@@ -6,10 +6,11 @@ import numpy as np
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder
-from sparse_prefix_jax.layers import PagePools
+from sparse_prefix_jax.models.decoder import map_pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.runtime.pools import copy_sequence
 from tests.models_for_tests import small_config
+from tests.trees import assert_same_bits
 
 
 def shapes_of_pools(**sizes):
@@ -36,10 +37,10 @@ def test_copies_slots_and_one_page_bit_by_bit():
   slots = np.array([0, 4], np.int32), np.array([5, 2], np.int32)
   after = copy_sequence(poisoned(), slots, (np.int32(0), np.int32(3)))
   sources = {"slots": [0, 1, 4, 3, 4, 0], "pages": [0, 1, 2, 0, 4]}
-  for old, new in zip(before, after, strict=True):
-    kind = "pages" if isinstance(old, PagePools) else "slots"
-    for x, y in zip(old, new, strict=True):
-      assert np.asarray(y).tobytes() == x[sources[kind]].tobytes()
+  expected = map_pools(
+    before, lambda x: x[sources["slots"]], lambda x: x[sources["pages"]]
+  )
+  assert_same_bits(after, expected)
 
 
 def test_copies_nothing_onto_itself():
@@ -47,8 +48,7 @@ def test_copies_nothing_onto_itself():
   before = jax.tree.map(np.asarray, poisoned())
   same = np.array([1, 2], np.int32)
   after = copy_sequence(poisoned(), (same, same), (np.int32(0), np.int32(0)))
-  for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-    assert np.asarray(y).tobytes() == x.tobytes()
+  assert_same_bits(after, before)
 
 
 def test_copying_works_in_place():

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 
 from .ledger import Ledger
 from .remembered import Remembered
+from .results import Renumbering
 from .tree import Node, State, extend, nodes_below, walk
 
 
@@ -81,8 +82,9 @@ class Forest:
       above.states -= 1
     self.settle(node)
 
-  def renumber(self, slots: dict[int, int], pages: dict[int, int]) -> None:
+  def renumber(self, moved: Renumbering) -> None:
     """Puts new numbers in the place of old ones, wherever a tree has them."""
+    slots, pages = moved.slots, moved.pages
     for root in self.roots.values():
       for node in nodes_below(root):
         node.page = pages.get(node.page, node.page)

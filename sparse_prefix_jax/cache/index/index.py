@@ -8,19 +8,14 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from sparse_prefix_jax.placement import Features
 
-from .audit import audit
 from .budget import Budget, Lease
-from .eviction import make_eviction
-from .forest import Forest
 from .growth import check_growth, check_keys
-from .ledger import Ledger
-from .matching import describe_match
-from .remembered import Remembered
-from .results import Grown, IndexStats, Match, Pin, Renumbering
-from .tree import Entry, Node, State, walk
+from .results import Grown, Match, Pin, Renumbering
+from .tree import Entry, Node, State
+from .view import IndexView
 
 
-class PrefixIndex:
+class PrefixIndex(IndexView):
   """Which prefixes are stored, and in which slots and pages.
 
   Every salt has a tree of its own over block keys: bytes of `token_blocks`, or
@@ -49,51 +44,6 @@ class PrefixIndex:
   >>> index.match(["a", "b", "c"]).resume_blocks, index.held_bytes
   (2, 120)
   """
-
-  def __init__(
-    self, budget: Budget, eviction: str = "lru", *, block_size: int = 1
-  ) -> None:
-    """Starts empty; see the class."""
-    if block_size < 1:
-      raise ValueError(f"block_size must be at least 1, got {block_size}.")
-    self.evictions = 0
-    self._block_size = block_size
-    self._rule = make_eviction(eviction)
-    self._ledger = Ledger(budget)
-    self._remembered = Remembered(budget.remembered_bytes)
-    self._forest = Forest(self._ledger, self._remembered)
-    self._pins: set[Pin] = set()
-
-  def match(
-    self,
-    blocks: Sequence[Hashable],
-    tail: bytes = b"",
-    *,
-    salt: bytes = b"",
-    limit: int | None = None,
-  ) -> Match:
-    """Finds the longest known prefix of a prompt; nothing changes.
-
-    Args:
-      blocks: Keys of the whole blocks of the prompt.
-      tail: Key of its remaining tokens.
-      salt: The tenant; nothing is shared between salts.
-      limit: Deepest block count to resume at; None: no limit.
-
-    Raises:
-      ValueError: If the limit is negative.
-    """
-    if limit is not None and limit < 0:
-      raise ValueError(f"limit must not be negative, got {limit}.")
-    root = self._forest.roots.get(salt)
-    return describe_match(
-      root,
-      walk(root, blocks),
-      blocks,
-      tail,
-      limit=limit,
-      block_size=self._block_size,
-    )
 
   def use(self, match: Match) -> None:
     """Tells the rules that a request used what was matched."""
@@ -138,6 +88,10 @@ class PrefixIndex:
     self._forest.settle(pin.node)
     self._bound_memory()
 
+  def check_room(self, slots: int, pages: int, budget: Budget) -> None:
+    """Raises CapacityError if another budget could not hold so many more."""
+    self._ledger.require_possible(slots, pages, budget)
+
   def reserve(self, slots: int, pages: int) -> Lease:
     """Takes free slots and pages, evicting states in the rule's order.
 
@@ -154,12 +108,6 @@ class PrefixIndex:
       self.evictions += 1
     return self._ledger.lease(slots, pages)
 
-  def require_possible(
-    self, slots: int, pages: int, *, budget: Budget | None = None
-  ) -> None:
-    """Raises CapacityError if a reservation could not be met by evicting."""
-    self._ledger.require_possible(slots, pages, budget)
-
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.
 
@@ -167,10 +115,6 @@ class PrefixIndex:
       ValueError: If a number is not leased, or is named twice.
     """
     self._ledger.free(slots, pages)
-
-  def unheld(self) -> Lease:
-    """Slots and pages that nobody holds, of those that the budget allows."""
-    return self._ledger.unheld()
 
   def grow(
     self,
@@ -329,16 +273,12 @@ class PrefixIndex:
 
   def renumbering(self, slots: int, pages: int) -> Renumbering:
     """New numbers for what is held at or above the limits; a look."""
-    return Renumbering(
-      self._ledger.slots.renumbering(slots),
-      self._ledger.pages.renumbering(pages),
-    )
+    return self._ledger.renumbering(slots, pages)
 
   def renumber(self, moved: Renumbering, slots: int, pages: int) -> None:
     """Takes the new numbers: the bytes have been copied there."""
-    self._forest.renumber(moved.slots, moved.pages)
-    self._ledger.slots.renumber(moved.slots, slots)
-    self._ledger.pages.renumber(moved.pages, pages)
+    self._forest.renumber(moved)
+    self._ledger.renumber(moved, slots, pages)
 
   def clear(self) -> None:
     """Drops all states that no pin holds and forgets all entries."""
@@ -348,72 +288,12 @@ class PrefixIndex:
     for entry in tuple(self._remembered):
       self._remove(entry)
 
-  def __len__(self) -> int:
-    """How many entries are remembered."""
-    return len(self._remembered)
-
-  def __contains__(self, entry: object) -> bool:
-    """Whether an entry is remembered."""
-    return entry in self._remembered
-
-  @property
-  def entries(self) -> tuple[Entry, ...]:
-    """The entries, the one used longest ago first."""
-    return tuple(self._remembered)
-
-  @property
-  def states(self) -> tuple[State, ...]:
-    """The states in the rule's order, the next victim first."""
-    return tuple(self._rule)
-
-  @property
-  def budget(self) -> Budget:
-    """What may be held; setting a smaller one evicts until it is kept."""
-    return self._ledger.budget
-
-  @budget.setter
-  def budget(self, budget: Budget) -> None:
-    """Raises CapacityError if pins and leases alone are more than it."""
-    self.require_possible(0, 0, budget=budget)
-    self._ledger.budget = budget
-    self.free(*self.reserve(0, 0))
-
-  @property
-  def held_slots(self) -> int:
-    """Slots of the tree and of leases."""
-    return self._ledger.slots.held
-
-  @property
-  def held_pages(self) -> int:
-    """Pages of the tree and of leases, shared ones once."""
-    return self._ledger.pages.held
-
-  @property
-  def held_bytes(self) -> int:
-    """Bytes of both; at most `budget.capacity_bytes`."""
-    return self.budget.bytes_of(self.held_slots, self.held_pages)
-
-  @property
-  def stats(self) -> IndexStats:
-    """Counts for a report."""
-    return IndexStats(
-      entries=len(self),
-      states=len(self._rule),
-      pins=len(self._pins),
-      held_slots=self.held_slots,
-      held_pages=self.held_pages,
-      held_bytes=self.held_bytes,
-      leased_slots=len(self._ledger.slots.leased),
-      leased_pages=len(self._ledger.pages.leased),
-      remembered_bytes=self._remembered.bytes,
-      evictions=self.evictions,
-      forgotten=self._remembered.forgotten,
-    )
-
-  def check(self) -> None:
-    """Recomputes every count from scratch; for tests, O(everything).
+  def set_budget(self, budget: Budget) -> None:
+    """Allows more or less, evicting until that is kept.
 
     Raises:
-      AssertionError: If something does not add up.
+      CapacityError: If pins and leases alone are more; nothing has changed.
     """
-    audit(self._forest, self._rule, self._pins)
+    self._ledger.require_possible(0, 0, budget)
+    self._ledger.budget = budget
+    self.free(*self.reserve(0, 0))

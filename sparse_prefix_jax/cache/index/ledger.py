@@ -7,6 +7,7 @@ token.
 from collections.abc import Iterable, Sequence
 
 from .budget import Budget, CapacityError, Lease
+from .results import Renumbering
 
 
 class Numbers:
@@ -181,3 +182,14 @@ class Ledger:
     self.pages.require_leased(pages)
     self.slots.give_back(slots)
     self.pages.give_back(pages)
+
+  def renumbering(self, slots: int, pages: int) -> Renumbering:
+    """New numbers below the limits, of both kinds; a look."""
+    return Renumbering(
+      self.slots.renumbering(slots), self.pages.renumbering(pages)
+    )
+
+  def renumber(self, moved: Renumbering, slots: int, pages: int) -> None:
+    """Takes the new numbers in the place of the old ones."""
+    self.slots.renumber(moved.slots, slots)
+    self.pages.renumber(moved.pages, pages)

@@ -185,7 +185,7 @@ def test_a_smaller_budget_evicts_until_it_is_kept():
   index = small(slots=4, pages=8)
   for i in range(4):
     store(index, [i] * 8, depths=(2,))
-  index.budget = Budget(1000, 100, 10, slots=2, pages=8)
+  index.set_budget(Budget(1000, 100, 10, slots=2, pages=8))
   assert [s.node.key for s in index.states] == [
     blocks_of([i] * 4)[0][0] for i in (2, 3)
   ]

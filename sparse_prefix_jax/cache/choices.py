@@ -1,0 +1,99 @@
+"""What a cache is made with: each choice checked, in one sentence."""
+
+from sparse_prefix_jax.cache.shares import Shares
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+
+
+def shares_of(config: ModelConfig, capacity: int) -> Shares:
+  """Says how a capacity may be divided for a model.
+
+  Args:
+    config: Gives the bytes of a state and of a page, and the longest sequence.
+    capacity: Bytes for both.
+  """
+  return Shares(
+    capacity,
+    slot_bytes=state_bytes(config),
+    page_bytes=page_bytes(config),
+    longest=-(-config.max_length // config.chunk),
+  )
+
+
+def checked_share(share: float | None, sizes: Shares) -> float:
+  """The share to begin with, under which one sequence can run.
+
+  Args:
+    share: What was asked for; None leaves it to the requests.
+    sizes: How the capacity may be divided.
+
+  Raises:
+    ValueError: If it is no share, or the capacity is too small.
+  """
+  first = sizes.first if share is None else share
+  real = isinstance(first, int | float) and not isinstance(first, bool)
+  if not real or not 0 < first < 1:
+    raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
+  slots, pages = sizes.split(first)
+  if slots < 2 or pages < 1:
+    raise ValueError(
+      f"capacity is {sizes.capacity} bytes, which holds {max(slots, 0)} states "
+      f"and {max(pages, 0)} pages; a sequence needs 2 states of "
+      f"{sizes.slot_bytes} and 1 page of {sizes.page_bytes}."
+    )
+  return first
+
+
+def serving_planner(
+  policy: PlacementPolicy, config: ModelConfig, cost: PrefillCost | None
+) -> Planner:
+  """A planner for a server: it plans beside the requests, by the true cost.
+
+  Args:
+    policy: What to plan by.
+    config: Longest sequence, and the operations of a prefill.
+    cost: Measured, or None for the operations.
+
+  Raises:
+    ValueError: If the cost is none, or falls.
+  """
+  if cost is not None and not isinstance(cost, PrefillCost):
+    raise ValueError(f"cost must be a PrefillCost, got {cost!r}.")
+  depths = max(2, config.max_length // config.chunk)
+  known = cost or prefill_flops(config)
+  planner = Planner(
+    policy,
+    depths=depths,
+    cost=known.cumulative(depths, config.chunk),
+    serving=True,
+  )
+  planner.prepare()
+  return planner
+
+
+def checked_policy(
+  placement: PlacementPolicy | str, chunk: int
+) -> PlacementPolicy:
+  """The policy of that name, on the lattice of a model.
+
+  Args:
+    placement: A policy, or the name of one without a budget.
+    chunk: Tokens of a chunk of the model, c.
+
+  Raises:
+    ValueError: If it is neither, or of another lattice.
+  """
+  if isinstance(placement, str):
+    placement = PlacementPolicy(placement, chunk=chunk)
+  if not isinstance(placement, PlacementPolicy):
+    raise ValueError(
+      "placement must be a PlacementPolicy or the name of one, got "
+      f"{placement!r}."
+    )
+  if placement.chunk != chunk:
+    raise ValueError(
+      f"placement has chunk {placement.chunk}; the model has {chunk}."
+    )
+  return placement

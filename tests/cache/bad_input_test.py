@@ -1,0 +1,284 @@
+"""What a user may get wrong: one sentence, and nothing has changed."""
+
+import copy
+import datetime
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax import (
+  CapacityError,
+  HybridDecoder,
+  PrefixCache,
+  decode,
+  prefill,
+)
+from sparse_prefix_jax.contract import differing_bits
+from sparse_prefix_jax.models.cost import PrefillCost
+from sparse_prefix_jax.placement import PlacementPolicy
+from tests.models_for_tests import cold_runs, small_config, small_model
+
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
+PROMPT = list(range(40))
+NAN = float("nan")
+
+
+def new_cache(**changes):
+  fields = {
+    "capacity": "1MiB",
+    "placement": PlacementPolicy("last", chunk=16),
+  }
+  return PrefixCache(small_model(), **(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def lived_in():
+  """A cache with an entry and a running sequence."""
+  cache = new_cache()
+  cache.release(prefill(small_model(), cache, [PROMPT]).sequences)
+  out = prefill(small_model(), cache, [[7] * 20])
+  return cache, out.sequences
+
+
+def assert_refused(cache, call, match="", error=ValueError):
+  before = cache.store.stats(), cache.store.index.stats, cache.sequences
+  with pytest.raises(error, match=match) as caught:
+    call()
+  text = str(caught.value)
+  assert text and "\n" not in text and len(text) < 500, text
+  after = cache.store.stats(), cache.store.index.stats, cache.sequences
+  assert after == before
+  cache.audit()
+
+
+@pytest.mark.parametrize(
+  ("prompts", "match"),
+  [
+    (np.array([[1, 2]]).astype("timedelta64[s]"), "dtype timedelta64"),
+    ([[datetime.timedelta(1)]], "dtype object"),
+    ([np.ma.masked_array([1, 2], [False, True])], "masked array"),
+    ([[1, None]], "dtype object"),
+    ([["1", "2"]], "dtype <U1"),
+    ([[True, False]], "dtype bool"),
+    ([[1.0, NAN]], "dtype float64"),
+    ([[2**70]], "dtype object"),
+    ([[[1], [2, 3]]], "ragged"),
+    ([5], r"has shape \(\)"),
+    (5, "must be a sequence"),
+    ("text", "must be a sequence"),
+    (None, "must be a sequence"),
+    ([None], "shape"),
+  ],
+)
+def test_prompts(lived_in, prompts, match):
+  cache, _ = lived_in
+  assert_refused(cache, lambda: prefill(small_model(), cache, prompts), match)
+
+
+@pytest.mark.parametrize("name", ["anchors", "capture"])
+@pytest.mark.parametrize(
+  "values",
+  [
+    [150],
+    150,
+    [[1.5]],
+    [["64"]],
+    [[True]],
+    [[NAN]],
+    [[None]],
+    [[10**30]],
+    [[-16]],
+    "16",
+    [[16], [16]],
+  ],
+)
+def test_positions(lived_in, name, values):
+  cache, _ = lived_in
+
+  def call():
+    return prefill(small_model(), cache, [PROMPT], **{name: values})
+
+  assert_refused(cache, call, name)
+
+
+@pytest.mark.parametrize("salt", ["tenant", 5, None, 1.5, [b"a"]])
+def test_salts(lived_in, salt):
+  cache, _ = lived_in
+
+  def call():
+    return prefill(small_model(), cache, [PROMPT], salt=salt)
+
+  assert_refused(cache, call, "salt must be bytes")
+
+
+@pytest.mark.parametrize("handle", [5, None, "one", (1, 20), object()])
+def test_handles(lived_in, handle):
+  cache, _ = lived_in
+  refused = "a sequence is a handle"
+  assert_refused(
+    cache, lambda: decode(small_model(), cache, [handle], [1]), refused
+  )
+  assert_refused(cache, lambda: cache.release([handle]), refused)
+  assert_refused(cache, lambda: cache.fork(handle), refused)
+
+
+@pytest.mark.parametrize("sequences", [None, 5, "whole"])
+def test_lists_of_handles(lived_in, sequences):
+  cache, (running,) = lived_in
+  sequences = running if sequences == "whole" else sequences
+  refused = "sequences must be a list of handles"
+  assert_refused(
+    cache, lambda: decode(small_model(), cache, sequences, [1]), refused
+  )
+  assert_refused(cache, lambda: cache.release(sequences), refused)
+
+
+@pytest.mark.parametrize(
+  "tokens", [4, [4, 5], [], [1.5], ["4"], [True], [[4]], [512], None, [NAN]]
+)
+def test_next_tokens(lived_in, tokens):
+  cache, sequences = lived_in
+
+  def call():
+    return decode(small_model(), cache, sequences, tokens)
+
+  assert_refused(cache, call, "next_tokens")
+
+
+@pytest.mark.parametrize("keep", [-1, 21, 1.5, "5", True, NAN])
+def test_keep(lived_in, keep):
+  cache, sequences = lived_in
+  assert_refused(cache, lambda: cache.release(sequences, keep=keep), "keep")
+
+
+def test_decoding_nothing_gives_nothing(lived_in):
+  cache, _ = lived_in
+  out = decode(small_model(), cache, [], [])
+  assert out.logits.shape == (0, 512) and out.sequences == ()
+
+
+def test_under_jit_is_said(lived_in):
+  cache, sequences = lived_in
+
+  def traced(ids):
+    return prefill(small_model(), cache, [ids]).logits[0]
+
+  assert_refused(
+    cache, lambda: jax.jit(traced)(jnp.arange(5)), "outside of jit"
+  )
+
+  def step(ids):
+    return decode(small_model(), cache, sequences, ids).logits
+
+  assert_refused(cache, lambda: jax.jit(step)(jnp.arange(1)), "outside of jit")
+
+
+@pytest.mark.parametrize(
+  ("changes", "match"),
+  [
+    ({"capacity": None}, "capacity"),
+    ({"capacity": NAN}, "capacity"),
+    ({"capacity": True}, "capacity"),
+    ({"capacity": "4 GiB of it"}, "capacity"),
+    ({"capacity": "1KiB"}, "a sequence needs 2 states"),
+    ({"state_share": "half"}, "state_share"),
+    ({"state_share": NAN}, "state_share"),
+    ({"state_share": True}, "state_share"),
+    ({"eviction": None}, "eviction must be one of"),
+    ({"eviction": 5}, "eviction must be one of"),
+    ({"placement": None}, "placement must be"),
+    ({"placement": 5}, "placement must be"),
+    ({"placement": "everywhere"}, "everywhere"),
+    ({"remembered": -1}, "remembered"),
+    ({"remembered": "much"}, "remembered"),
+    ({"cost": 5}, "cost must be a PrefillCost"),
+    ({"cost": PrefillCost(-1.0, 0.0, "x")}, "cost"),
+    ({"cost": PrefillCost(NAN, 0.0, "x")}, "cost"),
+  ],
+)
+def test_choices_of_a_cache(changes, match):
+  with pytest.raises(ValueError, match=match) as caught:
+    new_cache(**changes)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "capacity", ["1MiB", 1 << 20, np.int64(1 << 20), 1048576.0]
+)
+def test_capacities_that_work(capacity):
+  assert new_cache(capacity=capacity).stats().capacity_bytes == 1 << 20
+
+
+def test_a_subclass_is_refused_since_its_head_would_be_ignored():
+  class Louder(HybridDecoder):
+    def head(self, hidden):
+      return 2 * super().head(hidden)
+
+  louder = Louder(small_config(), rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="model is a Louder; a cache serves"):
+    PrefixCache(louder, capacity="1MiB")
+  cache = new_cache()
+  assert_refused(cache, lambda: prefill(louder, cache, [PROMPT]), "Louder")
+  for thing in (None, 5, "model"):
+    assert_refused(cache, lambda t=thing: prefill(t, cache, [PROMPT]), "model")
+
+
+def test_weights_in_numpy_work():
+  """As after a restored checkpoint."""
+  model = jax.tree.map(
+    np.asarray, HybridDecoder(small_config(), rngs=nnx.Rngs(0))
+  )
+  cache = PrefixCache(
+    model, capacity="1MiB", placement=PlacementPolicy("last", chunk=16)
+  )
+  out = prefill(model, cache, [PROMPT])
+  expected = cold_runs().prefill(np.array(PROMPT, np.int32)).logits[-1]
+  assert differing_bits(out.logits[0], expected) == 0
+  out = prefill(small_model(), cache, [PROMPT])  # the same weights
+  assert out.reports[0].resumed == 32
+
+
+def test_copies_are_refused(lived_in):
+  cache, _ = lived_in
+  for call in (copy.copy, copy.deepcopy, pickle.dumps):
+    assert_refused(
+      cache, lambda c=call: c(cache), "cannot be copied", TypeError
+    )
+
+
+def test_a_shortage_says_who_holds_what_is_missing():
+  cache = new_cache(capacity=200_000)
+  prompts = [[i] * 30 for i in range(4)]
+  prefill(small_model(), cache, prompts[:1])
+
+  def call():
+    return prefill(small_model(), cache, prompts[1:] * 2)
+
+  assert_refused(cache, call, "running sequences hold", CapacityError)
+
+
+def test_other_weights_replace_the_old_ones():
+  cache = new_cache()
+  running = prefill(small_model(), cache, [PROMPT]).sequences
+  other = HybridDecoder(small_config(), rngs=nnx.Rngs(1))
+  pools = cache.pools
+  cache.replace_weights(other)
+  assert cache.pools is pools and cache.stats().held_bytes == 0
+  with pytest.raises(ValueError, match="weights of its cache were replaced"):
+    decode(other, cache, running, [1])
+  with pytest.raises(ValueError, match="other weights"):
+    prefill(small_model(), cache, [PROMPT])
+  out = prefill(other, cache, [PROMPT])
+  assert out.reports[0].resumed == 0
+  alone = PrefixCache(
+    other, capacity="1MiB", placement=PlacementPolicy("last", chunk=16)
+  )
+  expected = prefill(other, alone, [PROMPT])
+  assert differing_bits(out.logits[0], expected.logits[0]) == 0
+  bigger = small_model(hidden=256)
+  assert_refused(cache, lambda: cache.replace_weights(bigger), "hidden")

@@ -1,0 +1,141 @@
+"""What an import loads, asked of fresh interpreters, and what it may need."""
+
+import ast
+import importlib.metadata
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.project import checkout
+
+OPERATIONS = sorted(
+  path.parent.name for path in (checkout.ROOT / "kernels").glob("*/api.py")
+)
+HEAVY = {"jax", "jaxlib", "flax", "numpy", "absl", "tqdm"}
+# What only one command draws, serves or reads with.
+EXTRAS = {"matplotlib", "tokenizers", "starlette", "uvicorn"}
+TESTS_ONLY = {"chex", "optax", "hypothesis", "beartype", "pytest"}
+
+
+def loaded(program: str) -> set[str]:
+  """The names of all modules that a fresh interpreter holds afterwards."""
+  tell = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
+  done = subprocess.run(
+    [sys.executable, "-c", program + tell],
+    cwd=checkout.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return set(json.loads(done.stdout))
+
+
+def packages(modules: set[str]) -> set[str]:
+  return {module.partition(".")[0] for module in modules}
+
+
+def test_the_package_alone_loads_nothing_heavy() -> None:
+  modules = loaded("import sparse_prefix_jax")
+  ours = {name for name in modules if name.startswith("sparse_prefix_jax")}
+  assert ours == {"sparse_prefix_jax"}
+  assert not packages(modules) & (HEAVY | EXTRAS | TESTS_ONLY)
+
+
+def test_the_operations_are_found() -> None:
+  assert len(OPERATIONS) >= 6
+  assert {"gated_delta_rule", "lattice_attention"} <= set(OPERATIONS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_one_operation_loads_jax_and_nothing_above_it(operation: str) -> None:
+  kernels = "sparse_prefix_jax.kernels"
+  modules = loaded(f"import {kernels}.{operation}")
+  ours = {name for name in modules if name.startswith("sparse_prefix_jax")}
+  above = {name for name in ours if not name.startswith(kernels)}
+  assert above == {"sparse_prefix_jax"}
+  others = {f"{kernels}.{name}" for name in OPERATIONS if name != operation}
+  assert not ours & others
+  assert "jax" in modules
+  assert not packages(modules) & ({"flax", "safetensors"} | EXTRAS | TESTS_ONLY)
+
+
+@pytest.mark.parametrize("name", ["solve_placement", "simulate"])
+def test_what_replays_and_places_loads_no_extra(name: str) -> None:
+  modules = loaded(f"from sparse_prefix_jax import {name}")
+  assert not packages(modules) & (EXTRAS | {"chex"})
+
+
+def test_the_command_line_loads_no_extra() -> None:
+  modules = loaded("import sparse_prefix_jax.__main__")
+  assert not packages(modules) & (EXTRAS | {"chex"})
+
+
+@pytest.mark.parametrize(
+  ("package", "extra"), [("matplotlib", "plot"), ("tokenizers", "demo")]
+)
+def test_the_demo_without_an_extra_ends_in_one_sentence(
+  package: str, extra: str, tmp_path: pathlib.Path
+) -> None:
+  """Before anything is served, and so with nothing written."""
+  program = (
+    f"import sys; sys.modules[{package!r}] = None; "
+    "from sparse_prefix_jax import __main__ as main; "
+    f"sys.exit(main.run(['', 'demo', '--out={tmp_path}']))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=checkout.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr == (
+    f"sparse_prefix_jax: {package} is not installed; "
+    f"`pip install 'sparse-prefix-jax[{extra}]'` installs it\n"
+  )
+  assert not list(tmp_path.iterdir())
+
+
+def _imported() -> set[str]:
+  """Top-level names of everything foreign that the library imports."""
+  names = set()
+  for path in checkout.library_files():
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+      if isinstance(node, ast.Import):
+        names |= {alias.name for alias in node.names}
+      elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        names.add(node.module or "")
+  foreign = packages(names) - set(sys.stdlib_module_names)
+  return foreign - {"sparse_prefix_jax"}
+
+
+def _project() -> dict:
+  text = (checkout.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+  return tomllib.loads(text)["project"]
+
+
+def _names(requirements: list[str]) -> set[str]:
+  """Distributions, as their metadata spells them in lower case."""
+  found = (re.match(r"[A-Za-z0-9_.-]+", text) for text in requirements)
+  return {match.group().lower() for match in found if match}
+
+
+def test_a_dependency_is_what_the_library_imports() -> None:
+  """No more: what is never imported, or by one command only, is none."""
+  owners = importlib.metadata.packages_distributions()
+  imported = {owners[name][0].lower() for name in _imported()}
+  assert imported == _names(_project()["dependencies"])
+
+
+def test_extras_hold_what_one_command_imports() -> None:
+  extras = _project()["optional-dependencies"]
+  assert _names(extras["plot"]) == {"matplotlib"}
+  assert _names(extras["demo"]) == {"matplotlib", "tokenizers"}
+  assert _names(extras["demo"]) | {"chex"} <= _names(extras["test"])
