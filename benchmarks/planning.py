@@ -28,8 +28,12 @@ _TOKENS = flags.DEFINE_integer(
 )
 _REQUESTS = flags.DEFINE_integer("requests", 300, "Requests per case.", 40)
 _GAP = flags.DEFINE_float("gap", 20.0, "Milliseconds between requests.", 0.0)
+# Tests import other benchmarks, with an output of theirs, into one process.
 _OUTPUT = flags.DEFINE_string(
-  "output", "benchmarks/results/planning.json", "JSON file to write."
+  "output",
+  "benchmarks/results/planning.json",
+  "JSON file to write.",
+  allow_override=True,
 )
 
 CASES = (
