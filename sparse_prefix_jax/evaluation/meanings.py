@@ -8,10 +8,13 @@ and one of a store shares states with others. So a report says which it is.
 _ALL = {
   "requests": "Requests that were measured, those after the warm-up; every"
   " figure that does not say otherwise counts these.",
-  "tokens_total": "Their prompt tokens.",
+  "tokens_total": "Prompt tokens of the measured requests.",
   "hits": "Requests that resumed from a state.",
   "overlapping_requests": "Requests with at least one reusable token, whether"
   " or not a state was kept there.",
+}
+
+_SHARES = {
   "saved_fraction": "Share of tokens_total that is tokens_saved.",
   "saved_fraction_of_reusable": "Share of reusable_tokens that is"
   " tokens_saved.",
@@ -53,8 +56,8 @@ _KINDS = {
     "state_bytes": "Bytes of one state checkpoint.",
     "page_bytes": "Bytes of the keys and values of one lattice block.",
     "evicted_states": "States dropped to make room for measured requests.",
-    "refused_requests": "Requests that do not fit an empty store; they count as"
-    " computed.",
+    "refused_requests": "Requests that do not fit even where all else is evicted;"
+    " they count as computed.",
     "moves": "Changes of the share of states during measured requests.",
     "moved_bytes": "Bytes that a server copies for those moves.",
     "state_share": "Share of the capacity that states have in the end; none"
@@ -75,6 +78,6 @@ def meanings_of(kind: str) -> dict[str, str]:
     A sentence for each figure that is counted under such a capacity.
 
   >>> meanings_of("states")["tokens_total"]
-  'Their prompt tokens.'
+  'Prompt tokens of the measured requests.'
   """
-  return _ALL | _KINDS[kind]
+  return _ALL | _KINDS[kind] | _SHARES

@@ -54,7 +54,7 @@ class SimulationReport:
     state_bytes: Bytes of one state checkpoint.
     page_bytes: Bytes of the keys and values of one lattice block.
     evicted_states: States that were dropped to make room.
-    refused_requests: Requests that do not fit an empty store.
+    refused_requests: Requests that do not fit where all else is evicted.
     moves: How often the share of states changed.
     moved_bytes: What a server copies for that.
     state_share: Share of the capacity that states have in the end; None also
