@@ -56,7 +56,7 @@ _KINDS = {
     "state_bytes": "Bytes of one state checkpoint.",
     "page_bytes": "Bytes of the keys and values of one lattice block.",
     "evicted_states": "States dropped to make room for measured requests.",
-    "refused_requests": "Requests that do not fit even where all else is evicted;"
+    "refused_requests": "Requests that do not fit where all else is evicted;"
     " they count as computed.",
     "moves": "Changes of the share of states during measured requests.",
     "moved_bytes": "Bytes that a server copies for those moves.",
