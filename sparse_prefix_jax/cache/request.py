@@ -212,8 +212,9 @@ def check_ids(name: str, ids: Any, vocab_size: int) -> np.ndarray:
   # timedelta64 counts as a signed integer in NumPy's hierarchy, hence kinds.
   if tokens.size and tokens.dtype.kind not in "iu":
     raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
-  wrong = tokens[(tokens < 0) | (tokens >= vocab_size)] if tokens.size else ()
-  if len(wrong):
+  tokens = tokens if tokens.size else tokens.astype(np.int32)
+  wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
+  if wrong.size:
     raise ValueError(
       f"{name} holds id {wrong[0]}; the vocabulary is 0 to {vocab_size - 1}."
     )

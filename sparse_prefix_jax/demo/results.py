@@ -90,7 +90,7 @@ def summarise(
     states_peak=max(s.held.held_slots for s in served),
     pages_peak=max(s.held.held_pages for s in served),
     bytes_peak=max(s.held.held_bytes for s in served),
-    evictions=served[-1].held.evictions,
+    evictions=served[-1].held.evicted_states,
     tokens_total=tokens_total,
     tokens_recomputed=sum(s.recomputed for s in served),
     first_token_p50_seconds=float(np.quantile(seconds, 0.5)),

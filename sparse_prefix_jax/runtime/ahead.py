@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import jax
 import numpy as np
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
+from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import Pools, map_pools
 from sparse_prefix_jax.runtime import programs
@@ -16,6 +17,11 @@ from sparse_prefix_jax.runtime.plan import build_plan, page_table
 from sparse_prefix_jax.runtime.pools import copy_sequence
 from sparse_prefix_jax.runtime.run import head_rows, last_rows, run_groups
 from sparse_prefix_jax.runtime.segment import Segment
+from sparse_prefix_jax.runtime.shapes import (
+  fork_shapes,
+  group_shapes,
+  step_shapes,
+)
 
 
 def compile_ahead(
@@ -31,32 +37,22 @@ def compile_ahead(
     slots: How many there will be.
     pages: How many there will be.
   """
-  shapes = map_pools(
-    pools,
-    lambda pool: shape_like(pool, slots),
-    lambda pool: shape_like(pool, pages),
+  shapes = tuple(
+    jax.tree.map(
+      partial(
+        shape_like, rows=pages if isinstance(layer, PagePools) else slots
+      ),
+      layer,
+    )
+    for layer in pools
   )
   weights = jax.tree.map(lambda x: shape_like(x, x.shape[0]), model)
-  for rung in model.config.ladder:
-    group = _shapes(_group(model.config, rung))
+  config = model.config
+  for rung in config.ladder:
+    group = group_shapes(config, rung)
     programs.prefill_group.lower(weights, shapes, group).compile()
-  step = _shapes(idle_step(model.config))
-  programs.decode_step.lower(weights, shapes, step).compile()
-  pair, one = np.zeros(2, np.int32), np.int32(0)
-  copy_sequence.lower(shapes, (pair, pair), (one, one)).compile()
-
-
-def _shapes(tree: Any) -> Any:
-  """Shapes in the place of arrays."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def _group(config: ModelConfig, rung: int) -> programs.Group:
-  """Any input of the prefill program of a rung."""
-  (segment,) = [_segment(config, rung, (0, 1), range(rung))]
-  plan = build_plan(config, [segment], slots=2, pages=rung)
-  ((_, group),) = plan.groups((rung,))
-  return group
+  programs.decode_step.lower(weights, shapes, step_shapes(config)).compile()
+  copy_sequence.lower(shapes, *fork_shapes()).compile()
 
 
 def _segment(

@@ -5,12 +5,14 @@ whose first slots and pages hold what they held.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
+from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.decoder import Pools, map_pools
 from sparse_prefix_jax.runtime.in_place import PoolProgram, place_like
 
@@ -80,16 +82,15 @@ def resized_pools(pools: Pools, slots: int, pages: int) -> Iterator[Pools]:
   Yields:
     The pools after each layer.
   """
-  layers = list(pools)
-  shapes = map_pools(pools, lambda pool: slots, lambda pool: pages)
+  layers, wanted = list(pools), (slots, pages)
+  sizes = [wanted[isinstance(layer, PagePools)] for layer in layers]
+  # First those that give memory back.
   order = sorted(
     range(len(layers)),
-    key=lambda i: (
-      jax.tree.leaves(shapes[i])[0] > jax.tree.leaves(layers[i])[0].shape[0]
-    ),
+    key=lambda i: sizes[i] > jax.tree.leaves(layers[i])[0].shape[0],
   )
   for i in order:
-    layers[i] = jax.tree.map(_resized, layers[i], shapes[i])
+    layers[i] = jax.tree.map(partial(_resized, count=sizes[i]), layers[i])
     yield tuple(layers)
 
 

@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
-  "runtime": {"models", "kernels", "runtime.segment", "byte_sizes"},
+  "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
   "placement": set(),
   "workloads": {"byte_sizes", "extras"},
   "cache.index": {"placement"},
@@ -147,7 +147,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[int, str]]:
       while isinstance(target, ast.Subscript | ast.Starred):
         target = target.value
       if isinstance(target, ast.Attribute):
-        yield node.lineno, target.attr
+        yield target.lineno, target.attr
 
 
 # Fields of `Running` that other classes have as well.

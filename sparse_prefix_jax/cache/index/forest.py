@@ -105,5 +105,5 @@ class Forest:
         parent.drop_edge(node.key)
         self.remembered.remove_node(node)
       node = parent
-    if node.parent is None and not node.needed:
-      self.roots.pop(node.key, None)
+    if node.parent is None and not node.needed and isinstance(node.key, bytes):
+      self.roots.pop(node.key, None)  # its key is the salt
