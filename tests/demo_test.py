@@ -42,7 +42,7 @@ def test_every_strategy_is_compared_bit_for_bit(ran: Any) -> None:
   names = ["no_cache", "last", "sqrt", "dyadic", "block", "balanced", "dp"]
   assert list(_rows(report)) == [*names, "optimal", "conditional"]
   assert all(row["differing_bits"] == 0 for row in report["strategies"])
-  assert all(row["evictions"] == 0 for row in report["strategies"])
+  assert all(row["evicted_states"] == 0 for row in report["strategies"])
 
 
 def test_only_what_is_not_restored_is_recomputed(ran: Any) -> None:

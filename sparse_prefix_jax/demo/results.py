@@ -36,7 +36,7 @@ class Result:
       running sequence included, as in the next two.
     pages_peak: pages of keys and values held at one time, at most.
     bytes_peak: bytes of both held at one time, at most.
-    evictions: entries dropped to make room.
+    evicted_states: states dropped to make room.
     tokens_total: tokens of all prompts.
     tokens_recomputed: those that prefill computed.
     first_token_p50_seconds: median time from prompt to logits on the host,
@@ -54,7 +54,7 @@ class Result:
   states_peak: int
   pages_peak: int
   bytes_peak: int
-  evictions: int
+  evicted_states: int
   tokens_total: int
   tokens_recomputed: int
   first_token_p50_seconds: float
@@ -90,7 +90,7 @@ def summarise(
     states_peak=max(s.held.held_slots for s in served),
     pages_peak=max(s.held.held_pages for s in served),
     bytes_peak=max(s.held.held_bytes for s in served),
-    evictions=served[-1].held.evicted_states,
+    evicted_states=served[-1].held.evicted_states,
     tokens_total=tokens_total,
     tokens_recomputed=sum(s.recomputed for s in served),
     first_token_p50_seconds=float(np.quantile(seconds, 0.5)),

@@ -133,7 +133,7 @@ def make_store(
   >>> sizes = Sizes(state_bytes=100, page_bytes=10)
   >>> store = make_store(planner, sizes, capacity_bytes=999, longest=64)
   >>> store.index.budget.slots
-  4
+  3
   """
   _check_share(state_share)
   chunk = planner.policy.chunk
