@@ -8,18 +8,19 @@ other bits is never taken again.
 import concurrent.futures
 import functools
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import jax
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
+from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.decoder import Pools
 from sparse_prefix_jax.runtime.ahead import compile_ahead, probe
 from sparse_prefix_jax.runtime.pools import are_lost
+from sparse_prefix_jax.runtime.programs import FrozenModel
 from sparse_prefix_jax.runtime.resize import moved_pools, resized_pools
-
-if TYPE_CHECKING:
-  from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 
 _POLL_SECONDS = 0.005
 
@@ -30,6 +31,31 @@ def _compiler() -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(1, "compile-ahead")
 
 
+@runtime_checkable
+class PoolOwner(Protocol):
+  """What is divided: a `PrefixCache`, as far as a move needs it."""
+
+  store: PrefixStore
+  config: ModelConfig
+
+  @property
+  def pools(self) -> Pools:
+    """The device arrays."""
+    ...
+
+  @pools.setter
+  def pools(self, pools: Pools) -> None:
+    """What a program returned in their place."""
+
+  @property
+  def frozen(self) -> FrozenModel:
+    """The parameters, as programs take them."""
+    ...
+
+  def deliver(self) -> None:
+    """Runs the handlers of signals that came meanwhile."""
+
+
 class Division:
   """Keeps the pools of a cache divided as its chooser says.
 
@@ -38,7 +64,7 @@ class Division:
     chooser: Of its store.
   """
 
-  def __init__(self, cache: "PrefixCache", chooser: ShareChooser) -> None:
+  def __init__(self, cache: PoolOwner, chooser: ShareChooser) -> None:
     """Moves nothing yet."""
     self._cache, self._chooser = cache, chooser
     self._compiled: dict[float, concurrent.futures.Future[None]] = {}

@@ -31,18 +31,14 @@ from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
   allocate,
   are_lost,
   copy_sequence,
 )
-from sparse_prefix_jax.runtime.programs import (
-  FrozenModel,
-  Step,
-  decode_step,
-  freeze,
-)
+from sparse_prefix_jax.runtime.programs import FrozenModel, Step, freeze
 from sparse_prefix_jax.runtime.run import head_rows, run_groups
 from sparse_prefix_jax.runtime.segment import Segment
 
@@ -291,7 +287,7 @@ class PrefixCache:
     Returns:
       Float32 logits. [rows vocab]
     """
-    hidden, self.pools = decode_step(self._frozen, self.pools, step)
+    hidden, self.pools = programs.decode_step(self._frozen, self.pools, step)
     return head_rows(self._frozen, hidden, np.arange(rows))
 
   def release(

@@ -63,7 +63,7 @@ class ShareChooser:
     )
 
   def follow(self, running: Running) -> None:
-    """Sees a prompt that was placed, or a sequence that ends."""
+    """Sees a prompt that was placed, or a decoded sequence that ends."""
     chunk = self._shadow.chunk
     kept = {*running.kept, *running.captured}
     blocks = tuple(running.blocks)
@@ -78,6 +78,8 @@ class ShareChooser:
         salt=running.request.salt,
       )
     )
+    if not running.decoded:
+      self._count()
 
   def _serve(self, request: Request) -> None:
     """One whole life in the undivided store; what never fits is skipped."""
@@ -85,15 +87,19 @@ class ShareChooser:
       (running,) = self._shadow.open([request])
     except CapacityError:
       return
-    segment = self._shadow.next_segment(running)
-    if segment is not None:
-      self._shadow.commit(running, segment)
+    try:
+      segment = self._shadow.next_segment(running)
+      if segment is not None:
+        self._shadow.commit(running, segment)
+    except BaseException:
+      self._shadow.drop(running)
+      raise
     # While it runs: its own slots and pages take part.
     index = self._shadow.index
     self._used = index.held_slots * index.budget.slot_bytes / index.held_bytes
     self._shadow.close(running)
 
-  def count(self) -> None:
+  def _count(self) -> None:
     """One more request was opened; sometimes a share is chosen, or due."""
     self._requests += 1
     self._sum += self._used

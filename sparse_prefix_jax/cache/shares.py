@@ -7,7 +7,7 @@ following what an undivided capacity would hold.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sparse_prefix_jax.cache.running import Running
 
@@ -89,11 +89,9 @@ def nearest(shares: tuple[float, ...], wanted: float) -> float:
   return min(shares, key=lambda share: abs(share - wanted))
 
 
+@runtime_checkable
 class ShareFollower(Protocol):
   """What chooses how a capacity is divided, as `ShareChooser` does."""
 
   def follow(self, running: Running) -> None:
-    """Sees a prompt that was placed, or a sequence that ends."""
-
-  def count(self) -> None:
-    """One more request was opened."""
+    """Sees a prompt that was placed, or a decoded sequence that ends."""

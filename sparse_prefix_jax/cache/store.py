@@ -167,18 +167,19 @@ class PrefixStore:
       self.check_fits(request.length)
     shared = also if also is not None else [()] * len(requests)
     opened = self._admission.begin(requests, shared)
+    self._running |= {running.number: running for running in opened}
+    try:
+      if self.chooser:
+        for running in opened:
+          self.chooser.follow(running)
+    except BaseException:
+      for running in opened:
+        self.drop(running)
+      raise
     for running in opened:
-      self._running[running.number] = running
       self.index.use(running.match)
       self.counts.open(running)
-      self._follow(running)
     return opened
-
-  def _follow(self, running: Running) -> None:
-    """Lets the choice of a share see a request that was placed."""
-    if self.chooser:
-      self.chooser.follow(running)
-      self.chooser.count()
 
   def next_segment(
     self, running: Running, limit: int | None = None

@@ -198,7 +198,7 @@ PLACES = (
   (programs, "prefill_group"),
   (programs, "head"),
   (programs, "gather_rows"),
-  (prefix_cache, "decode_step"),
+  (programs, "decode_step"),
   (prefix_cache, "copy_sequence"),
 )
 ERRORS = (MemoryError("out"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED"))
@@ -223,7 +223,7 @@ def test_a_failure_anywhere_ends_its_own_call(verb, error):
 
 TAKING = {
   "prefill": (programs, "prefill_group"),
-  "decode": (prefix_cache, "decode_step"),
+  "decode": (programs, "decode_step"),
   "fork": (prefix_cache, "copy_sequence"),
 }
 

@@ -84,7 +84,8 @@ def test_running_sequences_are_not_evicted():
 
 
 def test_planner_learns_overlaps_as_they_come():
-  cache = new_cache("optimal", budget=1)
+  policy = PlacementPolicy("optimal", 1, 16, every=2)
+  cache = new_cache(placement=policy)
   document = random_tokens(100)
   for seed in range(1, 13):
     prompt = np.append(document, random_tokens(30, seed))

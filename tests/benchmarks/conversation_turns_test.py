@@ -1,6 +1,6 @@
 """Conversations lose nothing by keeping what their prompts were given."""
 
-from benchmarks.conversations import compare
+from benchmarks.conversation_turns import compare
 
 
 def test_a_prompt_keeps_its_state_at_no_cost_to_conversations():

@@ -1,0 +1,108 @@
+"""Thousands of requests in a row: time per request and memory of the host.
+
+    python -m benchmarks.endurance [--requests=5000] [--output=FILE.json]
+
+Drives a prefix store without a model: what grows in a server besides its arrays
+grows here. Bytes are those of Python's allocator, compared with what the store
+counts of what it remembers.
+"""
+
+import gc
+import statistics
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from benchmarks import command_line
+from benchmarks.record import write_result
+from sparse_prefix_jax.cache.index import Budget
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.store_rules import serve
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+
+_REQUESTS = flags.DEFINE_integer("requests", 5000, "How many in a row.", 100)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+CHUNK = 64
+LIMIT = 4 << 20  # bytes of host memory that may be remembered
+
+
+def short(random: np.random.Generator) -> Iterator[np.ndarray]:
+  """Prompts that share nothing and hold no chunk."""
+  while True:
+    yield random.integers(0, 50_000, random.integers(1, 63))
+
+
+def documents(random: np.random.Generator) -> Iterator[np.ndarray]:
+  """Questions about ever new documents."""
+  while True:
+    document = random.integers(0, 50_000, 2000)
+    for _ in range(8):
+      yield np.append(document, random.integers(0, 50_000, 40))
+
+
+def endure(kind, placement: str, budget) -> dict:
+  """Serves them all; seconds of the first and last tenth, and bytes."""
+  policy = PlacementPolicy(placement, budget, CHUNK)
+  room = Budget(1 << 40, 1, 1, 300, 6000, remembered_bytes=LIMIT)
+  planner = Planner(policy, depths=256, serving=True, background=False)
+  store = PrefixStore(room, planner, chunk=CHUNK)
+  stream, seconds = kind(np.random.default_rng(0)), []
+  gc.collect()
+  tracemalloc.start()
+  before = tracemalloc.get_traced_memory()[0]
+  half = 0
+  for number in tqdm(range(_REQUESTS.value), kind.__name__, leave=False):
+    request = Request.of_tokens(next(stream).astype(np.int32), CHUNK)
+    start = time.process_time()
+    serve(store, request, answer=range(5))
+    seconds.append(time.process_time() - start)
+    if number == _REQUESTS.value // 2:
+      gc.collect()
+      half = tracemalloc.get_traced_memory()[0] - before
+  del request
+  gc.collect()
+  held = tracemalloc.get_traced_memory()[0] - before
+  tracemalloc.stop()
+  tenth = len(seconds) // 10
+  return {
+    "stream": kind.__name__,
+    "placement": placement,
+    "milliseconds_second_tenth": 1e3
+    * statistics.median(seconds[tenth:][:tenth]),
+    "milliseconds_last_tenth": 1e3 * statistics.median(seconds[-tenth:]),
+    "bytes_at_half": half,
+    "bytes_at_the_end": held,
+    "bytes_counted_as_remembered": store.stats().remembered_bytes,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints, and keeps the result where it was asked for."""
+  with command_line.one_sentence(argv):
+    command_line.writable(_OUTPUT)
+  rows = [
+    endure(kind, placement, budget)
+    for kind in (short, documents)
+    for placement, budget in (("last", None), ("conditional", 1))
+  ]
+  for row in rows:
+    print(
+      f"{row['stream']}, {row['placement']}: "
+      f"{row['milliseconds_second_tenth']:.3f} ms a request, "
+      f"{row['milliseconds_last_tenth']:.3f} at the end; "
+      f"{row['bytes_at_half'] / 2**20:.1f} MiB half way, "
+      f"{row['bytes_at_the_end'] / 2**20:.1f} at the end, "
+      f"{row['bytes_counted_as_remembered'] / 2**20:.1f} counted"
+    )
+  if _OUTPUT.value:
+    write_result(_OUTPUT.value, {"rows": rows})
+
+
+if __name__ == "__main__":
+  app.run(main)
