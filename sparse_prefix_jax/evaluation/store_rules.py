@@ -135,12 +135,11 @@ def make_store(
   >>> store.index.budget.slots
   3
   """
-  _check_share(state_share)
   chunk = planner.policy.chunk
   sizes_of = Shares(
     capacity_bytes, sizes.state_bytes, sizes.page_bytes, -(-longest // chunk)
   )
-  first = sizes_of.first if state_share == "chosen" else state_share
+  first = _first_share(state_share, sizes_of)
   slots, pages = (None, None) if first is None else sizes_of.split(first)
   store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
@@ -154,15 +153,17 @@ def make_store(
   return store
 
 
-def _check_share(share: float | str | None) -> None:
-  """Raises ValueError for what says nothing of how a capacity is divided."""
-  if share is None or share == "chosen":
-    return
-  real = isinstance(share, int | float) and not isinstance(share, bool)
-  if not real or not 0 < share < 1:
-    raise ValueError(
-      f"state_share must be a number in (0, 1), 'chosen' or None, got {share!r}"
-    )
+def _first_share(share: float | str | None, sizes: Shares) -> float | None:
+  """The share to begin with; ValueError for what says nothing of one."""
+  if share is None:
+    return None
+  if share == "chosen":
+    return sizes.first
+  if isinstance(share, float) and 0 < share < 1:
+    return share
+  raise ValueError(
+    f"state_share must be a number in (0, 1), 'chosen' or None, got {share!r}"
+  )
 
 
 def share_of(store: PrefixStore) -> float | None:
