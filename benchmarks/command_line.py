@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from sparse_prefix_jax import preset
+from sparse_prefix_jax import extras, preset
 from sparse_prefix_jax.models import ModelConfig
 
 
@@ -124,6 +124,15 @@ def writable(*outputs: flags.FlagHolder[Any]) -> None:
     path.open("a").close()
     if new:
       path.unlink()
+
+
+def figures(flag: flags.FlagHolder[Any]) -> Any:
+  """The module of matplotlib that makes figures, where a picture is asked for.
+
+  Raises:
+    ImportError: matplotlib is not installed.
+  """
+  return extras.optional("matplotlib.figure", "plot") if flag.value else None
 
 
 def installed(*packages: str) -> None:

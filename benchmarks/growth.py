@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
 from tqdm import trange
 
 from benchmarks import command_line
@@ -154,7 +153,9 @@ def of_placement() -> list[Growth]:
 
 def plot(grown: list[Growth], path: str) -> None:
   """A panel per quantity, both axes logarithmic."""
-  figure = Figure(figsize=(13, 6), layout="constrained")
+  figure = command_line.figures(_PLOT).Figure(
+    figsize=(13, 6), layout="constrained"
+  )
   panels = figure.subplots(2, 4).flat
   for axes, g in zip(panels, grown, strict=False):
     axes.loglog(g.sizes, g.seconds, "o-")
@@ -203,6 +204,7 @@ def main(argv: list[str]) -> None:
       _LENGTHS, least=8 * config.chunk, most=config.max_length, ascending=3
     )
     command_line.writable(_OUTPUT, _PLOT)
+    command_line.figures(_PLOT)
   grown = of_index(entries)
   grown += of_placement()
   grown += of_prefill(config, lengths)

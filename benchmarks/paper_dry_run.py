@@ -23,7 +23,7 @@ from benchmarks.record import write_result
 from sparse_prefix_jax.evaluation import (
   Capacity,
   Lookup,
-  Report,
+  SimulationReport,
   look_up,
   simulate,
 )
@@ -59,18 +59,18 @@ def policy_of(stream: str, cell: str) -> PlacementPolicy:
   return PlacementPolicy(name, BUDGETS.get((stream, cell), int(number)))
 
 
-def figures(report: Report) -> dict[str, float]:
+def figures(report: SimulationReport) -> dict[str, float]:
   """Our figures under the anchor's names."""
   return {
     "tokens_saved": report.tokens_saved,
-    "hits": report.hits,
+    "hits": report.overlapping_requests,
     "reusable_kv": report.reusable_tokens,
     "mean_ckpts": report.state_checkpoints_per_entry,
   }
 
 
 def compare(
-  stream: str, cell: str, expected: dict[str, float], report: Report
+  stream: str, cell: str, expected: dict[str, float], report: SimulationReport
 ) -> dict[str, Any]:
   """One cell: our figures, and whether they are the paper's."""
   ours = figures(report)
@@ -85,7 +85,7 @@ def compare(
 
 def run_cell(
   trace: Trace, policy: PlacementPolicy, capacity: Capacity, found: list[Lookup]
-) -> Report:
+) -> SimulationReport:
   """Replays one placement over look-ups that all placements share."""
   return simulate(
     trace, policy, capacity, warmup_fraction=WARMUP, lookups=found

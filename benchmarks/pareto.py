@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks import command_line
@@ -124,6 +123,7 @@ def load(config: ModelConfig) -> Trace:
       f"--warmup_fraction is {_WARMUP.value}; it must be in [0, 1)"
     )
   command_line.writable(_OUTPUT, _PLOT)
+  command_line.figures(_PLOT)
   trace = interleave(load_token_file(_REQUESTS.value))
   shortest = min(request.length for request in trace.requests)
   if shortest < 1 or trace.longest > config.max_length:
@@ -241,7 +241,9 @@ def plot(
   ticks = [0, 1, 2, 4, 8, 16, 32, 64]
   each = state_bytes(config) / 2**20
   labels = [f"{tick}\n{tick * each:.0f}" for tick in ticks]
-  figure = Figure(figsize=(12, 5), layout="constrained")
+  figure = command_line.figures(_PLOT).Figure(
+    figsize=(12, 5), layout="constrained"
+  )
   for axes, of in zip(figure.subplots(1, 2), figures()):
     best = [points[name] for name in frontier(points, of)]
     axes.step(

@@ -21,18 +21,22 @@ from tqdm import tqdm
 
 from benchmarks import command_line
 from benchmarks.record import write_result
-from sparse_prefix_jax.placement import CHUNK, PlacementPolicy, Planner
+from sparse_prefix_jax.placement import DEFAULT_CHUNK, PlacementPolicy, Planner
 
 _TOKENS = flags.DEFINE_integer(
-  "tokens", 131_072, "Tokens of the longest prompt.", 100 * CHUNK
+  "tokens", 131_072, "Tokens of the longest prompt.", 100 * DEFAULT_CHUNK
 )
 _REQUESTS = flags.DEFINE_integer("requests", 300, "Requests per case.", 40)
 _GAP = flags.DEFINE_float("gap", 20.0, "Milliseconds between requests.", 0.0)
+# Tests import other benchmarks, with an output of theirs, into one process.
 _OUTPUT = flags.DEFINE_string(
-  "output", "benchmarks/results/planning.json", "JSON file to write."
+  "output",
+  "benchmarks/results/planning.json",
+  "JSON file to write.",
+  allow_override=True,
 )
 
-POLICIES = (
+CASES = (
   PlacementPolicy("conditional", 1),
   PlacementPolicy("conditional", 8),
   PlacementPolicy("optimal", 2),
@@ -54,7 +58,7 @@ def waits(
   policy: PlacementPolicy, options: dict[str, Any]
 ) -> tuple[list[float], list[float]]:
   """Milliseconds of every request, by the clock and of its thread."""
-  depths = _TOKENS.value // CHUNK + 1
+  depths = _TOKENS.value // DEFAULT_CHUNK + 1
   planner = Planner(policy, depths=depths, **options)
   planner.prepare()
   clock, thread, matched = [], [], None
@@ -86,7 +90,7 @@ def main(argv: list[str]) -> None:
   with command_line.one_sentence(argv):
     command_line.writable(_OUTPUT)
   cases: dict[str, Any] = {}
-  for policy in tqdm(POLICIES, "policies", unit="policy"):
+  for policy in tqdm(CASES, "policies", unit="policy"):
     of_one = cases.setdefault(f"{policy.name}:{policy.budget}", {})
     for way, options in WAYS.items():
       clock, thread = waits(policy, options)

@@ -226,7 +226,7 @@ def _print_profile(tokens: int) -> dict[str, Any]:
   ours.prefill(prompt)
   shares = layer_profile.profile(
     ours.cache,
-    ours.cache.check_model(model),
+    ours.cache.frozen,
     lambda: ours.prefill(prompt),
   )
   recurrent = layer_profile.recurrent_share(shares)

@@ -15,17 +15,11 @@ from absl import app, flags
 from benchmarks import command_line
 from benchmarks.record import write_result
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.evaluation.store_rules import (
   Sizes,
   make_store,
   replay_store,
   store_planner,
-)
-from sparse_prefix_jax.models.cost import (
-  page_bytes,
-  prefill_flops,
-  state_bytes,
 )
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace, load_mooncake
@@ -42,10 +36,9 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 def replay(trace: Trace, placement: str, gib: float, share) -> dict:
   """Saved share of the prompt tokens, and the moves that it took."""
   name, _, budget = placement.partition(":")
-  chunk, config = trace.block, preset("qwen3_5_0_8b")
+  chunk = trace.block
   policy = PlacementPolicy(name, float(budget) if budget else None, chunk)
-  page = page_bytes(config) * chunk // config.chunk
-  sizes = Sizes(state_bytes(config), page, prefill_flops(config))
+  sizes = Sizes.of_model(preset("qwen3_5_0_8b"), chunk)
   store = make_store(
     store_planner(policy, sizes, depths=trace.longest // chunk + 2),
     sizes,
@@ -54,11 +47,10 @@ def replay(trace: Trace, placement: str, gib: float, share) -> dict:
     state_share=share,
   )
   tally = replay_store(trace, store, warmup=0)
-  moves = store.chooser if isinstance(store.chooser, ShareChooser) else None
   return {
     "saved": tally.tokens_saved / tally.tokens_total,
-    "moves_per_1000": 1000 * moves.moves / len(trace) if moves else 0.0,
-    "moved_gib": moves.moved_bytes / 2**30 if moves else 0.0,
+    "moves_per_1000": 1000 * (tally.moves or 0) / len(trace),
+    "moved_gib": (tally.moved_bytes or 0) / 2**30,
   }
 
 

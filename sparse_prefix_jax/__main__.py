@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import reprlib
 import sys
 import tempfile
 import warnings
@@ -101,37 +102,73 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
   return trace, 0.0
 
 
-def _sizes(name: str, chunk: int) -> evaluation.Sizes:
-  """Bytes of a state and of a page of `chunk` tokens, for a preset.
+_PRESET = "qwen3_5_0_8b"
+# The flags that say what a byte of a capacity is for.
+_OF_BYTES = ("preset", "model", "dtype", "state_share")
 
-  Models are imported here, so that the other capacities and `place` start fast.
+
+def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.Sizes:
+  """Bytes of a state and of a page of `chunk` tokens, and the cost of prefill.
+
+  They are those of a preset, or of the configuration in a model's folder;
+  weights are not read.
 
   Raises:
-    ValueError: there is no such preset.
+    ValueError: both are named, there is no such preset, or the configuration is
+      none that can be computed here.
+    OSError: the configuration cannot be read.
   """
-  models = importlib.import_module("sparse_prefix_jax.models")
-  sizes = importlib.import_module("sparse_prefix_jax.models.sizes")
-  config = models.preset(name)
-  pages = sizes.page_bytes(config) * chunk
-  return evaluation.Sizes(sizes.state_bytes(config), pages // config.chunk)
+  changes = {} if values.dtype is None else {"dtype": values.dtype}
+  if values.model is None:
+    models = importlib.import_module("sparse_prefix_jax.models")
+    config = models.preset(values.preset or _PRESET, **changes)
+  elif values.preset is None:
+    checkpoint = importlib.import_module("sparse_prefix_jax.models.checkpoint")
+    # One rung fits models of any width, and sizes do not depend on rungs.
+    config = checkpoint.read_config(values.model, ladder=(1,), **changes)
+  else:
+    raise ValueError("--preset and --model name two models, one is needed")
+  return evaluation.Sizes.of_model(config, chunk)
+
+
+def _state_share(text: str | None) -> float | str | None:
+  """How `--state_share` divides a capacity, as `simulate` takes it.
+
+  Raises:
+    ValueError: the text is no share.
+  """
+  if text in (None, "chosen"):
+    return "chosen"
+  if text == "undivided":
+    return None
+  try:
+    share = float(text)
+  except ValueError:
+    share = 0.0
+  if 0 < share < 1:
+    return share
+  raise ValueError(
+    "--state_share must be chosen, undivided or a number in (0, 1), got"
+    f" {reprlib.repr(text)}"
+  )
 
 
 def _simulate(values: flags.FlagValues) -> None:
-  """Replays a stream, writes the report and prints one line."""
+  """Replays a stream, writes the report and prints it."""
   report_path = Path(values.report)
   capacity = evaluation.parse_capacity(values.capacity)
-  if values.preset is not None and capacity.kind != "bytes":
-    raise ValueError("--preset is for a capacity in bytes")
+  for name in _OF_BYTES:
+    if values[name].value is not None and capacity.kind != "bytes":
+      raise ValueError(f"--{name} is for a capacity in bytes")
+  state_share = _state_share(values.state_share)
   trace, warmup = _load_trace(values)
-  chunk = placement.CHUNK if trace.block == 1 else trace.block
+  chunk = placement.DEFAULT_CHUNK if trace.block == 1 else trace.block
   policy = placement.PlacementPolicy(
     values.placement or "last", values.budget, chunk=chunk
   )
-  sizes = None
-  if capacity.kind == "bytes":
-    sizes = _sizes(values.preset or "qwen3_5_0_8b", chunk)
   if values.warmup_fraction is not None:
     warmup = values.warmup_fraction
+  sizes = _sizes(values, chunk) if capacity.kind == "bytes" else None
   _check_writable(report_path)
   report = evaluation.simulate(
     trace,
@@ -140,15 +177,13 @@ def _simulate(values: flags.FlagValues) -> None:
     eviction=values.eviction,
     warmup_fraction=warmup,
     sizes=sizes,
+    state_share=state_share,
     progress=True,
   )
   evaluation.write_json(report_path, report)
   say(
     f"{report.placement}: {report.tokens_saved} of {report.tokens_total} prompt"
-    f" tokens saved ({report.saved_fraction:.1%}), reusable"
-    f" {report.reusable_tokens}, states per entry"
-    f" {report.state_checkpoints_per_entry:.2f}, states at most"
-    f" {report.state_checkpoints_peak}"
+    f" tokens saved ({report.saved_fraction:.1%})\n{report.table()}"
   )
 
 
@@ -217,7 +252,7 @@ def _demo(values: flags.FlagValues) -> None:
   printed = io.StringIO()
   try:
     with contextlib.redirect_stdout(printed):
-      importlib.import_module("sparse_prefix_jax.demo").run(values.out)
+      importlib.import_module("sparse_prefix_jax.demo").run_demo(values.out)
   finally:
     if text := printed.getvalue().rstrip("\n"):
       say(text)

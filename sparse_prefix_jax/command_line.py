@@ -42,6 +42,9 @@ _COMMAND_FLAGS = {
     "warmup_fraction",
     "interleave_seed",
     "preset",
+    "model",
+    "dtype",
+    "state_share",
     "report",
   ),
   "place": ("histogram", "budget", "cost"),
@@ -95,7 +98,7 @@ def _define_flags() -> flags.FlagValues:
     "out": "Folder for report.json and pareto.png.",
     "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
     "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
-    "placement": f"One of {', '.join(placement.POLICIES)} (default last).",
+    "placement": f"One of {', '.join(placement.PLACEMENTS)} (default last).",
     "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
     " sequences, lru otherwise).",
     "preset": "Model whose sizes count for bytes (simulate: by default"
@@ -103,13 +106,16 @@ def _define_flags() -> flags.FlagValues:
     "model": "Folder of a model; only its config.json is read.",
     "memory": "Bytes of the device that may be used, such as 24GiB.",
     "dtype": "float32 or bfloat16 (default: that of the preset, or float32).",
+    "state_share": "Share of a capacity in bytes that states have: a number in"
+    " (0, 1), undivided, or chosen by the requests as in a server (default"
+    " chosen).",
     "report": "JSON file to write.",
     "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
     "cost": "linear or quadratic:RATIO (default linear).",
   }
   budget = (
     "What it means for each placement: "
-    + "; ".join(f"{n}: {m}" for n, m in placement.POLICIES.items() if m)
+    + "; ".join(f"{n}: {m}" for n, m in placement.PLACEMENTS.items() if m)
     + ". For place: number of positions."
   )
   integers = {

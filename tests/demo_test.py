@@ -21,7 +21,7 @@ def ran(
   tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
   folder = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
-  report = demo.run(folder, config=CONFIG, requests=REQUESTS, levels=(2,))
+  report = demo.run_demo(folder, config=CONFIG, requests=REQUESTS, levels=(2,))
   return folder, report
 
 
@@ -42,7 +42,7 @@ def test_every_strategy_is_compared_bit_for_bit(ran: Any) -> None:
   names = ["no_cache", "last", "sqrt", "dyadic", "block", "balanced", "dp"]
   assert list(_rows(report)) == [*names, "optimal", "conditional"]
   assert all(row["differing_bits"] == 0 for row in report["strategies"])
-  assert all(row["evictions"] == 0 for row in report["strategies"])
+  assert all(row["evicted_states"] == 0 for row in report["strategies"])
 
 
 def test_only_what_is_not_restored_is_recomputed(ran: Any) -> None:
@@ -93,16 +93,16 @@ def test_a_changed_bit_is_an_error_that_names_the_strategy(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   def flip(model: Any, cache: Any, prompt: Any) -> serving.Served:
-    served = serving.serve(model, cache, prompt)
+    served = serving.serve_prompt(model, cache, prompt)
     if cache.store.planner.policy.name == "last":
       served.logits.view(np.uint32)[0, 0] ^= 1
     return served
 
-  monkeypatch.setattr(job, "serve", flip)
+  monkeypatch.setattr(job, "serve_prompt", flip)
   with pytest.raises(
     ContractError, match=r"under last \(1 bits\): the contract"
   ):
-    demo.run(tmp_path, config=CONFIG, requests=1, levels=(1,))
+    demo.run_demo(tmp_path, config=CONFIG, requests=1, levels=(1,))
   report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
   assert _rows(report)["last"]["differing_bits"] == 1
   assert _rows(report)["sqrt"]["differing_bits"] == 0
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
   file.write_text("taken", encoding="utf-8")
   for out in (file, file / "below"):
     with pytest.raises(OSError, match=r"out is .*a file.* must be a folder"):
-      demo.run(out)
+      demo.run_demo(out)
   assert file.read_text(encoding="utf-8") == "taken"
 
 
@@ -128,7 +128,7 @@ def test_a_wrong_number_of_requests_is_refused(
   tmp_path: pathlib.Path, requests: int
 ) -> None:
   with pytest.raises(ValueError, match=f"requests is {requests}; the stream"):
-    demo.run(tmp_path, config=CONFIG, requests=requests)
+    demo.run_demo(tmp_path, config=CONFIG, requests=requests)
   assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_level_is_refused(
   tmp_path: pathlib.Path, levels: tuple[int, ...]
 ) -> None:
   with pytest.raises(ValueError, match="levels is"):
-    demo.run(tmp_path, config=CONFIG, requests=1, levels=levels)
+    demo.run_demo(tmp_path, config=CONFIG, requests=1, levels=levels)
   assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,8 @@ import pytest
 
 import sparse_prefix_jax
 from sparse_prefix_jax import __main__ as main
+from sparse_prefix_jax import page_bytes, prefill_flops, preset, state_bytes
+from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.workloads import save_token_file, synthetic_stream
 
 
@@ -115,6 +117,125 @@ def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
   assert content["tokens_saved"] > 0
 
 
+@pytest.fixture
+def folder(tmp_path):
+  """A model's folder without weights, of widths that need a single rung."""
+  golden = pathlib.Path(__file__).parent / "models" / "golden" / "random"
+  path = tmp_path / "model"
+  path.mkdir()
+  (path / "config.json").write_text((golden / "config.json").read_text())
+  return path
+
+
+def simulated_bytes(command, tmp_path, tokens, *flags):
+  """The report of a replay with a capacity in bytes, and what was printed."""
+  report = tmp_path / "report.json"
+  status, out, err = command(
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=bytes:1MiB",
+    "--placement=conditional",
+    "--budget=1",
+    f"--report={report}",
+    *flags,
+  )
+  assert status == 0, err
+  return json.loads(report.read_text()), out
+
+
+def test_simulate_counts_bytes_of_a_folder(command, tmp_path, tokens, folder):
+  content, _ = simulated_bytes(command, tmp_path, tokens, f"--model={folder}")
+  config = read_config(folder, ladder=(1,))
+  assert content["state_bytes"] == state_bytes(config)
+  assert content["page_bytes"] == page_bytes(config)
+  half, _ = simulated_bytes(
+    command, tmp_path, tokens, f"--model={folder}", "--dtype=bfloat16"
+  )
+  assert half["page_bytes"] == content["page_bytes"] // 2
+  assert half["state_bytes"] < content["state_bytes"]
+
+
+def test_what_prefill_costs_comes_from_the_model(
+  command, tmp_path, tokens, folder, monkeypatch
+):
+  costs = []
+
+  def simulate(*arguments, sizes, **options):
+    costs.append(sizes.cost)
+    return evaluation_simulate(*arguments, sizes=sizes, **options)
+
+  evaluation_simulate = main.evaluation.simulate
+  monkeypatch.setattr(main.evaluation, "simulate", simulate)
+  for flag in ("--preset=tiny", f"--model={folder}"):
+    simulated_bytes(command, tmp_path, tokens, flag)
+  config = read_config(folder, ladder=(1,))
+  assert costs == [prefill_flops(preset("tiny")), prefill_flops(config)]
+
+
+def test_the_dtype_of_a_preset_may_be_another(command, tmp_path, tokens):
+  flags = ["--preset=tiny", "--dtype=bfloat16"]
+  content, _ = simulated_bytes(command, tmp_path, tokens, *flags)
+  expected = page_bytes(preset("tiny", dtype="bfloat16"))
+  assert content["page_bytes"] == expected
+
+
+def test_the_share_of_states_may_be_given(command, tmp_path, tokens):
+  def share(*flags):
+    flags = ["--preset=tiny", *flags]
+    content, _ = simulated_bytes(command, tmp_path, tokens, *flags)
+    return content["state_share"]
+
+  assert share() == share("--state_share=chosen") > 0
+  assert share("--state_share=0.5") == pytest.approx(0.5, abs=0.02)
+  assert share("--state_share=undivided") is None
+
+
+def test_figures_are_printed_with_their_meanings(command, tmp_path, tokens):
+  content, out = simulated_bytes(command, tmp_path, tokens, "--preset=tiny")
+  first, *lines = out.splitlines()
+  assert first.startswith(f"conditional: {content['tokens_saved']} of")
+  assert len(lines) == len(content["meanings"])
+  for line, (name, meaning) in zip(lines, content["meanings"].items()):
+    assert line.startswith(f"{name} ") and line.endswith(f"  {meaning}")
+  assert sum(content["reasons"].values()) == content["requests"]
+
+
+@pytest.mark.parametrize(
+  "flags, sentence",
+  [
+    (["--model=DIR", "--preset=tiny"], "--preset and --model name two models"),
+    (["--model=nowhere"], "nowhere/config.json does not exist"),
+    (["--dtype=float16"], "dtype is 'float16'; it must be one of float32, bf"),
+    (["--model=DIR", "--dtype=int8"], "dtype is 'int8'; it must be one of"),
+    (["--preset=huge"], "preset is 'huge'; the presets are tiny, demo"),
+    (
+      ["--state_share=1"],
+      "must be chosen, undivided or a number in (0, 1)",
+    ),
+    (["--state_share=nan"], "must be chosen, undivided or a number in (0, 1)"),
+    (["--state_share=half"], "or a number in (0, 1), got 'half'"),
+  ],
+)
+def test_models_and_shares_that_are_refused(
+  command, tmp_path, tokens, folder, flags, sentence
+):
+  line = [f"--requests={tokens}", f"--report={tmp_path / 'r.json'}"]
+  flags = [flag.replace("DIR", str(folder)) for flag in flags]
+  result = command("simulate", *line, "--capacity=bytes:1MiB", *flags)
+  assert sentence in refused(result)
+
+
+def test_a_configuration_that_is_damaged_is_refused(
+  command, tmp_path, tokens, folder
+):
+  line = [f"--requests={tokens}", f"--report={tmp_path / 'r.json'}"]
+  line += ["--capacity=bytes:1MiB", f"--model={folder}"]
+  (folder / "config.json").write_text("{")
+  assert "config.json is not JSON" in refused(command("simulate", *line))
+  (folder / "config.json").write_bytes(b"\xff\xfe")
+  assert "config.json" in refused(command("simulate", *line))
+
+
 @pytest.mark.parametrize(
   "changes, sentence",
   [
@@ -144,6 +265,9 @@ def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
     ({"interleave_seed": "-2"}, "--interleave_seed must be -1 or in"),
     ({"warmup_fraction": "1"}, "warmup_fraction must be in [0, 1), got 1.0"),
     ({"preset": "tiny"}, "--preset is for a capacity in bytes"),
+    ({"model": "folder"}, "--model is for a capacity in bytes"),
+    ({"dtype": "float32"}, "--dtype is for a capacity in bytes"),
+    ({"state_share": "0.5"}, "--state_share is for a capacity in bytes"),
     ({"histogram": "h.npy"}, "--histogram is no flag of simulate"),
     ({"speed": "9"}, "Unknown command line flag 'speed'"),
   ],
@@ -422,7 +546,7 @@ def test_place_refuses_other_files(command, tmp_path, monkeypatch):
 def test_demo_gets_its_folder(command, monkeypatch):
   """The demo itself is tested with its own module."""
   module = types.ModuleType("sparse_prefix_jax.demo")
-  monkeypatch.setattr(module, "run", print, raising=False)
+  monkeypatch.setattr(module, "run_demo", print, raising=False)
   monkeypatch.setitem(sys.modules, module.__name__, module)
   assert command("demo", "--out=some/folder") == (0, "some/folder\n", "")
   assert "demo needs --out" in refused(command("demo"))

@@ -19,8 +19,14 @@ from tqdm import tqdm
 
 from sparse_prefix_jax.contract import ContractError
 from sparse_prefix_jax.demo import picture, results
-from sparse_prefix_jax.demo.serving import CAPACITY, DECODED, new_cache, serve
-from sparse_prefix_jax.demo.strategies import LEVELS, Strategy, strategies
+from sparse_prefix_jax.demo.serving import (
+  CAPACITY,
+  DECODED,
+  new_cache,
+  serve_prompt,
+)
+from sparse_prefix_jax.demo.strategy import LEVELS, Strategy, strategies
+from sparse_prefix_jax.machine import environment
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.presets import preset
@@ -31,7 +37,7 @@ _SEED = 42
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def run(
+def run_demo(
   out: str | Path,
   *,
   config: ModelConfig | None = None,
@@ -158,7 +164,7 @@ def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
   learned = [s.policy for s in tried if s.policy.name == "optimal"]
   with tqdm(total=len(steps) + len(learned), desc="compiling") as bar:
     for length in steps:
-      serve(model, cache, np.zeros(length, np.int32))
+      serve_prompt(model, cache, np.zeros(length, np.int32))
       bar.update()
     for policy in learned:
       planner = Planner(policy, depths=config.max_length // config.chunk)
@@ -179,7 +185,7 @@ def _serve_all(
   """
   caches = [new_cache(model, strategy.policy) for strategy in tried]
   turns = [
-    [serve(model, cache, prompt) for cache in caches]
+    [serve_prompt(model, cache, prompt) for cache in caches]
     for prompt in tqdm(prompts, f"serving {len(tried)} ways", unit="request")
   ]
   total = sum(prompt.size for prompt in prompts)
@@ -202,7 +208,7 @@ def _report(
     prompts: what it was asked.
     rows: one for each strategy.
   """
-  return results.environment() | {
+  return environment() | {
     "model": dataclasses.asdict(model.config),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
     "requests": len(prompts),

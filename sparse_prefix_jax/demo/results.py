@@ -1,19 +1,12 @@
-"""What one strategy achieved, the table of all, and where it was measured."""
+"""What one strategy achieved, and the table of all."""
 
 import dataclasses
-import datetime
-import os
-import platform
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 
-from sparse_prefix_jax.demo.serving import Served, differing_bits
-from sparse_prefix_jax.demo.strategies import Strategy
-
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+from sparse_prefix_jax.demo.serving import Served, bits_apart
+from sparse_prefix_jax.demo.strategy import Strategy
 
 _COLUMNS = (
   ("strategy", "<11"),
@@ -43,7 +36,7 @@ class Result:
       running sequence included, as in the next two.
     pages_peak: pages of keys and values held at one time, at most.
     bytes_peak: bytes of both held at one time, at most.
-    evictions: entries dropped to make room.
+    evicted_states: states dropped to make room.
     tokens_total: tokens of all prompts.
     tokens_recomputed: those that prefill computed.
     first_token_p50_seconds: median time from prompt to logits on the host,
@@ -61,7 +54,7 @@ class Result:
   states_peak: int
   pages_peak: int
   bytes_peak: int
-  evictions: int
+  evicted_states: int
   tokens_total: int
   tokens_recomputed: int
   first_token_p50_seconds: float
@@ -97,13 +90,13 @@ def summarise(
     states_peak=max(s.held.held_slots for s in served),
     pages_peak=max(s.held.held_pages for s in served),
     bytes_peak=max(s.held.held_bytes for s in served),
-    evictions=served[-1].held.evicted_states,
+    evicted_states=served[-1].held.evicted_states,
     tokens_total=tokens_total,
     tokens_recomputed=sum(s.recomputed for s in served),
     first_token_p50_seconds=float(np.quantile(seconds, 0.5)),
     first_token_p95_seconds=float(np.quantile(seconds, 0.95)),
     speed_up=float(sum(s.seconds for s in reference) / seconds.sum()),
-    differing_bits=differing_bits(served, reference),
+    differing_bits=bits_apart(served, reference),
   )
 
 
@@ -138,27 +131,3 @@ def _cells(result: Result) -> list[str]:
     f"{result.speed_up:.1f}",
     str(result.differing_bits),
   ]
-
-
-def environment() -> dict[str, object]:
-  """Machine, versions and date, for a report that is kept.
-
-  >>> sorted(environment())
-  ['date', 'machine', 'versions']
-  """
-  versions = {name: metadata.version(name) for name in _PACKAGES}
-  return {
-    "date": datetime.date.today().isoformat(),
-    "machine": f"{_processor()}, {os.cpu_count()} cores",
-    "versions": {"python": platform.python_version(), **versions},
-  }
-
-
-def _processor() -> str:
-  """The processor's name where the system tells it."""
-  info = Path("/proc/cpuinfo")
-  if info.exists():
-    for line in info.read_text(encoding="utf-8").splitlines():
-      if line.startswith("model name"):
-        return f"{line.partition(':')[2].strip()} ({platform.machine()})"
-  return platform.processor() or platform.machine()

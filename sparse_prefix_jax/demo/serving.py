@@ -8,6 +8,7 @@ import numpy as np
 
 from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
@@ -24,15 +25,15 @@ DECODED = 3
 
 
 class Served(NamedTuple):
-  """One request.
+  """What one request gave and took.
 
   Attributes:
-    logits: of the prompt's last token and of each decoded token, float32
+    logits: Those of the prompt's last token and of each decoded token, float32
       [1 + DECODED, vocab].
-    seconds: until the first of them was on the host.
-    recomputed: tokens that prefill computed.
-    states: states that the request's entry keeps.
-    held: what the cache held at its fullest, running sequence included.
+    seconds: Time until the first of them was on the host.
+    recomputed: Tokens that prefill computed.
+    states: States that the request's entry keeps.
+    held: What the cache held at its fullest, running sequence included.
   """
 
   logits: np.ndarray
@@ -43,11 +44,11 @@ class Served(NamedTuple):
 
 
 def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
-  """An empty cache, of the one size that all strategies get.
+  """Makes an empty cache, of the one size that all strategies get.
 
   Args:
-    model: the model.
-    policy: where entries keep states; learns in the order of serving.
+    model: The model.
+    policy: Where entries keep states; it learns in the order of serving.
 
   Returns:
     The cache.
@@ -57,21 +58,21 @@ def new_cache(model: HybridDecoder, policy: PlacementPolicy) -> PrefixCache:
   )
 
 
-def serve(
+def serve_prompt(
   model: HybridDecoder, cache: PrefixCache, prompt: np.ndarray
 ) -> Served:
   """Prefills a prompt, decodes a few tokens greedily and releases.
 
   Args:
-    model: the model.
-    cache: matched and extended.
-    prompt: int32 [t] token ids.
+    model: The model.
+    cache: The cache that is matched and extended.
+    prompt: Token ids, int32 [t].
 
   Returns:
     What the request gave and took.
 
   Raises:
-    ValueError: a prompt that the model or the capacity has no room for.
+    ValueError: If the model or the capacity has no room for the prompt.
   """
   start = time.perf_counter()
   out = prefill(model, cache, [prompt])
@@ -94,24 +95,17 @@ def serve(
   )
 
 
-def differing_bits(ours: Sequence[Served], reference: Sequence[Served]) -> int:
-  """Bits in which the logits of two runs over the same stream differ.
-
-  Compared as integers: two zeros of different sign differ, and two NaN with
-  the same bits do not.
+def bits_apart(ours: Sequence[Served], reference: Sequence[Served]) -> int:
+  """Counts the bits in which the logits of two runs over a stream differ.
 
   Args:
-    ours: one run.
-    reference: the other, as long as the first.
+    ours: One run.
+    reference: The other, as long as the first.
 
   Returns:
     The number of differing bits, over all requests and all logits.
   """
   return sum(
-    int(
-      np.bitwise_count(
-        a.logits.view(np.uint32) ^ b.logits.view(np.uint32)
-      ).sum()
-    )
+    differing_bits(a.logits, b.logits)
     for a, b in zip(ours, reference, strict=True)
   )

@@ -2,8 +2,8 @@
 
 The tree of all earlier requests is kept for ever, keys and values included;
 only state checkpoints compete, for K slots. A request's path is its whole
-lattice blocks; a trailing partial block is neither matched nor stored, and
-unlike serving (DESIGN section 1.7) a match may reach the end of the prompt.
+lattice blocks; a trailing partial block is neither matched nor stored, and a
+match may reach the end of the prompt, which a server's cannot.
 """
 
 from collections import OrderedDict
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from sparse_prefix_jax.cache.index import token_blocks
+from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner
-from sparse_prefix_jax.workloads import Request, Trace
+from sparse_prefix_jax.workloads import Trace, TraceRequest
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Path:
   """The way of one request through the tree.
 
   Attributes:
-    nodes: one number per whole block; equal numbers are equal prefixes.
-    seen: depth of the deepest node that an earlier request passed.
-    entry: position in the stream of the last request that passed it; -1 where
+    nodes: One number per whole block; equal numbers are equal prefixes.
+    seen: Depth of the deepest node that an earlier request passed.
+    entry: Position in the stream of the last request that passed it; -1 where
       nothing was seen.
   """
 
@@ -35,14 +36,14 @@ class Path:
 
 
 def block_keys(
-  request: Request, trace: Trace, chunk: int
+  request: TraceRequest, trace: Trace, chunk: int
 ) -> Sequence[Hashable]:
-  """Keys of the whole lattice blocks of a request.
+  """Returns the keys of the whole lattice blocks of a request.
 
   Args:
-    request: of the trace.
-    trace: tells what an id is: a token, or a block of `chunk` tokens.
-    chunk: tokens per block.
+    request: A request of the trace.
+    trace: Tells what an id is: a token, or a block of `chunk` tokens.
+    chunk: Tokens per block.
   """
   if trace.block == 1:
     return token_blocks(request.ids, chunk)[0]
@@ -55,9 +56,9 @@ def tree_paths(
   """Numbers the prefixes of a stream; no placement changes them.
 
   Args:
-    trace: the stream.
-    chunk: tokens per lattice block.
-    progress: show a progress bar.
+    trace: The stream.
+    chunk: Tokens per lattice block.
+    progress: Show a progress bar.
 
   Returns:
     One path per request.
@@ -123,19 +124,23 @@ def replay_states(
   """Replays a stream with K state slots for one placement.
 
   Args:
-    trace: the stream.
-    planner: where states go; learns how deep the tree matches.
-    paths: of `tree_paths` for this stream and the planner's chunk.
+    trace: The stream.
+    planner: Where states go; it learns how deep the tree matches.
+    paths: What `tree_paths` gave for this stream and the planner's chunk.
     slots: K.
-    warmup: how many leading requests only fill the cache.
+    warmup: How many leading requests only fill the cache.
     eviction: "fifo", or "lru": a state that a request resumes from becomes
       the youngest.
-    whole_path: with "lru", so do all states above it on the path.
-    progress: show a progress bar.
+    whole_path: With "lru", all states above it on the path become so too.
+    progress: Show a progress bar.
 
   Returns:
     Counts of the measured requests.
+
+  Raises:
+    ValueError: If the eviction has another name.
   """
+  check_eviction("states", eviction)
   tally, held, chunk = Tally(), _Slots(slots), planner.policy.chunk
   known: list[Features] = []
   requests = tqdm(

@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
+from sparse_prefix_jax.cache.index import EVICTIONS
 
 KINDS = ("sequences", "states", "bytes")
 """The kinds of capacity: "sequences" holds the entries of the last N requests
 (the paper's rule), "states" holds K states in all while keys and values are
 free, and "bytes" counts states as well as keys and values."""
 
+# The rules of the paper and of the anchors are two queues, written out there; a
+# store has whatever rules an index has.
+_QUEUES = ("fifo", "lru")
 
 # ASCII digits, few enough that no number becomes enormous.
 _COUNT = re.compile(r"[0-9]{1,18}")
@@ -22,11 +26,11 @@ class Capacity:
   """How much a simulated cache may hold.
 
   Attributes:
-    kind: what is counted, one of `KINDS`.
-    amount: how many sequences, states or bytes; at least 1.
+    kind: What is counted, one of `KINDS`.
+    amount: How many sequences, states or bytes; at least 1.
 
   Raises:
-    ValueError: the kind is unknown, or the amount is no integer from 1.
+    ValueError: If the kind is unknown, or the amount no integer from 1.
 
   >>> Capacity("bytes", 4096)
   Capacity(kind='bytes', amount=4096)
@@ -49,23 +53,44 @@ class Capacity:
       )
 
   def __str__(self) -> str:
-    """The capacity as it stands on the command line."""
+    """Returns the capacity as it stands on the command line."""
     return f"{self.kind}:{self.amount}"
+
+
+def check_eviction(kind: str, eviction: str) -> None:
+  """Refuses a rule of eviction that a kind of capacity does not have.
+
+  Args:
+    kind: One of `KINDS`.
+    eviction: A key of `EVICTIONS`.
+
+  Raises:
+    ValueError: If it is no name of a rule of that kind.
+
+  >>> check_eviction("states", "marconi")
+  Traceback (most recent call last):
+  ValueError: eviction must be one of fifo, lru, got 'marconi'
+  """
+  known = tuple(EVICTIONS) if kind == "bytes" else _QUEUES
+  if eviction not in known:
+    raise ValueError(
+      f"eviction must be one of {', '.join(known)}, got {eviction!r}"
+    )
 
 
 def parse_capacity(text: str) -> Capacity:
   """Reads a capacity as it stands on the command line.
 
   Args:
-    text: "sequences:20", "states:1024" or "bytes:4GiB". Sequences and states
-      are counted, with at most 18 digits; bytes are a size as `parse_bytes`
-      reads it.
+    text: Such as "sequences:20", "states:1024" or "bytes:4GiB". Sequences and
+      states are counted, with at most 18 digits; bytes are a size as
+      `parse_bytes` reads it.
 
   Returns:
     The capacity.
 
   Raises:
-    ValueError: the text is anything else.
+    ValueError: If the text is anything else.
 
   >>> parse_capacity("bytes:0.5KiB")
   Capacity(kind='bytes', amount=512)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner
-from sparse_prefix_jax.workloads import Request, Trace, common_prefix
+from sparse_prefix_jax.workloads import Trace, TraceRequest, common_prefix
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Lookup:
   """What one request found, in the order of the stream.
 
   Attributes:
-    overlap: longest common prefix with a held entry of its group, in tokens;
+    overlap: Longest common prefix with a held entry of its group, in tokens;
       a trailing partial block counts for nothing.
-    entry: position in the stream of the request that left that entry, the
+    entry: Position in the stream of the request that left that entry, the
       earliest stored one among equals; -1 where nothing was shared.
-    evicted: position of the request whose entry left when this one's came;
+    evicted: Position of the request whose entry left when this one's came;
       -1 for none.
   """
 
@@ -35,14 +36,14 @@ class Lookup:
 
 
 def _longest(
-  request: Request, held: Sequence[int], requests: Sequence[Request]
+  request: TraceRequest, held: Sequence[int], requests: Sequence[TraceRequest]
 ) -> tuple[int, int]:
-  """The held entry that shares most with a request.
+  """Finds the held entry that shares most with a request.
 
   Args:
-    request: what is looked up.
-    held: positions of the entries to compare with, the earliest stored first.
-    requests: the stream.
+    request: What is looked up.
+    held: Positions of the entries to compare with, the earliest stored first.
+    requests: The stream.
 
   Returns:
     Number of common ids, and the position of the first entry that has as many;
@@ -66,14 +67,18 @@ def look_up(
   """Matches every request against the entries held when it comes.
 
   Args:
-    trace: the stream.
-    sequences: how many entries are held.
+    trace: The stream.
+    sequences: How many entries are held.
     eviction: "fifo", or "lru": an entry that is matched becomes the youngest.
-    progress: show a progress bar.
+    progress: Show a progress bar.
 
   Returns:
     One look-up per request.
+
+  Raises:
+    ValueError: If the eviction has another name.
   """
+  check_eviction("sequences", eviction)
   # Entries that share anything agree in group and first id.
   held: dict[tuple[int, int], OrderedDict[int, None]] = {}
   ages: OrderedDict[int, None] = OrderedDict()
@@ -103,11 +108,11 @@ class Decision:
   """What the cache decided for one request.
 
   Attributes:
-    length: prompt tokens.
-    overlap: leading tokens that equal a held entry's, 0 without a cache.
-    resumed: position of the state that it resumes from, 0 for none.
-    marks: positions at which its entry keeps states.
-    held: states held by all entries after it was stored.
+    length: Prompt tokens.
+    overlap: Leading tokens that equal a held entry's, 0 without a cache.
+    resumed: Position of the state that it resumes from, 0 for none.
+    marks: Positions at which its entry keeps states.
+    held: States held by all entries after it was stored.
   """
 
   length: int
@@ -128,11 +133,11 @@ def replay_decisions(
   """Replays a stream under the paper's rules, request by request.
 
   Args:
-    trace: the stream.
-    planner: where states go; still warming up if there is a warm-up.
-    lookups: of `look_up` for this stream.
-    warmup: how many leading requests only fill the cache.
-    progress: show a progress bar.
+    trace: The stream.
+    planner: Where states go; it still warms up if there is a warm-up.
+    lookups: What `look_up` gave for this stream.
+    warmup: How many leading requests only fill the cache.
+    progress: Show a progress bar.
 
   Yields:
     One decision per request, those of the warm-up included.
@@ -163,8 +168,8 @@ def tally_decisions(decisions: Iterable[Decision], warmup: int) -> Tally:
   """Counts what was decided for the measured requests.
 
   Args:
-    decisions: of `replay_decisions`.
-    warmup: how many leading requests only fill the cache.
+    decisions: What `replay_decisions` yields.
+    warmup: How many leading requests only fill the cache.
 
   Returns:
     The counts; the peak of held states includes the warm-up.

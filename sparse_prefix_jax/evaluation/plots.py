@@ -1,39 +1,17 @@
 """Pictures of reports: what a state buys, for every placement."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.evaluation.report import Report
+from sparse_prefix_jax.evaluation.report import SimulationReport
 
 _MARKERS = "osD^vPX*"
 
 
-def write_json(path: str | Path, report: Report | Sequence[Report]) -> None:
-  """Writes one report, or a list of them, as JSON.
-
-  Args:
-    path: file to write; missing folders are made.
-    report: what to write.
-
-  Raises:
-    OSError: the file cannot be written.
-  """
-  one = isinstance(report, Report)
-  content = report.to_json() if one else [r.to_json() for r in report]
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-  except OSError as error:
-    # A full disk is noticed at the write, which does not know the name.
-    raise OSError(error.errno, error.strerror, str(path)) from None
-
-
 def _points(
-  reports: Sequence[Report], placement: str
+  reports: Sequence[SimulationReport], placement: str
 ) -> tuple[list[float], list[float]]:
   """States per entry and percent saved of one placement, in order of states."""
   chosen = sorted(
@@ -44,20 +22,20 @@ def _points(
   return [x for x, _ in chosen], [y for _, y in chosen]
 
 
-def plot_reports(reports: Sequence[Report], path: str | Path) -> None:
+def plot_reports(reports: Sequence[SimulationReport], path: str | Path) -> None:
   """Draws saved prompt tokens against states per entry, a line a placement.
 
   The dashed line is what equalled a stored prefix: the most that states can
   save.
 
   Args:
-    reports: of one stream and capacity.
+    reports: Reports of one stream and capacity.
     path: PNG file to write; missing folders are made.
 
   Raises:
-    ValueError: there are no reports.
-    MissingExtraError: matplotlib is not installed.
-    OSError: the file cannot be written.
+    ValueError: If there are no reports.
+    MissingExtraError: If matplotlib is not installed.
+    OSError: If the file cannot be written.
   """
   if not reports:
     raise ValueError("reports must not be empty")

@@ -1,39 +1,65 @@
 """What a replay found, as a frozen record that goes to JSON."""
 
+import collections
 import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from sparse_prefix_jax.evaluation.meanings import meanings_of
 
 
 @dataclass(frozen=True)
-class Report:
+class SimulationReport:
   """Result of replaying a request stream against one policy.
 
-  Everything from `requests` to `state_checkpoints_per_entry` counts the
-  measured requests only, those after the warm-up.
+  What a figure means may depend on the kind of capacity; `meanings` says it for
+  this report. The names of six figures are those of the files that `simulate`
+  has always written; every other figure has the name that `PrefixCache.stats()`
+  gives it, where both mean the same, and another where they do not:
+
+      tokens_total      is `prompt_tokens` of `stats()`
+      tokens_saved      is `saved_tokens`
+      reusable_tokens   is `overlap_tokens`
+      requests, hits, evicted_states, reasons     are those of `stats()`
+      overlapping_requests     is not in it: the paper calls these its hits
+      state_checkpoints_per_entry     is a mean over requests as they end, while
+          `states_per_entry` is one over the entries that are stored now
+      state_checkpoints_peak     is `stored_states` at its highest
+      bytes_peak     is `held_bytes` at its highest
+
+  `stats()` counts the whole life of a cache; this report leaves the warm-up
+  out, but of the two peaks and of `state_share`.
 
   Attributes:
-    trace: name of the stream.
-    placement: name of the placement policy.
-    budget: its budget, None where it has none.
-    eviction: which entry or state leaves first.
-    capacity: as on the command line.
-    warmup_requests: requests that only filled the cache.
-    requests: measured requests.
-    tokens_total: their prompt tokens.
-    tokens_saved: tokens that a restored state made unnecessary to compute.
-    reusable_tokens: tokens that equalled a stored prefix (what one state per
-      token would have saved).
-    hits: requests whose overlap was not zero.
-    state_checkpoints_per_entry: states kept per request, on average. With a
-      capacity in sequences, the places that the policy names, as the paper
-      counts them (a place within chunk 0 included); in states, the states that
-      a request adds, those of its prefix that it resumes from not counted
-      again; in bytes, the states that its entry keeps alive, shared ones
-      included, and 0 where it was not stored.
-    state_checkpoints_peak: states held at one time, at most, warm-up included.
-    bytes_peak: bytes held at one time, at most; None where bytes are not
-      counted.
+    trace: Name of the stream.
+    placement: Name of the placement policy.
+    budget: Its budget, None where it has none.
+    eviction: Which entry or state leaves first.
+    capacity: The capacity as it stands on the command line.
+    warmup_requests: Requests that only filled the cache.
+    requests: Measured requests.
+    tokens_total: Their prompt tokens.
+    tokens_saved: Tokens that a restored state made unnecessary to compute.
+    reusable_tokens: Tokens that equalled a known prefix, which is what one
+      state per token would have saved.
+    hits: Requests that resumed from a state.
+    overlapping_requests: Requests with at least one reusable token.
+    state_checkpoints_per_entry: States kept per request, on average.
+    state_checkpoints_peak: States stored at one time, at most.
+    bytes_peak: Bytes held at one time, at most. This and all that follow are
+      None unless the capacity is in bytes.
+    state_bytes: Bytes of one state checkpoint.
+    page_bytes: Bytes of the keys and values of one lattice block.
+    evicted_states: States that were dropped to make room.
+    refused_requests: Requests that do not fit where all else is evicted.
+    moves: How often the share of states changed.
+    moved_bytes: What a server copies for that.
+    state_share: Share of the capacity that states have in the end; None also
+      where the capacity is undivided.
+    reasons: How many requests went no deeper, for each reason.
   """
 
   trace: str
@@ -47,29 +73,99 @@ class Report:
   tokens_saved: int
   reusable_tokens: int
   hits: int
+  overlapping_requests: int
   state_checkpoints_per_entry: float
   state_checkpoints_peak: int
   bytes_peak: int | None = None
+  state_bytes: int | None = None
+  page_bytes: int | None = None
+  evicted_states: int | None = None
+  refused_requests: int | None = None
+  moves: int | None = None
+  moved_bytes: int | None = None
+  state_share: float | None = None
+  reasons: Mapping[str, int] | None = None
 
   @property
   def saved_fraction(self) -> float:
     """Share of the prompt tokens that were not computed."""
     return self.tokens_saved / self.tokens_total
 
+  @property
+  def meanings(self) -> dict[str, str]:
+    """A sentence for each figure, true for the kind of this capacity."""
+    return meanings_of(self.capacity.partition(":")[0])
+
   def to_json(self) -> dict[str, Any]:
-    """The fields, and the shares that follow from them."""
+    """Returns the fields, the shares that follow from them, and meanings."""
     reusable = max(self.reusable_tokens, 1)
     return dataclasses.asdict(self) | {
       "saved_fraction": self.saved_fraction,
       "saved_fraction_of_reusable": self.tokens_saved / reusable,
+      "meanings": self.meanings,
     }
+
+  def table(self) -> str:
+    """Returns a line for each figure: its name, its value and its meaning."""
+    content, lines = self.to_json(), []
+    for name, meaning in self.meanings.items():
+      value = _text(content[name])
+      lines.append(f"{name:28}{value:>16}  {meaning}")
+    return "\n".join(lines)
+
+
+def _text(value: int | float | Mapping[str, int] | None) -> str:
+  """A figure as it is printed."""
+  if isinstance(value, Mapping):
+    return ", ".join(f"{n} {name}" for name, n in value.items()) or "none"
+  if value is None:
+    return "none"
+  return format(value, ".0f" if value == int(value) else ".7g")
+
+
+def write_json(
+  path: str | Path, report: SimulationReport | Sequence[SimulationReport]
+) -> None:
+  """Writes one report, or a list of them, as JSON.
+
+  Args:
+    path: File to write; missing folders are made.
+    report: What to write.
+
+  Raises:
+    OSError: If the file cannot be written.
+  """
+  one = isinstance(report, SimulationReport)
+  content = report.to_json() if one else [r.to_json() for r in report]
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  except OSError as error:
+    # A full disk is noticed at the write, which does not know the name.
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @dataclass
 class Tally:
   """Counts of a replay while it runs; only measured requests are added.
 
-  Attributes: as in `Report`; `states` is the sum behind the mean.
+  Attributes:
+    requests: As in `SimulationReport`, like all that are not said here.
+    tokens_total: See there.
+    tokens_saved: See there.
+    reusable_tokens: See there.
+    hits: See there.
+    overlapping_requests: See there.
+    states: The sum behind the mean number of states per entry.
+    peak: States stored at one time, at most.
+    bytes_peak: See there.
+    evicted_states: See there.
+    refused_requests: See there.
+    moves: See there.
+    moved_bytes: See there.
+    state_share: See there.
+    reasons: See there; empty unless a store is replayed.
   """
 
   requests: int = 0
@@ -77,22 +173,32 @@ class Tally:
   tokens_saved: int = 0
   reusable_tokens: int = 0
   hits: int = 0
+  overlapping_requests: int = 0
   states: int = 0
   peak: int = 0
   bytes_peak: int | None = None
+  evicted_states: int | None = None
+  refused_requests: int | None = None
+  moves: int | None = None
+  moved_bytes: int | None = None
+  state_share: float | None = None
+  reasons: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
 
   def add(self, *, length: int, saved: int, overlap: int, states: int) -> None:
     """Counts one measured request.
 
     Args:
-      length: prompt tokens.
-      saved: tokens restored.
-      overlap: tokens that equalled a stored prefix.
-      states: states that it kept.
+      length: Prompt tokens.
+      saved: Tokens restored.
+      overlap: Tokens that equalled a known prefix.
+      states: States that it kept.
     """
     self.requests += 1
     self.tokens_total += length
     self.tokens_saved += saved
     self.reusable_tokens += overlap
-    self.hits += overlap > 0
+    self.hits += saved > 0
+    self.overlapping_requests += overlap > 0
     self.states += states

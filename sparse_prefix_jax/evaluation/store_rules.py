@@ -4,8 +4,10 @@ The replay makes the calls of a server that serves one request at a time: open,
 commit, append the answer where the stream tells it, close.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -16,10 +18,11 @@ from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.models.cost import PrefillCost
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
-from sparse_prefix_jax.workloads import Request as Asked
-from sparse_prefix_jax.workloads import Trace
+from sparse_prefix_jax.workloads import Trace, TraceRequest
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,23 @@ class Sizes:
         f" {self.state_bytes} and {self.page_bytes}"
       )
 
+  @classmethod
+  def of_model(cls, config: ModelConfig, block: int) -> "Sizes":
+    """Returns what a model keeps, and what its prefill costs.
+
+    Args:
+      config: The configuration of the model.
+      block: Tokens of a lattice block, which may differ from the model's own.
+
+    >>> from sparse_prefix_jax import preset
+    >>> Sizes.of_model(preset("tiny"), block=128).page_bytes
+    65536
+    """
+    pages = page_bytes(config) * block
+    return cls(
+      state_bytes(config), pages // config.chunk, prefill_flops(config)
+    )
+
 
 def store_planner(
   policy: PlacementPolicy,
@@ -57,11 +77,11 @@ def store_planner(
   depths: int,
   warming_up: bool = False,
 ) -> Planner:
-  """The planner of a server with these sizes; it computes plans when needed.
+  """Returns the planner of a server, which computes plans when needed.
 
   Args:
     policy: What to plan by.
-    sizes: Of the model; its cost of prefill.
+    sizes: Sizes of the model; only its cost of prefill is used.
     depths: Number of depth bins of a chunk.
     warming_up: Whether leading requests only fill the cache.
 
@@ -90,7 +110,7 @@ def make_store(
   eviction: str = "lru",
   state_share: float | str | None = "chosen",
 ) -> PrefixStore:
-  """The store of a server with these sizes.
+  """Returns the store of a server with these sizes.
 
   Args:
     planner: Where states go; its chunk is the lattice.
@@ -101,6 +121,12 @@ def make_store(
     state_share: Share of the capacity for states; "chosen" follows the
       requests, as a server does; None leaves the capacity undivided, as no
       server of ours can.
+
+  Returns:
+    An empty store.
+
+  Raises:
+    ValueError: If the share is anything else.
 
   >>> from sparse_prefix_jax.placement import PlacementPolicy
   >>> planner = Planner(PlacementPolicy("last"), depths=8)
@@ -113,7 +139,7 @@ def make_store(
   sizes_of = Shares(
     capacity_bytes, sizes.state_bytes, sizes.page_bytes, -(-longest // chunk)
   )
-  first = sizes_of.first if state_share == "chosen" else state_share
+  first = _first_share(state_share, sizes_of)
   slots, pages = (None, None) if first is None else sizes_of.split(first)
   store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
@@ -127,13 +153,55 @@ def make_store(
   return store
 
 
-def store_request(request: Asked, trace: Trace, chunk: int) -> Request:
-  """A request of a stream as the store takes it: its prompt, without answer.
+def _first_share(share: float | str | None, sizes: Shares) -> float | None:
+  """The share to begin with; ValueError for what says nothing of one."""
+  if share is None:
+    return None
+  if share == "chosen":
+    return sizes.first
+  if isinstance(share, float) and 0 < share < 1:
+    return share
+  raise ValueError(
+    f"state_share must be a number in (0, 1), 'chosen' or None, got {share!r}"
+  )
+
+
+def share_of(store: PrefixStore) -> float | None:
+  """Returns the share of its capacity that a store has for states now.
+
+  Args:
+    store: What `make_store` made.
+
+  Returns:
+    The share that was chosen last, or what the slots of a fixed share take;
+    None where the capacity is undivided.
+
+  >>> policy = PlacementPolicy("last", chunk=4)
+  >>> store = make_store(
+  ...   Planner(policy, depths=8),
+  ...   Sizes(state_bytes=100, page_bytes=10),
+  ...   capacity_bytes=1000,
+  ...   longest=32,
+  ...   state_share=0.25,
+  ... )
+  >>> share_of(store)
+  0.2
+  """
+  if isinstance(store.chooser, ShareChooser):
+    return store.chooser.share
+  budget = store.index.budget
+  if budget.slots is None:
+    return None
+  return budget.slots * budget.slot_bytes / budget.capacity_bytes
+
+
+def store_request(request: TraceRequest, trace: Trace, chunk: int) -> Request:
+  """Returns a request of a stream as a store takes it: without its answer.
 
   A trace of hashed blocks does not tell the ids of a trailing partial block.
 
   Args:
-    request: Of the trace.
+    request: A request of the trace.
     trace: Tells what an id is: a token, or a block of `chunk` tokens.
     chunk: Tokens of a lattice block.
   """
@@ -145,7 +213,7 @@ def store_request(request: Asked, trace: Trace, chunk: int) -> Request:
 def serve(
   store: PrefixStore, request: Request, answer: Sequence[int] = ()
 ) -> Running:
-  """The calls of a server for one request at a time, without a model.
+  """Makes the calls of a server for one request at a time, without a model.
 
   Args:
     store: Changed as a server's would be.
@@ -158,20 +226,49 @@ def serve(
   Raises:
     CapacityError: If the prompt or its answer does not fit an empty store.
   """
+  running = run_prompt(store, request)
+  try:
+    for token in answer:
+      run_token(store, running, token)
+  finally:
+    store.close(running)
+  return running
+
+
+def run_prompt(store: PrefixStore, request: Request) -> Running:
+  """Prefills a prompt, without a model.
+
+  Args:
+    store: Changed as a server's would be.
+    request: The prompt.
+
+  Returns:
+    The sequence, to be closed.
+
+  Raises:
+    CapacityError: If the prompt does not fit an empty store.
+  """
   if isinstance(store.chooser, ShareChooser):
     move_if_due(store, store.chooser)
   (running,) = store.open([request])
-  try:
-    commit_all(store, running)
-    for token in answer:
-      store.advance([running])
-      store.append(running, token)
-      commit_all(store, running)
-  except CapacityError:
-    store.close(running)
-    raise
-  store.close(running)
+  commit_all(store, running)
   return running
+
+
+def run_token(store: PrefixStore, running: Running, token: int) -> None:
+  """Decodes one token, without a model.
+
+  Args:
+    store: Changed as a server's would be.
+    running: The sequence that gets longer.
+    token: The id that was decoded.
+
+  Raises:
+    CapacityError: If a page is needed and all are in use.
+  """
+  store.advance([running])
+  store.append(running, token)
+  commit_all(store, running)
 
 
 def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
@@ -181,7 +278,7 @@ def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
 
   Args:
     store: Its limits change.
-    chooser: Of the store.
+    chooser: The one of the store.
   """
   if chooser.due == chooser.share:
     return
@@ -205,6 +302,22 @@ def commit_all(store: PrefixStore, running: Running) -> None:
     store.commit(running, segment)
 
 
+class _Since(NamedTuple):
+  """What a store had counted when measuring began."""
+
+  evicted: int
+  moves: int
+  moved_bytes: int
+
+  @classmethod
+  def now(cls, store: PrefixStore) -> "_Since":
+    """What it has counted so far."""
+    chooser, evicted = store.chooser, store.stats().evicted_states
+    if isinstance(chooser, ShareChooser):
+      return cls(evicted, chooser.moves, chooser.moved_bytes)
+    return cls(evicted, 0, 0)
+
+
 def replay_store(
   trace: Trace,
   store: PrefixStore,
@@ -215,18 +328,19 @@ def replay_store(
   """Replays a stream, one request at a time.
 
   A request that would not fit an empty store is refused by a server: it counts
-  as computed, and nothing is learned from it.
+  as computed, and nothing is learned from it. An answer that does not fit is
+  cut short, and its prompt counts like any other.
 
   Args:
     trace: The stream.
-    store: Of `make_store`.
+    store: What `make_store` made.
     warmup: How many leading requests only fill the store.
     progress: Show a progress bar.
 
   Returns:
     Counts of the measured requests.
   """
-  tally, chunk = Tally(bytes_peak=0), store.chunk
+  tally, since = Tally(bytes_peak=0, refused_requests=0), _Since.now(store)
   requests = tqdm(
     trace.requests,
     store.planner.policy.name,
@@ -236,20 +350,46 @@ def replay_store(
   for position, asked in enumerate(requests):
     if position == warmup:
       store.planner.end_warmup()
-    answer = asked.ids[len(asked.prompt) :].tolist()
-    request = store_request(asked, trace, chunk)
-    try:
-      served = serve(store, request, answer)
-    except CapacityError:
-      served = None
-    held = store.index
-    tally.peak = max(tally.peak, held.held_slots)
-    tally.bytes_peak = max(tally.bytes_peak or 0, held.held_bytes)
+      since = _Since.now(store)
+    served = _replay_request(store, asked, trace, tally)
     if position >= warmup:
-      tally.add(
-        length=request.length,
-        saved=served.resumed if served else 0,
-        overlap=served.match.overlap_tokens if served else 0,
-        states=len(served.entry.states) if served and served.entry else 0,
-      )
+      _count(tally, asked, served)
+  end = _Since.now(store)
+  tally.evicted_states = end.evicted - since.evicted
+  tally.moves = end.moves - since.moves
+  tally.moved_bytes = end.moved_bytes - since.moved_bytes
+  tally.state_share = share_of(store)
   return tally
+
+
+def _replay_request(
+  store: PrefixStore, asked: TraceRequest, trace: Trace, tally: Tally
+) -> Running | None:
+  """Serves one request and notes the peaks; None where it is refused."""
+  held = store.index
+  try:
+    running = run_prompt(store, store_request(asked, trace, store.chunk))
+  except CapacityError:
+    return None
+  with contextlib.suppress(CapacityError):
+    for token in asked.ids[len(asked.prompt) :].tolist():
+      run_token(store, running, token)
+  tally.bytes_peak = max(tally.bytes_peak or 0, held.held_bytes)
+  store.close(running)
+  tally.peak = max(tally.peak, held.held_slots)
+  return running
+
+
+def _count(tally: Tally, asked: TraceRequest, served: Running | None) -> None:
+  """Adds a measured request; None where it was refused."""
+  if served is None:
+    tally.refused_requests = (tally.refused_requests or 0) + 1
+    tally.add(length=asked.prompt_length, saved=0, overlap=0, states=0)
+    return
+  tally.reasons[str(served.match.reason)] += 1
+  tally.add(
+    length=asked.prompt_length,
+    saved=served.resumed,
+    overlap=served.match.overlap_tokens,
+    states=len(served.entry.states) if served.entry else 0,
+  )

@@ -16,8 +16,8 @@ from .mixture import Mixture as Mixture
 from .overlap import OverlapHistogram as OverlapHistogram
 from .overlap import observe as observe
 from .planner import Planner as Planner
-from .policy import CHUNK as CHUNK
-from .policy import POLICIES as POLICIES
+from .policy import DEFAULT_CHUNK as DEFAULT_CHUNK
+from .policy import PLACEMENTS as PLACEMENTS
 from .policy import PlacementPolicy as PlacementPolicy
 from .priced import CommonPrice as CommonPrice
 from .priced import Steps as Steps

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 _Plan = TypeVar("_Plan")
 
-Work: TypeAlias = Callable[[], _Plan]
+PlanWork: TypeAlias = Callable[[], _Plan]
 """Computes a plan from what it holds, which nobody else changes."""
 
 # Seconds that a plan goes on for, and then sleeps to hand the interpreter over.
@@ -38,7 +38,7 @@ def _worker() -> ThreadPoolExecutor:
   return ThreadPoolExecutor(1, thread_name_prefix="sparse_prefix_jax_plans")
 
 
-def _submitted(work: Work[_Plan]) -> Future[_Plan] | None:
+def _submitted(work: PlanWork[_Plan]) -> Future[_Plan] | None:
   """The plan to come; None where no thread can be had for it."""
   try:
     return _worker().submit(work)
@@ -71,7 +71,9 @@ class Job(Generic[_Plan]):
     waited_for: Whether somebody waits for it.
   """
 
-  def __init__(self, work: Work[_Plan], *, due: int, background: bool) -> None:
+  def __init__(
+    self, work: PlanWork[_Plan], *, due: int, background: bool
+  ) -> None:
     """Begins to compute, or leaves it for `result`.
 
     Args:
@@ -128,7 +130,7 @@ class UnderWay(Generic[_Plan]):
     """How many plans are under way."""
     return len(self._jobs)
 
-  def begin(self, work: Work[_Plan], *, due: int) -> None:
+  def begin(self, work: PlanWork[_Plan], *, due: int) -> None:
     """Begins a plan.
 
     Args:

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from sparse_prefix_jax.placement.background import Work, pause
+from sparse_prefix_jax.placement.background import PlanWork, pause
 from sparse_prefix_jax.placement.mixture import Features, Mixture
 from sparse_prefix_jax.placement.priced import (
   CommonPrice,
@@ -90,7 +90,7 @@ class Conditional:
     self.mixture = self.mixture.observe(overlap, entry=entry, matched=matched)
     self._recent = (*self._recent[1 - _WINDOW :], entry)
 
-  def planning(self) -> Work[CommonPrice]:
+  def planning(self) -> PlanWork[CommonPrice]:
     """Returns what computes a plan of the present statistics.
 
     It may be called at any time and in any thread: it holds all that it needs,

@@ -42,7 +42,7 @@ from sparse_prefix_jax.placement.inputs import (
   x64_is_on,
 )
 from sparse_prefix_jax.placement.problem import (
-  NONE,
+  UNUSED,
   Placement,
   Problem,
   build_problem,
@@ -235,11 +235,11 @@ def _trace_back(
 
 
 def _ascending(descending: Int32[Array, "found"], budget: int) -> Positions:
-  """Turns positions around, and fills up with `NONE` to length `budget`."""
+  """Turns positions around, and fills up with `UNUSED` to length `budget`."""
   found = jnp.sum(descending > 0, dtype=jnp.int32)
   order = found - jnp.int32(1) - jnp.arange(budget, dtype=jnp.int32)
   taken = descending[jnp.maximum(order, jnp.int32(0))]
-  return jnp.where(order >= 0, taken, jnp.int32(NONE))
+  return jnp.where(order >= 0, taken, jnp.int32(UNUSED))
 
 
 @partial(jax.jit, static_argnames=("budget", "integer", "checked"))
@@ -255,7 +255,7 @@ def _solve(
   problem = build_problem(weights, cost, integer, checked)
   useful = min(budget, weights.shape[0] - 1)
   if useful == 0:
-    return measure(problem, jnp.full((budget,), NONE, jnp.int32))
+    return measure(problem, jnp.full((budget,), UNUSED, jnp.int32))
   cost_units, survival = _pad(problem, _strides(weights.shape[0])[0])
   layers = _layers(cost_units, survival, useful)
   descending = _trace_back(layers, cost_units, survival)

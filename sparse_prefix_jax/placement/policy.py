@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from sparse_prefix_jax.placement.heuristics import NEEDS_STEP
 from sparse_prefix_jax.placement.inputs import as_integer
 
-CHUNK = 64
+DEFAULT_CHUNK = 64
 """How many tokens lie between lattice positions, unless configured."""
 
-POLICIES = {
+PLACEMENTS = {
   "no_cache": None,
   "last": None,
   "block": "tokens between states",
@@ -43,7 +43,7 @@ def _check_fraction(budget: int | float | None) -> None:
 
 def _check_budget(name: str, budget: int | float | None) -> None:
   """Raises ValueError where a budget is missing, superfluous or too small."""
-  meaning = POLICIES[name]
+  meaning = PLACEMENTS[name]
   if meaning is None:
     if budget is not None:
       raise ValueError(f"placement {name} takes no budget, got {budget}")
@@ -62,9 +62,9 @@ class PlacementPolicy:
   """The rule by which entries keep states, by name; hashable configuration.
 
   Attributes:
-    name: A key of `POLICIES`.
-    budget: What `POLICIES` says for the name, None for names without one. Only
-      `conditional` takes a fraction, since its budget is spent over many
+    name: A key of `PLACEMENTS`.
+    budget: What `PLACEMENTS` says for the name, None for names without one.
+      Only `conditional` takes a fraction, since its budget is spent over many
       entries and the others' within each.
     chunk: Tokens between lattice positions c.
     replan: How often the learned ones plan: "frozen" plans once, "periodic"
@@ -84,16 +84,16 @@ class PlacementPolicy:
 
   name: str
   budget: int | float | None = None
-  chunk: int = CHUNK
+  chunk: int = DEFAULT_CHUNK
   replan: str = "decaying"
   every: int = 10
   decay: float = 0.99
 
   def __post_init__(self) -> None:
     """Checks every field."""
-    if self.name not in POLICIES:
+    if self.name not in PLACEMENTS:
       raise ValueError(
-        f"placement must be one of {', '.join(POLICIES)}, got {self.name!r}"
+        f"placement must be one of {', '.join(PLACEMENTS)}, got {self.name!r}"
       )
     as_integer(self.chunk, "chunk")
     as_integer(self.every, "every")

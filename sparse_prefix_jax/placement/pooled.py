@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float64
 
-from sparse_prefix_jax.placement.background import Work
+from sparse_prefix_jax.placement.background import PlanWork
 from sparse_prefix_jax.placement.dynamic_program import solve_placement
 from sparse_prefix_jax.placement.mixture import Features
 from sparse_prefix_jax.placement.overlap import OverlapHistogram, observe
@@ -81,7 +81,7 @@ class Pooled:
     depth = overlap // self._chunk
     self.histogram = observe(self.histogram, depth, self._decay)
 
-  def planning(self) -> Work[list[int]]:
+  def planning(self) -> PlanWork[list[int]]:
     """Returns what computes a plan of the present statistics.
 
     It may be called at any time and in any thread: it holds all that it needs.

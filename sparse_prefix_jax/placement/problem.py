@@ -30,7 +30,7 @@ from sparse_prefix_jax.placement.inputs import (
   needs_x64,
 )
 
-NONE = -1
+UNUSED = -1
 """Stands for a place in `Placement.positions` that is not used."""
 
 # Of the bits, these many go to a cost that has to be scaled; the weights,

@@ -3,12 +3,12 @@
 from .block_sizes import DEFAULT_BLOCK as DEFAULT_BLOCK
 from .documents import load_quality as load_quality
 from .documents import load_system_prompts as load_system_prompts
-from .interleave import interleave as interleave
+from .interleaving import interleave as interleave
 from .mooncake import TIME_UNITS as TIME_UNITS
 from .mooncake import TraceWarning as TraceWarning
 from .mooncake import load_mooncake as load_mooncake
-from .request import Request as Request
 from .request import Trace as Trace
+from .request import TraceRequest as TraceRequest
 from .request import common_prefix as common_prefix
 from .request import token_trace as token_trace
 from .synthetic import synthetic_stream as synthetic_stream

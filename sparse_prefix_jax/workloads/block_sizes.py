@@ -21,19 +21,19 @@ _NAMED = re.compile(r"(?:\.b|[._-]blksz[._-]?)([0-9]+)(?=[._-])")
 _USUAL = tuple(2**power for power in range(17))
 
 
-class Sizes(NamedTuple):
-  """How long a prompt is.
+class PromptSize(NamedTuple):
+  """How long a prompt is, in tokens and in blocks.
 
   Attributes:
-    tokens: its tokens.
-    ids: its blocks, a trailing partial one counted or not.
+    tokens: Its tokens.
+    ids: Its blocks, a trailing partial one counted or not.
   """
 
   tokens: int
   ids: int
 
   def fit(self, block: int) -> bool:
-    """Whether the ids are those of blocks of `block` tokens."""
+    """Tells whether the ids are those of blocks of `block` tokens."""
     return self.tokens // block <= self.ids <= -(-self.tokens // block)
 
 
@@ -87,17 +87,17 @@ def _check_range(what: str, size: int) -> None:
     )
 
 
-def misfit(sizes: Sizes, block: int) -> str:
+def misfit(sizes: PromptSize, block: int) -> str:
   """Says how the ids of a request contradict the size of a block.
 
   Args:
-    sizes: a request that does not fit.
-    block: tokens per block.
+    sizes: A request that does not fit.
+    block: Tokens per block.
 
   Returns:
     A sentence without its subject, the line.
 
-  >>> misfit(Sizes(tokens=521, ids=33), 512)
+  >>> misfit(PromptSize(tokens=521, ids=33), 512)
   '521 tokens are at most 2 blocks of 512, but hash_ids has 33'
   """
   whole, most = sizes.tokens // block, -(-sizes.tokens // block)
@@ -110,18 +110,18 @@ def misfit(sizes: Sizes, block: int) -> str:
   )
 
 
-def better_block(requests: Sequence[Sizes], block: int) -> str | None:
+def better_block(requests: Sequence[PromptSize], block: int) -> str | None:
   """Says which usual block size fits more requests than the one assumed.
 
   Args:
-    requests: all requests of a trace.
-    block: tokens per block, as assumed.
+    requests: All requests of a trace.
+    block: Tokens per block, as assumed.
 
   Returns:
     A sentence, or None where no power of two up to 65,536 fits more: the trace
     is damaged then, and its block size may be right.
 
-  >>> better_block([Sizes(521, 33), Sizes(7, 1)], 512)
+  >>> better_block([PromptSize(521, 33), PromptSize(7, 1)], 512)
   'block_size=16 would fit all 2 lines'
   """
 

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from sparse_prefix_jax.workloads.block_sizes import (
-  Sizes,
+  PromptSize,
   better_block,
   block_size_of,
   misfit,
 )
 from sparse_prefix_jax.workloads.lines import json_lines
-from sparse_prefix_jax.workloads.request import Request, Trace
+from sparse_prefix_jax.workloads.request import Trace, TraceRequest
 
 TIME_UNITS = {"ms": 1000, "s": 1}
 """Units of `timestamp`, and how many of them are a second."""
@@ -133,7 +133,7 @@ def _without_misfits(
     ValueError: a line has other ids and may not be skipped, because `on_bad` is
       None, or because more lines fit another size: that is no damage.
   """
-  sizes = [Sizes(line.length, len(line.ids)) for line in lines]
+  sizes = [PromptSize(line.length, len(line.ids)) for line in lines]
   bad = [i for i, size in enumerate(sizes) if not size.fit(block)]
   better = better_block(sizes, block) if bad else None
   for index in bad:
@@ -257,7 +257,9 @@ def load_mooncake(
   return Trace(path.name, requests, block, skipped_lines=skipped.count)
 
 
-def _request(index: int, line: _Line, block: int, arrival: float) -> Request:
+def _request(
+  index: int, line: _Line, block: int, arrival: float
+) -> TraceRequest:
   """A request of hashed blocks; its partial block has no id."""
   ids = np.array(line.ids[: line.length // block], np.int32)
-  return Request(ids, line.length, index=index, arrival=arrival)
+  return TraceRequest(ids, line.length, index=index, arrival=arrival)

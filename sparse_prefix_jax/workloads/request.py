@@ -11,23 +11,23 @@ import numpy as np
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class TraceRequest:
   """A prompt, and perhaps the answer that was decoded after it.
 
   Attributes:
     ids: int32 [t]. Token ids of the prompt and then of its answer; in a trace
       of hashed blocks one id per block, and two requests share a prefix exactly
       as long as their ids agree.
-    length: tokens of prompt and answer; a trailing partial block has no id.
-    group: requests of one group may share a prefix (a document, a system
+    length: Tokens of prompt and answer; a trailing partial block has no id.
+    group: Requests of one group may share a prefix (a document, a system
       prompt); requests of different groups are not compared by the paper.
-    index: number of the request in its file, from 0.
-    arrival: seconds after the first request, 0 where the file has no times.
-    answer: how many of the last tokens were decoded by a model; they belong to
+    index: Number of the request in its file, from 0.
+    arrival: Seconds after the first request, 0 where the file has no times.
+    answer: How many of the last tokens were decoded by a model; they belong to
       what may be stored, and are counted in no report. 0 where the file has
       prompts only, as every trace of hashed blocks.
 
-  >>> request = Request(np.array([7, 8, 9], np.int32), length=3, answer=1)
+  >>> request = TraceRequest(np.array([7, 8, 9], np.int32), length=3, answer=1)
   >>> request.prompt.tolist(), request.prompt_length
   ([7, 8], 2)
   """
@@ -60,15 +60,15 @@ class Trace:
   """A request stream.
 
   Attributes:
-    name: where it came from, for reports.
-    requests: in the order in which they are served.
-    block: tokens per id; 1 for token ids.
-    skipped_lines: lines of the file that hold no request and were skipped, as
+    name: Where it came from, for reports.
+    requests: The requests, in the order in which they are served.
+    block: Tokens per id; 1 for token ids.
+    skipped_lines: Lines of the file that hold no request and were skipped, as
       the caller had allowed.
   """
 
   name: str
-  requests: tuple[Request, ...]
+  requests: tuple[TraceRequest, ...]
   block: int = 1
   skipped_lines: int = 0
 
@@ -116,18 +116,18 @@ def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
     )
 
 
-def check_ids(where: str, ids: np.ndarray) -> None:
+def check_token_ids(where: str, ids: np.ndarray) -> None:
   """Refuses what is no vector of token ids; NumPy would cut or wrap it.
 
   Args:
-    where: begins the sentence of a refusal.
-    ids: any array.
+    where: What the sentence of a refusal begins with.
+    ids: Any array.
 
   Raises:
-    ValueError: the ids are no vector, no integers (floats, NaN among them,
+    ValueError: If the ids are no vector, no integers (floats, NaN among them,
       booleans and times are none), masked, or not in [0, 2**31).
 
-  >>> check_ids("tail", np.array([1.5]))
+  >>> check_token_ids("tail", np.array([1.5]))
   Traceback (most recent call last):
   ValueError: tail: token ids must be a vector of integers, got float64 (1,)
   """
@@ -156,7 +156,7 @@ def token_row(where: str, ids: Any) -> np.ndarray:
     The ids [t], at least one.
 
   Raises:
-    ValueError: there are none, or as `check_ids`.
+    ValueError: there are none, or as `check_token_ids`.
 
   >>> token_row("request 0", [3, 1]).dtype.name
   'int32'
@@ -167,7 +167,7 @@ def token_row(where: str, ids: Any) -> np.ndarray:
     raise ValueError(f"{where}: token ids are no array: {error}") from None
   if row.ndim == 1 and not len(row):
     raise ValueError(f"{where} has no tokens")
-  check_ids(where, row)
+  check_token_ids(where, row)
   return np.ascontiguousarray(row, np.int32)
 
 
@@ -233,7 +233,7 @@ def token_trace(
         f"{name}: the answer of request {index} must have 0 to"
         f" {len(ids) - 1} of its {len(ids)} tokens, got {answer}"
       )
-    requests.append(Request(ids, len(ids), group, index, answer=answer))
+    requests.append(TraceRequest(ids, len(ids), group, index, answer=answer))
   return Trace(name=name, requests=tuple(requests))
 
 

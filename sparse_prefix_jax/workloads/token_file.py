@@ -13,7 +13,7 @@ import numpy as np
 from sparse_prefix_jax.workloads.arrays import MAX_BYTES, read_vectors
 from sparse_prefix_jax.workloads.request import (
   Trace,
-  check_ids,
+  check_token_ids,
   common_prefix,
   token_trace,
 )
@@ -47,7 +47,7 @@ def _check_rows(
       f"{name} declares rows of {unpacked} bytes, more than"
       f" max_bytes={max_bytes}"
     )
-  check_ids(f"{name}: tail", fields["tail"])
+  check_token_ids(f"{name}: tail", fields["tail"])
 
 
 def _check_answers(name: str, answers: np.ndarray, lengths: np.ndarray) -> None:

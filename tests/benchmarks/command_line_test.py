@@ -76,6 +76,17 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path):
   assert ended.value.code == f"bench: Is a directory: {tmp_path}"
 
 
+def test_what_draws_is_missed_before_the_work(monkeypatch):
+  assert command_line.figures(output("")) is None
+  assert command_line.figures(output("a.png")).Figure
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  monkeypatch.delitem(sys.modules, "matplotlib.figure", raising=False)
+  with pytest.raises(
+    ImportError, match=r"pip install 'sparse-prefix-jax\[plot\]'"
+  ):
+    command_line.figures(output("a.png"))
+
+
 def test_words_and_missing_packages_are_refused():
   with (
     pytest.raises(SystemExit, match="bench: takes no words without --"),

@@ -39,7 +39,7 @@ def test_profile_of_a_prefill_adds_up_and_names_every_stage():
     cache.release(prefill(model, cache, [tokens]).sequences)
 
   run()
-  shares = layer_profile.profile(cache, cache.check_model(model), run)
+  shares = layer_profile.profile(cache, cache.frozen, run)
 
   kinds = {kind for kind, _ in shares}
   assert kinds == {"gated_delta_net", "attention", "model", "head", "host"}

@@ -3,7 +3,7 @@ import pytest
 
 from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
-from sparse_prefix_jax.workloads import Request, Trace, token_trace
+from sparse_prefix_jax.workloads import Trace, TraceRequest, token_trace
 
 
 def random_trace(seed, requests=120):
@@ -68,7 +68,7 @@ def test_paths_of_hashed_blocks():
   """A trailing partial block has no id; equal ids mean equal prefixes."""
   ids = [[0, 1], [0, 2], [5, 1], [0, 1, 3]]
   requests = tuple(
-    Request(ids=np.array(i, np.int32), length=16 * len(i) + 3) for i in ids
+    TraceRequest(ids=np.array(i, np.int32), length=16 * len(i) + 3) for i in ids
   )
   paths = tree_paths(Trace("blocks", requests, block=16), 16)
   assert [p.seen for p in paths] == [0, 1, 0, 2]

@@ -1,13 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
-from sparse_prefix_jax.evaluation import (
-  Capacity,
-  plot_reports,
-  simulate,
-  write_json,
-)
+from sparse_prefix_jax.evaluation import Capacity, simulate, write_json
+from sparse_prefix_jax.evaluation.plots import plot_reports
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import synthetic_stream
 
@@ -38,3 +36,16 @@ def test_bad_input_is_refused(tmp_path, reports):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="file"):
     write_json(tmp_path / "file" / "report.json", reports)
+
+
+def test_only_who_draws_loads_what_draws():
+  program = (
+    "import sys; from sparse_prefix_jax import __main__, evaluation;"
+    "print(evaluation.write_json, *sys.modules)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], capture_output=True, text=True, check=True
+  )
+  loaded = set(done.stdout.split())
+  assert "sparse_prefix_jax.evaluation.report" in loaded
+  assert not loaded & {"sparse_prefix_jax.evaluation.plots", "matplotlib"}

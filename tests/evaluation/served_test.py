@@ -21,7 +21,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
 from sparse_prefix_jax.models.cost import prefill_flops
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.workloads import Request, Trace
+from sparse_prefix_jax.workloads import Trace, TraceRequest
 from tests.models_for_tests import small_config, small_model
 
 CHUNK = 16
@@ -214,7 +214,7 @@ def test_simulate_promises_what_is_served(name):
   trace = Trace(
     "answers",
     tuple(
-      Request(np.array(p + a, np.int32), len(p) + len(a), answer=len(a))
+      TraceRequest(np.array(p + a, np.int32), len(p) + len(a), answer=len(a))
       for p, a in rows
     ),
   )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_prefix_jax.placement import (
-  POLICIES,
+  PLACEMENTS,
   Features,
   PlacementPolicy,
   Planner,
@@ -25,7 +25,7 @@ BUDGETS = {
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(
-  st.sampled_from(sorted(POLICIES)),
+  st.sampled_from(sorted(PLACEMENTS)),
   st.integers(1, 5000),
   st.lists(st.integers(0, 3000), max_size=3),
 )

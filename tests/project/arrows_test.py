@@ -22,6 +22,7 @@ ARROWS: dict[str, set[str]] = {
   "extras": set(),  # packages that may be missing
   "kernels": set(),
   "layers": {"kernels"},
+  "machine": set(),  # where a report was made
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.

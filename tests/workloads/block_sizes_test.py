@@ -1,7 +1,7 @@
 import pytest
 
 from sparse_prefix_jax.workloads.block_sizes import (
-  Sizes,
+  PromptSize,
   better_block,
   block_size_of,
   misfit,
@@ -56,21 +56,21 @@ def test_what_contradicts_itself_is_refused(name, given, sentence):
   [(32, 2, True), (32, 3, False), (33, 3, True), (33, 2, True), (33, 4, False)],
 )
 def test_a_partial_block_may_be_counted(tokens, ids, fit):
-  assert Sizes(tokens, ids).fit(16) is fit
+  assert PromptSize(tokens, ids).fit(16) is fit
 
 
 def test_misfits_are_told_in_both_directions():
-  assert misfit(Sizes(1100, 1), 512) == (
+  assert misfit(PromptSize(1100, 1), 512) == (
     "1100 tokens are 2 whole blocks of 512, but hash_ids has 1"
   )
-  assert misfit(Sizes(100, 7), 512) == (
+  assert misfit(PromptSize(100, 7), 512) == (
     "100 tokens are at most 1 blocks of 512, but hash_ids has 7"
   )
 
 
 def test_the_size_that_fits_is_found():
-  bailian = [Sizes(521, 33), Sizes(400, 25), Sizes(5, 1)]
+  bailian = [PromptSize(521, 33), PromptSize(400, 25), PromptSize(5, 1)]
   assert better_block(bailian, 512) == "block_size=16 would fit all 3 lines"
-  damaged = [*bailian, Sizes(1000, 2)]
+  damaged = [*bailian, PromptSize(1000, 2)]
   assert better_block(damaged, 512) == "block_size=16 would fit 3 of 4 lines"
   assert better_block(damaged, 16) is None

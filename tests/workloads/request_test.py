@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.workloads import (
-  Request,
   Trace,
+  TraceRequest,
   common_prefix,
   token_trace,
 )
@@ -29,7 +29,7 @@ def test_an_answer_is_the_end_of_a_row():
   assert (second.length, second.prompt_length, second.answer) == (1, 1, 0)
   assert trace.longest == 3
   # Hashed blocks have prompts only: the partial block has no id.
-  blocks = Request(np.array([5], np.int32), length=700)
+  blocks = TraceRequest(np.array([5], np.int32), length=700)
   assert blocks.prompt.tolist() == [5] and blocks.prompt_length == 700
 
 
@@ -119,7 +119,9 @@ def test_ragged_and_masked_rows_are_refused():
 
 def test_a_stream_without_its_answers():
   rows = [np.array([1, 2, 3], np.int32), np.array([4, 5], np.int32)]
-  trace = Trace("t", tuple(Request(r, r.size, answer=r.size - 1) for r in rows))
+  trace = Trace(
+    "t", tuple(TraceRequest(r, r.size, answer=r.size - 1) for r in rows)
+  )
   bare = trace.prompts()
   assert [r.ids.tolist() for r in bare.requests] == [[1], [4]]
   assert [(r.length, r.answer) for r in bare.requests] == [(1, 0), (1, 0)]

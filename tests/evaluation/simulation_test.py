@@ -3,6 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from sparse_prefix_jax import evaluation
+from sparse_prefix_jax.cache import index
 from sparse_prefix_jax.evaluation import (
   Capacity,
   Sizes,
@@ -12,8 +14,8 @@ from sparse_prefix_jax.evaluation import (
 )
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import (
-  Request,
   Trace,
+  TraceRequest,
   synthetic_stream,
   token_trace,
 )
@@ -49,7 +51,10 @@ def test_every_policy_and_capacity(policy, capacity):
   assert 0 <= report.tokens_saved <= report.reusable_tokens
   assert (report.tokens_saved == 0) == (policy.name == "no_cache")
   assert report.placement == policy.name
+  assert report.hits <= report.overlapping_requests <= report.requests
+  assert (report.hits == 0) == (report.tokens_saved == 0)
   content = report.to_json()
+  assert all(content[name] is not None for name in content["meanings"])
   assert content["saved_fraction"] == report.tokens_saved / report.tokens_total
 
 
@@ -126,6 +131,40 @@ def test_default_evictions():
   assert names == ["fifo", "lru", "lru"]
 
 
+def test_evictions_are_those_of_the_index():
+  assert evaluation.EVICTIONS is index.EVICTIONS
+
+
+def test_a_new_eviction_is_one_of_the_store_alone(monkeypatch):
+  monkeypatch.setitem(index.EVICTIONS, "newest", index.EVICTIONS["fifo"])
+  policy, sizes = PlacementPolicy("last"), Sizes(1, 1)
+  simulate(
+    STREAM, policy, Capacity("bytes", 999), eviction="newest", sizes=sizes
+  )
+  for kind in ("sequences", "states"):
+    with pytest.raises(ValueError, match="must be one of fifo, lru, got 'newe"):
+      simulate(STREAM, policy, Capacity(kind, 3), eviction="newest")
+  with pytest.raises(ValueError, match="must be one of fifo, lru, got 'newe"):
+    look_up(STREAM, 3, eviction="newest")
+
+
+def test_a_share_of_states_is_passed_to_the_store():
+  def shares(state_share):
+    report = simulate(
+      STREAM,
+      PlacementPolicy("block", 64),
+      parse_capacity("bytes:30KB"),
+      sizes=Sizes(state_bytes=500, page_bytes=50),
+      state_share=state_share,
+    )
+    return report.state_share, report.tokens_saved
+
+  assert shares(0.5)[0] == 0.5 and shares(None)[0] is None
+  assert shares(0.5)[1] != shares(0.1)[1]
+  with pytest.raises(ValueError, match="state_share must be a number in"):
+    shares("half")
+
+
 def test_bad_input_is_refused():
   policy, capacity = PlacementPolicy("last"), Capacity("sequences", 3)
   with pytest.raises(
@@ -140,7 +179,7 @@ def test_bad_input_is_refused():
   with pytest.raises(ValueError, match="needs sizes of a state and a page"):
     simulate(STREAM, policy, Capacity("bytes", 3))
   blocks = Trace(
-    "b", (Request(ids=np.array([1], np.int32), length=16),), block=16
+    "b", (TraceRequest(ids=np.array([1], np.int32), length=16),), block=16
   )
   with pytest.raises(ValueError, match="must be the block size of the trace"):
     simulate(blocks, policy, capacity)

@@ -1,0 +1,201 @@
+"""Replay a request stream against a placement policy, without a model."""
+
+from collections.abc import Sequence
+
+from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
+from sparse_prefix_jax.evaluation.paper_rules import (
+  Lookup,
+  look_up,
+  replay_decisions,
+  tally_decisions,
+)
+from sparse_prefix_jax.evaluation.report import SimulationReport, Tally
+from sparse_prefix_jax.evaluation.store_rules import (
+  Sizes,
+  make_store,
+  replay_store,
+  store_planner,
+)
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.workloads import Trace
+
+# The paper's histogram: 64-token bins up to 16,384 tokens.
+_LEAST_DEPTHS = 257
+
+
+def default_eviction(capacity: Capacity) -> str:
+  """Returns FIFO for the paper's sequences, LRU for the rest."""
+  return "fifo" if capacity.kind == "sequences" else "lru"
+
+
+def _check(
+  requests: Trace, policy: PlacementPolicy, eviction: str, kind: str
+) -> None:
+  """Raises ValueError where arguments of `simulate` do not fit each other."""
+  check_eviction(kind, eviction)
+  if not len(requests):
+    raise ValueError("requests must not be empty")
+  if requests.block not in (1, policy.chunk):
+    raise ValueError(
+      f"policy.chunk must be the block size of the trace, {requests.block}"
+      f" tokens, got {policy.chunk}"
+    )
+
+
+def _warmup(requests: Trace, fraction: float) -> int:
+  """How many requests warm the cache; ValueError for a share out of range."""
+  if not 0 <= fraction < 1:
+    raise ValueError(f"warmup_fraction must be in [0, 1), got {fraction}")
+  return int(fraction * len(requests))
+
+
+def simulate(
+  requests: Trace,
+  policy: PlacementPolicy,
+  capacity: Capacity,
+  *,
+  eviction: str | None = None,
+  warmup_fraction: float = 0.0,
+  sizes: Sizes | None = None,
+  state_share: float | str | None = "chosen",
+  lookups: Sequence[Lookup] | None = None,
+  progress: bool = False,
+) -> SimulationReport:
+  """Replays a stream and reports what the cache would have saved.
+
+  The paper's dry run is `Capacity("sequences", N)` on an interleaved token file
+  with a warm-up of 0.6.
+
+  Args:
+    requests: The stream, in the order in which it is served.
+    policy: Where every entry keeps states. Its chunk is the lattice; for a
+      trace of hashed blocks it must be their size.
+    capacity: What may be held: sequences (the paper's rules), states (K slots,
+      all else free) or bytes (both count, as in serving).
+    eviction: A name of `EVICTIONS`, None for `default_eviction`. Sequences and
+      states know fifo and lru.
+    warmup_fraction: Share of the requests, rounded down, that fills the cache
+      before anything is counted and before learned policies make a plan; 0 for
+      none, and then they plan from the first request on.
+    sizes: Bytes of a state and of a page, and what prefill costs; needed for
+      bytes only.
+    state_share: How a capacity in bytes is divided: the share of states,
+      "chosen" by the requests as a server does, or None for not at all.
+    lookups: What `look_up` gave for this stream and capacity (sequences only),
+      when several policies are replayed.
+    progress: Show progress bars.
+
+  Returns:
+    The report.
+
+  Raises:
+    ValueError: If the stream is empty, the eviction unknown, the chunk not the
+      trace's block size, the warm-up or the share out of range, or if there are
+      no sizes for bytes.
+
+  >>> from sparse_prefix_jax.workloads import synthetic_stream
+  >>> stream = synthetic_stream([1, 1, 2], requests=50, length=256)
+  >>> report = simulate(
+  ...   stream, PlacementPolicy("block", 64), Capacity("sequences", 8)
+  ... )
+  >>> report.requests, report.state_checkpoints_per_entry
+  (50, 4.0)
+  """
+  eviction = default_eviction(capacity) if eviction is None else eviction
+  _check(requests, policy, eviction, capacity.kind)
+  warmup = _warmup(requests, warmup_fraction)
+  depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
+  if capacity.kind == "bytes":
+    if sizes is None:
+      raise ValueError("a capacity in bytes needs sizes of a state and a page")
+    store = make_store(
+      store_planner(policy, sizes, depths=depths, warming_up=warmup > 0),
+      sizes,
+      capacity_bytes=capacity.amount,
+      longest=requests.longest,
+      eviction=eviction,
+      state_share=state_share,
+    )
+    tally = replay_store(requests, store, warmup=warmup, progress=progress)
+  else:
+    # The paper and the anchors know prompts only.
+    requests, sizes = requests.prompts(), None
+    tally = _replay_prompts(
+      requests,
+      Planner(policy, depths=depths, warming_up=warmup > 0),
+      capacity,
+      eviction=eviction,
+      warmup=warmup,
+      lookups=lookups,
+      progress=progress,
+    )
+  return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
+
+
+def _replay_prompts(
+  requests: Trace,
+  planner: Planner,
+  capacity: Capacity,
+  *,
+  eviction: str,
+  warmup: int,
+  lookups: Sequence[Lookup] | None,
+  progress: bool,
+) -> Tally:
+  """Replays a stream under the rules of the paper, or of the anchors."""
+  if capacity.kind == "states":
+    return replay_states(
+      requests,
+      planner,
+      tree_paths(requests, planner.policy.chunk),
+      slots=capacity.amount,
+      warmup=warmup,
+      eviction=eviction,
+      progress=progress,
+    )
+  if lookups is None:
+    lookups = look_up(
+      requests, capacity.amount, eviction=eviction, progress=progress
+    )
+  decisions = replay_decisions(
+    requests, planner, lookups, warmup, progress=progress
+  )
+  return tally_decisions(decisions, warmup)
+
+
+def _report(
+  requests: Trace,
+  policy: PlacementPolicy,
+  capacity: Capacity,
+  eviction: str,
+  warmup: int,
+  tally: Tally,
+  sizes: Sizes | None,
+) -> SimulationReport:
+  """The record of a replay."""
+  return SimulationReport(
+    trace=requests.name,
+    placement=policy.name,
+    budget=policy.budget,
+    eviction=eviction,
+    capacity=str(capacity),
+    warmup_requests=warmup,
+    requests=tally.requests,
+    tokens_total=tally.tokens_total,
+    tokens_saved=tally.tokens_saved,
+    reusable_tokens=tally.reusable_tokens,
+    hits=tally.hits,
+    overlapping_requests=tally.overlapping_requests,
+    state_checkpoints_per_entry=tally.states / tally.requests,
+    state_checkpoints_peak=tally.peak,
+    bytes_peak=tally.bytes_peak,
+    state_bytes=sizes and sizes.state_bytes,
+    page_bytes=sizes and sizes.page_bytes,
+    evicted_states=tally.evicted_states,
+    refused_requests=tally.refused_requests,
+    moves=tally.moves,
+    moved_bytes=tally.moved_bytes,
+    state_share=tally.state_share,
+    reasons=sizes and dict(sorted(tally.reasons.items())),
+  )
