@@ -19,6 +19,7 @@ def shares_of(config: ModelConfig, capacity: int) -> Shares:
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
     longest=-(-config.max_length // config.chunk),
+    probed=max(config.ladder),
   )
 
 

@@ -17,7 +17,11 @@ from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import Pools
-from sparse_prefix_jax.runtime.ahead import compile_ahead, probe
+from sparse_prefix_jax.runtime.ahead import (
+  ahead_shapes,
+  compile_ahead,
+  probe,
+)
 from sparse_prefix_jax.runtime.pools import are_lost
 from sparse_prefix_jax.runtime.programs import FrozenModel
 from sparse_prefix_jax.runtime.resize import moved_pools, resized_pools
@@ -68,8 +72,6 @@ class Division:
     """Moves nothing yet."""
     self._cache, self._chooser = cache, chooser
     self._compiled: dict[float, concurrent.futures.Future[None]] = {}
-    self._bits: str | None = None
-    self._probed = 2, max(cache.config.ladder)  # slots and pages
 
   def prepare(self) -> None:
     """Before a call: compiles what is chosen, moves to what is due."""
@@ -84,60 +86,93 @@ class Division:
     if share in self._compiled:
       return
     slots, pages = self._chooser.sizes.split(share)
-    # No array of the cache stays with the thread: shapes are read now.
-    self._compiled[share] = _compiler().submit(
-      compile_ahead,
-      self._cache.frozen,
-      jax.tree.map(lambda leaf: leaf, self._cache.pools),
-      slots=slots,
-      pages=pages,
+    cache = self._cache
+    # The thread gets shapes: an array would live as long as it compiles.
+    weights, shapes = ahead_shapes(
+      cache.frozen, cache.pools, slots=slots, pages=pages
     )
+    try:
+      self._compiled[share] = _compiler().submit(compile_ahead, weights, shapes)
+    except RuntimeError:  # The interpreter starts no thread any more.
+      self._chooser.exclude(share)
 
   def _move(self, share: float) -> None:
-    """Moves to a share; back again, if its programs give other bits."""
-    chooser, store = self._chooser, self._cache.store
-    before = store.index.budget
+    """Moves to a share; back again, if its programs give other bits.
+
+    Whatever fails, the share of the chooser, the limits of the store and the
+    size of the pools agree afterwards.
+    """
+    chooser, budget = self._chooser, self._cache.store.index.budget
+    before = budget.slots or 0, budget.pages or 0
     try:
-      if self._bits is None:
-        self._bits = self._probe()
-      self._wait(share)
-      copied = self._resize(*chooser.sizes.split(share))
-      if self._probe() == self._bits:
+      bits = self._probe()
+      if not self._is_compiled(share):
+        return
+      copied = self._resize(*chooser.sizes.split(share), back=before)
+      if self._probes_as(bits):
         chooser.moved(share, copied)
-      else:
-        self._resize(before.slots or 0, before.pages or 0)
-        chooser.exclude(share)
+        return
+      self._resize(*before, back=before)
     except CapacityError:
       return  # Running sequences need the room: at the next call, perhaps.
     except (MemoryError, jax.errors.JaxRuntimeError):
       if are_lost(self._cache.pools):
         raise
-      chooser.exclude(share)
+    chooser.exclude(share)
 
-  def _wait(self, share: float) -> None:
-    """Until its programs are compiled; signals are delivered meanwhile."""
-    compiling = self._compiled[share]
+  def _is_compiled(self, share: float) -> bool:
+    """Waits until its programs are; signals are delivered meanwhile."""
+    compiling = self._compiled.get(share)
+    if compiling is None:
+      return False
     while not compiling.done():
       self._cache.deliver()
       time.sleep(_POLL_SECONDS)
-    compiling.result()
+    if compiling.exception() is None:
+      return True
+    self._chooser.exclude(share)
+    return False
 
-  def _resize(self, slots: int, pages: int) -> int:
+  def _resize(self, slots: int, pages: int, *, back: tuple[int, int]) -> int:
     """Renumbers what is live, then shrinks and extends, layer by layer.
+
+    Args:
+      slots: That there will be.
+      pages: That there will be.
+      back: What there are again if it fails.
 
     Returns:
       Bytes copied.
     """
     cache, store = self._cache, self._cache.store
-    moved = store.begin_resize(slots, pages, spare=self._probed)
-    for pools in moved_pools(cache.pools, moved.slots, moved.pages):
-      cache.pools = pools
-    store.renumber(moved)
-    for pools in resized_pools(cache.pools, slots, pages):
-      cache.pools = pools
+    moved = store.begin_resize(slots, pages, spare=self._chooser.sizes.spare)
+    try:
+      for pools in moved_pools(cache.pools, moved.slots, moved.pages):
+        cache.pools = pools
+      store.renumber(moved)
+      self._resize_pools(slots, pages)
+    except BaseException:
+      if not are_lost(cache.pools):
+        self._resize_pools(*back)
+        store.end_resize(*back)
+      raise
     store.end_resize(slots, pages)
     bytes_of = store.index.budget.bytes_of
     return bytes_of(len(moved.slots), len(moved.pages)) + bytes_of(slots, pages)
+
+  def _resize_pools(self, slots: int, pages: int) -> None:
+    """Shrinks and extends, layer by layer."""
+    for pools in resized_pools(self._cache.pools, slots, pages):
+      self._cache.pools = pools
+
+  def _probes_as(self, bits: str) -> bool:
+    """Whether the programs give the same bits; not if one of them fails."""
+    try:
+      return self._probe() == bits
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      if are_lost(self._cache.pools):
+        raise
+      return False
 
   def _probe(self) -> str:
     """Bits of fixed tokens through every program, in free slots and pages.
@@ -146,7 +181,7 @@ class Division:
       CapacityError: If running sequences leave no room for it.
     """
     cache, bits = self._cache, []
-    with cache.store.spare(*self._probed) as lease:
+    with cache.store.spare(*self._chooser.sizes.spare) as lease:
       probing = probe(cache.frozen, cache.pools, lease.slots, lease.pages)
       for pools, digest in probing:
         cache.pools = pools

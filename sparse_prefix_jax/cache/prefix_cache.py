@@ -125,13 +125,13 @@ class PrefixCache:
       eviction=eviction,
       stores=policy.name != "no_cache",
     )
+    self._lock = CallLock()
+    self._pools: Pools | None = self._fresh_pools()
     self._division: Division | None = None
     if state_share is None and len(sizes.usable) > 1:
       chooser = ShareChooser(self.store, sizes, eviction)
       self.store.chooser = chooser
       self._division = Division(self, chooser)
-    self._lock = CallLock()
-    self._pools: Pools | None = self._fresh_pools()
 
   @property
   def pools(self) -> Pools:

@@ -29,6 +29,7 @@ class Shares:
     slot_bytes: Bytes of a state checkpoint, 0 without recurrent layers.
     page_bytes: Bytes of a page, 0 without attention.
     longest: Chunks of the longest sequence.
+    probed: Pages that a probe of the programs takes: chunks of the largest.
 
   >>> Shares(1000, slot_bytes=100, page_bytes=10, longest=8).split(0.5)
   (5, 50)
@@ -38,6 +39,12 @@ class Shares:
   slot_bytes: int
   page_bytes: int
   longest: int
+  probed: int = 16
+
+  @property
+  def spare(self) -> tuple[int, int]:
+    """Slots and pages that a probe before and after a move takes."""
+    return 2, self.probed
 
   def split(self, share: float) -> tuple[int, int]:
     """How many slots and pages fit, with this share of the bytes for slots.

@@ -35,6 +35,9 @@ class Sizes:
       together.
     cost: What prefill costs, which learned placements spare; None counts
       tokens.
+    max_length: Tokens of the longest sequence that the model takes.
+    probed: Blocks that its largest program computes; a server that moves to
+      another share probes it in free pages.
 
   Raises:
     ValueError: If a size is negative, or a state has no bytes.
@@ -43,6 +46,8 @@ class Sizes:
   state_bytes: int
   page_bytes: int
   cost: PrefillCost | None = None
+  max_length: int = 0
+  probed: int = 16
 
   def __post_init__(self) -> None:
     """Checks both sizes."""
@@ -66,7 +71,11 @@ class Sizes:
     """
     pages = page_bytes(config) * block
     return cls(
-      state_bytes(config), pages // config.chunk, prefill_flops(config)
+      state_bytes(config),
+      pages // config.chunk,
+      prefill_flops(config),
+      config.max_length,
+      -(-max(config.ladder) * config.chunk // block),
     )
 
 
@@ -116,7 +125,7 @@ def make_store(
     planner: Where states go; its chunk is the lattice.
     sizes: Bytes of a state and of a page.
     capacity_bytes: What may be held at any time, running requests included.
-    longest: Tokens of the longest sequence.
+    longest: Tokens of the longest sequence, where the model takes none longer.
     eviction: Name of an eviction rule.
     state_share: Share of the capacity for states; "chosen" follows the
       requests, as a server does; None leaves the capacity undivided, as no
@@ -137,7 +146,11 @@ def make_store(
   """
   chunk = planner.policy.chunk
   sizes_of = Shares(
-    capacity_bytes, sizes.state_bytes, sizes.page_bytes, -(-longest // chunk)
+    capacity_bytes,
+    sizes.state_bytes,
+    sizes.page_bytes,
+    longest=-(-max(longest, sizes.max_length) // chunk),
+    probed=sizes.probed,
   )
   first = _first_share(state_share, sizes_of)
   slots, pages = (None, None) if first is None else sizes_of.split(first)
@@ -274,7 +287,8 @@ def run_token(store: PrefixStore, running: Running, token: int) -> None:
 def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
   """Gives states another share, if one is due, and counts what it would copy.
 
-  A server copies what is renumbered, and then every pool, layer by layer.
+  A server copies what is renumbered, and then every pool, layer by layer; it
+  probes its programs in free slots and pages before and after.
 
   Args:
     store: Its limits change.
@@ -283,12 +297,17 @@ def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
   if chooser.due == chooser.share:
     return
   slots, pages = chooser.sizes.split(chooser.due)
+  spare = chooser.sizes.spare
   try:
-    moved = store.begin_resize(slots, pages)
+    with store.spare(*spare):
+      pass
+    moved = store.begin_resize(slots, pages, spare=spare)
   except CapacityError:
     return  # Running sequences hold too much: at the next request, perhaps.
   store.renumber(moved)
   store.end_resize(slots, pages)
+  with store.spare(*spare):
+    pass
   renumbered = len(moved.slots), len(moved.pages)
   budget = store.index.budget
   copied = budget.bytes_of(*renumbered) + budget.bytes_of(slots, pages)

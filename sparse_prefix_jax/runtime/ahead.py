@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,18 +25,19 @@ from sparse_prefix_jax.runtime.shapes import (
 )
 
 
-def compile_ahead(
+def ahead_shapes(
   model: programs.FrozenModel, pools: Pools, *, slots: int, pages: int
-) -> None:
-  """Compiles every program for pools of another size; nothing is allocated.
-
-  A later call with such pools finds them compiled.
+) -> tuple[programs.FrozenModel, Any]:
+  """The shapes of the weights, and of pools of another size; no arrays.
 
   Args:
-    model: Its shapes and configuration.
+    model: Its parameters, wherever they are.
     pools: Today's; their layers say what a slot and a page are.
     slots: How many there will be.
     pages: How many there will be.
+
+  Returns:
+    Both, where and in the memory order that the arrays are or will be.
   """
   shapes = tuple(
     jax.tree.map(
@@ -46,8 +48,19 @@ def compile_ahead(
     )
     for layer in pools
   )
-  weights = jax.tree.map(lambda x: shape_like(x, x.shape[0]), model)
-  config = model.config
+  return jax.tree.map(lambda x: shape_like(x, x.shape[0]), model), shapes
+
+
+def compile_ahead(weights: programs.FrozenModel, shapes: Any) -> None:
+  """Compiles every program for pools that are not there yet.
+
+  A later call with such pools finds them compiled.
+
+  Args:
+    weights: Shapes of the parameters, and the configuration.
+    shapes: Of the pools.
+  """
+  config = weights.config
   for rung in config.ladder:
     group = group_shapes(config, rung)
     programs.prefill_group.lower(weights, shapes, group).compile()

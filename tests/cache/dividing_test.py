@@ -3,13 +3,14 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
-from sparse_prefix_jax import PrefixCache, decode, prefill
+from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.cache import dividing, share_chooser
 from sparse_prefix_jax.contract import differing_bits, poison
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs, resize
-from tests.models_for_tests import cold_runs, small_model
+from tests.models_for_tests import cold_runs, small_config, small_model
 
 CHUNK = 16
 
@@ -115,32 +116,94 @@ def test_running_sequences_that_hold_too_much_put_a_move_off():
 
 
 @pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize("share", [0.14, 0.55])
 @pytest.mark.parametrize("place", range(5))
-def test_a_failure_at_any_layer_leaves_a_working_cache(place, error):
-  """Of the copies and of the layers, the n-th one fails."""
+def test_a_failure_at_any_layer_leaves_a_working_cache(place, share, error):
+  """Of the copies and of the layers, the n-th one fails.
+
+  Many numbers are taken, most of them free again: what stays is renumbered.
+  """
   cache, running = lived_in()
-  states = cache.store.stats().stored_states
-  calls = []
+  prompts = [random_tokens(16, 50 + seed) for seed in range(12)]
+  sequences = prefill(small_model(), cache, prompts).sequences
+  cache.release(sequences[:-1], keep=0)
+  before, calls = cache.store.index.budget, []
 
   def failing(function):
     def call(*arguments):
-      for pools in function(*arguments):
+      iterator = function(*arguments)
+      while True:
         calls.append(function)
         if len(calls) == place + 1:
           raise error("no memory")
-        yield pools
+        try:
+          yield next(iterator)
+        except StopIteration:
+          return
 
     return call
 
   with pytest.MonkeyPatch.context() as patch:
     for name in ("moved_pools", "resized_pools"):
       patch.setattr(dividing, name, failing(getattr(resize, name)))
+    due(cache, share)
+    cache.divide()
+  chooser = cache.store.chooser
+  if len(calls) > place:
+    assert chooser.moves == 0 and chooser.share == chooser.due
+    assert cache.store.index.budget == before
+    expected = {before.slots, before.pages}
+    assert sizes_of(cache) == (expected, expected)
+  cache.release(sequences[-1:])
+  check(cache, running, entries=0)
+
+
+def test_a_failing_probe_moves_back():
+  cache, running = lived_in()
+  before, calls = cache.store.index.budget, []
+
+  def failing(*arguments):
+    calls.append(1)
+    if len(calls) == 2:
+      raise MemoryError
+    return probe(*arguments)
+
+  probe = dividing.probe
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(dividing, "probe", failing)
     due(cache, 0.55)
     cache.divide()
-  failed = len(calls) == place + 1
-  assert cache.store.chooser.moves == (0 if failed else 1)
-  assert cache.store.stats().stored_states == states
+  assert cache.store.index.budget == before
+  assert cache.store.chooser.share == cache.store.chooser.due == 0.4
   check(cache, running)
+
+
+@pytest.mark.parametrize("error", [ValueError, MemoryError])
+def test_what_does_not_compile_is_left_for_good(error):
+  cache, running = lived_in()
+
+  def failing(*_):
+    raise error("no")
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(dividing, "compile_ahead", failing)
+    due(cache, 0.55)
+    cache.divide()
+  assert cache.store.chooser.due == cache.store.chooser.share == 0.4
+  cache.divide()
+  check(cache, running)
+
+
+def test_moves_go_on_after_other_weights():
+  cache, _ = lived_in()
+  due(cache, 0.55)
+  cache.divide()
+  other = HybridDecoder(small_config(), rngs=nnx.Rngs(1))
+  cache.replace_weights(other)
+  due(cache, 0.3)
+  cache.divide()
+  assert (cache.store.chooser.share, cache.store.chooser.moves) == (0.3, 2)
+  cache.audit()
 
 
 def test_a_share_of_other_bits_is_left_for_good():
@@ -148,9 +211,9 @@ def test_a_share_of_other_bits_is_left_for_good():
   first, bits = cache.store.chooser.share, []
 
   def other_bits(*arguments):
+    bits.append(1)
     for pools, digest in probe(*arguments):
       yield pools, digest + str(len(bits))
-    bits.append(1)
 
   probe = dividing.probe
   with pytest.MonkeyPatch.context() as patch:

@@ -18,15 +18,13 @@ from sparse_prefix_jax.evaluation.store_rules import (
   move_if_due,
   store_planner,
 )
-from sparse_prefix_jax.models.cost import prefill_flops
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 from tests.models_for_tests import small_config, small_model
 
 CHUNK = 16
 CONFIG = small_config()
-SIZES = Sizes(state_bytes(CONFIG), page_bytes(CONFIG), prefill_flops(CONFIG))
+SIZES = Sizes.of_model(CONFIG, CHUNK)
 PLACEMENTS = {
   "no_cache": None,
   "last": None,
@@ -194,6 +192,29 @@ def test_a_server_and_a_bare_store_do_the_same(name, eviction):
       assert len(served) >= 10
       evicted += server.store.stats().evicted_states
   assert evicted > 0 or name == "no_cache"
+
+
+def moving(random):
+  """Long documents first, then prompts that share nothing: shares move."""
+  texts = [ids(random, 180) for _ in range(3)]
+  for i in range(170):
+    if i < 60:
+      prompt = texts[i % 3] + ids(random, random.integers(1, 20))
+    else:
+      prompt = ids(random, 20)
+    yield "one", [prompt], [[]]
+
+
+@pytest.mark.parametrize("capacity", [450_000, 700_000])
+def test_a_server_and_a_bare_store_make_the_same_moves(capacity):
+  policy = PlacementPolicy("last", chunk=CHUNK)
+  server = Server(policy, capacity, "lru")
+  bare = Bare(policy, capacity, "lru")
+  assert list(script(server, moving, 0)) == list(script(bare, moving, 0))
+  moves = server.store.chooser.moves
+  assert moves == bare.store.chooser.moves > 0
+  assert server.store.chooser.moved_bytes == bare.store.chooser.moved_bytes
+  assert server.store.index.budget == bare.store.index.budget
 
 
 @pytest.mark.parametrize("name", ["last", "optimal", "conditional"])
