@@ -104,8 +104,9 @@ def store_past(
     _give_own_state(index, running, depth, chunk)
   elif depth > running.pin.depth:
     grow(index, running, depth, chunk)
-  if kept == running.prompt_length and running.entry in index:
-    running.entry.claims |= running.claims
+  entry = running.entry
+  if kept == running.prompt_length and entry is not None and entry in index:
+    entry.claims |= running.claims
     return
   taken_back = [running.claims.pop(d) for d in [*running.claims] if d > depth]
   _move_pin(index, running, depth)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from sparse_prefix_jax.cache.index import PrefixIndex, Reason
+from sparse_prefix_jax.cache.shares import ShareFollower
 
 if TYPE_CHECKING:
   from sparse_prefix_jax.cache.running import Running
@@ -63,6 +64,11 @@ class StoreStats(NamedTuple):
     captured_states: States captured for them.
     evicted_states: States that were dropped to make room.
     forgotten_entries: Entries that were dropped to bound the host memory.
+    state_share: Share of the capacity that states have now, where it follows
+      the requests; None where it is fixed.
+    moves: How often that share changed.
+    moved_bytes: Bytes copied for that; while it lasts one layer of the pools
+      is held twice, outside of the capacity.
     reasons: How many requests went no deeper, for each reason.
   """
 
@@ -83,11 +89,18 @@ class StoreStats(NamedTuple):
   captured_states: int
   evicted_states: int
   forgotten_entries: int
+  state_share: float | None
+  moves: int
+  moved_bytes: int
   reasons: Mapping[str, int]
 
 
 def describe_store(
-  index: PrefixIndex, counts: Counts, *, running: int
+  index: PrefixIndex,
+  counts: Counts,
+  *,
+  running: int,
+  chooser: ShareFollower | None = None,
 ) -> StoreStats:
   """The figures of a store, each under its one name.
 
@@ -95,6 +108,7 @@ def describe_store(
     index: What is held.
     counts: What requests found.
     running: How many sequences run.
+    chooser: Of its share, if that is not fixed.
   """
   held = index.stats
   claimed = sum(len(entry.states) for entry in index.entries)
@@ -116,5 +130,8 @@ def describe_store(
     captured_states=counts.captured_states,
     evicted_states=held.evictions,
     forgotten_entries=held.forgotten,
+    state_share=chooser.share if chooser else None,
+    moves=chooser.moves if chooser else 0,
+    moved_bytes=chooser.moved_bytes if chooser else 0,
     reasons={str(r): n for r, n in sorted(counts.reasons.items())},
   )

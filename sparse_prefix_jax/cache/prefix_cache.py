@@ -48,8 +48,9 @@ class PrefixCache:
 
   A host object that owns device arrays. `prefill` and `decode` work on it; what
   is held (stored states and running sequences together) never exceeds
-  `capacity`. Nor does the device memory of its pools, with one exception: on a
-  TPU, pools of heads of 64 are padded and take twice the bytes counted here.
+  `capacity`. Nor does the device memory of its pools, with two exceptions: on a
+  TPU, pools of heads of 64 are padded and take twice the bytes counted here;
+  and while the share of states moves, one layer is held twice.
 
   Any number of threads may call it: each call waits for its turn. A signal that
   comes during a call is delivered between two programs; a call that it, or a
@@ -314,7 +315,7 @@ class PrefixCache:
     with self._lock.held():
       running = self.find_all(sequences)
       for one in running:
-        self.store.check_keep(one, keep)
+        one.kept_tokens(keep)
       for one in running:
         self.store.close(one, keep)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_prefix_jax.cache.index import Entry, Lease, Match, Pin, State
-from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.request import Request, check_whole
 from sparse_prefix_jax.placement import Features
 
 NO_SLOT = -1
@@ -167,6 +167,20 @@ class Running:
         f"{self.handle} has been decoded with exact={self.exact}; a sequence "
         "keeps to one form."
       )
+
+  def kept_tokens(self, keep: int | None) -> int:
+    """How many of its tokens to store, None for all.
+
+    Raises:
+      ValueError: If `keep` is no integer, negative, or more than its tokens.
+    """
+    kept = self.length if keep is None else check_whole("keep", keep)
+    if not 0 <= kept <= self.length:
+      raise ValueError(
+        f"keep is {keep}; it must be 0 to the {self.length} tokens of "
+        f"{self.handle}."
+      )
+    return kept
 
   def leased_slots(self) -> list[int]:
     """Slots that no tree owns."""

@@ -98,7 +98,17 @@ def nearest(shares: tuple[float, ...], wanted: float) -> float:
 
 @runtime_checkable
 class ShareFollower(Protocol):
-  """What chooses how a capacity is divided, as `ShareChooser` does."""
+  """What chooses how a capacity is divided, as `ShareChooser` does.
+
+  Attributes:
+    share: Share of the capacity that states have now.
+    moves: How often it changed.
+    moved_bytes: Bytes copied for that.
+  """
+
+  share: float
+  moves: int
+  moved_bytes: int
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""

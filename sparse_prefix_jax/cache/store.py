@@ -31,7 +31,7 @@ from sparse_prefix_jax.cache.index import (
   Renumbering,
   token_blocks,
 )
-from sparse_prefix_jax.cache.request import Request, check_whole
+from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import (
   Copies,
   Running,
@@ -298,7 +298,7 @@ class PrefixStore:
     Raises:
       ValueError: If `keep` is negative or more than its tokens.
     """
-    kept = self.check_keep(running, keep)
+    kept = running.kept_tokens(keep)
     if self.chooser and running.decoded:
       self.chooser.follow(running)
     try:
@@ -306,20 +306,6 @@ class PrefixStore:
         store_past(self.index, running, kept, self.chunk)
     finally:
       self.drop(running)
-
-  def check_keep(self, running: Running, keep: int | None) -> int:
-    """How many tokens to store of a sequence.
-
-    Raises:
-      ValueError: If `keep` is negative or more than its tokens.
-    """
-    kept = running.length if keep is None else check_whole("keep", keep)
-    if not 0 <= kept <= running.length:
-      raise ValueError(
-        f"keep is {keep}; it must be 0 to the {running.length} tokens of "
-        f"{running.handle}."
-      )
-    return kept
 
   def drop(self, running: Running) -> None:
     """Frees what a sequence owns and unpins the rest; stores nothing more."""
@@ -394,7 +380,12 @@ class PrefixStore:
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""
-    return describe_store(self.index, self.counts, running=len(self._running))
+    return describe_store(
+      self.index,
+      self.counts,
+      running=len(self._running),
+      chooser=self.chooser,
+    )
 
   def audit(self) -> None:
     """Recomputes every count, and what sequences hold of it; for tests.

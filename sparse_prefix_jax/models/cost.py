@@ -4,7 +4,7 @@ Placement minimises sum_t w(t) (F(t) - F(deepest state <= t)); this module makes
 F. With recurrent layers alone it is linear, with attention a t + b t^2.
 """
 
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class PrefillCost(NamedTuple):
   quadratic: float
   unit: str
 
-  def at(self, tokens: Several[int] | np.ndarray) -> np.ndarray:
+  def at(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
     """Computes F at these depths in tokens, in float64."""
     t = np.asarray(tokens, np.float64)
     return self.linear * t + self.quadratic * t * t

@@ -1,7 +1,7 @@
 """What prefill costs on this machine: cold prefills, timed, and their fit."""
 
 import time
-from collections.abc import Sequence as Several
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from sparse_prefix_jax.serving.prefill import prefill
 
 
 def measure_prefill(
-  model: HybridDecoder, lengths: Several[int], *, repeats: int = 3
+  model: HybridDecoder, lengths: Sequence[int], *, repeats: int = 3
 ) -> PrefillCost:
   """Seconds of cold prefills on this machine, fitted by F.
 
