@@ -15,8 +15,8 @@ from absl import app, flags
 from benchmarks import command_line
 from benchmarks.record import write_result
 from sparse_prefix_jax import preset
+from sparse_prefix_jax.evaluation.sizes import Sizes
 from sparse_prefix_jax.evaluation.store_rules import (
-  Sizes,
   make_store,
   replay_store,
   store_planner,

@@ -15,4 +15,4 @@ from .paper_rules import replay_decisions as replay_decisions
 from .report import SimulationReport as SimulationReport
 from .report import write_json as write_json
 from .simulation import simulate as simulate
-from .store_rules import Sizes as Sizes
+from .sizes import Sizes as Sizes

@@ -11,8 +11,8 @@ from sparse_prefix_jax.evaluation.paper_rules import (
   tally_decisions,
 )
 from sparse_prefix_jax.evaluation.report import SimulationReport, Tally
+from sparse_prefix_jax.evaluation.sizes import Sizes
 from sparse_prefix_jax.evaluation.store_rules import (
-  Sizes,
   make_store,
   replay_store,
   store_planner,

@@ -2,11 +2,8 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.evaluation.store_rules import (
-  Sizes,
-  make_store,
-  replay_store,
-)
+from sparse_prefix_jax.evaluation.sizes import Sizes
+from sparse_prefix_jax.evaluation.store_rules import make_store, replay_store
 from sparse_prefix_jax.models.cost import (
   page_bytes,
   prefill_flops,

@@ -1,0 +1,61 @@
+"""What a simulated store has to know of a model: bytes, costs, lengths."""
+
+from dataclasses import dataclass
+
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+  """Bytes of what a cache holds, for one model.
+
+  Attributes:
+    state_bytes: One state checkpoint, all recurrent layers together.
+    page_bytes: Keys and values of one lattice block, all attention layers
+      together.
+    cost: What prefill costs, which learned placements spare; None counts
+      tokens.
+    max_length: Tokens of the longest sequence that the model takes.
+    probed: Blocks that its largest program computes; a server that moves to
+      another share probes it in free pages.
+
+  Raises:
+    ValueError: If a size is negative, or a state has no bytes.
+  """
+
+  state_bytes: int
+  page_bytes: int
+  cost: PrefillCost | None = None
+  max_length: int = 0
+  probed: int = 16
+
+  def __post_init__(self) -> None:
+    """Checks both sizes."""
+    if self.state_bytes < 1 or self.page_bytes < 0:
+      raise ValueError(
+        "state_bytes must be positive and page_bytes not negative, got"
+        f" {self.state_bytes} and {self.page_bytes}"
+      )
+
+  @classmethod
+  def of_model(cls, config: ModelConfig, block: int) -> "Sizes":
+    """Returns what a model keeps, and what its prefill costs.
+
+    Args:
+      config: The configuration of the model.
+      block: Tokens of a lattice block, which may differ from the model's own.
+
+    >>> from sparse_prefix_jax import preset
+    >>> Sizes.of_model(preset("tiny"), block=128).page_bytes
+    65536
+    """
+    pages = page_bytes(config) * block
+    return cls(
+      state_bytes(config),
+      pages // config.chunk,
+      prefill_flops(config),
+      config.max_length,
+      -(-max(config.ladder) * config.chunk // block),
+    )
