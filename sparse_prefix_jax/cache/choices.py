@@ -80,14 +80,15 @@ def checked_policy(
   """The policy of that name, on the lattice of a model.
 
   Args:
-    placement: A policy, or the name of one without a budget.
+    placement: A policy, or a name with its budget, such as "conditional:1".
     chunk: Tokens of a chunk of the model, c.
 
   Raises:
     ValueError: If it is neither, or of another lattice.
   """
   if isinstance(placement, str):
-    placement = PlacementPolicy(placement, chunk=chunk)
+    name, _, budget = placement.partition(":")
+    placement = PlacementPolicy(name, _number(budget), chunk=chunk)
   if not isinstance(placement, PlacementPolicy):
     raise ValueError(
       "placement must be a PlacementPolicy or the name of one, got "
@@ -98,3 +99,19 @@ def checked_policy(
       f"placement has chunk {placement.chunk}; the model has {chunk}."
     )
   return placement
+
+
+def _number(text: str) -> int | float | None:
+  """A budget as it is written behind a name; None where there is none."""
+  if not text:
+    return None
+  try:
+    return int(text)
+  except ValueError:
+    pass
+  try:
+    return float(text)
+  except ValueError:
+    raise ValueError(
+      f"placement has budget {text!r}; it must be a number."
+    ) from None

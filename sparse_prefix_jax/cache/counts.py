@@ -49,13 +49,14 @@ class StoreStats(NamedTuple):
     held_bytes: What is held: states and pages, stored or in use.
     held_slots: State slots of those.
     held_pages: Pages of those.
-    stored_states: State checkpoints that later requests may resume from.
+    stored_states: State checkpoints that later requests may resume from, those
+      of running sequences too.
     entries: Prompts that are remembered, with or without states.
     states_per_entry: States that an entry asked for and that are stored, on
       average over the entries.
     remembered_bytes: Host memory of what is remembered; bounded.
     running: Sequences that run.
-    requests: Prompts that were prefilled so far.
+    requests: Prompts that were begun so far, also if their call then failed.
     hits: Those that resumed from a state.
     prompt_tokens: Their tokens.
     overlap_tokens: Those that equalled a known prefix: what one state per token

@@ -19,10 +19,14 @@ def checked_model(model: HybridDecoder) -> tuple[Any, ...]:
     ValueError: If it is not exactly a HybridDecoder.
   """
   if type(model) is not HybridDecoder:
-    raise ValueError(
-      f"model is a {type(model).__name__}; a cache serves a HybridDecoder "
+    why = (
       "itself, since the compiled programs would ignore what a subclass "
       "changes."
+      if isinstance(model, HybridDecoder)
+      else "(load_pretrained returns one, and its configuration)."
+    )
+    raise ValueError(
+      f"model is a {type(model).__name__}; a cache serves a HybridDecoder {why}"
     )
   return tuple(jax.tree.leaves(model))
 

@@ -1,6 +1,7 @@
 """PrefixCache: a store, the pools of one model, and a lock."""
 
 import contextlib
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -88,7 +89,7 @@ class PrefixCache:
       model: Whose states to keep.
       capacity: Bytes for states, keys and values, stored or in use; a number,
         or a size such as "4GiB".
-      placement: A policy, or the name of one without a budget.
+      placement: A policy, or a name with its budget, such as "conditional:1".
       eviction: "lru" or "fifo".
       cost: What prefill costs, which `optimal` and `conditional` spare; by
         default the operations of the configuration, and `measure_prefill`
@@ -242,7 +243,7 @@ class PrefixCache:
     running = self.store.running
     for sequence in mine:
       if sequence in running:
-        self.store.drop(sequence)
+        self.store.drop(sequence, "its call was interrupted or failed")
 
   def divide(self) -> None:
     """At the beginning of a call: gives states another share, if one is due."""
@@ -329,7 +330,7 @@ class PrefixCache:
       sequences, Iterable
     ):
       raise ValueError(
-        f"sequences must be a list of handles, got {sequences!r}."
+        f"sequences must be a list of handles, got {reprlib.repr(sequences)}."
       )
     running = [self.store.find(handle) for handle in sequences]
     if len({one.number for one in running}) != len(running):

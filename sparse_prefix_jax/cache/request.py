@@ -7,7 +7,8 @@ takes the same verbs as token ids.
 import dataclasses
 import math
 import numbers
-from collections.abc import Hashable, Sequence
+import reprlib
+from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -132,11 +133,14 @@ def check_requests(
   ]
 
 
-def _length_of(name: str, values: Any) -> int:
-  """Of a sequence of rows; anything else is refused."""
-  if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+def _length_of(
+  name: str, values: Any, of: str = "with one entry per request"
+) -> int:
+  """Of a sequence; anything else is refused."""
+  plain = isinstance(values, str | bytes | Mapping | Set)
+  if plain or not hasattr(values, "__len__"):
     raise ValueError(
-      f"{name} must be a sequence with one entry per request, got {values!r}."
+      f"{name} must be a sequence {of}, got {reprlib.repr(values)}."
     )
   if getattr(values, "ndim", 1) == 0:
     raise ValueError(f"{name} must be a sequence, got a scalar array.")
@@ -213,7 +217,8 @@ def check_ids(name: str, ids: Any, vocab_size: int) -> np.ndarray:
   tokens = _array(name, ids)
   if tokens.ndim != 1:
     raise ValueError(
-      f"{name} has shape {tokens.shape}; it must be one row of ids."
+      f"{name} has shape {tokens.shape}; it must be one row of ids, such as "
+      "[1, 2, 3]."
     )
   # timedelta64 counts as a signed integer in NumPy's hierarchy, hence kinds.
   if tokens.size and tokens.dtype.kind not in "iu":
@@ -266,7 +271,7 @@ def _positions(
   name: str, values: Any, length: int, step: int
 ) -> tuple[int, ...]:
   """Positions of one request: multiples of `step`, 1 to `length`."""
-  _length_of(name, values)
+  _length_of(name, values, of="of positions")
   positions = tuple(
     check_whole(f"{name}[{i}]", p) for i, p in enumerate(values)
   )

@@ -4,6 +4,7 @@ Only the verbs of `cache/store.py` change a `Running`.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -40,8 +41,9 @@ def check_handle(handle: object) -> None:
     ValueError: If it is anything else.
   """
   if not isinstance(handle, SequenceHandle):
+    shown = " ".join(reprlib.repr(handle).split())
     raise ValueError(
-      f"a sequence is a handle that prefill or decode returned, got {handle!r}."
+      f"a sequence is a handle that prefill or decode returned, got {shown}."
     )
 
 
@@ -252,3 +254,29 @@ def twin_of(
     claims=claims,
     pin=pin,
   )
+
+
+class Endings:
+  """Why sequences ended that nobody released; the last few thousand.
+
+  >>> Endings().why(SequenceHandle(5, 10))
+  'was released, or belongs to another cache'
+  """
+
+  _MOST = 4096
+
+  def __init__(self) -> None:
+    """Knows of none."""
+    self._reasons: dict[int, str] = {}
+
+  def note(self, running: Running, why: str) -> None:
+    """Keeps the reason for the handles of a sequence."""
+    self._reasons[running.number] = why
+    while len(self._reasons) > self._MOST:
+      del self._reasons[next(iter(self._reasons))]
+
+  def why(self, handle: SequenceHandle) -> str:
+    """What became of the sequence of a handle that does not run."""
+    if handle.number in self._reasons:
+      return f"has ended: {self._reasons[handle.number]}"
+    return "was released, or belongs to another cache"

@@ -34,6 +34,7 @@ from sparse_prefix_jax.cache.index import (
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import (
   Copies,
+  Endings,
   Running,
   SequenceHandle,
   check_handle,
@@ -93,7 +94,7 @@ class PrefixStore:
     self.chooser: ShareFollower | None = None
     self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
     self._running: dict[int, Running] = {}
-    self._ended: dict[int, str] = {}  # by a reset, and why
+    self._ended = Endings()
 
   @property
   def running(self) -> tuple[Running, ...]:
@@ -110,12 +111,7 @@ class PrefixStore:
     check_handle(handle)
     running = self._running.get(handle.number)
     if running is None:
-      why = self._ended.get(handle.number)
-      raise ValueError(
-        f"{handle} has ended: {why}."
-        if why
-        else f"{handle} was released, or belongs to another cache."
-      )
+      raise ValueError(f"{handle} {self._ended.why(handle)}.")
     if running.length != handle.length:
       raise ValueError(
         f"{handle} was decoded further, to {running.length} tokens; use the "
@@ -307,9 +303,16 @@ class PrefixStore:
     finally:
       self.drop(running)
 
-  def drop(self, running: Running) -> None:
-    """Frees what a sequence owns and unpins the rest; stores nothing more."""
+  def drop(self, running: Running, why: str = "") -> None:
+    """Frees what a sequence owns and unpins the rest; stores nothing more.
+
+    Args:
+      running: The sequence.
+      why: What its handle says from here on, if it was not asked for.
+    """
     del self._running[running.number]
+    if why:
+      self._ended.note(running, why)
     self.index.free(running.leased_slots(), running.leased_pages())
     self.index.unpin(running.pin)
 
@@ -373,9 +376,8 @@ class PrefixStore:
     Args:
       why: What their handles say from here on.
     """
-    self._ended |= {running.number: why for running in self.running}
     for running in self.running:
-      self.drop(running)
+      self.drop(running, why)
     self.flush()
 
   def stats(self) -> StoreStats:

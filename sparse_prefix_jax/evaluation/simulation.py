@@ -33,6 +33,12 @@ def _check(
   requests: Trace, policy: PlacementPolicy, eviction: str, kind: str
 ) -> None:
   """Raises ValueError where arguments of `simulate` do not fit each other."""
+  if not isinstance(requests, Trace):
+    raise ValueError(
+      f"requests must be a Trace of workloads, got {type(requests).__name__}"
+    )
+  if not isinstance(policy, PlacementPolicy):
+    raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
   check_eviction(kind, eviction)
   if not len(requests):
     raise ValueError("requests must not be empty")
@@ -102,6 +108,10 @@ def simulate(
   >>> report.requests, report.state_checkpoints_per_entry
   (50, 4.0)
   """
+  if not isinstance(capacity, Capacity):
+    raise ValueError(
+      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
+    )
   eviction = default_eviction(capacity) if eviction is None else eviction
   _check(requests, policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)

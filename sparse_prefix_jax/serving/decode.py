@@ -21,6 +21,7 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.plan import Plan, page_table
 from sparse_prefix_jax.runtime.programs import Step
 from sparse_prefix_jax.runtime.run import last_rows
+from sparse_prefix_jax.serving.checks import check_cache
 
 
 class DecodeOutput(NamedTuple):
@@ -60,8 +61,9 @@ def decode(
 
   Returns:
     Logits and the handles to go on with. If the step is interrupted
-    (KeyboardInterrupt, a failing device), its sequences are released: a step
-    writes the slot that it reads, so it cannot be tried again.
+    (KeyboardInterrupt, a failing device), its sequences end: a step writes the
+    slot that it reads, so it cannot be tried again. What their prompts were
+    given stays stored, what was decoded does not.
 
   Raises:
     ValueError: If a handle is stale or named twice, an id is out of vocabulary,
@@ -81,6 +83,7 @@ def decode(
     ((1, 512), 4)
     >>> cache.release(out.sequences)
   """
+  check_cache(cache)
   if not isinstance(exact, bool):
     raise ValueError(f"exact must be True or False, got {exact!r}.")
   tokens = check_ids("next_tokens", next_tokens, cache.config.vocab_size)

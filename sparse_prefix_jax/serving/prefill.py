@@ -18,6 +18,7 @@ from sparse_prefix_jax.cache.waves import next_wave
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.run import all_rows, last_rows
 from sparse_prefix_jax.runtime.segment import Segment
+from sparse_prefix_jax.serving.checks import check_cache
 
 
 class PrefillReport(NamedTuple):
@@ -112,6 +113,7 @@ def prefill(
     >>> out.reports[0].resumed, out.reports[0].recomputed
     (192, 10)
   """
+  check_cache(cache)
   waiting = check_requests(cache.limits, prompts, anchors, capture, salt)
   if capture is not None and not cache.store.stores:
     raise ValueError(

@@ -282,3 +282,39 @@ def test_other_weights_replace_the_old_ones():
   assert differing_bits(out.logits[0], expected.logits[0]) == 0
   bigger = small_model(hidden=256)
   assert_refused(cache, lambda: cache.replace_weights(bigger), "hidden")
+
+
+def test_arguments_in_another_order_are_said(lived_in):
+  cache, sequences = lived_in
+  for call in (
+    lambda: prefill(cache, small_model(), [PROMPT]),
+    lambda: decode(cache, small_model(), sequences, [1]),
+  ):
+    assert_refused(cache, call, "cache is a HybridDecoder; it must be")
+
+
+def test_what_prefill_returned_is_no_handle(lived_in):
+  cache, _ = lived_in
+  out = prefill(small_model(), cache, [PROMPT])
+  assert_refused(cache, lambda: cache.release(out), "a sequence is a handle")
+  cache.release(out.sequences)
+
+
+def test_a_placement_by_name_and_budget():
+  cache = new_cache(placement="block:32")
+  assert cache.store.planner.policy == PlacementPolicy("block", 32, 16)
+  for name in ("block:", "block:x", "last:3", ":3", "block:32:5"):
+    with pytest.raises(ValueError, match=r"placement|budget|name"):
+      new_cache(placement=name)
+
+
+def test_the_handle_of_an_interrupted_call_says_so(monkeypatch):
+  cache = new_cache()
+  sequences = prefill(small_model(), cache, [PROMPT]).sequences
+  with monkeypatch.context() as patch:
+    patch.setattr(PrefixCache, "run_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      decode(small_model(), cache, sequences, [1])
+  match = "has ended: its call was interrupted or failed"
+  with pytest.raises(ValueError, match=match):
+    cache.release(sequences)

@@ -160,16 +160,15 @@ class Ledger:
     budget = budget or self.budget
     if budget.fits(used[0] + slots, used[1] + pages):
       return
-    limits = ((budget.slots, "slots"), (budget.pages, "pages"))
-    counts = (
-      f", {count} {kind}" for count, kind in limits if count is not None
-    )
+    divided = ""
+    if budget.slots is not None and budget.pages is not None:
+      divided = f", divided into {budget.slots} slots and {budget.pages} pages"
     raise CapacityError(
       f"cannot reserve {slots} slots and {pages} pages "
       f"({budget.bytes_of(slots, pages)} bytes): running sequences hold "
-      f"{used[0]} slots and {used[1]} pages ({budget.bytes_of(*used)} bytes), "
-      f"and the capacity is {budget.capacity_bytes} bytes{''.join(counts)}; "
-      "release sequences, or make a larger cache."
+      f"{used[0]} slots and {used[1]} pages ({budget.bytes_of(*used)} bytes) "
+      f"of a capacity of {budget.capacity_bytes} bytes{divided}; release "
+      "sequences, or make a larger cache."
     )
 
   def lease(self, slots: int, pages: int) -> Lease:

@@ -47,6 +47,6 @@ def test_a_shortage_says_what_there_is():
     ledger.require_possible(1, 3)
   assert str(error.value) == (
     "cannot reserve 1 slots and 3 pages (60 bytes): running sequences hold 1 "
-    "slots and 2 pages (50 bytes), and the capacity is 100 bytes, 3 slots; "
-    "release sequences, or make a larger cache."
+    "slots and 2 pages (50 bytes) of a capacity of 100 bytes; release "
+    "sequences, or make a larger cache."
   )
