@@ -331,3 +331,77 @@ def test_host_memory_does_not_grow_beyond_what_is_counted():
     assert store.stats().remembered_bytes <= 1 << 16
   store.audit()
   assert len(store.index) < 100
+
+
+@pytest.mark.parametrize("verb", ["grow", "pin", "remember", "claim", "demote"])
+def test_a_failing_close_ends_its_sequence_and_leaks_nothing(monkeypatch, verb):
+  store = new_store("block", CHUNK)
+  running, bystander = computed(store, ids(17)), computed(store, ids(9, 1))
+  decode(store, running, range(8))
+
+  def failing(*_, **__):
+    raise MemoryError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(store.index, verb, failing)
+    with pytest.raises(MemoryError):
+      store.close(running)
+  assert store.running == (bystander,)
+  store.audit()
+  assert store.match(request([*ids(17), 1])).resume_blocks == 4
+
+
+@pytest.mark.parametrize("verb", ["grow", "pin", "claim", "share"])
+def test_a_failing_fork_leaks_nothing(monkeypatch, verb):
+  store = new_store("block", CHUNK)
+  running = computed(store, ids(18))
+
+  def failing(*_, **__):
+    raise MemoryError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(store.index, verb, failing)
+    with pytest.raises(MemoryError):
+      store.fork(running)
+  store.audit()
+  assert store.running == (running,)
+  store.fork(running)
+  store.audit()
+
+
+@pytest.mark.parametrize("verb", ["pin", "use"])
+def test_a_failing_open_leaks_nothing(monkeypatch, verb):
+  store = new_store()
+  serve(store, request(ids(17)))
+  before = store.index.stats
+
+  def failing(*_, **__):
+    raise MemoryError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(store.index, verb, failing)
+    with pytest.raises(MemoryError):
+      store.open([request([*ids(17), 1]), request(ids(9, 1))])
+  store.audit()
+  assert store.running == ()
+  assert store.index.stats.leased_slots == before.leased_slots == 0
+
+
+def test_a_state_that_was_hit_is_not_put_on_probation():
+  store = new_store("no_cache", slots=40)
+  store.stores = store._admission._stores = True
+  author = computed(store, ids(17), anchors=(8,))
+  decode(store, author, range(8))
+  serve(store, request([*ids(8), *ids(9, 1)], anchors=(16,)))
+  store.close(author)
+  assert [state.node.depth for state in store.index.states] == [2, 4, 6]
+  assert list(store.index._rule._probation) == []
+
+
+def test_salts_are_counted_and_bounded():
+  store = new_store()
+  store.index._remembered.limit = 50_000
+  for number in range(300):
+    serve(store, request(ids(3, number), salt=b"%800d" % number))
+    store.audit()
+  assert len(store.index._forest.roots) == len(store.index) < 40
