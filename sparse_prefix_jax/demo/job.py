@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from sparse_prefix_jax.cache.choices import serving_planner
 from sparse_prefix_jax.contract import ContractError
 from sparse_prefix_jax.demo import picture, results
 from sparse_prefix_jax.demo.serving import (
@@ -30,7 +31,6 @@ from sparse_prefix_jax.machine import environment
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.presets import preset
-from sparse_prefix_jax.placement import Planner
 from sparse_prefix_jax.workloads.demo_corpus import demo_requests
 
 _SEED = 42
@@ -167,9 +167,7 @@ def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
       serve_prompt(model, cache, np.zeros(length, np.int32))
       bar.update()
     for policy in learned:
-      planner = Planner(policy, depths=config.max_length // config.chunk)
-      planner.observe(0)
-      planner.positions(config.max_length)
+      serving_planner(policy, config, None)  # as every cache makes its own
       bar.update()
 
 
