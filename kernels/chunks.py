@@ -19,7 +19,7 @@ ZERO = -1
 """`Chunks.read`: begin from the zero state (the empty prefix)."""
 CARRY = -2
 """`Chunks.read`: go on from the chunk before, in the same call."""
-NONE = -1
+NONE = -3
 """`Chunks.write`: keep no state of this chunk."""
 
 
@@ -205,8 +205,8 @@ def restore_rows(pools: Any, read: Int32[Array, "b"]) -> Any:
 def capture_rows(pools: Any, write: Int32[Array, "b"], carry: Any) -> Any:
   """Writes b carries to their slots; rows with NONE are dropped.
 
-  The form of `capture` for a decode step. An index past the end is dropped, -1
-  would wrap to the last slot. No two rows may name one slot.
+  The form of `capture` for a decode step. An index past the end is dropped, a
+  negative one would wrap. No two rows may name one slot.
   """
 
   def leaf(pool: Array, value: Array) -> Array:

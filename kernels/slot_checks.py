@@ -95,10 +95,17 @@ def check_slots(
   _check_range(
     name("read"), read, CARRY, s, f"a slot below {s}, ZERO (-1) or CARRY (-2)"
   )
-  _check_range(name("write"), write, NONE, s, f"a slot below {s} or NONE (-1)")
+  _check_write(name("write"), write, s)
   _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
-  if write is not None:
-    _check_once(name("write"), write[write != NONE], "slot")
+
+
+def _check_write(name: str, write: np.ndarray | None, slots: int) -> None:
+  """Refuses what is neither a slot nor NONE, and a slot that stands twice."""
+  if write is None:
+    return
+  kept = write[write != NONE]
+  _check_range(name, kept, 0, slots, f"a slot below {slots} or NONE ({NONE})")
+  _check_once(name, kept, "slot")
 
 
 def check_rows(
@@ -125,15 +132,13 @@ def check_rows(
     >>> arrays = {"x": (x, "b d"), "pool": (pool, "s d")}
     >>> check_rows("step", jnp.array([0]), jnp.array([4]), **arrays)
     Traceback (most recent call last):
-    ValueError: write of step holds 4; it must be a slot below 4 or NONE (-1).
+    ValueError: write of step holds 4; it must be a slot below 4 or NONE (-3).
   """
   sizes = check_axes(operation, **arrays, read=(read, "b"), write=(write, "b"))
   s, name = sizes["s"], f"{{}} of {operation}".format
   reads, writes = concrete(name("read"), read), concrete(name("write"), write)
   _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")
-  _check_range(name("write"), writes, NONE, s, f"a slot below {s} or NONE (-1)")
-  if writes is not None:
-    _check_once(name("write"), writes[writes != NONE], "slot")
+  _check_write(name("write"), writes, s)
   return sizes
 
 

@@ -24,6 +24,7 @@ class SimulationReport:
       tokens_saved      is `saved_tokens`
       reusable_tokens   is `overlap_tokens`
       requests, hits, evicted_states, reasons     are those of `stats()`
+      state_share, moves, moved_bytes     are, where the share is not fixed
       overlapping_requests     is not in it: the paper calls these its hits
       state_checkpoints_per_entry     is a mean over requests as they end, while
           `states_per_entry` is one over the entries that are stored now

@@ -56,9 +56,10 @@ class Plan:
 
   def _check_ranges(self) -> None:
     c, (rows, width) = self.tokens.shape[1], self.page_table.shape
+    kept = self.write[self.write != NONE]
     rules = (
       ("read", self.read, CARRY, self.slots - 1, "a slot, ZERO or CARRY"),
-      ("write", self.write, NONE, self.slots - 1, "a slot or NONE"),
+      ("write", kept, 0, self.slots - 1, "a slot or NONE"),
       ("length", self.length, 0, c, f"0 to {c}"),
       ("position", self.position, 0, c * (width - 1), f"below {c * width}"),
       ("request", self.request, 0, rows - 1, "a row of page_table"),

@@ -254,7 +254,7 @@ def test_multiplied_instead_of_selected_is_seen(monkeypatch):
   def scanned():
     chunks = packed.Chunks(
       read=jnp.array([1, packed.CARRY, packed.ZERO]),
-      write=jnp.array([-1, 2, -1]),
+      write=jnp.array([packed.NONE, 2, packed.NONE]),
       length=jnp.array([0, 0, 1]),
       position=jnp.zeros(3, jnp.int32),
       request=jnp.array([0, 0, 1]),

@@ -52,7 +52,7 @@ def packed(at, chunks):
 @pytest.mark.parametrize(
   "changes, sentence",
   [
-    ({"write": [NONE, SLOTS]}, r"write of .* holds 3; .* below 3 or NONE \(-1"),
+    ({"write": [NONE, SLOTS]}, r"write of .* holds 3; .* below 3 or NONE \(-3"),
     ({"write": [NONE, -2]}, "write of .* holds -2; it must be a slot below 3"),
     ({"write": [1, 1]}, "write of .* names slot 1 twice; each may be written"),
     ({"read": [SLOTS, CARRY]}, r"read of .* holds 3; .*, ZERO \(-1\) or CARRY"),

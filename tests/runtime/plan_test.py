@@ -97,7 +97,7 @@ def test_segments_are_packed_in_order():
     ({"read": (3, 4)}, "slot 4 is written by request 0 and read by request 1"),
     ({"read": (0, 7)}, "slot 7 is written by request 1 and read by request 0"),
     ({"spill": (0, SLOTS)}, "spill of request 0 is 20; it must be a slot"),
-    ({"spill": (1, NONE)}, "spill of request 1 is -1; it must be a slot"),
+    ({"spill": (1, NONE)}, "spill of request 1 is -3; it must be a slot"),
     ({"spill": (0, 3)}, "spill slot 3 of request 0 is also captured to"),
     ({"spill": (1, 5)}, "spill slot 5 of request 1 is also captured to"),
     (
