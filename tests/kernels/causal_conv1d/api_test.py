@@ -11,7 +11,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_core,
 )
-from sparse_prefix_jax.kernels.chunks import ZERO
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from tests.kernels import operations, reference
 from tests.kernels.packing import Job, chunks_of, pack
 from tests.kernels.suite import (
@@ -49,7 +49,7 @@ class TestCausalConv1d(PackedSuite):
     stepped, slot = jnp.asarray(pool), jnp.array([5, 5])
     for row in x:
       pair = jnp.asarray(np.stack([row, row]))
-      _, stepped = run(pair, stepped, slot, jnp.array([5, -1]))
+      _, stepped = run(pair, stepped, slot, jnp.array([5, NONE]))
     _, chunked = self.call([Job(10, read=5, writes={0: 5})], [(x,)], pool)
     assert same_bits(stepped, chunked)
 
