@@ -3,9 +3,14 @@
 `mixture` says where an entry will be left and how often, `priced` which states
 are worth a price that all entries share. Here is when the price is found: by a
 plan, on the last entries under the statistics of that moment.
+
+Learning takes a fifth of a millisecond, which a request need not wait for:
+observations are only noted, and learned where the statistics are looked at,
+which in a server the next plan does.
 """
 
 from functools import partial
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -21,6 +26,61 @@ from sparse_prefix_jax.placement.priced import (
 # Entries over which a price spends the budget.
 _WINDOW = 64
 
+_Observation: TypeAlias = tuple[int, Features, Features | None]
+"""An overlap, the entry that it leaves and the entry that it matched."""
+
+
+class Learned:
+  """Statistics after some observations, which are learned when asked for.
+
+  >>> before = Learned(Mixture.create(chunk=64, depths=8, decay=0.99))
+  >>> Learned(before, ((0, Features(128), None),)).mixture().entries[0]
+  1.0
+  """
+
+  def __init__(
+    self,
+    before: "Mixture | Learned",
+    observed: tuple[_Observation, ...] = (),
+  ) -> None:
+    """Learns nothing yet.
+
+    Args:
+      before: What was known before.
+      observed: What was observed since, in order.
+    """
+    self._todo: tuple[Mixture | Learned, tuple[_Observation, ...]] | None = (
+      before,
+      observed,
+    )
+    self._mixture: Mixture | None = None
+
+  def mixture(self) -> Mixture:
+    """Returns the statistics; may be called by several threads at a time."""
+    todo = self._todo
+    if todo is not None:
+      before, observed = todo
+      mixture = before if isinstance(before, Mixture) else before.mixture()
+      for overlap, entry, matched in observed:
+        pause()
+        mixture = mixture.observe(overlap, entry=entry, matched=matched)
+      # Two threads may come here, and find the same.
+      self._mixture, self._todo = mixture, None
+    assert self._mixture is not None
+    return self._mixture
+
+
+class Plan(NamedTuple):
+  """What entries are placed by until the next plan.
+
+  Attributes:
+    price: What a state has to gain.
+    learned: The statistics under which the price was found.
+  """
+
+  price: CommonPrice
+  learned: Learned
+
 
 class Conditional:
   """Statistics of where entries are left, and a price for states.
@@ -28,7 +88,6 @@ class Conditional:
   Attributes:
     budget: States per entry, on average over entries.
     observations: Overlaps observed, misses included.
-    mixture: The statistics.
 
   >>> planner = Conditional(budget=1, chunk=64, depths=32)
   >>> for born in range(8):  # every prompt ends in a question of a chunk
@@ -46,6 +105,7 @@ class Conditional:
     depths: int,
     decay: float = 0.99,
     cost: np.ndarray | None = None,
+    beside: bool = False,
   ) -> None:
     """Starts without statistics.
 
@@ -58,14 +118,19 @@ class Conditional:
         other statistics.
       cost: [N] Cumulative cost F of prefilling to each depth, F(0) = 0, never
         decreasing; None for the linear one.
+      beside: Place by the statistics of the plan, so that none has to be
+        learned while a request waits. False for the statistics of the moment,
+        as before the first plan.
     """
     # More states than depths are of no use, and may exceed any float.
     self.budget = float(min(budget, depths))
     self.observations = 0
-    self.mixture = Mixture.create(chunk=chunk, depths=depths, decay=decay)
     self._cost = None if cost is None else np.asarray(cost, np.float64)
+    self._beside = beside
+    nothing = Mixture.create(chunk=chunk, depths=depths, decay=decay)
+    self._learned, self._noted = Learned(nothing), ()
     self._recent: tuple[Features, ...] = ()
-    self._price: CommonPrice | None = None
+    self._plan: Plan | None = None
     self._first: CommonPrice | None = None
 
   def observe(
@@ -75,7 +140,7 @@ class Conditional:
     entry: Features | None,
     matched: Features | None = None,
   ) -> None:
-    """Learns from one request.
+    """Learns from one request; beside requests, the next plan does.
 
     Args:
       overlap: Its leading tokens that equal a stored prefix.
@@ -87,27 +152,35 @@ class Conditional:
     if entry is None:
       return
     self.observations += 1
-    self.mixture = self.mixture.observe(overlap, entry=entry, matched=matched)
+    self._noted = (*self._noted, (overlap, entry, matched))
     self._recent = (*self._recent[1 - _WINDOW :], entry)
+    if not self._beside:
+      self.learned().mixture()
 
-  def planning(self) -> PlanWork[CommonPrice]:
+  def learned(self) -> Learned:
+    """The statistics after all that was observed."""
+    if self._noted:
+      self._learned, self._noted = Learned(self._learned, self._noted), ()
+    return self._learned
+
+  def planning(self) -> PlanWork[Plan]:
     """Returns what computes a plan of the present statistics.
 
     It may be called at any time and in any thread: it holds all that it needs,
     which is at least one observation. `adopt` puts the plan into effect.
     """
-    start = None if self._price is None else self._price.low
+    start = None if self._plan is None else self._plan.price.low
     return partial(
-      _price_of, self.mixture, self._recent, self.budget, self._cost, start
+      *(_plan_of, self.learned(), self._recent, self.budget, self._cost, start)
     )
 
-  def adopt(self, plan: CommonPrice) -> None:
+  def adopt(self, plan: Plan) -> None:
     """Puts a plan into effect.
 
     Args:
-      plan: What all entries pay from now on.
+      plan: What all entries are placed by from now on.
     """
-    self._price = plan
+    self._plan = plan
 
   def depths(self, features: Features) -> list[int] | None:
     """Says where an entry should keep states, in chunks, in ascending order.
@@ -125,8 +198,10 @@ class Conditional:
       return None
     if not self.budget:
       return []
-    steps = steps_of(self.mixture, features, self._cost)
-    price = self._price or self._first_price(steps)
+    plan = self._plan
+    learned = plan.learned if plan and self._beside else self.learned()
+    steps = steps_of(learned.mixture(), features, self._cost)
+    price = plan.price if plan else self._first_price(steps)
     return solve_steps(steps, price.of(features.born))
 
   def _first_price(self, steps: Steps) -> CommonPrice:
@@ -155,16 +230,17 @@ def steps_of(
   return Steps.of(*mixture.staircase(features), cost)
 
 
-def _price_of(
-  mixture: Mixture,
+def _plan_of(
+  learned: Learned,
   recent: tuple[Features, ...],
   budget: int | float,
   cost: np.ndarray | None,
   start: float | None,
-) -> CommonPrice:
+) -> Plan:
   """The price at which the last entries would keep the budget."""
-  entries = []
+  mixture, entries = learned.mixture(), []
   for features in recent:
     pause()
     entries.append(steps_of(mixture, features, cost))
-  return common_price(entries, budget, start=start, pause=pause)
+  price = common_price(entries, budget, start=start, pause=pause)
+  return Plan(price, learned)

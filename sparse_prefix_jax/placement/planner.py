@@ -86,7 +86,7 @@ class Planner:
     checked = None if cost is None else concrete_cost(cost, depths)
     self.policy = policy
     self.observations = 0
-    self._learner = _learner_of(policy, depths, checked)
+    self._learner = _learner_of(policy, depths, checked, beside=serving)
     self._serving = serving
     self._warming_up = warming_up
     self._planned = self._stale = False
@@ -262,7 +262,7 @@ class Planner:
 
 
 def _learner_of(
-  policy: PlacementPolicy, depths: int, cost: np.ndarray | None
+  policy: PlacementPolicy, depths: int, cost: np.ndarray | None, *, beside: bool
 ) -> _Learner | None:
   """The statistics of a policy that learns; None for one that does not."""
   if policy.name not in LEARNED:
@@ -275,5 +275,5 @@ def _learner_of(
     "cost": cost,
   }
   if policy.name == "conditional":
-    return Conditional(budget=budget, **common)
+    return Conditional(budget=budget, beside=beside, **common)
   return Pooled(policy.name, budget=int(budget), **common)

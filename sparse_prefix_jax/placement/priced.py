@@ -114,26 +114,25 @@ def solve_steps(steps: Steps, price: float) -> list[int]:
   for cost, mass in zip(
     steps.cost[places].tolist(), steps.survival[places].tolist()
   ):
-    last = queue[first]
+    falls, gain, node = queue[first]
     while first + 1 < len(queue):
       following = queue[first + 1]
-      if following[1] - last[1] <= (following[0] - last[0]) * mass:
+      if following[1] - gain <= (following[0] - falls) * mass:
         break
-      first, last = first + 1, following
-    value = last[1] + (cost - last[0]) * mass - price
+      first, (falls, gain, node) = first + 1, following
+    value = gain + (cost - falls) * mass - price
     if value > most:
       most, end = value, len(before)
-    line = (cost, value, len(before))
-    before.append(last[2])
-    while len(queue) - first > 1 and _hidden(queue[-2], queue[-1], line):
+    # What is nowhere above both its neighbours leaves. Not a function of its
+    # own: a request waits for this loop.
+    while len(queue) - first > 1:
+      (a, at_a, _), (b, at_b, _) = queue[-2], queue[-1]
+      if (value - at_a) * (b - a) < (at_b - at_a) * (cost - a):
+        break
       queue.pop()
-    queue.append(line)
+    queue.append((cost, value, len(before)))
+    before.append(node)
   return [int(steps.depths[places[node - 1]]) for node in _path(end, before)]
-
-
-def _hidden(a: _Line, b: _Line, c: _Line) -> bool:
-  """Whether line b is nowhere above both a and c; slopes fall from a to c."""
-  return (c[1] - a[1]) * (b[0] - a[0]) >= (b[1] - a[1]) * (c[0] - a[0])
 
 
 def _path(node: int, before: list[int]) -> list[int]:

@@ -1,3 +1,7 @@
+import copy
+import dataclasses
+
+import chex
 import numpy as np
 import pytest
 
@@ -9,7 +13,7 @@ from sparse_prefix_jax.placement import (
   solve_placement,
   solve_priced,
 )
-from sparse_prefix_jax.placement.conditional import steps_of
+from sparse_prefix_jax.placement.conditional import Plan, steps_of
 from sparse_prefix_jax.placement.priced import solve_steps
 from tests.placement import reference
 from tests.placement.streams import random_rows
@@ -90,7 +94,7 @@ def test_what_lies_deeper_than_the_bins_counts_in_the_last():
 
 def dense(planner, features):
   """The steps of an entry as a survival function over all its depths."""
-  steps = steps_of(planner.mixture, features)
+  steps = steps_of(planner.learned().mixture(), features)
   survival = np.zeros(features.length // 64 + 1)
   for depth, mass in zip(steps.depths[::-1], steps.survival[::-1]):
     survival[: depth + 1] = mass
@@ -104,7 +108,7 @@ def test_few_places_are_solved_like_all_depths(chunks, price):
   planner = taught(random_rows(1, longest=64 * chunks + 1), depths=2049)
   for overlap in (0, 32 * chunks):
     features = Features(64 * chunks, overlap)
-    steps = steps_of(planner.mixture, features)
+    steps = steps_of(planner.learned().mixture(), features)
     found = solve_priced(dense(planner, features), price)
     assert solve_steps(steps, price) == found
 
@@ -114,7 +118,7 @@ def test_few_places_are_solved_like_all_depths(chunks, price):
 def test_few_places_save_nearly_as_much_as_all_depths(count, states):
   """Overlaps anywhere, without a structure that places could hit upon."""
   rows = random_rows(2, count=count, longest=131_072)
-  mixture = taught(rows, depths=2049, decay=0.99).mixture
+  mixture = taught(rows, depths=2049, decay=0.99).learned().mixture()
   features, every = Features(131_072, 65_536, 1), np.arange(1, 2049)
   steps = steps_of(mixture, features)
   survival = mixture.survival_at(every, features)
@@ -139,10 +143,10 @@ def test_the_true_cost_is_spared(seed):
   cost = np.cumsum(np.append(0, rng.integers(0, 30, 8)))
   rows = random_rows(seed, longest=576)
   planner = taught(rows, budget=2, depths=9, cost=cost)
-  planner.adopt(CommonPrice(0.7, 0.7, 0.0))
+  planner.adopt(Plan(CommonPrice(0.7, 0.7, 0.0), planner.learned()))
   for entry in (Features(512, 128, 3), Features(512), Features(200, 64, 1)):
     every = np.arange(1, entry.length // 64 + 1)
-    survival = planner.mixture.survival_at(every, entry)
+    survival = planner.learned().mixture().survival_at(every, entry)
     weights = np.append(0.0, survival - np.append(survival[1:], 0.0))
     weighed = {
       m: reference.exhaustive(weights, cost, m) + 0.7 * m
@@ -186,11 +190,10 @@ def follow(planner, kind, requests, every=10):
 )
 def test_after_a_long_time_of_one_kind_another_is_found(before, requests):
   """Within 200 requests, although the first weighed everything."""
-  planner = taught([], decay=0.99)
-  follow(planner, before, requests, every=0)
-  known = planner.mixture
+  experienced = taught([], decay=0.99)
+  follow(experienced, before, requests, every=0)
   for after in set(KINDS) - {before}:
-    planner.mixture = known
+    planner = copy.copy(experienced)  # What it refers to is never changed.
     planner.adopt(planner.planning()())
     assert np.mean(follow(planner, after, 200)[-20:]) >= 0.8, after
 
@@ -206,3 +209,42 @@ def test_two_equal_tenants_in_turn_get_the_same():
     kept[born % 2] += len(planner.depths(entry))
   assert abs(kept[0] - kept[1]) < 0.05 * max(kept)
   assert sum(kept) == pytest.approx(0.5 * 8_000, rel=0.05)
+
+
+def test_beside_requests_the_next_plan_learns():
+  """Placed as at once by what the plan knew, whatever was seen since."""
+  at_once = taught([], decay=0.99)
+  beside = Conditional(budget=1, chunk=64, depths=64, decay=0.99, beside=True)
+  for planner in (at_once, beside):
+    follow(planner, "the end", 40)
+  entry = Features(64 * 40, 64 * 10, 2, 40)
+  before = at_once.depths(entry)
+  assert beside.depths(entry) == before
+  for planner in (at_once, beside):
+    follow(planner, "a system prompt", 39, every=0)
+  assert beside.depths(entry) == before
+  at_once.adopt(at_once.planning()())
+  work = beside.planning()
+  after = at_once.depths(entry)
+  assert after != before
+  follow(beside, "one document", 30, every=0)  # Begun before: not of this plan.
+  beside.adopt(work())
+  assert beside.depths(entry) == after
+
+
+def test_statistics_are_learned_once():
+  """However many threads and plans ask."""
+  planner = Conditional(budget=1, chunk=64, depths=64, beside=True)
+  follow(planner, "the end", 25, every=0)
+  first = planner.planning()
+  follow(planner, "the end", 25, every=0)
+  second = planner.planning()
+  later, earlier = second().learned.mixture(), first().learned.mixture()
+  assert planner.learned().mixture() is later
+  assert first().learned.mixture() is earlier
+  expected = taught([], decay=0.99)
+  follow(expected, "the end", 25, every=0)
+  follow(expected, "the end", 25, every=0)
+  chex.assert_trees_all_equal(
+    dataclasses.asdict(later), dataclasses.asdict(expected.learned().mixture())
+  )

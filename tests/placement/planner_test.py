@@ -255,10 +255,10 @@ def test_the_end_of_a_warm_up_waits_for_its_plan_and_gives_up_others():
   for _ in range(7):
     planner.observe(640, entry=entry, matched=entry)
   planner.end_warmup()
-  price = planner._learner._price
+  plan = planner._learner._plan
   planner.observe(640, entry=entry, matched=entry)
   assert planner.positions(1280) == (640,)
-  assert planner._learner._price is price
+  assert planner._learner._plan is plan
 
 
 @pytest.mark.parametrize("background", [True, False])
