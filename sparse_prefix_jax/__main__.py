@@ -118,17 +118,14 @@ def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.Sizes:
       none that can be computed here.
     OSError: the configuration cannot be read.
   """
-  changes = {} if values.dtype is None else {"dtype": values.dtype}
-  if values.model is None:
-    models = importlib.import_module("sparse_prefix_jax.models")
-    config = models.preset(values.preset or _PRESET, **changes)
-  elif values.preset is None:
-    checkpoint = importlib.import_module("sparse_prefix_jax.models.checkpoint")
-    # One rung fits models of any width, and sizes do not depend on rungs.
-    config = checkpoint.read_config(values.model, ladder=(1,), **changes)
-  else:
-    raise ValueError("--preset and --model name two models, one is needed")
-  return evaluation.Sizes.of_model(config, chunk)
+  named = importlib.import_module("sparse_prefix_jax.models.named")
+  name = values.preset or (None if values.model else _PRESET)
+  # One rung fits models of any width, and sizes do not depend on rungs.
+  ladder = (1,) if values.model else None
+  config = named.named_config(
+    name, values.model, dtype=values.dtype, ladder=ladder
+  )
+  return evaluation.Sizes.of_model(config, chunk, name or values.model)
 
 
 def _state_share(text: str | None) -> float | str | None:
@@ -261,7 +258,8 @@ def _demo(values: flags.FlagValues) -> None:
 def _memory_plan(values: flags.FlagValues) -> None:
   """Prints what fits into a memory; the models are imported late."""
   planner = importlib.import_module("sparse_prefix_jax.runtime.memory_plan")
-  config = planner.named_config(
+  named = importlib.import_module("sparse_prefix_jax.models.named")
+  config = named.named_config(
     values.preset,
     values.model,
     dtype=values.dtype,

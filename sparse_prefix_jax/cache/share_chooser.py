@@ -19,8 +19,24 @@ LEAD = 10
 
 
 def _smooth(mean: float, new: float) -> float:
-  """What is wanted over the last periods; every move costs states."""
-  return mean + 0.4 * (new - mean)
+  """What is wanted over the last periods."""
+  return mean + 0.3 * (new - mean)
+
+
+def _next_share(usable: tuple[float, ...], here: float, wanted: float) -> float:
+  """The share to have next: another one only if it is clearly closer.
+
+  A move copies the whole capacity and costs states. What is wanted lies between
+  two shares as a rule, and would be followed to and fro.
+
+  >>> _next_share((0.04, 0.08), here=0.08, wanted=0.055)
+  0.08
+  >>> _next_share((0.04, 0.08), here=0.08, wanted=0.045)
+  0.04
+  """
+  there = nearest(usable, wanted)
+  closer = abs(wanted - here) - abs(wanted - there)
+  return there if closer > 0.6 * abs(there - here) else here
 
 
 class ShareChooser:
@@ -106,7 +122,7 @@ class ShareChooser:
     if self._requests == PERIOD - LEAD:
       mean = self._sum / self._requests
       self._mean = mean if self._mean is None else _smooth(self._mean, mean)
-      self.chosen = nearest(self._usable, self._mean)
+      self.chosen = _next_share(self._usable, self.share, self._mean)
     if self._requests == PERIOD:
       self.due = self.chosen
       self._requests, self._sum = 0, 0.0

@@ -40,6 +40,7 @@ class SimulationReport:
     budget: Its budget, None where it has none.
     eviction: Which entry or state leaves first.
     capacity: The capacity as it stands on the command line.
+    interleave_seed: Seed of the order of the requests, None for their own.
     warmup_requests: Requests that only filled the cache.
     requests: Measured requests.
     tokens_total: Their prompt tokens.
@@ -54,6 +55,7 @@ class SimulationReport:
       None unless the capacity is in bytes.
     state_bytes: Bytes of one state checkpoint.
     page_bytes: Bytes of the keys and values of one lattice block.
+    model: Whose bytes these are, and in which type; None where it is not said.
     evicted_states: States that were dropped to make room.
     refused_requests: Requests that do not fit where all else is evicted.
     moves: How often the share of states changed.
@@ -80,12 +82,14 @@ class SimulationReport:
   bytes_peak: int | None = None
   state_bytes: int | None = None
   page_bytes: int | None = None
+  model: str | None = None
   evicted_states: int | None = None
   refused_requests: int | None = None
   moves: int | None = None
   moved_bytes: int | None = None
   state_share: float | None = None
   reasons: Mapping[str, int] | None = None
+  interleave_seed: int | None = None
 
   @property
   def saved_fraction(self) -> float:

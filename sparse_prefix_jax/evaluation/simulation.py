@@ -97,8 +97,8 @@ def simulate(
 
   Raises:
     ValueError: If the stream is empty, the eviction unknown, the chunk not the
-      trace's block size, the warm-up or the share out of range, or if there are
-      no sizes for bytes.
+      trace's block size, the warm-up or the share out of range, if there are no
+      sizes for bytes, or if no measured request fits the capacity.
 
   >>> from sparse_prefix_jax.workloads import synthetic_stream
   >>> stream = synthetic_stream([1, 1, 2], requests=50, length=256)
@@ -128,6 +128,12 @@ def simulate(
       state_share=state_share,
     )
     tally = replay_store(requests, store, warmup=warmup, progress=progress)
+    if tally.refused_requests == tally.requests:
+      raise ValueError(
+        f"capacity {capacity} is too small for every measured request: two "
+        f"states take {2 * sizes.state_bytes} bytes, and each block of "
+        f"{policy.chunk} tokens takes {sizes.page_bytes} more"
+      )
   else:
     # The paper and the anchors know prompts only.
     requests, sizes = requests.prompts(), None
@@ -202,6 +208,8 @@ def _report(
     bytes_peak=tally.bytes_peak,
     state_bytes=sizes and sizes.state_bytes,
     page_bytes=sizes and sizes.page_bytes,
+    model=sizes and sizes.model,
+    interleave_seed=requests.interleave_seed,
     evicted_states=tally.evicted_states,
     refused_requests=tally.refused_requests,
     moves=tally.moves,

@@ -20,6 +20,7 @@ class Sizes:
     max_length: Tokens of the longest sequence that the model takes.
     probed: Blocks that its largest program computes; a server that moves to
       another share probes it in free pages.
+    model: Whose sizes these are, for a report.
 
   Raises:
     ValueError: If a size is negative, or a state has no bytes.
@@ -30,6 +31,7 @@ class Sizes:
   cost: PrefillCost | None = None
   max_length: int = 0
   probed: int = 16
+  model: str | None = None
 
   def __post_init__(self) -> None:
     """Checks both sizes."""
@@ -40,12 +42,15 @@ class Sizes:
       )
 
   @classmethod
-  def of_model(cls, config: ModelConfig, block: int) -> "Sizes":
+  def of_model(
+    cls, config: ModelConfig, block: int, name: str | None = None
+  ) -> "Sizes":
     """Returns what a model keeps, and what its prefill costs.
 
     Args:
       config: The configuration of the model.
       block: Tokens of a lattice block, which may differ from the model's own.
+      name: What the model is called, if it is to be told.
 
     >>> from sparse_prefix_jax import preset
     >>> Sizes.of_model(preset("tiny"), block=128).page_bytes
@@ -58,4 +63,5 @@ class Sizes:
       prefill_flops(config),
       config.max_length,
       -(-max(config.ladder) * config.chunk // block),
+      name and f"{name} in {config.dtype}",
     )

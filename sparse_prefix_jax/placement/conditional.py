@@ -34,8 +34,8 @@ class Learned:
   """Statistics after some observations, which are learned when asked for.
 
   >>> before = Learned(Mixture.create(chunk=64, depths=8, decay=0.99))
-  >>> Learned(before, ((0, Features(128), None),)).mixture().entries[0]
-  1.0
+  >>> Learned(before, ((0, Features(128), None),)).mixture().entries.sum()
+  np.float64(1.0)
   """
 
   def __init__(
@@ -70,7 +70,7 @@ class Learned:
     return self._mixture
 
 
-class Plan(NamedTuple):
+class PricedPlan(NamedTuple):
   """What entries are placed by until the next plan.
 
   Attributes:
@@ -130,7 +130,7 @@ class Conditional:
     nothing = Mixture.create(chunk=chunk, depths=depths, decay=decay)
     self._learned, self._noted = Learned(nothing), ()
     self._recent: tuple[Features, ...] = ()
-    self._plan: Plan | None = None
+    self._plan: PricedPlan | None = None
     self._first: CommonPrice | None = None
 
   def observe(
@@ -163,7 +163,7 @@ class Conditional:
       self._learned, self._noted = Learned(self._learned, self._noted), ()
     return self._learned
 
-  def planning(self) -> PlanWork[Plan]:
+  def planning(self) -> PlanWork[PricedPlan]:
     """Returns what computes a plan of the present statistics.
 
     It may be called at any time and in any thread: it holds all that it needs,
@@ -174,7 +174,7 @@ class Conditional:
       *(_plan_of, self.learned(), self._recent, self.budget, self._cost, start)
     )
 
-  def adopt(self, plan: Plan) -> None:
+  def adopt(self, plan: PricedPlan) -> None:
     """Puts a plan into effect.
 
     Args:
@@ -236,11 +236,11 @@ def _plan_of(
   budget: int | float,
   cost: np.ndarray | None,
   start: float | None,
-) -> Plan:
+) -> PricedPlan:
   """The price at which the last entries would keep the budget."""
   mixture, entries = learned.mixture(), []
   for features in recent:
     pause()
     entries.append(steps_of(mixture, features, cost))
   price = common_price(entries, budget, start=start, pause=pause)
-  return Plan(price, learned)
+  return PricedPlan(price, learned)

@@ -10,9 +10,7 @@ import jax
 from tqdm import tqdm
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.presets import preset
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.runtime import programs, shapes
 from sparse_prefix_jax.runtime.pools import copy_sequence
@@ -142,8 +140,9 @@ def memory_plan(
     All figures, in bytes and counts.
 
   Raises:
-    ValueError: If `memory` is no size above 0, or too small for the weights,
-      the largest program and a sequence of one page.
+    ValueError: If `config` is no `ModelConfig`, or if `memory` is no size above
+      0, or too small for the weights, the largest program and a sequence of
+      one page.
 
   Example:
     >>> from sparse_prefix_jax import preset
@@ -154,6 +153,11 @@ def memory_plan(
     >>> plan.lengths[0].length, plan.lengths[0].running_bytes
     (1024, 563200)
   """
+  if not isinstance(config, ModelConfig):
+    raise ValueError(
+      f"config is {config!r}; it must be a ModelConfig, of `preset` or "
+      "`read_config`."
+    )
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)
   sizes = tuple(_program_bytes(config, progress))
@@ -172,38 +176,6 @@ def memory_plan(
     page_bytes=page_bytes(config),
     lengths=tuple(_length(config, cache, n) for n in _lengths(config)),
   )
-
-
-def named_config(
-  preset_name: str | None, directory: str | None, **fields: Any
-) -> ModelConfig:
-  """The configuration of a preset or of a model's folder.
-
-  Args:
-    preset_name: A key of `PRESETS`, or None.
-    directory: A folder with a config.json, or None; weights are not read.
-    **fields: Fields of `ModelConfig` to replace; None replaces nothing.
-
-  Returns:
-    A frozen configuration.
-
-  Raises:
-    ValueError: If not exactly one model is named, or the one that is named
-      does not exist or cannot be computed here.
-    FileNotFoundError: If the folder holds no config.json.
-
-  Example:
-    >>> named_config("tiny", None, dtype="bfloat16", max_length=None).dtype
-    'bfloat16'
-  """
-  changes = {name: x for name, x in fields.items() if x is not None}
-  if preset_name is not None and directory is not None:
-    raise ValueError("memory_plan takes --preset or --model, not both")
-  if preset_name is not None:
-    return preset(preset_name, **changes)
-  if directory is None:
-    raise ValueError("memory_plan needs --preset or --model")
-  return read_config(directory, **changes)
 
 
 def write_plan(path: str, plan: MemoryPlan) -> None:

@@ -1,5 +1,6 @@
 """The paper's order of requests: groups whose requests arrive at random."""
 
+import dataclasses
 import heapq
 
 import numpy as np
@@ -53,4 +54,5 @@ def interleave(trace: Trace, seed: int = 42) -> Trace:
     if len(waiting) > 1:
       later = arrival + random.exponential(1.0)
       heapq.heappush(queue, (later, place, waiting[1:]))
-  return reordered(trace, order)
+  ordered = reordered(trace, order)
+  return dataclasses.replace(ordered, interleave_seed=seed)

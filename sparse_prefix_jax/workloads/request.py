@@ -57,7 +57,7 @@ class TraceRequest:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-  """A request stream.
+  """A request stream: what is served or replayed, in this order.
 
   Attributes:
     name: Where it came from, for reports.
@@ -65,12 +65,18 @@ class Trace:
     block: Tokens per id; 1 for token ids.
     skipped_lines: Lines of the file that hold no request and were skipped, as
       the caller had allowed.
+    interleave_seed: Seed of the order, where `interleave` made it.
+
+  >>> trace = token_trace("mine", [[1, 2, 3], [1, 2]], groups=[0, 0])
+  >>> len(trace), trace.longest
+  (2, 3)
   """
 
   name: str
   requests: tuple[TraceRequest, ...]
   block: int = 1
   skipped_lines: int = 0
+  interleave_seed: int | None = None
 
   def __len__(self) -> int:
     """Number of requests."""

@@ -11,7 +11,7 @@ from sparse_prefix_jax.evaluation.report import SimulationReport, Tally
 REQUIRED = {"requests", "tokens_total", "tokens_saved", "reusable_tokens"}
 REQUIRED |= {"state_checkpoints_per_entry", "state_checkpoints_peak"}
 SETTINGS = {"trace", "placement", "budget", "eviction", "capacity"}
-SETTINGS |= {"warmup_requests", "meanings"}
+SETTINGS |= {"warmup_requests", "meanings", "model", "interleave_seed"}
 
 
 def report(capacity="states:3", **fields):

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sparse_prefix_jax import evaluation
+from sparse_prefix_jax import evaluation, preset
 from sparse_prefix_jax.cache import index
 from sparse_prefix_jax.evaluation import (
   Capacity,
@@ -16,6 +16,7 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import (
   Trace,
   TraceRequest,
+  interleave,
   synthetic_stream,
   token_trace,
 )
@@ -125,7 +126,7 @@ def test_default_evictions():
   policy = PlacementPolicy("last")
   sizes = Sizes(1, 1)
   names = [
-    simulate(STREAM, policy, Capacity(kind, 5), sizes=sizes).eviction
+    simulate(STREAM, policy, Capacity(kind, 99), sizes=sizes).eviction
     for kind in ("sequences", "states", "bytes")
   ]
   assert names == ["fifo", "lru", "lru"]
@@ -185,3 +186,31 @@ def test_bad_input_is_refused():
     simulate(blocks, policy, capacity)
   fitting = dataclasses.replace(policy, chunk=16)
   assert simulate(blocks, fitting, capacity).requests == 1
+
+
+def test_a_capacity_that_no_request_fits_is_refused():
+  """Nothing saved would read as a placement that saves nothing."""
+  with pytest.raises(ValueError, match="bytes:999 is too small for every"):
+    simulate(
+      STREAM,
+      PlacementPolicy("last"),
+      Capacity("bytes", 999),
+      sizes=Sizes(state_bytes=500, page_bytes=50),
+    )
+
+
+def test_a_report_tells_what_made_it():
+  """The model whose bytes count, and the seed of the order."""
+  report = simulate(
+    interleave(STREAM, seed=7),
+    PlacementPolicy("last"),
+    Capacity("bytes", 2**26),
+    sizes=Sizes.of_model(preset("tiny"), 64, "tiny"),
+  )
+  assert (report.model, report.interleave_seed) == ("tiny in float32", 7)
+  assert (
+    simulate(
+      STREAM, PlacementPolicy("last"), Capacity("states", 4)
+    ).interleave_seed
+    is None
+  )

@@ -13,7 +13,7 @@ from sparse_prefix_jax.placement import (
   solve_placement,
   solve_priced,
 )
-from sparse_prefix_jax.placement.conditional import Plan, steps_of
+from sparse_prefix_jax.placement.conditional import PricedPlan, steps_of
 from sparse_prefix_jax.placement.priced import solve_steps
 from tests.placement import reference
 from tests.placement.streams import random_rows
@@ -143,7 +143,7 @@ def test_the_true_cost_is_spared(seed):
   cost = np.cumsum(np.append(0, rng.integers(0, 30, 8)))
   rows = random_rows(seed, longest=576)
   planner = taught(rows, budget=2, depths=9, cost=cost)
-  planner.adopt(Plan(CommonPrice(0.7, 0.7, 0.0), planner.learned()))
+  planner.adopt(PricedPlan(CommonPrice(0.7, 0.7, 0.0), planner.learned()))
   for entry in (Features(512, 128, 3), Features(512), Features(200, 64, 1)):
     every = np.arange(1, entry.length // 64 + 1)
     survival = planner.learned().mixture().survival_at(every, entry)

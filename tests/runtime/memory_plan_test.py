@@ -216,10 +216,10 @@ def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
     (["--preset=tiny", "--memory=1KiB"], "memory is 1024 bytes, and"),
     (["--preset=huge", "--memory=1GiB"], "preset is 'huge'; the presets are"),
     (["--model=nowhere", "--memory=1GiB"], "nowhere/config.json does not"),
-    (["--memory=1GiB"], "memory_plan needs --preset or --model"),
+    (["--memory=1GiB"], "one model is needed, of a preset or of a folder"),
     (
       ["--preset=tiny", "--model=x", "--memory=1GiB"],
-      "memory_plan takes --preset or --model, not both",
+      "one model is needed, of a preset or of a folder",
     ),
     (["--preset=tiny", "--memory=1GiB", "--dtype=int8"], "dtype is 'int8'"),
     (["--preset=tiny", "--memory=1GiB", "--max_length=0"], "max_length is 0"),
@@ -231,3 +231,9 @@ def test_the_command_refuses_in_one_sentence(command, flags, sentence):
   assert status == 2 and not out
   assert err.startswith(f"sparse_prefix_jax: {sentence}")
   assert len(err.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_name_is_no_configuration():
+  with pytest.raises(ValueError, match="config is 'tiny'; it must be a Model"):
+    memory_plan("tiny", "1GiB")
