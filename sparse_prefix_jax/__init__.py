@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.cache import CapacityError as CapacityError
   from sparse_prefix_jax.cache import PrefixCache as PrefixCache
   from sparse_prefix_jax.cache import SequenceHandle as SequenceHandle
+  from sparse_prefix_jax.evaluation import Capacity as Capacity
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
   from sparse_prefix_jax.evaluation import simulate as simulate
   from sparse_prefix_jax.layers import CapturedScan as CapturedScan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.models import ModelConfig as ModelConfig
   from sparse_prefix_jax.models import load_pretrained as load_pretrained
   from sparse_prefix_jax.models import preset as preset
+  from sparse_prefix_jax.models import read_config as read_config
   from sparse_prefix_jax.models.cost import PrefillCost as PrefillCost
   from sparse_prefix_jax.models.cost import page_bytes as page_bytes
   from sparse_prefix_jax.models.cost import prefill_flops as prefill_flops
@@ -37,12 +39,24 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.serving.prefill import PrefillOutput as PrefillOutput
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
+  from sparse_prefix_jax.workloads import Trace as Trace
+  from sparse_prefix_jax.workloads import interleave as interleave
+  from sparse_prefix_jax.workloads import load_mooncake as load_mooncake
+  from sparse_prefix_jax.workloads import load_token_file as load_token_file
+  from sparse_prefix_jax.workloads import save_token_file as save_token_file
+  from sparse_prefix_jax.workloads import token_trace as token_trace
 
 _MODULES = {
   "cache": ("CapacityError", "PrefixCache", "SequenceHandle"),
-  "evaluation": ("parse_capacity", "simulate"),
+  "evaluation": ("Capacity", "parse_capacity", "simulate"),
   "layers": ("CapturedScan", "scan_with_capture"),
-  "models": ("HybridDecoder", "ModelConfig", "load_pretrained", "preset"),
+  "models": (
+    "HybridDecoder",
+    "ModelConfig",
+    "load_pretrained",
+    "preset",
+    "read_config",
+  ),
   "models.cost": ("PrefillCost", "page_bytes", "prefill_flops", "state_bytes"),
   "placement": (
     "OverlapHistogram",
@@ -55,6 +69,14 @@ _MODULES = {
   "serving.decode": ("DecodeOutput", "decode"),
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
+  "workloads": (
+    "Trace",
+    "interleave",
+    "load_mooncake",
+    "load_token_file",
+    "save_token_file",
+    "token_trace",
+  ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -25,6 +25,10 @@ class PrefillCost(NamedTuple):
     linear: Cost per token of everything but attending.
     quadratic: Half the cost of attending to one more token.
     unit: "flops" or "seconds".
+
+  Example:
+    >>> PrefillCost(2.0, 0.5, "flops").at([0, 10]).tolist()
+    [0.0, 70.0]
   """
 
   linear: float

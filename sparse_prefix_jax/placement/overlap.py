@@ -36,6 +36,11 @@ class OverlapHistogram:
   Attributes:
     counts: float32 [N], index = overlap depth in bins; on the host float64.
     observations: int32, how many depths were observed, undecayed.
+
+  Example:
+    >>> histogram = OverlapHistogram.create(4)
+    >>> observe(histogram, 2).counts.tolist()
+    [0.0, 0.0, 1.0, 0.0]
   """
 
   counts: Float32[Array, "*batch N"] | Float64[np.ndarray, "N"]

@@ -26,6 +26,14 @@ def measure_prefill(
 
   Raises:
     ValueError: If there are fewer than two lengths or no repeats.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import HybridDecoder, preset
+    >>> config = preset("tiny", ladder=(1,), max_length=256)
+    >>> model = HybridDecoder(config, rngs=nnx.Rngs(0))
+    >>> measure_prefill(model, [64, 128], repeats=1).unit
+    'seconds'
   """
   if len(set(lengths)) < 2 or repeats < 1:
     raise ValueError(

@@ -134,6 +134,13 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   Raises:
     ValueError: the trace has blocks instead of tokens, or no requests.
     OSError: the file cannot be written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   file = Path(folder, "one.npz")
+  ...   save_token_file(file, token_trace("one", [[1, 2, 3]], [0]))
+  ...   load_token_file(file).longest
+  3
   """
   if trace.block != 1:
     raise ValueError(f"trace must hold token ids, got blocks of {trace.block}")

@@ -54,6 +54,18 @@ def test_examples_of_docstrings_run(module: str) -> None:
   assert failed == 0
 
 
+# What is returned or raised is shown by the examples of what does it.
+RESULTS = {"CapacityError", "CapturedScan", "DecodeOutput", "Placement"}
+RESULTS |= {"PrefillOutput", "PrefillReport", "SequenceHandle"}
+
+
+def test_what_is_called_has_an_example() -> None:
+  assert set(_public_names()) >= RESULTS
+  for name in set(_public_names()) - RESULTS:
+    doc = getattr(sparse_prefix_jax, name).__doc__ or ""
+    assert ">>> " in doc or "Example:" in doc, name
+
+
 def _exports() -> list[ast.ImportFrom]:
   """The imports that a type checker reads, under TYPE_CHECKING."""
   path = pathlib.Path(sparse_prefix_jax.__file__ or "")
