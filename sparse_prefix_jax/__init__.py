@@ -25,11 +25,15 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.models.cost import page_bytes as page_bytes
   from sparse_prefix_jax.models.cost import prefill_flops as prefill_flops
   from sparse_prefix_jax.models.cost import state_bytes as state_bytes
+  from sparse_prefix_jax.placement import DemandTree as DemandTree
   from sparse_prefix_jax.placement import OverlapHistogram as OverlapHistogram
   from sparse_prefix_jax.placement import Placement as Placement
   from sparse_prefix_jax.placement import PlacementPolicy as PlacementPolicy
+  from sparse_prefix_jax.placement import TreePlacement as TreePlacement
   from sparse_prefix_jax.placement import observe as observe
   from sparse_prefix_jax.placement import solve_placement as solve_placement
+  from sparse_prefix_jax.placement import solve_tree as solve_tree
+  from sparse_prefix_jax.placement import solve_tree_priced as solve_tree_priced
   from sparse_prefix_jax.runtime.memory_plan import memory_plan as memory_plan
   from sparse_prefix_jax.serving.decode import DecodeOutput as DecodeOutput
   from sparse_prefix_jax.serving.decode import decode as decode
@@ -59,11 +63,15 @@ _MODULES = {
   ),
   "models.cost": ("PrefillCost", "page_bytes", "prefill_flops", "state_bytes"),
   "placement": (
+    "DemandTree",
     "OverlapHistogram",
     "Placement",
     "PlacementPolicy",
+    "TreePlacement",
     "observe",
     "solve_placement",
+    "solve_tree",
+    "solve_tree_priced",
   ),
   "runtime.memory_plan": ("memory_plan",),
   "serving.decode": ("DecodeOutput", "decode"),

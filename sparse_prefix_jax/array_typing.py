@@ -28,7 +28,16 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import (
+  Array,
+  Bool,
+  Float,
+  Float32,
+  Float64,
+  Int,
+  Int32,
+  Int64,
+)
 
 # Tokens: a prompt as a user may hand it over, and as the programs see it.
 Tokens: TypeAlias = Sequence[int] | np.ndarray | jax.Array
@@ -56,6 +65,9 @@ PageTable: TypeAlias = Int32[Array, "b pages"]
 Weights: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
 Costs: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
 Positions: TypeAlias = Int32[Array, "m"]
+NodeValues: TypeAlias = (
+  Int64[np.ndarray, "nodes"] | Float64[np.ndarray, "nodes"]
+)
 Flag: TypeAlias = Bool[Array, ""]
 
 PyTree: TypeAlias = Any

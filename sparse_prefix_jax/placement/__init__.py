@@ -1,6 +1,8 @@
 """Where to keep states: pure functions of weights and costs, not of models."""
 
 from .conditional import Conditional as Conditional
+from .demand_tree import DemandTree as DemandTree
+from .demand_tree import TreePlacement as TreePlacement
 from .dynamic_program import solve_placement as solve_placement
 from .heuristics import HEURISTICS as HEURISTICS
 from .heuristics import balanced as balanced
@@ -24,3 +26,5 @@ from .priced import Steps as Steps
 from .priced import common_price as common_price
 from .priced import solve_priced as solve_priced
 from .problem import Placement as Placement
+from .tree_knapsack import solve_tree as solve_tree
+from .tree_price import solve_tree_priced as solve_tree_priced

@@ -125,6 +125,7 @@ class Conditional:
     # More states than depths are of no use, and may exceed any float.
     self.budget = float(min(budget, depths))
     self.observations = 0
+    self._chunk = chunk
     self._cost = None if cost is None else np.asarray(cost, np.float64)
     self._beside = beside
     nothing = Mixture.create(chunk=chunk, depths=depths, decay=decay)
@@ -196,7 +197,7 @@ class Conditional:
     """
     if not self.observations:
       return None
-    if not self.budget:
+    if not self.budget or features.length < self._chunk:
       return []
     plan = self._plan
     learned = plan.learned if plan and self._beside else self.learned()
