@@ -22,7 +22,7 @@ def shares_of(config, capacity):
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
-    longest=-(-config.max_length // config.chunk),
+    longest=-(-config.numerics.max_length // config.numerics.chunk),
   )
 
 

@@ -145,7 +145,7 @@ def test_the_configuration_is_that_of_the_file():
   assert (config.key_width, config.value_width) == (16, 24)
   assert (config.window, config.eps) == (4, 1e-6)
   assert (config.rotary_width, config.rope_theta) == (8, 1e7)
-  assert config.ladder == (4,)
+  assert config.numerics.ladder == (4,)
 
 
 def test_layer_types_may_be_an_interval(tmp_path):

@@ -99,7 +99,7 @@ def test_what_is_left_is_the_cache(plan):
 def test_the_table_counts_what_fits_and_no_more(plan):
   assert [row.length for row in plan.lengths] == [256]
   for row in plan.lengths:
-    chunks = row.length // CONFIG.chunk
+    chunks = row.length // CONFIG.numerics.chunk
     running = 2 * plan.state_bytes + chunks * plan.page_bytes
     stored = plan.state_bytes + chunks * plan.page_bytes
     assert (row.running_bytes, row.stored_bytes) == (running, stored)
