@@ -147,12 +147,12 @@ class GatedAttention(nnx.Module):
     """
     tokens = jnp.arange(x.shape[1])
     position = chunks.position[:, None] + tokens[None]
-    projected = self._project(x)
+    projected, pages = self._project(x), pools.pages
     with jax.named_scope("heads"):
       q, gate, k, v = map_chunks(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
-        *(q, k, v, *pools.pages, chunks, page_table),
+        *(q, k, v, pages.keys, pages.values, chunks, page_table),
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -178,9 +178,11 @@ class GatedAttention(nnx.Module):
     Returns:
       The outputs, and the pools with the tokens' keys and values.
     """
+    pages = pools.pages
     q, gate, k, v = self._heads(*self._project(x), rows.position)
     out, keys, values = lattice_attention_step(
-      *(q, k, v, *pools.pages, rows.position, rows.active, page_table),
+      *(q, k, v, pages.keys, pages.values),
+      *(rows.position, rows.active, page_table),
       precision=self.numerics.product_precision,
     )
     pools = pools._replace(pages=KeysValues(keys, values))

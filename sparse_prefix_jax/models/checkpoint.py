@@ -10,30 +10,18 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from sparse_prefix_jax.layers import (
-  GatedAttention,
-  GatedDeltaNet,
-  Numerics,
-  ResidualBranch,
-  SwiGLU,
-)
-from sparse_prefix_jax.models.config import (
-  ModelConfig,
-  check_fields,
-  is_int,
-  is_positive,
-  split_numerics,
-)
+from sparse_prefix_jax.layers import GatedAttention, GatedDeltaNet
+from sparse_prefix_jax.layers.branch import ResidualBranch
+from sparse_prefix_jax.layers.choices import is_int, is_positive
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.swiglu import SwiGLU
+from sparse_prefix_jax.models import presets
+from sparse_prefix_jax.models.config import ModelConfig, split_numerics
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.presets import (
-  ATTENTION,
-  GATED_DELTA_NET,
-  hybrid,
-)
 
 _LAYER_TYPES: dict[str, str] = {
-  "linear_attention": GATED_DELTA_NET,
-  "full_attention": ATTENTION,
+  "linear_attention": presets.GATED_DELTA_NET,
+  "full_attention": presets.ATTENTION,
 }
 _FIELDS = {
   "vocab_size": "vocab_size",
@@ -104,7 +92,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   Args:
     directory: Holds config.json.
     **changes: Fields of `ModelConfig` or of `Numerics` to replace. They do not
-      excuse what the file holds, which is checked first.
+      excuse what the file holds.
 
   Returns:
     A frozen configuration.
@@ -118,7 +106,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   Example:
     config = read_config("Qwen3.5-0.8B", ladder=(4,))
   """
-  check_fields(changes)
+  numerics, rest = split_numerics(changes, Numerics())
   path = pathlib.Path(directory) / "config.json"
   raw = _json(path)
   text = raw.get("text_config", raw)
@@ -133,8 +121,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   fields["layer_types"] = _layer_types(text, path)
   fields["tie_embeddings"] = _tied(text, raw, path)
   fields |= _rotary_fields(text, path)
-  numerics, rest = split_numerics(changes, Numerics())
-  return hybrid(**fields, numerics=numerics).replace(**rest)
+  return presets.hybrid(**fields, numerics=numerics).replace(**rest)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -234,7 +221,7 @@ def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
   kinds = text.get("layer_types")
   if kinds is None:
     return tuple(
-      GATED_DELTA_NET if (i + 1) % interval else ATTENTION
+      presets.GATED_DELTA_NET if (i + 1) % interval else presets.ATTENTION
       for i in range(_count(text, "num_hidden_layers", path))
     )
   if not isinstance(kinds, list) or not kinds:

@@ -6,8 +6,6 @@ from typing import Any
 
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values
-from sparse_prefix_jax.layers.choices import is_int as is_int
-from sparse_prefix_jax.layers.choices import is_positive as is_positive
 from sparse_prefix_jax.layers.normalization import Norm
 from sparse_prefix_jax.layers.numerics import Numerics
 
@@ -62,7 +60,15 @@ def split_numerics(
   check_fields(changes)
   inner = {n: x for n, x in changes.items() if n in _names(Numerics)}
   rest = {n: x for n, x in changes.items() if n not in inner}
-  return dataclasses.replace(rest.pop("numerics", numerics), **inner), rest
+  numerics = rest.pop("numerics", numerics)
+  _check_kind("numerics", numerics, Numerics)
+  return dataclasses.replace(numerics, **inner), rest
+
+
+def _check_kind(name: str, value: Any, kind: type) -> None:
+  """Refuses what is of another class than a field must be."""
+  if not isinstance(value, kind):
+    raise ValueError(f"{name} is {value!r}; it must be a {kind.__name__}.")
 
 
 def _names(kind: Any) -> list[str]:
@@ -146,15 +152,9 @@ class ModelConfig:
     if not self.branches:
       raise ValueError("branches is empty; a model has at least one branch.")
     for index, branch in enumerate(self.branches):
-      if not isinstance(branch, Branch):
-        raise ValueError(
-          f"branches[{index}] is {branch!r}; it must be a Branch."
-        )
-    for name, kind in (("final_norm", Norm), ("numerics", Numerics)):
-      if not isinstance(getattr(self, name), kind):
-        raise ValueError(
-          f"{name} is {getattr(self, name)!r}; it must be a {kind.__name__}."
-        )
+      _check_kind(f"branches[{index}]", branch, Branch)
+    _check_kind("final_norm", self.final_norm, Norm)
+    _check_kind("numerics", self.numerics, Numerics)
 
   def _check_widths(self) -> None:
     """Refuses several rungs of products whose bits would differ."""
@@ -181,10 +181,14 @@ def _plain(value: Any) -> Any:
   """A value as JSON knows it: dataclasses are objects, with their kind."""
   if isinstance(value, tuple):
     return [_plain(item) for item in value]
-  if not dataclasses.is_dataclass(value):
+  if not _is_choices(value):
     return value
   kind = {"kind": value.kind} if hasattr(value, "kind") else {}
   return kind | {n: _plain(getattr(value, n)) for n in _names(value)}
+
+
+def _is_choices(value: Any) -> bool:
+  return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def differences(given: Any, known: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -210,7 +214,7 @@ def differences(given: Any, known: Any) -> Iterator[tuple[str, Any, Any]]:
 
 def _pairs(given: Any, known: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
   """All choices of two configurations, as deep as both have the same form."""
-  if dataclasses.is_dataclass(given) and type(given) is type(known):
+  if _is_choices(given) and type(given) is type(known):
     for name in _names(given):
       inner = f"{path}.{name}" if path else name
       yield from _pairs(getattr(given, name), getattr(known, name), inner)
@@ -221,7 +225,3 @@ def _pairs(given: Any, known: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
       yield from _pairs(x, y, f"{path}[{index}]")
     return
   yield path, given, known
-
-
-def _is_choices(value: Any) -> bool:
-  return dataclasses.is_dataclass(value) and not isinstance(value, type)
