@@ -35,7 +35,7 @@ def model_shapes(config: ModelConfig) -> FrozenModel:
 
   Example:
     >>> from sparse_prefix_jax import preset
-    >>> model_shapes(preset("tiny")).leaves[0].shape
+    >>> max(leaf.shape for leaf in model_shapes(preset("tiny")).leaves)
     (512, 64)
   """
   return jax.eval_shape(lambda: freeze(_model(config)))
@@ -55,7 +55,8 @@ def pool_shapes(config: ModelConfig, *, slots: int, pages: int) -> Pools:
 
   Example:
     >>> from sparse_prefix_jax import preset
-    >>> pool_shapes(preset("tiny"), slots=2, pages=3)[2].pages.keys.shape
+    >>> pools = pool_shapes(preset("tiny"), slots=2, pages=3)
+    >>> pools[2].pages.keys.shape
     (3, 64, 2, 32)
   """
   pools = jax.eval_shape(

@@ -205,7 +205,7 @@ def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
   content = json.loads(report.read_text("utf-8"))
   config = read_config(tmp_path, dtype="bfloat16", max_length=1024)
   assert content["weights_bytes"] == weights_bytes(config)
-  assert content["config"]["dtype"] == "bfloat16"
+  assert content["config"]["numerics"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
