@@ -1,6 +1,7 @@
 """The residual branch: what a model is a tuple of."""
 
 import dataclasses
+from typing import Any
 
 import jax
 from flax import nnx
@@ -11,7 +12,11 @@ from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers.choices import check_names, check_values
 from sparse_prefix_jax.layers.normalization import Norm, residual_norm
 from sparse_prefix_jax.layers.numerics import Numerics
-from sparse_prefix_jax.layers.sublayer import BranchPools, Sublayer
+from sparse_prefix_jax.layers.sublayer import (
+  BranchPools,
+  Sublayer,
+  check_sublayer,
+)
 
 _NORM = Norm()
 
@@ -67,30 +72,6 @@ class Branch:
     return ResidualBranch(self, width, numerics, rngs=rngs)
 
 
-def check_sublayer(name: str, sub: object) -> None:
-  """Refuses what makes no module, or could be no static argument.
-
-  Args:
-    name: What it is called, for the message.
-    sub: What to look at.
-
-  Raises:
-    ValueError: If it lacks a part of `Sublayer`, or has no hash.
-  """
-  if isinstance(sub, type) or not isinstance(sub, Sublayer):
-    raise ValueError(
-      f"{name} is {sub!r}; it must be a sublayer, with kind, make, keeps, "
-      "flops and product_widths."
-    )
-  try:
-    hash(sub)
-  except TypeError as error:
-    raise ValueError(
-      f"{name} is {sub!r}, which has no hash ({error}); it must be a frozen "
-      "dataclass whose fields have one."
-    ) from error
-
-
 class ResidualBranch(nnx.Module):
   """One residual branch: keep * r + scale * post(sub(pre(x))).
 
@@ -128,8 +109,9 @@ class ResidualBranch(nnx.Module):
     """
     with jax.named_scope(self.config.sub.kind):
       normed = _normed(x, self.pre, self.config.pre)
-      out, pools = self.sub(normed, pools, chunks, page_table)
-      return self._joined(x, normed, out), pools
+      out, after = self.sub(normed, pools, chunks, page_table)
+      self._check_forms((normed, pools), (out, after))
+      return self._joined(x, normed, out), after
 
   def step(
     self,
@@ -150,8 +132,23 @@ class ResidualBranch(nnx.Module):
       The residual stream, and the pools with the tokens' states or keys.
     """
     normed = _normed(x, self.pre, self.config.pre)
-    out, pools = self.sub.step(normed, pools, rows, page_table)
-    return self._joined(x, normed, out), pools
+    out, after = self.sub.step(normed, pools, rows, page_table)
+    self._check_forms((normed, pools), (out, after))
+    return self._joined(x, normed, out), after
+
+  def _check_forms(self, given: Any, returned: Any) -> None:
+    """Refuses a sublayer that changes the form of its input or its pools.
+
+    A pool of another type would be another program for the next call, and an
+    output of another type change the residual stream, both in silence.
+    """
+    forms = [jax.tree.map(_form, tree) for tree in (given, returned)]
+    structures = [jax.tree.structure(tree) for tree in (given, returned)]
+    if forms[0] != forms[1] or structures[0] != structures[1]:
+      raise ValueError(
+        f"{self.config.sub.kind} returns {forms[1]} for an input and pools of "
+        f"{forms[0]}; it must keep their form."
+      )
 
   def _joined(self, x: Array, normed: Array, out: Array) -> Array:
     """Adds the sublayer to r; a factor of 1 is no product."""
@@ -159,6 +156,11 @@ class ResidualBranch(nnx.Module):
     kept = normed if c.residual == "normed" else x
     kept = kept if c.keep == 1 else kept * c.keep
     return kept + (out if c.scale == 1 else out * c.scale)
+
+
+def _form(x: Array) -> str:
+  """Type and shape of an array."""
+  return f"{x.dtype}{list(x.shape)}"
 
 
 def _normed(x: Array, weight: nnx.Param | None, norm: Norm | None) -> Array:

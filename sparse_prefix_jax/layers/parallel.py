@@ -10,10 +10,14 @@ from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.layers.branch import check_sublayer
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.numerics import Numerics
-from sparse_prefix_jax.layers.sublayer import BranchPools, Flops, Sublayer
+from sparse_prefix_jax.layers.sublayer import (
+  BranchPools,
+  Flops,
+  Sublayer,
+  check_sublayer,
+)
 
 
 @dataclasses.dataclass(frozen=True)

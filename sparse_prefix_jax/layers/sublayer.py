@@ -154,3 +154,27 @@ class Sublayer(Protocol):
     what runs chunk by chunk may be as narrow as it likes.
     """
     ...
+
+
+def check_sublayer(name: str, sub: object) -> None:
+  """Refuses what makes no module, or could be no static argument.
+
+  Args:
+    name: What it is called, for the message.
+    sub: What to look at.
+
+  Raises:
+    ValueError: If it lacks a part of `Sublayer`, or has no hash.
+  """
+  if isinstance(sub, type) or not isinstance(sub, Sublayer):
+    raise ValueError(
+      f"{name} is {sub!r}; it must be a sublayer, with kind, make, keeps, "
+      "flops and product_widths."
+    )
+  try:
+    hash(sub)
+  except TypeError as error:
+    raise ValueError(
+      f"{name} is {sub!r}, which has no hash ({error}); it must be a frozen "
+      "dataclass whose fields have one."
+    ) from error

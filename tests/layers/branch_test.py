@@ -1,5 +1,7 @@
 """A branch is keep * r + scale * post(sub(pre(x))), in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers import Branch, Norm, Numerics, SwiGLUConfig
 from tests.layers import reference
+from tests.toy_layer import LeakySumConfig
 
 D, SUB = 64, SwiGLUConfig(hidden=128)
 CENTRED, PLAIN = Norm(eps=1e-5), Norm(centred=False)
@@ -79,6 +82,48 @@ def test_a_norm_that_is_not_there_has_no_weight():
   assert module.pre is None
   np.testing.assert_array_equal(PLAIN.weight(2, "float32")[...], np.ones(2))
   np.testing.assert_array_equal(CENTRED.weight(2, "float32")[...], np.zeros(2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Careless(LeakySumConfig):
+  """A layer whose module does not return what it was given."""
+
+  fault: str = "output"
+
+  def make(self, width, numerics, *, rngs):
+    return CarelessModule(self.fault)
+
+
+class CarelessModule(nnx.Module):
+  def __init__(self, fault):
+    self.fault = fault
+
+  def step(self, x, pools, rows, page_table):
+    if self.fault == "output":
+      return x.astype(jnp.float32), pools
+    if self.fault == "structure":
+      return x, pools._replace(slots=(pools.slots,))
+    return x, pools._replace(slots=pools.slots.astype(jnp.bfloat16))
+
+  def __call__(self, x, pools, chunks, page_table):
+    return self.step(x, pools, None, page_table)
+
+
+@pytest.mark.parametrize("fault", ["output", "structure", "pools"])
+@pytest.mark.parametrize("step", [False, True])
+def test_a_sublayer_that_changes_a_form_is_refused(fault, step):
+  sub = Careless(channels=8, fault=fault)
+  numerics = Numerics(dtype="bfloat16")
+  module = Branch(sub).make(D, numerics, rngs=nnx.Rngs(0))
+  pools = sub.keeps(D, numerics).zeros(slots=2, pages=1)
+  chunks = Chunks(*jnp.zeros((5, 2), jnp.int32))
+  rows = Rows(*jnp.zeros((3, 2), jnp.int32), active=jnp.ones(2, bool))
+  x, table = jnp.ones((2, D), jnp.bfloat16), jnp.zeros((2, 8), jnp.int32)
+  with pytest.raises(ValueError, match=r"leaky_sum returns .* keep their form"):
+    if step:
+      module.step(x, pools, rows, table)
+    else:
+      module(x[:, None], pools, chunks, table)
 
 
 class Unhashable(SwiGLUConfig):

@@ -216,8 +216,8 @@ def test_they_flow_into_memory_plan_and_simulate_and_placement(monkeypatch):
   np.testing.assert_array_equal(given, [expected])
 
 
-def test_the_page_shows_the_layer_and_the_family():
-  """The how-to holds these files, word for word."""
+def test_the_page_shows_the_layer():
+  """The how-to holds the file of the toy layer, word for word."""
   blocks = re.findall(
     r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
   )
