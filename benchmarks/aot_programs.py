@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, ModelConfig
+from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
@@ -17,6 +17,8 @@ from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
+from sparse_prefix_jax.layers import Numerics
+from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.in_place import PoolProgram
 from sparse_prefix_jax.runtime.pools import copy_sequence
@@ -166,7 +168,7 @@ def _model(
     program: Compiled as it is, with the pools that the library would make.
     arguments: `(model, pools)` -> those of the program.
   """
-  config = ModelConfig(
+  config = hybrid(
     vocab_size=1024,
     width=512,
     hidden=1024,
@@ -178,16 +180,14 @@ def _model(
     heads=_VALUE_HEADS,
     kv_heads=_KEY_HEADS,
     head_width=width,
-    dtype=str(dtype),
-    ladder=(_CHUNKS,),
-    max_length=4096,
+    numerics=Numerics(dtype=str(dtype), ladder=(_CHUNKS,), max_length=4096),
   )
 
   def model() -> HybridDecoder:
     return HybridDecoder(config, rngs=nnx.Rngs(0))
 
   def run(leaves: Any, pools: Any, implementation: str) -> tuple[Any, ...]:
-    chosen = dataclasses.replace(config, implementation=implementation)
+    chosen = config.replace(implementation=implementation)
     return arguments(programs.FrozenModel(leaves, chosen), pools)
 
   def pools(slots: int) -> Any:
@@ -206,7 +206,7 @@ def _prefill(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
 
 
 def _decode(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
-  b = model.config.decode_rows
+  b = model.config.numerics.decode_rows
 
   def one() -> programs.Step:
     rows = Rows(*_int32(3, b), active=jnp.zeros(b, jnp.bool_))
@@ -226,7 +226,7 @@ def _int32(*shape: int) -> jax.Array:
 
 
 def _table(model: programs.FrozenModel, rows: int) -> jax.Array:
-  return _int32(rows, model.config.max_length // _TOKENS)
+  return _int32(rows, model.config.numerics.max_length // _TOKENS)
 
 
 _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {

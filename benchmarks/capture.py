@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
     config = command_line.model(_PRESET)
-    chunks = command_line.at_most(_TOKENS, config.max_length) // config.chunk
+    chunk, longest = config.numerics.chunk, config.numerics.max_length
+    chunks = command_line.at_most(_TOKENS, longest) // chunk
     command_line.at_most(_STATES, chunks)
     command_line.writable(_OUTPUT)
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
@@ -50,13 +51,13 @@ def main(argv: list[str]) -> None:
     model,
     capacity=2 * sum(room),
     state_share=room[0] / sum(room),
-    placement=PlacementPolicy("last", chunk=config.chunk),
+    placement=PlacementPolicy("last", chunk=config.numerics.chunk),
   )
   prompt = np.random.default_rng(0).integers(
     0, config.vocab_size, _TOKENS.value
   )
   spaced = np.linspace(1, chunks, _STATES.value).round().astype(int)
-  capture = [int(chunk) * config.chunk for chunk in spaced]
+  capture = [int(chunk) * config.numerics.chunk for chunk in spaced]
   pairs = []
   for repeat in trange(_PAIRS.value + 1, unit="pair"):
     without = _seconds(model, cache, prompt, [])

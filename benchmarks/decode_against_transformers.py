@@ -46,14 +46,15 @@ class Ours:
 
   def __init__(self, directory: str, prompt: np.ndarray, batch: int) -> None:
     self.model, config = load_pretrained(directory, decode_rows=max(2, batch))
-    pages = -(-(prompt.size + _STEPS.value) // config.chunk)
+    pages = -(-(prompt.size + _STEPS.value) // config.numerics.chunk)
     states = (2 * batch + 8) * state_bytes(config)
     room = states + (pages + 2) * (batch + 2) * page_bytes(config)
     self.cache = PrefixCache(
       self.model, capacity=room, state_share=states / room
     )
     # Compiles the program that makes that many chunks canonical.
-    chunks = np.random.default_rng(1).integers(0, 512, (batch, config.chunk))
+    shape = (batch, config.numerics.chunk)
+    chunks = np.random.default_rng(1).integers(0, 512, shape)
     warm = prefill(self.model, self.cache, list(chunks))
     self.cache.release(warm.sequences)
     out = prefill(self.model, self.cache, [prompt] * batch)
@@ -131,7 +132,7 @@ def _row(
 def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
-    longest = preset("qwen3_5_0_8b_group").max_length - _STEPS.value
+    longest = preset("qwen3_5_0_8b_group").numerics.max_length - _STEPS.value
     contexts = command_line.whole_numbers(_CONTEXTS, most=longest)
     batches = command_line.whole_numbers(_BATCHES)
     command_line.writable(_OUTPUT)

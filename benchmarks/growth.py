@@ -201,7 +201,10 @@ def main(argv: list[str]) -> None:
     # Three sizes, so that two are left for the larger half.
     entries = command_line.whole_numbers(_ENTRIES, ascending=3)
     lengths = command_line.whole_numbers(
-      _LENGTHS, least=8 * config.chunk, most=config.max_length, ascending=3
+      _LENGTHS,
+      least=8 * config.numerics.chunk,
+      most=config.numerics.max_length,
+      ascending=3,
     )
     command_line.writable(_OUTPUT, _PLOT)
     command_line.figures(_PLOT)

@@ -28,7 +28,7 @@ class LatencyMeter:
   """
 
   def __init__(self, config: ModelConfig, cases: Iterable[Case]) -> None:
-    cases, chunk = list(cases), config.chunk
+    cases, chunk = list(cases), config.numerics.chunk
     self.chunk = chunk
     self.model = HybridDecoder(config, rngs=nnx.Rngs(0))
     positions = sorted({case.resumed for case in cases} - {0})
@@ -45,7 +45,7 @@ class LatencyMeter:
       base = self.base[: positions[-1]]
       out = prefill(self.model, self.cache, [base], capture=[positions])
       self.cache.release(out.sequences)
-    for rung in config.ladder:  # compiles every program
+    for rung in config.numerics.ladder:  # compiles every program
       self.seconds(Case(rung * chunk, 0, 0))
 
   def seconds(self, case: Case) -> float:

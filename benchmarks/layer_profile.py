@@ -1,4 +1,4 @@
-"""Where the time of a prefill goes, per layer kind and stage.
+"""Where the time of a prefill goes, per kind of branch and stage.
 
 Read from a trace of the real programs, not from stand-ins: the compiled program
 tells the named scope of each of its operations, the profiler when it ran. An
@@ -34,6 +34,9 @@ STAGES = (
   "activation",
 )
 """Named scopes of the layers; the rest of a layer is "other"."""
+
+KINDS = ("gated_delta_net", "attention", "swiglu")
+"""Named scopes of the branches, with their norms; the rest is "model"."""
 
 RECURRENT = ("convolution", "heads", "recurrence")
 """Stages of a recurrent layer that are not products over all rows."""
@@ -104,12 +107,12 @@ def _operations(
   cache: PrefixCache, frozen: programs.FrozenModel
 ) -> dict[str, Operation]:
   """The operations of the largest rung's program by name."""
-  config = frozen.config
-  tokens = np.zeros(max(config.ladder) * config.chunk, np.int32)
-  pages = list(range(max(config.ladder)))
+  config, largest = frozen.config, max(frozen.config.numerics.ladder)
+  tokens = np.zeros(largest * config.numerics.chunk, np.int32)
+  pages = list(range(largest))
   whole = Segment(tokens, start=0, read=ZERO, writes={}, spill=0, pages=pages)
   plan = build_plan(config, [whole], slots=1, pages=len(pages))
-  _, group = next(iter(plan.groups(config.ladder)))
+  _, group = next(iter(plan.groups(config.numerics.ladder)))
   lowered = programs.prefill_group.lower(frozen, cache.pools, group)
   matches = map(
     _INSTRUCTION.match, str(lowered.compile().as_text()).splitlines()
@@ -126,7 +129,7 @@ def _scope(op_name: str) -> tuple[str, str]:
   _, *parts = op_name.split("/")
   kind, *inner = parts or [""]
   stages = [part for part in inner if part in STAGES]
-  known = kind in ("gated_delta_net", "attention")
+  known = kind in KINDS
   return (kind if known else "model", stages[0] if stages else "other")
 
 

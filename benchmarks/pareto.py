@@ -126,10 +126,10 @@ def load(config: ModelConfig) -> Trace:
   command_line.figures(_PLOT)
   trace = interleave(load_token_file(_REQUESTS.value))
   shortest = min(request.length for request in trace.requests)
-  if shortest < 1 or trace.longest > config.max_length:
+  if shortest < 1 or trace.longest > config.numerics.max_length:
     raise ValueError(
       f"--requests has prompts of {shortest} to {trace.longest} tokens; "
-      f"{_PRESET.value} takes 1 to {config.max_length}"
+      f"{_PRESET.value} takes 1 to {config.numerics.max_length}"
     )
   return trace
 
@@ -197,7 +197,7 @@ def rates(
 
 def operations_of(config: ModelConfig, case: Case) -> float:
   """Operations of a suffix, its last chunk counted whole as it is computed."""
-  end = -(-case.length // config.chunk) * config.chunk
+  end = -(-case.length // config.numerics.chunk) * config.numerics.chunk
   start, stop = prefill_flops(config).at([case.resumed, end])
   return float(stop - start)
 
@@ -375,7 +375,7 @@ def main(argv: list[str]) -> None:
     trace = load(config)
   decisions = decide(trace, _NAMES.value)
   cases = {
-    name: [case_of(decision, config.chunk) for decision in made]
+    name: [case_of(decision, config.numerics.chunk) for decision in made]
     for name, made in decisions.items()
   }
   measured = None if _REPLAY.value else _measure(config, cases)

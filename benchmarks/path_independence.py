@@ -49,10 +49,10 @@ def run(schedules: int, seed: int) -> dict:
   with tqdm(total=schedules, unit="schedule", mininterval=5) as progress:
     for dtype, fields, count in _settings(schedules):
       config = preset("tiny", dtype=dtype, **fields)
-      longest = 10 * config.chunk
+      longest = 10 * config.numerics.chunk
       cold = ColdRuns(HybridDecoder(config, rngs=nnx.Rngs(seed)), longest)
       kind = counts.setdefault(
-        f"{dtype}, chunks of {config.chunk}",
+        f"{dtype}, chunks of {config.numerics.chunk}",
         {"schedules": 0, "bytes_compared": 0, "differing_bits": 0},
       )
       for _ in range(count):

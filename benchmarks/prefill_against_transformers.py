@@ -78,7 +78,7 @@ class Ours:
 
   def __init__(self, model: HybridDecoder, longest: int) -> None:
     self.model, config = model, model.config
-    room = 2 * -(-longest // config.chunk) * page_bytes(config)
+    room = 2 * -(-longest // config.numerics.chunk) * page_bytes(config)
     self.cache = PrefixCache(
       model,
       capacity=room + 8 * state_bytes(config),
@@ -141,7 +141,7 @@ def _product_weights(model: HybridDecoder) -> int:
   """Weights of the wide products, those of the head not counted."""
   leaves = [
     leaf
-    for leaf in jax.tree.leaves(model.layers)
+    for leaf in jax.tree.leaves(model.branches)
     if leaf.ndim == 2 and min(leaf.shape) >= 64
   ]
   return sum(leaf.size for leaf in leaves)
@@ -248,8 +248,8 @@ def _asked() -> tuple[list[int], list[int], list[int]]:
     ImportError: The comparison's packages are not installed.
   """
   config = preset("qwen3_5_0_8b_group")
-  group = max(config.ladder) * config.chunk
-  if command_line.at_most(_PROFILE_TOKENS, config.max_length) % group:
+  group = max(config.numerics.ladder) * config.numerics.chunk
+  if command_line.at_most(_PROFILE_TOKENS, config.numerics.max_length) % group:
     raise ValueError(
       f"--profile_tokens is {_PROFILE_TOKENS.value}; it must be a multiple of"
       f" {group}"
@@ -258,16 +258,18 @@ def _asked() -> tuple[list[int], list[int], list[int]]:
     raise ValueError("--alone and --checkpoint go together")
   lengths = command_line.whole_numbers(
     _LENGTHS,
-    least=2 * config.chunk,
-    most=config.max_length,
-    multiple_of=2 * config.chunk,
+    least=2 * config.numerics.chunk,
+    most=config.numerics.max_length,
+    multiple_of=2 * config.numerics.chunk,
   )
-  suffixes = command_line.whole_numbers(_SUFFIXES, most=config.max_length - 64)
+  suffixes = command_line.whole_numbers(
+    _SUFFIXES, most=config.numerics.max_length - 64
+  )
   restored = command_line.whole_numbers(
     _RESTORED,
-    least=config.chunk,
-    most=config.max_length - max(suffixes),
-    multiple_of=config.chunk,
+    least=config.numerics.chunk,
+    most=config.numerics.max_length - max(suffixes),
+    multiple_of=config.numerics.chunk,
   )
   command_line.writable(_OUTPUT)
   if not _PROFILE.value and _ALONE.value != "ours":

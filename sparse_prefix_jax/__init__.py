@@ -14,10 +14,14 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.evaluation import Capacity as Capacity
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
   from sparse_prefix_jax.evaluation import simulate as simulate
+  from sparse_prefix_jax.layers import Branch as Branch
   from sparse_prefix_jax.layers import CapturedScan as CapturedScan
+  from sparse_prefix_jax.layers import Norm as Norm
+  from sparse_prefix_jax.layers import Numerics as Numerics
   from sparse_prefix_jax.layers import scan_with_capture as scan_with_capture
   from sparse_prefix_jax.models import HybridDecoder as HybridDecoder
   from sparse_prefix_jax.models import ModelConfig as ModelConfig
+  from sparse_prefix_jax.models import hybrid as hybrid
   from sparse_prefix_jax.models import load_pretrained as load_pretrained
   from sparse_prefix_jax.models import preset as preset
   from sparse_prefix_jax.models import read_config as read_config
@@ -53,10 +57,17 @@ if TYPE_CHECKING:
 _MODULES = {
   "cache": ("CapacityError", "PrefixCache", "SequenceHandle"),
   "evaluation": ("Capacity", "parse_capacity", "simulate"),
-  "layers": ("CapturedScan", "scan_with_capture"),
+  "layers": (
+    "Branch",
+    "CapturedScan",
+    "Norm",
+    "Numerics",
+    "scan_with_capture",
+  ),
   "models": (
     "HybridDecoder",
     "ModelConfig",
+    "hybrid",
     "load_pretrained",
     "preset",
     "read_config",

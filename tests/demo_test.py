@@ -55,7 +55,7 @@ def test_only_what_is_not_restored_is_recomputed(ran: Any) -> None:
   for row in rows.values():
     assert row["tokens_total"] == total
     assert 0 < row["tokens_recomputed"] < total
-    assert (total - row["tokens_recomputed"]) % CONFIG.chunk == 0
+    assert (total - row["tokens_recomputed"]) % CONFIG.numerics.chunk == 0
 
 
 def test_states_and_bytes_are_counted(ran: Any) -> None:

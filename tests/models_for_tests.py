@@ -1,21 +1,50 @@
 """Small models that several tests share, each made and compiled once."""
 
+import dataclasses
 import functools
 
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, ModelConfig, preset
+from sparse_prefix_jax import HybridDecoder, ModelConfig
 from sparse_prefix_jax.contract import ColdRuns
+from sparse_prefix_jax.layers import Numerics
+from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.placement import PlacementPolicy
 
 LONGEST = 160
 """Longest sequence of most tests, in tokens."""
 
 
+TINY = {
+  "vocab_size": 512,
+  "width": 64,
+  "hidden": 128,
+  "layer_types": ("gated_delta_net", "attention"),
+  "key_heads": 2,
+  "value_heads": 4,
+  "key_width": 32,
+  "value_width": 32,
+  "heads": 4,
+  "kv_heads": 2,
+  "head_width": 32,
+  "rotary_width": 16,
+}
+"""What the preset "tiny" is made of."""
+
+
+def tiny_config(**changes) -> ModelConfig:
+  """The preset "tiny", with choices of `hybrid` or of numerics replaced."""
+  known = [field.name for field in dataclasses.fields(Numerics)]
+  inner = {name: x for name, x in changes.items() if name in known}
+  choices = {name: x for name, x in changes.items() if name not in known}
+  numerics = Numerics(**({"ladder": (1, 2, 4), "max_length": 4096} | inner))
+  return hybrid(**(TINY | choices), numerics=numerics)
+
+
 def small_config(**changes) -> ModelConfig:
   """Chunks of 16 tokens: many lattice points in short prompts."""
   fields = {"chunk": 16, "ladder": (4, 8), "max_length": 256, "head_rows": 32}
-  return preset("tiny", **(fields | changes))
+  return tiny_config(**(fields | changes))
 
 
 @functools.cache

@@ -14,12 +14,13 @@ def shares_of(config: ModelConfig, capacity: int) -> Shares:
     config: Gives the bytes of a state and of a page, and the longest sequence.
     capacity: Bytes for both.
   """
+  numerics = config.numerics
   return Shares(
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
-    longest=-(-config.max_length // config.chunk),
-    probed=max(config.ladder),
+    longest=-(-numerics.max_length // numerics.chunk),
+    probed=max(numerics.ladder),
   )
 
 
@@ -62,12 +63,13 @@ def serving_planner(
   """
   if cost is not None and not isinstance(cost, PrefillCost):
     raise ValueError(f"cost must be a PrefillCost, got {cost!r}.")
-  depths = max(2, config.max_length // config.chunk)
+  numerics = config.numerics
+  depths = max(2, numerics.max_length // numerics.chunk)
   known = cost or prefill_flops(config)
   planner = Planner(
     policy,
     depths=depths,
-    cost=known.cumulative(depths, config.chunk),
+    cost=known.cumulative(depths, numerics.chunk),
     serving=True,
   )
   planner.prepare()

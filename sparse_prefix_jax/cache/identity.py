@@ -1,6 +1,5 @@
 """Whether a model is the one that a cache was made for."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, differences
 from sparse_prefix_jax.models.decoder import HybridDecoder
 
 
@@ -32,14 +31,12 @@ def checked_model(model: HybridDecoder) -> tuple[Any, ...]:
 
 
 def check_config(given: ModelConfig, known: ModelConfig) -> None:
-  """Refuses another configuration, naming the fields."""
+  """Refuses another configuration, naming the choices that differ."""
   if given == known:
     return
   changed = [
-    f"{field.name} = {getattr(given, field.name)!r} instead of "
-    f"{getattr(known, field.name)!r}"
-    for field in dataclasses.fields(known)
-    if getattr(given, field.name) != getattr(known, field.name)
+    f"{path} = {new!r} instead of {old!r}"
+    for path, new, old in differences(given, known)
   ]
   raise ValueError(
     f"model has another configuration than the cache: {', '.join(changed)}."

@@ -112,7 +112,7 @@ class PrefixCache:
     sizes = shares_of(self.config, capacity)
     share = checked_share(state_share, sizes)
     slots, pages = sizes.split(share)
-    policy = checked_policy(placement, self.config.chunk)
+    policy = checked_policy(placement, self.config.numerics.chunk)
     self.store = PrefixStore(
       Budget(
         capacity_bytes=capacity,
@@ -123,7 +123,7 @@ class PrefixCache:
         remembered_bytes=parse_bytes(remembered, name="remembered"),
       ),
       serving_planner(policy, self.config, cost),
-      chunk=self.config.chunk,
+      chunk=self.config.numerics.chunk,
       eviction=eviction,
       stores=policy.name != "no_cache",
     )
@@ -157,8 +157,8 @@ class PrefixCache:
   @property
   def limits(self) -> Limits:
     """What a prompt may be."""
-    config = self.config
-    return Limits(config.vocab_size, config.max_length, config.chunk)
+    config, numerics = self.config, self.config.numerics
+    return Limits(config.vocab_size, numerics.max_length, numerics.chunk)
 
   @property
   def sequences(self) -> tuple[SequenceHandle, ...]:

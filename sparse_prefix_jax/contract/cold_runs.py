@@ -48,7 +48,8 @@ class ColdRuns:
     self._frozen = freeze(model)
     # Room for a few sequences with a state at every lattice point; one size,
     # so that cold runs and schedules share their compiled programs.
-    self._capacity = 8 * -(-longest // model.config.chunk) * _chunk_bytes(model)
+    chunks = -(-longest // model.config.numerics.chunk)
+    self._capacity = 8 * chunks * _chunk_bytes(model)
     self._runs: dict[bytes, Cold] = {}
     self._twins: dict[tuple[bytes, int], _Twin] = {}
 
@@ -78,22 +79,22 @@ class ColdRuns:
     return self._runs[key]
 
   def _run(self, tokens: np.ndarray) -> Cold:
-    config = self.model.config
+    config, chunk = self.model.config, self.model.config.numerics.chunk
     slots, pages = Shares(
       self._capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),
-      longest=-(-config.max_length // config.chunk),
+      longest=-(-config.numerics.max_length // chunk),
     ).split(0.5)
     pools = allocate(self.model, slots=slots, pages=pages)
-    full = range(tokens.size // config.chunk)
+    full = range(tokens.size // chunk)
     segment = Segment(
       tokens=tokens,
       start=0,
       read=ZERO,
-      writes={(i + 1) * config.chunk: i for i in full},
+      writes={(i + 1) * chunk: i for i in full},
       spill=slots - 1,  # carries over program ends
-      pages=range(-(-tokens.size // config.chunk)),
+      pages=range(-(-tokens.size // chunk)),
     )
     plan = build_plan(config, [segment], slots=slots, pages=pages)
     logits, pools = run_plan(self._frozen, pools, plan, all_rows(plan))
@@ -120,7 +121,8 @@ class ColdRuns:
 
   def _begin(self, tokens: np.ndarray, prompt: int) -> "_Twin":
     """A sequence of its own, from a cold prefill on."""
-    placement = PlacementPolicy("no_cache", chunk=self.model.config.chunk)
+    chunk = self.model.config.numerics.chunk
+    placement = PlacementPolicy("no_cache", chunk=chunk)
     twin = _Twin(self.model, self.cache(placement), tokens[:prompt])
     for token in tokens[prompt:]:
       twin.step(token[None])

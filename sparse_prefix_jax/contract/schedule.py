@@ -8,13 +8,13 @@ all free slots and pages are filled with NaN.
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.running import SequenceHandle
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
-from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
 from sparse_prefix_jax.serving.prefill import prefill
@@ -56,6 +56,7 @@ class Schedule:
     self.random = np.random.default_rng(seed)
     self.cold, self.model, self.longest = cold, cold.model, longest
     self.config = cold.model.config
+    self.chunk = self.config.numerics.chunk
     self.operations = operations
     self.cache = cold.cache(
       self._placement(), str(self.random.choice(["lru", "fifo"]))
@@ -87,7 +88,7 @@ class Schedule:
 
   def _shrink(self) -> None:
     """Allows a random share of the pools, so that it evicts and refuses."""
-    index, least = self.cache.store.index, self.longest // self.config.chunk + 2
+    index, least = self.cache.store.index, self.longest // self.chunk + 2
     slots, pages = index.budget.slots or 0, index.budget.pages or 0
     smaller = dataclasses.replace(
       index.budget,
@@ -97,7 +98,7 @@ class Schedule:
     index.set_budget(smaller)
 
   def _placement(self) -> PlacementPolicy:
-    chunk = self.config.chunk
+    chunk = self.chunk
     policies = (
       PlacementPolicy("last", chunk=chunk),
       PlacementPolicy("no_cache", chunk=chunk),
@@ -116,7 +117,7 @@ class Schedule:
 
   def _length(self) -> int:
     """A length, often on a lattice point or one beside it."""
-    chunk = self.config.chunk
+    chunk = self.chunk
     if self.random.integers(2):
       near = chunk * self.random.integers(1, self.longest // chunk)
       return int(near + self.random.integers(-1, 2))
@@ -127,15 +128,13 @@ class Schedule:
     past = self.pasts[self.random.integers(len(self.pasts))]
     cut = [past.size, int(self.random.integers(1, past.size + 1))]
     head = past[: cut[self.random.integers(2)]]
-    new = self._random_tokens(int(self.random.integers(0, self.config.chunk)))
+    new = self._random_tokens(int(self.random.integers(0, self.chunk)))
     return np.concatenate([head, new])[: self.longest - 8]
 
   def _captures(self, prompts: list[np.ndarray]) -> list[list[int]] | None:
     if not self.cache.store.stores or self.random.integers(2):
       return None
-    lattices = [
-      range(self.config.chunk, p.size + 1, self.config.chunk) for p in prompts
-    ]
+    lattices = [range(self.chunk, p.size + 1, self.chunk) for p in prompts]
     return [
       [p for p in lattice if self.random.integers(2)] for lattice in lattices
     ]
@@ -168,7 +167,7 @@ class Schedule:
   def _decode(self) -> int:
     """A few steps, of other sequences each time."""
     bits = 0
-    for _ in range(int(self.random.integers(1, self.config.chunk))):
+    for _ in range(int(self.random.integers(1, self.chunk))):
       bits += self._decode_once(exact=False) + self._decode_once(exact=True)
     return bits
 
@@ -238,10 +237,11 @@ class Schedule:
 
   def _stored(self) -> Iterator[int]:
     """Differing bits of every state and page in the tree."""
-    layers = [
-      (isinstance(layer, PagePools), np.asarray(leaf))
-      for layer in self.cache.pools
-      for leaf in layer
+    arrays = [
+      (paged, np.asarray(leaf))
+      for kept in self.cache.pools
+      for paged, part in ((False, kept.slots), (True, kept.pages))
+      for leaf in jax.tree.leaves(part)
     ]
     for state in self.cache.store.index.states:
       nodes = list(state.node.upwards())[::-1]
@@ -249,7 +249,7 @@ class Schedule:
       cold = self.cold.prefill(np.frombuffer(keys, ">i4").astype(np.int32))
       for node in nodes:
         held = node.state.number if node.state else None
-        for (paged, pool), expected in zip(layers, cold.pools, strict=True):
+        for (paged, pool), expected in zip(arrays, cold.pools, strict=True):
           number = node.page if paged else held
           if number is not None:
             yield self._compare(pool[number], expected[node.depth - 1])

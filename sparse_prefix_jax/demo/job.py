@@ -77,7 +77,7 @@ def run_demo(
   tried = strategies(
     lengths=[prompt.size for prompt in prompts],
     levels=levels,
-    chunk=model.config.chunk,
+    chunk=model.config.numerics.chunk,
   )
   with _compilations() as warming:
     _warm_up(model, tried)
@@ -158,9 +158,9 @@ def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
   A prompt just short of a rung's chunks runs the program of that rung. The
   solver is compiled for each budget, which is static.
   """
-  config = model.config
+  config, numerics = model.config, model.config.numerics
   cache = new_cache(model, tried[0].policy)
-  steps = [rung * config.chunk - DECODED for rung in config.ladder]
+  steps = [rung * numerics.chunk - DECODED for rung in numerics.ladder]
   learned = [s.policy for s in tried if s.policy.name == "optimal"]
   with tqdm(total=len(steps) + len(learned), desc="compiling") as bar:
     for length in steps:
@@ -207,7 +207,7 @@ def _report(
     rows: one for each strategy.
   """
   return environment() | {
-    "model": dataclasses.asdict(model.config),
+    "model": model.config.to_json(),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
     "requests": len(prompts),
     "tokens_total": sum(prompt.size for prompt in prompts),

@@ -56,12 +56,12 @@ class Sizes:
     >>> Sizes.of_model(preset("tiny"), block=128).page_bytes
     65536
     """
-    pages = page_bytes(config) * block
+    pages, numerics = page_bytes(config) * block, config.numerics
     return cls(
       state_bytes(config),
-      pages // config.chunk,
+      pages // numerics.chunk,
       prefill_flops(config),
-      config.max_length,
-      -(-max(config.ladder) * config.chunk // block),
-      name and f"{name} in {config.dtype}",
+      numerics.max_length,
+      -(-max(numerics.ladder) * numerics.chunk // block),
+      name and f"{name} in {numerics.dtype}",
     )

@@ -1,7 +1,12 @@
 """How a state evolves: layers with the carry passed in and out."""
 
+from sparse_prefix_jax.layers.attention import (
+  AttentionConfig as AttentionConfig,
+)
 from sparse_prefix_jax.layers.attention import GatedAttention as GatedAttention
-from sparse_prefix_jax.layers.attention import PagePools as PagePools
+from sparse_prefix_jax.layers.attention import KeysValues as KeysValues
+from sparse_prefix_jax.layers.branch import Branch as Branch
+from sparse_prefix_jax.layers.branch import ResidualBranch as ResidualBranch
 from sparse_prefix_jax.layers.captured_scan import (
   CapturedScan as CapturedScan,
 )
@@ -11,6 +16,18 @@ from sparse_prefix_jax.layers.captured_scan import (
 from sparse_prefix_jax.layers.gated_delta_net import (
   GatedDeltaNet as GatedDeltaNet,
 )
-from sparse_prefix_jax.layers.gated_delta_net import StatePools as StatePools
-from sparse_prefix_jax.layers.mixer import Mixer as Mixer
+from sparse_prefix_jax.layers.gated_delta_net import (
+  GatedDeltaNetConfig as GatedDeltaNetConfig,
+)
+from sparse_prefix_jax.layers.gated_delta_net import (
+  GatedDeltaNetState as GatedDeltaNetState,
+)
+from sparse_prefix_jax.layers.normalization import Norm as Norm
+from sparse_prefix_jax.layers.numerics import Numerics as Numerics
+from sparse_prefix_jax.layers.parallel import ParallelConfig as ParallelConfig
+from sparse_prefix_jax.layers.sublayer import BranchPools as BranchPools
+from sparse_prefix_jax.layers.sublayer import Flops as Flops
+from sparse_prefix_jax.layers.sublayer import Sublayer as Sublayer
+from sparse_prefix_jax.layers.sublayer import SublayerModule as SublayerModule
 from sparse_prefix_jax.layers.swiglu import SwiGLU as SwiGLU
+from sparse_prefix_jax.layers.swiglu import SwiGLUConfig as SwiGLUConfig

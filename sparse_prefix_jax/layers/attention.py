@@ -1,7 +1,8 @@
 """Gated attention with grouped queries over lattice pages."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,51 +15,92 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention,
   lattice_attention_step,
 )
+from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.normalization import rms_norm
+from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.rotary import rotate
+from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
   """Static choices of a gated attention layer.
 
   Attributes:
-    width: Model width d.
     heads: Query heads, a multiple of kv_heads.
     kv_heads: Heads hkv of keys and values.
     head_width: Width k of a head.
-    rotary_width: Leading channels of a head that are rotated.
-    theta: Base of the rotary frequencies.
+    rotary_width: Leading channels of a head that are rotated, an even number.
+    rope_theta: Base of the rotary frequencies.
     eps: What the norms of queries and keys add to the mean square.
-    dtype: The type of weights and activations.
-    precision: The precision of the matrix products.
-    implementation: Which implementation of the operation runs; None takes the
-      best that fits.
+
+  Raises:
+    ValueError: If a field is out of its range; the sentence names it, its value
+      and what is allowed.
+
+  Example:
+    >>> config = AttentionConfig(
+    ...   heads=4, kv_heads=2, head_width=32, rotary_width=16
+    ... )
+    >>> config.keeps(64, Numerics()).pages.keys.shape
+    (64, 2, 32)
   """
 
-  width: int
+  kind: ClassVar[str] = "attention"
+
   heads: int
   kv_heads: int
   head_width: int
   rotary_width: int
-  theta: float
-  eps: float
-  dtype: str
-  precision: str
-  implementation: str | None = None
+  rope_theta: float = 1e7
+  eps: float = 1e-6
+
+  def __post_init__(self) -> None:
+    """Refuses heads that cannot share, and channels that cannot pair."""
+    check_values(self)
+    check_multiple(self, "heads", "kv_heads")
+    if self.rotary_width % 2 or self.rotary_width > self.head_width:
+      raise ValueError(
+        f"rotary_width is {self.rotary_width}; it must be even and at most "
+        f"head_width = {self.head_width}."
+      )
+
+  def make(
+    self, width: int, numerics: Numerics, *, rngs: nnx.Rngs
+  ) -> "GatedAttention":
+    """Makes the layer, with new parameters."""
+    return GatedAttention(self, width, numerics, rngs=rngs)
+
+  def keeps(self, width: int, numerics: Numerics) -> BranchPools:
+    """Keeps the keys and values of a chunk on each page, and no state."""
+    del width
+    shape = (numerics.chunk, self.kv_heads, self.head_width)
+    page = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.dtype))
+    return BranchPools(pages=KeysValues(keys=page, values=page))
+
+  def flops(self, width: int, numerics: Numerics) -> Flops:
+    """Counts the projections, and 4 * heads * head_width per pair."""
+    del numerics
+    queries = self.heads * self.head_width
+    keys = self.kv_heads * self.head_width
+    return Flops(token=2 * width * (3 * queries + 2 * keys), pair=4 * queries)
+
+  def product_widths(self) -> Mapping[str, int]:
+    """Names the columns of keys and values; those of queries are multiples."""
+    return {"kv_heads * head_width": self.kv_heads * self.head_width}
 
 
-class PagePools(NamedTuple):
-  """The keys and values of one layer, with one page per chunk.
+class KeysValues(NamedTuple):
+  """What an attention layer keeps of the tokens of a page.
 
   Attributes:
     keys: The keys of every page. [p c hkv k]
     values: The values of every page. [p c hkv k]
   """
 
-  keys: at.PagePool
-  values: at.PagePool
+  keys: at.PagePool | jax.ShapeDtypeStruct
+  values: at.PagePool | jax.ShapeDtypeStruct
 
 
 class GatedAttention(nnx.Module):
@@ -67,32 +109,31 @@ class GatedAttention(nnx.Module):
   Queries and keys are normalised per head and rotated by absolute position.
   """
 
-  def __init__(self, config: AttentionConfig, *, rngs: nnx.Rngs) -> None:
-    c = config
+  def __init__(
+    self,
+    config: AttentionConfig,
+    width: int,
+    numerics: Numerics,
+    *,
+    rngs: nnx.Rngs,
+  ) -> None:
+    c, dtype = config, numerics.dtype
     queries, keys = c.heads * c.head_width, c.kv_heads * c.head_width
-    self.config = config
-    self.in_query_gate = kernel(rngs, c.width, 2 * queries, c.dtype)
-    self.in_key = kernel(rngs, c.width, keys, c.dtype)
-    self.in_value = kernel(rngs, c.width, keys, c.dtype)
-    self.query_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(c.dtype)))
-    self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(c.dtype)))
-    self.out = kernel(rngs, queries, c.width, c.dtype)
-
-  def init_pools(self, *, slots: int, pages: int, chunk: int) -> PagePools:
-    """Makes pools of zeros for that many pages of `chunk` tokens."""
-    del slots  # attention keeps no state
-    c = self.config
-    shape = (pages, chunk, c.kv_heads, c.head_width)
-    dtype = jnp.dtype(c.dtype)
-    return PagePools(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    self.config, self.numerics = config, numerics
+    self.in_query_gate = kernel(rngs, width, 2 * queries, dtype)
+    self.in_key = kernel(rngs, width, keys, dtype)
+    self.in_value = kernel(rngs, width, keys, dtype)
+    self.query_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
+    self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
+    self.out = kernel(rngs, queries, width, dtype)
 
   def __call__(
     self,
     x: Float[Array, "n c d"],
-    pools: PagePools,
+    pools: BranchPools,
     chunks: Chunks,
     page_table: at.PageTable,
-  ) -> tuple[Float[Array, "n c d"], PagePools]:
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
     """Writes the pages of n packed chunks, then attends to all before them.
 
     Args:
@@ -106,26 +147,26 @@ class GatedAttention(nnx.Module):
     """
     tokens = jnp.arange(x.shape[1])
     position = chunks.position[:, None] + tokens[None]
-    projected = self._project(x)
+    projected, pages = self._project(x), pools.pages
     with jax.named_scope("heads"):
       q, gate, k, v = map_chunks(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
-        *(q, k, v, pools.keys, pools.values, chunks, page_table),
-        precision=jax.lax.Precision(self.config.precision),
-        implementation=self.config.implementation,
+        *(q, k, v, pages.keys, pages.values, chunks, page_table),
+        precision=self.numerics.product_precision,
+        implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       out = map_chunks(_gate, out, gate)
-    return self._close(out), PagePools(keys, values)
+    return self._close(out), pools._replace(pages=KeysValues(keys, values))
 
   def step(
     self,
     x: Float[Array, "b d"],
-    pools: PagePools,
+    pools: BranchPools,
     rows: Rows,
     page_table: at.PageTable,
-  ) -> tuple[Float[Array, "b d"], PagePools]:
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
     """Runs one token of each of b running sequences through the layer.
 
     Args:
@@ -137,30 +178,26 @@ class GatedAttention(nnx.Module):
     Returns:
       The outputs, and the pools with the tokens' keys and values.
     """
+    pages = pools.pages
     q, gate, k, v = self._heads(*self._project(x), rows.position)
     out, keys, values = lattice_attention_step(
-      q,
-      k,
-      v,
-      pools.keys,
-      pools.values,
-      rows.position,
-      rows.active,
-      page_table,
-      precision=jax.lax.Precision(self.config.precision),
+      *(q, k, v, pages.keys, pages.values),
+      *(rows.position, rows.active, page_table),
+      precision=self.numerics.product_precision,
     )
-    return self._close(_gate(out, gate)), PagePools(keys, values)
+    pools = pools._replace(pages=KeysValues(keys, values))
+    return self._close(_gate(out, gate)), pools
 
   def _project(
     self, x: Float[Array, "*rows d"]
   ) -> tuple[Float[Array, "*rows qg"], Array, Array]:
-    precision = self.config.precision
+    precision = self.numerics.precision
     query_gate = dense(x, self.in_query_gate[...], precision)
     key = dense(x, self.in_key[...], precision)
     return query_gate, key, dense(x, self.in_value[...], precision)
 
   def _close(self, out: Float[Array, "*rows queries"]) -> Array:
-    return dense(out, self.out[...], self.config.precision)
+    return dense(out, self.out[...], self.numerics.precision)
 
   def _heads(
     self,
@@ -181,7 +218,7 @@ class GatedAttention(nnx.Module):
     v = value.reshape(-1, c.kv_heads, c.head_width)
     q = rms_norm(q, self.query_norm[...], c.eps)
     k = rms_norm(k, self.key_norm[...], c.eps)
-    q, k = (rotate(u, position, c.rotary_width, c.theta) for u in (q, k))
+    q, k = (rotate(u, position, c.rotary_width, c.rope_theta) for u in (q, k))
     q = (q.astype(jnp.float32) * c.head_width**-0.5).astype(q.dtype)
     return q, gate, k, v
 

@@ -1,7 +1,8 @@
 """Gated DeltaNet: short convolution, gated delta rule, gated norm."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,38 +19,50 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
   gated_delta_rule,
   gated_delta_rule_step,
 )
+from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.normalization import gated_rms_norm, l2_norm
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedDeltaNetConfig:
   """Static choices of a Gated DeltaNet layer.
 
   Attributes:
-    width: Model width d.
     key_heads: Heads h of queries and keys.
     value_heads: Heads hv of values, a multiple of key_heads.
     key_width: Width k of a query or key head.
     value_width: Width v of a value head.
-    window: Taps w of the convolution.
+    window: Taps w of the convolution, at least 2.
     eps: What the gated norm adds to the mean square.
-    dtype: The type of weights and activations.
-    precision: The precision of the matrix products.
-    implementation: Which implementation of the operations runs; None takes the
-      best that fits.
+
+  Raises:
+    ValueError: If a field is out of its range; the sentence names it, its value
+      and what is allowed.
+
+  Example:
+    >>> config = GatedDeltaNetConfig(
+    ...   key_heads=2, value_heads=4, key_width=32, value_width=32
+    ... )
+    >>> config.keeps(64, Numerics()).slots.recurrent_state.shape
+    (4, 32, 32)
   """
 
-  width: int
+  kind: ClassVar[str] = "gated_delta_net"
+
   key_heads: int
   value_heads: int
   key_width: int
   value_width: int
-  window: int
-  eps: float
-  dtype: str
-  precision: str
-  implementation: str | None = None
+  window: int = 4
+  eps: float = 1e-6
+
+  def __post_init__(self) -> None:
+    """Refuses counts out of their range, and heads that cannot share."""
+    check_values(self, {"window": 2})
+    check_multiple(self, "value_heads", "key_heads")
 
   @property
   def mixed_width(self) -> int:
@@ -57,9 +70,44 @@ class GatedDeltaNetConfig:
     keys = self.key_heads * self.key_width
     return 2 * keys + self.value_heads * self.value_width
 
+  def make(
+    self, width: int, numerics: Numerics, *, rngs: nnx.Rngs
+  ) -> "GatedDeltaNet":
+    """Makes the layer, with new parameters."""
+    return GatedDeltaNet(self, width, numerics, rngs=rngs)
 
-class StatePools(NamedTuple):
-  """What a Gated DeltaNet layer keeps per slot; one number names both.
+  def keeps(self, width: int, numerics: Numerics) -> BranchPools:
+    """Keeps its states in slots, and no pages."""
+    del width
+    heads = (self.value_heads, self.key_width, self.value_width)
+    taps, dtype = (self.window - 1, self.mixed_width), jnp.dtype(numerics.dtype)
+    return BranchPools(
+      slots=GatedDeltaNetState(
+        recurrent_state=jax.ShapeDtypeStruct(heads, jnp.float32),
+        conv_state=jax.ShapeDtypeStruct(taps, dtype),
+      )
+    )
+
+  def flops(self, width: int, numerics: Numerics) -> Flops:
+    """Counts projections, convolution and the chunked delta rule."""
+    c, k, v = numerics.chunk, self.key_width, self.value_width
+    columns = self.mixed_width + 2 * self.value_heads * (v + 1)
+    products = 2 * width * columns + 2 * self.window * self.mixed_width
+    pairs = self.key_heads * 4 * c * k + self.value_heads * 2 * c * v
+    solve = self.value_heads * c * (k + v)
+    state = self.value_heads * 6 * k * v
+    return Flops(token=products + pairs + solve + state)
+
+  def product_widths(self) -> Mapping[str, int]:
+    """Names the columns of keys and of values; gates run chunk by chunk."""
+    return {
+      "key_heads * key_width": self.key_heads * self.key_width,
+      "value_heads * value_width": self.value_heads * self.value_width,
+    }
+
+
+class GatedDeltaNetState(NamedTuple):
+  """What a Gated DeltaNet layer keeps in a slot; one number names both.
 
   Attributes:
     recurrent_state: The state S of every head, in float32 whatever the type of
@@ -67,8 +115,8 @@ class StatePools(NamedTuple):
     conv_state: The last w-1 inputs of the convolution. [s w-1 d]
   """
 
-  recurrent_state: at.StatePool
-  conv_state: at.ConvPool
+  recurrent_state: at.StatePool | jax.ShapeDtypeStruct
+  conv_state: at.ConvPool | jax.ShapeDtypeStruct
 
 
 class _Heads(NamedTuple):
@@ -89,40 +137,36 @@ class GatedDeltaNet(nnx.Module):
   output is W_out (norm(o_t) * silu(W_z x_t)).
   """
 
-  def __init__(self, config: GatedDeltaNetConfig, *, rngs: nnx.Rngs) -> None:
-    c, values = config, config.value_heads * config.value_width
-    self.config = config
-    self.in_qkv = kernel(rngs, c.width, c.mixed_width, c.dtype)
-    self.in_gate = kernel(rngs, c.width, values, c.dtype)
-    self.in_decay_beta = kernel(rngs, c.width, 2 * c.value_heads, c.dtype)
-    self.conv = kernel(rngs, c.window, c.mixed_width, c.dtype)
+  def __init__(
+    self,
+    config: GatedDeltaNetConfig,
+    width: int,
+    numerics: Numerics,
+    *,
+    rngs: nnx.Rngs,
+  ) -> None:
+    c, dtype = config, numerics.dtype
+    values = c.value_heads * c.value_width
+    self.config, self.numerics = config, numerics
+    self.in_qkv = kernel(rngs, width, c.mixed_width, dtype)
+    self.in_gate = kernel(rngs, width, values, dtype)
+    self.in_decay_beta = kernel(rngs, width, 2 * c.value_heads, dtype)
+    self.conv = kernel(rngs, c.window, c.mixed_width, dtype)
     rate = jax.random.uniform(
       rngs.params(), (c.value_heads,), jnp.float32, 0.01, 16.0
     )
     self.log_rate = nnx.Param(jnp.log(rate))
     self.decay_bias = nnx.Param(jnp.ones(c.value_heads, jnp.float32))
-    self.norm = nnx.Param(jnp.ones(c.value_width, jnp.dtype(c.dtype)))
-    self.out = kernel(rngs, values, c.width, c.dtype)
-
-  def init_pools(self, *, slots: int, pages: int, chunk: int) -> StatePools:
-    """Makes pools of zeros for that many slots."""
-    del pages, chunk  # a recurrent layer keeps no keys and values
-    c = self.config
-    shape = (slots, c.value_heads, c.key_width, c.value_width)
-    return StatePools(
-      recurrent_state=jnp.zeros(shape, jnp.float32),
-      conv_state=jnp.zeros(
-        (slots, c.window - 1, c.mixed_width), jnp.dtype(c.dtype)
-      ),
-    )
+    self.norm = nnx.Param(jnp.ones(c.value_width, jnp.dtype(dtype)))
+    self.out = kernel(rngs, values, width, dtype)
 
   def __call__(
     self,
     x: Float[Array, "n c d"],
-    pools: StatePools,
+    pools: BranchPools,
     chunks: Chunks,
     page_table: at.PageTable,
-  ) -> tuple[Float[Array, "n c d"], StatePools]:
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
     """Restores, scans and captures n packed chunks.
 
     Args:
@@ -135,34 +179,35 @@ class GatedDeltaNet(nnx.Module):
       The outputs, and the pools with the captured states.
     """
     del page_table
-    precision = self.config.precision
+    precision = self.numerics.precision
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.conv_state, chunks),
-        implementation=self.config.implementation,
+        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = gated_delta_rule(
-        *(q, k, v, log_decay, beta, pools.recurrent_state, chunks),
-        precision=jax.lax.Precision(precision),
-        implementation=self.config.implementation,
+        *(q, k, v, log_decay, beta, pools.slots.recurrent_state, chunks),
+        precision=self.numerics.product_precision,
+        implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       out = map_chunks(self._gated_norm, out, gate)
     y = dense(out, self.out[...], precision)
-    return y, StatePools(recurrent_state, conv_state)
+    state = GatedDeltaNetState(recurrent_state, conv_state)
+    return y, pools._replace(slots=state)
 
   def step(
     self,
     x: Float[Array, "b d"],
-    pools: StatePools,
+    pools: BranchPools,
     rows: Rows,
     page_table: at.PageTable,
-  ) -> tuple[Float[Array, "b d"], StatePools]:
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
     """Runs one token of each of b running sequences through the layer.
 
     Args:
@@ -175,17 +220,18 @@ class GatedDeltaNet(nnx.Module):
       The outputs, and the pools with the advanced states.
     """
     del page_table
-    precision = self.config.precision
+    precision = self.numerics.precision
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.conv_state, rows.read, rows.write
+      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
     )
     out, recurrent_state = gated_delta_rule_step(
-      *self._heads(x, mixed), pools.recurrent_state, rows.read, rows.write
+      *self._heads(x, mixed), pools.slots.recurrent_state, rows.read, rows.write
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)
-    return y, StatePools(recurrent_state, conv_state)
+    state = GatedDeltaNetState(recurrent_state, conv_state)
+    return y, pools._replace(slots=state)
 
   def _heads(
     self, x: Float[Array, "rows d"], mixed: Float32[Array, "rows mixed"]
@@ -195,7 +241,7 @@ class GatedDeltaNet(nnx.Module):
     gates = jnp.matmul(
       x,
       self.in_decay_beta[...],
-      precision=c.precision,
+      precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
     decay, beta = jnp.split(gates, 2, axis=-1)

@@ -1,9 +1,14 @@
 """Root-mean-square and L2 norms, computed in float32."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.layers.choices import check_values
 
 
 def rms_norm(
@@ -23,17 +28,68 @@ def rms_norm(
   return (_normalize(x, eps) * _row(scale, x)).astype(x.dtype)
 
 
-def residual_norm(
+def scaled_rms_norm(
   x: Float[Array, "*rows d"], weight: Float[Array, "d"], eps: float
 ) -> Float[Array, "*rows d"]:
-  """Applies `rms_norm` to all rows of a program, between two barriers.
+  """Computes weight * (x / sqrt(mean(x^2) + eps)), row by row.
+
+  The result is rounded to x's dtype after the norm and after the weight, as
+  the checkpoints of this form were trained.
+
+  Args:
+    x: Rows to normalise over their last axis.
+    weight: A factor per channel, as it is stored, in x's dtype.
+    eps: What is added to the mean square.
+
+  Returns:
+    The normalised rows, in x's dtype.
+  """
+  normed = _normalize(x, eps).astype(x.dtype)
+  return _row(weight, normed).astype(x.dtype) * normed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Norm:
+  """Static choices of a norm of the residual stream.
+
+  Attributes:
+    centred: Whether the weight is stored minus one (`rms_norm`), or as it is
+      (`scaled_rms_norm`).
+    eps: What is added to the mean square.
+
+  Raises:
+    ValueError: If eps is no number above 0.
+
+  Example:
+    >>> Norm(centred=False).weight(2, "float32")[...].tolist()
+    [1.0, 1.0]
+  """
+
+  centred: bool = True
+  eps: float = 1e-6
+
+  def __post_init__(self) -> None:
+    """Refuses an eps that is no number above 0."""
+    check_values(self)
+
+  def weight(self, width: int, dtype: str) -> nnx.Param[Array]:
+    """Makes the weight that changes nothing: a factor of 1 per channel."""
+    make = jnp.zeros if self.centred else jnp.ones
+    return nnx.Param(make(width, jnp.dtype(dtype)))
+
+
+def residual_norm(
+  x: Float[Array, "*rows d"], weight: Float[Array, "d"], norm: Norm
+) -> Float[Array, "*rows d"]:
+  """Applies a norm to all rows of a program, between two barriers.
 
   With nothing fused into it, a row has the same bits for every number of rows
   from 64 to 1,024.
   """
+  apply = rms_norm if norm.centred else scaled_rms_norm
   x = lax.optimization_barrier(x)
   with jax.named_scope("norms"):
-    normed = rms_norm(x, weight, eps)
+    normed = apply(x, weight, norm.eps)
   return lax.optimization_barrier(normed)
 
 

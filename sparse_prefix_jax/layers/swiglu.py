@@ -1,12 +1,63 @@
 """The gated feed-forward layer."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows
+from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwiGLUConfig:
+  """Static choices of a gated feed-forward layer.
+
+  Attributes:
+    hidden: Width of its two inner products.
+
+  Raises:
+    ValueError: If the width is no count.
+
+  Example:
+    >>> SwiGLUConfig(hidden=128).product_widths()
+    {'hidden': 128}
+  """
+
+  kind: ClassVar[str] = "swiglu"
+
+  hidden: int
+
+  def __post_init__(self) -> None:
+    """Refuses a width that is no count."""
+    check_values(self)
+
+  def make(self, width: int, numerics: Numerics, *, rngs: nnx.Rngs) -> "SwiGLU":
+    """Makes the layer, with new parameters."""
+    return SwiGLU(self, width, numerics, rngs=rngs)
+
+  def keeps(self, width: int, numerics: Numerics) -> BranchPools:
+    """Keeps nothing: every token is computed alone."""
+    del width, numerics
+    return BranchPools()
+
+  def flops(self, width: int, numerics: Numerics) -> Flops:
+    """Counts three products."""
+    del numerics
+    return Flops(token=6 * width * self.hidden)
+
+  def product_widths(self) -> Mapping[str, int]:
+    """Names the columns of the inner products."""
+    return {"hidden": self.hidden}
 
 
 class SwiGLU(nnx.Module):
@@ -20,23 +71,65 @@ class SwiGLU(nnx.Module):
 
   def __init__(
     self,
+    config: SwiGLUConfig,
     width: int,
-    hidden: int,
+    numerics: Numerics,
     *,
-    dtype: str,
-    precision: str,
     rngs: nnx.Rngs,
   ) -> None:
-    self.gate = kernel(rngs, width, hidden, dtype)
-    self.up = kernel(rngs, width, hidden, dtype)
-    self.down = kernel(rngs, hidden, width, dtype)
-    self.precision = precision
+    self.config, self.numerics = config, numerics
+    self.gate = kernel(rngs, width, config.hidden, numerics.dtype)
+    self.up = kernel(rngs, width, config.hidden, numerics.dtype)
+    self.down = kernel(rngs, config.hidden, width, numerics.dtype)
 
-  def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+  def __call__(
+    self,
+    x: Float[Array, "n c d"],
+    pools: BranchPools,
+    chunks: Chunks,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
+    """Computes every token of n packed chunks alone.
+
+    Args:
+      x: Normalised inputs.
+      pools: Empty, and returned as they are.
+      chunks: Ignored, since nothing is read or written.
+      page_table: Ignored, since a feed-forward layer keeps no pages.
+
+    Returns:
+      The outputs, and the pools.
+    """
+    del chunks, page_table
+    return self.rows(x), pools
+
+  def step(
+    self,
+    x: Float[Array, "b d"],
+    pools: BranchPools,
+    rows: Rows,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
+    """Computes one token of each of b running sequences.
+
+    Args:
+      x: Normalised inputs, one row per sequence.
+      pools: Empty, and returned as they are.
+      rows: Ignored, since nothing is read or written.
+      page_table: Ignored, since a feed-forward layer keeps no pages.
+
+    Returns:
+      The outputs, and the pools.
+    """
+    del rows, page_table
+    return self.rows(x), pools
+
+  def rows(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Computes every row alone: two rows and more give it the same bits."""
-    gate = dense(x, self.gate[...], self.precision)
-    up = dense(x, self.up[...], self.precision)
+    precision = self.numerics.precision
+    gate = dense(x, self.gate[...], precision)
+    up = dense(x, self.up[...], precision)
     with jax.named_scope("activation"):
       hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
     hidden = lax.optimization_barrier(hidden)
-    return dense(hidden, self.down[...], self.precision)
+    return dense(hidden, self.down[...], precision)

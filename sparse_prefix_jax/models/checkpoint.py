@@ -11,19 +11,17 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from sparse_prefix_jax.layers import GatedAttention, GatedDeltaNet
-from sparse_prefix_jax.models.config import (
-  ATTENTION,
-  GATED_DELTA_NET,
-  ModelConfig,
-  check_fields,
-  is_int,
-  is_positive,
-)
-from sparse_prefix_jax.models.decoder import DecoderLayer, HybridDecoder
+from sparse_prefix_jax.layers.branch import ResidualBranch
+from sparse_prefix_jax.layers.choices import is_int, is_positive
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.swiglu import SwiGLU
+from sparse_prefix_jax.models import presets
+from sparse_prefix_jax.models.config import ModelConfig, split_numerics
+from sparse_prefix_jax.models.decoder import HybridDecoder
 
 _LAYER_TYPES: dict[str, str] = {
-  "linear_attention": GATED_DELTA_NET,
-  "full_attention": ATTENTION,
+  "linear_attention": presets.GATED_DELTA_NET,
+  "full_attention": presets.ATTENTION,
 }
 _FIELDS = {
   "vocab_size": "vocab_size",
@@ -54,7 +52,7 @@ def load_pretrained(
 
   Args:
     directory: Holds config.json and one or more .safetensors files.
-    **changes: Fields of `ModelConfig` to replace, for example
+    **changes: Fields of `ModelConfig` or of `Numerics` to replace, for example
       `dtype="bfloat16"` or `ladder=(4,)`.
 
   Returns:
@@ -93,8 +91,8 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
 
   Args:
     directory: Holds config.json.
-    **changes: Fields of `ModelConfig` to replace. They do not excuse what the
-      file holds, which is checked first.
+    **changes: Fields of `ModelConfig` or of `Numerics` to replace. They do not
+      excuse what the file holds.
 
   Returns:
     A frozen configuration.
@@ -108,7 +106,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   Example:
     config = read_config("Qwen3.5-0.8B", ladder=(4,))
   """
-  check_fields(changes)
+  numerics, rest = split_numerics(changes, Numerics())
   path = pathlib.Path(directory) / "config.json"
   raw = _json(path)
   text = raw.get("text_config", raw)
@@ -123,7 +121,7 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   fields["layer_types"] = _layer_types(text, path)
   fields["tie_embeddings"] = _tied(text, raw, path)
   fields |= _rotary_fields(text, path)
-  return ModelConfig(**(fields | changes))
+  return presets.hybrid(**fields, numerics=numerics).replace(**rest)
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -223,7 +221,7 @@ def _layer_types(text: dict[str, Any], path: pathlib.Path) -> tuple[str, ...]:
   kinds = text.get("layer_types")
   if kinds is None:
     return tuple(
-      GATED_DELTA_NET if (i + 1) % interval else ATTENTION
+      presets.GATED_DELTA_NET if (i + 1) % interval else presets.ATTENTION
       for i in range(_count(text, "num_hidden_layers", path))
     )
   if not isinstance(kinds, list) or not kinds:
@@ -337,23 +335,25 @@ def _parameters(model: HybridDecoder) -> Parameters:
   yield ("norm.weight",), model.norm, _same
   if not model.config.tie_embeddings:
     yield ("lm_head.weight",), model.unembedding, _same
-  for index, layer in enumerate(model.layers):
-    for names, parameter, convert in _layer_parameters(layer):
-      full = tuple(f"layers.{index}.{name}" for name in names)
+  for index, branch in enumerate(model.branches):
+    for names, parameter, convert in _branch_parameters(branch):
+      full = tuple(f"layers.{index // 2}.{name}" for name in names)
       yield full, parameter, convert
 
 
-def _layer_parameters(layer: DecoderLayer) -> Parameters:
-  """Yields one layer's norms, its feed-forward layer and its mixer."""
-  yield ("input_layernorm.weight",), layer.mixer_norm, _same
-  yield ("post_attention_layernorm.weight",), layer.mlp_norm, _same
-  yield ("mlp.gate_proj.weight",), layer.mlp.gate, _transposed
-  yield ("mlp.up_proj.weight",), layer.mlp.up, _transposed
-  yield ("mlp.down_proj.weight",), layer.mlp.down, _transposed
-  if isinstance(layer.mixer, GatedAttention):
-    yield from _attention_parameters(layer.mixer)
-  elif isinstance(layer.mixer, GatedDeltaNet):
-    yield from _gated_delta_net_parameters(layer.mixer)
+def _branch_parameters(branch: ResidualBranch) -> Parameters:
+  """Yields one branch's norm and its sublayer; two branches are a layer."""
+  if isinstance(branch.sub, SwiGLU):
+    yield ("post_attention_layernorm.weight",), branch.pre, _same
+    yield ("mlp.gate_proj.weight",), branch.sub.gate, _transposed
+    yield ("mlp.up_proj.weight",), branch.sub.up, _transposed
+    yield ("mlp.down_proj.weight",), branch.sub.down, _transposed
+    return
+  yield ("input_layernorm.weight",), branch.pre, _same
+  if isinstance(branch.sub, GatedAttention):
+    yield from _attention_parameters(branch.sub)
+  elif isinstance(branch.sub, GatedDeltaNet):
+    yield from _gated_delta_net_parameters(branch.sub)
 
 
 def _attention_parameters(mixer: GatedAttention) -> Parameters:

@@ -9,11 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.models.config import (
-  ATTENTION,
-  GATED_DELTA_NET,
-  ModelConfig,
-)
+from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.sizes import page_bytes as page_bytes
 from sparse_prefix_jax.models.sizes import state_bytes as state_bytes
 
@@ -60,37 +56,19 @@ class PrefillCost(NamedTuple):
 def prefill_flops(config: ModelConfig) -> PrefillCost:
   """Counts the floating point operations of a prefill, without the head.
 
-  A product of a row with [i, o] counts 2 i o. The recurrence counts its chunked
-  form, attention 4 * heads * width per key that a token attends to.
+  A product of a row with [i, o] counts 2 i o. Each sublayer says what it counts
+  per token, and per pair of a token and one that it attends to.
 
   Example:
     >>> from sparse_prefix_jax import preset
     >>> round(prefill_flops(preset("qwen3_5_0_8b_group")).at([1024])[0] / 1e9)
     182
   """
-  kinds = config.layer_types
-  recurrent = kinds.count(GATED_DELTA_NET) * _gated_delta_net_flops(config)
-  attention = kinds.count(ATTENTION) * _attention_flops(config)
-  mlp = len(kinds) * 6 * config.width * config.hidden
-  queries = config.heads * config.head_width
-  attend = kinds.count(ATTENTION) * 4 * queries / 2
-  return PrefillCost(float(recurrent + attention + mlp), attend, "flops")
-
-
-def _gated_delta_net_flops(config: ModelConfig) -> int:
-  """Counts per token: projections, convolution and the chunked delta rule."""
-  net, c = config.gated_delta_net, config.chunk
-  values = net.value_heads * net.value_width
-  columns = net.mixed_width + 2 * values + 2 * net.value_heads
-  products = 2 * net.width * columns + 2 * net.window * net.mixed_width
-  k, v = net.key_width, net.value_width
-  pairs = net.key_heads * 4 * c * k + net.value_heads * 2 * c * v
-  solve = net.value_heads * c * (k + v)
-  return products + pairs + solve + net.value_heads * 6 * k * v
-
-
-def _attention_flops(config: ModelConfig) -> int:
-  """Counts the four projections per token; attending is the quadratic part."""
-  queries = config.heads * config.head_width
-  keys = config.kv_heads * config.head_width
-  return 2 * config.width * (3 * queries + 2 * keys)
+  counts = [
+    branch.sub.flops(config.width, config.numerics)
+    for branch in config.branches
+  ]
+  tokens = float(sum(count.token for count in counts))
+  pairs = float(sum(count.pair for count in counts))
+  # Token t attends to t + 1 tokens, so there are about t^2 / 2 pairs.
+  return PrefillCost(tokens, pairs / 2, "flops")

@@ -15,7 +15,8 @@ def named_config(
   Args:
     preset_name: A key of `PRESETS`, or None.
     directory: A folder with a config.json, or None; weights are not read.
-    **fields: Fields of `ModelConfig` to replace; None replaces nothing.
+    **fields: Fields of `ModelConfig` or of `Numerics` to replace; None replaces
+      nothing.
 
   Returns:
     A frozen configuration.
@@ -26,7 +27,8 @@ def named_config(
     FileNotFoundError: If the folder holds no config.json.
 
   Example:
-    >>> named_config("tiny", None, dtype="bfloat16", max_length=None).dtype
+    >>> config = named_config("tiny", None, dtype="bfloat16", chunk=None)
+    >>> config.numerics.dtype
     'bfloat16'
   """
   changes = {name: x for name, x in fields.items() if x is not None}

@@ -1,40 +1,57 @@
 """Bytes of what a model keeps: per state checkpoint and per page."""
 
 import math
+from typing import Any
 
-import jax.numpy as jnp
+import jax
 
-from sparse_prefix_jax.models.config import (
-  ATTENTION,
-  GATED_DELTA_NET,
-  ModelConfig,
-)
+from sparse_prefix_jax.layers import BranchPools
+from sparse_prefix_jax.models.config import ModelConfig
+
+
+def kept_shapes(config: ModelConfig) -> tuple[BranchPools, ...]:
+  """Lists what each branch keeps: the shapes of one slot and of one page.
+
+  Args:
+    config: The model's configuration.
+
+  Returns:
+    One entry per branch, with `jax.ShapeDtypeStruct` leaves.
+
+  Example:
+    >>> from sparse_prefix_jax import preset
+    >>> [len(jax.tree.leaves(kept)) for kept in kept_shapes(preset("tiny"))]
+    [2, 0, 2, 0]
+  """
+  return tuple(
+    branch.sub.keeps(config.width, config.numerics)
+    for branch in config.branches
+  )
 
 
 def state_bytes(config: ModelConfig) -> int:
-  """Counts the bytes of one state checkpoint: all recurrent layers' carries.
+  """Counts the bytes of one state checkpoint: the carries of all branches.
 
   Example:
     >>> from sparse_prefix_jax import preset
     >>> state_bytes(preset("qwen3_5_0_8b_group"))
     3366912
   """
-  net = config.gated_delta_net
-  recurrent = math.prod((net.value_heads, net.key_width, net.value_width)) * 4
-  item = jnp.dtype(config.dtype).itemsize
-  window = (net.window - 1) * net.mixed_width * item
-  return config.layer_types.count(GATED_DELTA_NET) * (recurrent + window)
+  return _bytes([kept.slots for kept in kept_shapes(config)])
 
 
 def page_bytes(config: ModelConfig) -> int:
-  """Counts the bytes of one page: a chunk's keys and values in all layers.
+  """Counts the bytes of one page: what all branches keep of a chunk.
 
   Example:
     >>> from sparse_prefix_jax import preset
     >>> page_bytes(preset("qwen3_5_0_8b_group"))
     262144
   """
-  item = jnp.dtype(config.dtype).itemsize
-  heads = config.kv_heads * config.head_width
-  per_layer = 2 * config.chunk * heads * item
-  return config.layer_types.count(ATTENTION) * per_layer
+  return _bytes([kept.pages for kept in kept_shapes(config)])
+
+
+def _bytes(shapes: Any) -> int:
+  """The bytes of arrays of these shapes."""
+  leaves = jax.tree.leaves(shapes)
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
-from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import Pools, map_pools
 from sparse_prefix_jax.runtime import programs
@@ -32,21 +31,15 @@ def ahead_shapes(
 
   Args:
     model: Its parameters, wherever they are.
-    pools: Today's; their layers say what a slot and a page are.
+    pools: Today's; they say what a slot and a page are.
     slots: How many there will be.
     pages: How many there will be.
 
   Returns:
     Both, where and in the memory order that the arrays are or will be.
   """
-  shapes = tuple(
-    jax.tree.map(
-      partial(
-        shape_like, rows=pages if isinstance(layer, PagePools) else slots
-      ),
-      layer,
-    )
-    for layer in pools
+  shapes = map_pools(
+    pools, partial(shape_like, rows=slots), partial(shape_like, rows=pages)
   )
   return jax.tree.map(lambda x: shape_like(x, x.shape[0]), model), shapes
 
@@ -61,7 +54,7 @@ def compile_ahead(weights: programs.FrozenModel, shapes: Any) -> None:
     shapes: Of the pools.
   """
   config = weights.config
-  for rung in config.ladder:
+  for rung in config.numerics.ladder:
     group = group_shapes(config, rung)
     programs.prefill_group.lower(weights, shapes, group).compile()
   programs.decode_step.lower(weights, shapes, step_shapes(config)).compile()
@@ -72,7 +65,7 @@ def _segment(
   config: ModelConfig, chunks: int, slots: Sequence[int], pages: Sequence[int]
 ) -> Segment:
   """Fixed tokens from the start, whose state is captured at their end."""
-  size = chunks * config.chunk
+  size = chunks * config.numerics.chunk
   return Segment(
     tokens=(np.arange(size) * 7919 % config.vocab_size).astype(np.int32),
     start=0,
@@ -85,7 +78,7 @@ def _segment(
 
 def idle_step(config: ModelConfig) -> programs.Step:
   """Input of the decode program in which every row is free."""
-  size = config.decode_rows
+  size = config.numerics.decode_rows
   tokens, position = np.zeros((2, size), np.int32)
   read, write = np.full(size, ZERO, np.int32), np.full(size, NONE, np.int32)
   table = page_table(config, [[]] * size)
@@ -114,7 +107,7 @@ def probe(
   """
   config, digest = model.config, hashlib.blake2b(digest_size=16)
   limits = {"slots": max(slots) + 1, "pages": max(pages) + 1}
-  for rung in config.ladder:
+  for rung in config.numerics.ladder:
     segment = _segment(config, rung, slots, pages)
     plan = build_plan(config, [segment], **limits)
     for after, logits in run_groups(model, pools, plan, last_rows(plan)):
@@ -123,11 +116,11 @@ def probe(
       yield pools, digest.hexdigest()
     digest.update(_state(pools, slots[0], pages[0]))
   step = idle_step(config)
-  first = np.arange(config.decode_rows) == 0
+  first = np.arange(config.numerics.decode_rows) == 0
   rows = step.rows._replace(
     write=np.where(first, slots[1], NONE).astype(np.int32), active=first
   )
-  table = page_table(config, [pages[:1], *[[]] * (config.decode_rows - 1)])
+  table = page_table(config, [pages[:1], *[[]] * (first.size - 1)])
   step = step._replace(rows=jax.device_put(rows), page_table=table)
   hidden, pools = programs.decode_step(model, pools, jax.device_put(step))
   yield pools, digest.hexdigest()
@@ -137,7 +130,7 @@ def probe(
 
 
 def _state(pools: Pools, slot: int, page: int) -> bytes:
-  """The bytes of one slot and one page in all layers."""
+  """The bytes of one slot and one page in all branches."""
   rows = map_pools(pools, lambda pool: pool[slot], lambda pool: pool[page])
   leaves = jax.device_get(jax.tree.leaves(rows))
   return b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)

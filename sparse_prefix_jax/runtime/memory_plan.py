@@ -59,8 +59,8 @@ class MemoryPlan:
     temporary_bytes: Bytes of the largest of them; programs run one at a time.
     cache_bytes: What is left for states and pages: the `capacity` to give to
       `PrefixCache`.
-    state_bytes: Bytes of one state checkpoint, all recurrent layers together.
-    page_bytes: Bytes of the keys and values of one chunk, all layers together.
+    state_bytes: Bytes of one state checkpoint, all branches together.
+    page_bytes: Bytes of what is kept of one chunk, all branches together.
     lengths: How many sequences fit, for each of several lengths.
   """
 
@@ -78,7 +78,12 @@ class MemoryPlan:
   def to_json(self) -> dict[str, Any]:
     """All figures under the names of the attributes, ready for JSON."""
     lengths = [row._asdict() for row in self.lengths]
-    return dataclasses.asdict(self) | {
+    figures = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
+    return figures | {
+      "config": self.config.to_json(),
       "programs": dict(self.programs),
       "lengths": lengths,
     }
@@ -86,9 +91,9 @@ class MemoryPlan:
   def table(self) -> str:
     """The plan as aligned text, in units that people read."""
     name, _ = max(self.programs, key=lambda program: program[1])
-    chunk = f"one page of {self.config.chunk} tokens"
+    chunk = f"one page of {self.config.numerics.chunk} tokens"
     parts = [
-      (f"memory ({self.config.dtype} model)", self.memory_bytes),
+      (f"memory ({self.config.numerics.dtype} model)", self.memory_bytes),
       ("weights", self.weights_bytes),
       (f"largest program on {self.platform}: {name}", self.temporary_bytes),
       ("left for the cache", self.cache_bytes),
@@ -221,7 +226,7 @@ def _program_bytes(
     ValueError: If the compiler does not tell what its programs need.
   """
   lowered = _lowered(config)
-  count = len(config.ladder) + 3
+  count = len(config.numerics.ladder) + 3
   hidden = not progress
   for name, program in tqdm(lowered, "compiling", count, disable=hidden):
     memory = program.compile().memory_analysis()
@@ -238,7 +243,7 @@ def _lowered(config: ModelConfig) -> Iterator[tuple[str, jax.stages.Lowered]]:
   """Every program that serves, from shapes: the rungs, decode, head, fork."""
   model = shapes.model_shapes(config)
   pools = shapes.pool_shapes(config, slots=_SLOTS, pages=_PAGES)
-  for rung in config.ladder:
+  for rung in config.numerics.ladder:
     chunks = "chunk" if rung == 1 else "chunks"
     group = shapes.group_shapes(config, rung)
     prefill = programs.prefill_group.lower(model, pools, group)
@@ -277,15 +282,15 @@ def _check_memory(
 
 def _lengths(config: ModelConfig) -> list[int]:
   """The lengths of the table: round ones, and the longest sequence."""
-  shorter = [length for length in _LENGTHS if length < config.max_length]
-  return [*shorter, config.max_length]
+  longest = config.numerics.max_length
+  return [*(length for length in _LENGTHS if length < longest), longest]
 
 
 def _length(config: ModelConfig, cache: int, length: int) -> LengthPlan:
   """The line of the table for sequences of one length."""
   state, page = state_bytes(config), page_bytes(config)
-  running = 2 * state + -(-length // config.chunk) * page
-  stored = state + length // config.chunk * page
+  running = 2 * state + -(-length // config.numerics.chunk) * page
+  stored = state + length // config.numerics.chunk * page
   return LengthPlan(
     length=length,
     running_bytes=running,

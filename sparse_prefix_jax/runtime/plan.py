@@ -203,7 +203,7 @@ def build_plan(
   Raises:
     ValueError: If a rule of the kernel contract is broken.
   """
-  c = config.chunk
+  c = config.numerics.chunk
   for index, segment in enumerate(segments):
     _check_segment(c, index, segment)
   counts = [-(-len(s.tokens) // c) for s in segments]
@@ -272,7 +272,7 @@ def page_table(
     Page numbers [b pages]; page 0 stands where a row has no more, and is masked
     there.
   """
-  widest = -(-config.max_length // config.chunk)
+  widest = -(-config.numerics.max_length // config.numerics.chunk)
   width = -(-widest // BLOCK_PAGES) * BLOCK_PAGES
   table = np.zeros((len(pages), width), np.int32)
   for row, row_pages in zip(table, pages, strict=True):

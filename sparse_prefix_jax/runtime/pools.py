@@ -17,20 +17,20 @@ def allocate(model: HybridDecoder, *, slots: int, pages: int) -> Pools:
   """Allocates a model's pools beside its weights, as its kernels take them.
 
   Args:
-    model: Its layers say what a slot and a page are.
-    slots: How many state checkpoints; one number names a slot in every layer.
-    pages: How many pages of keys and values; one number names a page in every
-      layer.
+    model: Its branches say what a slot and a page are.
+    slots: How many state checkpoints; one number names a slot in every branch.
+    pages: How many pages; one number names a page in every branch.
 
   Returns:
-    Pools of zeros, one entry per layer.
+    Pools of zeros, one entry per branch.
 
   Example:
     >>> from flax import nnx
     >>> from sparse_prefix_jax import HybridDecoder, preset
     >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
-    >>> len(allocate(model, slots=2, pages=3))
-    2
+    >>> states, _, attention, _ = allocate(model, slots=2, pages=3)
+    >>> states.pages, attention.slots, len(attention.pages)
+    ((), (), 2)
   """
   return make_pools(
     lambda: model.init_pools(slots=slots, pages=pages),

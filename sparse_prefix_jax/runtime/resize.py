@@ -1,7 +1,7 @@
-"""Pools of another size: what is live moves down, then layer by layer.
+"""Pools of another size: what is live moves down, then branch by branch.
 
-No more than one layer is held twice at a time, and whatever fails leaves pools
-whose first slots and pages hold what they held.
+No more than the slots or the pages of one branch are held twice at a time, and
+whatever fails leaves pools whose first slots and pages hold what they held.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
-from sparse_prefix_jax.layers import PagePools
 from sparse_prefix_jax.models.decoder import Pools, map_pools
 from sparse_prefix_jax.runtime.in_place import PoolProgram, place_like
 
@@ -80,18 +79,21 @@ def resized_pools(pools: Pools, slots: int, pages: int) -> Iterator[Pools]:
     pages: How many there will be.
 
   Yields:
-    The pools after each layer.
+    The pools after the slots, or the pages, of each branch.
   """
-  layers, wanted = list(pools), (slots, pages)
-  sizes = [wanted[isinstance(layer, PagePools)] for layer in layers]
+  branches, wanted = list(pools), {"slots": slots, "pages": pages}
+  parts = [
+    (wanted[name] > leaves[0].shape[0], i, name)
+    for i, kept in enumerate(branches)
+    for name in wanted
+    if (leaves := jax.tree.leaves(getattr(kept, name)))
+  ]
   # First those that give memory back.
-  order = sorted(
-    range(len(layers)),
-    key=lambda i: sizes[i] > jax.tree.leaves(layers[i])[0].shape[0],
-  )
-  for i in order:
-    layers[i] = jax.tree.map(partial(_resized, count=sizes[i]), layers[i])
-    yield tuple(layers)
+  for _, i, name in sorted(parts, key=lambda part: part[0]):
+    old = getattr(branches[i], name)
+    new = jax.tree.map(partial(_resized, count=wanted[name]), old)
+    branches[i] = branches[i]._replace(**{name: new})
+    yield tuple(branches)
 
 
 def _resized(pool: Array, count: int) -> Array:

@@ -31,13 +31,13 @@ def run_groups(
     The pools after a group, and the logits of its rows in float32 on the host.
     [rows vocab]
   """
-  config, before = model.config, None
-  for chunks, group in plan.groups(config.ladder):
+  numerics, before = model.config.numerics, None
+  for chunks, group in plan.groups(numerics.ladder):
     hidden, pools = programs.prefill_group(model, pools, group)
-    first, stop = chunks.start * config.chunk, chunks.stop * config.chunk
+    first, stop = chunks.start * numerics.chunk, chunks.stop * numerics.chunk
     here = rows[(rows >= first) & (rows < stop)] - first
     # Handed back before anything that may fail: the old pools are gone.
-    yield pools, np.zeros((0, config.vocab_size), np.float32)
+    yield pools, np.zeros((0, model.config.vocab_size), np.float32)
     jax.block_until_ready(before)
     before = hidden
     yield pools, head_rows(model, hidden, here)
@@ -76,7 +76,7 @@ def head_rows(
   Returns:
     The logits in float32, on the host. [rows vocab]
   """
-  size, parts = model.config.head_rows, []
+  size, parts = model.config.numerics.head_rows, []
   for start in range(0, rows.size, size):
     part = rows[start : start + size].astype(np.int32)
     padded = np.pad(part, (0, size - part.size))

@@ -35,7 +35,7 @@ def model_shapes(config: ModelConfig) -> FrozenModel:
 
   Example:
     >>> from sparse_prefix_jax import preset
-    >>> model_shapes(preset("tiny")).leaves[0].shape
+    >>> max(leaf.shape for leaf in model_shapes(preset("tiny")).leaves)
     (512, 64)
   """
   return jax.eval_shape(lambda: freeze(_model(config)))
@@ -55,7 +55,8 @@ def pool_shapes(config: ModelConfig, *, slots: int, pages: int) -> Pools:
 
   Example:
     >>> from sparse_prefix_jax import preset
-    >>> pool_shapes(preset("tiny"), slots=2, pages=3)[1].keys.shape
+    >>> pools = pool_shapes(preset("tiny"), slots=2, pages=3)
+    >>> pools[2].pages.keys.shape
     (3, 64, 2, 32)
   """
   pools = jax.eval_shape(
@@ -78,7 +79,7 @@ def group_shapes(config: ModelConfig, rung: int) -> Group:
   def group() -> Group:
     chunks = Chunks(*_zeros(len(Chunks._fields), rung))
     table = _zeros(rung, _table_width(config))
-    return Group(_zeros(rung, config.chunk), chunks, table)
+    return Group(_zeros(rung, config.numerics.chunk), chunks, table)
 
   return jax.eval_shape(group)
 
@@ -92,7 +93,7 @@ def step_shapes(config: ModelConfig) -> Step:
   Returns:
     A `Step` of shapes.
   """
-  b = config.decode_rows
+  b = config.numerics.decode_rows
 
   def step() -> Step:
     rows = Rows(*_zeros(3, b), active=jnp.zeros(b, jnp.bool_))
@@ -103,7 +104,8 @@ def step_shapes(config: ModelConfig) -> Step:
 
 def hidden_shape(config: ModelConfig) -> jax.ShapeDtypeStruct:
   """The input of the head: `head_rows` rows of the model's width."""
-  return jax.ShapeDtypeStruct((config.head_rows, config.width), config.dtype)
+  shape = (config.numerics.head_rows, config.width)
+  return jax.ShapeDtypeStruct(shape, config.numerics.dtype)
 
 
 def fork_shapes() -> tuple[Any, Any]:

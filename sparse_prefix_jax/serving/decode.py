@@ -98,7 +98,7 @@ def decode(
       logits = _run_last_chunks(cache, running, last_rows)
     else:
       logits = _step_rows(cache, running)
-      completed = [r for r in running if r.length % cache.config.chunk == 0]
+      completed = [r for r in running if r.length % cache.store.chunk == 0]
       _run_last_chunks(cache, completed, _no_rows)
     return DecodeOutput(logits, tuple(one.handle for one in running))
 
@@ -113,18 +113,19 @@ def _checked(
       f"next_tokens has {tokens.size} ids for {len(running)} sequences; it "
       "needs one each."
     )
+  longest = cache.config.numerics.max_length
   for one in running:
-    if one.length >= cache.config.max_length:
+    if one.length >= longest:
       raise ValueError(
-        f"{one.handle} is at max_length = {cache.config.max_length} of the "
-        "model's configuration."
+        f"{one.handle} is at max_length = {longest} of the model's "
+        "configuration."
       )
   return running
 
 
 def _step_rows(cache: PrefixCache, running: Sequence[Running]) -> np.ndarray:
   """The decode program, `decode_rows` sequences at a time."""
-  rows = cache.config.decode_rows
+  rows = cache.config.numerics.decode_rows
   parts = [np.zeros((0, cache.config.vocab_size), np.float32)]
   for start in range(0, len(running), rows):
     part = running[start : start + rows]
@@ -135,7 +136,7 @@ def _step_rows(cache: PrefixCache, running: Sequence[Running]) -> np.ndarray:
 def _step(cache: PrefixCache, running: Sequence[Running]) -> Step:
   """Input of the decode program; free rows are inactive."""
   config = cache.config
-  size, chunk = config.decode_rows, config.chunk
+  size, chunk = config.numerics.decode_rows, config.numerics.chunk
   tokens, read, write, position = np.zeros((4, size), np.int32)
   read[:], write[:] = ZERO, NONE
   for i, one in enumerate(running):

@@ -40,7 +40,7 @@ def measure_prefill(
       f"lengths is {list(lengths)} and repeats {repeats}; at least two lengths "
       "and one repeat are needed."
     )
-  longest = -(-max(lengths) // model.config.chunk)
+  longest = -(-max(lengths) // model.config.numerics.chunk)
   room = 4 * (state_bytes(model.config) + longest * page_bytes(model.config))
   cache = PrefixCache(model, capacity=2 * room, placement="no_cache")
   seconds = [_fastest(model, cache, length, repeats) for length in lengths]

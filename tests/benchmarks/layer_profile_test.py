@@ -42,7 +42,7 @@ def test_profile_of_a_prefill_adds_up_and_names_every_stage():
   shares = layer_profile.profile(cache, cache.frozen, run)
 
   kinds = {kind for kind, _ in shares}
-  assert kinds == {"gated_delta_net", "attention", "model", "head", "host"}
+  assert kinds == {*layer_profile.KINDS, "model", "head", "host"}
   stages = {stage for _, stage in shares}
   assert stages >= set(layer_profile.STAGES)
   assert all(seconds >= 0 for seconds in shares.values())

@@ -4,13 +4,13 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from sparse_prefix_jax import preset
 from sparse_prefix_jax.cache.shares import SHARES, Shares
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from tests.models_for_tests import tiny_config
 
-HYBRID = preset("tiny")
-RECURRENT = preset("tiny", layer_types=("gated_delta_net",))
-ATTENTION = preset("tiny", layer_types=("attention",))
+HYBRID = tiny_config()
+RECURRENT = tiny_config(layer_types=("gated_delta_net",))
+ATTENTION = tiny_config(layer_types=("attention",))
 
 
 def split_of(config, capacity, share):
@@ -22,7 +22,7 @@ def shares_of(config, capacity):
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
-    longest=-(-config.max_length // config.chunk),
+    longest=-(-config.numerics.max_length // config.numerics.chunk),
   )
 
 

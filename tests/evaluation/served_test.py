@@ -104,10 +104,10 @@ class Bare:
 
   def __init__(self, policy, capacity, eviction):
     self.store = make_store(
-      store_planner(policy, SIZES, depths=CONFIG.max_length // CHUNK),
+      store_planner(policy, SIZES, depths=CONFIG.numerics.max_length // CHUNK),
       SIZES,
       capacity_bytes=capacity,
-      longest=CONFIG.max_length,
+      longest=CONFIG.numerics.max_length,
       eviction=eviction,
     )
     self.limits = PrefixCache(small_model(), capacity=1 << 20).limits

@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
-from sparse_prefix_jax.layers import GatedAttention, PagePools
-from sparse_prefix_jax.models import preset
+from sparse_prefix_jax.layers import AttentionConfig, Numerics
 from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import causal_attention, relative_error
 from tests.layers import reference
@@ -18,6 +17,7 @@ from tests.layers.reference import distance
 from tests.trees import assert_same_bits
 
 C, D, PAGES, N = 64, 64, 12, 5
+CONFIG = AttentionConfig(heads=4, kv_heads=2, head_width=32, rotary_width=16)
 JOBS = Job(150), Job(70)
 TABLE = np.zeros((N, 8), np.int32)
 TABLE[0, :3], TABLE[1, :2] = (7, 2, 11), (5, 3)
@@ -29,9 +29,7 @@ step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 @functools.cache
 def make_layer(dtype="float32"):
   """Weights large enough for a softmax that is not flat."""
-  layer = GatedAttention(
-    preset("tiny", dtype=dtype).attention, rngs=nnx.Rngs(0)
-  )
+  layer = CONFIG.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
   layer.query_norm[...] = layer.query_norm[...] + jnp.asarray(2, dtype)
   layer.key_norm[...] = layer.key_norm[...] - jnp.asarray(0.25, dtype)
   return layer
@@ -47,8 +45,8 @@ def inputs(dtype="float32"):
 
 
 def free_pools(layer):
-  pools = layer.init_pools(slots=0, pages=PAGES, chunk=C)
-  return PagePools(*(jnp.full_like(pool, jnp.nan) for pool in pools))
+  pools = CONFIG.keeps(D, layer.numerics).zeros(slots=0, pages=PAGES)
+  return jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), pools)
 
 
 def expected_layer(layer, x):
@@ -67,7 +65,7 @@ def expected_layer(layer, x):
       reference.rms(u, c.eps) * (1 + reference.wide(norm[...])),
       position,
       c.rotary_width,
-      c.theta,
+      c.rope_theta,
     )
     for u, norm in zip((q, k), norms, strict=True)
   )
@@ -124,4 +122,4 @@ def test_steps_are_close_to_the_chunk():
     outs.append(out[1])
   wide = reference.wide(expected[120:])
   assert relative_error(np.stack(outs), wide) <= 1e-4
-  assert np.isnan(pools.keys[0]).all()  # the free row wrote nothing
+  assert np.isnan(pools.pages.keys[0]).all()  # the free row wrote nothing

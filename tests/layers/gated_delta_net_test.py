@@ -10,8 +10,12 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Rows
-from sparse_prefix_jax.layers import GatedDeltaNet, StatePools
-from sparse_prefix_jax.models import preset
+from sparse_prefix_jax.layers import (
+  BranchPools,
+  GatedDeltaNetConfig,
+  GatedDeltaNetState,
+  Numerics,
+)
 from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import convolution, delta_rule, relative_error
 from tests.layers import reference
@@ -19,6 +23,9 @@ from tests.layers.reference import distance
 from tests.trees import assert_same_bits
 
 C, D, SLOTS, N = 64, 64, 12, 5
+CONFIG = GatedDeltaNetConfig(
+  key_heads=2, value_heads=4, key_width=32, value_width=32
+)
 TABLE = np.zeros((2, 8), np.int32)
 LENGTHS = (150, 70)
 JOBS = (
@@ -32,8 +39,7 @@ step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 
 @functools.cache
 def make_layer(dtype="float32"):
-  config = preset("tiny", dtype=dtype).gated_delta_net
-  return GatedDeltaNet(config, rngs=nnx.Rngs(0))
+  return CONFIG.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -47,16 +53,17 @@ def inputs(dtype="float32"):
 
 def pools_of(layer):
   """Free slots hold NaN; slot 9 what a request left there."""
-  pools = layer.init_pools(slots=SLOTS, pages=0, chunk=C)
+  pools = CONFIG.keeps(D, layer.numerics).zeros(slots=SLOTS, pages=0)
   keys = jax.random.split(jax.random.key(1), 2)
-  return StatePools(
+  state = GatedDeltaNetState(
     *(
       jnp.full_like(pool, jnp.nan)
       .at[9]
       .set(jax.random.normal(key, pool.shape[1:]).astype(pool.dtype))
-      for key, pool in zip(keys, pools, strict=True)
+      for key, pool in zip(keys, pools.slots, strict=True)
     )
   )
+  return BranchPools(slots=state)
 
 
 def expected_layer(layer, x, pools, slot):
@@ -67,7 +74,8 @@ def expected_layer(layer, x, pools, slot):
   past = np.zeros((c.window - 1, c.mixed_width))
   state = np.zeros((c.value_heads, c.key_width, c.value_width))
   if slot != ZERO:
-    past, state = pools.conv_state[slot], pools.recurrent_state[slot]
+    past = pools.slots.conv_state[slot]
+    state = pools.slots.recurrent_state[slot]
   mixed = reference.silu(convolution(mixed, w(layer.conv), past))
   keys = c.key_heads * c.key_width
   q, k, v = np.split(mixed, [keys, 2 * keys], axis=-1)
@@ -93,14 +101,14 @@ def test_equals_the_formula(dtype):
   pools = pools_of(layer)
   x = pack(JOBS, xs, N, C, padding=0)
   y, after = run(layer, x, pools, chunks_of(JOBS, N, C), TABLE)
-  chex.assert_type([y, after.recurrent_state], [dtype, jnp.float32])
+  chex.assert_type([y, after.slots.recurrent_state], [dtype, jnp.float32])
   tolerance = 1e-5 if dtype == "float32" else 2e-2
   for job, x, got in zip(JOBS, xs, unpack(JOBS, y, C), strict=True):
     expected, states = expected_layer(layer, x, pools, job.read)
     assert distance(got, expected) <= tolerance
     for chunk, slot in job.writes.items():
       end = min((chunk + 1) * C, job.length)
-      state = after.recurrent_state[slot]
+      state = after.slots.recurrent_state[slot]
       assert distance(state, states[end]) <= tolerance
 
 
@@ -148,8 +156,10 @@ def test_steps_are_close_to_the_chunk():
     outs.append(out[1])
     read = 5
   assert relative_error(np.stack(outs), reference.wide(expected)) <= 1e-4
-  for pool, chunked in zip(stepped, after, strict=True):
+  for pool, chunked in zip(stepped.slots, after.slots, strict=True):
     assert relative_error(pool[5], reference.wide(chunked[3])) <= 1e-4
   unwritten = np.delete(np.arange(SLOTS), 5)
-  others = [[pool[unwritten] for pool in kept] for kept in (stepped, pools)]
+  others = [
+    [pool[unwritten] for pool in kept.slots] for kept in (stepped, pools)
+  ]
   assert_same_bits(*others)

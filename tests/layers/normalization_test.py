@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.layers.normalization import (
+  Norm,
   gated_rms_norm,
   l2_norm,
   residual_norm,
   rms_norm,
+  scaled_rms_norm,
 )
 from tests.layers import reference
 
@@ -36,12 +38,15 @@ def assert_close(x, expected, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("norm", [rms_norm, residual_norm])
-def test_rms_norm(norm, dtype):
+@pytest.mark.parametrize("centred", [True, False])
+def test_rms_norm(centred, dtype):
   x, weight = cases(dtype), values(1, 48, dtype=dtype)
-  scale = 1 + reference.wide(weight)
+  scale = centred + reference.wide(weight)
   expected = reference.rms(reference.wide(x), EPS) * scale
-  assert_close(norm(x, weight, EPS), expected, dtype)
+  apply = rms_norm if centred else scaled_rms_norm
+  assert_close(apply(x, weight, EPS), expected, dtype)
+  norm = Norm(centred=centred, eps=EPS)
+  assert_close(residual_norm(x, weight, norm), expected, dtype)
 
 
 def test_rms_norm_of_bfloat16_rounds_once():

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax.layers import SwiGLU
+from sparse_prefix_jax.layers import Numerics, SwiGLUConfig
 from tests.layers import reference
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equals_the_formula(dtype):
-  layer = SwiGLU(64, 128, dtype=dtype, precision="highest", rngs=nnx.Rngs(0))
+  config, numerics = SwiGLUConfig(hidden=128), Numerics(dtype=dtype)
+  layer = config.make(64, numerics, rngs=nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(0), (2, 16, 64)).astype(dtype)
-  got = jax.jit(lambda layer, x: layer(x))(layer, x)
+  got = jax.jit(lambda layer, x: layer.rows(x))(layer, x)
   gate, up, down = (
     reference.wide(w[...]) for w in (layer.gate, layer.up, layer.down)
   )

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sparse_prefix_jax import PrefixCache, load_pretrained, prefill
+from sparse_prefix_jax.layers import Numerics
+from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.models.checkpoint import read_config
 from tests.trees import assert_same_bits
 
@@ -129,32 +131,42 @@ def test_bfloat16_tensors_and_weights(tmp_path):
     rounded.embedding[...], expected.astype(jnp.float32)
   )
   # Gates stay float32.
-  assert model.layers[0].mixer.log_rate[...].dtype == jnp.float32
+  assert model.branches[0].sub.log_rate[...].dtype == jnp.float32
 
 
 def test_the_configuration_is_that_of_the_file():
   config = read_config(GOLDEN / "random", **CHOICES)
-  assert config.layer_types == (
-    "gated_delta_net",
-    "gated_delta_net",
-    "attention",
+  assert config == hybrid(
+    vocab_size=96,
+    width=64,
+    hidden=96,
+    layer_types=("gated_delta_net", "gated_delta_net", "attention"),
+    key_heads=2,
+    value_heads=4,
+    key_width=16,
+    value_width=24,
+    heads=4,
+    kv_heads=2,
+    head_width=32,
+    rotary_width=8,
+    tie_embeddings=False,
+    numerics=Numerics(**CHOICES),
   )
-  assert (config.width, config.hidden, config.vocab_size) == (64, 96, 96)
-  assert (config.heads, config.kv_heads, config.head_width) == (4, 2, 32)
-  assert (config.key_heads, config.value_heads) == (2, 4)
-  assert (config.key_width, config.value_width) == (16, 24)
-  assert (config.window, config.eps) == (4, 1e-6)
-  assert (config.rotary_width, config.rope_theta) == (8, 1e7)
-  assert config.ladder == (4,)
+
+
+def kinds_of(directory):
+  """The mixers that a directory asks for, layer by layer."""
+  branches = read_config(directory, **CHOICES).branches
+  return tuple(branch.sub.kind for branch in branches[::2])
 
 
 def test_layer_types_may_be_an_interval(tmp_path):
   directory = copy(tmp_path, num_hidden_layers=6, full_attention_interval=3)
   edit_config(directory, lambda c: c | {"layer_types": None})
-  kinds = read_config(directory, **CHOICES).layer_types
+  kinds = kinds_of(directory)
   assert kinds == (("gated_delta_net",) * 2 + ("attention",)) * 2
   drop_key(directory, "layer_types")
-  assert read_config(directory, **CHOICES).layer_types == kinds
+  assert kinds_of(directory) == kinds
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1e7}

@@ -1,17 +1,32 @@
 """Every choice that cannot work is refused, naming its field."""
 
 import dataclasses
+import json
 import math
 
 import jaxtyping
 import pytest
 
-from sparse_prefix_jax import ModelConfig, preset
+from sparse_prefix_jax import preset
+from sparse_prefix_jax.layers import (
+  AttentionConfig,
+  Branch,
+  GatedDeltaNetConfig,
+  Norm,
+  Numerics,
+  SwiGLUConfig,
+)
+from sparse_prefix_jax.models import ModelConfig
+from sparse_prefix_jax.models.config import differences
+from tests.models_for_tests import TINY, tiny_config
 
+PARTS = (ModelConfig, Numerics, SwiGLUConfig)
+PARTS += (GatedDeltaNetConfig, AttentionConfig)
 COUNTS = [
   field.name
-  for field in dataclasses.fields(ModelConfig)
-  if field.type in (int, "int")
+  for part in PARTS
+  for field in dataclasses.fields(part)
+  if field.type is int
 ]
 
 
@@ -27,7 +42,7 @@ def unchecked():
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_below_one_are_refused(name, value):
   with pytest.raises(ValueError, match=f"^{name} is {value}; .* at least"):
-    preset("tiny", **{name: value})
+    tiny_config(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,7 @@ def test_counts_below_one_are_refused(name, value):
 @pytest.mark.usefixtures("unchecked")
 def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
   with pytest.raises(ValueError, match=message) as refused:
-    preset("tiny", **changes)
+    tiny_config(**changes)
   assert str(refused.value).endswith(".")
   assert "\n" not in str(refused.value)
 
@@ -99,30 +114,84 @@ def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
   ],
 )
 def test_what_keeps_every_rule_is_taken(changes):
-  config = preset("tiny", **changes)
-  assert {name: getattr(config, name) for name in changes} == changes
+  known = {}
+  for part in parts_of(tiny_config(**changes)):
+    known |= {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+  kinds = {"layer_types", *({"value_width", "head_width"} & {*changes})}
+  if "layer_types" in changes:  # what no layer has is checked, and not kept
+    changes = {n: x for n, x in changes.items() if n not in kinds}
+  assert {name: known[name] for name in changes} == changes
 
 
 def test_equal_configurations_are_one_static_argument():
   assert hash(preset("tiny")) == hash(preset("tiny"))
   assert preset("tiny") == preset("tiny")
-  assert preset("tiny") != preset("tiny", eps=1e-5)
+  assert preset("tiny") == tiny_config()
+  assert preset("tiny") != tiny_config(eps=1e-5)
   with pytest.raises(dataclasses.FrozenInstanceError):
     preset("tiny").width = 128
 
 
-def test_layers_get_their_share_of_the_choices():
-  config = preset("qwen3_5_0_8b_group", eps=1e-5, dtype="bfloat16")
-  net, attention = config.gated_delta_net, config.attention
-  assert (net.width, net.key_heads, net.value_heads) == (1024, 16, 16)
-  assert (net.key_width, net.value_width, net.window) == (128, 128, 4)
-  assert net.mixed_width == 3 * 2048
-  assert (attention.width, attention.heads, attention.kv_heads) == (1024, 8, 2)
-  assert (attention.head_width, attention.rotary_width) == (256, 64)
-  assert attention.theta == 1e7
-  for part in (net, attention):
-    assert (part.eps, part.dtype, part.precision) == (
-      1e-5,
-      "bfloat16",
-      "highest",
-    )
+def parts_of(config):
+  """A configuration, its numerics and its sublayers."""
+  return [config, config.numerics, *(branch.sub for branch in config.branches)]
+
+
+def test_a_hybrid_is_two_branches_per_layer():
+  config = tiny_config(eps=1e-5)
+  mixer, first, attention, second = config.branches
+  net = GatedDeltaNetConfig(
+    key_heads=2, value_heads=4, key_width=32, value_width=32, eps=1e-5
+  )
+  assert mixer == Branch(net, pre=Norm(eps=1e-5))
+  assert net.mixed_width == 2 * 64 + 128
+  assert attention.sub == AttentionConfig(
+    heads=4, kv_heads=2, head_width=32, rotary_width=16, eps=1e-5
+  )
+  assert first == second == Branch(SwiGLUConfig(hidden=128), pre=Norm(eps=1e-5))
+  assert config.final_norm == Norm(eps=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"branches": ()}, "branches is empty; .* at least one"),
+    ({"branches": []}, r"branches is \[\]; it must be a tuple"),
+    ({"branches": (3,)}, r"branches\[0\] is 3; it must be a Branch"),
+    ({"final_norm": 1e-6}, "final_norm is 1e-06; it must be a Norm"),
+    ({"numerics": "fast"}, "numerics is 'fast'; it must be a Numerics"),
+    ({"hidden": 64}, "hidden is 64, but no such field .* branches, .* chunk"),
+  ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_parts_that_are_none_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message) as refused:
+    preset("tiny", **changes)
+  assert str(refused.value).endswith(".")
+
+
+def test_fields_of_both_kinds_are_replaced_in_their_places():
+  config = preset("tiny").replace(vocab_size=64, chunk=128, ladder=(1,))
+  assert (config.vocab_size, config.numerics.chunk) == (64, 128)
+  assert config.branches is preset("tiny").branches
+  other = config.replace(numerics=Numerics(ladder=(2,)), head_rows=8)
+  assert other.numerics == Numerics(ladder=(2,), head_rows=8)
+
+
+def test_differences_are_named_where_they_are():
+  given, known = tiny_config(value_heads=2, dtype="bfloat16"), tiny_config()
+  assert list(differences(given, known)) == [
+    ("branches[0].sub.value_heads", 2, 4),
+    ("numerics.dtype", "bfloat16", "float32"),
+  ]
+  fewer = tiny_config(layer_types=("attention",))
+  ((path, *_),) = differences(fewer, known)
+  assert path == "branches"
+
+
+def test_all_choices_are_ready_for_json():
+  found = json.loads(json.dumps(preset("tiny").to_json()))
+  kinds = [branch["sub"]["kind"] for branch in found["branches"]]
+  assert kinds == ["gated_delta_net", "swiglu", "attention", "swiglu"]
+  assert found["branches"][0]["sub"]["key_heads"] == TINY["key_heads"]
+  assert found["numerics"]["ladder"] == [1, 2, 4]

@@ -1,4 +1,4 @@
-"""The decoder: layers stacked, chunk and step, pools by kind."""
+"""The decoder: branches in a row, chunk and step, pools by kind."""
 
 import chex
 import jax
@@ -9,7 +9,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
-from sparse_prefix_jax.layers import PagePools, StatePools
+from sparse_prefix_jax.layers import BranchPools
 from sparse_prefix_jax.models.decoder import map_pools
 from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import small_config, small_model
@@ -65,23 +65,26 @@ def test_steps_are_close_to_the_chunk():
     read = 6
   scale = np.abs(expected).max()
   np.testing.assert_allclose(stepped, expected[:16], atol=1e-4 * scale)
-  states, pages = pools
+  states, pages = pools[0].slots, pools[2].pages
   np.testing.assert_allclose(
     states.recurrent_state[6], states.recurrent_state[2], atol=1e-4
   )
   np.testing.assert_allclose(pages.keys[20], pages.keys[9], atol=1e-4)
 
 
-def test_pools_are_one_entry_per_layer():
+def test_pools_are_one_entry_per_branch():
   kinds = ("attention", "gated_delta_net", "attention")
   model = HybridDecoder(small_config(layer_types=kinds), rngs=nnx.Rngs(0))
   pools = model.init_pools(slots=3, pages=5)
-  assert [type(pool) for pool in pools] == [PagePools, StatePools, PagePools]
+  assert len(pools) == 6
   marked = map_pools(pools, lambda x: x + 1, lambda x: x - 1)
-  for layer, value in zip(marked, (-1, 1, -1), strict=True):
-    assert all((leaf == value).all() for leaf in layer)
-  chex.assert_shape(pools[0], (5, C, 2, 32))
-  chex.assert_axis_dimension(pools[1].recurrent_state, 0, 3)
+  for i, value in ((0, -1), (2, 1), (4, -1)):
+    leaves = jax.tree.leaves(marked[i])
+    assert len(leaves) == 2
+    assert all((leaf == value).all() for leaf in leaves)
+    assert marked[i + 1] == BranchPools()  # the feed-forward layer
+  chex.assert_shape([*pools[0].pages], (5, C, 2, 32))
+  chex.assert_axis_dimension(pools[2].slots.conv_state, 0, 3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -93,7 +96,7 @@ def test_the_head_is_the_embedding_or_a_matrix_of_its_own(tied):
   logits = model.head(hidden)
   weight = model.embedding if tied else model.unembedding
   x = np.asarray(hidden).astype(np.float64)
-  x /= np.sqrt((x**2).mean(-1, keepdims=True) + config.eps)
+  x /= np.sqrt((x**2).mean(-1, keepdims=True) + config.final_norm.eps)
   expected = 1.5 * x @ np.asarray(weight[...]).astype(np.float64).T
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, expected, atol=1e-4)

@@ -32,19 +32,17 @@ def test_number_of_parameters(name, least, most):
 def test_the_group_is_a_layer_group_of_the_model():
   group, model = preset("qwen3_5_0_8b_group"), preset("qwen3_5_0_8b")
   assert group.vocab_size == 512
-  assert group.layer_types == ("gated_delta_net",) * 3 + ("attention",)
-  assert model.layer_types == 6 * group.layer_types
-  assert (
-    preset("qwen3_5_0_8b", vocab_size=512, layer_types=group.layer_types)
-    == group
-  )
+  mixers = [branch.sub.kind for branch in group.branches[::2]]
+  assert mixers == ["gated_delta_net"] * 3 + ["attention"]
+  assert model.branches == 6 * group.branches
+  assert model.replace(vocab_size=512, branches=group.branches) == group
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_fields_can_be_replaced(name):
   changed = preset(name, max_length=1024)
-  assert changed.max_length == 1024
-  assert preset(name).max_length != 1024
+  assert changed.numerics.max_length == 1024
+  assert preset(name).numerics.max_length != 1024
   assert preset(name) == PRESETS[name]
 
 

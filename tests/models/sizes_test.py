@@ -6,6 +6,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from tests.models_for_tests import tiny_config
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -27,7 +28,7 @@ def test_bytes_are_those_of_the_pools(name, dtype):
 
 
 def test_a_model_without_a_kind_of_layer_keeps_nothing_for_it():
-  recurrent = preset("tiny", layer_types=("gated_delta_net",))
-  attention = preset("tiny", layer_types=("attention",))
+  recurrent = tiny_config(layer_types=("gated_delta_net",))
+  attention = tiny_config(layer_types=("attention",))
   assert page_bytes(recurrent) == 0 < state_bytes(recurrent)
   assert state_bytes(attention) == 0 < page_bytes(attention)

@@ -99,7 +99,7 @@ def test_what_is_left_is_the_cache(plan):
 def test_the_table_counts_what_fits_and_no_more(plan):
   assert [row.length for row in plan.lengths] == [256]
   for row in plan.lengths:
-    chunks = row.length // CONFIG.chunk
+    chunks = row.length // CONFIG.numerics.chunk
     running = 2 * plan.state_bytes + chunks * plan.page_bytes
     stored = plan.state_bytes + chunks * plan.page_bytes
     assert (row.running_bytes, row.stored_bytes) == (running, stored)
@@ -205,7 +205,7 @@ def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
   content = json.loads(report.read_text("utf-8"))
   config = read_config(tmp_path, dtype="bfloat16", max_length=1024)
   assert content["weights_bytes"] == weights_bytes(config)
-  assert content["config"]["dtype"] == "bfloat16"
+  assert content["config"]["numerics"]["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

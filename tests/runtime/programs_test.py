@@ -114,7 +114,7 @@ def test_captures_are_data_and_take_no_memory_of_their_own():
     pools = model.init_pools(slots=8, pages=40)  # as in run_test
     group = programs.Group(np.ones((4, 16), np.int32), chunks, table)
     _, pools = programs.prefill_group(frozen, pools, group)
-    kept = np.asarray(pools[0].recurrent_state).any(axis=(1, 2, 3))
+    kept = np.asarray(pools[0].slots.recurrent_state).any(axis=(1, 2, 3))
     assert kept.tolist() == [i < wanted for i in range(8)]
   assert programs.prefill_group._cache_size() <= traces + 1
 

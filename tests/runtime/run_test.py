@@ -90,6 +90,8 @@ def test_head_rows_are_looped_and_padded(count):
   got = head_rows(frozen, hidden, rows[:count])
   assert_same_bits(got, logits[:count])
   flat = np.asarray(hidden).reshape(-1, 64)[rows[:count]].astype(np.float64)
-  flat /= np.sqrt((flat**2).mean(-1, keepdims=True) + model.config.eps)
+  flat /= np.sqrt(
+    (flat**2).mean(-1, keepdims=True) + model.config.final_norm.eps
+  )
   expected = flat @ np.asarray(model.embedding[...]).T.astype(np.float64)
   np.testing.assert_allclose(got, expected, atol=1e-4)

@@ -19,7 +19,7 @@ TURNED = (0, 1, 3, 2)
 def test_a_group_is_what_a_plan_is_cut_into():
   segment = Segment(np.ones(50, np.int32), 0, ZERO, {}, 0, range(4))
   plan = build_plan(CONFIG, [segment], slots=2, pages=4)
-  ((_, group),) = plan.groups(CONFIG.ladder)
+  ((_, group),) = plan.groups(CONFIG.numerics.ladder)
   found = shapes.group_shapes(CONFIG, 4)
   chex.assert_trees_all_equal_shapes_and_dtypes(found, group)
 
@@ -39,9 +39,9 @@ def test_every_program_lowers_from_shapes():
   pools = shapes.pool_shapes(CONFIG, slots=3, pages=5)
   step = shapes.step_shapes(CONFIG)
   hidden, _ = jax.eval_shape(programs.decode_step, model, pools, step)
-  chex.assert_shape(hidden, (CONFIG.decode_rows, CONFIG.width))
+  chex.assert_shape(hidden, (CONFIG.numerics.decode_rows, CONFIG.width))
   logits = jax.eval_shape(programs.head, model, shapes.hidden_shape(CONFIG))
-  chex.assert_shape(logits, (CONFIG.head_rows, CONFIG.vocab_size))
+  chex.assert_shape(logits, (CONFIG.numerics.head_rows, CONFIG.vocab_size))
 
 
 @pytest.mark.parametrize("on_tpu", [False, True])

@@ -55,7 +55,9 @@ def test_steps_are_close_to_prefill():
 
 def test_more_sequences_than_rows_in_any_order():
   config = small_config()
-  prompts = [random_tokens(17 + i, i) for i in range(config.decode_rows + 3)]
+  prompts = [
+    random_tokens(17 + i, i) for i in range(config.numerics.decode_rows + 3)
+  ]
   cache = new_cache()
   sequences = list(start(cache, *prompts))
   new = random_tokens(len(prompts), 99)

@@ -184,7 +184,7 @@ def test_one_compilation_per_rung():
     out = prefill(model, cache, prompts, capture=capture)
     cache.release(out.sequences)
   compiled = programs.prefill_group._cache_size() - before
-  assert compiled == len(model.config.ladder)
+  assert compiled == len(model.config.numerics.ladder)
 
 
 # Refusals: one sentence, and nothing has changed.

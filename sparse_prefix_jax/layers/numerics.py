@@ -1,0 +1,92 @@
+"""What bits depend on beside weights and architecture."""
+
+import dataclasses
+
+import jax
+
+from sparse_prefix_jax.layers.choices import check_names, check_values, is_int
+
+_NAMES = {
+  "dtype": ("float32", "bfloat16"),
+  "precision": ("default", "high", "highest"),
+  "implementation": ("auto", "xla", "mosaic_gpu", "mosaic_tpu"),
+}
+_LEAST = {"decode_rows": 2, "head_rows": 2}
+_LEAST_ROWS = 64  # measured: 16 rows differ from 64, 64 to 1,024 agree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numerics:
+  """How a model is computed: one static argument for all of its layers.
+
+  Two models that differ in one field do not promise equal bits, and a cache
+  belongs to one of them.
+
+  Attributes:
+    dtype: "float32" or "bfloat16": weights, activations, keys and values.
+    precision: The precision of products, as `jax.lax.Precision` names it.
+    implementation: Which implementation of the operations runs: "auto" is the
+      best that fits device and shapes; of the names, "xla" runs everywhere.
+    chunk: Chunk length c in tokens; the lattice is its multiples.
+    ladder: Packed chunks that one prefill program may take, ascending; one
+      compilation each. Several rungs need widths that are multiples of 64 and
+      at least 64 rows in the smallest.
+    decode_rows: Rows of the decode program, at least 2.
+    head_rows: Rows of the head program, at least 2.
+    max_length: Longest sequence in tokens, prompt and decoded.
+
+  Raises:
+    ValueError: If a field has another type or is out of its range; the sentence
+      names it, its value and what is allowed.
+
+  Example:
+    >>> Numerics(chunk=40)
+    Traceback (most recent call last):
+    ValueError: chunk is 40; it must be a multiple of 16.
+  """
+
+  dtype: str = "float32"
+  precision: str = "highest"
+  implementation: str = "auto"
+  chunk: int = 64
+  ladder: tuple[int, ...] = (1, 2, 4, 8, 16)
+  decode_rows: int = 4
+  head_rows: int = 4
+  max_length: int = 32768
+
+  def __post_init__(self) -> None:
+    """Refuses what cannot work, or cannot keep the contract."""
+    check_values(self, _LEAST)
+    check_names(self, _NAMES)
+    self._check_ladder()
+
+  @property
+  def product_precision(self) -> jax.lax.Precision:
+    """The precision as operations take it."""
+    return jax.lax.Precision(self.precision)
+
+  @property
+  def forced_implementation(self) -> str | None:
+    """The implementation as operations take it, where None chooses."""
+    return None if self.implementation == "auto" else self.implementation
+
+  def _check_ladder(self) -> None:
+    """Refuses rungs that are no sizes, or whose bits would differ."""
+    if (
+      not self.ladder
+      or not all(map(is_int, self.ladder))
+      or min(self.ladder) < 1
+      or list(self.ladder) != sorted(set(self.ladder))
+    ):
+      raise ValueError(
+        f"ladder is {self.ladder}; it must be ascending ints, in chunks."
+      )
+    if self.chunk % 16:
+      raise ValueError(f"chunk is {self.chunk}; it must be a multiple of 16.")
+    rows = self.chunk * min(self.ladder)
+    if len(self.ladder) > 1 and rows < _LEAST_ROWS:
+      raise ValueError(
+        f"ladder is {self.ladder} and chunk is {self.chunk}, so the smallest "
+        f"program has {rows} rows; with several rungs it must have at least "
+        f"{_LEAST_ROWS}, since products of fewer change their bits."
+      )
