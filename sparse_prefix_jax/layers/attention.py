@@ -16,7 +16,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 )
 from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.normalization import rms_norm
-from sparse_prefix_jax.layers.rotary import rotate
+from sparse_prefix_jax.layers.rotary import RopeScaling, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class AttentionConfig:
     precision: The precision of the matrix products.
     implementation: Which implementation of the operation runs; None takes the
       best that fits.
+    scaling: How the rotary frequencies are scaled; None leaves them.
   """
 
   width: int
@@ -47,6 +48,7 @@ class AttentionConfig:
   dtype: str
   precision: str
   implementation: str | None = None
+  scaling: RopeScaling | None = None
 
 
 class PagePools(NamedTuple):
@@ -181,7 +183,8 @@ class GatedAttention(nnx.Module):
     v = value.reshape(-1, c.kv_heads, c.head_width)
     q = rms_norm(q, self.query_norm[...], c.eps)
     k = rms_norm(k, self.key_norm[...], c.eps)
-    q, k = (rotate(u, position, c.rotary_width, c.theta) for u in (q, k))
+    rope = (c.rotary_width, c.theta, c.scaling)
+    q, k = (rotate(u, position, *rope) for u in (q, k))
     q = (q.astype(jnp.float32) * c.head_width**-0.5).astype(q.dtype)
     return q, gate, k, v
 

@@ -1,12 +1,13 @@
 """The one frozen configuration of a model and of its numerics."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from sparse_prefix_jax.layers.attention import AttentionConfig
 from sparse_prefix_jax.layers.gated_delta_net import GatedDeltaNetConfig
+from sparse_prefix_jax.layers.rotary import RopeScaling
 
 GATED_DELTA_NET = "gated_delta_net"
 ATTENTION = "attention"
@@ -43,7 +44,8 @@ def is_positive(value: Any) -> TypeGuard[float]:
     (True, False, False)
   """
   number = is_int(value) or isinstance(value, float)
-  return number and math.isfinite(value) and value > 0
+  # Compared, not converted: an int of 400 digits is above every float.
+  return number and 0 < value <= sys.float_info.max
 
 
 def check_fields(changes: Mapping[str, Any]) -> None:
@@ -92,6 +94,7 @@ class ModelConfig:
     head_width: Attention: width of a head.
     rotary_width: Attention: leading channels that are rotated.
     rope_theta: Attention: base of the frequencies.
+    rope_scaling: Attention: how the frequencies are scaled; None leaves them.
     eps: What every norm adds to the mean square.
     tie_embeddings: Whether the head is the transposed embedding.
     dtype: "float32" or "bfloat16": weights, activations, keys and values.
@@ -105,6 +108,8 @@ class ModelConfig:
     decode_rows: Rows of the decode program, at least 2.
     head_rows: Rows of the head program, at least 2.
     max_length: Longest sequence in tokens, prompt and decoded.
+    end_ids: Token ids that end a text, for whoever decodes; no logits depend
+      on them.
 
   Raises:
     ValueError: If a field has another type or is out of its range; the sentence
@@ -130,6 +135,7 @@ class ModelConfig:
   head_width: int = 256
   rotary_width: int = 64
   rope_theta: float = 1e7
+  rope_scaling: RopeScaling | None = None
   eps: float = 1e-6
   tie_embeddings: bool = True
   dtype: str = "float32"
@@ -140,6 +146,7 @@ class ModelConfig:
   decode_rows: int = 4
   head_rows: int = 4
   max_length: int = 32768
+  end_ids: tuple[int, ...] = ()
 
   def __post_init__(self) -> None:
     """Refuses what cannot work, or cannot keep the contract.
@@ -188,6 +195,7 @@ class ModelConfig:
       dtype=self.dtype,
       precision=self.precision,
       implementation=self._implementation,
+      scaling=self.rope_scaling,
     )
 
   def _check_types(self) -> None:
@@ -206,6 +214,9 @@ class ModelConfig:
         fits, allowed = isinstance(value, bool), "True or False"
       elif field.type is str:
         fits, allowed = isinstance(value, str), "a string"
+      elif field.name == "rope_scaling":
+        fits = value is None or isinstance(value, RopeScaling)
+        allowed = "None or a RopeScaling"
       else:
         fits, allowed = isinstance(value, tuple), "a tuple"
       if not fits:
@@ -245,6 +256,15 @@ class ModelConfig:
         )
     if not self.layer_types:
       raise ValueError("layer_types is empty; a model has at least one layer.")
+    scaling = self.rope_scaling
+    if scaling is not None and scaling.kind == "yarn" and self.rope_theta <= 1:
+      raise ValueError(
+        f"rope_theta is {self.rope_theta}; with yarn it must be above 1."
+      )
+    if not all(is_int(token) and token >= 0 for token in self.end_ids):
+      raise ValueError(
+        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0."
+      )
     choices = {
       "dtype": _DTYPES,
       "precision": _PRECISIONS,
