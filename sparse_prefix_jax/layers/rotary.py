@@ -52,15 +52,18 @@ class RopeScaling:
     if self.kind not in ("linear", "yarn"):
       raise ValueError(f"kind is {self.kind!r}; it must be linear or yarn.")
     for name in ("factor", "original_length", "attention_factor"):
-      _check_positive(name, getattr(self, name))
+      self._check_positive(name)
     for name in ("beta_fast", "beta_slow"):
-      _check_positive(name, getattr(self, name))
+      self._check_positive(name)
 
-
-def _check_positive(name: str, value: float) -> None:
-  """Refuses a number that is not finite and above 0."""
-  if not 0 < value < math.inf:
-    raise ValueError(f"{name} is {value}; it must be a finite number above 0.")
+  def _check_positive(self, name: str) -> None:
+    """Refuses what is no finite number above 0."""
+    value = getattr(self, name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+      raise ValueError(
+        f"{name} is {value!r}; it must be a finite number above 0."
+      )
 
 
 def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:

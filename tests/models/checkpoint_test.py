@@ -261,6 +261,7 @@ def test_a_missing_configuration_is_refused(tmp_path):
   drop_key(directory, "vocab_size")
   with pytest.raises(ValueError, match=r"config\.json lacks vocab_size"):
     load(directory)
+  edit_config(directory, lambda c: c | {"vocab_size": 96})
   drop_key(directory, "layer_types")
   drop_key(directory, "num_hidden_layers")
   with pytest.raises(ValueError, match="lacks num_hidden_layers"):

@@ -131,7 +131,9 @@ def _check_filled(
   reached = 0
   for start, end in sorted(zip(starts, ends)):
     if start != reached:
-      raise damaged(file, f"no tensor begins at byte {reached} of its data")
+      raise damaged(
+        file, f"no tensor begins at byte {shown(reached)} of its data"
+      )
     reached = end
   if reached != size:
     raise damaged(

@@ -3,14 +3,13 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 
 from sparse_prefix_jax.models.checkpoint.description import (
-  Description,
   describe,
 )
 from sparse_prefix_jax.models.checkpoint.files import stored_tensors
@@ -48,12 +47,13 @@ class _Weights(NamedTuple):
   scales: dict[str, str]
   quantization: Quantization | None
 
-  def read(self, name: str, dtype: Any) -> np.ndarray:
+  def read(self, name: str, dtype: Any, order: Literal["C", "F"]) -> np.ndarray:
     """Reads the values of a weight, rounded once to `dtype`."""
+    tensor = self.tensors[name]
     if self.quantization is None or name not in self.scales:
-      return read_tensor(self.tensors[name], dtype)
+      return read_tensor(tensor, dtype, order)
     scale = self.tensors[self.scales[name]]
-    return read_quantized(self.tensors[name], scale, self.quantization, dtype)
+    return read_quantized(tensor, scale, self.quantization, dtype, order)
 
 
 def load_pretrained(
@@ -91,14 +91,18 @@ def load_pretrained(
   directory = pathlib.Path(directory)
   description = describe(directory, changes)
   tensors = stored_tensors(directory)
-  if "tie_embeddings" not in changes:
-    description = _with_own_head(description, tensors)
   config, family, quantization = description
+  repeated = _repetitions(family, tensors) if config.tie_embeddings else set()
+  if (
+    family.head in tensors.keys() - repeated and "tie_embeddings" not in changes
+  ):
+    # As transformers does: what differs from the embeddings was meant.
+    config = dataclasses.replace(config, tie_embeddings=False)
   sources = dict(family.parameters(config))
   weights = _Weights(
     directory, tensors, _scales(tensors, sources, quantization), quantization
   )
-  _check_names(weights, sources.values(), family)
+  _check_names(weights, sources.values(), family, repeated)
   _check_types(weights, sources.values())
   model = nnx.eval_shape(lambda: HybridDecoder(config, rngs=nnx.Rngs(0)))
   parameters = {path: _parameter(model, path) for path in sources}
@@ -109,24 +113,16 @@ def load_pretrained(
   return model, config
 
 
-def _with_own_head(
-  description: Description, tensors: Mapping[str, StoredTensor]
-) -> Description:
-  """Unties a head that differs from the embeddings, as transformers does.
-
-  One that equals them is taken out: it is a repetition.
-  """
-  family, config = description.family, description.config
-  head = tensors.get(family.head)
-  embedding = tensors.get(family.embedding)
-  if not config.tie_embeddings or head is None or embedding is None:
-    return description
+def _repetitions(
+  family: Family, tensors: Mapping[str, StoredTensor]
+) -> set[str]:
+  """Finds a head that equals the embeddings; it need not be read twice."""
+  head, embedding = (tensors.get(n) for n in (family.head, family.embedding))
+  if head is None or embedding is None:
+    return set()
   if head.dtype not in FLOATS or embedding.dtype not in FLOATS:
-    return description
-  if equal_values(head, embedding):
-    return description
-  untied = dataclasses.replace(config, tie_embeddings=False)
-  return description._replace(config=untied)
+    return set()
+  return {family.head} if equal_values(head, embedding) else set()
 
 
 def _scales(
@@ -158,14 +154,15 @@ def _scales(
 
 
 def _check_names(
-  weights: _Weights, sources: Iterable[Source], family: Family
+  weights: _Weights,
+  sources: Iterable[Source],
+  family: Family,
+  repeated: set[str],
 ) -> None:
   """Refuses tensors that are missing, and those that nobody uses."""
   used = {name for source in sources for name in source.names}
   missing = [name for name in used if name not in weights.tensors]
-  used |= set(weights.scales.values())
-  if family.head in weights.tensors:
-    used.add(family.head)  # equal to the embeddings, or it would be used
+  used |= set(weights.scales.values()) | repeated
   unused = [
     tensor
     for name, tensor in weights.tensors.items()
@@ -238,11 +235,9 @@ def _check_shape(
 def _fill(weights: _Weights, source: Source, parameter: nnx.Param) -> None:
   """Reads and converts the tensors of one parameter.
 
-  Each step lets go of what the step before made.
+  It waits for the device, which else would hold several arrays of the host.
   """
-  dtype = parameter.dtype
-  parts = [weights.read(name, dtype) for name in source.names]
-  value = source.convert(*parts)
-  del parts
-  value = np.ascontiguousarray(value)
-  parameter.set_value(jnp.asarray(value))
+  names, order = source.names, source.order
+  parts = [weights.read(name, parameter.dtype, order) for name in names]
+  value = jax.device_put(source.convert(*parts))
+  parameter.set_value(value.block_until_ready())

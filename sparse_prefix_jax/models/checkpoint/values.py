@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,7 @@ from sparse_prefix_jax.models.checkpoint.header import StoredTensor, damaged
 from sparse_prefix_jax.models.checkpoint.quantization import Quantization
 from sparse_prefix_jax.models.families.fields import shown
 
-_SLAB = 4 << 20  # elements that are converted at a time
+_SLAB = 1 << 18  # elements that are converted at a time
 _DTYPES: dict[str, Any] = {
   "F64": np.float64,
   "F32": np.float32,
@@ -23,17 +23,20 @@ _DTYPES: dict[str, Any] = {
 }
 
 
-def read_tensor(tensor: StoredTensor, dtype: Any) -> np.ndarray:
+def read_tensor(
+  tensor: StoredTensor, dtype: Any, order: Literal["C", "F"] = "C"
+) -> np.ndarray:
   """Reads a tensor that is not quantised.
 
   Args:
     tensor: Where it lies.
     dtype: What its values are rounded to.
+    order: How the result is laid out in memory.
 
   Raises:
     ValueError: If the file has changed, or a value is not finite.
   """
-  result = np.empty(tensor.shape, dtype)
+  result = np.empty(tensor.shape, dtype, order)
   for first, last, rows in _slabs(tensor):
     _set(tensor, result, first, last, rows)
   return result
@@ -44,6 +47,7 @@ def read_quantized(
   scale: StoredTensor,
   quantization: Quantization,
   dtype: Any,
+  order: Literal["C", "F"] = "C",
 ) -> np.ndarray:
   """Reads a quantised tensor: multiplied in float32, rounded once.
 
@@ -52,12 +56,13 @@ def read_quantized(
     scale: Its scale.
     quantization: How one belongs to the other.
     dtype: What the values are rounded to.
+    order: How the result is laid out in memory.
 
   Raises:
     ValueError: If a file has changed, or a value is not finite.
   """
   factors = read_tensor(scale, np.float32)
-  result = np.empty(tensor.shape, dtype)
+  result = np.empty(tensor.shape, dtype, order)
   for first, last, rows in _slabs(tensor):
     spread = quantization.factors(factors, tensor.shape, first, last)
     _set(tensor, result, first, last, rows.astype(np.float32) * spread)

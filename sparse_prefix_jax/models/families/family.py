@@ -1,7 +1,7 @@
 """What one family of foreign models says: its names, and nothing else."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,11 +17,14 @@ class Source(NamedTuple):
     ranks: How many axes each of them has.
     convert: Makes the parameter of them. It only moves values, and so can be
       tried on arrays without memory.
+    order: How tensors are laid out in memory, "C" or "F", for `convert` to need
+      no copy.
   """
 
   names: tuple[str, ...]
   ranks: tuple[int, ...]
   convert: Callable[..., np.ndarray]
+  order: Literal["C", "F"] = "C"
 
   def inside(self, prefix: str) -> "Source":
     """The same source with a prefix before every name."""
@@ -61,7 +64,7 @@ def same(name: str, rank: int = 1) -> Source:
 
 def transposed(name: str) -> Source:
   """A weight that is stored as [outputs inputs] and used the other way."""
-  return Source((name,), (2,), lambda x: x.T)
+  return Source((name,), (2,), lambda x: x.T, "F")
 
 
 def taps_first(name: str) -> Source:
@@ -74,7 +77,7 @@ def taps_first(name: str) -> Source:
   def convert(x: np.ndarray) -> np.ndarray:
     return np.squeeze(x, 1).T if x.shape[1] == 1 else x
 
-  return Source((name,), (3,), convert)
+  return Source((name,), (3,), convert, "F")
 
 
 def side_by_side(*names: str) -> Source:
