@@ -59,15 +59,16 @@ def read_file(path):
 def _weights(directory, raw, text):
   stored = {}
   for path in sorted(directory.glob("*.safetensors")):
-    stored |= read_file(path)
+    for name, value in read_file(path).items():
+      match = _ROOT.search(name)
+      if match and not _BESIDE.search(name):
+        stored[match[1]] = value
   scheme = raw.get("quantization_config") or text.get("quantization_config")
   weights = {}
   for name, value in stored.items():
-    match = _ROOT.search(name)
-    if _BESIDE.search(name) or not match or "_scale" in name:
-      continue
-    scale = stored.get(f"{name}_scale_inv", stored.get(f"{name}_scale"))
-    weights[match[1]] = _whole(value, scale, scheme)
+    if "_scale" not in name:
+      scale = stored.get(f"{name}_scale_inv", stored.get(f"{name}_scale"))
+      weights[name] = _whole(value, scale, scheme)
   return weights
 
 

@@ -171,7 +171,8 @@ def _config(path: pathlib.Path, fields: dict[str, Any]) -> ModelConfig:
     return dataclasses.replace(config, ladder=ModelConfig.ladder)
   except ValueError as error:
     warnings.warn(
-      f"the model of {path} takes a ladder of one rung, {_SINGLE_RUNG}: {error}",
+      f"the model of {path} takes a ladder of one rung, {_SINGLE_RUNG}: "
+      f"{error}",
       stacklevel=4,
     )
     return config

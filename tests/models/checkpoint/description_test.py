@@ -49,9 +49,9 @@ def test_the_dtype_is_that_of_the_file(tmp_path, key, stated, held):
 
 
 def test_a_dtype_that_is_not_computed_in_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="dtype in .* is 'float64'; .* float16"):
+  with pytest.raises(ValueError, match=r"dtype in .* is 'float64'; .* float16"):
     config_of(tmp_path, {"dtype": "float64"})
-  with pytest.raises(ValueError, match="dtype in .* is 3; it must be one of"):
+  with pytest.raises(ValueError, match=r"dtype in .* is 3; it must be one of"):
     config_of(tmp_path, {"dtype": 3})
   changed = config_of(tmp_path, {"dtype": "float64"}, dtype="float32")
   assert changed.dtype == "float32"
@@ -129,7 +129,7 @@ def test_a_wrapper_decides_whether_the_head_is_tied(tmp_path):
       wrapper["tie_word_embeddings"] = outer
     assert of_text(tmp_path, wrapper).tie_embeddings == tied
   wrapper["hidden_size"] = 17
-  with pytest.raises(ValueError, match="hidden_size in .* is 17; this key"):
+  with pytest.raises(ValueError, match=r"hidden_size in .* is 17; this key"):
     of_text(tmp_path, wrapper)
 
 
@@ -241,5 +241,5 @@ def test_one_rung_is_taken_where_widths_ask_for_it_and_said(tmp_path):
     warnings.simplefilter("error")
     config = read_config(tiny(tmp_path, wide))
   assert config.ladder == (1, 2, 4, 8, 16)
-  with pytest.raises(ValueError, match="ladder is .* width is 16"):
+  with pytest.raises(ValueError, match=r"ladder is .* width is 16"):
     read_config(tiny(tmp_path, {}), ladder=(1, 2))

@@ -41,7 +41,7 @@ def edit_index(directory, edit):
   path.write_text(json.dumps(index))
 
 
-def refused(directory, message, error=ValueError):
+def assert_refused(directory, message, error=ValueError):
   with pytest.raises(error, match=message) as caught:
     load(directory)
   assert "\n" not in str(caught.value)
@@ -59,7 +59,9 @@ def test_shards_may_have_any_names_with_an_index(tmp_path):
   directory = tiny(tmp_path / "shards", shards=2)
   old = "model-00002-of-00002.safetensors"
   (directory / old).rename(directory / "other.safetensors")
-  refused(directory, f"lacks '{old}', which its index", FileNotFoundError)
+  assert_refused(
+    directory, f"lacks '{old}', which its index", FileNotFoundError
+  )
   edit_index(
     directory,
     lambda places: places.update(
@@ -73,18 +75,24 @@ def test_a_missing_shard_is_named(tmp_path):
   directory = tiny(tmp_path, shards=3)
   name = "model-00002-of-00003.safetensors"
   (directory / name).unlink()
-  refused(directory, f"lacks '{name}', which its index", FileNotFoundError)
+  assert_refused(
+    directory, f"lacks '{name}', which its index", FileNotFoundError
+  )
   (directory / INDEX).unlink()
-  refused(directory, f"lacks {name}", FileNotFoundError)
+  assert_refused(directory, f"lacks {name}", FileNotFoundError)
 
 
 def test_a_stale_file_beside_shards_is_refused(tmp_path):
   directory = tiny(tmp_path, shards=2)
   stale = encode({"model.norm.weight": np.zeros(16, np.float32)})
   (directory / "model.safetensors").write_bytes(stale)
-  refused(directory, r"model\.safetensors is not named by the index beside it")
+  assert_refused(
+    directory, r"model\.safetensors is not named by the index beside it"
+  )
   (directory / INDEX).unlink()
-  refused(directory, "model.norm.weight.* holds 'model.norm.weight', .* stale")
+  assert_refused(
+    directory, "model.norm.weight.* holds 'model.norm.weight', .* stale"
+  )
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path):
@@ -92,7 +100,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
   again = encode({"norm.weight": np.zeros(16, np.float32)})
   (directory / "again.safetensors").write_bytes(again)
   message = "holds the tensor 'norm.weight' and .* holds 'model.norm.weight'"
-  refused(directory, message)
+  assert_refused(directory, message)
 
 
 def test_an_index_that_does_not_tell_the_truth_is_refused(tmp_path):
@@ -104,13 +112,15 @@ def test_an_index_that_does_not_tell_the_truth_is_refused(tmp_path):
     places[name] = second
 
   edit_index(directory, swap)
-  refused(directory, f"{first} holds the tensor .* places in '{second}'")
+  assert_refused(directory, f"{first} holds the tensor .* places in '{second}'")
   tiny(directory, shards=2)
   edit_index(directory, lambda places: places.pop("lm_head.weight"))
-  refused(directory, "'lm_head.weight', which the index places in no file")
+  assert_refused(
+    directory, "'lm_head.weight', which the index places in no file"
+  )
   tiny(directory, shards=2)
   edit_index(directory, lambda places: places.update(extra=first))
-  refused(directory, f"{first} does not hold the tensor 'extra'")
+  assert_refused(directory, f"{first} does not hold the tensor 'extra'")
 
 
 @pytest.mark.parametrize(
@@ -128,13 +138,13 @@ def test_a_damaged_index_is_refused(tmp_path, places, message):
   directory = tiny(tmp_path, shards=2)
   (directory / INDEX).write_text(json.dumps({"weight_map": places}))
   error = FileNotFoundError if message.startswith("lacks") else ValueError
-  refused(directory, message, error)
+  assert_refused(directory, message, error)
 
 
 def test_two_indexes_are_refused(tmp_path):
   directory = tiny(tmp_path, shards=2)
   (directory / "old.safetensors.index.json").write_text("{}")
-  refused(directory, f"holds {INDEX} and old.*; only one index can hold")
+  assert_refused(directory, f"holds {INDEX} and old.*; only one index can hold")
 
 
 def test_folders_named_like_files_are_refused(tmp_path):
@@ -144,12 +154,14 @@ def test_folders_named_like_files_are_refused(tmp_path):
     directory = tiny(tmp_path / str(number))
     (directory / name).unlink(missing_ok=True)
     (directory / name).mkdir()
-    refused(directory, f"{re.escape(name)} is a folder; it must be a file")
+    assert_refused(
+      directory, f"{re.escape(name)} is a folder; it must be a file"
+    )
 
 
 def test_a_file_is_no_directory(tmp_path):
   path = tiny(tmp_path) / "config.json"
-  refused(path, r"config\.json does not exist", FileNotFoundError)
+  assert_refused(path, r"config\.json does not exist", FileNotFoundError)
   with pytest.raises(FileNotFoundError, match="is no folder"):
     stored_tensors(path)
 
@@ -181,14 +193,16 @@ def test_prefixes_that_are_not_understood_are_named(tmp_path):
   config = tiny_config()
   tensors = {f"llm.{n}": value for n, value in tiny_tensors(config).items()}
   directory = write(tmp_path, config, tensors)
-  refused(directory, r"has no tensor embed_tokens.* such as 'llm\.model\.")
+  assert_refused(
+    directory, r"has no tensor embed_tokens.* such as 'llm\.model\."
+  )
   adapters = {
     "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": np.zeros(
       (2, 16), np.float32
     )
   }
   directory = tiny(tmp_path, tensors=adapters)
-  refused(
+  assert_refused(
     directory, "would be ignored: 1 .* such as '.*lora_A.weight' in model"
   )
 

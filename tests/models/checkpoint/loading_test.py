@@ -22,7 +22,7 @@ TOKENS = np.random.default_rng(1).integers(0, 32, 50)
 LAYER = "model.layers.0."
 
 
-def refused(directory, message, **changes):
+def assert_refused(directory, message, **changes):
   with pytest.raises(ValueError, match=message) as caught:
     load_pretrained(directory, **(CHOICES | changes))
   assert "\n" not in str(caught.value)
@@ -45,7 +45,7 @@ def test_a_head_of_its_own_is_taken_under_tied_embeddings(tmp_path):
   np.testing.assert_array_equal(model.unembedding[...], own["lm_head.weight"])
   assert_logits(directory)
   # Who asks for tied embeddings does not get another head in silence.
-  refused(directory, "would be ignored: .*lm_head", tie_embeddings=True)
+  assert_refused(directory, "would be ignored: .*lm_head", tie_embeddings=True)
 
 
 def test_a_head_that_repeats_the_embeddings_is_taken_out(tmp_path):
@@ -71,7 +71,9 @@ def test_a_head_that_repeats_the_embeddings_is_taken_out(tmp_path):
 def test_a_tensor_that_nobody_uses_is_refused(tmp_path, name):
   directory = tiny(tmp_path, tensors={name: np.zeros(16, np.float32)})
   named = repr(name).strip("'").replace("\\", "\\\\").replace(".", r"\.")
-  refused(directory, f"would be ignored: 1 that .* such as '{named}' in model")
+  assert_refused(
+    directory, f"would be ignored: 1 that .* such as '{named}' in model"
+  )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_more_layers_in_the_configuration_than_in_the_file(tmp_path):
   changes = {"num_hidden_layers": 1000, "layer_types": kinds}
   tensors = tiny_tensors(tiny_config())
   directory = write(tmp_path, tiny_config(**changes), tensors)
-  refused(directory, "has no tensor layers.1.linear_attn.A_log")
+  assert_refused(directory, "has no tensor layers.1.linear_attn.A_log")
 
 
 @pytest.mark.parametrize(
@@ -100,13 +102,15 @@ def test_more_layers_in_the_configuration_than_in_the_file(tmp_path):
 def test_convolutions_of_other_ranks_are_refused(tmp_path, shape):
   name = LAYER + "linear_attn.conv1d.weight"
   directory = tiny(tmp_path, tensors={name: np.zeros(shape, np.float32)})
-  refused(directory, r"conv1d\.weight in .* has shape \(.*\)[;,]")
+  assert_refused(directory, r"conv1d\.weight in .* has shape \(.*\)[;,]")
 
 
 def test_projections_that_do_not_fit_together_are_refused(tmp_path):
   name = LAYER + "linear_attn.in_proj_a.weight"
   directory = tiny(tmp_path, tensors={name: np.zeros((2, 15), np.float32)})
-  refused(directory, r"in_proj_a.* and .*in_proj_b.* has shape \(2, 15\) and")
+  assert_refused(
+    directory, r"in_proj_a.* and .*in_proj_b.* has shape \(2, 15\) and"
+  )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -115,13 +119,15 @@ def test_weights_that_are_not_finite_are_said(tmp_path, value):
   weight = tiny_tensors(tiny_config())[name]
   weight[3, 5] = value
   directory = tiny(tmp_path, tensors={name: weight})
-  refused(directory, f"'{name}' in .* holds values that are not finite")
+  assert_refused(directory, f"'{name}' in .* holds values that are not finite")
 
 
 def test_weights_that_are_no_floats_are_refused(tmp_path):
   name = LAYER + "mlp.up_proj.weight"
   directory = tiny(tmp_path, tensors={name: np.zeros((24, 16), np.int8)})
-  refused(directory, f"'{name}' in .* is I8, which no quantization_config")
+  assert_refused(
+    directory, f"'{name}' in .* is I8, which no quantization_config"
+  )
 
 
 def test_widths_beyond_any_file_are_refused_before_anything_is_made(tmp_path):
@@ -133,7 +139,7 @@ def test_widths_beyond_any_file_are_refused_before_anything_is_made(tmp_path):
   wide += ("linear_num_value_heads", "linear_conv_kernel_dim")
   config = tiny_config() | dict.fromkeys(wide, 2**20)
   path.write_text(json.dumps(config | {"vocab_size": 2**24}))
-  refused(directory, "has shape .* config.json asks for")
+  assert_refused(directory, "has shape .* config.json asks for")
 
 
 def test_half_floats_and_doubles_are_read(tmp_path):

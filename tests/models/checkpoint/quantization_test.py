@@ -178,11 +178,11 @@ def test_every_other_quantisation_is_refused_by_name(tmp_path, scheme, message):
 def test_weights_quantised_by_mlx_are_refused_by_name(tmp_path):
   scheme = {"group_size": 64, "bits": 4}
   directory = tiny(tmp_path, {"quantization": scheme})
-  with pytest.raises(ValueError, match="quantization in .* MLX"):
+  with pytest.raises(ValueError, match=r"quantization in .* MLX"):
     read_config(directory, **CHOICES)
 
 
-def refused(directory, tensors, message, **changes):
+def assert_refused(directory, tensors, message, **changes):
   config = tiny_config(**changes)
   with pytest.raises(ValueError, match=message) as caught:
     load_pretrained(write(directory, config, tensors), **CHOICES)
@@ -195,23 +195,33 @@ def test_weights_and_scales_belong_together(tmp_path, make, scheme):
   suffix = "_scale_inv" if scheme is FP8 else "_scale"
   scale, kept = GATE + suffix, {"quantization_config": scheme}
   alone = {n: value for n, value in tensors.items() if n != scale}
-  refused(tmp_path, alone, "without its scale, '.*gate_proj.weight_s", **kept)
+  assert_refused(
+    tmp_path, alone, "without its scale, '.*gate_proj.weight_s", **kept
+  )
   orphan = tensors | {f"model.layers.7.x.weight{suffix}": tensors[scale]}
-  refused(tmp_path, orphan, "would be ignored.* 'model.layers.7.x", **kept)
+  assert_refused(
+    tmp_path, orphan, "would be ignored.* 'model.layers.7.x", **kept
+  )
   plain = tiny_tensors(tiny_config())[GATE]
   message = f"would be ignored.* '{scale}'"
-  refused(tmp_path, tensors | {GATE: plain}, message, **kept)
+  assert_refused(tmp_path, tensors | {GATE: plain}, message, **kept)
   other = tensors | {scale: tensors[scale][:-1]}
-  refused(tmp_path, other, "a scale of a weight .* must be .* of shape", **kept)
+  assert_refused(
+    tmp_path, other, "a scale of a weight .* must be .* of shape", **kept
+  )
   other = tensors | {scale: tensors[scale].astype(np.int32)}
-  refused(tmp_path, other, "is I32 of shape .* a scale", **kept)
-  refused(tmp_path, tensors, "would be ignored", quantization_config=None)
+  assert_refused(tmp_path, other, "is I32 of shape .* a scale", **kept)
+  assert_refused(
+    tmp_path, tensors, "would be ignored", quantization_config=None
+  )
 
 
 def test_a_quantised_weight_needs_a_configuration_that_says_so(tmp_path):
   _, tensors = fp8(tmp_path)
   bare = {n: v for n, v in tensors.items() if not n.endswith("_scale_inv")}
-  refused(tmp_path, bare, "is F8_E4M3, which no quantization_config explains")
+  assert_refused(
+    tmp_path, bare, "is F8_E4M3, which no quantization_config explains"
+  )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +231,9 @@ def test_static_scales_are_refused_by_name(tmp_path, name):
   _, tensors = fp8(tmp_path)
   extra = f"model.layers.1.self_attn.q_proj.{name}"
   tensors = tensors | {extra: np.ones((), np.float32)}
-  refused(tmp_path, tensors, f"such as '{extra}'", quantization_config=FP8)
+  assert_refused(
+    tmp_path, tensors, f"such as '{extra}'", quantization_config=FP8
+  )
 
 
 def test_modules_that_were_not_converted_are_plain(tmp_path):
@@ -229,7 +241,7 @@ def test_modules_that_were_not_converted_are_plain(tmp_path):
   scheme = FP8 | {"modules_to_not_convert": ["lm_head", kept]}
   _, tensors = fp8(tmp_path)
   message = "'.*layers.0.mlp.* is F8_E4M3, but its module is one that was not"
-  refused(tmp_path, tensors, message, quantization_config=scheme)
+  assert_refused(tmp_path, tensors, message, quantization_config=scheme)
   plain = tiny_tensors(tiny_config())
   mlp = {n: v for n, v in plain.items() if "layers.0.mlp" in n}
   tensors = {

@@ -33,7 +33,9 @@ def test_values_are_read_by_kind():
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", [1], {}, math.nan])
 def test_a_count_is_an_int_above_0(value):
-  with pytest.raises(ValueError, match="^n in f.json is .*; it must be an int"):
+  with pytest.raises(
+    ValueError, match=r"^n in f.json is .*; it must be an int"
+  ):
     fields(n=value).count("n")
 
 
@@ -86,5 +88,7 @@ def test_model_types_belong_to_one_family():
     for name in family.model_types:
       assert family_of(fields(model_type=name)) is family
   for name in ("llama", None, 3, [], {}):
-    with pytest.raises(ValueError, match="model_type .* qwen3_5_text, qwen3_5"):
+    with pytest.raises(
+      ValueError, match=r"model_type .* qwen3_5_text, qwen3_5"
+    ):
       family_of(fields(model_type=name))

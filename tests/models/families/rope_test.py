@@ -22,7 +22,7 @@ def read(text, width=32):
   return read_rope(Fields(text, "config.json"), width, 0.25)
 
 
-def refused(text, message):
+def assert_refused(text, message):
   with pytest.raises(ValueError, match=message) as caught:
     read(text)
   assert "\n" not in str(caught.value)
@@ -99,8 +99,12 @@ def test_yarn_makes_the_context_longer():
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_angles_that_depend_on_the_total_length_are_refused(kind):
-  refused({"rope_scaling": {"type": kind, "factor": 2.0}}, "the total length")
-  refused({"rope_parameters": {"rope_type": kind}}, f"is '{kind}'; an angle")
+  assert_refused(
+    {"rope_scaling": {"type": kind, "factor": 2.0}}, "the total length"
+  )
+  assert_refused(
+    {"rope_parameters": {"rope_type": kind}}, f"is '{kind}'; an angle"
+  )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_angles_that_depend_on_the_total_length_are_refused(kind):
   ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(rope, message):
-  refused({"rope_parameters": rope}, message)
+  assert_refused({"rope_parameters": rope}, message)
 
 
 def test_two_objects_that_differ_are_refused():
@@ -136,9 +140,13 @@ def test_two_objects_that_differ_are_refused():
   same = old | {"rope_parameters": {"rope_theta": 1e4}}
   assert read(same) == read(old)
   differ = old | {"rope_parameters": {"rope_theta": 1e6}}
-  refused(differ, "rope_scaling and rope_parameters in config.json differ")
+  assert_refused(
+    differ, "rope_scaling and rope_parameters in config.json differ"
+  )
   outer = {"original_max_position_embeddings": 32, "rope_parameters": YARN}
-  refused(outer, "original_max_position_embeddings .* is 64; another one")
+  assert_refused(
+    outer, "original_max_position_embeddings .* is 64; another one"
+  )
 
 
 @pytest.mark.parametrize(
