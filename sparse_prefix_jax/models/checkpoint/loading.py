@@ -93,9 +93,8 @@ def load_pretrained(
   tensors = stored_tensors(directory)
   config, family, quantization = description
   repeated = _repetitions(family, tensors) if config.tie_embeddings else set()
-  if (
-    family.head in tensors.keys() - repeated and "tie_embeddings" not in changes
-  ):
+  own_head = family.head in tensors and family.head not in repeated
+  if own_head and "tie_embeddings" not in changes:
     # As transformers does: what differs from the embeddings was meant.
     config = dataclasses.replace(config, tie_embeddings=False)
   sources = dict(family.parameters(config))

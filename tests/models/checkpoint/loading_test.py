@@ -166,19 +166,19 @@ print(peak() - before)
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_two_copies_of_the_largest_tensor_are_in_memory(tmp_path, dtype):
+def test_two_copies_of_the_largest_tensor_are_in_memory(tmp_path):
   """Measured by the system in a process of its own, in pages that it holds."""
-  changes = {"intermediate_size": 1 << 19, "vocab_size": 1 << 17}
+  changes = {"intermediate_size": 1 << 20, "vocab_size": 1 << 18}
   small, large = tiny(tmp_path / "a"), tiny(tmp_path / "b", changes)
-  largest = 16 * (1 << 19)
-  weights = 2 * 3 * largest + 2 * 16 * (1 << 17)
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(MEASURE), small, large, dtype],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  size = 4 if dtype == "float32" else 2
-  grown = int(done.stdout)
-  assert weights * size <= grown <= (weights + 2 * largest) * size + (16 << 20)
+  largest = 16 * (1 << 20)
+  weights = 2 * 3 * largest + 2 * 16 * (1 << 18)
+  for dtype, size in (("float32", 4), ("bfloat16", 2)):
+    done = subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(MEASURE), small, large, dtype],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    held, beside = weights * size, 2 * largest * size
+    slack = 32 << 20  # what allocators and threads keep, whatever is loaded
+    assert held <= int(done.stdout) <= held + beside + slack
