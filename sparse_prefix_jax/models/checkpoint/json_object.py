@@ -6,6 +6,8 @@ from typing import Any
 
 from sparse_prefix_jax.models.families.fields import shown
 
+_DEEPEST = 64
+
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
   """Reads the JSON object that a file holds.
@@ -55,7 +57,22 @@ def parse_json_object(content: bytes, where: str) -> dict[str, Any]:
     raise ValueError(f"{where} is not JSON: {reason}.") from error
   if not isinstance(value, dict):
     raise ValueError(f"{where} holds no JSON object.")
+  if _is_deep(value):
+    raise ValueError(f"{where} is not JSON: it is nested too deep.")
   return value
+
+
+def _is_deep(value: Any) -> bool:
+  """Whether comparing or showing a value could exhaust the stack."""
+  level = [value]
+  for _ in range(_DEEPEST):
+    level = [
+      inner
+      for each in level
+      if isinstance(each, dict | list)
+      for inner in (each.values() if isinstance(each, dict) else each)
+    ]
+  return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def _scaling(
 def _attention_factor(rope: Fields, factor: float) -> float:
   """Reads what cosines and sines are multiplied by, or derives it."""
   scales = [
-    rope.number(key, 1.0, least=1e-3, most=1e3) if rope.get(key) else None
+    rope.number(key, 1.0, least=1e-3, most=1e2) if rope.get(key) else None
     for key in ("mscale", "mscale_all_dim")
   ]
   default = yarn_attention_factor(factor)

@@ -206,10 +206,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(tmp_path, changes, message):
   ("content", "message"),
   [
     (b"[" * 100_000, "is not JSON: it is nested too deep"),
-    (
-      b'{"a":' * 900 + b"1" + b"}" * 900,
-      "lacks|nested too deep|not known|is None",
-    ),
+    (b'{"a":' * 100 + b"1" + b"}" * 100, "is not JSON: it is nested too deep"),
     (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON: Exceeds the limit"),
     (b'{"a": 1, "a": 1}', "is not JSON: the key 'a' stands there twice"),
     (b"\xef\xbb\xbf{}", "is not JSON"),
