@@ -59,6 +59,8 @@ format: $(VENV)/.dev
 parity: .venv-parity/.parity
 	.venv-parity/bin/python -m tests.models.make_golden --check
 	.venv-parity/bin/python -m pytest tests/models/checkpoint_test.py
+	.venv-parity/bin/python -m tests.models.compare_fp8
+	.venv-parity/bin/python -m tests.models.compare_mutations
 
 # From a source distribution, so that both are tried.
 wheel: $(VENV)/.test

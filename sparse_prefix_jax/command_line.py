@@ -105,7 +105,7 @@ def _define_flags() -> flags.FlagValues:
     " qwen3_5_0_8b).",
     "model": "Folder of a model; only its config.json is read.",
     "memory": "Bytes of the device that may be used, such as 24GiB.",
-    "dtype": "float32 or bfloat16 (default: that of the preset, or float32).",
+    "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
     "state_share": "Share of a capacity in bytes that states have: a number in"
     " (0, 1), undivided, or chosen by the requests as in a server (default"
     " chosen).",
@@ -121,8 +121,8 @@ def _define_flags() -> flags.FlagValues:
   integers = {
     "block_size": "Tokens per block of a trace whose name does not say it"
     f" (default {workloads.DEFAULT_BLOCK}).",
-    "max_length": "Longest sequence in tokens (default: that of the preset, or"
-    " 32768).",
+    "max_length": "Longest sequence in tokens (default: that of the preset or"
+    " folder).",
     "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
   }
   for name, meaning in text.items():

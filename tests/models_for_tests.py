@@ -38,7 +38,8 @@ def tiny_config(**changes) -> ModelConfig:
   inner = {name: x for name, x in changes.items() if name in known}
   choices = {name: x for name, x in changes.items() if name not in known}
   numerics = Numerics(**({"ladder": (1, 2, 4), "max_length": 4096} | inner))
-  return hybrid(**(TINY | choices), numerics=numerics)
+  ends = choices.pop("end_ids", ())
+  return hybrid(**(TINY | choices), numerics=numerics).replace(end_ids=ends)
 
 
 def small_config(**changes) -> ModelConfig:

@@ -19,7 +19,7 @@ from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.normalization import rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
-from sparse_prefix_jax.layers.rotary import rotate
+from sparse_prefix_jax.layers.rotary import RopeScaling, rotate
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
 
@@ -34,6 +34,7 @@ class AttentionConfig:
     rotary_width: Leading channels of a head that are rotated, an even number.
     rope_theta: Base of the rotary frequencies.
     eps: What the norms of queries and keys add to the mean square.
+    rope_scaling: How the rotary frequencies are scaled; None leaves them.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -55,6 +56,7 @@ class AttentionConfig:
   rotary_width: int
   rope_theta: float = 1e7
   eps: float = 1e-6
+  rope_scaling: RopeScaling | None = None
 
   def __post_init__(self) -> None:
     """Refuses heads that cannot share, and channels that cannot pair."""
@@ -64,6 +66,19 @@ class AttentionConfig:
       raise ValueError(
         f"rotary_width is {self.rotary_width}; it must be even and at most "
         f"head_width = {self.head_width}."
+      )
+    self._check_scaling()
+
+  def _check_scaling(self) -> None:
+    """Refuses what is no scaling, or cannot scale these frequencies."""
+    scaling = self.rope_scaling
+    if not isinstance(scaling, RopeScaling | None):
+      raise ValueError(
+        f"rope_scaling is {scaling!r}; it must be None or a RopeScaling."
+      )
+    if scaling and scaling.kind == "yarn" and self.rope_theta <= 1:
+      raise ValueError(
+        f"rope_theta is {self.rope_theta}; with yarn it must be above 1."
       )
 
   def make(
@@ -218,7 +233,8 @@ class GatedAttention(nnx.Module):
     v = value.reshape(-1, c.kv_heads, c.head_width)
     q = rms_norm(q, self.query_norm[...], c.eps)
     k = rms_norm(k, self.key_norm[...], c.eps)
-    q, k = (rotate(u, position, c.rotary_width, c.rope_theta) for u in (q, k))
+    rope = (c.rotary_width, c.rope_theta, c.rope_scaling)
+    q, k = (rotate(u, position, *rope) for u in (q, k))
     q = (q.astype(jnp.float32) * c.head_width**-0.5).astype(q.dtype)
     return q, gate, k, v
 

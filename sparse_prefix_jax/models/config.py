@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparse_prefix_jax.layers.branch import Branch
-from sparse_prefix_jax.layers.choices import check_values
+from sparse_prefix_jax.layers.choices import check_values, is_int
 from sparse_prefix_jax.layers.normalization import Norm
 from sparse_prefix_jax.layers.numerics import Numerics
 
@@ -91,6 +91,8 @@ class ModelConfig:
       mixer, then a feed-forward layer.
     final_norm: The norm before the head.
     tie_embeddings: Whether the head is the transposed embedding.
+    end_ids: Token ids that end a text, for whoever decodes; no logits depend
+      on them.
     numerics: Everything else that bits depend on, but the weights.
 
   Raises:
@@ -109,6 +111,7 @@ class ModelConfig:
   branches: tuple[Branch, ...]
   final_norm: Norm = _NORM
   tie_embeddings: bool = True
+  end_ids: tuple[int, ...] = ()
   numerics: Numerics = _NUMERICS
 
   def __post_init__(self) -> None:
@@ -153,6 +156,10 @@ class ModelConfig:
       raise ValueError("branches is empty; a model has at least one branch.")
     for index, branch in enumerate(self.branches):
       _check_kind(f"branches[{index}]", branch, Branch)
+    if not all(is_int(token) and token >= 0 for token in self.end_ids):
+      raise ValueError(
+        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0."
+      )
     _check_kind("final_norm", self.final_norm, Norm)
     _check_kind("numerics", self.numerics, Numerics)
 

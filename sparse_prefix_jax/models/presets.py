@@ -11,6 +11,7 @@ from sparse_prefix_jax.layers import (
   Sublayer,
   SwiGLUConfig,
 )
+from sparse_prefix_jax.layers.rotary import RopeScaling
 from sparse_prefix_jax.models.config import ModelConfig
 
 GATED_DELTA_NET = GatedDeltaNetConfig.kind
@@ -34,6 +35,7 @@ def hybrid(
   head_width: int = 256,
   rotary_width: int = 64,
   rope_theta: float = 1e7,
+  rope_scaling: RopeScaling | None = None,
   eps: float = 1e-6,
   tie_embeddings: bool = True,
   numerics: Numerics = _NUMERICS,
@@ -58,6 +60,7 @@ def hybrid(
     head_width: Attention: width of a head.
     rotary_width: Attention: leading channels that are rotated.
     rope_theta: Attention: base of the frequencies.
+    rope_scaling: Attention: how the frequencies are scaled; None leaves them.
     eps: What every norm adds to the mean square.
     tie_embeddings: Whether the head is the transposed embedding.
     numerics: Everything else that bits depend on.
@@ -91,6 +94,7 @@ def hybrid(
       head_width=head_width,
       rotary_width=rotary_width,
       rope_theta=rope_theta,
+      rope_scaling=rope_scaling,
       eps=eps,
     ),
   }

@@ -16,6 +16,7 @@ from sparse_prefix_jax.layers import (
   Numerics,
   SwiGLUConfig,
 )
+from sparse_prefix_jax.layers.rotary import RopeScaling
 from sparse_prefix_jax.models import ModelConfig
 from sparse_prefix_jax.models.config import differences
 from tests.models_for_tests import TINY, tiny_config
@@ -77,6 +78,15 @@ def test_counts_below_one_are_refused(name, value):
     ({"eps": None}, "eps is None; it must be a finite number above 0"),
     ({"rope_theta": -5}, "rope_theta is -5; .* finite number above 0"),
     ({"rope_theta": math.inf}, "rope_theta is inf; .* finite number"),
+    ({"rope_theta": 10**400}, "rope_theta is 10*; .* finite number above 0"),
+    ({"rope_scaling": {"kind": "yarn"}}, "rope_scaling .* None or a RopeScal"),
+    (
+      {"rope_scaling": RopeScaling(kind="yarn", factor=2.0), "rope_theta": 1.0},
+      "rope_theta is 1.0; with yarn it must be above 1",
+    ),
+    ({"end_ids": [1]}, r"end_ids is \[1\]; it must be a tuple"),
+    ({"end_ids": (-1,)}, r"end_ids is \(-1,\); it must hold token ids"),
+    ({"end_ids": (True,)}, r"end_ids is \(True,\); it must hold token ids"),
     ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; .* True or False"),
     ({"dtype": 32}, "dtype is 32; it must be a string"),
     ({"layer_types": ["attention"]}, "layer_types is .*; it must be a tuple"),
@@ -109,6 +119,7 @@ def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
     {"layer_types": ("attention",), "value_width": 24},
     {"layer_types": ("gated_delta_net",), "head_width": 16},
     {"rotary_width": 32},
+    {"rope_scaling": RopeScaling(kind="yarn", factor=2.0), "end_ids": (2, 0)},
     {"max_length": 2**30},
     {"decode_rows": 2, "head_rows": 2, "window": 2},
   ],

@@ -202,8 +202,8 @@ def test_they_flow_into_memory_plan_and_simulate_and_placement(monkeypatch):
     return simulate(trace, policy, held, sizes=sizes).tokens_saved
 
   assert saved(1 << 20) == 48
-  # Two states and the pages of the prompt: the least that runs it.
-  assert saved(2 * sizes.state_bytes + 4 * sizes.page_bytes) == 0
+  with pytest.raises(ValueError, match="states take 2048 bytes, .* 8192 more"):
+    saved(4 * sizes.page_bytes)
   given = []
 
   def planner(policy, *, cost, **others):

@@ -1,0 +1,29 @@
+"""Foreign names: one file for each family of models, one line for it here."""
+
+from sparse_prefix_jax.models.families.family import Family as Family
+from sparse_prefix_jax.models.families.fields import Fields as Fields
+from sparse_prefix_jax.models.families.qwen3_5 import QWEN3_5
+
+FAMILIES: tuple[Family, ...] = (QWEN3_5,)
+"""Every family that can be loaded."""
+
+
+def family_of(fields: Fields) -> Family:
+  """Finds the family that `model_type` names.
+
+  Args:
+    fields: A configuration.
+
+  Raises:
+    ValueError: If it is none of those that can be loaded; they are listed.
+
+  Example:
+    >>> family_of(Fields({"model_type": "qwen3_5_text"}, "config.json")).head
+    'lm_head.weight'
+  """
+  name = fields.get("model_type")
+  for family in FAMILIES:
+    if name in family.model_types:
+      return family
+  known = ", ".join(name for f in FAMILIES for name in f.model_types)
+  raise fields.error("model_type", f"those that can be loaded are {known}")

@@ -1,0 +1,94 @@
+"""What one family of foreign models says: its names, and nothing else."""
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families.fields import Fields
+
+
+class Source(NamedTuple):
+  """Where the values of one parameter come from.
+
+  Attributes:
+    names: Names of tensors, without prefixes such as "model.".
+    ranks: How many axes each of them has.
+    convert: Makes the parameter of them. It only moves values, and so can be
+      tried on arrays without memory.
+    order: How tensors are laid out in memory, "C" or "F", for `convert` to need
+      no copy.
+  """
+
+  names: tuple[str, ...]
+  ranks: tuple[int, ...]
+  convert: Callable[..., np.ndarray]
+  order: Literal["C", "F"] = "C"
+
+  def inside(self, prefix: str) -> "Source":
+    """The same source with a prefix before every name."""
+    return self._replace(names=tuple(prefix + name for name in self.names))
+
+
+SINGLE_RUNG = (4,)
+"""The ladder of a model whose widths do not allow several rungs."""
+
+
+class Family(NamedTuple):
+  """Foreign names of one architecture.
+
+  Attributes:
+    model_types: The values of `model_type` that it goes by.
+    read: Makes the configuration of a model of the text configuration, with
+      one rung, which fits all widths, and the model's context. It reads every
+      key that changes the logits, and refuses values that are not computed
+      here.
+    parameters: Pairs every parameter, a dotted path in the model, with its
+      source.
+    embedding: Name of the tensor of embeddings.
+    head: Name of the tensor of the head, where the embeddings are not used.
+    harmless_keys: Keys that change no logits, beside `HARMLESS_KEYS`.
+    harmless_tensors: How names of tensors begin that are no part of the text
+      model.
+  """
+
+  model_types: tuple[str, ...]
+  read: Callable[[Fields], ModelConfig]
+  parameters: Callable[[ModelConfig], Iterator[tuple[str, Source]]]
+  embedding: str
+  head: str
+  harmless_keys: frozenset[str]
+  harmless_tensors: tuple[str, ...]
+
+
+def same(name: str, rank: int = 1) -> Source:
+  """A tensor that is stored as it is used."""
+  return Source((name,), (rank,), lambda x: x)
+
+
+def transposed(name: str) -> Source:
+  """A weight that is stored as [outputs inputs] and used the other way."""
+  return Source((name,), (2,), lambda x: x.T, "F")
+
+
+def taps_first(name: str) -> Source:
+  """A convolution that is stored as [channels 1 w] and used as [w channels].
+
+  Several channels of inputs would be another convolution; they leave a shape
+  that no parameter has.
+  """
+
+  def convert(x: np.ndarray) -> np.ndarray:
+    return np.squeeze(x, 1).T if x.shape[1] == 1 else x
+
+  return Source((name,), (3,), convert, "F")
+
+
+def side_by_side(*names: str) -> Source:
+  """Weights [outputs inputs] that become one product, in this order."""
+
+  def convert(*parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts).T
+
+  return Source(names, (2,) * len(names), convert)
