@@ -16,6 +16,7 @@ from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
 
@@ -168,5 +169,50 @@ def replay_states(
         saved=resumed * chunk,
         overlap=overlap,
         states=len(added),
+      )
+  return tally
+
+
+def replay_adaptive(
+  trace: Trace,
+  policy: Adaptive,
+  paths: Sequence[Path],
+  *,
+  chunk: int,
+  slots: int,
+  warmup: int,
+  progress: bool = False,
+) -> Tally:
+  """Replays a stream with K state slots for `adaptive`, which evicts as well.
+
+  Args:
+    trace: The stream.
+    policy: What is worth a slot; it learns from every request.
+    paths: What `tree_paths` gave for this stream and chunk.
+    chunk: Tokens per lattice block.
+    slots: K.
+    warmup: How many leading requests only fill the cache.
+    progress: Show a progress bar.
+
+  Returns:
+    Counts of the measured requests.
+  """
+  tally = Tally()
+  requests = tqdm(
+    trace.requests, "adaptive", unit="request", disable=not progress
+  )
+  for position, (request, path) in enumerate(zip(requests, paths)):
+    visit = policy.observe(path.nodes)
+    offered = policy.candidates(visit, roomy=policy.held_count < slots)
+    policy.hold(offered[-slots:])
+    while policy.held_count > slots:
+      policy.release(policy.choose())
+    tally.peak = max(tally.peak, policy.held_count)
+    if position >= warmup:
+      tally.add(
+        length=request.length,
+        saved=visit.resumed * chunk,
+        overlap=path.seen * chunk,
+        states=sum(map(policy.is_held, offered)),
       )
   return tally

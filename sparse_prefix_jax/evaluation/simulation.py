@@ -2,7 +2,13 @@
 
 from collections.abc import Sequence
 
-from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.anchor_rules import (
+  Path,
+  replay_adaptive,
+  replay_states,
+  tree_paths,
+)
+from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
@@ -17,16 +23,53 @@ from sparse_prefix_jax.evaluation.store_rules import (
   replay_store,
   store_planner,
 )
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace
 
 # The paper's histogram: 64-token bins up to 16,384 tokens.
 _LEAST_DEPTHS = 257
 
 
-def default_eviction(capacity: Capacity) -> str:
-  """Returns FIFO for the paper's sequences, LRU for the rest."""
+def default_eviction(capacity: Capacity, placement: str = "last") -> str:
+  """Returns the rule by which states are evicted unless another is named.
+
+  Args:
+    capacity: FIFO for the paper's sequences, LRU for the rest;
+    placement: but whoever weighs states says which one goes, by an index.
+
+  >>> default_eviction(Capacity("states", 9), "adaptive")
+  'index'
+  """
+  if placement in SHARED:
+    return "index"
   return "fifo" if capacity.kind == "sequences" else "lru"
+
+
+def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
+  """Returns the placement unless another is named.
+
+  Args:
+    capacity: `adaptive` for states, `last` for the rest,
+    eviction: and where a rule is named that goes with any placement.
+
+  >>> default_placement(Capacity("states", 9))
+  'adaptive'
+  """
+  shared = capacity.kind == "states" and eviction in (None, "index")
+  return "adaptive" if shared else "last"
+
+
+def _check_shared(policy: PlacementPolicy, eviction: str, kind: str) -> None:
+  """Refuses what does not go with a placement that evicts by itself."""
+  if kind != "states":
+    raise ValueError(
+      f"placement {policy.name} is for a capacity of states, got {kind}"
+    )
+  if eviction != "index":
+    raise ValueError(
+      f"placement {policy.name} evicts by its index, got eviction {eviction!r}"
+    )
 
 
 def _check(
@@ -39,7 +82,10 @@ def _check(
     )
   if not isinstance(policy, PlacementPolicy):
     raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
-  check_eviction(kind, eviction)
+  if policy.name in SHARED:
+    _check_shared(policy, eviction, kind)
+  else:
+    check_eviction(kind, eviction)
   if not len(requests):
     raise ValueError("requests must not be empty")
   if requests.block not in (1, policy.chunk):
@@ -80,7 +126,7 @@ def simulate(
     capacity: What may be held: sequences (the paper's rules), states (K slots,
       all else free) or bytes (both count, as in serving).
     eviction: A name of `EVICTIONS`, None for `default_eviction`. Sequences and
-      states know fifo and lru.
+      states know fifo and lru; placement `adaptive` brings its own, index.
     warmup_fraction: Share of the requests, rounded down, that fills the cache
       before anything is counted and before learned policies make a plan; 0 for
       none, and then they plan from the first request on.
@@ -96,9 +142,9 @@ def simulate(
     The report.
 
   Raises:
-    ValueError: If the stream is empty, the eviction unknown, the chunk not the
-      trace's block size, the warm-up or the share out of range, or if there are
-      no sizes for bytes.
+    ValueError: If the stream is empty, the eviction unknown or not one of the
+      placement, the chunk not the trace's block size, the warm-up or the share
+      out of range, or if there are no sizes for bytes.
 
   >>> from sparse_prefix_jax.workloads import synthetic_stream
   >>> stream = synthetic_stream([1, 1, 2], requests=50, length=256)
@@ -112,7 +158,8 @@ def simulate(
     raise ValueError(
       f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
     )
-  eviction = default_eviction(capacity) if eviction is None else eviction
+  if eviction is None:
+    eviction = default_eviction(capacity, getattr(policy, "name", "last"))
   _check(requests, policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)
   depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
@@ -128,50 +175,69 @@ def simulate(
       state_share=state_share,
     )
     tally = replay_store(requests, store, warmup=warmup, progress=progress)
-  else:
-    # The paper and the anchors know prompts only.
-    requests, sizes = requests.prompts(), None
-    tally = _replay_prompts(
+    return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
+  # The paper and the anchors know prompts only.
+  requests = requests.prompts()
+  if capacity.kind == "states":
+    paths = tree_paths(requests, policy.chunk, progress=progress)
+    tally = _replay_states(
       requests,
-      Planner(policy, depths=depths, warming_up=warmup > 0),
-      capacity,
+      policy,
+      paths,
+      slots=capacity.amount,
+      depths=depths,
       eviction=eviction,
       warmup=warmup,
-      lookups=lookups,
       progress=progress,
     )
-  return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
-
-
-def _replay_prompts(
-  requests: Trace,
-  planner: Planner,
-  capacity: Capacity,
-  *,
-  eviction: str,
-  warmup: int,
-  lookups: Sequence[Lookup] | None,
-  progress: bool,
-) -> Tally:
-  """Replays a stream under the rules of the paper, or of the anchors."""
-  if capacity.kind == "states":
-    return replay_states(
-      requests,
-      planner,
-      tree_paths(requests, planner.policy.chunk),
-      slots=capacity.amount,
-      warmup=warmup,
-      eviction=eviction,
-      progress=progress,
+    bound = upper_bound(intervals_of(paths, warmup=warmup), capacity.amount)
+    return _report(
+      *(requests, policy, capacity, eviction, warmup, tally),
+      bound=bound.blocks * policy.chunk,
     )
   if lookups is None:
     lookups = look_up(
       requests, capacity.amount, eviction=eviction, progress=progress
     )
+  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
   decisions = replay_decisions(
     requests, planner, lookups, warmup, progress=progress
   )
-  return tally_decisions(decisions, warmup)
+  tally = tally_decisions(decisions, warmup)
+  return _report(requests, policy, capacity, eviction, warmup, tally)
+
+
+def _replay_states(
+  requests: Trace,
+  policy: PlacementPolicy,
+  paths: Sequence[Path],
+  *,
+  slots: int,
+  depths: int,
+  eviction: str,
+  warmup: int,
+  progress: bool,
+) -> Tally:
+  """Replays a stream under the rules of the anchors."""
+  if policy.name in SHARED:
+    return replay_adaptive(
+      requests,
+      Adaptive(block=policy.chunk),
+      paths,
+      chunk=policy.chunk,
+      slots=slots,
+      warmup=warmup,
+      progress=progress,
+    )
+  return replay_states(
+    requests,
+    Planner(policy, depths=depths, warming_up=warmup > 0),
+    paths,
+    slots=slots,
+    warmup=warmup,
+    eviction=eviction,
+    progress=progress,
+  )
 
 
 def _report(
@@ -181,7 +247,8 @@ def _report(
   eviction: str,
   warmup: int,
   tally: Tally,
-  sizes: Sizes | None,
+  sizes: Sizes | None = None,
+  bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""
   return SimulationReport(
@@ -208,4 +275,5 @@ def _report(
     moved_bytes=tally.moved_bytes,
     state_share=tally.state_share,
     reasons=sizes and dict(sorted(tally.reasons.items())),
+    upper_bound_tokens=bound,
   )

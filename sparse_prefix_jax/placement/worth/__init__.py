@@ -1,0 +1,10 @@
+"""Which states are worth their place, learned online: `Adaptive`.
+
+Read `adaptive` first, then what it is made of: `hazards` (by `cells` and
+`ages`) say when a prefix is asked for again, `demand` how often it will be,
+`flow` whose demand a state serves and what it is worth; `tree` and `table`
+remember, `proposals` and `end_offsets` say where a prompt might keep states.
+"""
+
+from .adaptive import Adaptive as Adaptive
+from .adaptive import Visit as Visit
