@@ -7,6 +7,7 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   replay_adaptive,
   replay_states,
   tree_paths,
+  wanted_depths,
 )
 from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
@@ -229,10 +230,12 @@ def _replay_states(
       warmup=warmup,
       progress=progress,
     )
+  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
   return replay_states(
     requests,
-    Planner(policy, depths=depths, warming_up=warmup > 0),
+    wanted_depths(requests, planner, paths, warmup=warmup),
     paths,
+    chunk=policy.chunk,
     slots=slots,
     warmup=warmup,
     eviction=eviction,
