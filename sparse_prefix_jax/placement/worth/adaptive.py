@@ -21,21 +21,12 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.placement.worth import flow
-from sparse_prefix_jax.placement.worth.cells import UNKNOWN, Kind, cells_of
-from sparse_prefix_jax.placement.worth.demand import demand
-from sparse_prefix_jax.placement.worth.end_offsets import EndOffsets
-from sparse_prefix_jax.placement.worth.forgetting import (
-  forget,
-  remembered_bytes,
-)
-from sparse_prefix_jax.placement.worth.hazards import Hazards
+from sparse_prefix_jax.placement.worth.cells import Kind
+from sparse_prefix_jax.placement.worth.forgetting import remembered_bytes
+from sparse_prefix_jax.placement.worth.learning import Learner
 from sparse_prefix_jax.placement.worth.proposals import proposals
-from sparse_prefix_jax.placement.worth.table import ROOT, Table
-from sparse_prefix_jax.placement.worth.tree import Tree, Way
-
-_REFIT_EVERY, _REFIT_AT, _REFLOW_EVERY = 50, 25, 10
-# Who has no state and was not visited for so long is not wanted.
-_ASLEEP, _ASLEEP_AT_REFITS = 4_000, 12_000
+from sparse_prefix_jax.placement.worth.table import ROOT
+from sparse_prefix_jax.placement.worth.tree import Way
 
 
 @dataclass(frozen=True)
@@ -101,15 +92,10 @@ class Adaptive:
         "block and memory_bytes must be at least 1, got"
         f" {block} and {memory_bytes}"
       )
+    tokens = cost or (lambda depth: float(depth * block))
     self.held_count = 0
-    self._block = block
-    self._cost = cost or (lambda depth: float(depth * block))
-    self._memory_bytes = memory_bytes
-    self._table = Table()
-    self._tree = Tree(self._table)
-    self._hazards = Hazards()
-    self._offsets = EndOffsets()
-    self._best_offsets: tuple[int, ...] = ()
+    self._learner = Learner(block, tokens, memory_bytes)
+    self._table, self._tree = self._learner.table, self._learner.tree
     self._step = 0
 
   def observe(self, keys: Sequence[Hashable]) -> Visit:
@@ -117,20 +103,15 @@ class Adaptive:
 
     Args:
       keys: One per whole block that the prompt may resume after, equal where
-        the blocks are.
+        the blocks are; a server leaves out a block that ends the prompt.
 
     Returns:
       What it found, for `candidates`.
     """
     step, way = self._step, self._tree.walk(keys)
     self._step += 1
-    turn, gap = self._pass(step, way)
-    if way.matched:
-      self._offsets.observe(way.length - way.matched)
-    if step % _REFIT_EVERY == _REFIT_AT:
-      self._refit(step)
-    elif step % _REFLOW_EVERY == 0:
-      self._reflow(step, _ASLEEP)
+    turn, gap = self._learner.visit(step, way)
+    self._learner.catch_up(step)
     row = next((r for r in reversed(way.rows) if self._table.held[r]), ROOT)
     return Visit(
       step=step,
@@ -163,14 +144,22 @@ class Adaptive:
     Returns:
       Rows without a state, all deeper than where the prompt resumes, the
       shallow ones first.
+
+    Raises:
+      ValueError: If an anchor does not lie within the prompt.
     """
     way, table = visit.way, self._table
+    for depth in anchors:
+      if not 0 < depth <= len(way.keys):
+        raise ValueError(
+          f"anchors must be from 1 to {len(way.keys)} blocks, got {depth}"
+        )
     if way.changes != self._tree.changes:
       way = self._tree.walk(way.keys)
     proposed = proposals(
       len(way.keys),
       matched=way.matched,
-      offsets=self._best_offsets,
+      offsets=self._learner.offsets,
       anchors=anchors,
       roomy=roomy,
     )
@@ -180,11 +169,13 @@ class Adaptive:
       if row is None:
         if depth <= visit.resumed and kind > Kind.BRANCH:
           continue
-        row = self._register(visit, way, depth, kind)
+        row = self._learner.register(
+          visit.step, way, depth, kind, turn=visit.turn, gap=visit.gap
+        )
       offered.add(row)
     self._tree.finish(way)
     fresh = [row for row in way.rows if row not in known]
-    self._want(np.array(fresh, np.int64), self._step - 1)
+    self._learner.want(self._step - 1, np.array(fresh, np.int64))
     return tuple(
       row
       for row, depth in zip(way.rows, way.depths)
@@ -197,8 +188,16 @@ class Adaptive:
     """Counts states as held, before they are captured.
 
     Args:
-      rows: Candidates without a state.
+      rows: Candidates without a state, each once.
+
+    Raises:
+      ValueError: If one has a state, is no candidate, or comes twice.
     """
+    for row in rows:
+      if not self._is_candidate(row) or self._table.held[row]:
+        raise ValueError(f"row {row} is no candidate without a state")
+    if len({*rows}) < len(rows):
+      raise ValueError(f"rows must differ from each other, got {list(rows)}")
     if rows:
       flow.hold(self._table, rows)
       self.held_count += len(rows)
@@ -221,7 +220,7 @@ class Adaptive:
       Its row; of equals the one whose block was seen first.
 
     Raises:
-      ValueError: If there is none that may go.
+      ValueError: If there is none that may go, or one frees nothing.
     """
     rows = np.flatnonzero(self._table.held[: self._table.size])
     if pinned:
@@ -233,7 +232,10 @@ class Adaptive:
       )
     worth = flow.worths(self._table, rows)
     if freed is not None:
-      worth = worth / freed(rows)
+      units = np.asarray(freed(rows), np.float64)
+      if not (units > 0).all():
+        raise ValueError(f"freed must be positive, got {units.min()}")
+      worth = worth / units
     least = rows[worth == worth.min()]
     return int(least[self._table.number[least].argmin()])
 
@@ -242,7 +244,12 @@ class Adaptive:
 
     Args:
       row: A held candidate, which is remembered nevertheless.
+
+    Raises:
+      ValueError: If no state is held there.
     """
+    if not self._is_candidate(row) or not self._table.held[row]:
+      raise ValueError(f"row {row} holds no state")
     flow.release(self._table, row)
     self.held_count -= 1
 
@@ -267,82 +274,6 @@ class Adaptive:
     """
     return int(self._table.depth[row])
 
-  def _pass(self, step: int, way: Way) -> tuple[int, float]:
-    """Counts a visit of all candidates on the way; returns turn and gap."""
-    if not way.rows:
-      return 0, UNKNOWN
-    table, rows = self._table, np.array(way.rows)
-    ages, cells = step - table.last[rows], table.cell[rows]
-    self._hazards.expose(cells, ages)
-    self._hazards.happen(cells[-1:], ages[-1:])
-    table.expected[rows] += self._hazards.integral(cells, ages)
-    table.events[rows[-1]] += 1
-    gaps, newest = table.gap[rows], np.log2(ages)
-    gaps = np.where(gaps < 0, newest, 0.5 * gaps + 0.5 * newest)
-    table.gap[rows] = gaps
-    table.passes[rows] += 1
-    table.last[rows] = step
-    kinds = table.kind[rows]
-    self._classify(rows)
-    self._want(rows, step)
-    gap = UNKNOWN if kinds[-1] == Kind.BRANCH else float(gaps[-1])
-    return int((kinds == Kind.END).sum()), gap
-
-  def _register(self, visit: Visit, way: Way, depth: int, kind: Kind) -> int:
-    """Makes a candidate of a prompt."""
-    table, row = self._table, self._tree.add(way, depth)
-    table.kind[row], table.turn[row] = kind, visit.turn
-    table.gap[row] = UNKNOWN if kind == Kind.BRANCH else visit.gap
-    table.last[row], table.cost[row] = visit.step, self._cost(depth)
-    table.holder[row] = table.holder[table.parent[row]]
-    self._classify(np.array([row]))
-    return row
-
-  def _classify(self, rows: Int64[np.ndarray, "n"]) -> None:
-    """Finds the cells of candidates of which something has changed."""
-    table = self._table
-    table.cell[rows] = cells_of(
-      table.kind[rows],
-      table.passes[rows],
-      table.turn[rows],
-      table.gap[rows],
-      table.depth[rows] * self._block,
-    )
-
-  def _demand(
-    self, rows: Int64[np.ndarray, "n"], step: int
-  ) -> Float64[np.ndarray, "n horizons"]:
-    """How often candidates will be wanted."""
-    table = self._table
-    return demand(
-      self._hazards,
-      table.cell[rows],
-      step - table.last[rows],
-      table.events[rows],
-      table.expected[rows],
-    )
-
-  def _want(self, rows: Int64[np.ndarray, "n"], step: int) -> None:
-    """Brings the demand of candidates up to date, and the flows by it."""
-    if rows.size:
-      flow.want(self._table, rows, self._demand(rows, step))
-
-  def _refit(self, step: int) -> None:
-    """Fits the hazards, the offsets and all flows again."""
-    table = self._table
-    forget(
-      table, self._tree, self._hazards, step=step, limit=self._memory_bytes
-    )
-    rows = table.rows()
-    self._hazards.refit(table.cell[rows], step - table.last[rows])
-    self._best_offsets = self._offsets.best()
-    self._reflow(step, _ASLEEP_AT_REFITS)
-
-  def _reflow(self, step: int, asleep: int) -> None:
-    """Brings all demand and all flows up to date."""
-    table, rows = self._table, self._table.rows()
-    awake = table.held[rows] | (step - table.last[rows] <= asleep)
-    table.demand[rows[~awake]] = 0
-    rows = rows[awake]
-    table.demand[rows] = self._demand(rows, step)
-    flow.refill(table)
+  def _is_candidate(self, row: int) -> bool:
+    """Whether a row is one of a candidate that is remembered."""
+    return 0 < row < self._table.size and bool(self._table.kind[row])

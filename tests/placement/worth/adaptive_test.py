@@ -108,3 +108,28 @@ def test_memory_has_a_bound_and_what_is_held_stays():
 def test_bad_input_is_refused(fault):
   with pytest.raises(ValueError, match="must be at least 1, got"):
     Adaptive(**{"block": 64} | fault)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing():
+  policy = Adaptive(block=64)
+  visit = policy.observe("abcd")
+  for anchor in (0, 5):
+    with pytest.raises(ValueError, match=f"from 1 to 4 blocks, got {anchor}"):
+      policy.candidates(visit, anchors=[anchor])
+  rows = policy.candidates(visit, anchors=[2])
+  for bad in (0, -1, 99):
+    with pytest.raises(ValueError, match=f"row {bad} is no candidate"):
+      policy.hold([rows[0], bad])
+    with pytest.raises(ValueError, match=f"row {bad} holds no state"):
+      policy.release(bad)
+  with pytest.raises(ValueError, match="rows must differ from each other"):
+    policy.hold([rows[0], rows[0]])
+  assert policy.held_count == 0 and not any(map(policy.is_held, rows))
+  policy.hold(rows[:1])
+  with pytest.raises(ValueError, match=f"row {rows[0]} is no candidate with"):
+    policy.hold(rows[:1])
+  with pytest.raises(ValueError, match=r"freed must be positive, got 0\.0"):
+    policy.choose(freed=lambda held: np.zeros(held.size))
+  with pytest.raises(ValueError, match=f"row {rows[1]} holds no state"):
+    policy.release(rows[1])
+  assert policy.held_count == 1
