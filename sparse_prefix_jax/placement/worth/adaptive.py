@@ -18,12 +18,13 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
 from sparse_prefix_jax.placement.worth.forgetting import remembered_bytes
 from sparse_prefix_jax.placement.worth.learning import Learner
+from sparse_prefix_jax.placement.worth.pages import blocks_freed
 from sparse_prefix_jax.placement.worth.proposals import proposals
 from sparse_prefix_jax.placement.worth.table import ROOT
 from sparse_prefix_jax.placement.worth.tree import Way
@@ -206,8 +207,7 @@ class Adaptive:
     self,
     *,
     pinned: Collection[int] = (),
-    freed: Callable[[Int64[np.ndarray, "n"]], Float64[np.ndarray, "n"]]
-    | None = None,
+    freed: Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None = None,
   ) -> int:
     """Names the held state that is worth least per unit that it takes.
 
@@ -257,6 +257,20 @@ class Adaptive:
   def remembered_bytes(self) -> int:
     """Bytes of what is remembered; the keys of blocks are the caller's."""
     return remembered_bytes(self._table, self._tree)
+
+  def blocks_freed(
+    self, rows: Int64[np.ndarray, "n"]
+  ) -> Int64[np.ndarray, "n"]:
+    """Returns how many blocks' pages only the state of each row needs.
+
+    With bytes of a state and of a page, `choose(freed=...)` weighs by
+
+        lambda rows: state_bytes + page_bytes * policy.blocks_freed(rows)
+
+    Args:
+      rows: Held candidates.
+    """
+    return blocks_freed(self._table, rows)
 
   def is_held(self, row: int) -> bool:
     """Returns whether a state is held there.

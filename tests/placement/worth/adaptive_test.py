@@ -68,6 +68,20 @@ def test_worth_counts_per_unit_that_is_freed():
     assert chosen == big
 
 
+def test_a_state_whose_pages_go_with_it_is_worth_less_per_byte():
+  """Of two ends that nothing distinguishes, the one with a way of its own."""
+  policy = Adaptive(block=64)
+  rows = []
+  for keys in ("abcdefgh", "a2345678"):
+    visit = policy.observe(keys)
+    rows.append(policy.candidates(visit)[-1])
+  policy.hold([*rows, policy.candidates(policy.observe("abcdefghijkl"))[-1]])
+  held = np.array(rows)
+  assert policy.blocks_freed(held).tolist() == [0, 7]
+  by_bytes = policy.choose(freed=lambda r: 1 + 1000 * policy.blocks_freed(r))
+  assert by_bytes != rows[0]
+
+
 def test_costs_replace_tokens():
   """With a cost of nothing beyond depth 4, deeper states spare nothing."""
   policy = Adaptive(block=64, cost=lambda depth: float(min(depth, 4)))
