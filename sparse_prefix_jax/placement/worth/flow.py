@@ -10,6 +10,10 @@ leaves its flow to the next holder above. The state at u is worth
 
 per request: the best rate at which it is wanted over any horizon, times what a
 request then spares by it beyond what it would spare anyway.
+
+Candidates that want nothing, since nobody has visited them for long, need no
+holder. Only the *current* ones are followed, which are closed upwards, so that
+the time does not grow with all that is remembered.
 """
 
 from collections.abc import Sequence
@@ -18,27 +22,48 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.placement.worth.demand import HORIZONS
-from sparse_prefix_jax.placement.worth.table import Table
+from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
 _LEAST_RATE = 1e-12
 
 
-def refill(table: Table) -> None:
-  """Finds all holders and sums all flows anew.
+def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
+  """Finds holders and sums flows anew.
 
   Args:
-    table: Its columns `holder`, `flow` and `rate` are written.
+    table: Its columns `current`, `holder`, `flow` and `rate` are written.
+    rows: The candidates that count, among them all that are held; those above
+      them are followed as well. Whoever is left out must want nothing.
   """
-  size, width = table.size, HORIZONS.size
-  table.holder[:size] = _holders(table)
+  held = np.flatnonzero(table.held[: table.size])
+  table.follow(_with_those_above(table, rows))
+  current = table.current_rows
+  table.holder[current] = _holders(table)
   # Demand never falls with the horizon: the longest one tells who has any.
-  rows = np.flatnonzero(table.demand[:size, -1])
-  where = table.holder[rows, None] * width + np.arange(width)
+  rows = current[table.demand[current, -1] > 0]
+  holders = np.concatenate([[ROOT], held])
+  place = np.zeros(table.size, np.int64)
+  place[holders] = np.arange(holders.size)
+  width = HORIZONS.size
+  where = place[table.holder[rows], None] * width + np.arange(width)
   sums = np.bincount(
-    where.ravel(), table.demand[rows].ravel(), minlength=size * width
+    where.ravel(), table.demand[rows].ravel(), minlength=holders.size * width
   )
-  table.flow[:size] = sums.reshape(size, width)
-  _rerate(table, slice(0, size))
+  table.flow[holders] = sums.reshape(-1, width)
+  _rerate(table, holders)
+
+
+def visit(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
+  """Follows the candidates on a way again, if they were left out.
+
+  Args:
+    table: Its columns `current` and `holder` are written.
+    rows: All candidates on a way from the root, the shallow ones first.
+  """
+  places = np.where(table.held[rows], np.arange(rows.size), -1)
+  last = np.maximum.accumulate(places)
+  table.holder[rows] = np.where(last < 0, ROOT, rows[last])
+  table.follow_too(rows)
 
 
 def want(
@@ -50,7 +75,7 @@ def want(
 
   Args:
     table: Its columns `demand`, `flow` and `rate` are written.
-    rows: Different candidates.
+    rows: Different candidates, all current.
     demand: How often each will be wanted from now on.
   """
   holders = table.holder[rows]
@@ -64,16 +89,17 @@ def hold(table: Table, rows: Sequence[int]) -> None:
 
   Args:
     table: Its columns `held`, `holder`, `flow` and `rate` are written.
-    rows: Candidates without a state.
+    rows: Current candidates without a state.
   """
   table.held[list(rows)] = True
-  before = table.holder[: table.size].copy()
-  after = _holders(table)
-  moved = np.flatnonzero(before != after)
-  table.holder[moved] = after[moved]
-  np.subtract.at(table.flow, before[moved], table.demand[moved])
-  np.add.at(table.flow, after[moved], table.demand[moved])
-  _rerate(table, np.concatenate([before[moved], after[moved]]))
+  current = table.current_rows
+  before, after = table.holder[current], _holders(table)
+  moves = np.flatnonzero(before != after)
+  moved, before, after = current[moves], before[moves], after[moves]
+  table.holder[moved] = after
+  np.subtract.at(table.flow, before, table.demand[moved])
+  np.add.at(table.flow, after, table.demand[moved])
+  _rerate(table, np.concatenate([before, after]))
 
 
 def release(table: Table, row: int) -> None:
@@ -106,17 +132,30 @@ def worths(
   return np.maximum(table.rate[rows], _LEAST_RATE) * spared
 
 
-def _holders(table: Table) -> Int64[np.ndarray, "size"]:
-  """The nearest held candidate of every row, by doubling of pointers."""
-  rows = np.arange(table.size)
-  nearest = np.where(table.held[: table.size], rows, table.parent[: table.size])
+def _with_those_above(
+  table: Table, rows: Int64[np.ndarray, "n"]
+) -> Int64[np.ndarray, "m"]:
+  """Candidates, and all on the ways to them."""
+  found = np.zeros(table.size, np.bool_)
+  found[ROOT] = True
+  while (rows := rows[~found[rows]]).size:
+    found[rows] = True
+    rows = table.parent[rows]
+  return np.flatnonzero(found)[1:]
+
+
+def _holders(table: Table) -> Int64[np.ndarray, "n"]:
+  """The nearest held of every current candidate, by doubling of pointers."""
+  rows = table.current_rows
+  nearest = np.zeros(table.size, np.int64)
+  nearest[rows] = np.where(table.held[rows], rows, table.parent[rows])
   while True:
-    further = nearest[nearest]
-    if (further == nearest).all():
-      return nearest
-    nearest = further
+    now, further = nearest[rows], nearest[nearest[rows]]
+    if (further == now).all():
+      return now
+    nearest[rows] = further
 
 
-def _rerate(table: Table, rows: Int64[np.ndarray, "n"] | slice) -> None:
+def _rerate(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
   """Finds the best rates of flows that have changed."""
   table.rate[rows] = (table.flow[rows] / HORIZONS).max(axis=-1)

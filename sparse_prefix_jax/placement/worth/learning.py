@@ -69,6 +69,7 @@ class Learner:
     if not way.rows:
       return 0, UNKNOWN
     table, rows = self.table, np.array(way.rows)
+    flow.visit(table, rows)
     ages, cells = step - table.last[rows], table.cell[rows]
     self._hazards.expose(cells, ages)
     self._hazards.happen(cells[-1:], ages[-1:])
@@ -106,6 +107,7 @@ class Learner:
     table.gap[row] = UNKNOWN if kind == Kind.BRANCH else gap
     table.last[row], table.cost[row] = step, self._cost(depth)
     table.holder[row] = table.holder[table.parent[row]]
+    table.follow_too(np.array([row]))
     self._classify(np.array([row]))
     return row
 
@@ -170,4 +172,4 @@ class Learner:
     table.demand[rows[~awake]] = 0
     rows = rows[awake]
     table.demand[rows] = self._demand(rows, step)
-    flow.refill(table)
+    flow.refill(table, rows)

@@ -23,6 +23,7 @@ _TYPES: dict[str, type] = {
   **dict.fromkeys(_INTEGERS, np.int64),
   **dict.fromkeys(_FLOATS + _WIDE, np.float64),
   "held": np.bool_,
+  "current": np.bool_,
 }
 
 
@@ -54,6 +55,8 @@ class Table:
     flow: [rows, horizons] The demand of all candidates that it is the holder
       of; zeros unless it is held, or the root.
     rate: The best rate of its flow, per request.
+    current: Whether its holder is kept up to date.
+    current_rows: The rows of which that is so, in any order.
 
   >>> table = Table()
   >>> table.new_row(), table.size
@@ -79,10 +82,12 @@ class Table:
   demand: Float64[np.ndarray, "rows horizons"]
   flow: Float64[np.ndarray, "rows horizons"]
   rate: Float64[np.ndarray, "rows"]
+  current: Bool[np.ndarray, "rows"]
 
   def __init__(self) -> None:
     """Has the root alone."""
     self.size, self.free = 1, list[int]()
+    self.current_rows = np.zeros(0, np.int64)
     for name, dtype in _TYPES.items():
       wide = (HORIZONS.size,) if name in _WIDE else ()
       setattr(self, name, np.zeros((_FIRST_ROOM, *wide), dtype))
@@ -111,6 +116,27 @@ class Table:
   def rows(self) -> np.ndarray:
     """Returns the rows of all candidates, in ascending order."""
     return np.flatnonzero(self.kind[: self.size])
+
+  def follow(self, rows: Int64[np.ndarray, "n"]) -> None:
+    """Makes these candidates the current ones, and no others.
+
+    Args:
+      rows: Different candidates.
+    """
+    self.current[: self.size] = False
+    self.current[rows] = True
+    self.current_rows = rows
+
+  def follow_too(self, rows: Int64[np.ndarray, "n"]) -> None:
+    """Makes these candidates current as well.
+
+    Args:
+      rows: Different candidates.
+    """
+    new = rows[~self.current[rows]]
+    if new.size:
+      self.current[new] = True
+      self.current_rows = np.concatenate([self.current_rows, new])
 
   def _grow(self) -> None:
     """Doubles the room of every column."""

@@ -21,7 +21,7 @@ def random_table(seed, size=40):
     table.depth[row] = table.depth[table.parent[row]] + random.integers(1, 4)
     table.cost[row] = table.depth[row] * 64.0
     table.demand[row] = random_demand(random, 1)[0]
-  flow.refill(table)
+  flow.refill(table, table.rows())
   return table
 
 
@@ -64,8 +64,28 @@ def test_flows_follow_what_is_held(seed):
     flow.want(table, rows, random_demand(random, 5))
     check(table)
   before = table.flow.copy()
-  flow.refill(table)
+  flow.refill(table, table.rows())
   assert np.array_equal(table.flow, before)
+  check(table)
+
+
+def test_who_is_left_out_is_followed_again_when_visited():
+  """Asleep, a row wants nothing; its holder changes unseen, and is found."""
+  random = np.random.default_rng(5)
+  table = random_table(5)
+  asleep = table.rows()[20:]
+  table.demand[asleep] = 0
+  flow.refill(table, table.rows()[:20])
+  assert {*table.current_rows.tolist()} == {*range(1, 21)}
+  flow.hold(table, [2, 5, 11])
+  flow.release(table, 5)
+  for row in asleep.tolist():
+    way = []
+    while row != ROOT:
+      way.insert(0, row)
+      row = int(table.parent[row])
+    flow.visit(table, np.array(way))
+    flow.want(table, np.array(way[-1:]), random_demand(random, 1))
   check(table)
 
 
@@ -74,10 +94,10 @@ def test_a_state_is_worth_its_best_horizon_times_what_it_spares():
   for depth in (4, 10):
     row = table.new_row()
     table.parent[row], table.depth[row] = row - 1, depth
-    table.cost[row] = 64.0 * depth
+    table.kind[row], table.cost[row] = 1, 64.0 * depth
   table.demand[1] = 0.5
   table.demand[2, 3:] = 2.0
-  flow.refill(table)
+  flow.refill(table, table.rows())
   flow.hold(table, [1])
   assert flow.worths(table, np.array([1])) == [0.5 * 4 * 64]
   flow.hold(table, [2])
