@@ -36,8 +36,9 @@ def default_eviction(capacity: Capacity, placement: str = "last") -> str:
   """Returns the rule by which states are evicted unless another is named.
 
   Args:
-    capacity: FIFO for the paper's sequences, LRU for the rest;
-    placement: but whoever weighs states says which one goes, by an index.
+    capacity: First in, first out for the paper's sequences, the least recently
+      used first for the rest.
+    placement: One of those that weigh states evicts by its own index.
 
   >>> default_eviction(Capacity("states", 9), "adaptive")
   'index'
@@ -51,8 +52,8 @@ def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
   """Returns the placement unless another is named.
 
   Args:
-    capacity: `adaptive` for states, `last` for the rest,
-    eviction: and where a rule is named that goes with any placement.
+    capacity: It is `adaptive` for states and `last` for the rest.
+    eviction: It is `last` too where a rule is named that others have.
 
   >>> default_placement(Capacity("states", 9))
   'adaptive'
@@ -61,8 +62,34 @@ def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
   return "adaptive" if shared else "last"
 
 
-def _check_shared(policy: PlacementPolicy, eviction: str, kind: str) -> None:
-  """Refuses what does not go with a placement that evicts by itself."""
+def _check(
+  requests: Trace, policy: PlacementPolicy, capacity: Capacity
+) -> None:
+  """Raises ValueError where arguments of `simulate` do not fit each other."""
+  if not isinstance(capacity, Capacity):
+    raise ValueError(
+      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
+    )
+  if not isinstance(requests, Trace):
+    raise ValueError(
+      f"requests must be a Trace of workloads, got {type(requests).__name__}"
+    )
+  if not isinstance(policy, PlacementPolicy):
+    raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
+  if not len(requests):
+    raise ValueError("requests must not be empty")
+  if requests.block not in (1, policy.chunk):
+    raise ValueError(
+      f"policy.chunk must be the block size of the trace, {requests.block}"
+      f" tokens, got {policy.chunk}"
+    )
+
+
+def _check_rule(policy: PlacementPolicy, eviction: str, kind: str) -> None:
+  """Raises ValueError for an eviction that there is not, or not for these."""
+  if policy.name not in SHARED:
+    check_eviction(kind, eviction)
+    return
   if kind != "states":
     raise ValueError(
       f"placement {policy.name} is for a capacity of states, got {kind}"
@@ -70,29 +97,6 @@ def _check_shared(policy: PlacementPolicy, eviction: str, kind: str) -> None:
   if eviction != "index":
     raise ValueError(
       f"placement {policy.name} evicts by its index, got eviction {eviction!r}"
-    )
-
-
-def _check(
-  requests: Trace, policy: PlacementPolicy, eviction: str, kind: str
-) -> None:
-  """Raises ValueError where arguments of `simulate` do not fit each other."""
-  if not isinstance(requests, Trace):
-    raise ValueError(
-      f"requests must be a Trace of workloads, got {type(requests).__name__}"
-    )
-  if not isinstance(policy, PlacementPolicy):
-    raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
-  if policy.name in SHARED:
-    _check_shared(policy, eviction, kind)
-  else:
-    check_eviction(kind, eviction)
-  if not len(requests):
-    raise ValueError("requests must not be empty")
-  if requests.block not in (1, policy.chunk):
-    raise ValueError(
-      f"policy.chunk must be the block size of the trace, {requests.block}"
-      f" tokens, got {policy.chunk}"
     )
 
 
@@ -155,13 +159,10 @@ def simulate(
   >>> report.requests, report.state_checkpoints_per_entry
   (50, 4.0)
   """
-  if not isinstance(capacity, Capacity):
-    raise ValueError(
-      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
-    )
+  _check(requests, policy, capacity)
   if eviction is None:
-    eviction = default_eviction(capacity, getattr(policy, "name", "last"))
-  _check(requests, policy, eviction, capacity.kind)
+    eviction = default_eviction(capacity, policy.name)
+  _check_rule(policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)
   depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
   if capacity.kind == "bytes":
