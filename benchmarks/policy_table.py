@@ -172,6 +172,19 @@ def line(row: dict[str, Any]) -> str:
   return f"{row['stream']} {row['slots']}: {figures} (hindsight {plan:.1f})"
 
 
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+  """The lines of a table in Markdown, as docs/results.md has it."""
+  lines = []
+  for row in rows:
+    bound = row["upper_bound_tokens"]
+    figures = [*row["percent_of_upper_bound"].values()]
+    figures.append(100 * row["hindsight_tokens"] / max(bound, 1))
+    cells = [row["stream"].replace(".jsonl.xz", ""), f"{row['slots']:,}"]
+    cells += [f"{bound / 1e6:,.2f} M", *(f"{x:.1f}" for x in figures)]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
 def _name(name: str, budget: float | None) -> str:
   return name if budget is None else f"{name}:{budget:g}"
 
