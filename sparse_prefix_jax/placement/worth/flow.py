@@ -89,9 +89,12 @@ def hold(table: Table, rows: Sequence[int]) -> None:
 
   Args:
     table: Its columns `held`, `holder`, `flow` and `rate` are written.
-    rows: Current candidates without a state.
+    rows: Candidates without a state.
   """
-  table.held[list(rows)] = True
+  added = np.array(rows, np.int64)
+  if not table.current[added].all():
+    table.follow_too(_with_those_above(table, added))
+  table.held[added] = True
   current = table.current_rows
   before, after = table.holder[current], _holders(table)
   moves = np.flatnonzero(before != after)

@@ -89,6 +89,24 @@ def test_who_is_left_out_is_followed_again_when_visited():
   check(table)
 
 
+def test_who_was_left_out_can_be_held():
+  table = random_table(7)
+  asleep = table.rows()[10:]
+  table.demand[asleep] = 0
+  flow.refill(table, table.rows()[:10])
+  flow.hold(table, [3])
+  flow.hold(table, asleep[[4, 20]].tolist())
+  held = np.flatnonzero(table.held[: table.size])
+  assert table.current[held].all()
+  for row in held:
+    assert table.holder[row] == row
+    above = table.parent[row]
+    assert table.holder[above] == holder(table, above)
+  flow.release(table, 3)
+  flow.refill(table, table.rows())
+  check(table)
+
+
 def test_a_state_is_worth_its_best_horizon_times_what_it_spares():
   table = Table()
   for depth in (4, 10):
