@@ -161,7 +161,9 @@ def _simulate(values: flags.FlagValues) -> None:
   trace, warmup = _load_trace(values)
   chunk = placement.DEFAULT_CHUNK if trace.block == 1 else trace.block
   policy = placement.PlacementPolicy(
-    values.placement or "last", values.budget, chunk=chunk
+    values.placement or evaluation.default_placement(capacity, values.eviction),
+    values.budget,
+    chunk=chunk,
   )
   if values.warmup_fraction is not None:
     warmup = values.warmup_fraction

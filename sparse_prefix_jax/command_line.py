@@ -98,9 +98,10 @@ def _define_flags() -> flags.FlagValues:
     "out": "Folder for report.json and pareto.png.",
     "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
     "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
-    "placement": f"One of {', '.join(placement.PLACEMENTS)} (default last).",
+    "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
+    " adaptive for states, last otherwise).",
     "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
-    " sequences, lru otherwise).",
+    " sequences, lru otherwise; adaptive evicts by its own index).",
     "preset": "Model whose sizes count for bytes (simulate: by default"
     " qwen3_5_0_8b).",
     "model": "Folder of a model; only its config.json is read.",

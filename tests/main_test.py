@@ -96,8 +96,10 @@ def test_simulate_a_trace(command, tmp_path, trace):
   )
   content = json.loads(report.read_text())
   assert status == 0 and content["requests"] == 30
-  assert content["warmup_requests"] == 0 and content["placement"] == "last"
-  assert content["tokens_saved"] == 27 * 48
+  assert content["warmup_requests"] == 0 and content["eviction"] == "index"
+  assert content["placement"] == "adaptive"
+  assert content["percent_of_upper_bound"] == 100
+  assert content["tokens_saved"] >= 27 * 48
 
 
 def test_simulate_counts_bytes_of_a_preset(command, tmp_path, tokens):
@@ -242,7 +244,8 @@ def test_a_configuration_that_is_damaged_is_refused(
     ({"requests": "missing.npz"}, "No such file or directory: missing.npz"),
     ({"requests": "stream.txt"}, "--requests must end in .npz, .jsonl"),
     ({"capacity": "20"}, "capacity must be sequences:N, states:K or bytes"),
-    ({"placement": "adaptive"}, "placement must be one of no_cache, last,"),
+    ({"placement": "marconi"}, "placement must be one of no_cache, last,"),
+    ({"placement": "adaptive"}, "is for a capacity of states, got sequences"),
     ({"placement": "block"}, "placement block needs a budget: tokens between"),
     ({"budget": "3"}, "placement last takes no budget, got 3"),
     ({"budget": "many"}, "budget=many"),
@@ -320,7 +323,7 @@ def test_unwritable_reports_are_refused_before_the_work(
 def test_refusals_leave_nothing_behind(command, tmp_path, tokens):
   before = sorted(tmp_path.rglob("*"))
   flags = [f"--requests={tokens}", f"--report={tmp_path / 'new' / 'r.json'}"]
-  for bad in ("--eviction=index", "--warmup_fraction=1", "--placement=block"):
+  for bad in ("--eviction=marconi", "--warmup_fraction=1", "--placement=block"):
     refused(command("simulate", *flags, "--capacity=states:3", bad))
   assert sorted(tmp_path.rglob("*")) == before
 

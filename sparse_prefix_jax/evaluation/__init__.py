@@ -14,5 +14,6 @@ from .paper_rules import look_up as look_up
 from .paper_rules import replay_decisions as replay_decisions
 from .report import SimulationReport as SimulationReport
 from .report import write_json as write_json
+from .simulation import default_placement as default_placement
 from .simulation import simulate as simulate
 from .sizes import Sizes as Sizes

@@ -7,8 +7,9 @@ match may reach the end of the prompt, which a server's cannot.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
 
@@ -110,11 +112,44 @@ class _Slots:
       self.held[node] = None
 
 
-def replay_states(
+def wanted_depths(
   trace: Trace,
   planner: Planner,
+  paths: Iterable[Path],
+  *,
+  warmup: int,
+) -> Iterator[tuple[int, ...]]:
+  """Says where a placement wants states; it does not know what is held.
+
+  Args:
+    trace: The stream.
+    planner: Where states go; it learns how deep the tree matches.
+    paths: What `tree_paths` gave for this stream and the planner's chunk.
+    warmup: How many leading requests only fill the cache.
+
+  Yields:
+    Depths in blocks, ascending, request by request.
+  """
+  known: list[Features] = []
+  chunk = planner.policy.chunk
+  for position, (request, path) in enumerate(zip(trace.requests, paths)):
+    if position == warmup:
+      planner.end_warmup()
+    overlap = path.seen * chunk
+    matched = known[path.entry] if path.seen else None
+    features = planner.describe(request.length, overlap, matched)
+    planner.observe(overlap, entry=features, matched=matched)
+    known.append(features)
+    positions = planner.positions(request.length, features)
+    yield tuple(position // chunk for position in positions)
+
+
+def replay_states(
+  trace: Trace,
+  wanted: Iterable[tuple[int, ...]],
   paths: Sequence[Path],
   *,
+  chunk: int,
   slots: int,
   warmup: int,
   eviction: str = "lru",
@@ -125,8 +160,9 @@ def replay_states(
 
   Args:
     trace: The stream.
-    planner: Where states go; it learns how deep the tree matches.
-    paths: What `tree_paths` gave for this stream and the planner's chunk.
+    wanted: What `wanted_depths` yields for it and a placement.
+    paths: What `tree_paths` gave for this stream and chunk.
+    chunk: Tokens per lattice block.
     slots: K.
     warmup: How many leading requests only fill the cache.
     eviction: "fifo", or "lru": a state that a request resumes from becomes
@@ -141,32 +177,104 @@ def replay_states(
     ValueError: If the eviction has another name.
   """
   check_eviction("states", eviction)
-  tally, held, chunk = Tally(), _Slots(slots), planner.policy.chunk
-  known: list[Features] = []
+  tally, held = Tally(), _Slots(slots)
   requests = tqdm(
-    trace.requests, planner.policy.name, unit="request", disable=not progress
+    trace.requests, "states", unit="request", disable=not progress
   )
-  for position, (request, path) in enumerate(zip(requests, paths)):
-    if position == warmup:
-      planner.end_warmup()
-    overlap = path.seen * chunk
-    matched = known[path.entry] if path.seen else None
-    features = planner.describe(request.length, overlap, matched)
-    planner.observe(overlap, entry=features, matched=matched)
-    known.append(features)
+  for position, (request, path, depths) in enumerate(
+    zip(requests, paths, wanted)
+  ):
     resumed = held.match(path.nodes)
     if eviction == "lru" and resumed:
       first = 0 if whole_path else resumed - 1
       held.refresh(path.nodes[first:resumed])
-    wanted = [p // chunk for p in planner.positions(request.length, features)]
-    added = [path.nodes[k - 1] for k in wanted if k > resumed]
+    added = [path.nodes[k - 1] for k in depths if k > resumed]
     held.add(added)
     tally.peak = max(tally.peak, len(held.held))
     if position >= warmup:
       tally.add(
         length=request.length,
         saved=resumed * chunk,
-        overlap=overlap,
+        overlap=path.seen * chunk,
         states=len(added),
+      )
+  return tally
+
+
+class Placed(NamedTuple):
+  """What `adaptive` did with one request.
+
+  Attributes:
+    resumed: Depth of the state that it resumed from, in blocks.
+    added: States that it added, and that are held still.
+  """
+
+  resumed: int
+  added: int
+
+
+def place_adaptively(
+  policy: Adaptive, paths: Iterable[Path], *, slots: int
+) -> Iterator[Placed]:
+  """Serves requests with K state slots, of which `adaptive` makes the most.
+
+  Args:
+    policy: What is worth a slot; it learns from every request.
+    paths: The ways of the requests, of `tree_paths`.
+    slots: K.
+
+  Yields:
+    What was done, request by request.
+
+  >>> paths = [Path((0, 1), 0, -1), Path((0, 1), 2, 0)]
+  >>> list(place_adaptively(Adaptive(block=64), paths, slots=2))
+  [Placed(resumed=0, added=2), Placed(resumed=2, added=0)]
+  """
+  for path in paths:
+    visit = policy.observe(path.nodes)
+    offered = policy.candidates(visit, roomy=policy.held_count < slots)
+    policy.hold(offered[-slots:])
+    while policy.held_count > slots:
+      policy.release(policy.choose())
+    yield Placed(visit.resumed, sum(map(policy.is_held, offered)))
+
+
+def replay_adaptive(
+  trace: Trace,
+  policy: Adaptive,
+  paths: Sequence[Path],
+  *,
+  chunk: int,
+  slots: int,
+  warmup: int,
+  progress: bool = False,
+) -> Tally:
+  """Replays a stream with K state slots for `adaptive`, which evicts as well.
+
+  Args:
+    trace: The stream.
+    policy: What is worth a slot; it learns from every request.
+    paths: What `tree_paths` gave for this stream and chunk.
+    chunk: Tokens per lattice block.
+    slots: K.
+    warmup: How many leading requests only fill the cache.
+    progress: Show a progress bar.
+
+  Returns:
+    Counts of the measured requests.
+  """
+  tally = Tally()
+  requests = tqdm(
+    trace.requests, "adaptive", unit="request", disable=not progress
+  )
+  placed = place_adaptively(policy, paths, slots=slots)
+  for position, (request, path, one) in enumerate(zip(requests, paths, placed)):
+    tally.peak = max(tally.peak, policy.held_count)
+    if position >= warmup:
+      tally.add(
+        length=request.length,
+        saved=one.resumed * chunk,
+        overlap=path.seen * chunk,
+        states=one.added,
       )
   return tally

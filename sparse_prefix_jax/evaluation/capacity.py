@@ -60,6 +60,8 @@ class Capacity:
 def check_eviction(kind: str, eviction: str) -> None:
   """Refuses a rule of eviction that a kind of capacity does not have.
 
+  Placement `adaptive` has one of its own, which is not asked for here.
+
   Args:
     kind: One of `KINDS`.
     eviction: A key of `EVICTIONS`.

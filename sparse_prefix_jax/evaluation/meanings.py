@@ -40,6 +40,10 @@ _KINDS = {
     " those that it found on its path are not counted again.",
     "state_checkpoints_peak": "States held at one time, at most, the warm-up"
     " included.",
+    "upper_bound_tokens": "What no policy saves more than with as many states,"
+    " though it knew all requests to come.",
+    "percent_of_upper_bound": "Share of upper_bound_tokens that is"
+    " tokens_saved, in percent.",
   },
   "bytes": {
     "tokens_saved": "Tokens that prefill did not compute, as a server would"

@@ -51,8 +51,8 @@ class SimulationReport:
     overlapping_requests: Requests with at least one reusable token.
     state_checkpoints_per_entry: States kept per request, on average.
     state_checkpoints_peak: States stored at one time, at most.
-    bytes_peak: Bytes held at one time, at most. This and all that follow are
-      None unless the capacity is in bytes.
+    bytes_peak: Bytes held at one time, at most. This and those that follow,
+      up to `reasons`, are None unless the capacity is in bytes.
     state_bytes: Bytes of one state checkpoint.
     page_bytes: Bytes of the keys and values of one lattice block.
     model: Whose bytes these are, and in which type; None where it is not said.
@@ -63,6 +63,8 @@ class SimulationReport:
     state_share: Share of the capacity that states have in the end; None also
       where the capacity is undivided.
     reasons: How many requests went no deeper, for each reason.
+    upper_bound_tokens: What no policy can save more than, knowing the future;
+      None unless the capacity is of states.
   """
 
   trace: str
@@ -90,11 +92,21 @@ class SimulationReport:
   state_share: float | None = None
   reasons: Mapping[str, int] | None = None
   interleave_seed: int | None = None
+  upper_bound_tokens: int | None = None
 
   @property
   def saved_fraction(self) -> float:
     """Share of the prompt tokens that were not computed."""
     return self.tokens_saved / self.tokens_total
+
+  @property
+  def percent_of_upper_bound(self) -> float | None:
+    """tokens_saved in percent of the bound; 100 where nothing can be saved."""
+    if self.upper_bound_tokens is None:
+      return None
+    if not self.upper_bound_tokens:
+      return 100.0
+    return 100 * self.tokens_saved / self.upper_bound_tokens
 
   @property
   def meanings(self) -> dict[str, str]:
@@ -107,6 +119,7 @@ class SimulationReport:
     return dataclasses.asdict(self) | {
       "saved_fraction": self.saved_fraction,
       "saved_fraction_of_reusable": self.tokens_saved / reusable,
+      "percent_of_upper_bound": self.percent_of_upper_bound,
       "meanings": self.meanings,
     }
 

@@ -2,7 +2,14 @@
 
 from collections.abc import Sequence
 
-from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.anchor_rules import (
+  Path,
+  replay_adaptive,
+  replay_states,
+  tree_paths,
+  wanted_depths,
+)
+from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
@@ -17,35 +24,79 @@ from sparse_prefix_jax.evaluation.store_rules import (
   replay_store,
   store_planner,
 )
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace
 
 # The paper's histogram: 64-token bins up to 16,384 tokens.
 _LEAST_DEPTHS = 257
 
 
-def default_eviction(capacity: Capacity) -> str:
-  """Returns FIFO for the paper's sequences, LRU for the rest."""
+def default_eviction(capacity: Capacity, placement: str = "last") -> str:
+  """Returns the rule by which states are evicted unless another is named.
+
+  Args:
+    capacity: First in, first out for the paper's sequences, the least recently
+      used first for the rest.
+    placement: One of those that weigh states evicts by its own index.
+
+  >>> default_eviction(Capacity("states", 9), "adaptive")
+  'index'
+  """
+  if placement in SHARED:
+    return "index"
   return "fifo" if capacity.kind == "sequences" else "lru"
 
 
+def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
+  """Returns the placement unless another is named.
+
+  Args:
+    capacity: It is `adaptive` for states and `last` for the rest.
+    eviction: It is `last` too where a rule is named that others have.
+
+  >>> default_placement(Capacity("states", 9))
+  'adaptive'
+  """
+  shared = capacity.kind == "states" and eviction in (None, "index")
+  return "adaptive" if shared else "last"
+
+
 def _check(
-  requests: Trace, policy: PlacementPolicy, eviction: str, kind: str
+  requests: Trace, policy: PlacementPolicy, capacity: Capacity
 ) -> None:
   """Raises ValueError where arguments of `simulate` do not fit each other."""
+  if not isinstance(capacity, Capacity):
+    raise ValueError(
+      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
+    )
   if not isinstance(requests, Trace):
     raise ValueError(
       f"requests must be a Trace of workloads, got {type(requests).__name__}"
     )
   if not isinstance(policy, PlacementPolicy):
     raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
-  check_eviction(kind, eviction)
   if not len(requests):
     raise ValueError("requests must not be empty")
   if requests.block not in (1, policy.chunk):
     raise ValueError(
       f"policy.chunk must be the block size of the trace, {requests.block}"
       f" tokens, got {policy.chunk}"
+    )
+
+
+def _check_rule(policy: PlacementPolicy, eviction: str, kind: str) -> None:
+  """Raises ValueError for an eviction that there is not, or not for these."""
+  if policy.name not in SHARED:
+    check_eviction(kind, eviction)
+    return
+  if kind != "states":
+    raise ValueError(
+      f"placement {policy.name} is for a capacity of states, got {kind}"
+    )
+  if eviction != "index":
+    raise ValueError(
+      f"placement {policy.name} evicts by its index, got eviction {eviction!r}"
     )
 
 
@@ -80,7 +131,7 @@ def simulate(
     capacity: What may be held: sequences (the paper's rules), states (K slots,
       all else free) or bytes (both count, as in serving).
     eviction: A name of `EVICTIONS`, None for `default_eviction`. Sequences and
-      states know fifo and lru.
+      states know fifo and lru; placement `adaptive` brings its own, index.
     warmup_fraction: Share of the requests, rounded down, that fills the cache
       before anything is counted and before learned policies make a plan; 0 for
       none, and then they plan from the first request on.
@@ -96,9 +147,10 @@ def simulate(
     The report.
 
   Raises:
-    ValueError: If the stream is empty, the eviction unknown, the chunk not the
-      trace's block size, the warm-up or the share out of range, if there are no
-      sizes for bytes, or if no measured request fits the capacity.
+    ValueError: If the stream is empty, the eviction unknown or not one of the
+      placement, the chunk not the trace's block size, the warm-up or the share
+      out of range, if there are no sizes for bytes, or if no measured request
+      fits the capacity.
 
   >>> from sparse_prefix_jax.workloads import synthetic_stream
   >>> stream = synthetic_stream([1, 1, 2], requests=50, length=256)
@@ -108,12 +160,10 @@ def simulate(
   >>> report.requests, report.state_checkpoints_per_entry
   (50, 4.0)
   """
-  if not isinstance(capacity, Capacity):
-    raise ValueError(
-      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
-    )
-  eviction = default_eviction(capacity) if eviction is None else eviction
-  _check(requests, policy, eviction, capacity.kind)
+  _check(requests, policy, capacity)
+  if eviction is None:
+    eviction = default_eviction(capacity, policy.name)
+  _check_rule(policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)
   depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
   if capacity.kind == "bytes":
@@ -134,50 +184,71 @@ def simulate(
         f"states take {2 * sizes.state_bytes} bytes, and each block of "
         f"{policy.chunk} tokens takes {sizes.page_bytes} more"
       )
-  else:
-    # The paper and the anchors know prompts only.
-    requests, sizes = requests.prompts(), None
-    tally = _replay_prompts(
+    return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
+  # The paper and the anchors know prompts only.
+  requests = requests.prompts()
+  if capacity.kind == "states":
+    paths = tree_paths(requests, policy.chunk, progress=progress)
+    tally = _replay_states(
       requests,
-      Planner(policy, depths=depths, warming_up=warmup > 0),
-      capacity,
+      policy,
+      paths,
+      slots=capacity.amount,
+      depths=depths,
       eviction=eviction,
       warmup=warmup,
-      lookups=lookups,
       progress=progress,
     )
-  return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
-
-
-def _replay_prompts(
-  requests: Trace,
-  planner: Planner,
-  capacity: Capacity,
-  *,
-  eviction: str,
-  warmup: int,
-  lookups: Sequence[Lookup] | None,
-  progress: bool,
-) -> Tally:
-  """Replays a stream under the rules of the paper, or of the anchors."""
-  if capacity.kind == "states":
-    return replay_states(
-      requests,
-      planner,
-      tree_paths(requests, planner.policy.chunk),
-      slots=capacity.amount,
-      warmup=warmup,
-      eviction=eviction,
-      progress=progress,
+    bound = upper_bound(intervals_of(paths, warmup=warmup), capacity.amount)
+    return _report(
+      *(requests, policy, capacity, eviction, warmup, tally),
+      bound=bound.blocks * policy.chunk,
     )
   if lookups is None:
     lookups = look_up(
       requests, capacity.amount, eviction=eviction, progress=progress
     )
+  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
   decisions = replay_decisions(
     requests, planner, lookups, warmup, progress=progress
   )
-  return tally_decisions(decisions, warmup)
+  tally = tally_decisions(decisions, warmup)
+  return _report(requests, policy, capacity, eviction, warmup, tally)
+
+
+def _replay_states(
+  requests: Trace,
+  policy: PlacementPolicy,
+  paths: Sequence[Path],
+  *,
+  slots: int,
+  depths: int,
+  eviction: str,
+  warmup: int,
+  progress: bool,
+) -> Tally:
+  """Replays a stream under the rules of the anchors."""
+  if policy.name in SHARED:
+    return replay_adaptive(
+      requests,
+      Adaptive(block=policy.chunk),
+      paths,
+      chunk=policy.chunk,
+      slots=slots,
+      warmup=warmup,
+      progress=progress,
+    )
+  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
+  return replay_states(
+    requests,
+    wanted_depths(requests, planner, paths, warmup=warmup),
+    paths,
+    chunk=policy.chunk,
+    slots=slots,
+    warmup=warmup,
+    eviction=eviction,
+    progress=progress,
+  )
 
 
 def _report(
@@ -187,7 +258,8 @@ def _report(
   eviction: str,
   warmup: int,
   tally: Tally,
-  sizes: Sizes | None,
+  sizes: Sizes | None = None,
+  bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""
   return SimulationReport(
@@ -216,4 +288,5 @@ def _report(
     moved_bytes=tally.moved_bytes,
     state_share=tally.state_share,
     reasons=sizes and dict(sorted(tally.reasons.items())),
+    upper_bound_tokens=bound,
   )

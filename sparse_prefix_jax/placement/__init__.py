@@ -20,6 +20,7 @@ from .overlap import observe as observe
 from .planner import Planner as Planner
 from .policy import DEFAULT_CHUNK as DEFAULT_CHUNK
 from .policy import PLACEMENTS as PLACEMENTS
+from .policy import SHARED as SHARED
 from .policy import PlacementPolicy as PlacementPolicy
 from .priced import CommonPrice as CommonPrice
 from .priced import Steps as Steps

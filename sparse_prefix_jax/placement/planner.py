@@ -18,7 +18,7 @@ from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.mixture import Features
-from sparse_prefix_jax.placement.policy import LEARNED, PlacementPolicy
+from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 
 _Learner: TypeAlias = Conditional | Pooled
@@ -74,8 +74,8 @@ class Planner:
         each to the call that needs it. The plans are the same.
 
     Raises:
-      ValueError: If there are fewer than two depths, or the cost is not as
-        described.
+      ValueError: If there are fewer than two depths, the cost is not as
+        described, or the policy is none for single entries.
 
     >>> planner = Planner(PlacementPolicy("last"), depths=16, serving=True)
     >>> planner.positions(128)
@@ -83,6 +83,11 @@ class Planner:
     """
     if depths < 2:
       raise ValueError(f"depths must be at least 2, got {depths}")
+    if policy.name in SHARED:
+      raise ValueError(
+        f"placement {policy.name} is for a simulated capacity of states; a"
+        " planner places single entries and does not have it"
+      )
     checked = None if cost is None else concrete_cost(cost, depths)
     self.policy = policy
     self.observations = 0

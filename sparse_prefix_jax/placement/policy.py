@@ -20,6 +20,7 @@ PLACEMENTS = {
   "dp": "states per entry",
   "optimal": "states per entry",
   "conditional": "states per entry on average, also a fraction",
+  "adaptive": None,
 }
 """The names of the placement policies, and what their budget means; None where
 they have none."""
@@ -27,6 +28,11 @@ they have none."""
 LEARNED = ("dp", "optimal", "conditional")
 """Policies that learn from the overlaps seen so far: `dp` and `optimal` place
 all entries alike, `conditional` each by what is known of it."""
+
+SHARED = ("adaptive",)
+"""Policies that weigh the states of all entries against each other, under one
+budget for everybody: they also say which state is evicted, and no `Planner`
+places by them."""
 
 REPLANNING = ("frozen", "periodic", "decaying")
 """How often learned policies plan again, and whether old counts fade."""

@@ -1,5 +1,7 @@
 """Requests to serve or to replay: loaders and generators, never a model."""
 
+from .adversarial import adversarial_streams as adversarial_streams
+from .adversarial import changed_regime as changed_regime
 from .block_sizes import DEFAULT_BLOCK as DEFAULT_BLOCK
 from .documents import load_quality as load_quality
 from .documents import load_system_prompts as load_system_prompts

@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.evaluation.anchor_rules import replay_states, tree_paths
+from sparse_prefix_jax.evaluation.anchor_rules import (
+  place_adaptively,
+  replay_adaptive,
+  replay_states,
+  tree_paths,
+  wanted_depths,
+)
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest, token_trace
 
 
@@ -44,10 +51,13 @@ def test_equals_a_naive_cache(slots, eviction, whole_path):
   trace = random_trace(slots)
   policy = PlacementPolicy("balanced", 3, chunk=2)
   reference = Planner(policy, depths=9)
+  paths = tree_paths(trace, 2)
+  planner = Planner(policy, depths=9)
   tally = replay_states(
     trace,
-    Planner(policy, depths=9),
-    tree_paths(trace, 2),
+    wanted_depths(trace, planner, paths, warmup=0),
+    paths,
+    chunk=2,
     slots=slots,
     warmup=0,
     eviction=eviction,
@@ -80,6 +90,27 @@ def test_paths_of_hashed_blocks():
 def test_warm_up_is_not_counted():
   trace = random_trace(1, requests=10)
   planner = Planner(PlacementPolicy("last", chunk=2), depths=9, warming_up=True)
-  tally = replay_states(trace, planner, tree_paths(trace, 2), slots=5, warmup=6)
+  paths = tree_paths(trace, 2)
+  wanted = wanted_depths(trace, planner, paths, warmup=6)
+  tally = replay_states(trace, wanted, paths, chunk=2, slots=5, warmup=6)
   assert tally.requests == 4
   assert tally.tokens_total == sum(r.length for r in trace.requests[6:])
+
+
+@pytest.mark.parametrize("slots", [1, 5, 40])
+def test_adaptive_resumes_from_what_it_holds(slots):
+  """Every state was added by a request, and no more than K are held."""
+  trace = random_trace(slots, requests=150)
+  paths, policy = tree_paths(trace, 2), Adaptive(block=2)
+  placed = []
+  for one in place_adaptively(policy, paths, slots=slots):
+    placed.append(one)
+    assert policy.held_count <= slots
+  assert all(one.resumed <= path.seen for one, path in zip(placed, paths))
+  assert sum(one.added for one in placed) >= policy.held_count
+  tally = replay_adaptive(
+    trace, Adaptive(block=2), paths, chunk=2, slots=slots, warmup=30
+  )
+  assert tally.requests == 120 and tally.peak == min(slots, tally.peak)
+  assert tally.tokens_saved == 2 * sum(one.resumed for one in placed[30:])
+  assert tally.states == sum(one.added for one in placed[30:])

@@ -8,6 +8,7 @@ from sparse_prefix_jax.cache import index
 from sparse_prefix_jax.evaluation import (
   Capacity,
   Sizes,
+  default_placement,
   look_up,
   parse_capacity,
   simulate,
@@ -130,6 +131,40 @@ def test_default_evictions():
     for kind in ("sequences", "states", "bytes")
   ]
   assert names == ["fifo", "lru", "lru"]
+
+
+def test_adaptive_is_the_default_of_states_and_evicts_by_itself():
+  policy = PlacementPolicy("adaptive")
+  report = simulate(STREAM, policy, Capacity("states", 9), warmup_fraction=0.25)
+  assert (report.placement, report.eviction) == ("adaptive", "index")
+  assert report.requests == 90 and report.state_checkpoints_peak == 9
+  assert 0 < report.tokens_saved <= report.upper_bound_tokens
+  last = simulate(
+    STREAM, PlacementPolicy("last"), Capacity("states", 9), warmup_fraction=0.25
+  )
+  assert report.upper_bound_tokens == last.upper_bound_tokens
+  assert report.tokens_saved > last.tokens_saved
+  chosen = {
+    (kind, eviction): default_placement(Capacity(kind, 9), eviction)
+    for kind in ("sequences", "states", "bytes")
+    for eviction in (None, "index", "lru")
+  }
+  adaptive = [asked for asked, name in chosen.items() if name == "adaptive"]
+  assert adaptive == [("states", None), ("states", "index")]
+  assert {*chosen.values()} == {"adaptive", "last"}
+
+
+def test_adaptive_is_refused_where_it_cannot_be():
+  policy, sizes = PlacementPolicy("adaptive"), Sizes(1, 1)
+  for kind in ("sequences", "bytes"):
+    with pytest.raises(ValueError, match=f"capacity of states, got {kind}"):
+      simulate(STREAM, policy, Capacity(kind, 9), sizes=sizes)
+  with pytest.raises(ValueError, match="by its index, got eviction 'lru'"):
+    simulate(STREAM, policy, Capacity("states", 9), eviction="lru")
+  with pytest.raises(ValueError, match="must be one of fifo, lru, got 'index'"):
+    simulate(
+      STREAM, PlacementPolicy("last"), Capacity("states", 9), eviction="index"
+    )
 
 
 def test_evictions_are_those_of_the_index():

@@ -202,7 +202,7 @@ def test_they_flow_into_memory_plan_and_simulate_and_placement(monkeypatch):
     return simulate(trace, policy, held, sizes=sizes).tokens_saved
 
   assert saved(1 << 20) == 48
-  with pytest.raises(ValueError, match="states take 2048 bytes, .* 8192 more"):
+  with pytest.raises(ValueError, match=r"states take 2048 bytes, .* 8192 more"):
     saved(4 * sizes.page_bytes)
   given = []
 

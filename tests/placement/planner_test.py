@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sparse_prefix_jax.placement import (
   PLACEMENTS,
+  SHARED,
   Features,
   PlacementPolicy,
   Planner,
@@ -25,7 +26,7 @@ BUDGETS = {
 
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(
-  st.sampled_from(sorted(PLACEMENTS)),
+  st.sampled_from(sorted({*PLACEMENTS} - {*SHARED})),
   st.integers(1, 5000),
   st.lists(st.integers(0, 3000), max_size=3),
 )
@@ -366,3 +367,8 @@ def test_plans_can_be_compiled_ahead():
     assert planner.positions(640) == serving(
       PlacementPolicy(name, budget)
     ).positions(640)
+
+
+def test_placements_under_one_budget_have_no_planner():
+  with pytest.raises(ValueError, match="placement adaptive is for a simulated"):
+    Planner(PlacementPolicy("adaptive"), depths=8)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from benchmarks import policy_table
 from tests.project import checkout
 
 PAGE = checkout.ROOT / "docs" / "results.md"
@@ -36,3 +37,10 @@ def test_the_page_counts_the_programs() -> None:
   counts = [len(tpus), targets.count("h100"), newest.count("b200")]
   told = [re.search(pattern, text) for pattern in WORDS.values()]
   assert [int(x) for match in told if match for x in match.groups()] == counts
+
+
+def test_the_page_has_the_table_of_policies() -> None:
+  kept = json.loads((RESULTS / "policies.json").read_text(encoding="utf-8"))
+  lines = policy_table.table(kept["rows"])
+  assert len(lines) >= 20
+  assert [x for x in lines if x not in PAGE.read_text("utf-8")] == []

@@ -1,0 +1,206 @@
+"""What policies save with K states, in percent of what no policy can exceed.
+
+What `benchmarks/policies.py` measures and the tests try.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparse_prefix_jax.evaluation.anchor_rules import (
+  place_adaptively,
+  replay_states,
+  tree_paths,
+  wanted_depths,
+)
+from sparse_prefix_jax.evaluation.bound import (
+  hindsight,
+  intervals_of,
+  upper_bound,
+)
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement.worth import Adaptive
+from sparse_prefix_jax.workloads import (
+  Trace,
+  adversarial_streams,
+  changed_regime,
+  load_mooncake,
+)
+
+PLACED: tuple[tuple[str, float | None], ...] = (
+  ("last", None),
+  ("conditional", 0.5),
+  ("conditional", 1),
+  ("conditional", 2),
+  ("conditional", 4),
+)
+"""Placements under which the state that was used longest ago goes first."""
+
+SLOTS = {
+  "hot_prefix": (4, 8),
+  "cyclic_scan": (16,),
+  "regime_change": (4, 8),
+  "two_tenants": (4, 6),
+}
+"""With how many states the streams of the library are tried."""
+
+BEFORE, AFTER = 15_000, 1_500
+
+
+class Case(NamedTuple):
+  """A stream, and with how many states it is replayed."""
+
+  trace: Trace
+  slots: tuple[int, ...]
+
+
+def parse_case(text: str) -> Case:
+  """Reads a trace, `FILE@K,K,...` or `FILE:N@K,K,...` for its first N requests.
+
+  Raises:
+    ValueError: The text is of another form, or the file no trace.
+    OSError: The file cannot be read.
+  """
+  where, _, slots = text.rpartition("@")
+  path, _, first = where.rpartition(":") if ":" in where else (where, "", "")
+  numbers = slots.split(",")
+  if not path or not all(n.isdecimal() and int(n) for n in numbers):
+    raise ValueError(f"a trace must be FILE@K,K,... with K from 1, got {text}")
+  if first and not (first.isdecimal() and int(first)):
+    raise ValueError(f"a number of requests must stand behind :, got {text}")
+  trace = load_mooncake(Path(path))
+  if first:
+    some = trace.requests[: int(first)]
+    trace = dataclasses.replace(
+      trace, name=f"{trace.name}:{first}", requests=some
+    )
+  return Case(trace, tuple(map(int, numbers)))
+
+
+def own_cases() -> list[Case]:
+  """The streams that the library makes itself."""
+  return [Case(t, SLOTS[name]) for name, t in adversarial_streams().items()]
+
+
+def rows_of(case: Case) -> Iterator[dict[str, Any]]:
+  """Replays every policy with every number of states.
+
+  Yields:
+    A row per number of states: the bound, what one plan with hindsight reaches
+    and, by policy, the tokens saved and their percentage of the bound.
+  """
+  trace, block = case.trace, case.trace.block
+  paths = tree_paths(trace, block)
+  intervals = intervals_of(paths)
+  placed = {_name(*one): _wanted(trace, paths, *one) for one in PLACED}
+  for slots in case.slots:
+    bound = upper_bound(intervals, slots)
+    saved = {
+      name: replay_states(
+        trace, wanted, paths, chunk=block, slots=slots, warmup=0
+      ).tokens_saved
+      for name, wanted in placed.items()
+    }
+    saved["adaptive"] = block * sum(_resumed(trace, slots))
+    yield {
+      "stream": trace.name,
+      "requests": len(trace),
+      "slots": slots,
+      "upper_bound_tokens": block * bound.blocks,
+      "hindsight_tokens": block * hindsight(intervals, bound, slots),
+      "tokens_saved": saved,
+      "percent_of_upper_bound": {
+        name: round(100 * tokens / (block * max(bound.blocks, 1)), 2)
+        for name, tokens in saved.items()
+      },
+    }
+
+
+def percent(case: Case) -> float:
+  """What `adaptive` saves in percent of the bound, the mean over the slots."""
+  block, found = case.trace.block, []
+  intervals = intervals_of(tree_paths(case.trace, block))
+  for slots in case.slots:
+    bound = max(upper_bound(intervals, slots).blocks, 1)
+    found.append(100 * sum(_resumed(case.trace, slots)) / bound)
+  return sum(found) / len(found)
+
+
+def tenants(slots: Iterable[int] = SLOTS["two_tenants"]) -> list[dict]:
+  """What each of two tenants in turn is spared, by `adaptive`."""
+  trace = adversarial_streams()["two_tenants"]
+  rows = []
+  for count in slots:
+    resumed = _resumed(trace, count)
+    halves = [trace.block * sum(resumed[tenant::2]) for tenant in (0, 1)]
+    rows.append({"slots": count, "tokens_saved": halves})
+  return rows
+
+
+def changes(
+  slots: Iterable[int] = (4, 8, 16), before: int = BEFORE, after: int = AFTER
+) -> list[dict]:
+  """What is saved after a change of regime, against a fresh start."""
+  rows = []
+  for documents_first in (True, False):
+    trace = changed_regime(
+      before=before, after=after, documents_first=documents_first
+    )
+    late = dataclasses.replace(trace, requests=trace.requests[before:])
+    for count in slots:
+      changed = sum(_resumed(trace, count)[before:])
+      fresh = sum(_resumed(late, count))
+      rows.append(
+        {
+          "first": "documents" if documents_first else "conversations",
+          "slots": count,
+          "of_a_fresh_start": round(changed / fresh, 4),
+        }
+      )
+  return rows
+
+
+def line(row: dict[str, Any]) -> str:
+  """A row as it is printed."""
+  bound = max(row["upper_bound_tokens"], 1)
+  figures = " ".join(
+    f"{name} {percent:.1f}"
+    for name, percent in row["percent_of_upper_bound"].items()
+  )
+  plan = 100 * row["hindsight_tokens"] / bound
+  return f"{row['stream']} {row['slots']}: {figures} (hindsight {plan:.1f})"
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+  """The lines of a table in Markdown, as docs/results.md has it."""
+  lines = []
+  for row in rows:
+    bound = row["upper_bound_tokens"]
+    figures = [*row["percent_of_upper_bound"].values()]
+    figures.append(100 * row["hindsight_tokens"] / max(bound, 1))
+    cells = [row["stream"].replace(".jsonl.xz", ""), f"{row['slots']:,}"]
+    cells += [f"{bound / 1e6:,.2f} M", *(f"{x:.1f}" for x in figures)]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
+def _name(name: str, budget: float | None) -> str:
+  return name if budget is None else f"{name}:{budget:g}"
+
+
+def _wanted(
+  trace: Trace, paths: list, name: str, budget: float | None
+) -> list[tuple[int, ...]]:
+  """What a placement wants, however many states are held."""
+  policy = PlacementPolicy(name, budget, chunk=trace.block)
+  depths = max(2, trace.longest // trace.block + 1)
+  planner = Planner(policy, depths=depths)
+  return list(wanted_depths(trace, planner, paths, warmup=0))
+
+
+def _resumed(trace: Trace, slots: int) -> list[int]:
+  """Blocks that each request resumes after, by `adaptive`."""
+  policy = Adaptive(block=trace.block)
+  paths = tree_paths(trace, trace.block)
+  return [one.resumed for one in place_adaptively(policy, paths, slots=slots)]

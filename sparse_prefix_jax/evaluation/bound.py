@@ -1,0 +1,232 @@
+"""What no policy can save with K states, whatever it knows of the future.
+
+A request that resumes from a prefix uses a state that somebody captured when he
+went through that prefix, and that was held since its last visit: for the whole
+*interval* of steps from that visit to now. One interval per distinct last visit
+on its path is enough, the deepest. Intervals of one prefix never overlap, so at
+every step as many states are held as chosen intervals cover it. Hence what is
+saved is at most the optimum of
+
+    choose at most one interval per request, the sum of gains being largest,
+    such that no step is covered by more than K.
+
+With a price for covering each step the second condition can be given up: every
+request takes the interval whose gain exceeds its prices most, or none. For any
+prices that are not negative
+
+    sum over requests of max(0, max of gain - prices of its steps) + K * prices
+
+is an upper bound (weak duality), and the prices are improved by the subgradient
+method. So the figure is certified: no more than its arithmetic has to be right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from sparse_prefix_jax.evaluation.anchor_rules import Path
+
+_ITERATIONS = 300
+_FIRST_STEP = 0.02
+_SHORTER = 0.6
+_STALLED = 15
+_WORTHWHILE = 1e-5
+# Rounding errors are far below; gains are whole numbers of blocks.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Intervals:
+  """Which states the requests of a stream could use, sorted by request.
+
+  Attributes:
+    request: int64 [n], who could resume.
+    since: int64 [n], the request that the state must have been held since, or
+      the last of the warm-up, if that is later.
+    gain: float64 [n], blocks that it would spare.
+    requests: How many requests there are.
+  """
+
+  request: Int64[np.ndarray, "n"]
+  since: Int64[np.ndarray, "n"]
+  gain: Float64[np.ndarray, "n"]
+  requests: int
+
+
+class Bound(NamedTuple):
+  """An upper bound, and the prices that prove it.
+
+  Attributes:
+    blocks: What is saved at most.
+    prices: float64 [requests], per step from one request to the next.
+  """
+
+  blocks: int
+  prices: Float64[np.ndarray, "requests"]
+
+
+def intervals_of(paths: Sequence[Path], *, warmup: int = 0) -> Intervals:
+  """Finds the intervals of a stream.
+
+  Args:
+    paths: What `tree_paths` gave for it.
+    warmup: How many leading requests are not measured. When they have passed,
+      any K states that could have been captured may be held.
+
+  >>> paths = [Path((0, 1), 0, -1), Path((0, 1), 2, 0), Path((0,), 1, 1)]
+  >>> intervals_of(paths).gain.tolist()
+  [2.0, 1.0]
+  """
+  nodes = 1 + max((path.nodes[-1] for path in paths if path.nodes), default=0)
+  visited = np.zeros(nodes, np.int64)
+  request, since, gain = [], [], []
+  for position, path in enumerate(paths):
+    way = np.array(path.nodes, np.int64)
+    if path.seen and position >= warmup:
+      # Whoever reached a node passed those above it: visits never rise.
+      visits = visited[way[: path.seen]]
+      deepest = np.flatnonzero(np.diff(visits, append=-1))
+      request.append(np.full(deepest.size, position))
+      since.append(np.maximum(visits[deepest], warmup - 1))
+      gain.append(deepest + 1.0)
+    visited[way] = position
+  none = [np.zeros(0, np.int64)]
+  return Intervals(
+    np.concatenate(request or none),
+    np.concatenate(since or none),
+    np.concatenate(gain or [np.zeros(0)]),
+    len(paths),
+  )
+
+
+def upper_bound(intervals: Intervals, slots: int) -> Bound:
+  """Returns an upper bound on what K states can save.
+
+  Args:
+    intervals: What `intervals_of` gave.
+    slots: K.
+
+  >>> paths = [Path((0,), 0, -1), Path((1,), 0, -1)]
+  >>> paths += [Path((0,), 1, 0), Path((1,), 1, 1)]
+  >>> upper_bound(intervals_of(paths), slots=1).blocks
+  1
+  """
+  if not intervals.request.size:
+    return Bound(0, np.zeros(intervals.requests))
+  dual = _Dual(intervals, slots)
+  steps = np.ones(intervals.requests)
+  constants = np.concatenate([[0.0], np.geomspace(1e-5, 1e3, 25)])
+  best = min((dual.relax(c * steps) for c in constants), key=_value)
+  best = _descend(dual, best)
+  return Bound(int(best.value * (1 + _ROUNDING) + _ROUNDING), best.prices)
+
+
+def hindsight(intervals: Intervals, bound: Bound, slots: int) -> int:
+  """Returns the blocks that one plan with K states saves, knowing the future.
+
+  The requests choose in the order of how much their best interval exceeds its
+  prices; whoever finds a step full takes his next best. It is a plan, not the
+  best one: the best one saves at least as much, and at most the bound.
+
+  Args:
+    intervals: What `intervals_of` gave.
+    bound: What `upper_bound` gave for them.
+    slots: K.
+
+  >>> paths = [Path((0,), 0, -1), Path((1,), 0, -1)]
+  >>> paths += [Path((0,), 1, 0), Path((1,), 1, 1)]
+  >>> intervals = intervals_of(paths)
+  >>> hindsight(intervals, upper_bound(intervals, 1), slots=1)
+  1
+  """
+  profit = intervals.gain - _price(intervals, bound.prices)
+  left = np.full(intervals.requests, slots)
+  served, saved = np.zeros(intervals.requests, np.bool_), 0
+  for one in np.lexsort((intervals.gain, profit))[::-1]:
+    request, since = intervals.request[one], intervals.since[one]
+    if served[request] or not (left[since:request] > 0).all():
+      continue
+    left[since:request] -= 1
+    served[request] = True
+    saved += int(intervals.gain[one])
+  return saved
+
+
+class _Relaxed(NamedTuple):
+  """The relaxed problem at some prices.
+
+  Attributes:
+    value: An upper bound, in blocks.
+    prices: Those prices, per step.
+    slope: How the value changes with each price: K less what covers the step.
+  """
+
+  value: float
+  prices: Float64[np.ndarray, "steps"]
+  slope: Float64[np.ndarray, "steps"]
+
+
+def _value(relaxed: _Relaxed) -> float:
+  """What is minimised."""
+  return relaxed.value
+
+
+def _price(
+  intervals: Intervals, prices: Float64[np.ndarray, "steps"]
+) -> Float64[np.ndarray, "n"]:
+  """The sum of prices that each interval covers."""
+  sums = np.concatenate([[0.0], np.cumsum(prices)])
+  return sums[intervals.request] - sums[intervals.since]
+
+
+class _Dual:
+  """The relaxed problem as a function of the prices."""
+
+  def __init__(self, intervals: Intervals, slots: int) -> None:
+    """Finds where the intervals of each request begin."""
+    self._intervals, self._slots = intervals, slots
+    changes = np.diff(intervals.request, prepend=-1) > 0
+    self._first = np.flatnonzero(changes)
+    self._group = np.cumsum(changes) - 1
+
+  def relax(self, prices: Float64[np.ndarray, "steps"]) -> _Relaxed:
+    """Lets every request choose by itself."""
+    intervals, size = self._intervals, self._intervals.requests
+    profit = intervals.gain - _price(intervals, prices)
+    most = np.maximum.reduceat(profit, self._first)
+    chosen = self._chosen(profit, most)
+    starts = np.bincount(intervals.since[chosen], minlength=size)
+    ends = np.bincount(intervals.request[chosen], minlength=size)
+    covered = np.cumsum(starts - ends)
+    value = most[most > 0].sum() + self._slots * prices.sum()
+    return _Relaxed(float(value), prices, (self._slots - covered).astype(float))
+
+  def _chosen(
+    self, profit: Float64[np.ndarray, "n"], most: Float64[np.ndarray, "groups"]
+  ) -> Int64[np.ndarray, "chosen"]:
+    """The first best interval of every request that gains by one."""
+    best: Bool[np.ndarray, "n"] = (profit == most[self._group]) & (profit > 0)
+    found = np.flatnonzero(best)
+    return found[np.unique(self._group[found], return_index=True)[1]]
+
+
+def _descend(dual: _Dual, best: _Relaxed) -> _Relaxed:
+  """Lowers the bound by steps against the slope, each of Polyak's length."""
+  now, length, stalled = best, _FIRST_STEP, 0
+  for _ in range(_ITERATIONS):
+    # A price of 0 cannot fall.
+    slope = np.where((now.slope > 0) & (now.prices <= 0), 0.0, now.slope)
+    # Not a product: threads of BLAS wait for each other on a busy machine.
+    norm = float(np.square(slope).sum())
+    if not norm:
+      break
+    step = length * best.value / norm
+    now = dual.relax(np.maximum(0.0, now.prices - step * slope))
+    stalled = 0 if now.value < best.value * (1 - _WORTHWHILE) else stalled + 1
+    best = min(best, now, key=_value)
+    if stalled > _STALLED:
+      now, length, stalled = best, length * _SHORTER, 0
+  return best

@@ -1,0 +1,293 @@
+"""Which states are worth keeping, for everybody under one budget: `Adaptive`.
+
+The object decides and holds numbers only. Whoever keeps the states drives it:
+
+    visit = policy.observe(keys)        what a prompt finds; learned from
+    rows = policy.candidates(visit)     where it might keep states
+    policy.hold(rows)                   as if there were room for all of them
+    while there is too much:
+      policy.release(policy.choose())   the least worth goes, perhaps a new one
+    those of `rows` that are held still are to be captured
+
+It is online (a visit is learned from before its prompt is placed, never the
+future), has nothing to tune, and what it decides is a function of the calls.
+docs/design.md, "Which states are worth keeping", has the mathematics.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int64
+
+from sparse_prefix_jax.placement.worth import flow
+from sparse_prefix_jax.placement.worth.cells import Kind
+from sparse_prefix_jax.placement.worth.forgetting import remembered_bytes
+from sparse_prefix_jax.placement.worth.learning import Learner
+from sparse_prefix_jax.placement.worth.pages import blocks_freed
+from sparse_prefix_jax.placement.worth.proposals import proposals
+from sparse_prefix_jax.placement.worth.table import ROOT
+from sparse_prefix_jax.placement.worth.tree import Way
+
+
+@dataclass(frozen=True)
+class Visit:
+  """What a prompt found.
+
+  Attributes:
+    step: Its number among all prompts, from 0.
+    matched: How many of them an earlier prompt had, m.
+    resumed: Depth of the deepest of them with a state, h; 0 for none.
+    row: Row of the candidate there; the root's for none.
+    turn: Ends of earlier prompts on the way.
+    gap: log2 of requests between visits of the deepest candidate on the way.
+    way: Where it goes through the tree.
+  """
+
+  step: int
+  matched: int
+  resumed: int
+  row: int
+  turn: int
+  gap: float
+  way: Way = field(repr=False)
+
+
+class Adaptive:
+  """One budget of states for everybody: what to offer, and what to evict.
+
+  Attributes:
+    held_count: How many states are held.
+
+  >>> policy = Adaptive(block=64)
+  >>> for prompt in ("abcd", "abef", "abcd"):
+  ...   visit = policy.observe(prompt)
+  ...   policy.hold(policy.candidates(visit))
+  ...   while policy.held_count > 2:
+  ...     policy.release(policy.choose())
+  >>> visit.matched, visit.resumed
+  (4, 4)
+  """
+
+  def __init__(
+    self,
+    *,
+    block: int,
+    cost: Callable[[int], float] | None = None,
+    memory_bytes: int = 64 * 2**20,
+  ) -> None:
+    """Knows nothing yet.
+
+    Args:
+      block: Tokens of a block, B.
+      cost: What prefilling that many blocks costs, F, never decreasing; None
+        counts tokens.
+      memory_bytes: What may be remembered. The candidates without a state that
+        were visited longest ago are forgotten first; a held one never is.
+
+    Raises:
+      ValueError: If there is less than one token to a block, or no memory.
+    """
+    if block < 1 or memory_bytes < 1:
+      raise ValueError(
+        "block and memory_bytes must be at least 1, got"
+        f" {block} and {memory_bytes}"
+      )
+    tokens = cost or (lambda depth: float(depth * block))
+    self.held_count = 0
+    self._learner = Learner(block, tokens, memory_bytes)
+    self._table, self._tree = self._learner.table, self._learner.tree
+    self._step = 0
+
+  def observe(self, keys: Sequence[Hashable]) -> Visit:
+    """Learns from a prompt how often prefixes are asked for again.
+
+    Args:
+      keys: One per whole block that the prompt may resume after, equal where
+        the blocks are; a server leaves out a block that ends the prompt.
+
+    Returns:
+      What it found, for `candidates`.
+    """
+    step, way = self._step, self._tree.walk(keys)
+    self._step += 1
+    turn, gap = self._learner.visit(step, way)
+    self._learner.catch_up(step)
+    row = next((r for r in reversed(way.rows) if self._table.held[r]), ROOT)
+    return Visit(
+      step=step,
+      matched=way.matched,
+      resumed=int(self._table.depth[row]),
+      row=row,
+      turn=turn,
+      gap=gap,
+      way=way,
+    )
+
+  def candidates(
+    self,
+    visit: Visit,
+    *,
+    anchors: Collection[int] = (),
+    roomy: bool = False,
+  ) -> tuple[int, ...]:
+    """Registers the candidates of a prompt, and names those to hold.
+
+    Prompts that are served together are all observed first, and then offer in
+    the same order; one then knows what those before it have in common with it.
+
+    Args:
+      visit: What `observe` returned, for every prompt once.
+      anchors: Depths in blocks that the prompt names itself.
+      roomy: Whether fewer states are held than there is room for, where states
+        are all that is counted.
+
+    Returns:
+      Rows without a state, all deeper than where the prompt resumes, the
+      shallow ones first.
+
+    Raises:
+      ValueError: If an anchor does not lie within the prompt.
+    """
+    way, table = visit.way, self._table
+    for depth in anchors:
+      if not 0 < depth <= len(way.keys):
+        raise ValueError(
+          f"anchors must be from 1 to {len(way.keys)} blocks, got {depth}"
+        )
+    if way.changes != self._tree.changes:
+      way = self._tree.walk(way.keys)
+    proposed = proposals(
+      len(way.keys),
+      matched=way.matched,
+      offsets=self._learner.offsets,
+      anchors=anchors,
+      roomy=roomy,
+    )
+    known, offered = set(way.rows), set()
+    for depth, kind in proposed:
+      row = way.row_at(depth)
+      if row is None:
+        if depth <= visit.resumed and kind > Kind.BRANCH:
+          continue
+        row = self._learner.register(
+          visit.step, way, depth, kind, turn=visit.turn, gap=visit.gap
+        )
+      offered.add(row)
+    self._tree.finish(way)
+    fresh = [row for row in way.rows if row not in known]
+    self._learner.want(self._step - 1, np.array(fresh, np.int64))
+    return tuple(
+      row
+      for row, depth in zip(way.rows, way.depths)
+      if depth > visit.resumed
+      and not table.held[row]
+      and (row in offered or depth <= way.matched)
+    )
+
+  def hold(self, rows: Sequence[int]) -> None:
+    """Counts states as held, before they are captured.
+
+    Args:
+      rows: Candidates without a state, each once.
+
+    Raises:
+      ValueError: If one has a state, is no candidate, or comes twice.
+    """
+    for row in rows:
+      if not self._is_candidate(row) or self._table.held[row]:
+        raise ValueError(f"row {row} is no candidate without a state")
+    if len({*rows}) < len(rows):
+      raise ValueError(f"rows must differ from each other, got {list(rows)}")
+    if rows:
+      flow.hold(self._table, rows)
+      self.held_count += len(rows)
+
+  def choose(
+    self,
+    *,
+    pinned: Collection[int] = (),
+    freed: Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None = None,
+  ) -> int:
+    """Names the held state that is worth least per unit that it takes.
+
+    Args:
+      pinned: Rows that must stay.
+      freed: What evicting each of some held rows would free, positive; None
+        where every state frees the same.
+
+    Returns:
+      Its row; of equals the one whose block was seen first.
+
+    Raises:
+      ValueError: If there is none that may go, or one frees nothing.
+    """
+    rows = np.flatnonzero(self._table.held[: self._table.size])
+    if pinned:
+      rows = rows[~np.isin(rows, list(pinned))]
+    if not rows.size:
+      raise ValueError(
+        f"no state may be evicted: {self.held_count} are held and"
+        f" {len(pinned)} rows pinned"
+      )
+    worth = flow.worths(self._table, rows)
+    if freed is not None:
+      units = np.asarray(freed(rows), np.float64)
+      if not (units > 0).all():
+        raise ValueError(f"freed must be positive, got {units.min()}")
+      worth = worth / units
+    least = rows[worth == worth.min()]
+    return int(least[self._table.number[least].argmin()])
+
+  def release(self, row: int) -> None:
+    """Counts a state as held no more.
+
+    Args:
+      row: A held candidate, which is remembered nevertheless.
+
+    Raises:
+      ValueError: If no state is held there.
+    """
+    if not self._is_candidate(row) or not self._table.held[row]:
+      raise ValueError(f"row {row} holds no state")
+    flow.release(self._table, row)
+    self.held_count -= 1
+
+  @property
+  def remembered_bytes(self) -> int:
+    """Bytes of what is remembered; the keys of blocks are the caller's."""
+    return remembered_bytes(self._table, self._tree)
+
+  def blocks_freed(
+    self, rows: Int64[np.ndarray, "n"]
+  ) -> Int64[np.ndarray, "n"]:
+    """Returns how many blocks' pages only the state of each row needs.
+
+    With bytes of a state and of a page, `choose(freed=...)` weighs by
+
+        lambda rows: state_bytes + page_bytes * policy.blocks_freed(rows)
+
+    Args:
+      rows: Held candidates.
+    """
+    return blocks_freed(self._table, rows)
+
+  def is_held(self, row: int) -> bool:
+    """Returns whether a state is held there.
+
+    Args:
+      row: A candidate.
+    """
+    return bool(self._table.held[row])
+
+  def depth_of(self, row: int) -> int:
+    """Returns how many blocks lie before a candidate.
+
+    Args:
+      row: Its row.
+    """
+    return int(self._table.depth[row])
+
+  def _is_candidate(self, row: int) -> bool:
+    """Whether a row is one of a candidate that is remembered."""
+    return 0 < row < self._table.size and bool(self._table.kind[row])

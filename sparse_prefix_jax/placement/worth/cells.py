@@ -1,0 +1,87 @@
+"""Which candidates are alike: the cells that hazards are counted in.
+
+A cell is a combination of five facts, from the one that says most to the one
+that says least. What is known of few candidates leans on those with which they
+share the leading facts (`hazards`).
+
+    kind     what the candidate was proposed as, one of `Kind`
+    passes   how often requests went through it: 0, 1, 2-3, 4-7, 8 and more
+    turn     how many ends of prompts lay on the way to it, binned alike
+    gap      log2 of the time between its visits, a running mean: unknown, below
+             2, 4, 6, 8, or more
+    depth    tokens before it: below 2,048, 8,192, 32,768, or more
+"""
+
+from enum import IntEnum
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+UNKNOWN = -1.0
+"""The gap of a candidate of which nobody knows how often it is visited."""
+
+_COUNTS = np.array([1, 2, 4, 8])
+_GAPS = np.array([2, 4, 6, 8])
+_TOKENS = np.array([2048, 8192, 32768])
+
+
+class Kind(IntEnum):
+  """What a candidate was proposed as; the lowest where there are several.
+
+  Attributes:
+    END: Where a prompt ended: a conversation may go on from here.
+    BRANCH: Where a request left what was known, or an anchor that it named.
+    OFFSET: As far before the end of a prompt as earlier ones were left.
+    NEXT_OFFSET: The second such distance, if two are chosen.
+    DYADIC: At 1, 2, 4, ... blocks, proposed while there is room for anything.
+  """
+
+  END = 1
+  BRANCH = 2
+  OFFSET = 3
+  NEXT_OFFSET = 4
+  DYADIC = 5
+
+
+SHAPE = (len(Kind) + 1, 5, 5, 6, 4)
+"""How many values each of the five facts has; no candidate is of kind 0."""
+
+CELLS = int(np.prod(SHAPE))
+"""How many cells there are."""
+
+
+def cells_of(
+  kind: Int64[np.ndarray, "n"],
+  passes: Int64[np.ndarray, "n"],
+  turn: Int64[np.ndarray, "n"],
+  gap: Float64[np.ndarray, "n"],
+  tokens: Int64[np.ndarray, "n"],
+) -> Int64[np.ndarray, "n"]:
+  """Returns the cell of each candidate.
+
+  Args:
+    kind: Values of `Kind`.
+    passes: How often requests went through it.
+    turn: How many ends of prompts lay on the way.
+    gap: log2 of requests between visits, or `UNKNOWN`.
+    tokens: Tokens before it.
+
+  Returns:
+    Numbers in [0, CELLS).
+
+  >>> one = np.array([1])
+  >>> cells_of(one, one, one, np.array([UNKNOWN]), 4096 * one).tolist()
+  [745]
+  """
+  gaps = 1 + np.searchsorted(_GAPS, gap, "right")
+  facts = (
+    kind,
+    np.searchsorted(_COUNTS, passes, "right"),
+    np.searchsorted(_COUNTS, turn, "right"),
+    np.where(gap < 0, 0, gaps),
+    np.searchsorted(_TOKENS, tokens, "right"),
+  )
+  cells = facts[0]
+  for fact, values in zip(facts[1:], SHAPE[1:]):
+    cells = cells * values + fact
+  return cells

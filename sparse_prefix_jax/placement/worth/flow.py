@@ -1,0 +1,164 @@
+"""Whose demand a state serves, and what the state is worth by it: flow.
+
+A request that wants a prefix resumes from the deepest state on the way to it.
+So the demand of every candidate flows to its *holder*, the nearest held one
+among itself and those above it; to nobody where there is none. Holding another
+candidate takes over what is wanted below it and not held deeper; evicting one
+leaves its flow to the next holder above. The state at u is worth
+
+    max over T of flow_u(T) / T  *  (F(u) - F(nearest held above u))
+
+per request: the best rate at which it is wanted over any horizon, times what a
+request then spares by it beyond what it would spare anyway.
+
+Candidates that want nothing, since nobody has visited them for long, need no
+holder. Only the *current* ones are followed, which are closed upwards, so that
+the time does not grow with all that is remembered.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from sparse_prefix_jax.placement.worth.demand import HORIZONS
+from sparse_prefix_jax.placement.worth.table import ROOT, Table
+
+_LEAST_RATE = 1e-12
+
+
+def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
+  """Finds holders and sums flows anew.
+
+  Args:
+    table: Its columns `current`, `holder`, `flow` and `rate` are written.
+    rows: The candidates that count, among them all that are held; those above
+      them are followed as well. Whoever is left out must want nothing.
+  """
+  held = np.flatnonzero(table.held[: table.size])
+  table.follow(_with_those_above(table, rows))
+  current = table.current_rows
+  table.holder[current] = _holders(table)
+  # Demand never falls with the horizon: the longest one tells who has any.
+  rows = current[table.demand[current, -1] > 0]
+  holders = np.concatenate([[ROOT], held])
+  place = np.zeros(table.size, np.int64)
+  place[holders] = np.arange(holders.size)
+  width = HORIZONS.size
+  where = place[table.holder[rows], None] * width + np.arange(width)
+  sums = np.bincount(
+    where.ravel(), table.demand[rows].ravel(), minlength=holders.size * width
+  )
+  table.flow[holders] = sums.reshape(-1, width)
+  _rerate(table, holders)
+
+
+def visit(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
+  """Follows the candidates on a way again, if they were left out.
+
+  Args:
+    table: Its columns `current` and `holder` are written.
+    rows: All candidates on a way from the root, the shallow ones first.
+  """
+  places = np.where(table.held[rows], np.arange(rows.size), -1)
+  last = np.maximum.accumulate(places)
+  table.holder[rows] = np.where(last < 0, ROOT, rows[last])
+  table.follow_too(rows)
+
+
+def want(
+  table: Table,
+  rows: Int64[np.ndarray, "n"],
+  demand: Float64[np.ndarray, "n horizons"],
+) -> None:
+  """Changes what candidates are wanted for, and the flow of their holders.
+
+  Args:
+    table: Its columns `demand`, `flow` and `rate` are written.
+    rows: Different candidates, all current.
+    demand: How often each will be wanted from now on.
+  """
+  holders = table.holder[rows]
+  np.add.at(table.flow, holders, demand - table.demand[rows])
+  table.demand[rows] = demand
+  _rerate(table, holders)
+
+
+def hold(table: Table, rows: Sequence[int]) -> None:
+  """Holds candidates, which take over the demand below them.
+
+  Args:
+    table: Its columns `held`, `holder`, `flow` and `rate` are written.
+    rows: Candidates without a state.
+  """
+  added = np.array(rows, np.int64)
+  if not table.current[added].all():
+    table.follow_too(_with_those_above(table, added))
+  table.held[added] = True
+  current = table.current_rows
+  before, after = table.holder[current], _holders(table)
+  moves = np.flatnonzero(before != after)
+  moved, before, after = current[moves], before[moves], after[moves]
+  table.holder[moved] = after
+  np.subtract.at(table.flow, before, table.demand[moved])
+  np.add.at(table.flow, after, table.demand[moved])
+  _rerate(table, np.concatenate([before, after]))
+
+
+def release(table: Table, row: int) -> None:
+  """Holds a candidate no more; its flow goes to the next holder above.
+
+  Args:
+    table: Its columns `held`, `holder`, `flow` and `rate` are written.
+    row: A held candidate.
+  """
+  above = table.holder[table.parent[row]]
+  table.held[row] = False
+  holder = table.holder[: table.size]
+  holder[holder == row] = above
+  table.flow[above] += table.flow[row]
+  table.flow[row] = 0
+  _rerate(table, np.array([row, above]))
+
+
+def worths(
+  table: Table, rows: Int64[np.ndarray, "n"]
+) -> Float64[np.ndarray, "n"]:
+  """Returns what held candidates are worth, in units of cost per request.
+
+  Args:
+    table: Only read.
+    rows: Held candidates.
+  """
+  above = table.holder[table.parent[rows]]
+  spared = table.cost[rows] - table.cost[above]
+  return np.maximum(table.rate[rows], _LEAST_RATE) * spared
+
+
+def _with_those_above(
+  table: Table, rows: Int64[np.ndarray, "n"]
+) -> Int64[np.ndarray, "m"]:
+  """Candidates, and all on the ways to them."""
+  found = np.zeros(table.size, np.bool_)
+  found[ROOT] = True
+  while (rows := rows[~found[rows]]).size:
+    found[rows] = True
+    rows = table.parent[rows]
+  return np.flatnonzero(found)[1:]
+
+
+def _holders(table: Table) -> Int64[np.ndarray, "n"]:
+  """The nearest held of every current candidate, by doubling of pointers."""
+  rows = table.current_rows
+  nearest = np.zeros(table.size, np.int64)
+  nearest[rows] = np.where(table.held[rows], rows, table.parent[rows])
+  while True:
+    now, further = nearest[rows], nearest[nearest[rows]]
+    if (further == now).all():
+      return now
+    nearest[rows] = further
+
+
+def _rerate(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
+  """Finds the best rates of flows that have changed."""
+  table.rate[rows] = (table.flow[rows] / HORIZONS).max(axis=-1)

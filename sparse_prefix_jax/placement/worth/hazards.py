@@ -1,0 +1,146 @@
+"""How likely a prefix is asked for again, as a function of its age: hazards.
+
+The *hazard* of a candidate of age a (requests since its last visit) is the
+probability that the next request is the first since then to go exactly this far
+in what is known. It is estimated like a death rate: *events* (visits that went
+exactly this far) over *exposure* (how many requests candidates have waited at
+that age). Who waits still, counts as well: its exposure is censored, not over,
+and leaving it out would make every prefix look as if it were asked for soon.
+
+Candidates are alike within a cell (`cells`). Cells nest in five levels, and a
+cell of which little is known leans on the one above it:
+
+    hazard = (events + s) / (exposure + s / hazard of the level above),  s = 1
+
+which is its own rate after many events, and that of the level above before.
+Above the first level stands h0 / (age + 2), h0 = 0.02: with age, prefixes die.
+Nothing fades: after a change of traffic, new candidates are in other cells, and
+forgetting was measured to lose more than it gains.
+"""
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from sparse_prefix_jax.placement.worth.ages import (
+  BINS,
+  EDGES,
+  age_bins,
+  integral_to_edges,
+  spread,
+)
+from sparse_prefix_jax.placement.worth.cells import CELLS, SHAPE
+
+_STRENGTH = 1.0
+_FIRST_GUESS = 0.02 / (EDGES[:-1] + 2)
+# More than three visits per request and candidate are noise.
+_MOST = 3.0
+
+
+class Hazards:
+  """Events and exposure of every cell, and the hazards fitted to them last.
+
+  Attributes:
+    events: float64 [CELLS, BINS], visits that went exactly as far.
+    exposure: float64 [CELLS, BINS], requests waited, of visits that came.
+    rates: float64 [CELLS, BINS], hazards of the last `refit`.
+
+  >>> hazards, cell = Hazards(), np.array([7])
+  >>> before = float(hazards.integral(cell, np.array([4]))[0])
+  >>> for _ in range(9):
+  ...   hazards.expose(cell, np.array([4]))
+  ...   hazards.happen(cell, np.array([4]))
+  >>> hazards.refit(cell, np.array([1]))
+  >>> float(hazards.integral(cell, np.array([4]))[0]) > 10 * before
+  True
+  """
+
+  def __init__(self) -> None:
+    """Starts with no events, and the hazards that follow from none."""
+    self.events = np.zeros((CELLS, BINS))
+    self.exposure = np.zeros((CELLS, BINS))
+    nobody = np.zeros(0, np.int64)
+    self.refit(nobody, nobody)
+
+  def expose(
+    self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
+  ) -> None:
+    """Counts how long candidates have waited that wait no more.
+
+    Args:
+      cells: The cell of each, as it was while it waited.
+      ages: How many requests it has waited, at least 1.
+    """
+    np.add.at(self.exposure, cells, spread(ages))
+
+  def happen(
+    self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
+  ) -> None:
+    """Counts visits that went exactly as far.
+
+    Args:
+      cells: The cell of each candidate, as it was while it waited.
+      ages: How many requests it has waited, at least 1.
+    """
+    np.add.at(self.events, (cells, age_bins(ages - 1)), 1)
+
+  def refit(
+    self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
+  ) -> None:
+    """Fits the hazards again.
+
+    Args:
+      cells: The cells of all candidates that wait now.
+      ages: How long they have waited so far.
+    """
+    exposure = self.exposure + _waiting(cells, ages)
+    rates = _shrunk(self.events.reshape(*SHAPE, BINS), exposure)
+    self.rates = np.minimum(rates.reshape(CELLS, BINS), _MOST)
+    self._to_edges = integral_to_edges(self.rates)
+
+  def integral(
+    self, cells: Int64[np.ndarray, "..."], ages: Int64[np.ndarray, "..."]
+  ) -> Float64[np.ndarray, "..."]:
+    """Returns H(a), how many visits are expected up to age a.
+
+    Args:
+      cells: Cells, of a shape that goes with that of the ages.
+      ages: Requests, not negative.
+    """
+    bins = age_bins(ages)
+    where = cells * BINS + bins
+    within = ages - EDGES.take(bins)
+    return self._to_edges.take(where) + self.rates.take(where) * within
+
+
+def _waiting(
+  cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
+) -> Float64[np.ndarray, "cells bins"]:
+  """The exposure of those who wait, by cell and bin.
+
+  A candidate has passed all bins below its own, and is somewhere in that one.
+  """
+  bins = age_bins(ages)
+  where, size = cells * BINS + bins, CELLS * BINS
+  within = np.minimum(ages, EDGES[-1]) - EDGES[bins]
+  inside = np.bincount(where, within, size).reshape(CELLS, BINS)
+  here = np.bincount(where, minlength=size).reshape(CELLS, BINS)
+  beyond = np.cumsum(here[:, ::-1], axis=1)[:, ::-1] - here
+  return inside + beyond * np.diff(EDGES)
+
+
+def _shrunk(
+  events: Float64[np.ndarray, "*shape bins"],
+  exposure: Float64[np.ndarray, "cells bins"],
+) -> Float64[np.ndarray, "*shape bins"]:
+  """Hazards of the finest level, each level leaning on the one above."""
+  exposure = exposure.reshape(events.shape)
+  rates = _FIRST_GUESS
+  for level in range(len(SHAPE)):
+    # All; kind and passes; turn; gap; depth: the finer facts are summed away.
+    known = 0 if level == 0 else level + 1
+    finer = tuple(range(known, len(SHAPE)))
+    above = rates if level < 2 else rates[..., None, :]
+    rates = (events.sum(finer) + _STRENGTH) / (
+      exposure.sum(finer) + _STRENGTH / above
+    )
+  return rates

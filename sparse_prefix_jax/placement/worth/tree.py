@@ -1,0 +1,179 @@
+"""All prompts of the past, compressed to the candidates on them: `Tree`.
+
+Every end of a prompt and every place where one left another is a candidate, so
+the blocks between two neighbouring candidates are a chain without branches: one
+edge with the keys of its blocks. Finding how far a prompt is known takes one
+comparison per edge, and a new candidate within an edge cuts it in two.
+"""
+
+from bisect import bisect_left
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from sparse_prefix_jax.placement.worth.table import ROOT, Table
+
+_NO_EDGE: tuple[Hashable, ...] = ()
+
+
+@dataclass
+class Way:
+  """The way of a prompt through the tree.
+
+  Attributes:
+    keys: One per whole block.
+    matched: How many leading blocks an earlier prompt had, m.
+    rows: The candidates on it, the shallow ones first.
+    depths: Their depths.
+    length: Blocks of the last prompt that went through block `matched`; 0 where
+      nothing matched.
+    first_number: The number that the node after `matched` has, or will have.
+    changes: What `Tree.changes` was when it was found.
+  """
+
+  keys: tuple[Hashable, ...]
+  matched: int
+  rows: list[int]
+  depths: list[int]
+  length: int
+  first_number: int
+  changes: int
+
+  def row_at(self, depth: int) -> int | None:
+    """Returns the candidate at a depth, None where there is none.
+
+    Args:
+      depth: Blocks, from 1.
+    """
+    place = bisect_left(self.depths, depth)
+    known = place < len(self.depths) and self.depths[place] == depth
+    return self.rows[place] if known else None
+
+
+class Tree:
+  """A radix tree over the rows of a table.
+
+  Attributes:
+    remembered_blocks: Blocks that are remembered, each once.
+    changes: How many prompts have changed it, or candidates were removed.
+
+  >>> table = Table()
+  >>> tree = Tree(table)
+  >>> way = tree.walk("abcd")
+  >>> end = tree.add(way, 4)
+  >>> tree.finish(way)
+  >>> tree.walk("abx").matched
+  2
+  """
+
+  def __init__(self, table: Table) -> None:
+    """Starts with the root alone.
+
+    Args:
+      table: Its columns of structure are the tree's to change.
+    """
+    self._table = table
+    self._edges: dict[int, tuple[Hashable, ...]] = {ROOT: _NO_EDGE}
+    self._below: dict[tuple[int, Hashable], int] = {}
+    self._numbers = 0
+    self.remembered_blocks = self.changes = 0
+
+  def walk(self, keys: Sequence[Hashable]) -> Way:
+    """Finds a prompt in the tree; a look, nothing changes.
+
+    Args:
+      keys: One per whole block.
+
+    Returns:
+      Its way, as far as it is known.
+    """
+    keys = tuple(keys)
+    way = Way(keys, 0, [], [], 0, self._numbers + 1, self.changes)
+    row = ROOT
+    while way.matched < len(keys):
+      child = self._below.get((row, keys[way.matched]))
+      if child is None:
+        break
+      edge = self._edges[child]
+      common = _common(edge, keys, way.matched)
+      way.matched += common
+      way.length = int(self._table.length[child])
+      if common < len(edge):
+        break
+      way.rows.append(child)
+      way.depths.append(way.matched)
+      row = child
+    return way
+
+  def add(self, way: Way, depth: int) -> int:
+    """Makes a candidate; the way then has it.
+
+    Candidates beyond `way.matched` must be made in order of depth, after one at
+    `way.matched`, unless that is 0 or the whole way.
+
+    Args:
+      way: What `walk` gave for the prompt, nothing else having changed since.
+      depth: Blocks before it, from 1; there is no candidate yet.
+
+    Returns:
+      Its row, with the columns of structure filled in.
+    """
+    table, place = self._table, bisect_left(way.depths, depth)
+    parent = way.rows[place - 1] if place else ROOT
+    start = way.depths[place - 1] if place else 0
+    child = self._below.get((parent, way.keys[start]))
+    row = table.new_row()
+    table.parent[row], table.depth[row] = parent, depth
+    table.number[row] = way.first_number + depth - way.matched - 1
+    self._edges[row] = way.keys[start:depth]
+    self._below[parent, way.keys[start]] = row
+    if child is None:
+      table.children[parent] += 1
+      self.remembered_blocks += depth - start
+    else:
+      self._hang_below(row, child, depth - start)
+    way.rows.insert(place, row)
+    way.depths.insert(place, depth)
+    return row
+
+  def finish(self, way: Way) -> None:
+    """Notes that a prompt has gone its way.
+
+    Args:
+      way: Of `walk`, with a candidate at its end, if it has a block at all.
+    """
+    self.changes += 1
+    self._numbers += len(way.keys) - way.matched
+    self._table.length[way.rows] = len(way.keys)
+
+  def remove(self, row: int) -> None:
+    """Forgets a candidate that has no children and no state.
+
+    Args:
+      row: Its row, which is free afterwards.
+    """
+    self.changes += 1
+    edge, parent = self._edges.pop(row), int(self._table.parent[row])
+    del self._below[parent, edge[0]]
+    self._table.children[parent] -= 1
+    self._table.free_row(row)
+    self.remembered_blocks -= len(edge)
+
+  def _hang_below(self, row: int, child: int, cut: int) -> None:
+    """Cuts the edge of a child in two, the upper part being the row's."""
+    table, edge = self._table, self._edges[child]
+    self._edges[child] = edge[cut:]
+    self._below[row, edge[cut]] = child
+    table.parent[child] = row
+    table.children[row] = 1
+    table.number[row] = table.number[child] - len(edge) + cut
+
+
+def _common(
+  edge: tuple[Hashable, ...], keys: tuple[Hashable, ...], start: int
+) -> int:
+  """How many keys of an edge follow in a prompt from `start` on."""
+  following = keys[start : start + len(edge)]
+  if following == edge:
+    return len(edge)
+  pairs = enumerate(zip(edge, following))
+  return next((n for n, (a, b) in pairs if a != b), len(following))

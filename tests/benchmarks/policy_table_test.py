@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from benchmarks import policy_table
+from benchmarks.policy_table import Case
+from sparse_prefix_jax.workloads import changed_regime
+
+
+def test_a_row_of_every_number_of_states():
+  trace = changed_regime(before=60, after=60, documents_first=True)
+  rows = list(policy_table.rows_of(Case(trace, (2, 6))))
+  assert [row["slots"] for row in rows] == [2, 6]
+  for row in rows:
+    names = ["last", "conditional:0.5", "conditional:1", "conditional:2"]
+    assert [*row["tokens_saved"]] == [*names, "conditional:4", "adaptive"]
+    bound = row["upper_bound_tokens"]
+    assert all(tokens <= bound for tokens in row["tokens_saved"].values())
+    assert 0.9 * bound <= row["hindsight_tokens"] <= bound
+    percent = 100 * row["tokens_saved"]["adaptive"] / bound
+    assert row["percent_of_upper_bound"]["adaptive"] == round(percent, 2)
+    assert policy_table.line(row).startswith("changed_regime")
+
+
+def test_tenants_and_changes():
+  ((row,)) = policy_table.tenants([4])
+  assert len(row["tokens_saved"]) == 2
+  assert min(row["tokens_saved"]) >= 0.9 * max(row["tokens_saved"])
+  rows = policy_table.changes([4], before=300, after=200)
+  assert [row["first"] for row in rows] == ["documents", "conversations"]
+  assert all(row["of_a_fresh_start"] > 0.9 for row in rows)
+
+
+def test_adversarial_streams_have_their_slots():
+  cases = policy_table.own_cases()
+  assert {case.trace.name: case.slots for case in cases} == policy_table.SLOTS
+
+
+def test_traces_are_named_with_numbers_of_states(tmp_path):
+  path = tmp_path / "few_blksz_16.jsonl"
+  lines = [
+    json.dumps({"timestamp": t, "input_length": 32, "hash_ids": [1, t]})
+    for t in range(3)
+  ]
+  path.write_text("\n".join(lines))
+  case = policy_table.parse_case(f"{path}@4,8")
+  assert (len(case.trace), case.slots) == (3, (4, 8))
+  some = policy_table.parse_case(f"{path}:2@4")
+  assert len(some.trace) == 2 and some.trace.name == f"{path.name}:2"
+  for bad in (f"{path}", f"{path}@", f"{path}@0", f"{path}@4,x"):
+    with pytest.raises(ValueError, match="must be FILE@K,K"):
+      policy_table.parse_case(bad)
+  with pytest.raises(ValueError, match="must stand behind :"):
+    policy_table.parse_case(f"{path}:x@4")

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.placement.worth import Adaptive
+from tests.placement.worth import reference, streams
+
+
+def served(policy, keys, slots):
+  """What the anchors' replay does with one prompt."""
+  visit = policy.observe(keys)
+  rows = policy.candidates(visit, roomy=policy.held_count < slots)
+  policy.hold(rows[-slots:])
+  while policy.held_count > slots:
+    policy.release(policy.choose())
+  return visit, rows
+
+
+@pytest.mark.parametrize("slots", [1, 4, 20])
+@pytest.mark.parametrize("stream", [streams.conversations, streams.letters])
+def test_decides_as_the_specification_does(stream, slots):
+  """After every request the same prefixes are held."""
+  ours, plain = Adaptive(block=512), reference.Policy(slots, 512)
+  prefixes = {}
+  for step, keys in enumerate(stream(slots)):
+    visit, rows = served(ours, keys, slots)
+    assert visit.resumed == plain.serve(keys)
+    prefixes |= {row: keys[: ours.depth_of(row)] for row in rows}
+    held = {prefix for row, prefix in prefixes.items() if ours.is_held(row)}
+    assert held == plain.held, step
+
+
+def test_two_policies_with_the_same_calls_decide_alike():
+  def decisions():
+    policy = Adaptive(block=64)
+    return [served(policy, k, 5)[1] for k in streams.conversations(9)]
+
+  assert decisions() == decisions()
+
+
+def test_a_visit_tells_how_far_a_prompt_is_known():
+  policy = Adaptive(block=64)
+  first, _ = served(policy, "abcd", 9)
+  again, rows = served(policy, "abxy", 9)
+  assert (first.matched, first.resumed) == (0, 0)
+  assert (again.matched, again.resumed) == (2, 2)
+  assert [policy.depth_of(row) for row in rows] == [4]
+  assert served(policy, "", 9)[0].matched == 0
+
+
+def test_pinned_states_are_no_victims():
+  policy = Adaptive(block=64)
+  _, rows = served(policy, "abcdefgh", 9)
+  free = policy.choose()
+  assert policy.choose(pinned=[free]) != free
+  assert policy.choose(pinned=rows[:-1]) == rows[-1]
+  with pytest.raises(ValueError, match=f"{len(rows)} are held and {len(rows)}"):
+    policy.choose(pinned=rows)
+  assert policy.held_count == len(rows)
+
+
+def test_worth_counts_per_unit_that_is_freed():
+  """What takes most room goes first where all else is nearly equal."""
+  policy = Adaptive(block=64)
+  _, rows = served(policy, "abcdefgh", 9)
+  for big in rows:
+    freed = {row: 1e9 if row == big else 1.0 for row in rows}
+    chosen = policy.choose(freed=lambda r, f=freed: np.array([f[x] for x in r]))
+    assert chosen == big
+
+
+def test_a_state_whose_pages_go_with_it_is_worth_less_per_byte():
+  """Of two ends that nothing distinguishes, the one with a way of its own."""
+  policy = Adaptive(block=64)
+  rows = []
+  for keys in ("abcdefgh", "a2345678"):
+    visit = policy.observe(keys)
+    rows.append(policy.candidates(visit)[-1])
+  policy.hold([*rows, policy.candidates(policy.observe("abcdefghijkl"))[-1]])
+  held = np.array(rows)
+  assert policy.blocks_freed(held).tolist() == [0, 7]
+  by_bytes = policy.choose(freed=lambda r: 1 + 1000 * policy.blocks_freed(r))
+  assert by_bytes != rows[0]
+
+
+def test_costs_replace_tokens():
+  """With a cost of nothing beyond depth 4, deeper states spare nothing."""
+  policy = Adaptive(block=64, cost=lambda depth: float(min(depth, 4)))
+  _, rows = served(policy, "abcdefgh", 9)
+  by_depth = {policy.depth_of(row): row for row in rows}
+  assert policy.choose() == by_depth[8]
+
+
+def test_prompts_of_a_wave_are_observed_first_and_placed_then():
+  policy = Adaptive(block=64)
+  wave = ["abcdef", "abcxyz", "abcdef"]
+  visits = [policy.observe(keys) for keys in wave]
+  rows = [policy.candidates(visit) for visit in visits]
+  depths = [[policy.depth_of(row) for row in of_one] for of_one in rows]
+  assert [visit.matched for visit in visits] == [0, 0, 0]
+  assert depths == [[6], [3, 6], [3, 6]]
+  assert rows[2] == (rows[1][0], rows[0][0])
+
+
+def test_anchors_are_branches():
+  policy = Adaptive(block=64)
+  rows = policy.candidates(policy.observe("abcdef"), anchors=[2, 5])
+  assert [policy.depth_of(row) for row in rows] == [2, 5, 6]
+
+
+def test_memory_has_a_bound_and_what_is_held_stays():
+  policy = Adaptive(block=64, memory_bytes=60_000)
+  policy.hold(policy.candidates(policy.observe(["held", 1, 2])))
+  for step in range(600):
+    policy.candidates(policy.observe([step, step, step]))
+  assert policy.remembered_bytes < 80_000
+  assert policy.observe([0, 0, 0]).matched == 0
+  assert policy.observe([599, 599, 599]).matched == 3
+  assert policy.observe(["held", 1, 2]).resumed == 3
+
+
+@pytest.mark.parametrize("fault", [{"block": 0}, {"memory_bytes": 0}])
+def test_bad_input_is_refused(fault):
+  with pytest.raises(ValueError, match="must be at least 1, got"):
+    Adaptive(**{"block": 64} | fault)
+
+
+def test_what_cannot_be_is_refused_and_changes_nothing():
+  policy = Adaptive(block=64)
+  visit = policy.observe("abcd")
+  for anchor in (0, 5):
+    with pytest.raises(ValueError, match=f"from 1 to 4 blocks, got {anchor}"):
+      policy.candidates(visit, anchors=[anchor])
+  rows = policy.candidates(visit, anchors=[2])
+  for bad in (0, -1, 99):
+    with pytest.raises(ValueError, match=f"row {bad} is no candidate"):
+      policy.hold([rows[0], bad])
+    with pytest.raises(ValueError, match=f"row {bad} holds no state"):
+      policy.release(bad)
+  with pytest.raises(ValueError, match="rows must differ from each other"):
+    policy.hold([rows[0], rows[0]])
+  assert policy.held_count == 0 and not any(map(policy.is_held, rows))
+  policy.hold(rows[:1])
+  with pytest.raises(ValueError, match=f"row {rows[0]} is no candidate with"):
+    policy.hold(rows[:1])
+  with pytest.raises(ValueError, match=r"freed must be positive, got 0\.0"):
+    policy.choose(freed=lambda held: np.zeros(held.size))
+  with pytest.raises(ValueError, match=f"row {rows[1]} holds no state"):
+    policy.release(rows[1])
+  assert policy.held_count == 1

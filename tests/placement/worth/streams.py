@@ -1,0 +1,31 @@
+"""Small random streams in which prompts share prefixes in many ways."""
+
+import numpy as np
+
+
+def conversations(seed, requests=90):
+  """Conversations that go on, are cut, restart and share a beginning."""
+  random = np.random.default_rng(seed)
+  fresh = iter(range(10**6))
+
+  def new(count):
+    return [next(fresh) for _ in range(count)]
+
+  system, talks, prompts = new(3), [], []
+  for _ in range(requests):
+    if len(talks) < 6 or random.random() < 0.15:
+      talks.append(system[: random.integers(0, 4)] + new(random.integers(1, 5)))
+    talk = talks[random.integers(max(0, len(talks) - 8), len(talks))]
+    if random.random() < 0.3 and len(talk) > 3:
+      del talk[len(talk) - random.integers(1, 3) :]
+    if random.random() < 0.8:
+      talk += new(random.integers(1, 4))
+    prompts.append(tuple(talk))
+  return prompts
+
+
+def letters(seed, requests=90):
+  """Words over two letters: many prompts are prefixes of others, or empty."""
+  random = np.random.default_rng(seed)
+  sizes = random.integers(0, 12, requests)
+  return [tuple(random.integers(0, 2, size).tolist()) for size in sizes]
