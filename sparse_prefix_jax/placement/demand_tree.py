@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 
 from sparse_prefix_jax.array_typing import NodeValues
 
-ROOT = -1
+NO_PARENT = -1
 """Parent of a node that has none."""
 
 _MOST = 2**62  # what saved sums may reach; int64 holds twice as much
@@ -52,7 +52,7 @@ class DemandTree:
 
   Attributes:
     parents: The number of each node's parent, which is smaller than its own;
-      `ROOT` where a path begins. [nodes]
+      `NO_PARENT` where a path begins. [nodes]
     cost: What prefilling costs up to each node and with it, never less than up
       to its parent. [nodes]
     demand: How many requests leave the tree at each node, or what they weigh.
@@ -113,7 +113,7 @@ class DemandTree:
     """Sums the demand of each node and of all nodes below it. [nodes]"""
     total = self.demand.copy()
     for node in range(len(self) - 1, -1, -1):
-      if self.parents[node] != ROOT:
+      if self.parents[node] != NO_PARENT:
         total[self.parents[node]] += total[node]
     return total
 
@@ -132,16 +132,16 @@ class DemandTree:
       array([2])
     """
     below = self.below()
-    parents = self.parents[(below > 0) & (self.parents != ROOT)]
+    parents = self.parents[(below > 0) & (self.parents != NO_PARENT)]
     branches = np.bincount(parents, minlength=len(self))
     kept = (below > 0) & ((self.demand > 0) | (branches > 1))
     nodes = np.flatnonzero(kept)
     # The later number of each node, or of its nearest ancestor that is kept.
-    nearest = np.where(kept, np.cumsum(kept) - 1, ROOT)
-    for node in np.flatnonzero(~kept & (self.parents != ROOT)):
+    nearest = np.where(kept, np.cumsum(kept) - 1, NO_PARENT)
+    for node in np.flatnonzero(~kept & (self.parents != NO_PARENT)):
       nearest[node] = nearest[self.parents[node]]
     above = self.parents[nodes]
-    parents = np.where(above == ROOT, ROOT, nearest[above])
+    parents = np.where(above == NO_PARENT, NO_PARENT, nearest[above])
     return DemandTree(parents, self.cost[nodes], self.demand[nodes]), nodes
 
 
@@ -163,13 +163,13 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
 
 def _check_values(tree: DemandTree) -> None:
   """Refuses values that are no tree, or no cost and demand of one."""
-  inner = tree.parents != ROOT
-  known = (tree.parents >= ROOT) & (tree.parents < np.arange(len(tree)))
+  inner = tree.parents != NO_PARENT
+  known = (tree.parents >= NO_PARENT) & (tree.parents < np.arange(len(tree)))
   if not known.all():
     node = int(np.argmin(known))
     raise ValueError(
-      f"parents[{node}] must be {ROOT} or the number of an earlier node, got"
-      f" {tree.parents[node]}"
+      f"parents[{node}] must be {NO_PARENT} or the number of an earlier node,"
+      f" got {tree.parents[node]}"
     )
   for name in ("cost", "demand"):
     values = getattr(tree, name)
@@ -207,25 +207,6 @@ def saved_by(tree: DemandTree, nodes: Int64[np.ndarray, "m"]) -> int | float:
   """
   spared = np.zeros_like(tree.cost)
   spared[nodes] = tree.cost[nodes]
-  for node in np.flatnonzero(tree.parents != ROOT):
+  for node in np.flatnonzero(tree.parents != NO_PARENT):
     spared[node] = max(spared[node], spared[tree.parents[node]])
   return (spared * tree.demand).sum().item()
-
-
-def check_budget(budget: int) -> None:
-  """Refuses what is no number of states.
-
-  Args:
-    budget: How many states there may be.
-
-  Raises:
-    ValueError: It is no int of at least 0.
-
-  Example:
-    >>> check_budget(True)
-    Traceback (most recent call last):
-    ValueError: budget must be an int of at least 0, got True
-  """
-  whole = isinstance(budget, int) and not isinstance(budget, bool)
-  if not whole or budget < 0:
-    raise ValueError(f"budget must be an int of at least 0, got {budget!r}")

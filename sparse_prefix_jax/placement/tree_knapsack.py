@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.demand_tree import (
-  ROOT,
+  NO_PARENT,
   DemandTree,
   TreePlacement,
-  check_budget,
 )
+from sparse_prefix_jax.placement.inputs import check_budget
 
 _MOST_BYTES = 2**31
 """What the arrays of all nodes may take."""
@@ -42,7 +42,7 @@ def solve_tree(tree: DemandTree, budget: int) -> TreePlacement:
     The choice; its upper bound is what it saves.
 
   Raises:
-    ValueError: If the budget is no int of at least 0, or if the tree is so
+    ValueError: If the budget is no integer of at least 0, or if the tree is so
       large that `solve_tree_priced` is needed.
 
   Example:
@@ -52,7 +52,7 @@ def solve_tree(tree: DemandTree, budget: int) -> TreePlacement:
     >>> solve_tree(tree, 3).nodes
     array([1, 2, 3])
   """
-  check_budget(budget)
+  budget = check_budget(budget)
   small, numbers = tree.compressed()
   table = _Table(small, min(budget, len(small)))
   nodes = numbers[table.choice()]
@@ -82,7 +82,7 @@ class _Table:
   def _ancestors(self, node: int) -> list[int]:
     """The ancestors of a node, from the root on."""
     found = []
-    while (node := int(self.tree.parents[node])) != ROOT:
+    while (node := int(self.tree.parents[node])) != NO_PARENT:
       found.append(node)
     return found[::-1]
 
@@ -110,13 +110,13 @@ class _Table:
   def best(self) -> int | float:
     """What the best choice saves."""
     total = np.zeros((1, 1), self.tree.cost.dtype)
-    for root in self.children[ROOT]:
+    for root in self.children[NO_PARENT]:
       total = _best_sums(total, self.values[root], self.budget)
     return total[0, -1].item()
 
   def choice(self) -> Int64[np.ndarray, "m"]:
     """The nodes of a best choice, found from the roots downwards."""
-    chosen, waiting = [], list(self._split(ROOT, 0, self.budget))
+    chosen, waiting = [], list(self._split(NO_PARENT, 0, self.budget))
     while waiting:
       node, row, states = waiting.pop()
       states = min(states, self.values[node].shape[1] - 1)
@@ -158,9 +158,11 @@ class _Table:
 def _shape_of(tree: DemandTree) -> tuple[list[int], dict[int, list[int]]]:
   """The depth of every node, and the children of each and of none."""
   depth: list[int] = []
-  children: dict[int, list[int]] = {node: [] for node in range(ROOT, len(tree))}
+  children: dict[int, list[int]] = {
+    node: [] for node in range(NO_PARENT, len(tree))
+  }
   for node, parent in enumerate(tree.parents.tolist()):
-    depth.append(0 if parent == ROOT else depth[parent] + 1)
+    depth.append(0 if parent == NO_PARENT else depth[parent] + 1)
     children[parent].append(node)
   return depth, children
 
@@ -169,7 +171,7 @@ def _check_size(tree: DemandTree, depth: list[int], budget: int) -> None:
   """Refuses a tree whose table would not fit the memory."""
   states = [1] * len(tree)
   for node in range(len(tree) - 1, -1, -1):
-    if tree.parents[node] != ROOT:
+    if tree.parents[node] != NO_PARENT:
       states[tree.parents[node]] += states[node]
   cells = sum((1 + d) * (1 + min(s, budget)) for d, s in zip(depth, states))
   if 8 * cells > _MOST_BYTES:

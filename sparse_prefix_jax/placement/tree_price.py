@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from sparse_prefix_jax.placement.demand_tree import (
-  ROOT,
+  NO_PARENT,
   DemandTree,
   TreePlacement,
-  check_budget,
   saved_by,
 )
+from sparse_prefix_jax.placement.inputs import check_budget
 
 _PRICES = 60
 """How often the range of prices is halved: to the last bits of a float."""
@@ -40,7 +40,7 @@ def solve_tree_priced(tree: DemandTree, budget: int) -> TreePlacement:
     The choice. Its upper bound is rounded up, for whole numbers as well.
 
   Raises:
-    ValueError: If the budget is no int of at least 0.
+    ValueError: If the budget is no integer of at least 0.
 
   Example:
     >>> tree = DemandTree.of([-1, 0, 0, 0], [10, 19, 19, 19], [0, 1, 1, 1])
@@ -48,7 +48,7 @@ def solve_tree_priced(tree: DemandTree, budget: int) -> TreePlacement:
     >>> placement.saved, round(placement.upper_bound, 3)
     (39, 43.5)
   """
-  check_budget(budget)
+  budget = check_budget(budget)
   small, numbers = tree.compressed()
   if budget >= len(small):
     most = saved_by(small, np.arange(len(small)))
@@ -77,7 +77,7 @@ class _PricedTree:
     self.cost = tree.cost.astype(np.float64)
     self._parents = tree.parents
     depth = np.zeros(len(tree), np.int64)
-    for node in np.flatnonzero(tree.parents != ROOT):
+    for node in np.flatnonzero(tree.parents != NO_PARENT):
       depth[node] = depth[tree.parents[node]] + 1
     deepest = int(depth.max(initial=-1))
     self.levels = [np.flatnonzero(depth == d) for d in range(deepest + 1)]
@@ -173,14 +173,14 @@ def _filled(
   chosen, parents = chosen.copy(), tree.parents.tolist()
   free = tree.demand.astype(np.float64)
   for node in range(len(tree) - 1, -1, -1):
-    if parents[node] != ROOT and not chosen[node]:
+    if parents[node] != NO_PARENT and not chosen[node]:
       free[parents[node]] += free[node]
 
   def gain(node: int) -> float:
     above = parents[node]
-    while above != ROOT and not chosen[above]:
+    while above != NO_PARENT and not chosen[above]:
       above = parents[above]
-    spared = tree.cost[node] - (0 if above == ROOT else tree.cost[above])
+    spared = tree.cost[node] - (0 if above == NO_PARENT else tree.cost[above])
     return float(free[node]) * float(spared)
 
   queue = [(-gain(node), node) for node in np.flatnonzero(~chosen).tolist()]
@@ -196,7 +196,7 @@ def _filled(
       break
     chosen[node], left = True, left - 1
     above = parents[node]
-    while above != ROOT:
+    while above != NO_PARENT:
       free[above] -= free[node]
       if chosen[above]:
         break

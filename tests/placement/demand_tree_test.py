@@ -3,7 +3,6 @@ import pytest
 
 from sparse_prefix_jax.placement.demand_tree import (
   DemandTree,
-  check_budget,
   saved_by,
 )
 from tests.placement import tree_reference as reference
@@ -66,10 +65,3 @@ def test_saved_by_follows_every_request(seed):
 def test_what_is_no_tree_is_refused(arrays, sentence):
   with pytest.raises(ValueError, match=sentence):
     DemandTree.of(*arrays)
-
-
-@pytest.mark.parametrize("budget", [-1, 1.0, True, "2", None])
-@pytest.mark.usefixtures("unchecked_types")
-def test_what_is_no_budget_is_refused(budget):
-  with pytest.raises(ValueError, match="budget must be an int of at least 0"):
-    check_budget(budget)

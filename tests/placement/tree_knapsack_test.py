@@ -68,3 +68,8 @@ def test_a_tree_that_is_too_large_is_refused():
 def test_an_empty_tree_keeps_nothing():
   placed = solve_tree(DemandTree.of([], [], []), 3)
   assert (placed.nodes.size, placed.saved) == (0, 0)
+
+
+def test_a_negative_budget_is_refused():
+  with pytest.raises(ValueError, match="budget must not be negative, got -1"):
+    solve_tree(DemandTree.of([-1], [1], [1]), -1)

@@ -1,6 +1,7 @@
 """Foreign names of the dense Qwen3.5 text models, Qwen3.6 among them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from sparse_prefix_jax.layers import (
   AttentionConfig,
@@ -78,7 +79,9 @@ def _read(fields: Fields) -> ModelConfig:
   _check_variant(fields)
   head_width = fields.count("head_dim", 256)
   rope = read_rope(fields, head_width, 0.25)
-  counts = {name: fields.count(key) for name, key in _COUNTS.items()}
+  counts: dict[str, Any] = {
+    name: fields.count(key) for name, key in _COUNTS.items()
+  }
   return hybrid(
     **counts,
     vocab_size=fields.count("vocab_size", most=2**24),
