@@ -95,7 +95,8 @@ class Quantization(NamedTuple):
       return scale[first:last]
     if self.block is None:
       return scale.reshape((1,) * len(shape))
-    high, wide = self.block
+    # A block may be larger than its weight; a scale is spread no further.
+    high, wide = map(min, self.block, shape[-2:])
     if len(shape) == 2:
       part = scale[np.arange(first, last) // high]
     else:
