@@ -15,6 +15,7 @@ from sparse_prefix_jax import PrefixCache, load_pretrained, prefill
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.models.checkpoint import read_config
+from tests.models import float64_model
 from tests.trees import assert_same_bits
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -45,6 +46,35 @@ def test_logits_agree_with_transformers_cold_and_resumed(case):
     assert difference <= 2e-4
   assert resumed == [0, 64, 128, 256]
   assert np.abs(expected).max() > 1  # there is something to agree on
+
+
+@pytest.mark.parametrize(
+  "scaling",
+  [
+    {"rope_type": "linear", "factor": 2.0},
+    {
+      "rope_type": "yarn",
+      "factor": 4.0,
+      "original_max_position_embeddings": 64,
+    },
+  ],
+)
+def test_scaled_angles_have_the_same_bits_resumed(tmp_path, scaling):
+  rope = {"rope_theta": 1e4, "partial_rotary_factor": 0.5} | scaling
+  directory = copy(tmp_path, rope_parameters=rope)
+  tokens = np.load(GOLDEN / "random" / "golden.npz")["tokens"][:200]
+  model, rows = load(directory), []
+  cache = PrefixCache(model, capacity=4 << 20)
+  for resumed in (0, 128):
+    out = prefill(model, cache, [tokens], capture=[[128]])
+    cache.release(out.sequences)
+    assert out.reports[0].resumed == resumed
+    rows.append(out.logits[0])
+  assert rows[0].tobytes() == rows[1].tobytes()
+  expected = float64_model.logits(directory, tokens)[-1]
+  np.testing.assert_allclose(rows[0], expected, atol=2e-4)
+  plain = float64_model.logits(GOLDEN / "random", tokens)[-1]
+  assert np.abs(plain - expected).max() > 1e-3
 
 
 def test_all_cases_are_there():

@@ -167,7 +167,7 @@ def quantized_fp8(weight, block, scale_dtype=np.float32):
   Returns:
     The stored weight and its scale, `weight_scale_inv`.
   """
-  high, wide = block or weight.shape
+  high, wide = map(min, block or weight.shape, weight.shape)
   rows, columns = -(-weight.shape[0] // high), -(-weight.shape[1] // wide)
   scale = np.ones((rows, columns), np.float32)
   for i in range(rows):

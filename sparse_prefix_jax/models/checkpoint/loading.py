@@ -1,5 +1,6 @@
 """Loads a model from a directory, one tensor after another."""
 
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -214,19 +215,22 @@ def _check_shape(
   if tuple(map(len, shapes)) != source.ranks:
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(str, shapes))}; it must have "
+      f"{' and '.join(map(shown, shapes))}; it must have "
       f"{' and '.join(map(str, source.ranks))} axes."
     )
   # One element is enough for any shape: nothing is read, and little allocated.
   one = np.zeros((), bool)
   whole = all(shape[1:] == shapes[0][1:] for shape in shapes)
-  parts = [np.broadcast_to(one, shape) for shape in shapes]
-  found = source.convert(*parts).shape if whole else None
+  if whole and all(math.prod(shape) for shape in shapes):
+    parts = [np.broadcast_to(one, shape) for shape in shapes]
+    found = source.convert(*parts).shape
+  else:
+    found = None
   if found != asked:
+    used = "" if found is None else f", as it is used {found}"
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(str, shapes))}, as it is used {found}; config.json "
-      f"asks for {asked}."
+      f"{' and '.join(map(shown, shapes))}{used}; config.json asks for {asked}."
     )
 
 

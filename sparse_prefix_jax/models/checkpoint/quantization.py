@@ -61,8 +61,8 @@ class Quantization(NamedTuple):
     if scale.shape not in allowed or scale.dtype not in _SCALES:
       raise ValueError(
         f"{shown(scale.name)} in {scale.file} is {scale.dtype} of shape "
-        f"{scale.shape}; a scale of a weight {weight.shape} must be "
-        f"{', '.join(_SCALES)} of shape {' or '.join(map(str, allowed))}."
+        f"{shown(scale.shape)}; a scale of a weight {shown(weight.shape)} must "
+        f"be {', '.join(_SCALES)} of shape {' or '.join(map(shown, allowed))}."
       )
 
   def _shapes(self, weight: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -95,7 +95,8 @@ class Quantization(NamedTuple):
       return scale[first:last]
     if self.block is None:
       return scale.reshape((1,) * len(shape))
-    high, wide = self.block
+    # A block may be larger than its weight; a scale is spread no further.
+    high, wide = map(min, self.block, shape[-2:])
     if len(shape) == 2:
       part = scale[np.arange(first, last) // high]
     else:

@@ -101,9 +101,12 @@ def _set(
 def _slabs(tensor: StoredTensor) -> Iterator[tuple[int, int, np.ndarray]]:
   """Yields first, last and values of a few rows after another.
 
-  Rows are along the first axis; a scalar is one row.
+  Rows are along the first axis; a scalar is one row, and what is empty has none
+  whatever its shape says.
   """
   shape = tensor.shape or (1,)
+  if not math.prod(shape):
+    return
   width = math.prod(shape[1:])
   count = max(1, _SLAB // max(width, 1))
   dtype = np.dtype(_DTYPES[tensor.dtype])

@@ -105,6 +105,24 @@ def test_convolutions_of_other_ranks_are_refused(tmp_path, shape):
   assert_refused(directory, r"conv1d\.weight in .* has shape \(.*\)[;,]")
 
 
+def test_tensors_without_values_are_refused(tmp_path):
+  """Their shapes may say anything, since no byte stands behind them."""
+  directory = tiny(tmp_path, {"tie_word_embeddings": True})
+  path = directory / "model.safetensors"
+  content = path.read_bytes()
+  data = 8 + int.from_bytes(content[:8], "little")
+  for size in (0, 10**15, 10**400):
+    header = json.loads(content[8:data])
+    empty = {"dtype": "F32", "shape": [size, 0], "data_offsets": [0, 0]}
+    header["lm_head.weight"] = empty
+    text = json.dumps(header).encode()
+    changed = len(text).to_bytes(8, "little") + text + content[data:]
+    path.write_bytes(changed)
+    assert_refused(
+      directory, r"lm_head\.weight in .* has shape \(.*, 0\); config"
+    )
+
+
 def test_projections_that_do_not_fit_together_are_refused(tmp_path):
   name = LAYER + "linear_attn.in_proj_a.weight"
   directory = tiny(tmp_path, tensors={name: np.zeros((2, 15), np.float32)})

@@ -134,6 +134,13 @@ def test_fused_experts_have_a_grid_of_scales_each():
     assert got[e, i, j] == scale[1 + e, i // 2, j // 4]
 
 
+def test_a_block_may_be_larger_than_its_weight(tmp_path):
+  scheme = FP8 | {"weight_block_size": [2**20, 2**20]}
+  directory, tensors = fp8(tmp_path, scheme)
+  assert tensors[f"{GATE}_scale_inv"].shape == (1, 1)
+  assert_logits(directory)
+
+
 @pytest.mark.parametrize(
   ("scheme", "message"),
   [
