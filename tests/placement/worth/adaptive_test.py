@@ -43,6 +43,7 @@ def test_a_visit_tells_how_far_a_prompt_is_known():
   again, rows = served(policy, "abxy", 9)
   assert (first.matched, first.resumed) == (0, 0)
   assert (again.matched, again.resumed) == (2, 2)
+  assert policy.depth_of(again.row) == 2
   assert [policy.depth_of(row) for row in rows] == [4]
   assert served(policy, "", 9)[0].matched == 0
 
