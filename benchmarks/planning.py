@@ -21,7 +21,12 @@ from tqdm import tqdm
 
 from benchmarks import command_line
 from benchmarks.record import write_result
-from sparse_prefix_jax.placement import DEFAULT_CHUNK, PlacementPolicy, Planner
+from sparse_prefix_jax.placement import (
+  DEFAULT_CHUNK,
+  PlacementPolicy,
+  Planner,
+  Prompt,
+)
 
 _TOKENS = flags.DEFINE_integer(
   "tokens", 131_072, "Tokens of the longest prompt.", 100 * DEFAULT_CHUNK
@@ -62,11 +67,14 @@ def waits(
   planner = Planner(policy, depths=depths, **options)
   planner.prepare()
   clock, thread, matched = [], [], None
+  ids = np.random.default_rng(1).integers(0, 50_000, _TOKENS.value)
+  ids = ids.astype(np.int32)
   for length, shared in stream(_TOKENS.value, _REQUESTS.value):
     overlap = shared if matched else 0
+    prompt = Prompt(ids[:length])
     times = time.perf_counter(), time.thread_time()
-    entry = planner.describe(length, overlap, matched)
-    planner.observe(overlap, entry=entry, matched=matched)
+    entry = planner.describe(length, overlap, matched, prompt)
+    planner.observe(overlap, entry=entry, matched=matched, prompt=prompt)
     planner.positions(length, entry)
     clock.append(1e3 * (time.perf_counter() - times[0]))
     thread.append(1e3 * (time.thread_time() - times[1]))

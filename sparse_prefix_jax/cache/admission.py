@@ -17,7 +17,7 @@ from sparse_prefix_jax.cache.index import (
 )
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement import Planner, Prompt
 
 NUMBERS = itertools.count()
 """Numbers of sequences, over all stores of a process."""
@@ -142,11 +142,12 @@ class Admission:
     """Lets the placement learn from the overlap of a request."""
     request, match = running.request, running.match
     overlap = min(match.overlap_tokens, request.length - 1)
+    prompt = Prompt(request.ids, request.salt) if request.ids.size else None
     running.features = self._planner.describe(
-      request.length, overlap, match.features
+      request.length, overlap, match.features, prompt
     )
     self._planner.observe(
-      overlap, entry=running.features, matched=match.features
+      overlap, entry=running.features, matched=match.features, prompt=prompt
     )
 
   def _place(self, running: Running, shared: Collection[int]) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.placement import Features, Planner
+from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
@@ -137,8 +137,9 @@ def wanted_depths(
       planner.end_warmup()
     overlap = path.seen * chunk
     matched = known[path.entry] if path.seen else None
-    features = planner.describe(request.length, overlap, matched)
-    planner.observe(overlap, entry=features, matched=matched)
+    prompt = Prompt(request.ids) if trace.block == 1 else None
+    features = planner.describe(request.length, overlap, matched, prompt)
+    planner.observe(overlap, entry=features, matched=matched, prompt=prompt)
     known.append(features)
     positions = planner.positions(request.length, features)
     yield tuple(position // chunk for position in positions)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.placement import Features, Planner
+from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.workloads import Trace, TraceRequest, common_prefix
 
 
@@ -153,8 +153,9 @@ def replay_decisions(
       planner.end_warmup()
     overlap = found.overlap if uses_cache else 0
     matched = known.get(found.entry) if uses_cache else None
-    features = planner.describe(request.length, overlap, matched)
-    planner.observe(overlap, entry=features, matched=matched)
+    prompt = Prompt(request.ids) if trace.block == 1 else None
+    features = planner.describe(request.length, overlap, matched, prompt)
+    planner.observe(overlap, entry=features, matched=matched, prompt=prompt)
     below = [p for p in stored.get(found.entry, ()) if p <= overlap]
     marks = planner.marks(request.length, features)
     stored[position], known[position] = marks, features

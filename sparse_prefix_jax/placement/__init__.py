@@ -1,6 +1,7 @@
 """Where to keep states: pure functions of weights and costs, not of models."""
 
 from .conditional import Conditional as Conditional
+from .cues import Prompt as Prompt
 from .demand_tree import DemandTree as DemandTree
 from .demand_tree import TreePlacement as TreePlacement
 from .dynamic_program import solve_placement as solve_placement

@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from sparse_prefix_jax.placement.background import PlanWork, pause
+from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.mixture import Features, Mixture
 from sparse_prefix_jax.placement.priced import (
   CommonPrice,
@@ -26,15 +27,15 @@ from sparse_prefix_jax.placement.priced import (
 # Entries over which a price spends the budget.
 _WINDOW = 64
 
-_Observation: TypeAlias = tuple[int, Features, Features | None]
-"""An overlap, the entry that it leaves and the entry that it matched."""
+_Observation: TypeAlias = tuple[int, Features, Features | None, Prompt | None]
+"""An overlap, the entry that it leaves, the one it matched, and its tokens."""
 
 
 class Learned:
   """Statistics after some observations, which are learned when asked for.
 
   >>> before = Learned(Mixture.create(chunk=64, depths=8, decay=0.99))
-  >>> Learned(before, ((0, Features(128), None),)).mixture().entries.sum()
+  >>> Learned(before, ((0, Features(128), None, None),)).mixture().entries.sum()
   np.float64(1.0)
   """
 
@@ -61,9 +62,11 @@ class Learned:
     if todo is not None:
       before, observed = todo
       mixture = before if isinstance(before, Mixture) else before.mixture()
-      for overlap, entry, matched in observed:
+      for overlap, entry, matched, prompt in observed:
         pause()
-        mixture = mixture.observe(overlap, entry=entry, matched=matched)
+        mixture = mixture.observe(
+          overlap, entry=entry, matched=matched, prompt=prompt
+        )
       # Two threads may come here, and find the same.
       self._mixture, self._todo = mixture, None
     assert self._mixture is not None
@@ -140,6 +143,7 @@ class Conditional:
     *,
     entry: Features | None,
     matched: Features | None = None,
+    prompt: Prompt | None = None,
   ) -> None:
     """Learns from one request; beside requests, the next plan does.
 
@@ -149,11 +153,12 @@ class Conditional:
         that is None.
       matched: What is known of the entry that it matched; None for none, or
         one unknown.
+      prompt: Its tokens, where they are known.
     """
     if entry is None:
       return
     self.observations += 1
-    self._noted = (*self._noted, (overlap, entry, matched))
+    self._noted = (*self._noted, (overlap, entry, matched, prompt))
     self._recent = (*self._recent[1 - _WINDOW :], entry)
     if not self._beside:
       self.learned().mixture()
@@ -199,11 +204,31 @@ class Conditional:
       return None
     if not self.budget or features.length < self._chunk:
       return []
+    steps = steps_of(self._placed_by(), features, self._cost)
     plan = self._plan
-    learned = plan.learned if plan and self._beside else self.learned()
-    steps = steps_of(learned.mixture(), features, self._cost)
     price = plan.price if plan else self._first_price(steps)
     return solve_steps(steps, price.of(features.born))
+
+  def cue(self, prompt: Prompt, overlap: int) -> int:
+    """Says where the tokens of a prompt tell that it will be left.
+
+    Args:
+      prompt: Its tokens.
+      overlap: How many of them equal a stored prefix.
+
+    Returns:
+      A position in tokens, 0 for none.
+    """
+    if not self.budget:
+      return 0
+    sure = overlap >= self._chunk
+    return self._placed_by().cues.position(prompt, sure=sure)
+
+  def _placed_by(self) -> Mixture:
+    """The statistics that the next entry is placed by."""
+    plan = self._plan
+    learned = plan.learned if plan and self._beside else self.learned()
+    return learned.mixture()
 
   def _first_price(self, steps: Steps) -> CommonPrice:
     """The price of one entry alone, which takes no time."""

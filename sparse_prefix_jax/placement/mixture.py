@@ -5,25 +5,27 @@ Production traces say that t is a mixture of atoms with a thin tail: the end of
 the entry (a conversation goes on, the next question is as short as the last
 one), the depth at which the entry itself left what it matched (both ask about
 one document), and depths that all entries share (a system prompt). One
-histogram over absolute depth smears the first two. So offsets are counted from
-three origins,
+histogram over absolute depth smears the first two. And prompts made from a
+template are left where its tokens say (`cues`). So offsets are counted from
+four origins,
 
     p(t | entry) = sum over k of  share_k(class) h_k(t - origin_k),
-    origin = 0, the entry's own overlap, its end,
+    origin = 0, the entry's own overlap, its end, its cue,
 
 each h_k with a uniform rest for what was never seen. Which origin explains an
 overlap is not observed. Shares and histograms learn by responsibilities, one
 step of expectation maximisation per overlap, so that an offset which recurs
 from one origin soon belongs to that origin. No share falls below a floor, or
 traffic that changes after a long time of one kind could not be learned. The
-classes are entries that matched nothing and entries that did.
+classes are entries that matched nothing and entries that did, each with a cue
+or without.
 
 How often an entry will be left at all depends on how long ago the entry that it
 matched was stored: whoever follows a popular or an old one is needed sooner.
 Rates are counted by that age, in powers of two. Rate times p are the weights of
 the placement problem of one entry.
 
-Nothing here looks at tokens or knows a tenant, and nothing looks ahead.
+Nothing here looks ahead, and only `cues` at tokens, each tenant's apart.
 """
 
 from dataclasses import dataclass, replace
@@ -32,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from sparse_prefix_jax.placement.cues import Prompt, TenantCues
 from sparse_prefix_jax.placement.offsets import Offsets
 
 # Overlaps that the uniform rest of a histogram is worth.
@@ -58,12 +61,14 @@ class Features(NamedTuple):
     age: Requests observed since the entry was placed that it matched; 0
       where it matched none, or none that is known.
     born: Requests observed before it was placed.
+    cue: Position at which its tokens say that it will be left, 0 for none.
   """
 
   length: int
   overlap: int = 0
   age: int = 0
   born: int = 0
+  cue: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,19 +84,21 @@ class Mixture:
     decay: What an observation leaves of the rates, and an overlap of the other
       statistics.
     offsets: Counts of offsets in bins, by origin.
-    shares: float64 [2, 3], how many overlaps were blamed on each origin, by
+    shares: float64 [4, 4], how many overlaps were blamed on each origin, by
       class.
     left: float64 [ages], how often entries of an age were matched.
     entries: float64 [ages], how many entries of an age there were.
+    cues: Which tokens entries were left after.
   """
 
   chunk: int
   last: int
   decay: float
   offsets: tuple[Offsets, ...]
-  shares: Float64[np.ndarray, "2 3"]
+  shares: Float64[np.ndarray, "4 4"]
   left: Float64[np.ndarray, "ages"]
   entries: Float64[np.ndarray, "ages"]
+  cues: TenantCues
 
   @classmethod
   def create(cls, *, chunk: int, depths: int, decay: float) -> "Mixture":
@@ -109,15 +116,29 @@ class Mixture:
       chunk=chunk,
       last=depths - 1,
       decay=decay,
-      offsets=(Offsets.create(),) * 3,
-      # Without a match the second origin is the first, and never used.
-      shares=np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]),
+      offsets=(Offsets.create(),) * 4,
+      # Without a match the second origin is the first, and never used; without
+      # a cue the last one is.
+      shares=np.array(
+        [
+          [1.0, 0.0, 1.0, 0.0],
+          [1.0, 1.0, 1.0, 0.0],
+          [1.0, 0.0, 1.0, 1.0],
+          [1.0, 1.0, 1.0, 1.0],
+        ]
+      ),
       left=np.zeros(_AGES, np.float64),
       entries=np.zeros(_AGES, np.float64),
+      cues=TenantCues({}),
     )
 
   def observe(
-    self, overlap: int, *, entry: Features, matched: Features | None
+    self,
+    overlap: int,
+    *,
+    entry: Features,
+    matched: Features | None,
+    prompt: Prompt | None = None,
   ) -> "Mixture":
     """Learns from one request.
 
@@ -126,6 +147,7 @@ class Mixture:
       entry: What is known of the entry that it leaves.
       matched: What is known of the entry that it matched; None for none, or
         one unknown.
+      prompt: Its tokens, where they are known.
 
     Returns:
       The new statistics.
@@ -141,14 +163,19 @@ class Mixture:
     if matched is None or min(overlap, matched.length) < self.chunk:
       return counted
     left[_age_bin(matched)] += 1.0
-    return counted._learn(overlap, matched)
+    learned = counted._learn(overlap, matched)
+    # Where an entry ends, its end explains that it was left.
+    if prompt is None or not overlap < min(matched.length, len(prompt.ids) - 1):
+      return learned
+    cues = self.cues.observe(prompt, overlap, self.decay)
+    return replace(learned, cues=cues)
 
   def _learn(self, overlap: int, matched: Features) -> "Mixture":
     """One step of expectation maximisation for the depth of an overlap."""
     origins = self._origins(matched)
-    depth = min(overlap // self.chunk, origins[-1])
+    depth = min(overlap // self.chunk, self._end(matched))
     kind = self._class(matched)
-    blame = self.shares[kind] * self._densities(depth, origins)
+    blame = self.shares[kind] * self._densities(depth, matched)
     blame /= blame.sum()
     shares = self.shares.copy()
     shares[kind] = _floored(shares[kind] * self.decay + blame)
@@ -159,13 +186,19 @@ class Mixture:
     return replace(self, shares=shares, offsets=offsets)
 
   def _class(self, features: Features) -> int:
-    """0 for an entry that matched no whole chunk, else 1."""
-    return int(features.overlap >= self.chunk)
+    """Whether an entry matched a whole chunk, and 2 more if it has a cue."""
+    matched = features.overlap >= self.chunk
+    return int(matched) + 2 * int(features.cue >= self.chunk)
 
-  def _origins(self, features: Features) -> tuple[int, int, int]:
-    """Depth bins that offsets are counted from; the last is the entry's end."""
-    end = min(features.length // self.chunk, self.last)
-    return 0, min(features.overlap // self.chunk, end), end
+  def _end(self, features: Features) -> int:
+    """The deepest depth bin of an entry."""
+    return min(features.length // self.chunk, self.last)
+
+  def _origins(self, features: Features) -> tuple[int, int, int, int]:
+    """Depth bins that offsets are counted from."""
+    end = self._end(features)
+    own, cue = features.overlap // self.chunk, features.cue // self.chunk
+    return 0, min(own, end), end, min(cue, end)
 
   def _seen(self, features: Features) -> "_Seen":
     """All that `survival_at` and `places` look at."""
@@ -175,25 +208,25 @@ class Mixture:
     # An origin without a share explains nothing, and need not be looked at.
     used = [k for k, weight in enumerate(weights) if weight > 0]
     return _Seen(
-      end=origins[-1],
+      end=self._end(features),
       origins=[origins[k] for k in used],
       weights=[weights[k] for k in used],
-      counts=[self._within(k, origins) for k in used],
+      counts=[self._within(k, origins[k], self._end(features)) for k in used],
     )
 
-  def _within(self, k: int, origins: tuple[int, int, int]) -> Offsets:
+  def _within(self, k: int, origin: int, end: int) -> Offsets:
     """An origin's counts, as far as they lie at the depths 1 .. end."""
-    return self.offsets[k].between(1 - origins[k], origins[-1] - origins[k])
+    return self.offsets[k].between(1 - origin, end - origin)
 
   def _densities(
-    self, depth: int, origins: tuple[int, int, int]
-  ) -> Float64[np.ndarray, "3"]:
+    self, depth: int, features: Features
+  ) -> Float64[np.ndarray, "4"]:
     """Each origin's probability of one depth in 1 .. end."""
-    densities = []
-    for k, origin in enumerate(origins):
-      counts = self._within(k, origins)
+    densities, end = [], self._end(features)
+    for k, origin in enumerate(self._origins(features)):
+      counts = self._within(k, origin, end)
       rest = _REST + counts.others
-      here = counts.count(depth - origin) + rest / origins[-1]
+      here = counts.count(depth - origin) + rest / end
       densities.append(here / (float(counts.counts.sum()) + rest))
     return np.array(densities)
 
@@ -311,7 +344,7 @@ class _Seen(NamedTuple):
     return survival
 
 
-def _floored(shares: Float64[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
+def _floored(shares: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "4"]:
   """Lifts shares that nearly vanished; an origin without one gets none."""
   least = _LEAST_SHARE * shares.sum()
   return np.where(shares > 0, np.maximum(shares, least), 0.0)

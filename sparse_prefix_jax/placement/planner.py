@@ -15,6 +15,7 @@ import numpy as np
 
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
+from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.mixture import Features
@@ -98,7 +99,11 @@ class Planner:
     self._under_way = UnderWay[Any](background=background)
 
   def describe(
-    self, length: int, overlap_tokens: int, matched: Features | None = None
+    self,
+    length: int,
+    overlap_tokens: int,
+    matched: Features | None = None,
+    prompt: Prompt | None = None,
   ) -> Features:
     """Says what `conditional` needs to know of an entry, to be kept with it.
 
@@ -107,14 +112,18 @@ class Planner:
       overlap_tokens: How many of them equal a stored prefix.
       matched: What this said of the entry that has this prefix, None if it is
         not known.
+      prompt: Its tokens, where they are known.
 
     >>> planner = Planner(PlacementPolicy("conditional", 1), depths=16)
     >>> planner.describe(640, 0)
-    Features(length=640, overlap=0, age=0, born=0)
+    Features(length=640, overlap=0, age=0, born=0, cue=0)
     """
     born = self.observations
     age = 0 if matched is None else max(1, born - matched.born)
-    return Features(length, overlap_tokens, age, born)
+    cue = 0
+    if prompt is not None and isinstance(self._learner, Conditional):
+      cue = self._learner.cue(prompt, overlap_tokens)
+    return Features(length, overlap_tokens, age, born, cue)
 
   def observe(
     self,
@@ -122,6 +131,7 @@ class Planner:
     *,
     entry: Features | None = None,
     matched: Features | None = None,
+    prompt: Prompt | None = None,
   ) -> None:
     """Counts the overlap of one request; misses count, as 0.
 
@@ -130,6 +140,8 @@ class Planner:
       entry: What `describe` said of the request's own entry.
       matched: What it said of the entry that was matched. `conditional` learns
         from both, and nothing without the first; the others need neither.
+      prompt: Its tokens, where they are known; `conditional` learns from them
+        where prompts are left.
 
     Raises:
       ValueError: If the overlap is negative; nothing is counted then.
@@ -147,7 +159,9 @@ class Planner:
     if self._learner is None:
       return
     if not self._settled():
-      self._learner.observe(overlap_tokens, entry=entry, matched=matched)
+      self._learner.observe(
+        overlap_tokens, entry=entry, matched=matched, prompt=prompt
+      )
     if self.observations % self.policy.every == 0:
       self._stale = True
       if self._serving and self._may_plan():

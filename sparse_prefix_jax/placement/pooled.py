@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from sparse_prefix_jax.placement.background import PlanWork
+from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.dynamic_program import solve_placement
 from sparse_prefix_jax.placement.mixture import Features
 from sparse_prefix_jax.placement.overlap import OverlapHistogram, observe
@@ -70,6 +71,7 @@ class Pooled:
     *,
     entry: Features | None = None,
     matched: Features | None = None,
+    prompt: Prompt | None = None,
   ) -> None:
     """Counts one overlap.
 
@@ -77,6 +79,7 @@ class Pooled:
       overlap: Leading tokens that equal a stored prefix, >= 0.
       entry: Not used; `Conditional` is called the same way.
       matched: Not used either.
+      prompt: Nor this.
     """
     depth = overlap // self._chunk
     self.histogram = observe(self.histogram, depth, self._decay)

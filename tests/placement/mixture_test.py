@@ -12,9 +12,11 @@ def naive_survival(mixture, features):
   chunk = mixture.chunk
   end = min(features.length // chunk, mixture.last)
   own = min(features.overlap // chunk, end)
-  shares = mixture.shares[int(features.overlap >= chunk)]
-  densities = np.zeros((3, end + 1))
-  for k, origin in enumerate((0, own, end)):
+  cue = min(features.cue // chunk, end)
+  kind = int(features.overlap >= chunk) + 2 * int(features.cue >= chunk)
+  shares = mixture.shares[kind]
+  densities = np.zeros((4, end + 1))
+  for k, origin in enumerate((0, own, end, cue)):
     counts = [mixture.offsets[k].count(t - origin) for t in range(end + 1)]
     rest = mixture.offsets[k].others + 0.5
     total = sum(counts[1:]) + rest
@@ -39,7 +41,7 @@ def all_depths(mixture, features):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("longest, depths", [(3000, 64), (20_000, 200)])
 def test_the_survival_is_the_mixture(seed, longest, depths):
-  rows = random_rows(seed, longest=longest)
+  rows = random_rows(seed, longest=longest, cues=bool(seed % 2))
   mixture = taught(rows, decay=0.9, depths=depths)
   for entry, _, _ in rows[:20]:
     where = all_depths(mixture, entry)
@@ -131,3 +133,20 @@ def test_observing_changes_nothing_that_others_hold():
   for ours, theirs in zip(before.offsets, again.offsets):
     np.testing.assert_array_equal(ours.where, theirs.where)
     np.testing.assert_array_equal(ours.counts, theirs.counts)
+
+
+def test_a_cue_explains_where_entries_are_left():
+  """At no other offset than its own: lengths and overlaps say nothing."""
+  rng, rows = np.random.default_rng(0), []
+  for _ in range(60):
+    chunks = int(rng.integers(20, 60))
+    left = 64 * int(rng.integers(2, chunks - 2))
+    entry = Features(64 * chunks, cue=left + 5)
+    rows.append((entry, entry, left + 5))
+  mixture = taught(rows)
+  survival = mixture.survival_at(
+    np.array([30, 31]), Features(64 * 50, cue=64 * 30)
+  )
+  assert survival[1] < 0.1 * survival[0]
+  alone = Features(64 * 50)  # Without a cue nothing was learned.
+  assert mixture.survival_at(np.array([31]), alone) > survival[1]

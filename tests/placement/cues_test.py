@@ -1,0 +1,105 @@
+import collections
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.evaluation import Capacity, simulate
+from sparse_prefix_jax.placement import Conditional, PlacementPolicy
+from sparse_prefix_jax.placement.cues import Cues, Prompt, TenantCues
+from tests.placement.streams import templated
+
+MARKERS = ([390, 391], [380, 395, 7], [9, 399])
+
+
+def naive_position(observed, ids):
+  """The module docstring, pair by pair, from everything observed."""
+  left, occurs = collections.Counter(), collections.Counter()
+  seen, contexts = set(), collections.defaultdict(set)
+  for prompt, overlap in observed:
+    if overlap < 2:
+      continue
+    pairs = list(zip(prompt.tolist(), prompt.tolist()[1:]))
+    pair = pairs[overlap - 2]
+    seen.add(pair)
+    left[pair] += 1
+    contexts[pair].add(tuple(prompt[: overlap - 2].tolist()[-16:]))
+    occurs.update(pair for pair in pairs if pair in seen)
+  best, found = 0.0, 0
+  for index, pair in enumerate(zip(ids.tolist(), ids.tolist()[1:])):
+    ratio = left[pair] / (occurs[pair] + 2)
+    if ratio >= 0.2 and ratio >= best and len(contexts[pair]) > 1:
+      best, found = ratio, index + 2
+  return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ids", [3, 40, 2**31])
+def test_the_cue_is_the_last_place_of_the_best_pair(seed, ids):
+  rng, observed, cues = np.random.default_rng(seed), [], Cues.create()
+  for _ in range(60):
+    prompt = rng.integers(0, ids, int(rng.integers(1, 40))).astype(np.int32)
+    if rng.random() < 0.6 and prompt.size > 8:
+      prompt[4:6] = 1, 2
+    overlap = 6 if rng.random() < 0.5 else int(rng.integers(0, prompt.size))
+    overlap = min(overlap, prompt.size)
+    assert cues.position(prompt) == naive_position(observed, prompt)
+    cues = cues.observe(prompt, overlap, 1.0)
+    observed.append((prompt, overlap))
+
+
+def test_pairs_are_forgotten_beyond_a_number():
+  """The pair that was left after most often stays."""
+  rng, cues = np.random.default_rng(0), Cues.create()
+  for beginning in range(1500):
+    cues = cues.observe(np.array([beginning, 2, 3]), 3, 1.0)
+    cues = cues.observe(rng.integers(0, 2**31, 9), 5, 1.0)
+  assert cues.pairs.size == 1024
+  assert cues.position(np.array([0, 2, 3, 4])) == 3
+
+
+def test_tenants_are_apart_and_bounded():
+  cues = TenantCues({})
+  for tenant in range(100):
+    for beginning in (4, 5):
+      ids = np.array([beginning, 7, 8, 9])
+      cues = cues.observe(Prompt(ids, tenant), 3, 1.0)
+  assert len(cues.of) == 64
+  assert cues.position(Prompt(ids, 99)) == 3
+  assert cues.position(Prompt(ids, 0)) == 0
+  assert cues.position(Prompt(ids)) == 0
+
+
+def test_observing_changes_nothing_that_others_hold():
+  ids = np.array([5, 7, 8, 9])
+  before = TenantCues({}).observe(Prompt(ids), 3, 0.9)
+  departures = before.of[None].departures.copy()
+  before.observe(Prompt(ids), 3, 0.9)
+  np.testing.assert_array_equal(before.of[None].departures, departures)
+
+
+def share_of_all(trace):
+  """Tokens saved by one state per entry, of those by one every 64 tokens."""
+  saved = [
+    simulate(
+      trace, policy, Capacity("sequences", 60), warmup_fraction=0.5
+    ).tokens_saved
+    for policy in (
+      PlacementPolicy("conditional", 1),
+      PlacementPolicy("block", 64),
+    )
+  ]
+  return saved[0] / saved[1]
+
+
+@pytest.mark.parametrize("markers", [MARKERS[:1], MARKERS])
+def test_one_state_is_enough_where_a_template_has_markers(markers):
+  """Of one template, and of three that are mixed."""
+  assert share_of_all(templated(0, markers)) >= 0.97
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_is_marked_cues_do_no_harm(seed, monkeypatch):
+  trace = templated(seed, [[]])
+  with_cues = share_of_all(trace)
+  monkeypatch.setattr(Conditional, "cue", lambda self, prompt, overlap: 0)
+  assert with_cues >= share_of_all(trace) - 0.002
