@@ -1,4 +1,4 @@
-"""How a wave begins: pinned, leased, observed, placed; or nothing of it.
+"""How a wave begins: pinned, observed, leased, placed; or nothing of it.
 
 Only `cache/store.py` calls this module.
 """
@@ -14,21 +14,32 @@ from sparse_prefix_jax.cache.index import (
   Pin,
   PrefixIndex,
   Reason,
+  Worth,
 )
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement import Features, Planner
+from sparse_prefix_jax.placement.worth import Visit
 
 NUMBERS = itertools.count()
 """Numbers of sequences, over all stores of a process."""
 
 
 class _Held(NamedTuple):
-  """What a wave holds before its sequences exist."""
+  """What a wave holds before its sequences exist; there is room for them."""
 
   matches: list[Match]
   pins: list[Pin]
-  lease: Lease
+  slots: int
+  pages: int
+
+
+class _Seen(NamedTuple):
+  """The number of a sequence, and what the placement learned from it."""
+
+  number: int
+  features: Features
+  visit: Visit | None
 
 
 class Admission:
@@ -46,6 +57,7 @@ class Admission:
   ) -> None:
     """Begins nothing yet."""
     self._index, self._planner = index, planner
+    self._worth = index.worth
     self._chunk, self._stores = chunk, stores
 
   def match(self, request: Request) -> Match:
@@ -73,20 +85,25 @@ class Admission:
       CapacityError: If they do not fit; nothing is held then.
     """
     held = self._hold_or_start_cold(requests)
+    seen: list[_Seen] = []
     begun: list[Running] = []
+    lease = Lease((), ())
     try:
-      begun += self._sequences(requests, held)
-      for running in begun:
-        self._observe(running)
+      for request, match in zip(requests, held.matches):
+        seen.append(self._observe(request, match))
+      for request, one, waited_for in zip(requests, seen, shared):
+        self._offer(request, one, waited_for)
+      lease = self._index.reserve(held.slots, held.pages)
+      begun += self._sequences(requests, held, lease, seen)
       for running, waited_for in zip(begun, shared):
         self._place(running, waited_for)
     except BaseException:
-      self._abandon(held, begun)
+      self._abandon(held, lease, begun, seen)
       raise
     return begun
 
   def _hold_or_start_cold(self, requests: Sequence[Request]) -> _Held:
-    """Pins and leases what the wave must have, with its matches or without."""
+    """Pins what the wave needs, with its matches or without."""
     matches = [self.match(request) for request in requests]
     try:
       return self._hold(requests, matches)
@@ -96,13 +113,15 @@ class Admission:
     return self._hold(requests, [_cold(match) for match in matches])
 
   def _hold(self, requests: Sequence[Request], matches: list[Match]) -> _Held:
-    """All pins and one lease, or nothing."""
+    """All pins, and room for what must be leased beside them; or nothing."""
     pins: list[Pin] = []
     try:
       for request, match in zip(requests, matches):
         pins.append(self._index.pin(match.node, salt=request.salt))
       pages = sum(self._fresh_pages(r, m) for r, m in zip(requests, matches))
-      return _Held(matches, pins, self._index.reserve(2 * len(requests), pages))
+      slots = 2 * len(requests)
+      self._index.check_room(slots, pages, self._index.budget)
+      return _Held(matches, pins, slots, pages)
     except BaseException:
       for pin in pins:
         self._index.unpin(pin)
@@ -113,15 +132,21 @@ class Admission:
     return -(-request.length // self._chunk) - match.resume_blocks
 
   def _sequences(
-    self, requests: Sequence[Request], held: _Held
+    self,
+    requests: Sequence[Request],
+    held: _Held,
+    lease: Lease,
+    seen: Sequence[_Seen],
   ) -> Iterable[Running]:
     """A sequence per request, each with its part of what the wave holds."""
-    slots, pages = iter(held.lease.slots), iter(held.lease.pages)
-    for request, match, pin in zip(requests, held.matches, held.pins):
+    slots, pages = iter(lease.slots), iter(lease.pages)
+    for request, match, pin, one in zip(
+      requests, held.matches, held.pins, seen
+    ):
       fresh = itertools.islice(pages, self._fresh_pages(request, match))
       resumed = match.resume_blocks * self._chunk
       yield Running(
-        number=next(NUMBERS),
+        number=one.number,
         request=request,
         match=match,
         tokens=TokenBuffer(request.ids),
@@ -136,17 +161,35 @@ class Admission:
         computed=resumed,
         stored=match.resume_blocks,
         pin=pin,
+        features=one.features,
       )
 
-  def _observe(self, running: Running) -> None:
-    """Lets the placement learn from the overlap of a request."""
-    request, match = running.request, running.match
+  def _observe(self, request: Request, match: Match) -> _Seen:
+    """Lets the placement learn from a request and its overlap."""
     overlap = min(match.overlap_tokens, request.length - 1)
-    running.features = self._planner.describe(
-      request.length, overlap, match.features
-    )
-    self._planner.observe(
-      overlap, entry=running.features, matched=match.features
+    features = self._planner.describe(request.length, overlap, match.features)
+    self._planner.observe(overlap, entry=features, matched=match.features)
+    visit = None
+    if self._worth is not None:
+      blocks = request.blocks[: (request.length - 1) // self._chunk]
+      visit = self._worth.observe(blocks, request.salt)
+    return _Seen(next(NUMBERS), features, visit)
+
+  def _offer(
+    self, request: Request, seen: _Seen, shared: Collection[int]
+  ) -> None:
+    """Offers what the prompt might keep, to be weighed when room is made."""
+    if self._worth is None or seen.visit is None:
+      return
+    last = (request.length - 1) // self._chunk
+    named = {p // self._chunk for p in request.anchors} - {last + 1}
+    wanted = {p // self._chunk for p in shared}
+    self._worth.offer(
+      seen.visit,
+      seen.number,
+      anchors=named,
+      wanted=wanted if request.placed else wanted | named,
+      proposes=request.placed,
     )
 
   def _place(self, running: Running, shared: Collection[int]) -> None:
@@ -157,7 +200,9 @@ class Admission:
     """
     request = running.request
     kept = {*request.anchors} if self._stores else set()
-    if request.placed:
+    if self._worth is not None:
+      kept = self._accepted(running, self._worth)
+    elif request.placed:
       kept |= {*self._planner.positions(request.length, running.features)}
     running.kept = tuple(sorted(kept))
     ahead = [p for p in kept | {*shared} if p > running.computed]
@@ -166,6 +211,19 @@ class Admission:
     slots = self._lease_up_to(len(ahead))
     running.captures = dict(zip(ahead, slots))
     running.captured = tuple(sorted(running.captures))
+
+  def _accepted(self, running: Running, worth: Worth) -> set[int]:
+    """What a prompt keeps where states are weighed: what was not turned down.
+
+    The last state of the prompt counts where it is stored already. An anchor at
+    its very end, which the same prompt cannot resume from, is not weighed.
+    """
+    request, chunk = running.request, self._chunk
+    last = (request.length - 1) // chunk * chunk
+    kept = {depth * chunk for depth in worth.accept(running.number)}
+    if last and self._stored_at(running, last):
+      kept.add(last)
+    return kept | {p for p in request.anchors if p > last}
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""
@@ -184,10 +242,18 @@ class Admission:
         wanted -= 1
     return ()
 
-  def _abandon(self, held: _Held, begun: Sequence[Running]) -> None:
+  def _abandon(
+    self,
+    held: _Held,
+    lease: Lease,
+    begun: Sequence[Running],
+    seen: Sequence[_Seen],
+  ) -> None:
     """Gives back all that a wave held, whoever of it has begun."""
     captures = [s for running in begun for s in running.captures.values()]
-    self._index.free([*held.lease.slots, *captures], held.lease.pages)
+    self._index.free([*lease.slots, *captures], lease.pages)
+    for one in seen:
+      self._index.withdraw(one.number)
     for pin in held.pins:
       self._index.unpin(pin)
 

@@ -48,7 +48,8 @@ class ShareChooser:
   Args:
     store: Which it follows.
     sizes: How its capacity may be divided.
-    eviction: Its eviction rule.
+    eviction: Its eviction rule; for `index`, the shadow has `lru`: it only sees
+      states that were found worth their place, and how often they are used.
 
   Attributes:
     sizes: How the capacity may be divided.
@@ -74,9 +75,8 @@ class ShareChooser:
     chunk = store.chunk
     # It places nothing itself: every request names what the real one keeps.
     planner = Planner(PlacementPolicy("no_cache", chunk=chunk), depths=2)
-    self._shadow = PrefixStore(
-      undivided, planner, chunk=chunk, eviction=eviction
-    )
+    rule = "lru" if eviction == "index" else eviction
+    self._shadow = PrefixStore(undivided, planner, chunk=chunk, eviction=rule)
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
