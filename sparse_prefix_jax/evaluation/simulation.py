@@ -54,12 +54,14 @@ def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
 
   Args:
     capacity: It is `adaptive` for states and `last` for the rest.
-    eviction: It is `last` too where a rule is named that others have.
+    eviction: It is `last` too where a rule is named that others have, and
+      `adaptive` for bytes too where its own is named.
 
   >>> default_placement(Capacity("states", 9))
   'adaptive'
   """
-  shared = capacity.kind == "states" and eviction in (None, "index")
+  own = capacity.kind != "sequences" and eviction == "index"
+  shared = own or (capacity.kind == "states" and eviction is None)
   return "adaptive" if shared else "last"
 
 
