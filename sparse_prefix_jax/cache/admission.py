@@ -14,7 +14,6 @@ from sparse_prefix_jax.cache.index import (
   Pin,
   PrefixIndex,
   Reason,
-  Worth,
 )
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
@@ -168,6 +167,8 @@ class Admission:
     """Lets the placement learn from a request and its overlap."""
     overlap = min(match.overlap_tokens, request.length - 1)
     features = self._planner.describe(request.length, overlap, match.features)
+    if request.observed:
+      return _Seen(next(NUMBERS), features, None)
     self._planner.observe(overlap, entry=features, matched=match.features)
     visit = None
     if self._worth is not None:
@@ -181,9 +182,10 @@ class Admission:
     """Offers what the prompt might keep, to be weighed when room is made."""
     if self._worth is None or seen.visit is None:
       return
-    last = (request.length - 1) // self._chunk
-    named = {p // self._chunk for p in request.anchors} - {last + 1}
-    wanted = {p // self._chunk for p in shared}
+    # What lies at the very end of a prompt is only of use to longer ones.
+    end = (request.length - 1) // self._chunk + 1
+    named = {p // self._chunk for p in request.anchors} - {end}
+    wanted = {p // self._chunk for p in shared} - {end}
     self._worth.offer(
       seen.visit,
       seen.number,
@@ -195,35 +197,41 @@ class Admission:
   def _place(self, running: Running, shared: Collection[int]) -> None:
     """Chooses where the prompt keeps states, and leases slots for new ones.
 
-    The most useful first, where there is not room for all: those that another
-    request waits for, then the deepest.
+    The most useful first, where there is not room for all: those that room was
+    made for, those that another request waits for, then the deepest.
     """
-    request = running.request
-    kept = {*request.anchors} if self._stores else set()
-    if self._worth is not None:
-      kept = self._accepted(running, self._worth)
-    elif request.placed:
-      kept |= {*self._planner.positions(request.length, running.features)}
+    accepted = self._accepted(running)
+    kept = accepted | self._kept(running)
     running.kept = tuple(sorted(kept))
     ahead = [p for p in kept | {*shared} if p > running.computed]
     ahead = [p for p in ahead if not self._stored_at(running, p)]
-    ahead.sort(key=lambda p: (p not in shared, -p))
+    ahead.sort(key=lambda p: (p not in accepted, p not in shared, -p))
     slots = self._lease_up_to(len(ahead))
     running.captures = dict(zip(ahead, slots))
     running.captured = tuple(sorted(running.captures))
 
-  def _accepted(self, running: Running, worth: Worth) -> set[int]:
-    """What a prompt keeps where states are weighed: what was not turned down.
+  def _accepted(self, running: Running) -> set[int]:
+    """Positions that were offered and not turned down; none by other rules."""
+    if self._worth is None:
+      return set()
+    return {d * self._chunk for d in self._worth.accept(running.number)}
 
-    The last state of the prompt counts where it is stored already. An anchor at
-    its very end, which the same prompt cannot resume from, is not weighed.
+  def _kept(self, running: Running) -> set[int]:
+    """Positions that a prompt keeps whatever they are worth.
+
+    Where states are weighed it is the last one, if it is stored already, and an
+    anchor at the very end, which the same prompt cannot resume from; or all
+    that it names, if it was observed already and is not weighed again.
     """
     request, chunk = running.request, self._chunk
-    last = (request.length - 1) // chunk * chunk
-    kept = {depth * chunk for depth in worth.accept(running.number)}
-    if last and self._stored_at(running, last):
-      kept.add(last)
-    return kept | {p for p in request.anchors if p > last}
+    kept = {*request.anchors} if self._stores else set()
+    if self._worth is not None and not request.observed:
+      last = (request.length - 1) // chunk * chunk
+      known = {last} if last and self._stored_at(running, last) else set()
+      return known | {p for p in kept if p > last}
+    if request.placed and self._worth is None:
+      kept |= {*self._planner.positions(request.length, running.features)}
+    return kept
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""

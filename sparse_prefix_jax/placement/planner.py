@@ -97,6 +97,7 @@ class Planner:
       )
     checked = None if cost is None else concrete_cost(cost, depths)
     self.policy = policy
+    self._depths, self._cost = depths, checked
     self.worth = _worth_of(policy, checked) if policy.name in SHARED else None
     self.observations = 0
     self._learner = _learner_of(policy, depths, checked, beside=serving)
@@ -104,6 +105,17 @@ class Planner:
     self._warming_up = warming_up
     self._planned = self._stale = False
     self._under_way = UnderWay[Any](background=background)
+
+  def fresh(self) -> "Planner":
+    """Returns a server's planner by the same policy, with empty statistics.
+
+    >>> planner = Planner(PlacementPolicy("adaptive"), depths=16, serving=True)
+    >>> planner.fresh().worth is planner.worth
+    False
+    """
+    return Planner(
+      self.policy, depths=self._depths, cost=self._cost, serving=True
+    )
 
   def describe(
     self, length: int, overlap_tokens: int, matched: Features | None = None

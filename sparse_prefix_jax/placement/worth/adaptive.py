@@ -213,7 +213,7 @@ class Adaptive:
     >>> policy.depth_of(policy.extend("abcd"))
     4
     """
-    way, step = self._tree.walk(keys), max(self._step - 1, 0)
+    way, step = self._tree.walk(keys), self._step - 1
     length = len(way.keys)
     if not length:
       raise ValueError("keys must name at least one block")
