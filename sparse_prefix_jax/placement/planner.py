@@ -22,9 +22,8 @@ from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
 
-KEY_BYTES = 57
-"""Bytes that a store's key of a block takes in what `worth` remembers: a digest
-of 16 bytes, and a reference to it."""
+# A store has keys of blocks for `worth` alone: digests of 16 bytes.
+_KEY_BYTES = 57
 
 _Learner: TypeAlias = Conditional | Pooled
 
@@ -291,13 +290,13 @@ class Planner:
 def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:
   """What states are worth, in the units of the cost."""
   if cost is None:
-    return Adaptive(block=policy.chunk, key_bytes=KEY_BYTES)
+    return Adaptive(block=policy.chunk, key_bytes=_KEY_BYTES)
   last = cost.size - 1
   return Adaptive(
     block=policy.chunk,
     # Nothing resumes beyond the longest sequence.
     cost=lambda depth: float(cost[min(depth, last)]),
-    key_bytes=KEY_BYTES,
+    key_bytes=_KEY_BYTES,
   )
 
 
