@@ -245,7 +245,7 @@ def test_a_configuration_that_is_damaged_is_refused(
     ({"requests": "stream.txt"}, "--requests must end in .npz, .jsonl"),
     ({"capacity": "20"}, "capacity must be sequences:N, states:K or bytes"),
     ({"placement": "marconi"}, "placement must be one of no_cache, last,"),
-    ({"placement": "adaptive"}, "is for a capacity of states, got sequences"),
+    ({"placement": "adaptive"}, "is for a capacity of states or bytes"),
     ({"placement": "block"}, "placement block needs a budget: tokens between"),
     ({"budget": "3"}, "placement last takes no budget, got 3"),
     ({"budget": "many"}, "budget=many"),

@@ -1,4 +1,4 @@
-"""How a wave begins: pinned, leased, observed, placed; or nothing of it.
+"""How a wave begins: pinned, observed, leased, placed; or nothing of it.
 
 Only `cache/store.py` calls this module.
 """
@@ -17,18 +17,28 @@ from sparse_prefix_jax.cache.index import (
 )
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
-from sparse_prefix_jax.placement import Planner, Prompt
+from sparse_prefix_jax.placement import Features, Planner, Prompt
+from sparse_prefix_jax.placement.worth import Visit
 
 NUMBERS = itertools.count()
 """Numbers of sequences, over all stores of a process."""
 
 
 class _Held(NamedTuple):
-  """What a wave holds before its sequences exist."""
+  """What a wave holds before its sequences exist; there is room for them."""
 
   matches: list[Match]
   pins: list[Pin]
-  lease: Lease
+  slots: int
+  pages: int
+
+
+class _Seen(NamedTuple):
+  """The number of a sequence, and what the placement learned from it."""
+
+  number: int
+  features: Features
+  visit: Visit | None
 
 
 class Admission:
@@ -46,6 +56,7 @@ class Admission:
   ) -> None:
     """Begins nothing yet."""
     self._index, self._planner = index, planner
+    self._worth = index.worth
     self._chunk, self._stores = chunk, stores
 
   def match(self, request: Request) -> Match:
@@ -73,20 +84,25 @@ class Admission:
       CapacityError: If they do not fit; nothing is held then.
     """
     held = self._hold_or_start_cold(requests)
+    seen: list[_Seen] = []
     begun: list[Running] = []
+    lease = Lease((), ())
     try:
-      begun += self._sequences(requests, held)
-      for running in begun:
-        self._observe(running)
+      for request, match in zip(requests, held.matches):
+        seen.append(self._observe(request, match))
+      for request, one, waited_for in zip(requests, seen, shared):
+        self._offer(request, one, waited_for)
+      lease = self._index.reserve(held.slots, held.pages)
+      begun += self._sequences(requests, held, lease, seen)
       for running, waited_for in zip(begun, shared):
         self._place(running, waited_for)
     except BaseException:
-      self._abandon(held, begun)
+      self._abandon(held, lease, begun, seen)
       raise
     return begun
 
   def _hold_or_start_cold(self, requests: Sequence[Request]) -> _Held:
-    """Pins and leases what the wave must have, with its matches or without."""
+    """Pins what the wave needs, with its matches or without."""
     matches = [self.match(request) for request in requests]
     try:
       return self._hold(requests, matches)
@@ -96,13 +112,15 @@ class Admission:
     return self._hold(requests, [_cold(match) for match in matches])
 
   def _hold(self, requests: Sequence[Request], matches: list[Match]) -> _Held:
-    """All pins and one lease, or nothing."""
+    """All pins, and room for what must be leased beside them; or nothing."""
     pins: list[Pin] = []
     try:
       for request, match in zip(requests, matches):
         pins.append(self._index.pin(match.node, salt=request.salt))
       pages = sum(self._fresh_pages(r, m) for r, m in zip(requests, matches))
-      return _Held(matches, pins, self._index.reserve(2 * len(requests), pages))
+      slots = 2 * len(requests)
+      self._index.check_room(slots, pages, self._index.budget)
+      return _Held(matches, pins, slots, pages)
     except BaseException:
       for pin in pins:
         self._index.unpin(pin)
@@ -113,15 +131,21 @@ class Admission:
     return -(-request.length // self._chunk) - match.resume_blocks
 
   def _sequences(
-    self, requests: Sequence[Request], held: _Held
+    self,
+    requests: Sequence[Request],
+    held: _Held,
+    lease: Lease,
+    seen: Sequence[_Seen],
   ) -> Iterable[Running]:
     """A sequence per request, each with its part of what the wave holds."""
-    slots, pages = iter(held.lease.slots), iter(held.lease.pages)
-    for request, match, pin in zip(requests, held.matches, held.pins):
+    slots, pages = iter(lease.slots), iter(lease.pages)
+    for request, match, pin, one in zip(
+      requests, held.matches, held.pins, seen
+    ):
       fresh = itertools.islice(pages, self._fresh_pages(request, match))
       resumed = match.resume_blocks * self._chunk
       yield Running(
-        number=next(NUMBERS),
+        number=one.number,
         request=request,
         match=match,
         tokens=TokenBuffer(request.ids),
@@ -136,37 +160,83 @@ class Admission:
         computed=resumed,
         stored=match.resume_blocks,
         pin=pin,
+        features=one.features,
       )
 
-  def _observe(self, running: Running) -> None:
-    """Lets the placement learn from the overlap of a request."""
-    request, match = running.request, running.match
+  def _observe(self, request: Request, match: Match) -> _Seen:
+    """Lets the placement learn from a request and its overlap."""
     overlap = min(match.overlap_tokens, request.length - 1)
     prompt = Prompt(request.ids, request.salt) if request.ids.size else None
-    running.features = self._planner.describe(
+    features = self._planner.describe(
       request.length, overlap, match.features, prompt
     )
+    if request.observed:
+      return _Seen(next(NUMBERS), features, None)
     self._planner.observe(
-      overlap, entry=running.features, matched=match.features, prompt=prompt
+      overlap, entry=features, matched=match.features, prompt=prompt
+    )
+    visit = None
+    if self._worth is not None:
+      blocks = request.blocks[: (request.length - 1) // self._chunk]
+      visit = self._worth.observe(blocks, request.salt)
+    return _Seen(next(NUMBERS), features, visit)
+
+  def _offer(
+    self, request: Request, seen: _Seen, shared: Collection[int]
+  ) -> None:
+    """Offers what the prompt might keep, to be weighed when room is made."""
+    if self._worth is None or seen.visit is None:
+      return
+    # What lies at the very end of a prompt is only of use to longer ones.
+    end = (request.length - 1) // self._chunk + 1
+    named = {p // self._chunk for p in request.anchors} - {end}
+    wanted = {p // self._chunk for p in shared} - {end}
+    self._worth.offer(
+      seen.visit,
+      seen.number,
+      anchors=named,
+      wanted=wanted if request.placed else wanted | named,
+      proposes=request.placed,
     )
 
   def _place(self, running: Running, shared: Collection[int]) -> None:
     """Chooses where the prompt keeps states, and leases slots for new ones.
 
-    The most useful first, where there is not room for all: those that another
-    request waits for, then the deepest.
+    The most useful first, where there is not room for all: those that room was
+    made for, those that another request waits for, then the deepest.
     """
-    request = running.request
-    kept = {*request.anchors} if self._stores else set()
-    if request.placed:
-      kept |= {*self._planner.positions(request.length, running.features)}
+    accepted = self._accepted(running)
+    kept = accepted | self._kept(running)
     running.kept = tuple(sorted(kept))
     ahead = [p for p in kept | {*shared} if p > running.computed]
     ahead = [p for p in ahead if not self._stored_at(running, p)]
-    ahead.sort(key=lambda p: (p not in shared, -p))
+    ahead.sort(key=lambda p: (p not in accepted, p not in shared, -p))
     slots = self._lease_up_to(len(ahead))
     running.captures = dict(zip(ahead, slots))
     running.captured = tuple(sorted(running.captures))
+
+  def _accepted(self, running: Running) -> set[int]:
+    """Positions that were offered and not turned down; none by other rules."""
+    if self._worth is None:
+      return set()
+    return {d * self._chunk for d in self._worth.accept(running.number)}
+
+  def _kept(self, running: Running) -> set[int]:
+    """Positions that a prompt keeps whatever they are worth.
+
+    Where states are weighed it is the last one, if it is stored already, and an
+    anchor at the very end, which the same prompt cannot resume from; or all
+    that it names, if it was observed already and is not weighed again.
+    """
+    request, chunk = running.request, self._chunk
+    kept = {*request.anchors} if self._stores else set()
+    if self._worth is not None and not request.observed:
+      last = (request.length - 1) // chunk * chunk
+      known = {last} if last and self._stored_at(running, last) else set()
+      return known | {p for p in kept if p > last}
+    if request.placed and self._worth is None:
+      kept |= {*self._planner.positions(request.length, running.features)}
+    return kept
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""
@@ -185,10 +255,18 @@ class Admission:
         wanted -= 1
     return ()
 
-  def _abandon(self, held: _Held, begun: Sequence[Running]) -> None:
+  def _abandon(
+    self,
+    held: _Held,
+    lease: Lease,
+    begun: Sequence[Running],
+    seen: Sequence[_Seen],
+  ) -> None:
     """Gives back all that a wave held, whoever of it has begun."""
     captures = [s for running in begun for s in running.captures.values()]
-    self._index.free([*held.lease.slots, *captures], held.lease.pages)
+    self._index.free([*lease.slots, *captures], lease.pages)
+    for one in seen:
+      self._index.withdraw(one.number)
     for pin in held.pins:
       self._index.unpin(pin)
 

@@ -6,12 +6,15 @@ from sparse_prefix_jax.cache.index import PrefixIndex
 from sparse_prefix_jax.cache.running import Running
 
 
-def audit_sequences(index: PrefixIndex, running: Sequence[Running]) -> None:
+def audit_sequences(
+  index: PrefixIndex, running: Sequence[Running], chunk: int
+) -> None:
   """Compares leases and pins with the sequences that hold them.
 
   Args:
     index: Checked already.
     running: All sequences of its store.
+    chunk: Tokens of a chunk, c.
 
   Raises:
     AssertionError: One sentence on the first thing that does not add up.
@@ -34,3 +37,11 @@ def audit_sequences(index: PrefixIndex, running: Sequence[Running]) -> None:
     raise AssertionError(
       f"prefix store: {stats.pins} pins for {len(running)} sequences."
     )
+  captures = {(one.number, p // chunk) for one in running for p in one.captures}
+  awaited = index.worth.awaited if index.worth is not None else ()
+  for number, depth in awaited:
+    if (number, depth) not in captures:
+      raise AssertionError(
+        f"prefix store: nobody captures the state at {depth} chunks that "
+        f"sequence {number} is to capture."
+      )

@@ -23,7 +23,7 @@ from sparse_prefix_jax.cache.identity import (
   fingerprint,
   is_deleted,
 )
-from sparse_prefix_jax.cache.index import Budget
+from sparse_prefix_jax.cache.index import Budget, eviction_for
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
@@ -78,7 +78,7 @@ class PrefixCache:
     *,
     capacity: int | str,
     placement: PlacementPolicy | str = "last",
-    eviction: str = "lru",
+    eviction: str | None = None,
     cost: PrefillCost | None = None,
     state_share: float | None = None,
     remembered: int | str = "64MiB",
@@ -90,7 +90,8 @@ class PrefixCache:
       capacity: Bytes for states, keys and values, stored or in use; a number,
         or a size such as "4GiB".
       placement: A policy, or a name with its budget, such as "conditional:1".
-      eviction: "lru" or "fifo".
+      eviction: "lru" or "fifo"; None is "lru", or what the placement brings:
+        `adaptive` evicts by its own "index".
       cost: What prefill costs, which `optimal` and `conditional` spare; by
         default the operations of the configuration, and `measure_prefill`
         gives seconds of this machine.
@@ -113,6 +114,7 @@ class PrefixCache:
     share = checked_share(state_share, sizes)
     slots, pages = sizes.split(share)
     policy = checked_policy(placement, self.config.numerics.chunk)
+    rule = eviction_for(policy.name, eviction)
     self.store = PrefixStore(
       Budget(
         capacity_bytes=capacity,
@@ -124,14 +126,14 @@ class PrefixCache:
       ),
       serving_planner(policy, self.config, cost),
       chunk=self.config.numerics.chunk,
-      eviction=eviction,
+      eviction=rule,
       stores=policy.name != "no_cache",
     )
     self._lock = CallLock()
     self._pools: Pools | None = self._fresh_pools()
     self._division: Division | None = None
     if state_share is None and len(sizes.usable) > 1:
-      chooser = ShareChooser(self.store, sizes, eviction)
+      chooser = ShareChooser(self.store, sizes, rule)
       self.store.chooser = chooser
       self._division = Division(self, chooser)
 

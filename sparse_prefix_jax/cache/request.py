@@ -31,6 +31,8 @@ class Request:
     anchors: Lattice positions worth a state besides the placement's, or
       instead of it where `placed` is false.
     placed: Whether the placement has a say; not if captures were given.
+    observed: Whether the placement has learned from it already; an overlap
+      counts once.
     salt: The tenant; requests with different salts share nothing.
     index: Its place in the batch.
   """
@@ -41,6 +43,7 @@ class Request:
   ids: np.ndarray = dataclasses.field(default_factory=lambda: _NO_IDS)
   anchors: tuple[int, ...] = ()
   placed: bool = True
+  observed: bool = False
   salt: bytes = b""
   index: int = 0
 

@@ -2,7 +2,8 @@
 
 Beside the real store runs a second one, without limits on slots or pages: it
 sees the same prompts with the same placements, holds nothing but numbers, and
-says how it would have divided the same bytes.
+says how it would have divided the same bytes. Where states are weighed it
+weighs for itself: what a divided store captures is what it had slots for.
 """
 
 import dataclasses
@@ -72,30 +73,38 @@ class ShareChooser:
       store.index.budget, slots=None, pages=None, remembered_bytes=0
     )
     chunk = store.chunk
-    # It places nothing itself: every request names what the real one keeps.
-    planner = Planner(PlacementPolicy("no_cache", chunk=chunk), depths=2)
+    self._weighs = store.planner.worth is not None
+    # By others it places nothing: each request names what the real one keeps.
+    named = Planner(PlacementPolicy("no_cache", chunk=chunk), depths=2)
+    planner = store.planner.fresh() if self._weighs else named
     self._shadow = PrefixStore(
       undivided, planner, chunk=chunk, eviction=eviction
     )
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
-    chunk = self._shadow.chunk
-    kept = {*running.kept, *running.captured}
-    blocks = tuple(running.blocks)
-    if running.decoded:
-      kept.add(running.length // chunk * chunk)
-    self._serve(
-      Request(
-        length=running.length,
-        blocks=blocks,
-        anchors=tuple(sorted(kept - {0})),
-        placed=False,
-        salt=running.request.salt,
-      )
-    )
+    weighed = self._weighs and not running.decoded
+    self._serve(running.request if weighed else self._turn(running))
     if not running.decoded:
       self._count()
+
+  def _turn(self, running: Running) -> Request:
+    """A sequence so far, with the positions that the real store keeps.
+
+    Where states are weighed its prompt was seen before, and only its end joins.
+    """
+    chunk = self._shadow.chunk
+    kept = set() if self._weighs else {*running.kept, *running.captured}
+    if running.decoded:
+      kept.add(running.length // chunk * chunk)
+    return Request(
+      length=running.length,
+      blocks=tuple(running.blocks),
+      anchors=tuple(sorted(kept - {0})),
+      placed=False,
+      observed=running.decoded > 0,
+      salt=running.request.salt,
+    )
 
   def _serve(self, request: Request) -> None:
     """One whole life in the undivided store; what never fits is skipped."""

@@ -29,6 +29,7 @@ from sparse_prefix_jax.cache.index import (
   Match,
   PrefixIndex,
   Renumbering,
+  rule_for,
   token_blocks,
 )
 from sparse_prefix_jax.cache.request import Request
@@ -54,7 +55,7 @@ class PrefixStore:
     budget: What may be held.
     planner: Where new entries keep states.
     chunk: Tokens between lattice points, c.
-    eviction: Which state goes first.
+    eviction: Which state goes first, of `eviction_for` the placement.
     stores: Whether anything outlives its sequence.
 
   Attributes:
@@ -82,11 +83,12 @@ class PrefixStore:
     planner: Planner,
     *,
     chunk: int,
-    eviction: str = "lru",
+    eviction: str | None = None,
     stores: bool = True,
   ) -> None:
     """Starts empty; see the class."""
-    self.index = PrefixIndex(budget, eviction, block_size=chunk)
+    rule = rule_for(planner.policy.name, eviction, planner.worth)
+    self.index = PrefixIndex(budget, rule, block_size=chunk)
     self.planner = planner
     self.chunk = chunk
     self.stores = stores
@@ -314,6 +316,7 @@ class PrefixStore:
     if why:
       self._ended.note(running, why)
     self.index.free(running.leased_slots(), running.leased_pages())
+    self.index.withdraw(running.number)
     self.index.unpin(running.pin)
 
   @contextlib.contextmanager
@@ -383,10 +386,7 @@ class PrefixStore:
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""
     return describe_store(
-      self.index,
-      self.counts,
-      running=len(self._running),
-      chooser=self.chooser,
+      self.index, self.counts, running=len(self._running), chooser=self.chooser
     )
 
   def audit(self) -> None:
@@ -396,4 +396,4 @@ class PrefixStore:
       AssertionError: One sentence on the first thing that does not add up.
     """
     self.index.check()
-    audit_sequences(self.index, self.running)
+    audit_sequences(self.index, self.running, self.chunk)

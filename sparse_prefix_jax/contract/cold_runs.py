@@ -54,7 +54,7 @@ class ColdRuns:
     self._twins: dict[tuple[bytes, int], _Twin] = {}
 
   def cache(
-    self, placement: PlacementPolicy, eviction: str = "lru"
+    self, placement: PlacementPolicy, eviction: str | None = None
   ) -> PrefixCache:
     """An empty cache of the one size."""
     return PrefixCache(

@@ -15,7 +15,7 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.running import SequenceHandle
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
-from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
 from sparse_prefix_jax.serving.prefill import prefill
 
@@ -58,9 +58,10 @@ class Schedule:
     self.config = cold.model.config
     self.chunk = self.config.numerics.chunk
     self.operations = operations
-    self.cache = cold.cache(
-      self._placement(), str(self.random.choice(["lru", "fifo"]))
-    )
+    placement = self._placement()
+    queue = str(self.random.choice(["lru", "fifo"]))
+    weighs = placement.name in SHARED
+    self.cache = cold.cache(placement, None if weighs else queue)
     self._shrink()
     self.pasts = [self._random_tokens(self._length()) for _ in range(2)]
     self.lives: list[_Life] = []
@@ -106,6 +107,7 @@ class Schedule:
       PlacementPolicy("balanced", budget=2, chunk=chunk),
       PlacementPolicy("optimal", budget=2, chunk=chunk),
       PlacementPolicy("block", budget=chunk, chunk=chunk),
+      PlacementPolicy("adaptive", chunk=chunk),
     )
     return policies[self.random.integers(len(policies))]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sparse_prefix_jax.cache.index import eviction_for
 from sparse_prefix_jax.evaluation.anchor_rules import (
   Path,
   replay_adaptive,
@@ -53,12 +54,14 @@ def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
 
   Args:
     capacity: It is `adaptive` for states and `last` for the rest.
-    eviction: It is `last` too where a rule is named that others have.
+    eviction: It is `last` too where a rule is named that others have, and
+      `adaptive` for bytes too where its own is named.
 
   >>> default_placement(Capacity("states", 9))
   'adaptive'
   """
-  shared = capacity.kind == "states" and eviction in (None, "index")
+  own = capacity.kind != "sequences" and eviction == "index"
+  shared = own or (capacity.kind == "states" and eviction is None)
   return "adaptive" if shared else "last"
 
 
@@ -87,17 +90,16 @@ def _check(
 
 def _check_rule(policy: PlacementPolicy, eviction: str, kind: str) -> None:
   """Raises ValueError for an eviction that there is not, or not for these."""
-  if policy.name not in SHARED:
+  shared = policy.name in SHARED
+  if shared and kind == "sequences":
+    raise ValueError(
+      f"placement {policy.name} is for a capacity of states or bytes, got"
+      f" {kind}"
+    )
+  if not shared:
     check_eviction(kind, eviction)
-    return
-  if kind != "states":
-    raise ValueError(
-      f"placement {policy.name} is for a capacity of states, got {kind}"
-    )
-  if eviction != "index":
-    raise ValueError(
-      f"placement {policy.name} evicts by its index, got eviction {eviction!r}"
-    )
+  if shared or kind == "bytes":
+    eviction_for(policy.name, eviction)
 
 
 def _warmup(requests: Trace, fraction: float) -> int:
@@ -130,8 +132,8 @@ def simulate(
       trace of hashed blocks it must be their size.
     capacity: What may be held: sequences (the paper's rules), states (K slots,
       all else free) or bytes (both count, as in serving).
-    eviction: A name of `EVICTIONS`, None for `default_eviction`. Sequences and
-      states know fifo and lru; placement `adaptive` brings its own, index.
+    eviction: A name of `EVICTIONS`, None for `default_eviction`. Others than
+      `adaptive`, which brings index, have fifo and lru.
     warmup_fraction: Share of the requests, rounded down, that fills the cache
       before anything is counted and before learned policies make a plan; 0 for
       none, and then they plan from the first request on.

@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from sparse_prefix_jax.cache.index import Budget, CapacityError
+from sparse_prefix_jax.cache.index import (
+  Budget,
+  CapacityError,
+  eviction_for,
+)
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
@@ -59,7 +63,7 @@ def make_store(
   *,
   capacity_bytes: int,
   longest: int,
-  eviction: str = "lru",
+  eviction: str | None = None,
   state_share: float | str | None = "chosen",
 ) -> PrefixStore:
   """Returns the store of a server with these sizes.
@@ -69,7 +73,7 @@ def make_store(
     sizes: Bytes of a state and of a page.
     capacity_bytes: What may be held at any time, running requests included.
     longest: Tokens of the longest sequence, where the model takes none longer.
-    eviction: Name of an eviction rule.
+    eviction: Name of an eviction rule; None leaves it to the placement.
     state_share: Share of the capacity for states; "chosen" follows the
       requests, as a server does; None leaves the capacity undivided, as no
       server of ours can.
@@ -78,7 +82,8 @@ def make_store(
     An empty store.
 
   Raises:
-    ValueError: If the share is anything else.
+    ValueError: If the share is anything else, or the rule is not one of the
+      placement.
 
   >>> from sparse_prefix_jax.placement import PlacementPolicy
   >>> planner = Planner(PlacementPolicy("last"), depths=8)
@@ -95,17 +100,18 @@ def make_store(
     longest=-(-max(longest, sizes.max_length) // chunk),
     probed=sizes.probed,
   )
+  rule = eviction_for(planner.policy.name, eviction)
   first = _first_share(state_share, sizes_of)
   slots, pages = (None, None) if first is None else sizes_of.split(first)
   store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
     planner,
     chunk=chunk,
-    eviction=eviction,
+    eviction=rule,
     stores=planner.policy.name != "no_cache",
   )
   if state_share == "chosen" and len(sizes_of.usable) > 1:
-    store.chooser = ShareChooser(store, sizes_of, eviction)
+    store.chooser = ShareChooser(store, sizes_of, rule)
   return store
 
 

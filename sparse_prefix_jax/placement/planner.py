@@ -21,6 +21,10 @@ from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.mixture import Features
 from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
+from sparse_prefix_jax.placement.worth import Adaptive
+
+# A store has keys of blocks for `worth` alone: digests of 16 bytes.
+_KEY_BYTES = 57
 
 _Learner: TypeAlias = Conditional | Pooled
 
@@ -37,6 +41,8 @@ class Planner:
 
   Attributes:
     policy: What it plans by.
+    worth: Of `adaptive`, which weighs states against each other and places no
+      entry by itself: what they are worth. None for the others.
     observations: How many overlaps were observed, misses included.
 
   >>> planner = Planner(PlacementPolicy("optimal", budget=1), depths=16)
@@ -76,7 +82,7 @@ class Planner:
 
     Raises:
       ValueError: If there are fewer than two depths, the cost is not as
-        described, or the policy is none for single entries.
+        described, or the policy is none for single entries and does not serve.
 
     >>> planner = Planner(PlacementPolicy("last"), depths=16, serving=True)
     >>> planner.positions(128)
@@ -84,19 +90,32 @@ class Planner:
     """
     if depths < 2:
       raise ValueError(f"depths must be at least 2, got {depths}")
-    if policy.name in SHARED:
+    if policy.name in SHARED and not serving:
       raise ValueError(
-        f"placement {policy.name} is for a simulated capacity of states; a"
-        " planner places single entries and does not have it"
+        f"placement {policy.name} is for one budget of all entries; a planner"
+        " that does not serve places single ones and does not have it"
       )
     checked = None if cost is None else concrete_cost(cost, depths)
     self.policy = policy
+    self._depths, self._cost = depths, checked
+    self.worth = _worth_of(policy, checked) if policy.name in SHARED else None
     self.observations = 0
     self._learner = _learner_of(policy, depths, checked, beside=serving)
     self._serving = serving
     self._warming_up = warming_up
     self._planned = self._stale = False
     self._under_way = UnderWay[Any](background=background)
+
+  def fresh(self) -> "Planner":
+    """Returns a server's planner by the same policy, with empty statistics.
+
+    >>> planner = Planner(PlacementPolicy("adaptive"), depths=16, serving=True)
+    >>> planner.fresh().worth is planner.worth
+    False
+    """
+    return Planner(
+      self.policy, depths=self._depths, cost=self._cost, serving=True
+    )
 
   def describe(
     self,
@@ -235,6 +254,8 @@ class Planner:
 
   def _wished(self, length: int, features: Features) -> list[int] | range:
     """Positions in tokens before they are floored to the lattice."""
+    if self.worth:
+      return []
     name, budget = self.policy.name, int(self.policy.budget or 0)
     if name == "last" and self._serving:
       # The last token has to be computed again for its logits. The other
@@ -278,6 +299,19 @@ class Planner:
     if self._learner is not None:
       self._learner.adopt(plan)
     self._planned, self._stale = True, False
+
+
+def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:
+  """What states are worth, in the units of the cost."""
+  if cost is None:
+    return Adaptive(block=policy.chunk, key_bytes=_KEY_BYTES)
+  last = cost.size - 1
+  return Adaptive(
+    block=policy.chunk,
+    # Nothing resumes beyond the longest sequence.
+    cost=lambda depth: float(cost[min(depth, last)]),
+    key_bytes=_KEY_BYTES,
+  )
 
 
 def _learner_of(

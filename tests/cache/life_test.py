@@ -24,6 +24,7 @@ PLACEMENTS = (
   ("optimal", 2),
   ("dp", 2),
   ("conditional", 1),
+  ("adaptive", None),
 )
 every_placement = pytest.mark.parametrize(("name", "budget"), PLACEMENTS)
 

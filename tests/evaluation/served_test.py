@@ -18,7 +18,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   move_if_due,
   store_planner,
 )
-from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 from tests.models_for_tests import small_config, small_model
 
@@ -35,7 +35,14 @@ PLACEMENTS = {
   "dp": 2,
   "optimal": 2,
   "conditional": 1,
+  "adaptive": None,
 }
+RULES = [
+  (name, eviction)
+  for name in PLACEMENTS
+  for eviction in EVICTIONS
+  if (name in SHARED) == (eviction == "index")
+]
 
 
 def ids(random, size):
@@ -178,8 +185,7 @@ def script(side, stream, seed):
     side.store.audit()
 
 
-@pytest.mark.parametrize("eviction", EVICTIONS)
-@pytest.mark.parametrize("name", PLACEMENTS)
+@pytest.mark.parametrize(("name", "eviction"), RULES)
 def test_a_server_and_a_bare_store_do_the_same(name, eviction):
   policy = PlacementPolicy(name, PLACEMENTS[name], CHUNK, every=3)
   evicted = 0
@@ -205,11 +211,12 @@ def moving(random):
     yield "one", [prompt], [[]]
 
 
+@pytest.mark.parametrize("name", ["last", "adaptive"])
 @pytest.mark.parametrize("capacity", [450_000, 700_000])
-def test_a_server_and_a_bare_store_make_the_same_moves(capacity):
-  policy = PlacementPolicy("last", chunk=CHUNK)
-  server = Server(policy, capacity, "lru")
-  bare = Bare(policy, capacity, "lru")
+def test_a_server_and_a_bare_store_make_the_same_moves(capacity, name):
+  policy = PlacementPolicy(name, chunk=CHUNK)
+  server = Server(policy, capacity, None)
+  bare = Bare(policy, capacity, None)
   assert list(script(server, moving, 0)) == list(script(bare, moving, 0))
   moves = server.store.chooser.moves
   assert moves == bare.store.chooser.moves > 0
@@ -217,7 +224,7 @@ def test_a_server_and_a_bare_store_make_the_same_moves(capacity):
   assert server.store.index.budget == bare.store.index.budget
 
 
-@pytest.mark.parametrize("name", ["last", "optimal", "conditional"])
+@pytest.mark.parametrize("name", ["last", "optimal", "conditional", "adaptive"])
 def test_simulate_promises_what_is_served(name):
   """One request at a time, with answers: the report's sums are the server's."""
   policy = PlacementPolicy(name, PLACEMENTS[name], CHUNK, every=3)
@@ -226,7 +233,7 @@ def test_simulate_promises_what_is_served(name):
   for i in range(24):
     prompt = texts[i % 2] + ids(random, random.integers(1, 20))
     rows.append((prompt, ids(random, random.integers(0, 9))))
-  capacity, server = 300_000, Server(policy, 300_000, "lru")
+  capacity, server = 300_000, Server(policy, 300_000, None)
   for prompt, answer in rows:
     (sequence,), _ = server.prefill([prompt])
     for token in answer:

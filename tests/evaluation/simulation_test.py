@@ -150,17 +150,21 @@ def test_adaptive_is_the_default_of_states_and_evicts_by_itself():
     for eviction in (None, "index", "lru")
   }
   adaptive = [asked for asked, name in chosen.items() if name == "adaptive"]
-  assert adaptive == [("states", None), ("states", "index")]
+  assert adaptive == [("states", None), ("states", "index"), ("bytes", "index")]
   assert {*chosen.values()} == {"adaptive", "last"}
 
 
 def test_adaptive_is_refused_where_it_cannot_be():
   policy, sizes = PlacementPolicy("adaptive"), Sizes(1, 1)
-  for kind in ("sequences", "bytes"):
-    with pytest.raises(ValueError, match=f"capacity of states, got {kind}"):
-      simulate(STREAM, policy, Capacity(kind, 9), sizes=sizes)
-  with pytest.raises(ValueError, match="by its index, got eviction 'lru'"):
-    simulate(STREAM, policy, Capacity("states", 9), eviction="lru")
+  with pytest.raises(ValueError, match="states or bytes, got sequences"):
+    simulate(STREAM, policy, Capacity("sequences", 9))
+  for kind in ("states", "bytes"):
+    capacity = Capacity(kind, 9)
+    with pytest.raises(ValueError, match="by its index, got eviction 'lru'"):
+      simulate(STREAM, policy, capacity, eviction="lru", sizes=sizes)
+  last, capacity = PlacementPolicy("last"), Capacity("bytes", 999)
+  with pytest.raises(ValueError, match="index is that of placement adaptive"):
+    simulate(STREAM, last, capacity, eviction="index", sizes=sizes)
   with pytest.raises(ValueError, match="must be one of fifo, lru, got 'index'"):
     simulate(
       STREAM, PlacementPolicy("last"), Capacity("states", 9), eviction="index"

@@ -370,5 +370,5 @@ def test_plans_can_be_compiled_ahead():
 
 
 def test_placements_under_one_budget_have_no_planner():
-  with pytest.raises(ValueError, match="placement adaptive is for a simulated"):
+  with pytest.raises(ValueError, match="placement adaptive is for one budget"):
     Planner(PlacementPolicy("adaptive"), depths=8)

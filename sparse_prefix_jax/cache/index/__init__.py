@@ -8,6 +8,9 @@ from .budget import CapacityError as CapacityError
 from .budget import Lease as Lease
 from .eviction import EVICTIONS as EVICTIONS
 from .eviction import EvictionRule as EvictionRule
+from .eviction import Worth as Worth
+from .eviction import eviction_for as eviction_for
+from .eviction import rule_for as rule_for
 from .index import PrefixIndex as PrefixIndex
 from .results import Grown as Grown
 from .results import IndexStats as IndexStats

@@ -31,7 +31,7 @@ class PrefixIndex(IndexView):
 
   Args:
     budget: What may be held.
-    eviction: Name of the rule, a key of `EVICTIONS`.
+    eviction: The rule, or its name, a key of `EVICTIONS`.
     block_size: Tokens of a block; only for keys that are not bytes.
 
   Raises:
@@ -97,6 +97,9 @@ class PrefixIndex(IndexView):
   def reserve(self, slots: int, pages: int) -> Lease:
     """Takes free slots and pages, evicting states in the rule's order.
 
+    There is room then also for what the rule was offered and has not turned
+    down.
+
     Returns:
       The leased numbers; they count as held until `free` or `grow`.
 
@@ -105,10 +108,21 @@ class PrefixIndex(IndexView):
       CapacityError: If not even evicting every state would make enough room.
     """
     self._ledger.require_possible(slots, pages)
-    while not self._ledger.has_room(slots, pages):
-      self.drop(self._rule.victim())
-      self.evictions += 1
+    while not self._ledger.has_room(slots + self._rule.offered, pages):
+      short = self._ledger.shortage(slots + self._rule.offered, pages)
+      if state := self._rule.victim(short):
+        self.drop(state)
+        self.evictions += 1
     return self._ledger.lease(slots, pages)
+
+  def withdraw(self, owner: int) -> None:
+    """A sequence captures nothing more; no state is awaited of it.
+
+    Args:
+      owner: Its number.
+    """
+    if self.worth is not None:
+      self.worth.cancel(owner)
 
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.

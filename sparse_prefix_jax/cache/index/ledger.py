@@ -7,7 +7,7 @@ token.
 from collections.abc import Iterable, Sequence
 
 from .budget import Budget, CapacityError, Lease
-from .results import Renumbering
+from .results import Renumbering, Shortage
 
 
 class Numbers:
@@ -126,6 +126,21 @@ class Ledger:
   def has_room(self, slots: int, pages: int) -> bool:
     """Whether so many more can be leased as things stand."""
     return self.budget.fits(self.slots.held + slots, self.pages.held + pages)
+
+  def shortage(self, slots: int, pages: int) -> Shortage:
+    """What is missing for so many more: one kind alone, or bytes of both.
+
+    Args:
+      slots: To be leased.
+      pages: To be leased.
+    """
+    budget = self.budget
+    most = budget.slots, budget.pages
+    used = self.slots.held + slots, self.pages.held + pages
+    few = [m is not None and u > m for u, m in zip(used, most)]
+    if few[0] == few[1]:
+      return Shortage(budget.slot_bytes, budget.page_bytes)
+    return Shortage(int(few[0]), int(few[1]))
 
   def unheld(self) -> Lease:
     """Numbers of both kinds that nobody holds; nothing is taken.

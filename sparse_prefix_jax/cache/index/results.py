@@ -91,6 +91,18 @@ class Grown(NamedTuple):
   slots: dict[int, int]
 
 
+class Shortage(NamedTuple):
+  """What room is missing, as what one slot and one page count towards it.
+
+  Attributes:
+    slot: What a free slot counts.
+    page: What a free page counts.
+  """
+
+  slot: int
+  page: int
+
+
 class Renumbering(NamedTuple):
   """What gets another number, so that all are below a limit.
 

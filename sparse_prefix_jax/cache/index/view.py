@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 
 from .audit import audit
 from .budget import Budget, Lease
-from .eviction import make_eviction
+from .eviction import EvictionRule, Worth, make_eviction
 from .forest import Forest
 from .ledger import Ledger
 from .matching import describe_match
@@ -16,9 +16,13 @@ from .tree import Entry, State, walk
 class IndexView:
   """Trees, rule, ledger and pins, and looks at them.
 
+  Attributes:
+    evictions: How many states were dropped to make room.
+    worth: The rule, if it weighs what a prompt might keep; None if it does not.
+
   Args:
     budget: What may be held.
-    eviction: Name of the rule, a key of `EVICTIONS`.
+    eviction: The rule, or its name, a key of `EVICTIONS`.
     block_size: Tokens of a block; only for keys that are not bytes.
 
   Raises:
@@ -26,14 +30,20 @@ class IndexView:
   """
 
   def __init__(
-    self, budget: Budget, eviction: str = "lru", *, block_size: int = 1
+    self,
+    budget: Budget,
+    eviction: EvictionRule | str = "lru",
+    *,
+    block_size: int = 1,
   ) -> None:
     """Starts empty; see the class."""
     if block_size < 1:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
     self.evictions = 0
     self._block_size = block_size
-    self._rule = make_eviction(eviction)
+    given = isinstance(eviction, EvictionRule)
+    self._rule = eviction if given else make_eviction(eviction)
+    self.worth = self._rule if isinstance(self._rule, Worth) else None
     self._ledger = Ledger(budget)
     self._remembered = Remembered(budget.remembered_bytes)
     self._forest = Forest(self._ledger, self._remembered)
@@ -136,3 +146,4 @@ class IndexView:
       AssertionError: If something does not add up.
     """
     audit(self._forest, self._rule, self._pins)
+    self._rule.check()

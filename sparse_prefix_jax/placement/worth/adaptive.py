@@ -22,7 +22,10 @@ from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
-from sparse_prefix_jax.placement.worth.forgetting import remembered_bytes
+from sparse_prefix_jax.placement.worth.forgetting import (
+  KEY_BYTES,
+  remembered_bytes,
+)
 from sparse_prefix_jax.placement.worth.learning import Learner
 from sparse_prefix_jax.placement.worth.pages import blocks_freed
 from sparse_prefix_jax.placement.worth.proposals import proposals
@@ -75,6 +78,7 @@ class Adaptive:
     block: int,
     cost: Callable[[int], float] | None = None,
     memory_bytes: int = 64 * 2**20,
+    key_bytes: int = KEY_BYTES,
   ) -> None:
     """Knows nothing yet.
 
@@ -84,6 +88,9 @@ class Adaptive:
         counts tokens.
       memory_bytes: What may be remembered. The candidates without a state that
         were visited longest ago are forgotten first; a held one never is.
+
+      key_bytes: What the key of a block takes of it; a reference, unless the
+        caller has keys for this object alone.
 
     Raises:
       ValueError: If there is less than one token to a block, or no memory.
@@ -95,7 +102,8 @@ class Adaptive:
       )
     tokens = cost or (lambda depth: float(depth * block))
     self.held_count = 0
-    self._learner = Learner(block, tokens, memory_bytes)
+    self._key_bytes = key_bytes
+    self._learner = Learner(block, tokens, memory_bytes, key_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = 0
 
@@ -185,6 +193,52 @@ class Adaptive:
       and (row in offered or depth <= way.matched)
     )
 
+  def extend(self, keys: Sequence[Hashable]) -> int:
+    """Registers the end of a path at which a state is in hand.
+
+    A prompt that was decoded goes further than it did when it was observed. It
+    is learned as if it had gone so far, but nothing counts as asked for again.
+
+    Args:
+      keys: One per whole block of it, at least one.
+
+    Returns:
+      The row of its end, for `hold`.
+
+    Raises:
+      ValueError: If there is no key.
+
+    >>> policy = Adaptive(block=64)
+    >>> _ = policy.candidates(policy.observe("ab"))
+    >>> policy.depth_of(policy.extend("abcd"))
+    4
+    """
+    way, step = self._tree.walk(keys), self._step - 1
+    length = len(way.keys)
+    if not length:
+      raise ValueError("keys must name at least one block")
+    turn, gap = self._learner.passed(way)
+    known = {*way.rows}
+    proposed = {way.matched: Kind.BRANCH, length: Kind.END}
+    for depth in sorted({*proposed} - {0, *way.depths}):
+      self._learner.register(
+        step, way, depth, proposed[depth], turn=turn, gap=gap
+      )
+    note = self._tree.settle if way.matched == length else self._tree.finish
+    note(way)
+    fresh = [row for row in way.rows if row not in known]
+    self._learner.want(step, np.array(fresh, np.int64))
+    return way.rows[-1]
+
+  def row_of(self, keys: Sequence[Hashable]) -> int | None:
+    """Returns the candidate at the end of a path, None where there is none.
+
+    Args:
+      keys: One per whole block before it.
+    """
+    way = self._tree.walk(keys)
+    return way.row_at(len(way.keys)) if way.matched == len(way.keys) else None
+
   def hold(self, rows: Sequence[int]) -> None:
     """Counts states as held, before they are captured.
 
@@ -255,8 +309,8 @@ class Adaptive:
 
   @property
   def remembered_bytes(self) -> int:
-    """Bytes of what is remembered; the keys of blocks are the caller's."""
-    return remembered_bytes(self._table, self._tree)
+    """Bytes of what is remembered."""
+    return remembered_bytes(self._table, self._tree, self._key_bytes)
 
   def blocks_freed(
     self, rows: Int64[np.ndarray, "n"]
@@ -271,6 +325,13 @@ class Adaptive:
       rows: Held candidates.
     """
     return blocks_freed(self._table, rows)
+
+  @property
+  def held_rows(self) -> tuple[int, ...]:
+    """Rows of all held candidates, the one worth least first."""
+    rows = np.flatnonzero(self._table.held[: self._table.size])
+    worth = flow.worths(self._table, rows)
+    return tuple(rows[np.lexsort((self._table.number[rows], worth))].tolist())
 
   def is_held(self, row: int) -> bool:
     """Returns whether a state is held there.

@@ -14,29 +14,38 @@ from sparse_prefix_jax.placement.worth.table import ROOT, ROW_BYTES, Table
 from sparse_prefix_jax.placement.worth.tree import Tree
 
 KEY_BYTES = 8
-"""Bytes of a reference to the key of a block; keys are the caller's."""
+"""Bytes of a reference to the key of a block, where the caller has the key."""
 
 # Forgetting goes this far below the limit, so that it is seldom necessary.
 _KEPT = 0.9
 
 
-def remembered_bytes(table: Table, tree: Tree) -> int:
+def remembered_bytes(
+  table: Table, tree: Tree, key_bytes: int = KEY_BYTES
+) -> int:
   """Returns the bytes of all candidates, and of the keys between them.
 
   Args:
     table: With the rows of the tree.
     tree: With the edges.
+    key_bytes: Bytes of a key.
 
   >>> table = Table()
   >>> remembered_bytes(table, Tree(table)) == ROW_BYTES
   True
   """
   rows = table.size - len(table.free)
-  return rows * ROW_BYTES + tree.remembered_blocks * KEY_BYTES
+  return rows * ROW_BYTES + tree.remembered_blocks * key_bytes
 
 
 def forget(
-  table: Table, tree: Tree, hazards: Hazards, *, step: int, limit: int
+  table: Table,
+  tree: Tree,
+  hazards: Hazards,
+  *,
+  step: int,
+  limit: int,
+  key_bytes: int = KEY_BYTES,
 ) -> None:
   """Forgets candidates, if there are too many of them.
 
@@ -49,12 +58,14 @@ def forget(
     hazards: Is told how long they waited.
     step: The one of now; whatever was visited in it stays.
     limit: Bytes that may be remembered.
+    key_bytes: Bytes of a key.
   """
-  if remembered_bytes(table, tree) <= limit:
+  if remembered_bytes(table, tree, key_bytes) <= limit:
     return
   gone: list[tuple[int, int]] = []
   leaves = _leaves(table, step)
-  while leaves and remembered_bytes(table, tree) > _KEPT * limit:
+  kept = _KEPT * limit
+  while leaves and remembered_bytes(table, tree, key_bytes) > kept:
     _, _, row = heapq.heappop(leaves)
     gone.append((int(table.cell[row]), step - int(table.last[row])))
     parent = int(table.parent[row])

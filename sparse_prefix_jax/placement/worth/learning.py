@@ -12,7 +12,7 @@ from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import UNKNOWN, Kind, cells_of
 from sparse_prefix_jax.placement.worth.demand import demand
 from sparse_prefix_jax.placement.worth.end_offsets import EndOffsets
-from sparse_prefix_jax.placement.worth.forgetting import forget
+from sparse_prefix_jax.placement.worth.forgetting import KEY_BYTES, forget
 from sparse_prefix_jax.placement.worth.hazards import Hazards
 from sparse_prefix_jax.placement.worth.table import Table
 from sparse_prefix_jax.placement.worth.tree import Tree, Way
@@ -37,7 +37,11 @@ class Learner:
   """
 
   def __init__(
-    self, block: int, cost: Callable[[int], float], memory_bytes: int
+    self,
+    block: int,
+    cost: Callable[[int], float],
+    memory_bytes: int,
+    key_bytes: int = KEY_BYTES,
   ) -> None:
     """Knows nothing yet.
 
@@ -45,11 +49,13 @@ class Learner:
       block: Tokens of a block.
       cost: What prefilling that many blocks costs.
       memory_bytes: What may be remembered.
+      key_bytes: Bytes of a key.
     """
     self.table = Table()
     self.tree = Tree(self.table)
     self.offsets: tuple[int, ...] = ()
     self._block, self._cost, self._memory_bytes = block, cost, memory_bytes
+    self._key_bytes = key_bytes
     self._hazards = Hazards()
     self._left_at = EndOffsets()
 
@@ -84,6 +90,21 @@ class Learner:
     self._classify(rows)
     self.want(step, rows)
     gap = UNKNOWN if kinds[-1] == Kind.BRANCH else float(gaps[-1])
+    return int((kinds == Kind.END).sum()), gap
+
+  def passed(self, way: Way) -> tuple[int, float]:
+    """What `visit` said of the last prompt on a way, which is longer by now.
+
+    Args:
+      way: Of `Tree.walk`. What that prompt itself proposed on it was not
+        visited yet, and does not count.
+    """
+    table, rows = self.table, np.array(way.rows, np.int64)
+    rows = rows[table.passes[rows] > 0]
+    if not rows.size:
+      return 0, UNKNOWN
+    kinds, last = table.kind[rows], rows[-1]
+    gap = UNKNOWN if kinds[-1] == Kind.BRANCH else float(table.gap[last])
     return int((kinds == Kind.END).sum()), gap
 
   def register(
@@ -159,7 +180,12 @@ class Learner:
   def _refit(self, step: int) -> None:
     """Fits the hazards, the offsets and all flows again."""
     table = self.table
-    forget(table, self.tree, self._hazards, step=step, limit=self._memory_bytes)
+    forget(
+      *(table, self.tree, self._hazards),
+      step=step,
+      limit=self._memory_bytes,
+      key_bytes=self._key_bytes,
+    )
     rows = table.rows()
     self._hazards.refit(table.cell[rows], step - table.last[rows])
     self.offsets = self._left_at.best()

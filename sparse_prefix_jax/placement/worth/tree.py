@@ -145,6 +145,17 @@ class Tree:
     self._numbers += len(way.keys) - way.matched
     self._table.length[way.rows] = len(way.keys)
 
+  def settle(self, way: Way) -> None:
+    """Notes that candidates were made on a known way that no prompt has gone.
+
+    Args:
+      way: Of `walk`; the new ones take the length of who went there last.
+    """
+    self.changes += 1
+    table = self._table
+    new = [row for row in way.rows if not table.length[row]]
+    table.length[new] = way.length
+
   def remove(self, row: int) -> None:
     """Forgets a candidate that has no children and no state.
 

@@ -148,3 +148,69 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
   with pytest.raises(ValueError, match=f"row {rows[1]} holds no state"):
     policy.release(rows[1])
   assert policy.held_count == 1
+
+
+def test_a_path_that_goes_on_is_learned_and_not_asked_for():
+  """The end of an answer counts as one of its prompt, at the same step."""
+  policy = Adaptive(block=64)
+  served(policy, "ab", 9)
+  visit, rows = served(policy, "abcd", 9)
+  end = policy.extend("abcdef")
+  table = policy._table
+  assert (policy.depth_of(end), table.passes[end]) == (6, 0)
+  assert (table.turn[end], table.gap[end]) == (visit.turn, visit.gap)
+  assert table.turn[end] == table.turn[rows[-1]] == 1
+  assert not policy.is_held(end)
+  policy.hold([end])
+  again = policy.observe("abcdexyz")
+  assert (again.matched, again.resumed) == (5, 4)
+  assert policy.observe("abcdefgh").resumed == 6
+
+
+def test_where_an_answer_leaves_another_is_a_branch():
+  policy = Adaptive(block=64)
+  served(policy, "ab", 9)
+  policy.extend("abcdef")
+  end = policy.extend("abcxyz")
+  branch = policy.row_of("abc")
+  assert policy.depth_of(end) == 6 and policy.depth_of(branch) == 3
+  assert [policy._table.kind[row] for row in (branch, end)] == [2, 1]
+  assert policy.row_of("abcd") is policy.row_of("abcdefg") is None
+
+
+def test_an_end_within_what_is_known_leaves_lengths_as_they_are():
+  """Offsets are counted from the last prompt that went there."""
+  policy = Adaptive(block=64)
+  served(policy, "abcdefgh", 9)
+  end = policy.extend("abcd")
+  assert policy.extend("abcd") == end == policy.row_of("abcd")
+  assert policy._table.length[end] == 8
+  offsets = policy._learner._left_at.counts
+  policy.observe("abcdxy")
+  assert np.flatnonzero(offsets).tolist() == [4]
+
+
+def test_an_end_needs_a_block_and_known_paths_are_found():
+  policy = Adaptive(block=64)
+  with pytest.raises(ValueError, match="keys must name at least one block"):
+    policy.extend("")
+  assert policy.row_of("") is None
+  assert policy.extend("ab") == policy.row_of("ab")
+
+
+def test_held_rows_stand_in_the_order_of_worth():
+  policy = Adaptive(block=64)
+  for keys in ("abcdefgh", "abxy", "abcdefgh", "qr", "qrst"):
+    served(policy, keys, 99)
+  order = list(policy.held_rows)
+  assert len(order) == policy.held_count > 4
+  assert policy.choose() == order[0]
+  policy.release(order[2])
+  assert set(policy.held_rows) == {*order} - {order[2]}
+
+
+def test_keys_that_are_nobody_elses_count_in_memory():
+  plain, own = Adaptive(block=64), Adaptive(block=64, key_bytes=57)
+  for policy in (plain, own):
+    served(policy, "abcdefgh", 9)
+  assert own.remembered_bytes - plain.remembered_bytes == 8 * (57 - 8)

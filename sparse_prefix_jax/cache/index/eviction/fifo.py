@@ -4,6 +4,7 @@ import collections
 import itertools
 from collections.abc import Iterator
 
+from ..results import Shortage
 from ..tree import State
 
 
@@ -42,14 +43,31 @@ class Fifo:
     del self._order[state]
     self._probation.pop(state, None)
 
-  def victim(self) -> State:
+  @property
+  def offered(self) -> int:
+    """None: whatever is placed is taken."""
+    return 0
+
+  def victim(self, short: Shortage) -> State:
     """The oldest on probation, else the oldest, that no pin holds.
+
+    Args:
+      short: It goes first whatever is missing.
 
     Raises:
       StopIteration: Pins hold all of them.
     """
     waiting = itertools.chain(self._probation, self._order)
     return next(state for state in waiting if not state.pins)
+
+  def check(self) -> None:
+    """Compares the two orders; for tests.
+
+    Raises:
+      AssertionError: If a state is on probation that is not stored.
+    """
+    stored = self._probation.keys() <= self._order.keys()
+    assert stored, "a state is on probation that is not stored."
 
   def __iter__(self) -> Iterator[State]:
     """All states, those on probation first, then by age."""

@@ -3,12 +3,21 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from ..results import Shortage
 from ..tree import State
 
 
 @runtime_checkable
 class EvictionRule(Protocol):
   """An order of eviction over the stored states, first victim first."""
+
+  @property
+  def offered(self) -> int:
+    """States that are weighed against those stored, a slot each.
+
+    A rule that takes whatever is placed has none.
+    """
+    ...
 
   def add(self, state: State) -> None:
     """Takes in a state that was just stored."""
@@ -22,9 +31,19 @@ class EvictionRule(Protocol):
   def remove(self, state: State) -> None:
     """Forgets a state."""
 
-  def victim(self) -> State:
-    """The next state to evict; there must be one that no pin holds."""
+  def victim(self, short: Shortage) -> State | None:
+    """The next state to evict; there must be one that no pin holds.
+
+    Args:
+      short: What room is missing.
+
+    Returns:
+      The state, or None where a state that was only offered goes in its place.
+    """
     ...
+
+  def check(self) -> None:
+    """Raises AssertionError if what it knows contradicts itself; for tests."""
 
   def __iter__(self) -> Iterator[State]:
     """All states, the first victim first."""

@@ -1,0 +1,239 @@
+"""The state that is worth least goes first: rule `index` of `adaptive`.
+
+What states are worth is known to a policy that knows no state
+(`placement/worth`); this rule ties its rows to states. A row that the policy
+counts as held is one of
+
+    stored    a state of the tree, which may be evicted unless a pin holds it
+    awaited   a running sequence has a slot for it, and will capture it
+    offered   a prompt that is to be placed might capture it: it is weighed
+              against the states that are stored, and may be turned down
+
+so a new state enters only where it is worth more than what has to leave for it.
+"""
+
+import hashlib
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from sparse_prefix_jax.placement.worth import Adaptive, Visit
+
+from ..results import Shortage
+from ..tree import Node, State
+
+_DIGEST_BYTES = 16
+# Of states that free nothing of what is short, the rest decides.
+_NOTHING = 1e-9
+
+
+class _Offer(NamedTuple):
+  """Which sequence could capture a state, and whether another waits for it."""
+
+  owner: int
+  wanted: bool
+
+
+def keys_of(blocks: Sequence[Hashable], salt: bytes) -> list[Hashable]:
+  """Keys of blocks as a policy remembers them: short, and apart by tenants.
+
+  Args:
+    blocks: Keys of whole blocks from the start.
+    salt: The tenant.
+
+  >>> keys_of(["a", "b"], b"salt")
+  [(b'salt', 'a'), 'b']
+  """
+  keys = [_digest(key) if isinstance(key, bytes) else key for key in blocks]
+  return [(salt, keys[0]), *keys[1:]] if keys else []
+
+
+def _digest(key: bytes) -> bytes:
+  """A few bytes for the ids of a block: they are compared, never read."""
+  return hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+
+
+def _keys_to(node: Node) -> list[Hashable]:
+  """The keys of the path to a node."""
+  path = [node]
+  while (above := path[-1].parent) is not None:
+    path.append(above)
+  salt = path.pop().key
+  blocks = [node.key for node in reversed(path)]
+  return keys_of(blocks, salt if isinstance(salt, bytes) else b"")
+
+
+class Worth:
+  """States in the order of what they are worth, and offers of new ones.
+
+  Args:
+    policy: What says how much; a new one where nobody observes anything.
+  """
+
+  def __init__(self, policy: Adaptive | None = None) -> None:
+    """Starts without states."""
+    self._policy = policy or Adaptive(block=1)
+    self._rows: dict[State, int] = {}
+    self._stored: dict[int, State] = {}
+    self._awaited: dict[int, int] = {}
+    self._offers: dict[int, _Offer] = {}
+
+  @property
+  def offered(self) -> int:
+    """States that are offered; each needs a slot unless it is turned down."""
+    return len(self._offers)
+
+  def add(self, state: State) -> None:
+    """Takes in a state; one that nobody offered is registered now."""
+    keys = _keys_to(state.node)
+    row = self._policy.row_of(keys)
+    row = self._policy.extend(keys) if row is None else row
+    if not self._policy.is_held(row):
+      self._policy.hold([row])
+    self._awaited.pop(row, None)
+    self._rows[state], self._stored[row] = row, state
+
+  def hit(self, state: State) -> None:
+    """Changes nothing: prompts are observed before they resume."""
+
+  def demote(self, state: State) -> None:
+    """Changes nothing: a state under a longer turn is weighed as any other."""
+
+  def remove(self, state: State) -> None:
+    """Forgets the state, not its prefix; KeyError if it is not stored."""
+    row = self._rows.pop(state)
+    del self._stored[row]
+    self._policy.release(row)
+
+  def victim(self, short: Shortage) -> State | None:
+    """The state worth least for what it frees, that no pin holds.
+
+    Args:
+      short: What is missing.
+
+    Returns:
+      The state; None where one that is only offered is worth less: it is turned
+      down. One that another request waits for is turned down last.
+
+    Raises:
+      StopIteration: Pins hold all of them, and nothing is offered.
+    """
+    stay = [row for state, row in self._rows.items() if state.pins]
+    stay += self._awaited
+    wanted = [row for row, offer in self._offers.items() if offer.wanted]
+    row = self._least(short, [*stay, *wanted])
+    row = self._least(short, stay) if row is None else row
+    if row is None:
+      raise StopIteration
+    if self._offers.pop(row, None) is None:
+      return self._stored[row]
+    self._policy.release(row)
+    return None
+
+  def _least(self, short: Shortage, stay: Collection[int]) -> int | None:
+    """The row that is worth least for what it frees, None where all stay."""
+
+    def freed(rows: Int64[np.ndarray, "n"]) -> np.ndarray:
+      pages = self._policy.blocks_freed(rows) if short.page else 0
+      return np.maximum(short.slot + short.page * pages, _NOTHING)
+
+    if len(stay) == self._policy.held_count:
+      return None
+    alike = short.page == 0 and short.slot > 0
+    return self._policy.choose(pinned=stay, freed=None if alike else freed)
+
+  def observe(self, blocks: Sequence[Hashable], salt: bytes) -> Visit:
+    """Learns from a prompt; once, before it is placed.
+
+    Args:
+      blocks: Those after which it may resume.
+      salt: The tenant.
+    """
+    return self._policy.observe(keys_of(blocks, salt))
+
+  def offer(
+    self,
+    visit: Visit,
+    owner: int,
+    *,
+    anchors: Collection[int] = (),
+    wanted: Collection[int] = (),
+    proposes: bool = True,
+  ) -> None:
+    """Offers what a prompt might keep, as if there were room for all of it.
+
+    Args:
+      visit: What `observe` said.
+      owner: Number of the sequence that would capture it.
+      anchors: Depths in blocks that the prompt names, all within it.
+      wanted: Depths that somebody waits for.
+      proposes: Whether other depths come into question as well.
+    """
+    named, policy = {*anchors, *wanted}, self._policy
+    rows = [*policy.candidates(visit, anchors=named)]
+    if not proposes:
+      rows = [row for row in rows if policy.depth_of(row) in named]
+    policy.hold(rows)
+    for row in rows:
+      self._offers[row] = _Offer(owner, policy.depth_of(row) in wanted)
+
+  def accept(self, owner: int) -> tuple[int, ...]:
+    """What a sequence offered, and was not turned down, is awaited from now on.
+
+    Args:
+      owner: Number of the sequence.
+
+    Returns:
+      Depths in blocks, ascending; each needs a slot.
+    """
+    mine = [row for row, offer in self._offers.items() if offer.owner == owner]
+    for row in mine:
+      del self._offers[row]
+      self._awaited[row] = owner
+    return tuple(sorted(map(self._policy.depth_of, mine)))
+
+  def cancel(self, owner: int) -> None:
+    """What a sequence offered, or was to capture, does not come any more.
+
+    Args:
+      owner: Number of the sequence.
+    """
+    self.accept(owner)
+    for row in [row for row, by in self._awaited.items() if by == owner]:
+      del self._awaited[row]
+      self._policy.release(row)
+
+  @property
+  def awaited(self) -> tuple[tuple[int, int], ...]:
+    """Who is to capture states, and at which depth in blocks."""
+    depth_of = self._policy.depth_of
+    return tuple((by, depth_of(row)) for row, by in self._awaited.items())
+
+  def check(self) -> None:
+    """Compares the rows of states with what the policy holds; for tests.
+
+    Raises:
+      AssertionError: If they differ.
+    """
+    rows = [*self._stored, *self._awaited, *self._offers]
+    alike = sorted(rows) == sorted(self._policy.held_rows)
+    assert alike, "worth: the policy holds other rows than there are states."
+    for state, row in self._rows.items():
+      found = self._policy.row_of(_keys_to(state.node))
+      assert found == row, f"worth: a state of row {row} belongs to {found}."
+      assert self._stored[row] is state, f"worth: row {row} has another state."
+
+  def __iter__(self) -> Iterator[State]:
+    """All states, the one worth least first, whatever it frees."""
+    rows = self._policy.held_rows
+    return iter([self._stored[row] for row in rows if row in self._stored])
+
+  def __len__(self) -> int:
+    """How many states there are."""
+    return len(self._rows)
+
+  def __contains__(self, state: object) -> bool:
+    """Whether the state is stored."""
+    return state in self._rows

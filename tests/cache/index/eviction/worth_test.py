@@ -1,0 +1,188 @@
+"""Rule `index`: rows of a policy are states, awaited ones, or offers."""
+
+import pytest
+
+from sparse_prefix_jax.cache.index import (
+  EVICTIONS,
+  Budget,
+  PrefixIndex,
+  Worth,
+  eviction_for,
+)
+from sparse_prefix_jax.cache.index.eviction.worth import keys_of
+from sparse_prefix_jax.cache.index.ledger import Ledger
+from sparse_prefix_jax.cache.index.results import Shortage
+from sparse_prefix_jax.placement.worth import Adaptive
+from tests.cache.index.short_prompts import begin, blocks_of, look_up, store
+
+BYTES = Shortage(100, 10)
+
+
+def new_index(slots=9, pages=99):
+  """An index whose rule is `index`, and the policy behind it."""
+  policy = Adaptive(block=4)
+  budget = Budget(1 << 20, 100, 10, slots=slots, pages=pages)
+  return PrefixIndex(budget, Worth(policy)), policy
+
+
+def asked(index, ids, owner=0, **named):
+  """Observes a prompt and offers what it might keep."""
+  visit = index.worth.observe(blocks_of(ids)[0], b"")
+  index.worth.offer(visit, owner, **named)
+  return visit
+
+
+def held(index):
+  return {state.node.depth for state in index.states}
+
+
+def test_a_state_that_nobody_offered_is_registered_and_held():
+  index, policy = new_index()
+  store(index, range(20), depths=(2, 5))
+  assert held(index) == {2, 5} and policy.held_count == 2
+  store(index, [*range(12), 99], depths=(3,))
+  assert held(index) == {2, 3, 5}
+  index.drop(index.states[0])
+  assert len(index.states) == policy.held_count == 2
+  index.check()
+
+
+def test_a_prompt_is_asked_for_by_tenant():
+  index, policy = new_index()
+  store(index, range(8), depths=(2,))
+  blocks = blocks_of(range(8))[0]
+  assert index.worth.observe(blocks, b"").resumed == 2
+  assert index.worth.observe(blocks, b"other").matched == 0
+  store(index, range(8), depths=(2,), salt=b"other")
+  assert index.worth.observe(blocks, b"other").resumed == 2
+  assert policy.held_count == 2
+  assert keys_of([], b"salt") == []
+
+
+def test_an_offer_that_is_accepted_is_awaited_until_it_is_captured():
+  index, policy = new_index()
+  asked(index, range(20), owner=7)
+  assert index.worth.offered == 1 and len(index.states) == 0
+  index.reserve(2, 5)
+  assert index.worth.accept(7) == (5,)
+  assert index.worth.offered == 0 and index.worth.awaited == ((7, 5),)
+  store(index, range(20), depths=(5,))
+  assert index.worth.awaited == () and policy.held_count == 1
+  index.check()
+
+
+def test_what_never_comes_is_given_back():
+  index, policy = new_index()
+  asked(index, range(20), owner=7)
+  asked(index, range(40, 52), owner=8)
+  assert index.worth.accept(7) == (5,)
+  index.withdraw(7)
+  index.withdraw(8)
+  assert (policy.held_count, index.worth.offered) == (0, 0)
+  index.check()
+
+
+def test_a_state_captured_by_another_is_not_given_back():
+  index, policy = new_index()
+  asked(index, range(20), owner=7)
+  index.worth.accept(7)
+  store(index, range(20), depths=(5,))
+  index.withdraw(7)
+  assert policy.held_count == 1 and held(index) == {5}
+  index.check()
+
+
+def busy(slots, documents):
+  """Documents that are asked for in turn, beside prompts that never return."""
+  index, policy = new_index(slots=slots)
+  for start in documents:
+    store(index, range(start, start + 8), depths=(2,))
+  for step in range(100):
+    for start in (1000 + 8 * step, *documents):
+      asked(index, range(start, start + 8))
+      index.withdraw(0)
+  return index, policy
+
+
+def test_an_offer_worth_less_is_turned_down():
+  index, _ = busy(3, (0, 100))
+  asked(index, range(200, 204), owner=1)
+  lease = index.reserve(1, 1)
+  assert index.worth.accept(1) == () and len(index.states) == 2
+  assert len(lease.slots) == 1 and index.evictions == 0
+  index.check()
+
+
+def test_what_another_waits_for_is_turned_down_last():
+  index, _ = busy(2, (0,))
+  asked(index, range(200, 208), owner=1, wanted=[1])
+  index.reserve(1, 2)
+  assert index.worth.accept(1) == (1,) and len(index.states) == 0
+  asked(index, range(300, 304), owner=2, wanted=[1])
+  index.reserve(1, 1)
+  assert index.worth.accept(2) == ()
+  index.check()
+
+
+def test_positions_that_are_named_alone_are_offered():
+  index, _ = new_index()
+  asked(index, range(20), owner=1, anchors=[2, 3], proposes=False)
+  assert index.worth.accept(1) == (2, 3)
+
+
+def test_pinned_and_awaited_states_stay():
+  index, _ = new_index(slots=3)
+  pinned = begin(index, range(8), depths=(2,)).pin.state
+  asked(index, range(40, 48), owner=3)
+  index.reserve(1, 0)  # Two slots are taken now, and one is awaited.
+  assert index.worth.accept(3) == (2,)
+  with pytest.raises(StopIteration):
+    index.worth.victim(BYTES)
+  store(index, range(60, 64), depths=(1,))
+  victim = index.worth.victim(BYTES)
+  assert victim is not None and victim is not pinned
+
+
+def test_what_is_short_decides_between_states():
+  """A state above another frees no page; the one at the end frees many."""
+  index, _ = new_index()
+  store(index, range(40), depths=(1, 10))
+  above, end = sorted(index.states, key=lambda state: state.node.depth)
+  assert index.worth.victim(Shortage(1, 0)) is above
+  assert index.worth.victim(Shortage(0, 1)) is end
+  index.drop(end)
+  assert index.worth.victim(Shortage(0, 1)) is above
+
+
+def test_a_shortage_is_of_one_kind_or_of_bytes():
+  ledger = Ledger(Budget(1000, 100, 10, slots=4, pages=20))
+  ledger.lease(3, 18)
+  assert ledger.shortage(2, 1) == (1, 0)
+  assert ledger.shortage(1, 3) == (0, 1)
+  assert ledger.shortage(2, 3) == (100, 10)
+  undivided = Ledger(Budget(1000, 100, 10))
+  assert undivided.shortage(99, 0) == (100, 10)
+
+
+def test_a_hit_and_a_longer_turn_change_nothing():
+  index, _ = new_index()
+  for start in (0, 40):
+    store(index, range(start, start + 8), depths=(2,))
+  before = index.states
+  index.use(look_up(index, range(9)))
+  index.demote(index.states)
+  assert index.states == before
+
+
+@pytest.mark.parametrize("placement", ["last", "conditional"])
+def test_the_rule_is_that_of_one_placement(placement):
+  assert eviction_for("adaptive") == eviction_for("adaptive", "index")
+  assert eviction_for(placement) == "lru"
+  assert eviction_for(placement, "fifo") == "fifo"
+  with pytest.raises(ValueError, match="eviction index is that of placement"):
+    eviction_for(placement, "index")
+  with pytest.raises(ValueError, match="adaptive evicts by its index, got"):
+    eviction_for("adaptive", "fifo")
+  with pytest.raises(ValueError, match="must be one of fifo, index, lru, got"):
+    eviction_for("adaptive", "newest")
+  assert "index" in EVICTIONS
