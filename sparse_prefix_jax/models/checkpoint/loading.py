@@ -1,7 +1,7 @@
 """Loads a model from a directory, one tensor after another."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -96,7 +96,9 @@ def load_pretrained(
   if own_head and "tie_embeddings" not in changes:
     # As transformers does: what differs from the embeddings was meant.
     config = config.replace(tie_embeddings=False)
-  sources = dict(family.parameters(config))
+  sources = {
+    path: source.found_in(tensors) for path, source in family.parameters(config)
+  }
   weights = _Weights(
     directory, tensors, _scales(tensors, sources, quantization), quantization
   )
@@ -205,17 +207,23 @@ def _parameter(model: HybridDecoder, path: str) -> nnx.Param:
   return found
 
 
+def _listed(values: Sequence[Any]) -> str:
+  """Lists a few, and counts the others: experts are hundreds of tensors."""
+  shown_ones = " and ".join(map(str, values[:2]))
+  others = len(values) - 2
+  return f"{shown_ones} and {others} others" if others > 0 else shown_ones
+
+
 def _check_shape(
   weights: _Weights, source: Source, asked: tuple[int, ...]
 ) -> None:
   """Refuses tensors that do not make the parameter, by their shapes alone."""
   shapes = [weights.tensors[name].shape for name in source.names]
-  names = " and ".join(source.names)
+  names = _listed(source.names)
   if tuple(map(len, shapes)) != source.ranks:
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(str, shapes))}; it must have "
-      f"{' and '.join(map(str, source.ranks))} axes."
+      f"{_listed(shapes)}; it must have {_listed(source.ranks)} axes."
     )
   # One element is enough for any shape: nothing is read, and little allocated.
   one = np.zeros((), bool)
@@ -225,8 +233,7 @@ def _check_shape(
   if found != asked:
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(str, shapes))}, as it is used {found}; config.json "
-      f"asks for {asked}."
+      f"{_listed(shapes)}, as it is used {found}; config.json asks for {asked}."
     )
 
 
@@ -235,7 +242,9 @@ def _fill(weights: _Weights, source: Source, parameter: nnx.Param) -> None:
 
   It waits for the device, which else would hold several arrays of the host.
   """
-  names, order = source.names, source.order
-  parts = [weights.read(name, parameter.dtype, order) for name in names]
-  value = jax.device_put(source.convert(*parts))
+  # No name for the parts: with one they would outlive the conversion.
+  converted = source.convert(
+    *(weights.read(n, parameter.dtype, source.order) for n in source.names)
+  )
+  value = jax.device_put(converted)
   parameter.set_value(value.block_until_ready())
