@@ -13,6 +13,8 @@ from sparse_prefix_jax.layers.captured_scan import (
 from sparse_prefix_jax.layers.captured_scan import (
   scan_with_capture as scan_with_capture,
 )
+from sparse_prefix_jax.layers.experts import Experts as Experts
+from sparse_prefix_jax.layers.experts import ExpertsConfig as ExpertsConfig
 from sparse_prefix_jax.layers.gated_delta_net import (
   GatedDeltaNet as GatedDeltaNet,
 )
@@ -25,6 +27,10 @@ from sparse_prefix_jax.layers.gated_delta_net import (
 from sparse_prefix_jax.layers.normalization import Norm as Norm
 from sparse_prefix_jax.layers.numerics import Numerics as Numerics
 from sparse_prefix_jax.layers.parallel import ParallelConfig as ParallelConfig
+from sparse_prefix_jax.layers.shared_expert import SharedExpert as SharedExpert
+from sparse_prefix_jax.layers.shared_expert import (
+  SharedExpertConfig as SharedExpertConfig,
+)
 from sparse_prefix_jax.layers.sublayer import BranchPools as BranchPools
 from sparse_prefix_jax.layers.sublayer import Flops as Flops
 from sparse_prefix_jax.layers.sublayer import Sublayer as Sublayer

@@ -237,9 +237,15 @@ ROPE = {"rope_type": "default", "rope_theta": 1e7}
       "partial_rotary_factor in .* is 1e.308; .* at most 1",
     ),
     ({"attn_output_gate": False}, "attn_output_gate in .* is False; only True"),
-    ({"num_experts": 8}, "num_experts in .* is 8; mixtures of experts"),
-    ({"num_local_experts": 8}, "num_local_experts in .* is 8; mixtures"),
-    ({"moe_intermediate_size": 64}, "moe_intermediate_size in .* is 64; mix"),
+    (
+      {"num_experts": 8},
+      "num_experts in .* is 8; a dense model has no experts",
+    ),
+    ({"num_local_experts": 8}, "num_local_experts in .* is 8; a dense model"),
+    (
+      {"moe_intermediate_size": 64},
+      "moe_intermediate_size in .* is 64; a dense",
+    ),
     ({"hidden_size": "64"}, r"hidden_size in .*config\.json is '64'; .* int"),
     ({"hidden_size": 64.0}, r"hidden_size in .*config\.json is 64\.0; .* int"),
     ({"hidden_size": None}, r"hidden_size in .*config\.json is None; .* int"),

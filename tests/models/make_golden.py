@@ -5,7 +5,10 @@ Each case is a Hugging Face directory that transformers itself wrote
 logits of its own forward pass in `golden.npz`. With --check nothing is written:
 transformers runs again on the stored weights and must give the stored logits.
 
-Usage: python -m tests.models.make_golden [--check]
+Those of `family_cases.py` go to `golden_families`, with weights in bfloat16 and
+the smallest gap between an expert that was chosen and one that was not.
+
+Usage: python -m tests.models.make_golden [--check] [families]
 """
 
 import pathlib
@@ -16,7 +19,12 @@ import numpy as np
 import torch
 import transformers
 
+from tests.models import family_cases
+
 _DIRECTORY = pathlib.Path(__file__).parent / "golden"
+_FAMILIES = _DIRECTORY.with_name("golden_families")
+_FAMILY_TOKENS = 150
+_LEAST_GAP = 1e-5
 _TOKENS = 300  # not a multiple of 64
 _VOCABULARY = 96
 
@@ -64,11 +72,27 @@ def _cases():
 
 
 def _logits(directory, tokens):
-  model = transformers.Qwen3_5ForCausalLM.from_pretrained(
+  """Logits of one whole forward without a cache, and the smallest gap."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(
     directory, dtype=torch.float32, attn_implementation="eager"
   ).eval()
+  gaps = [np.inf]
+  for module in model.modules():
+    if type(module).__name__.endswith("TopKRouter"):
+      module.register_forward_hook(
+        lambda router, _, out: gaps.append(_gap(out[0], router.top_k))
+      )
   with torch.no_grad():
-    return model(torch.tensor(tokens)[None]).logits[0].numpy()
+    logits = model(torch.tensor(tokens)[None], use_cache=False).logits
+  return logits[0].numpy(), min(gaps)
+
+
+def _gap(scores, chosen):
+  """How far the worst chosen expert is above the best of the others."""
+  if scores.shape[-1] <= chosen:
+    return np.inf
+  best = scores.sort(-1, descending=True).values
+  return float((best[..., chosen - 1] - best[..., chosen]).min())
 
 
 def _write(name, tokens, changes, decays, root):
@@ -85,32 +109,68 @@ def _write(name, tokens, changes, decays, root):
   np.savez_compressed(
     directory / "golden.npz",
     tokens=tokens.astype(np.int32),
-    logits=_logits(directory, tokens),
+    logits=_logits(directory, tokens)[0],
+  )
+
+
+def _write_family(name, config, root):
+  torch.manual_seed(sum(map(ord, name)))
+  model = transformers.AutoModelForCausalLM.from_config(config)
+  for parameter in model.parameters():
+    if parameter.ndim > 1:
+      parameter.data.normal_(0, 0.15)
+    else:  # norms, biases, decays: around what they are at first
+      parameter.data.add_(0.2 * torch.randn_like(parameter))
+  directory = root / name
+  model.to(torch.bfloat16).save_pretrained(directory)
+  (directory / "generation_config.json").unlink(missing_ok=True)
+  random = np.random.default_rng(len(name))
+  tokens = random.integers(0, family_cases.VOCABULARY, _FAMILY_TOKENS)
+  logits, gap = _logits(directory, tokens)
+  print(f"{name}: smallest gap at a router {gap:.1e}")
+  assert gap >= _LEAST_GAP, "an expert hangs by rounding; take another seed"
+  np.savez_compressed(
+    directory / "golden.npz",
+    tokens=tokens.astype(np.int32),
+    logits=logits,
+    gap=gap,
   )
 
 
 def _check(directory):
   golden = np.load(directory / "golden.npz")
-  again = _logits(directory, golden["tokens"])
+  again, _ = _logits(directory, golden["tokens"])
   worst = float(np.abs(again - golden["logits"]).max())
   print(f"{directory.name}: transformers again, max difference {worst:.1e}")
   return worst < 1e-5
 
 
+def _copy(root, target):
+  """Puts what was written where the tests look for it."""
+  for path in sorted(root.iterdir()):
+    (target / path.name).mkdir(parents=True, exist_ok=True)
+    for file in path.iterdir():
+      (target / path.name / file.name).write_bytes(file.read_bytes())
+
+
 def main():
   """Writes the golden files, or checks them."""
+  targets = [_FAMILIES] if "families" in sys.argv else [_DIRECTORY, _FAMILIES]
   if "--check" in sys.argv:
-    results = [_check(path) for path in sorted(_DIRECTORY.iterdir())]
+    paths = [path for target in targets for path in sorted(target.iterdir())]
+    results = [_check(path) for path in paths]
     sys.exit(0 if results and all(results) else 1)
   with tempfile.TemporaryDirectory() as scratch:
-    root = pathlib.Path(scratch)
-    for case in _cases():
-      _write(*case, root)
-    for path in sorted(root.iterdir()):
-      target = _DIRECTORY / path.name
-      target.mkdir(parents=True, exist_ok=True)
-      for file in path.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
+    roots = [pathlib.Path(scratch) / target.name for target in targets]
+    for root, target in zip(roots, targets, strict=True):
+      root.mkdir()
+      if target == _DIRECTORY:
+        for case in _cases():
+          _write(*case, root)
+      else:
+        for case in family_cases.cases():
+          _write_family(*case, root)
+      _copy(root, target)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, preset
-from sparse_prefix_jax.models import PRESETS
+from sparse_prefix_jax.layers import SwiGLUConfig
+from sparse_prefix_jax.models import PRESETS, hybrid
 
 
 def parameters(name):
@@ -56,3 +57,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_a_field_that_does_not_exist_is_refused_with_those_that_do():
   with pytest.raises(ValueError, match=r"^foo is 1, but no such .* width, "):
     preset("tiny", foo=1)
+
+
+def test_feed_forward_layers_are_given_once_and_for_each_layer():
+  sizes = {"vocab_size": 512, "width": 64, "layer_types": ("attention",)}
+  given = (SwiGLUConfig(hidden=128),)
+  assert hybrid(**sizes, hidden=128) == hybrid(**sizes, feed_forwards=given)
+  for both in ({}, {"hidden": 128, "feed_forwards": given}):
+    with pytest.raises(ValueError, match="one of them must be given"):
+      hybrid(**sizes, **both)
+  with pytest.raises(ValueError, match="holds 2 sublayers; .* of 1 layers"):
+    hybrid(**sizes, feed_forwards=given * 2)

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -97,7 +97,9 @@ def load_pretrained(
   if own_head and "tie_embeddings" not in changes:
     # As transformers does: what differs from the embeddings was meant.
     config = config.replace(tie_embeddings=False)
-  sources = dict(family.parameters(config))
+  sources = {
+    path: source.found_in(tensors) for path, source in family.parameters(config)
+  }
   weights = _Weights(
     directory, tensors, _scales(tensors, sources, quantization), quantization
   )
@@ -206,17 +208,23 @@ def _parameter(model: HybridDecoder, path: str) -> nnx.Param:
   return found
 
 
+def _listed(values: Sequence[Any]) -> str:
+  """Lists a few, and counts the others: experts are hundreds of tensors."""
+  few = " and ".join(map(shown, values[:2]))
+  others = len(values) - 2
+  return f"{few} and {others} others" if others > 0 else few
+
+
 def _check_shape(
   weights: _Weights, source: Source, asked: tuple[int, ...]
 ) -> None:
   """Refuses tensors that do not make the parameter, by their shapes alone."""
   shapes = [weights.tensors[name].shape for name in source.names]
-  names = " and ".join(source.names)
+  names = _listed(source.names)
   if tuple(map(len, shapes)) != source.ranks:
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(shown, shapes))}; it must have "
-      f"{' and '.join(map(str, source.ranks))} axes."
+      f"{_listed(shapes)}; it must have {_listed(source.ranks)} axes."
     )
   # One element is enough for any shape: nothing is read, and little allocated.
   one = np.zeros((), bool)
@@ -230,7 +238,7 @@ def _check_shape(
     used = "" if found is None else f", as it is used {found}"
     raise ValueError(
       f"{names} in {weights.directory} has shape "
-      f"{' and '.join(map(shown, shapes))}{used}; config.json asks for {asked}."
+      f"{_listed(shapes)}{used}; config.json asks for {asked}."
     )
 
 
@@ -239,7 +247,9 @@ def _fill(weights: _Weights, source: Source, parameter: nnx.Param) -> None:
 
   It waits for the device, which else would hold several arrays of the host.
   """
-  names, order = source.names, source.order
-  parts = [weights.read(name, parameter.dtype, order) for name in names]
-  value = jax.device_put(source.convert(*parts))
+  # No name for the parts: with one they would outlive the conversion.
+  converted = source.convert(
+    *(weights.read(n, parameter.dtype, source.order) for n in source.names)
+  )
+  value = jax.device_put(converted)
   parameter.set_value(value.block_until_ready())

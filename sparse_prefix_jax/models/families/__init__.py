@@ -3,8 +3,10 @@
 from sparse_prefix_jax.models.families.family import Family as Family
 from sparse_prefix_jax.models.families.fields import Fields as Fields
 from sparse_prefix_jax.models.families.qwen3_5 import QWEN3_5
+from sparse_prefix_jax.models.families.qwen3_5_moe import QWEN3_5_MOE
+from sparse_prefix_jax.models.families.qwen3_next import QWEN3_NEXT
 
-FAMILIES: tuple[Family, ...] = (QWEN3_5,)
+FAMILIES: tuple[Family, ...] = (QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT)
 """Every family that can be loaded."""
 
 

@@ -1,6 +1,6 @@
 """What one family of foreign models says: its names, and nothing else."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,16 +19,27 @@ class Source(NamedTuple):
       tried on arrays without memory.
     order: How tensors are laid out in memory, "C" or "F", for `convert` to need
       no copy.
+    otherwise: Where they come from in files that do not hold these tensors.
   """
 
   names: tuple[str, ...]
   ranks: tuple[int, ...]
   convert: Callable[..., np.ndarray]
   order: Literal["C", "F"] = "C"
+  otherwise: "Source | None" = None
 
   def inside(self, prefix: str) -> "Source":
     """The same source with a prefix before every name."""
-    return self._replace(names=tuple(prefix + name for name in self.names))
+    other = self.otherwise and self.otherwise.inside(prefix)
+    names = tuple(prefix + name for name in self.names)
+    return self._replace(names=names, otherwise=other)
+
+  def found_in(self, names: Container[str]) -> "Source":
+    """The form that a file with these names holds; this one if it has none."""
+    other = self.otherwise
+    if other is None or self.names[0] in names or other.names[0] not in names:
+      return self
+    return other
 
 
 SINGLE_RUNG = (4,)
@@ -90,5 +101,18 @@ def side_by_side(*names: str) -> Source:
 
   def convert(*parts: np.ndarray) -> np.ndarray:
     return np.concatenate(parts).T
+
+  return Source(names, (2,) * len(names), convert)
+
+
+def stack_of(*names: str) -> Source:
+  """Weights [outputs inputs] of one shape, stack_of as they are stored.
+
+  Weights of several shapes make something of a shape that no parameter has.
+  """
+
+  def convert(*parts: np.ndarray) -> np.ndarray:
+    same_shape = len({part.shape for part in parts}) == 1
+    return np.stack(parts) if same_shape else np.concatenate(parts)
 
   return Source(names, (2,) * len(names), convert)

@@ -1,0 +1,308 @@
+"""A mixture of experts that drops no token: every row is computed alone."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.layers.choices import check_values
+from sparse_prefix_jax.layers.dense import kernel
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+  """Static choices of a mixture of experts, each a gated feed-forward layer.
+
+  Attributes:
+    experts: How many there are.
+    chosen: How many compute each token.
+    hidden: Width of the two inner products of each.
+    normalized: Whether the weights of the chosen are divided by their sum.
+    block: Rows of one product, all of one expert; free ones are computed too.
+
+  Raises:
+    ValueError: If a field is out of its range; the sentence names it, its value
+      and what is allowed.
+
+  Example:
+    >>> config = ExpertsConfig(experts=8, chosen=2, hidden=32)
+    >>> config.flops(64, Numerics()).token
+    25600
+  """
+
+  kind: ClassVar[str] = "experts"
+
+  experts: int
+  chosen: int
+  hidden: int
+  normalized: bool = True
+  block: int = 16
+
+  def __post_init__(self) -> None:
+    """Refuses counts out of their range."""
+    # A product of fewer rows has other bits.
+    check_values(self, {"block": 2})
+    if self.chosen > self.experts:
+      raise ValueError(
+        f"chosen is {self.chosen}; it must be at most experts = {self.experts}."
+      )
+
+  def make(
+    self, width: int, numerics: Numerics, *, rngs: nnx.Rngs
+  ) -> "Experts":
+    """Makes the layer, with new parameters."""
+    return Experts(self, width, numerics, rngs=rngs)
+
+  def keeps(self, width: int, numerics: Numerics) -> BranchPools:
+    """Keeps nothing: every token is computed alone."""
+    del width, numerics
+    return BranchPools()
+
+  def flops(self, width: int, numerics: Numerics) -> Flops:
+    """Counts the router, and three products of each chosen expert."""
+    del numerics
+    router = 2 * width * self.experts
+    return Flops(token=router + 6 * self.chosen * width * self.hidden)
+
+  def product_widths(self) -> Mapping[str, int]:
+    """Names none: its products have a fixed number of rows."""
+    return {}
+
+
+class Routing(NamedTuple):
+  """Which experts compute a token, the best first, and how much each counts.
+
+  Attributes:
+    weight: Factors of the experts' outputs. [*rows chosen]
+    expert: Their numbers. [*rows chosen]
+  """
+
+  weight: Float32[Array, "*rows chosen"]
+  expert: Int32[Array, "*rows chosen"]
+
+
+class Blocks(NamedTuple):
+  """Tokens sorted by expert, in blocks of rows that belong to one expert.
+
+  Attributes:
+    expert: The expert of each block.
+    used: Whether the block holds a token.
+    source: The row of each place, or the number of rows where it is free.
+    place: Where each choice of each row stands among all places of all blocks;
+      their number for rows that are not computed. [rows chosen]
+  """
+
+  expert: Int32[Array, "blocks"]
+  used: Bool[Array, "blocks"]
+  source: Int32[Array, "blocks block"]
+  place: Int32[Array, "rows chosen"]
+
+
+class Experts(nnx.Module):
+  """sum_e w_e(x) W_down,e (silu(W_gate,e x) * W_up,e x) over the best experts.
+
+  w is the softmax of a router over all experts, cut to the best. No expert has
+  a capacity: a token's result does not depend on what others choose. Router,
+  softmax and choice run chunk by chunk, the products in blocks of a fixed
+  number of rows; neither sees how many rows a program has.
+
+  Attributes:
+    router: The weight that scores the experts. [d experts]
+    gate_up: The weights of the gate, then those that it multiplies, with
+      outputs first. [experts 2*hidden d]
+    down: The weights that lead back, with outputs first. [experts d hidden]
+  """
+
+  def __init__(
+    self,
+    config: ExpertsConfig,
+    width: int,
+    numerics: Numerics,
+    *,
+    rngs: nnx.Rngs,
+  ) -> None:
+    c, dtype = config, jnp.dtype(numerics.dtype)
+    self.config, self.numerics = config, numerics
+    self.router = kernel(rngs, width, c.experts, numerics.dtype)
+    init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
+    shapes = (c.experts, 2 * c.hidden, width), (c.experts, width, c.hidden)
+    self.gate_up, self.down = (
+      nnx.Param(init(rngs.params(), shape, dtype)) for shape in shapes
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, "n c d"],
+    pools: BranchPools,
+    chunks: Chunks,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
+    """Computes every token of n packed chunks alone.
+
+    Args:
+      x: Normalised inputs.
+      pools: Empty, and returned as they are.
+      chunks: Their lengths say which tokens are routed.
+      page_table: Ignored, since nothing is kept.
+
+    Returns:
+      The outputs, zero for padding, and the pools.
+    """
+    del page_table
+    n, c, width = x.shape
+    with jax.named_scope("router"):
+      routing = map_chunks(self._choose, x)
+    real = jnp.arange(c)[None] < chunks.length[:, None]
+    blocks = self._sorted(routing.expert.reshape(n * c, -1), real.reshape(-1))
+    with jax.named_scope("experts"):
+      outs = self._outputs(x.reshape(n * c, width), blocks)
+    outs = outs.reshape(n, c, *outs.shape[1:])
+    with jax.named_scope("sum"):
+      return map_chunks(_weighted, outs, routing.weight), pools
+
+  def step(
+    self,
+    x: Float[Array, "b d"],
+    pools: BranchPools,
+    rows: Rows,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
+    """Computes one token of each of b running sequences.
+
+    Args:
+      x: Normalised inputs, one row per sequence.
+      pools: Empty, and returned as they are.
+      rows: Which rows a sequence holds; others are not routed.
+      page_table: Ignored, since nothing is kept.
+
+    Returns:
+      The outputs, zero for free rows, and the pools.
+    """
+    del page_table
+    routing = lax.optimization_barrier(
+      self._choose(lax.optimization_barrier(x))
+    )
+    outs = self._outputs(x, self._sorted(routing.expert, rows.active))
+    return _weighted(outs, routing.weight), pools
+
+  def _choose(self, x: Float[Array, "rows d"]) -> Routing:
+    """Scores all experts and takes the best; of equal ones the first."""
+    scores = jnp.matmul(
+      x,
+      self.router[...],
+      precision=self.numerics.precision,
+      preferred_element_type=jnp.float32,
+    )
+    share = jax.nn.softmax(scores, axis=-1)
+    weight, expert = lax.top_k(share, self.config.chosen)
+    if self.config.normalized:
+      weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
+    return Routing(weight, expert)
+
+  def _sorted(
+    self, expert: Int32[Array, "rows chosen"], real: Bool[Array, "rows"]
+  ) -> Blocks:
+    """Sorts the choices of real rows by expert, into blocks.
+
+    Integers alone: every row finds its place, and no bit of a value depends on
+    where it is.
+    """
+    c, (rows, chosen) = self.config, expert.shape
+    expert = jnp.where(real[:, None], expert, c.experts).reshape(-1)
+    order = jnp.argsort(expert, stable=True)
+    counts = jnp.bincount(expert, length=c.experts + 1)[: c.experts]
+    blocks = -(-counts // c.block)
+    ends = jnp.cumsum(blocks)
+    # Among the sorted, a token's rank within its expert is what remains of its
+    # own number after all tokens of the experts before.
+    shift = (ends - blocks) * c.block - (jnp.cumsum(counts) - counts)
+    many = self._most_blocks(rows * chosen)
+    sorted_expert = expert[order]
+    place = (
+      jnp.arange(rows * chosen)
+      + shift[jnp.minimum(sorted_expert, c.experts - 1)]
+    )
+    place = jnp.where(sorted_expert < c.experts, place, many * c.block)
+    source = (
+      jnp.full(many * c.block, rows).at[place].set(order // chosen, mode="drop")
+    )
+    number = jnp.arange(many)
+    owner = jnp.searchsorted(ends, number, side="right")
+    return Blocks(
+      expert=jnp.minimum(owner, c.experts - 1).astype(jnp.int32),
+      used=number < ends[-1],
+      source=source.reshape(many, c.block),
+      place=jnp.zeros_like(place).at[order].set(place).reshape(rows, chosen),
+    )
+
+  def _most_blocks(self, choices: int) -> int:
+    """How many blocks so many choices may fill; two, for a loop to stay one."""
+    c = self.config
+    most = (choices + min(c.experts, choices) * (c.block - 1)) // c.block
+    return max(2, min(choices, most))
+
+  def _outputs(
+    self, x: Float[Array, "rows d"], blocks: Blocks
+  ) -> Float[Array, "rows chosen d"]:
+    """What each chosen expert makes of each row, block by block."""
+    x = lax.optimization_barrier(x)
+
+    def body(_: None, block: Any) -> tuple[None, Array]:
+      expert, used, source = lax.optimization_barrier(block)
+      y = lax.cond(
+        used,
+        lambda: self._expert(x, expert, source),
+        lambda: jnp.zeros((source.size, x.shape[1]), x.dtype),
+      )
+      return None, lax.optimization_barrier(y)
+
+    inputs = blocks.expert, blocks.used, blocks.source
+    _, outs = lax.scan(body, None, inputs)
+    outs = outs.reshape(-1, x.shape[1])
+    # Past the end is what no expert computes.
+    outs = outs.at[blocks.place].get(mode="fill", fill_value=0)
+    return lax.optimization_barrier(outs)
+
+  def _expert(
+    self,
+    x: Float[Array, "rows d"],
+    expert: Int32[Array, ""],
+    source: Int32[Array, "block"],
+  ) -> Float[Array, "block d"]:
+    """One expert on the rows of one block; free places are rows of zeros."""
+    rows = x.at[source].get(mode="fill", fill_value=0)
+    gate, up = jnp.split(self._product(rows, self.gate_up[expert]), 2, axis=-1)
+    hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
+    return self._product(hidden, self.down[expert])
+
+  def _product(
+    self, x: Float[Array, "block i"], weight: Float[Array, "o i"]
+  ) -> Float[Array, "block o"]:
+    """Multiplies by a weight with outputs first; nothing is fused into it."""
+    y = jnp.einsum(
+      "bi,oi->bo",
+      *lax.optimization_barrier((x, weight)),
+      precision=self.numerics.precision,
+      preferred_element_type=jnp.float32,
+    )
+    return lax.optimization_barrier(y.astype(x.dtype))
+
+
+def _weighted(
+  outs: Float[Array, "rows chosen d"], weight: Float32[Array, "rows chosen"]
+) -> Float[Array, "rows d"]:
+  """Adds the outputs of the experts, the best first, in float32."""
+  outs, weight = lax.optimization_barrier((outs, weight))
+  total = jnp.zeros((outs.shape[0], outs.shape[2]), jnp.float32)
+  for rank in range(outs.shape[1]):
+    total = total + weight[:, rank, None] * outs[:, rank].astype(jnp.float32)
+  return lax.optimization_barrier(total.astype(outs.dtype))

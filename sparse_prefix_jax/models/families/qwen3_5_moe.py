@@ -1,0 +1,46 @@
+"""Foreign names of the mixtures of experts of Qwen3.5 and Qwen3.6."""
+
+from collections.abc import Iterator
+
+from sparse_prefix_jax.layers import ParallelConfig, Sublayer
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families import qwen
+from sparse_prefix_jax.models.families.family import Family, Source
+from sparse_prefix_jax.models.families.fields import Fields
+
+
+def _read(fields: Fields) -> ModelConfig:
+  """Makes the configuration; every layer has experts and a shared one."""
+  fields.only("norm_topk_prob", True)
+  fields.only("decoder_sparse_step", 1)
+  layers = len(qwen.layer_types(fields))
+  mixture = qwen.read_mixture(fields, normalized=True)
+  return qwen.read_hybrid(fields, feed_forwards=(mixture,) * layers)
+
+
+def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
+  """Pairs every parameter of the model with its source."""
+
+  def sources(sub: Sublayer) -> qwen.Sources:
+    if isinstance(sub, ParallelConfig):
+      return qwen.mixture_sources(sub)
+    return qwen.BRANCHES[sub.kind]
+
+  yield from qwen.parameters(config, sources)
+
+
+QWEN3_5_MOE = Family(
+  model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
+  read=_read,
+  parameters=_parameters,
+  embedding=qwen.EMBEDDING,
+  head=qwen.HEAD,
+  # Layers that predict several tokens are not part of these logits, and no
+  # layer has the width of a dense model.
+  harmless_keys=frozenset(
+    {"mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"}
+    | {"intermediate_size"}
+  ),
+  harmless_tensors=("mtp.", "visual."),
+)
+"""Gated DeltaNet and gated attention, experts and a gated shared expert."""

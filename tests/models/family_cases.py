@@ -1,0 +1,81 @@
+"""Small random models of other families, as transformers configures them.
+
+Shapes of one family differ in what a reader could get wrong: ratios of heads,
+groups, tied embeddings, biases, the order of layers.
+"""
+
+import transformers
+
+VOCABULARY = 64
+_ROPE = {
+  "rope_type": "default",
+  "rope_theta": 1e4,
+  "partial_rotary_factor": 0.5,
+}
+_QWEN = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "num_hidden_layers": 3,
+  "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 16,
+  "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4,
+  "linear_key_head_dim": 8,
+  "linear_value_head_dim": 12,
+  "moe_intermediate_size": 12,
+  "shared_expert_intermediate_size": 20,
+  "num_experts": 8,
+  "num_experts_per_tok": 3,
+  "rope_parameters": _ROPE,
+}
+_QWEN_SHAPES = {
+  "1": {},
+  "2": {
+    "hidden_size": 48,
+    "linear_num_value_heads": 2,
+    "linear_num_key_heads": 2,
+    "num_key_value_heads": 1,
+    "num_experts": 16,
+    "num_experts_per_tok": 1,
+    "tie_word_embeddings": True,
+  },
+  "3": {
+    "layer_types": ["full_attention", "linear_attention"],
+    "num_hidden_layers": 2,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 4,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+  },
+}
+
+
+def _qwen3_5_moe():
+  for name, changes in _QWEN_SHAPES.items():
+    yield name, transformers.Qwen3_5MoeTextConfig(**(_QWEN | changes))
+
+
+_NEXT_SHAPES = {
+  "1": {"norm_topk_prob": False},
+  "2": {"mlp_only_layers": [1], "intermediate_size": 40},
+  "3": {"decoder_sparse_step": 2, "intermediate_size": 24},
+}
+
+
+def _qwen3_next():
+  for name, changes in _NEXT_SHAPES.items():
+    fields = _QWEN | _QWEN_SHAPES[name] | changes
+    yield name, transformers.Qwen3NextConfig(**fields)
+
+
+FAMILIES = {"qwen3_5_moe": _qwen3_5_moe, "qwen3_next": _qwen3_next}
+"""A family's cases: names, and configurations of transformers."""
+
+
+def cases():
+  """Yields the name of every case of every family, and its configuration."""
+  for family, shapes in FAMILIES.items():
+    for name, config in shapes():
+      yield f"{family}_{name}", config
