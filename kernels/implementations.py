@@ -6,6 +6,7 @@ fit a call (`refusal`), which sizes it would take (`heuristic`) and computes it
 """
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -140,11 +141,41 @@ def dispatch(
     reason = _refusal(candidate, device, config, arguments, options)
     reasons[candidate.config.name] = reason or "fits"
     if reason is None and wanted in (None, candidate.config.name):
-      return candidate.run(*arguments, config=config, **options)
+      run = functools.partial(candidate.run, config=config, **options)
+      return _with_gradient(run, candidates, options)(*arguments)
   told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
   raise DoesNotFit(
     f"implementation={wanted!r} of {operation} does not fit. {told}."
   )
+
+
+def _with_gradient(
+  run: functools.partial[Any],
+  candidates: Sequence[Implementation],
+  options: Mapping[str, Any],
+) -> Callable[..., Any]:
+  """What is run, with the gradient of the form that runs everywhere.
+
+  A kernel has no reverse mode. Its backward pass computes the same mathematics
+  again in XLA operations, from the arguments, and differentiates that.
+  """
+  everywhere = candidates[-1]
+  if run.func is everywhere.run or everywhere.config is not Config:
+    return run
+  plainly = functools.partial(everywhere.run, config=Config(), **options)
+
+  @jax.custom_vjp
+  def differentiable(*arguments: Any) -> Any:
+    return run(*arguments)
+
+  def forward(*arguments: Any) -> tuple[Any, Any]:
+    return run(*arguments), arguments
+
+  def backward(arguments: Any, cotangents: Any) -> Any:
+    return jax.vjp(plainly, *arguments)[1](cotangents)
+
+  differentiable.defvjp(forward, backward)
+  return differentiable
 
 
 def _refusal(

@@ -12,8 +12,8 @@ from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
   mosaic_gpu,
   mosaic_tpu,
+  pages_vjp,
   vjp,
-  xla,
 )
 from sparse_prefix_jax.kernels.slot_checks import (
   check_pages,
@@ -27,7 +27,7 @@ _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
   mosaic_tpu.IMPLEMENTATION,
-  plain(xla.attend_chunks),
+  plain(pages_vjp.attend_chunks),
 )
 
 
@@ -157,7 +157,7 @@ def lattice_attention_step(
   position, page_table = (
     jnp.asarray(x, jnp.int32) for x in (position, page_table)
   )
-  return xla.attend_rows(
+  return pages_vjp.attend_rows(
     q,
     k,
     v,

@@ -78,7 +78,12 @@ def _backward(
 
   def chunk(carry: tuple[Array, Array], x: Any) -> tuple[Any, Array]:
     q, position, d_out = x
-    attend = functools.partial(_attend_chunk, core, position=position)
+    attend = functools.partial(
+      attend_chunk,
+      position=position,
+      window=core.window,
+      precision=core.precision,
+    )
     _, pull = jax.vjp(attend, q, keys, values)
     d_q, d_keys, d_values = pull(d_out)
     return (carry[0] + d_keys, carry[1] + d_values), d_q
@@ -101,22 +106,33 @@ def _select(real: Array, x: Array) -> Array:
   return jnp.where(real[:, :, None, None], x, jnp.zeros_like(x))
 
 
-def _attend_chunk(
-  core: Core,
+def attend_chunk(
   q: Float[Array, "c h k"],
   keys: Float[Array, "t hkv k"],
   values: Float[Array, "t hkv k"],
+  *,
   position: Int32[Array, ""],
+  window: int | None,
+  precision: lax.Precision,
 ) -> Float32[Array, "c h k"]:
-  """Computes the softmax attention of one chunk to all tokens, in float32."""
+  """Computes the softmax attention of one chunk to all tokens, in float32.
+
+  Args:
+    q: Queries, scaled.
+    keys: Keys of all tokens of the request, in order.
+    values: Values of the same.
+    position: Where the first query stands among them.
+    window: Keys that a token sees, or None.
+    precision: Precision of the products.
+  """
   q32, keys, values = (x.astype(jnp.float32) for x in (q, keys, values))
   q32 = q32.reshape(q.shape[0], keys.shape[1], -1, q.shape[2])
   row = position + jnp.arange(q.shape[0])[:, None]
   key = jnp.arange(keys.shape[0])[None]
   seen = key <= row
-  if core.window is not None:
-    seen &= key > row - core.window
-  product = functools.partial(jnp.einsum, precision=core.precision)
+  if window is not None:
+    seen &= key > row - window
+  product = functools.partial(jnp.einsum, precision=precision)
   scores = product("chgk,thk->hgct", q32, keys)
   weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf))
   return product("hgct,thk->chgk", weights, values).reshape(q.shape)

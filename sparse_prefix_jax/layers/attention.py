@@ -17,6 +17,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.rotary import RopeScaling, rotate
@@ -118,7 +119,7 @@ class KeysValues(NamedTuple):
   values: at.PagePool | jax.ShapeDtypeStruct
 
 
-class GatedAttention(nnx.Module):
+class GatedAttention(ExplicitModule):
   """W_o (softmax(q K^T / sqrt(k)) V * sigmoid(g)), q and g from one product.
 
   Queries and keys are normalised per head and rotated by absolute position.

@@ -21,6 +21,7 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import gated_rms_norm, l2_norm
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
@@ -129,7 +130,7 @@ class _Heads(NamedTuple):
   beta: Float32[Array, "rows hv"]
 
 
-class GatedDeltaNet(nnx.Module):
+class GatedDeltaNet(ExplicitModule):
   """S_t = exp(a_t) S_{t-1} + k_t u_t^T with gates from the input.
 
   a_t = -exp(A_log) softplus(W_a x_t + dt_bias), beta_t = sigmoid(W_b x_t);

@@ -11,12 +11,15 @@ from jaxtyping import Array, Float
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers.choices import check_values
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import (
   BranchPools,
   Flops,
   Sublayer,
   check_sublayer,
+  one_by_one,
+  side_by_side,
 )
 
 
@@ -59,7 +62,7 @@ class ParallelConfig:
 
   def keeps(self, width: int, numerics: Numerics) -> BranchPools:
     """Keeps what all of them keep."""
-    return _side_by_side([sub.keeps(width, numerics) for sub in self.subs])
+    return side_by_side([sub.keeps(width, numerics) for sub in self.subs])
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
     """Counts what all of them compute."""
@@ -75,7 +78,7 @@ class ParallelConfig:
     }
 
 
-class Parallel(nnx.Module):
+class Parallel(ExplicitModule):
   """Computes the sum of several sublayers of one input.
 
   Attributes:
@@ -90,6 +93,7 @@ class Parallel(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ) -> None:
+    self.config, self.numerics = config, numerics
     self.subs = nnx.List(
       [sub.make(width, numerics, rngs=rngs) for sub in config.subs]
     )
@@ -115,7 +119,7 @@ class Parallel(nnx.Module):
     return _added(
       [
         sub(x, kept, chunks, page_table)
-        for sub, kept in zip(self.subs, _one_by_one(pools), strict=True)
+        for sub, kept in zip(self.subs, one_by_one(pools), strict=True)
       ]
     )
 
@@ -140,23 +144,9 @@ class Parallel(nnx.Module):
     return _added(
       [
         sub.step(x, kept, rows, page_table)
-        for sub, kept in zip(self.subs, _one_by_one(pools), strict=True)
+        for sub, kept in zip(self.subs, one_by_one(pools), strict=True)
       ]
     )
-
-
-def _side_by_side(pools: list[BranchPools]) -> BranchPools:
-  """The pools of all sublayers as those of one branch."""
-  slots, pages = zip(*pools, strict=True)
-  return BranchPools(slots, pages)
-
-
-def _one_by_one(pools: BranchPools) -> list[BranchPools]:
-  """The pools of a branch as those of its sublayers."""
-  return [
-    BranchPools(slots, pages)
-    for slots, pages in zip(pools.slots, pools.pages, strict=True)
-  ]
 
 
 def _added(results: list[tuple[Any, BranchPools]]) -> tuple[Any, BranchPools]:
@@ -165,4 +155,4 @@ def _added(results: list[tuple[Any, BranchPools]]) -> tuple[Any, BranchPools]:
   total, *others = lax.optimization_barrier(outs)
   for out in others:
     total = total + out
-  return lax.optimization_barrier(total), _side_by_side(list(pools))
+  return lax.optimization_barrier(total), side_by_side(pools)

@@ -5,7 +5,7 @@ feed-forward layer, or several of them side by side. It names the arrays that it
 keeps and allocates none; whoever serves makes pools of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -62,6 +62,36 @@ class BranchPools(NamedTuple):
       return lambda one: jnp.zeros((count, *one.shape), one.dtype)
 
     return self.map(rows(slots), rows(pages))
+
+
+def side_by_side(pools: Iterable[BranchPools]) -> BranchPools:
+  """Makes one of several: its slots, and its pages, are a tuple of theirs.
+
+  Args:
+    pools: At least one.
+
+  Example:
+    >>> side_by_side([BranchPools(slots=1), BranchPools(pages=2)])
+    BranchPools(slots=(1, ()), pages=((), 2))
+  """
+  slots, pages = zip(*pools, strict=True)
+  return BranchPools(slots, pages)
+
+
+def one_by_one(pools: BranchPools) -> list[BranchPools]:
+  """Separates what `side_by_side` put together.
+
+  Args:
+    pools: Slots and pages are tuples of one length.
+
+  Example:
+    >>> one_by_one(BranchPools(slots=(1, ()), pages=((), 2)))[0]
+    BranchPools(slots=1, pages=())
+  """
+  return [
+    BranchPools(slots, pages)
+    for slots, pages in zip(pools.slots, pools.pages, strict=True)
+  ]
 
 
 class Flops(NamedTuple):

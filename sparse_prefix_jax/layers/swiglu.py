@@ -14,6 +14,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
@@ -60,7 +61,7 @@ class SwiGLUConfig:
     return {"hidden": self.hidden}
 
 
-class SwiGLU(nnx.Module):
+class SwiGLU(ExplicitModule):
   """Computes down(silu(gate(x)) * up(x)), the feed-forward layer.
 
   Attributes:

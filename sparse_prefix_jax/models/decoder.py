@@ -1,7 +1,7 @@
 """HybridDecoder: branches in a row, states and pages passed in and out."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.layers import BranchPools
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
+from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
+from sparse_prefix_jax.layers.explicit import Carry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
+from sparse_prefix_jax.layers.sublayer import one_by_one, side_by_side
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.sizes import kept_shapes
 
@@ -27,6 +29,40 @@ def map_pools(
 ) -> Pools:
   """Applies one function to all arrays of slots, another to those of pages."""
   return tuple(kept.map(on_slots, on_pages) for kept in pools)
+
+
+class Branches(NamedTuple):
+  """The branches of a model as one module: slots and pages are tuples.
+
+  Attributes:
+    branches: The residual branches, in order.
+  """
+
+  branches: tuple[ResidualBranch, ...]
+
+  def __call__(
+    self,
+    x: Float[Array, "n c d"],
+    pools: BranchPools,
+    chunks: Chunks,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
+    """Runs n packed chunks through all branches."""
+    kept = one_by_one(pools)
+    x, kept = _run(self.branches, x, tuple(kept), chunks, page_table)
+    return x, side_by_side(kept)
+
+  def step(
+    self,
+    x: Float[Array, "b d"],
+    pools: BranchPools,
+    rows: Rows,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
+    """Runs one token of b running sequences through all branches."""
+    kept = one_by_one(pools)
+    x, kept = _step(self.branches, x, tuple(kept), rows, page_table)
+    return x, side_by_side(kept)
 
 
 class HybridDecoder(nnx.Module):
@@ -90,11 +126,8 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x, updated = self.embedding[...][tokens], []
-    for branch, kept in zip(self.branches, pools, strict=True):
-      x, kept = branch(x, kept, chunks, page_table)
-      updated.append(kept)
-    return x, tuple(updated)
+    x = self.embedding[...][tokens]
+    return _run(tuple(self.branches), x, pools, chunks, page_table)
 
   def step(
     self,
@@ -114,11 +147,89 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x, updated = self.embedding[...][tokens], []
-    for branch, kept in zip(self.branches, pools, strict=True):
-      x, kept = branch.step(x, kept, rows, page_table)
-      updated.append(kept)
-    return x, tuple(updated)
+    x = self.embedding[...][tokens]
+    return _step(tuple(self.branches), x, pools, rows, page_table)
+
+  def initialize_carry(self, batch: int, capacity: int | None = None) -> Carry:
+    """Makes the carry of empty requests, for `scan` and `cell`.
+
+    Args:
+      batch: How many requests.
+      capacity: Tokens that there is room for; None for `max_length`.
+
+    Raises:
+      ValueError: If the batch is no count, or the capacity is out of its range.
+
+    Example:
+      >>> from sparse_prefix_jax import preset
+      >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+      >>> carry = model.initialize_carry(batch=2, capacity=256)
+      >>> carry.pages[2].keys.shape
+      (2, 4, 64, 2, 32)
+    """
+    kept = side_by_side(kept_shapes(self.config))
+    return explicit.empty_carry(kept, self.config.numerics, batch, capacity)
+
+  def scan(
+    self,
+    carry: Carry,
+    tokens: Int32[Array, "b t"],
+    length: explicit.Lengths | None = None,
+    capture_at: Captures = (),
+  ) -> ExplicitScan:
+    """Takes t tokens of b requests, with the bits of prefill and no cache.
+
+    It is pure, and differentiates in the parameters and in the carry. Under a
+    transformation values are not known and cannot be refused: a request that
+    would be refused is NaN then.
+
+    Args:
+      carry: Every position is a lattice point, a multiple of the chunk length.
+      tokens: Ids; padding may be any valid id.
+      length: Real tokens of each request; None for t. What follows is padding.
+      capture_at: Numbers of tokens of this call after which to hand out the
+        slots: multiples of the chunk length, distinct.
+
+    Returns:
+      The carry after the last token, what enters the head, and the captured
+      slots.
+
+    Raises:
+      ValueError: If arrays do not belong together, a position is off the
+        lattice, tokens do not fit into the capacity, or a length or a capture
+        is out of its range.
+
+    Example:
+      >>> from sparse_prefix_jax import preset
+      >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+      >>> carry = model.initialize_carry(batch=1, capacity=128)
+      >>> tokens = jnp.arange(100)[None]
+      >>> carry, hidden, captured = model.scan(carry, tokens, capture_at=(64,))
+      >>> carry.position.tolist(), hidden.shape
+      ([100], (1, 100, 64))
+    """
+    x, branches = self.embedding[...][tokens], Branches(tuple(self.branches))
+    numerics = self.config.numerics
+    return explicit.scan(branches, numerics, carry, x, length, capture_at)
+
+  def cell(
+    self, carry: Carry, tokens: Int32[Array, "b"]
+  ) -> tuple[Carry, Float[Array, "b d"]]:
+    """Takes one token of b requests, with the bits of a decode step.
+
+    Args:
+      carry: The carry before the token, at any position.
+      tokens: Ids.
+
+    Returns:
+      The carry after it, which can be scanned from at lattice points only, and
+      what enters the head.
+
+    Raises:
+      ValueError: If arrays do not belong together, or the capacity is full.
+    """
+    x, branches = self.embedding[...][tokens], Branches(tuple(self.branches))
+    return explicit.cell(branches, self.config.numerics, carry, x)
 
   def head(self, hidden: at.Hidden) -> at.Logits:
     """Applies the final norm and computes logits in float32.
@@ -137,3 +248,33 @@ class HybridDecoder(nnx.Module):
       preferred_element_type=jnp.float32,
     )
     return jax.lax.optimization_barrier(logits)
+
+
+def _run(
+  branches: tuple[ResidualBranch, ...],
+  x: Float[Array, "n c d"],
+  pools: Pools,
+  chunks: Chunks,
+  page_table: at.PageTable,
+) -> tuple[Float[Array, "n c d"], Pools]:
+  """Runs packed chunks through all branches."""
+  updated = []
+  for branch, kept in zip(branches, pools, strict=True):
+    x, kept = branch(x, kept, chunks, page_table)
+    updated.append(kept)
+  return x, tuple(updated)
+
+
+def _step(
+  branches: tuple[ResidualBranch, ...],
+  x: Float[Array, "b d"],
+  pools: Pools,
+  rows: Rows,
+  page_table: at.PageTable,
+) -> tuple[Float[Array, "b d"], Pools]:
+  """Runs one token of each row through all branches."""
+  updated = []
+  for branch, kept in zip(branches, pools, strict=True):
+    x, kept = branch.step(x, kept, rows, page_table)
+    updated.append(kept)
+  return x, tuple(updated)

@@ -30,11 +30,11 @@ def width_refusal(device, config, x):
 
 TILES = Implementation(
   config=TileConfig,
-  run=lambda x, config: ("tiles", x, config),
+  run=lambda x, config: 100 * x + config.tile,
   refusal=width_refusal,
-  heuristic=lambda device, x: TileConfig(tile=x // 8),
+  heuristic=lambda device, x: TileConfig(tile=int(x) // 8),
 )
-CANDIDATES = (TILES, plain(lambda x: ("xla", x)))
+CANDIDATES = (TILES, plain(lambda x: x * x))
 
 
 def call(choice, x):
@@ -42,21 +42,21 @@ def call(choice, x):
 
 
 def test_none_takes_the_first_that_fits():
-  assert call(None, 8) == ("xla", 8)
+  assert call(None, 8) == 64
   with traced_for("TPU v6 lite"):
-    assert call(None, 8) == ("tiles", 8, TileConfig(tile=1))
-    assert call(None, 9) == ("xla", 9)
+    assert call(None, 8) == 801
+    assert call(None, 9) == 81
 
 
 def test_a_name_forces_one():
   with traced_for("TPU v6 lite"):
-    assert call("xla", 8) == ("xla", 8)
-    assert call("tiles", 16) == ("tiles", 16, TileConfig(tile=2))
+    assert call("xla", 8) == 64
+    assert call("tiles", 16) == 1602
 
 
 def test_a_config_overrides_the_heuristic():
   config = TileConfig(tile=7, interpret="any")
-  assert call(config, 8) == ("tiles", 8, config)
+  assert call(config, 8) == 807
 
 
 def test_what_does_not_fit_is_refused_with_the_reason_of_each():
@@ -93,3 +93,15 @@ def test_the_device_is_that_of_the_mesh_or_of_the_machine():
   assert current_device().platform == jax.default_backend()
   with traced_for(HOPPER):
     assert current_device() == Device("gpu", HOPPER)
+
+
+def test_the_gradient_of_a_kernel_is_that_of_the_form_that_runs_everywhere():
+  tiles = dataclasses.replace(TILES, refusal=lambda *_: None)
+  choice = TileConfig(tile=7, interpret="any")
+
+  def run(x, candidates):
+    return dispatch("double", choice, candidates, x)
+
+  candidates = tiles, CANDIDATES[-1]
+  value, slope = jax.value_and_grad(run)(3.0, candidates)
+  assert (value, slope) == (307.0, 6.0)

@@ -1,0 +1,198 @@
+"""The gradient of lattice attention over pages, for chunks and for rows.
+
+The forward pass is that of `xla`, whose loop over blocks of keys has no reverse
+mode. The backward pass gathers the pages of a chunk's request and computes its
+weights again; what it finds for keys and values is added up page by page. A
+page that the call wrote hands its sum to the tokens that were written.
+"""
+
+import functools
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
+
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.lattice_attention import vjp, xla
+
+
+class _Options(NamedTuple):
+  """What is static in both forms."""
+
+  block_pages: int
+  window: int | None
+  precision: lax.Precision
+
+
+class _Queries(NamedTuple):
+  """Queries that stand together, and what they see; e is c or 1."""
+
+  q: Float[Array, "n e h k"]
+  position: Int32[Array, "n"]
+  end: Int32[Array, "n"]
+  pages: Int32[Array, "n pages"]
+  d_out: Float[Array, "n e h k"]
+
+
+_Index: TypeAlias = Array | tuple[Array, Array]
+
+
+def attend_chunks(
+  q: Float[Array, "n c h k"],
+  k: Float[Array, "n c hkv k"],
+  v: Float[Array, "n c hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+) -> tuple[Array, Array, Array]:
+  """`xla.attend_chunks`, with a gradient in all but the integers."""
+  options = _Options(block_pages, window, precision)
+  return _chunks(options, q, k, v, key_pages, value_pages, chunks, page_table)
+
+
+def attend_rows(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b hkv k"],
+  v: Float[Array, "b hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+) -> tuple[Array, Array, Array]:
+  """`xla.attend_rows`, with a gradient in all but the integers."""
+  options = _Options(block_pages, window, precision)
+  arrays = q, k, v, key_pages, value_pages, position, active, page_table
+  return _rows(options, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunks(options: _Options, *arrays: Any) -> tuple[Array, Array, Array]:
+  return xla.attend_chunks(*arrays, **options._asdict())
+
+
+def _chunks_forward(options: _Options, *arrays: Any) -> tuple[Any, Any]:
+  q, k, v, _, _, chunks, page_table = arrays
+  out, *pools = xla.attend_chunks(*arrays, **options._asdict())
+  return (out, *pools), (q, k, v, pools, chunks, page_table)
+
+
+def _chunks_backward(
+  options: _Options, kept: Any, cotangents: Any
+) -> tuple[Any, ...]:
+  q, k, v, pools, chunks, page_table = kept
+  size, active = q.shape[1], chunks.length > 0
+  real = jnp.arange(size)[None] < chunks.length[:, None]
+  # Padding may hold anything: it is selected away, and so is its gradient.
+  real = real[:, :, None, None]
+  queries = _Queries(
+    q=jnp.where(real, q, jnp.zeros_like(q)),
+    position=chunks.position,
+    end=jnp.where(active, chunks.position + chunks.length, 0),
+    pages=page_table[chunks.request],
+    d_out=jnp.where(real, cotangents[0], jnp.zeros_like(cotangents[0])),
+  )
+  d_q, sums = _pull(options, queries, pools)
+  own = page_table[chunks.request, chunks.position // size]
+  own = jnp.where(active, own, pools[0].shape[0])
+  d_written = _unwrite(own, cotangents[1:], sums, (k, v))
+  return jnp.where(real, d_q, jnp.zeros_like(d_q)), *d_written, None, None
+
+
+_chunks.defvjp(_chunks_forward, _chunks_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(options: _Options, *arrays: Any) -> tuple[Array, Array, Array]:
+  return xla.attend_rows(*arrays, **options._asdict())
+
+
+def _rows_forward(options: _Options, *arrays: Any) -> tuple[Any, Any]:
+  q, k, v, _, _, position, active, page_table = arrays
+  out, *pools = xla.attend_rows(*arrays, **options._asdict())
+  return (out, *pools), (q, k, v, pools, position, active, page_table)
+
+
+def _rows_backward(
+  options: _Options, kept: Any, cotangents: Any
+) -> tuple[Any, ...]:
+  q, k, v, pools, position, active, page_table = kept
+  real = active[:, None, None]
+  d_out = jnp.where(real, cotangents[0], jnp.zeros_like(cotangents[0]))
+  queries = _Queries(
+    q=jnp.where(real, q, jnp.zeros_like(q))[:, None],
+    position=position,
+    end=jnp.where(active, position + 1, 0),
+    pages=page_table,
+    d_out=d_out[:, None],
+  )
+  d_q, sums = _pull(options, queries, pools)
+  size = pools[0].shape[1]
+  page = page_table[jnp.arange(q.shape[0]), position // size]
+  page = jnp.where(active, page, pools[0].shape[0])
+  d_written = _unwrite((page, position % size), cotangents[1:], sums, (k, v))
+  d_q = jnp.where(real, d_q[:, 0], jnp.zeros_like(q))
+  return d_q, *d_written, None, None, None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _pull(
+  options: _Options, queries: _Queries, pools: Any
+) -> tuple[Array, tuple[Array, Array]]:
+  """The gradient of queries, and that of all pages, summed in float32."""
+
+  def one(sums: Any, x: _Queries) -> tuple[Any, Array]:
+    held = jnp.arange(x.pages.size * pools[0].shape[1]) < x.end
+    held = held[:, None, None]
+
+    def tokens(pool: Array) -> Array:
+      flat = pool[x.pages].reshape(-1, *pool.shape[2:])
+      return jnp.where(held, flat, jnp.zeros_like(flat))
+
+    attend = functools.partial(
+      vjp.attend_chunk,
+      position=x.position,
+      window=options.window,
+      precision=options.precision,
+    )
+    _, pull = jax.vjp(attend, x.q, *map(tokens, pools))
+    d_q, *d_tokens = pull(x.d_out)
+
+    def add(total: Array, d: Array) -> Array:
+      d = jnp.where(held, d.astype(jnp.float32), 0.0)
+      return total.at[x.pages].add(d.reshape(-1, *total.shape[1:]))
+
+    return tuple(map(add, sums, d_tokens)), d_q
+
+  zeros = tuple(jnp.zeros(pool.shape, jnp.float32) for pool in pools)
+  sums, d_q = lax.scan(one, zeros, queries)
+  return d_q, sums
+
+
+def _unwrite(
+  index: _Index, d_pools: Any, sums: Any, written: Any
+) -> tuple[Array, ...]:
+  """Gradients of what was written, then those of the pools before it.
+
+  An index past the end was dropped: nothing was written there.
+  """
+  totals = [d + s.astype(d.dtype) for d, s in zip(d_pools, sums)]
+  d_written = [
+    total.at[index].get(mode="fill", fill_value=0).astype(x.dtype)
+    for total, x in zip(totals, written)
+  ]
+  before = [total.at[index].set(0, mode="drop") for total in totals]
+  return *d_written, *before
