@@ -136,7 +136,8 @@ class Cues(NamedTuple):
       rank[place] = np.inf
       kept = np.arange(rank.size) != int(np.argmin(rank))
       columns = [column[kept] for column in columns]
-    return Cues(*columns, self.known)
+    pairs, departures, occurrences, contexts = columns
+    return Cues(pairs, departures, occurrences, contexts, self.known)
 
   def ratios(self) -> Float64[np.ndarray, "K"]:
     """Departures over occurrences, 0 where that may be by chance. [K]"""
