@@ -1,20 +1,25 @@
 """Policies with K states in all, against what no policy can exceed.
 
     python -m benchmarks.policies [--trace=FILE@K,K,... ...]
-        [--output=FILE.json]
+        [--bytes=FILE@SIZE,SIZE,... ...] [--output=FILE.json]
 
-Replays the streams of `workloads.adversarial_streams` and the traces that are
-named (`FILE:N@K` takes the first N requests), and tells what two tenants in
-turn get and what a change of regime costs.
+With `--bytes` it replays the traces that are named with so many bytes for
+states and pages of Qwen3.5-0.8B in float32, undivided and divided, and nothing
+else. Otherwise it replays the streams of `workloads.adversarial_streams` and
+the traces that are named (`FILE:N@K` takes the first N requests), and tells
+what two tenants in turn get and what a change of regime costs.
 """
 
 from absl import app, flags
 
-from benchmarks import command_line, policy_table
+from benchmarks import command_line, policy_bytes, policy_table
 from benchmarks.record import write_result
 
 _TRACE = flags.DEFINE_multi_string(
   "trace", [], "A Mooncake trace, and numbers of states: FILE@K,K,..."
+)
+_BYTES = flags.DEFINE_multi_string(
+  "bytes", [], "A Mooncake trace, and capacities: FILE@0.5GiB,2GiB,..."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
@@ -23,7 +28,11 @@ def main(argv: list[str]) -> None:
   """Replays, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
     cases = [policy_table.parse_case(text) for text in _TRACE.value]
+    sized = [policy_bytes.parse_bytes_case(text) for text in _BYTES.value]
     command_line.writable(_OUTPUT)
+  if sized:
+    _with_bytes(sized)
+    return
   rows = []
   for case in [*policy_table.own_cases(), *cases]:
     for row in policy_table.rows_of(case):
@@ -42,6 +51,18 @@ def main(argv: list[str]) -> None:
       _OUTPUT.value,
       {"rows": rows, "tenants": tenants, "changed_regime": changes},
     )
+
+
+def _with_bytes(cases: list[policy_bytes.BytesCase]) -> None:
+  """Replays, prints and keeps what so many bytes save."""
+  rows = []
+  for case in cases:
+    found = policy_bytes.rows_of_bytes(case, "qwen3_5_0_8b", "float32")
+    for row in found:
+      print(policy_bytes.bytes_line(row), flush=True)
+      rows.append(row)
+  if _OUTPUT.value:
+    write_result(_OUTPUT.value, {"rows": rows})
 
 
 if __name__ == "__main__":

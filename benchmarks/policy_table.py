@@ -63,19 +63,30 @@ def parse_case(text: str) -> Case:
     OSError: The file cannot be read.
   """
   where, _, slots = text.rpartition("@")
-  path, _, first = where.rpartition(":") if ":" in where else (where, "", "")
   numbers = slots.split(",")
-  if not path or not all(n.isdecimal() and int(n) for n in numbers):
+  if not where or not all(n.isdecimal() and int(n) for n in numbers):
     raise ValueError(f"a trace must be FILE@K,K,... with K from 1, got {text}")
+  return Case(parse_trace(where), tuple(map(int, numbers)))
+
+
+def parse_trace(text: str) -> Trace:
+  """Reads a trace, `FILE` or `FILE:N` for its first N requests.
+
+  Raises:
+    ValueError: The text is of another form, or the file no trace.
+    OSError: The file cannot be read.
+  """
+  path, _, first = text.rpartition(":") if ":" in text else (text, "", "")
   if first and not (first.isdecimal() and int(first)):
     raise ValueError(f"a number of requests must stand behind :, got {text}")
   trace = load_mooncake(Path(path))
-  if first:
-    some = trace.requests[: int(first)]
-    trace = dataclasses.replace(
-      trace, name=f"{trace.name}:{first}", requests=some
-    )
-  return Case(trace, tuple(map(int, numbers)))
+  if not first:
+    return trace
+  return dataclasses.replace(
+    trace,
+    name=f"{trace.name}:{first}",
+    requests=trace.requests[: int(first)],
+  )
 
 
 def own_cases() -> list[Case]:

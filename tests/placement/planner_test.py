@@ -372,3 +372,14 @@ def test_plans_can_be_compiled_ahead():
 def test_placements_under_one_budget_have_no_planner():
   with pytest.raises(ValueError, match="placement adaptive is for one budget"):
     Planner(PlacementPolicy("adaptive"), depths=8)
+
+
+def test_a_server_weighs_states_by_the_cost_and_places_no_single_entry():
+  policy, cost = PlacementPolicy("adaptive"), np.array([0, 5, 9, 10])
+  planner = Planner(policy, depths=4, cost=cost, serving=True)
+  planner.observe(100)
+  assert planner.positions(640) == ()
+  costs = [planner.worth._learner._cost(depth) for depth in (1, 3, 9)]
+  assert costs == [5, 10, 10]
+  assert planner.fresh().worth.held_count == 0
+  assert Planner(PlacementPolicy("last"), depths=4, serving=True).worth is None

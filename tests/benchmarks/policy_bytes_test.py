@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from benchmarks import policy_bytes
+from benchmarks.policy_bytes import BytesCase
+from sparse_prefix_jax.workloads import changed_regime
+
+
+def test_a_row_of_every_capacity_undivided_and_divided():
+  trace = changed_regime(before=20, after=20, documents_first=True)
+  rows = list(
+    policy_bytes.rows_of_bytes(
+      BytesCase(trace, (1 << 30,)), "qwen3_5_0_8b", "float32"
+    )
+  )
+  assert [row["state_share"] for row in rows] == [None, "chosen"]
+  for row in rows:
+    saved = row["percent_of_prompt_tokens"]
+    assert [*saved][-2:] == ["conditional:4", "adaptive"]
+    assert all(0 <= percent < 100 for percent in saved.values())
+    assert saved["adaptive"] > 0
+    assert policy_bytes.bytes_line(row).startswith("changed_regime 1 GiB")
+
+
+def test_traces_are_named_with_bytes(tmp_path):
+  path = tmp_path / "few_blksz_16.jsonl"
+  path.write_text(
+    json.dumps({"timestamp": 1, "input_length": 32, "hash_ids": [1, 2]})
+  )
+  case = policy_bytes.parse_bytes_case(f"{path}:1@0.5GiB,2GiB")
+  assert case.capacities == (1 << 29, 1 << 31) and len(case.trace) == 1
+  with pytest.raises(ValueError, match="must be FILE@SIZE,SIZE"):
+    policy_bytes.parse_bytes_case(f"{path}")
+  with pytest.raises(ValueError, match="capacity"):
+    policy_bytes.parse_bytes_case(f"{path}@much")
