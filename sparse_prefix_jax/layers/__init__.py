@@ -13,7 +13,7 @@ from sparse_prefix_jax.layers.captured_scan import (
 from sparse_prefix_jax.layers.captured_scan import (
   scan_with_capture as scan_with_capture,
 )
-from sparse_prefix_jax.layers.explicit import Carry as Carry
+from sparse_prefix_jax.layers.explicit import ExplicitCarry as ExplicitCarry
 from sparse_prefix_jax.layers.explicit import ExplicitModule as ExplicitModule
 from sparse_prefix_jax.layers.explicit import ExplicitScan as ExplicitScan
 from sparse_prefix_jax.layers.gated_delta_net import (
