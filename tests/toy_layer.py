@@ -10,7 +10,12 @@ from flax import nnx
 from jax import lax
 
 from sparse_prefix_jax.kernels.chunks import packed_scan, step_rows
-from sparse_prefix_jax.layers import BranchPools, Flops, Numerics
+from sparse_prefix_jax.layers import (
+  BranchPools,
+  ExplicitModule,
+  Flops,
+  Numerics,
+)
 from sparse_prefix_jax.layers.dense import dense, kernel
 
 
@@ -40,7 +45,7 @@ class LeakySumConfig:
     return {"channels": self.channels}
 
 
-class LeakySum(nnx.Module):
+class LeakySum(ExplicitModule):
   """s_t = a s_{t-1} + W_in x_t with a in (0, 1); the output is W_out s_t."""
 
   def __init__(
@@ -51,7 +56,7 @@ class LeakySum(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ) -> None:
-    self.numerics = numerics
+    self.config, self.numerics = config, numerics
     self.enter = kernel(rngs, width, config.channels, numerics.dtype)
     self.leak = nnx.Param(jnp.linspace(-1.0, 3.0, config.channels))
     self.out = kernel(rngs, config.channels, width, numerics.dtype)

@@ -15,7 +15,7 @@ from sparse_prefix_jax.layers.captured_scan import (
 )
 from sparse_prefix_jax.layers.experts import Experts as Experts
 from sparse_prefix_jax.layers.experts import ExpertsConfig as ExpertsConfig
-from sparse_prefix_jax.layers.explicit import Carry as Carry
+from sparse_prefix_jax.layers.explicit import ExplicitCarry as ExplicitCarry
 from sparse_prefix_jax.layers.explicit import ExplicitModule as ExplicitModule
 from sparse_prefix_jax.layers.explicit import ExplicitScan as ExplicitScan
 from sparse_prefix_jax.layers.gated_delta_net import (

@@ -26,7 +26,7 @@ Lengths: TypeAlias = Int32[Array, "b"] | np.ndarray | list[int] | tuple
 """Real tokens of each request of a batch."""
 
 
-class Carry(NamedTuple):
+class ExplicitCarry(NamedTuple):
   """What flows from one call to the next; all of it belongs to b requests.
 
   `carry._replace(position=p, slots=captured_there)` is the carry at an earlier
@@ -54,7 +54,7 @@ class ExplicitScan(NamedTuple):
       ends before. Trees of arrays [m b ...]
   """
 
-  carry: Carry
+  carry: ExplicitCarry
   y: Float[Array, "b t d"]
   captured: Any
 
@@ -91,7 +91,7 @@ class ExplicitModule(nnx.Module):
     rngs: Any = None,
     *,
     capacity: int | None = None,
-  ) -> Carry:
+  ) -> ExplicitCarry:
     """Makes the carry of empty requests.
 
     Args:
@@ -114,7 +114,7 @@ class ExplicitModule(nnx.Module):
 
   def scan(
     self,
-    carry: Carry,
+    carry: ExplicitCarry,
     x: Float[Array, "b t d"],
     length: Lengths | None = None,
     capture_at: Captures = (),
@@ -143,8 +143,8 @@ class ExplicitModule(nnx.Module):
     return scan(self, self.numerics, carry, x, length, capture_at)
 
   def cell(
-    self, carry: Carry, x: Float[Array, "b d"]
-  ) -> tuple[Carry, Float[Array, "b d"]]:
+    self, carry: ExplicitCarry, x: Float[Array, "b d"]
+  ) -> tuple[ExplicitCarry, Float[Array, "b d"]]:
     """Takes one token of b requests, with the bits of `step`.
 
     Any position will do. What it leaves off the lattice can be decoded from,
@@ -165,7 +165,7 @@ class ExplicitModule(nnx.Module):
 
 def empty_carry(
   kept: BranchPools, numerics: Numerics, batch: int, capacity: int | None
-) -> Carry:
+) -> ExplicitCarry:
   """Makes the carry of empty requests.
 
   Args:
@@ -192,13 +192,13 @@ def empty_carry(
     return lambda one: jnp.zeros((*axes, *one.shape), one.dtype)
 
   zeros = kept.map(rows(batch), rows(batch, pages))
-  return Carry(jnp.zeros(batch, jnp.int32), zeros.slots, zeros.pages)
+  return ExplicitCarry(jnp.zeros(batch, jnp.int32), zeros.slots, zeros.pages)
 
 
 def scan(
   module: Any,
   numerics: Numerics,
-  carry: Carry,
+  carry: ExplicitCarry,
   x: Float[Array, "b t d"],
   length: Lengths | None = None,
   capture_at: Captures = (),
@@ -230,13 +230,13 @@ def scan(
   allowed &= carry.position + length <= _capacity(carry, c)
   y, slots, captured = _allow(allowed, (out.y, out.slots, out.captured))
   captured = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), captured)
-  after = Carry(carry.position + counts[1], slots, out.pages)
+  after = ExplicitCarry(carry.position + counts[1], slots, out.pages)
   return ExplicitScan(after, y, captured)
 
 
 def cell(
-  module: Any, numerics: Numerics, carry: Carry, x: Float[Array, "b d"]
-) -> tuple[Carry, Float[Array, "b d"]]:
+  module: Any, numerics: Numerics, carry: ExplicitCarry, x: Float[Array, "b d"]
+) -> tuple[ExplicitCarry, Float[Array, "b d"]]:
   """`ExplicitModule.cell` of any module with a `step`.
 
   Args:
@@ -256,16 +256,18 @@ def cell(
   out = run_cell(module, pools, x, carry.position, numerics=numerics)
   allowed = (carry.position >= 0) & (carry.position < room)
   y, slots = _allow(allowed, (out.y, out.slots))
-  return Carry(carry.position + 1, slots, out.pages), y
+  return ExplicitCarry(carry.position + 1, slots, out.pages), y
 
 
-def _capacity(carry: Carry, chunk: int) -> int:
+def _capacity(carry: ExplicitCarry, chunk: int) -> int:
   """Tokens that the pages of a request have room for; no pages, no end."""
   pages = jax.tree.leaves(carry.pages)
   return pages[0].shape[1] * chunk if pages else np.iinfo(np.int32).max
 
 
-def _check_scan(carry: Carry, length: Array, tokens: int, chunk: int) -> None:
+def _check_scan(
+  carry: ExplicitCarry, length: Array, tokens: int, chunk: int
+) -> None:
   """Refuses positions and lengths whose values are known and wrong."""
   position = concrete("carry.position", carry.position)
   lengths, room = concrete("length", length), _capacity(carry, chunk)

@@ -13,7 +13,7 @@ takes the groups in reverse, computes each again and differentiates it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
-from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
 from sparse_prefix_jax.layers.sublayer import BranchPools
 
 
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
   x: Array
 
 
-class Counts(NamedTuple):
+class Integers(NamedTuple):
   """What a program has no gradient in.
 
   Attributes:
@@ -69,29 +69,6 @@ class Outputs(NamedTuple):
   captured: Any
 
 
-def chunks_per_group(chunks: int, ladder: Sequence[int]) -> int:
-  """Chooses how many chunks a group of a scan has: a rung, the same for all.
-
-  Args:
-    chunks: How many chunks there are.
-    ladder: The rungs, ascending.
-
-  Returns:
-    The largest rung that pads by at most a quarter, or else the one that pads
-    least.
-
-  Example:
-    >>> [chunks_per_group(n, (1, 2, 4, 8, 16)) for n in (1, 5, 15, 17, 64)]
-    [1, 1, 16, 4, 16]
-  """
-
-  def padded(rung: int) -> int:
-    return -(-chunks // rung) * rung
-
-  snug = [rung for rung in ladder if 4 * padded(rung) <= 5 * chunks]
-  return snug[-1] if snug else min(ladder, key=padded)
-
-
 @functools.partial(jax.jit, static_argnames=("numerics",))
 def run_scan(
   module: Any,
@@ -107,7 +84,7 @@ def run_scan(
     module: `(x, pools, chunks, page_table) -> (y, pools)`, a tree of arrays.
     pools: Slots [b ...] and pages [b pages ...].
     x: Activations.
-    counts: `position` [b], `length` [b] and `capture_at` [m] of `Counts`.
+    counts: `position` [b], `length` [b] and `capture_at` [m] of `Integers`.
     numerics: How the module is computed.
   """
   (b, t, width), c = x.shape, numerics.chunk
@@ -121,7 +98,7 @@ def run_scan(
   x = jnp.pad(x, ((0, 0), (0, groups * k * c - t), (0, 0)))
   x = x.reshape(b, groups, k, c, width)
   inputs = Inputs(weights, pools.slots, pools.pages, x)
-  out = _with_gradient(program)(inputs, Counts(others, *counts))
+  out = _with_gradient(program)(inputs, Integers(others, *counts))
   y = out.y.reshape(b, -1, width)[:, :t]
   return out._replace(y=jnp.where(real, y, jnp.zeros_like(y)))
 
@@ -148,7 +125,7 @@ def run_cell(
   weights, others = _divided(jax.tree.leaves(module))
   inputs = Inputs(weights, pools.slots, pools.pages, x)
   none = jnp.zeros(0, jnp.int32)
-  counts = Counts(others, position, jnp.ones_like(position), none)
+  counts = Integers(others, position, jnp.ones_like(position), none)
   return _with_gradient(program)(inputs, counts)
 
 
@@ -176,11 +153,11 @@ class _Program:
 class _Scan(_Program):
   """The program of `run_scan`."""
 
-  def plain(self, inputs: Inputs, counts: Counts) -> Outputs:
+  def plain(self, inputs: Inputs, counts: Integers) -> Outputs:
     """Runs all requests, one after another."""
     return self.forward(inputs, counts)[0]
 
-  def forward(self, inputs: Inputs, counts: Counts) -> tuple[Outputs, Any]:
+  def forward(self, inputs: Inputs, counts: Integers) -> tuple[Outputs, Any]:
     """Runs all requests; keeps the slots before every group, and no pages."""
     module = self.module(inputs.weights, counts.others)
 
@@ -191,9 +168,10 @@ class _Scan(_Program):
       def group(carry: Any, step: Any) -> tuple[Any, Any]:
         index, x = step
         plan = self.plan(x, index, position, length, counts.capture_at)
-        start = jax.tree.map(lambda leaf: leaf[0], carry[0])
-        y, *carry = _run_group(module, *carry, x, plan)
-        return tuple(carry), (y, start)
+        pool, pages = carry
+        start = jax.tree.map(lambda leaf: leaf[0], pool)
+        y, pool, pages = _run_group(module, pool, pages, x, plan)
+        return (pool, pages), (y, start)
 
       steps = jnp.arange(x.shape[0]), x
       (pool, pages), (y, starts) = lax.scan(group, (pool, pages), steps)
@@ -204,7 +182,7 @@ class _Scan(_Program):
     out, starts = lax.map(request, each)
     return out, (inputs.weights, starts, out.pages, inputs.x)
 
-  def backward(self, kept: Any, counts: Counts, d: Outputs) -> Inputs:
+  def backward(self, kept: Any, counts: Integers, d: Outputs) -> Inputs:
     """Takes the groups of every request in reverse, each from its start."""
     weights, starts, pages, x = kept
 
@@ -275,16 +253,16 @@ class _Scan(_Program):
 class _Cell(_Program):
   """The program of `run_cell`."""
 
-  def forward(self, inputs: Inputs, counts: Counts) -> tuple[Outputs, Any]:
+  def forward(self, inputs: Inputs, counts: Integers) -> tuple[Outputs, Any]:
     """Takes the tokens; for the gradient it keeps what it was given."""
     return self.plain(inputs, counts), inputs
 
-  def backward(self, kept: Inputs, counts: Counts, d: Outputs) -> Inputs:
+  def backward(self, kept: Inputs, counts: Integers, d: Outputs) -> Inputs:
     """Computes the tokens again, and differentiates that."""
     _, pull = jax.vjp(lambda inputs: self.plain(inputs, counts), kept)
     return pull(d)[0]
 
-  def plain(self, inputs: Inputs, counts: Counts) -> Outputs:
+  def plain(self, inputs: Inputs, counts: Integers) -> Outputs:
     """Takes one token of all requests; the carry is the pools."""
     module = self.module(inputs.weights, counts.others)
     (b, width), size = inputs.x.shape, self.numerics.decode_rows
@@ -329,10 +307,10 @@ def _with_gradient(program: _Scan | _Cell) -> Callable[..., Outputs]:
   """
 
   @jax.custom_vjp
-  def run(inputs: Inputs, counts: Counts) -> Outputs:
+  def run(inputs: Inputs, counts: Integers) -> Outputs:
     return sequential_vmap(program.plain)(inputs, counts)
 
-  def forward(inputs: Inputs, counts: Counts) -> tuple[Outputs, Any]:
+  def forward(inputs: Inputs, counts: Integers) -> tuple[Outputs, Any]:
     out, kept = sequential_vmap(program.forward)(inputs, counts)
     return out, (kept, counts)
 

@@ -1,6 +1,7 @@
 """What bits depend on beside weights and architecture."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -90,3 +91,26 @@ class Numerics:
         f"program has {rows} rows; with several rungs it must have at least "
         f"{_LEAST_ROWS}, since products of fewer change their bits."
       )
+
+
+def chunks_per_group(chunks: int, ladder: Sequence[int]) -> int:
+  """Chooses how many chunks a group of a scan has: a rung, the same for all.
+
+  Args:
+    chunks: How many chunks there are.
+    ladder: The rungs, ascending.
+
+  Returns:
+    The largest rung that pads by at most a quarter, or else the one that pads
+    least.
+
+  Example:
+    >>> [chunks_per_group(n, (1, 2, 4, 8, 16)) for n in (1, 5, 15, 17, 64)]
+    [1, 2, 16, 4, 16]
+  """
+
+  def padded(rung: int) -> int:
+    return -(-chunks // rung) * rung
+
+  snug = [rung for rung in ladder if 4 * padded(rung) <= 5 * chunks]
+  return snug[-1] if snug else min(ladder, key=padded)

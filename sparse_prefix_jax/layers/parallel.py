@@ -18,8 +18,8 @@ from sparse_prefix_jax.layers.sublayer import (
   Flops,
   Sublayer,
   check_sublayer,
-  one_by_one,
-  side_by_side,
+  join_pools,
+  split_pools,
 )
 
 
@@ -62,7 +62,7 @@ class ParallelConfig:
 
   def keeps(self, width: int, numerics: Numerics) -> BranchPools:
     """Keeps what all of them keep."""
-    return side_by_side([sub.keeps(width, numerics) for sub in self.subs])
+    return join_pools([sub.keeps(width, numerics) for sub in self.subs])
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
     """Counts what all of them compute."""
@@ -119,7 +119,7 @@ class Parallel(ExplicitModule):
     return _added(
       [
         sub(x, kept, chunks, page_table)
-        for sub, kept in zip(self.subs, one_by_one(pools), strict=True)
+        for sub, kept in zip(self.subs, split_pools(pools), strict=True)
       ]
     )
 
@@ -144,7 +144,7 @@ class Parallel(ExplicitModule):
     return _added(
       [
         sub.step(x, kept, rows, page_table)
-        for sub, kept in zip(self.subs, one_by_one(pools), strict=True)
+        for sub, kept in zip(self.subs, split_pools(pools), strict=True)
       ]
     )
 
@@ -155,4 +155,4 @@ def _added(results: list[tuple[Any, BranchPools]]) -> tuple[Any, BranchPools]:
   total, *others = lax.optimization_barrier(outs)
   for out in others:
     total = total + out
-  return lax.optimization_barrier(total), side_by_side(pools)
+  return lax.optimization_barrier(total), join_pools(pools)

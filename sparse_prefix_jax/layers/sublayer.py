@@ -64,28 +64,28 @@ class BranchPools(NamedTuple):
     return self.map(rows(slots), rows(pages))
 
 
-def side_by_side(pools: Iterable[BranchPools]) -> BranchPools:
+def join_pools(pools: Iterable[BranchPools]) -> BranchPools:
   """Makes one of several: its slots, and its pages, are a tuple of theirs.
 
   Args:
     pools: At least one.
 
   Example:
-    >>> side_by_side([BranchPools(slots=1), BranchPools(pages=2)])
+    >>> join_pools([BranchPools(slots=1), BranchPools(pages=2)])
     BranchPools(slots=(1, ()), pages=((), 2))
   """
   slots, pages = zip(*pools, strict=True)
   return BranchPools(slots, pages)
 
 
-def one_by_one(pools: BranchPools) -> list[BranchPools]:
-  """Separates what `side_by_side` put together.
+def split_pools(pools: BranchPools) -> list[BranchPools]:
+  """Separates what `join_pools` put together.
 
   Args:
     pools: Slots and pages are tuples of one length.
 
   Example:
-    >>> one_by_one(BranchPools(slots=(1, ()), pages=((), 2)))[0]
+    >>> split_pools(BranchPools(slots=(1, ()), pages=((), 2)))[0]
     BranchPools(slots=1, pages=())
   """
   return [

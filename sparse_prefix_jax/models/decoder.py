@@ -5,21 +5,27 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
+from sparse_prefix_jax.kernels.slot_checks import concrete
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
-from sparse_prefix_jax.layers.explicit import Carry, ExplicitScan
+from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
-from sparse_prefix_jax.layers.sublayer import one_by_one, side_by_side
+from sparse_prefix_jax.layers.sublayer import join_pools, split_pools
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.sizes import kept_shapes
 
 Pools: TypeAlias = tuple[BranchPools, ...]
 """One entry per branch: its slots and its pages, either of which may be none.
 """
+
+
+_Tokens: TypeAlias = Int32[Array, "..."] | Int32[np.ndarray, "..."]
 
 
 def map_pools(
@@ -48,9 +54,9 @@ class Branches(NamedTuple):
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "n c d"], BranchPools]:
     """Runs n packed chunks through all branches."""
-    kept = one_by_one(pools)
+    kept = split_pools(pools)
     x, kept = _run(self.branches, x, tuple(kept), chunks, page_table)
-    return x, side_by_side(kept)
+    return x, join_pools(kept)
 
   def step(
     self,
@@ -60,9 +66,9 @@ class Branches(NamedTuple):
     page_table: at.PageTable,
   ) -> tuple[Float[Array, "b d"], BranchPools]:
     """Runs one token of b running sequences through all branches."""
-    kept = one_by_one(pools)
+    kept = split_pools(pools)
     x, kept = _step(self.branches, x, tuple(kept), rows, page_table)
-    return x, side_by_side(kept)
+    return x, join_pools(kept)
 
 
 class HybridDecoder(nnx.Module):
@@ -150,7 +156,9 @@ class HybridDecoder(nnx.Module):
     x = self.embedding[...][tokens]
     return _step(tuple(self.branches), x, pools, rows, page_table)
 
-  def initialize_carry(self, batch: int, capacity: int | None = None) -> Carry:
+  def initialize_carry(
+    self, batch: int, capacity: int | None = None
+  ) -> ExplicitCarry:
     """Makes the carry of empty requests, for `scan` and `cell`.
 
     Args:
@@ -167,13 +175,13 @@ class HybridDecoder(nnx.Module):
       >>> carry.pages[2].keys.shape
       (2, 4, 64, 2, 32)
     """
-    kept = side_by_side(kept_shapes(self.config))
+    kept = join_pools(kept_shapes(self.config))
     return explicit.empty_carry(kept, self.config.numerics, batch, capacity)
 
   def scan(
     self,
-    carry: Carry,
-    tokens: Int32[Array, "b t"],
+    carry: ExplicitCarry,
+    tokens: _Tokens,
     length: explicit.Lengths | None = None,
     capture_at: Captures = (),
   ) -> ExplicitScan:
@@ -185,7 +193,7 @@ class HybridDecoder(nnx.Module):
 
     Args:
       carry: Every position is a lattice point, a multiple of the chunk length.
-      tokens: Ids; padding may be any valid id.
+      tokens: Ids; padding may be any valid id. [b t]
       length: Real tokens of each request; None for t. What follows is padding.
       capture_at: Numbers of tokens of this call after which to hand out the
         slots: multiples of the chunk length, distinct.
@@ -196,8 +204,8 @@ class HybridDecoder(nnx.Module):
 
     Raises:
       ValueError: If arrays do not belong together, a position is off the
-        lattice, tokens do not fit into the capacity, or a length or a capture
-        is out of its range.
+        lattice, tokens do not fit into the capacity, or an id, a length or a
+        capture is out of its range.
 
     Example:
       >>> from sparse_prefix_jax import preset
@@ -208,18 +216,19 @@ class HybridDecoder(nnx.Module):
       >>> carry.position.tolist(), hidden.shape
       ([100], (1, 100, 64))
     """
-    x, branches = self.embedding[...][tokens], Branches(tuple(self.branches))
+    check_axes("scan", tokens=(tokens, "b t"))
+    x, branches = self._embed(tokens), Branches(tuple(self.branches))
     numerics = self.config.numerics
     return explicit.scan(branches, numerics, carry, x, length, capture_at)
 
   def cell(
-    self, carry: Carry, tokens: Int32[Array, "b"]
-  ) -> tuple[Carry, Float[Array, "b d"]]:
+    self, carry: ExplicitCarry, tokens: _Tokens
+  ) -> tuple[ExplicitCarry, Float[Array, "b d"]]:
     """Takes one token of b requests, with the bits of a decode step.
 
     Args:
       carry: The carry before the token, at any position.
-      tokens: Ids.
+      tokens: Ids. [b]
 
     Returns:
       The carry after it, which can be scanned from at lattice points only, and
@@ -228,8 +237,22 @@ class HybridDecoder(nnx.Module):
     Raises:
       ValueError: If arrays do not belong together, or the capacity is full.
     """
-    x, branches = self.embedding[...][tokens], Branches(tuple(self.branches))
+    check_axes("cell", tokens=(tokens, "b"))
+    x, branches = self._embed(tokens), Branches(tuple(self.branches))
     return explicit.cell(branches, self.config.numerics, carry, x)
+
+  def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:
+    """The embeddings of ids; known ones outside of the vocabulary are refused.
+
+    Indexing would take the nearest id for them, in silence.
+    """
+    ids, size = concrete("tokens", tokens), self.config.vocab_size
+    wrong = None if ids is None else ids[(ids < 0) | (ids >= size)]
+    if wrong is not None and wrong.size:
+      raise ValueError(
+        f"tokens holds {wrong[0]}; an id is 0 to {size - 1}, of vocab_size."
+      )
+    return self.embedding[...][jnp.asarray(tokens)]
 
   def head(self, hidden: at.Hidden) -> at.Logits:
     """Applies the final norm and computes logits in float32.

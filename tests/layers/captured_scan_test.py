@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from flax import nnx
 
 from sparse_prefix_jax.layers import scan_with_capture
 from tests.trees import assert_same_bits
@@ -229,3 +230,31 @@ def test_capture_writes_into_one_buffer_of_the_captured_carries():
 
   carry_bytes = 64 * 1024 * 4
   assert temporaries(256) - temporaries(8) < carry_bytes
+
+
+def test_a_cell_of_flax_captures_m_states_at_the_price_of_m_states():
+  width, steps = 256, 64
+  gru = nnx.GRUCell(8, width, rngs=nnx.Rngs(0))
+  carry = gru.initialize_carry((2, 8), nnx.Rngs(1))
+  xs = jax.random.normal(jax.random.key(0), (steps, 2, 8))
+  state = carry.nbytes
+
+  def compiled(at):
+    run = jax.jit(lambda c, xs: scan_with_capture(gru, c, xs, at))
+    return run.lower(carry, xs).compile()
+
+  def costs(at):
+    stats = compiled(at).memory_analysis()
+    return np.array([stats.output_size_in_bytes, stats.temp_size_in_bytes])
+
+  one, many = costs((64,)), costs(tuple(range(1, 33)))
+  pointers = 64  # the results are a tuple
+  assert abs(many - one)[0] - 31 * state <= pointers
+  assert (many - one)[1] <= 32 * state
+  out = compiled((40, 3))(carry, xs)
+  for i, end in enumerate((40, 3)):
+    at = jax.jit(lambda c, xs: scan_with_capture(gru, c, xs, ()))(
+      carry, xs[:end]
+    )
+    assert_same_bits(out.captured[i], at.carry)
+    assert_same_bits(out.ys[:end], at.ys)

@@ -1,0 +1,220 @@
+"""A model with explicit carries: the bits of prefill, of decode, of a server.
+
+`Server` is what somebody with a server of their own would write: nothing but
+`scan`, `cell`, `head` and a dict of carries.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax import (
+  HybridDecoder,
+  PlacementPolicy,
+  PrefixCache,
+  decode,
+  prefill,
+  preset,
+)
+from sparse_prefix_jax.contract import ColdRuns
+from sparse_prefix_jax.layers import explicit
+from sparse_prefix_jax.models.decoder import Branches
+from tests.layers import reference
+from tests.models.own_layer_test import side_by_side, toy
+from tests.models_for_tests import small_model
+from tests.trees import assert_same_bits
+
+scan = jax.jit(lambda model, *arguments: model.scan(*arguments))
+cell = jax.jit(lambda model, *arguments: model.cell(*arguments))
+head = jax.jit(lambda model, hidden: model.head(hidden))
+
+
+@functools.cache
+def tiny(dtype):
+  config = preset("tiny", dtype=dtype, head_rows=64, max_length=512)
+  return HybridDecoder(config, rngs=nnx.Rngs(0))
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+def logits_of(model, hidden):
+  """The head on all rows, always on as many as it has."""
+  size, parts = model.config.numerics.head_rows, []
+  for start in range(0, len(hidden), size):
+    part = hidden[start : start + size]
+    free = ((0, size - len(part)), (0, 0))
+    parts.append(head(model, jnp.pad(part, free))[: len(part)])
+  return np.concatenate(parts)
+
+
+def rows_of(tree, row):
+  return jax.tree.map(lambda leaf: leaf[row : row + 1], tree)
+
+
+MODELS = {
+  "float32": lambda: tiny("float32"),
+  "bfloat16": lambda: tiny("bfloat16"),
+  "own layers": toy,
+  "side by side": side_by_side,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cold_and_resumed_have_the_bits_of_prefill(name):
+  model = MODELS[name]()
+  c = model.config.numerics.chunk
+  size = 9 * c // 2
+  tokens = random_tokens(size)
+  cold = ColdRuns(model, longest=size).prefill(tokens)
+  other = random_tokens(size, seed=1)
+  batch, lengths = np.stack([other, tokens]), jnp.array([size - c, size])
+  at = jnp.array([3 * c, c])
+  out = scan(model, model.initialize_carry(2, 5 * c), batch, lengths, at)
+  assert_same_bits(logits_of(model, out.y[1]), cold.logits)
+  kept = iter(cold.pools)
+  for slots, pages in zip(out.captured, out.carry.pages):
+    for leaf in jax.tree.leaves(slots):
+      assert_same_bits(leaf[:, 1], next(kept)[np.array([2, 0])])
+    for leaf in jax.tree.leaves(pages):
+      assert_same_bits(leaf[1, :4], next(kept))
+  assert next(kept, None) is None
+  # The final pages serve every earlier position.
+  for index, position in enumerate((3 * c, c)):
+    carry = rows_of(out.carry, 1)._replace(
+      position=jnp.array([position]),
+      slots=jax.tree.map(lambda leaf, i=index: leaf[i, 1:], out.captured),
+    )
+    rest = scan(model, carry, tokens[None, position:])
+    assert_same_bits(rest.y[0], out.y[1, position:])
+    assert_same_bits(rest.carry, rows_of(out.carry, 1))
+
+
+class Server:
+  """A cache of exact prefixes, and one conversation at a time."""
+
+  def __init__(self, model):
+    self.model, self.carries = model, {}
+    self.chunk, self.resumed = model.config.numerics.chunk, 0
+
+  def prompt(self, tokens):
+    """The logits of what was not found, from the deepest carry that is kept."""
+    self.tokens, c = list(tokens), self.chunk
+    points = range((len(tokens) - 1) // c * c, 0, -c)
+    known = (p for p in points if tuple(tokens[:p]) in self.carries)
+    self.resumed = next(known, 0)
+    before = self.carries.get(tuple(tokens[: self.resumed]))
+    return self._scan(before or self.model.initialize_carry(1))
+
+  def token(self, token):
+    """The logits after one more token; a whole chunk becomes canonical."""
+    self.tokens.append(token)
+    self.carry, y = cell(self.model, self.carry, jnp.array([token]))
+    if len(self.tokens) % self.chunk == 0:
+      self._scan(self.lattice._replace(pages=self.carry.pages))
+    return logits_of(self.model, y)[0]
+
+  def _scan(self, carry):
+    """Takes what is missing, and keeps the carries of all whole chunks."""
+    start, c = int(carry.position[0]), self.chunk
+    rest = self.tokens[start:]
+    whole = [(i + 1) * c for i in range(len(rest) // c)]
+    out = self.model.scan(carry, jnp.array([rest]), capture_at=whole)
+    self.carry, self.lattice = out.carry, carry
+    for i, tokens in enumerate(whole):
+      self.lattice = out.carry._replace(
+        position=jnp.array([start + tokens]),
+        slots=jax.tree.map(lambda leaf, i=i: leaf[i], out.captured),
+      )
+      self.carries[tuple(self.tokens[: start + tokens])] = self.lattice
+    return logits_of(self.model, out.y[0])
+
+
+def test_a_dict_of_carries_serves_conversations_with_the_bits_of_the_cache():
+  model, tokens = small_model(), random_tokens(120).tolist()
+  server = Server(model)
+  cache = PrefixCache(
+    model, capacity="4MiB", placement=PlacementPolicy("last", chunk=16)
+  )
+
+  def turn(prompt, said):
+    """A prompt, then tokens that were said: the logits of both servers."""
+    out = prefill(model, cache, [prompt], all_logits=True)
+    found = server.prompt(prompt)
+    expected = out.logits[0]
+    shared = min(len(found), len(expected))
+    assert_same_bits(found[-shared:], expected[-shared:])
+    sequences = out.sequences
+    for token in said:
+      step = decode(model, cache, sequences, [token])
+      sequences = step.sequences
+      assert_same_bits(server.token(token), step.logits[0])
+    cache.release(sequences)
+    return out.reports[0].resumed, server.resumed
+
+  assert turn(tokens[:42], tokens[42:70]) == (0, 0)
+  # The answer went through 48 and 64: both are there, exactly.
+  assert turn(tokens[:90], tokens[90:100]) == (64, 64)
+  # In the answer: the library placed no state there, the server kept all.
+  assert turn(tokens[:60] + [7] * 10, []) == (32, 48)
+
+
+def test_a_carry_off_the_lattice_is_decoded_from_and_not_scanned_from():
+  model, tokens = small_model(), random_tokens(30)[None]
+  carry = scan(model, model.initialize_carry(1, 64), tokens[:, :20]).carry
+  with pytest.raises(ValueError, match=r"position holds 20; .* multiple of 16"):
+    model.scan(carry, tokens[:, 20:])
+  after, hidden = cell(model, carry, tokens[:, 20])
+  assert after.position.tolist() == [21] and np.isfinite(hidden).all()
+
+
+def test_the_gradient_of_an_embedding_is_that_of_its_token():
+  model = small_model()
+  tokens = np.random.default_rng(0).permutation(512)[None, :40]
+  carry = model.initialize_carry(1, 64)
+  branches, numerics = Branches(tuple(model.branches)), model.config.numerics
+
+  @jax.jit
+  @jax.grad
+  def gradient(model):
+    return jnp.sum(model.scan(carry, jnp.int32(tokens)).y ** 2)
+
+  @jax.jit
+  @jax.grad
+  def inner(x):
+    return jnp.sum(explicit.scan(branches, numerics, carry, x).y ** 2)
+
+  found = np.asarray(gradient(model).embedding[...])
+  expected = inner(model.embedding[...][jnp.array(tokens)])
+  assert reference.distance(found[tokens], np.asarray(expected)) <= 1e-6
+  assert not np.delete(found, tokens[0], axis=0).any()
+
+
+@pytest.mark.parametrize("batch", [0, 1.0, True])
+def test_a_batch_that_is_no_count_is_refused(batch, unchecked_types):
+  del unchecked_types
+  with pytest.raises(
+    ValueError, match=r"batch is .*; it must be an int from 1"
+  ):
+    small_model().initialize_carry(batch)
+
+
+@pytest.mark.parametrize(
+  ("tokens", "message"),
+  [
+    ([[1, 512]], "tokens holds 512; an id is 0 to 511"),
+    ([[-1, 5]], "tokens holds -1; an id is 0 to 511"),
+    ([[1.0, 2.0]], "tokens has dtype float32; it must hold integers"),
+    ([1, 2], r"tokens of scan has shape \(2,\); it must be \[b t\]"),
+  ],
+)
+def test_what_are_no_ids_is_refused(tokens, message, unchecked_types):
+  del unchecked_types
+  model = small_model()
+  with pytest.raises(ValueError, match=message):
+    model.scan(model.initialize_carry(1, 64), jnp.array(tokens))
