@@ -211,9 +211,11 @@ def moving(random):
     yield "one", [prompt], [[]]
 
 
-@pytest.mark.parametrize("name", ["last", "adaptive"])
-@pytest.mark.parametrize("capacity", [450_000, 700_000])
-def test_a_server_and_a_bare_store_make_the_same_moves(capacity, name):
+@pytest.mark.parametrize(
+  ("name", "capacity"),
+  [("last", 450_000), ("last", 700_000), ("adaptive", 450_000)],
+)
+def test_a_server_and_a_bare_store_make_the_same_moves(name, capacity):
   policy = PlacementPolicy(name, chunk=CHUNK)
   server = Server(policy, capacity, None)
   bare = Bare(policy, capacity, None)
