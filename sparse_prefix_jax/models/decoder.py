@@ -90,7 +90,7 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x, updated = self.embedding[...][tokens], []
+    x, updated = self._embedded(tokens), []
     for branch, kept in zip(self.branches, pools, strict=True):
       x, kept = branch(x, kept, chunks, page_table)
       updated.append(kept)
@@ -114,7 +114,7 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x, updated = self.embedding[...][tokens], []
+    x, updated = self._embedded(tokens), []
     for branch, kept in zip(self.branches, pools, strict=True):
       x, kept = branch.step(x, kept, rows, page_table)
       updated.append(kept)
@@ -136,4 +136,11 @@ class HybridDecoder(nnx.Module):
       precision=c.numerics.precision,
       preferred_element_type=jnp.float32,
     )
+    if c.logits_scale != 1:
+      logits = jax.lax.optimization_barrier(logits) * c.logits_scale
     return jax.lax.optimization_barrier(logits)
+
+  def _embedded(self, tokens: Int32[Array, "*rows"]) -> Array:
+    """Looks up embeddings; a factor of 1 is no product."""
+    x, scale = self.embedding[...][tokens], self.config.embedding_scale
+    return x if scale == 1 else x * scale

@@ -66,5 +66,5 @@ def test_feed_forward_layers_are_given_once_and_for_each_layer():
   for both in ({}, {"hidden": 128, "feed_forwards": given}):
     with pytest.raises(ValueError, match="one of them must be given"):
       hybrid(**sizes, **both)
-  with pytest.raises(ValueError, match="holds 2 sublayers; .* of 1 layers"):
+  with pytest.raises(ValueError, match=r"holds 2 sublayers; .* of 1 lay"):
     hybrid(**sizes, feed_forwards=given * 2)
