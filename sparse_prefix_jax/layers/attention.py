@@ -1,4 +1,4 @@
-"""Gated attention with grouped queries over lattice pages."""
+"""Attention with grouped queries over lattice pages, gated or not."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,12 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention,
   lattice_attention_step,
 )
-from sparse_prefix_jax.layers.choices import check_multiple, check_values
+from sparse_prefix_jax.layers.choices import (
+  check_multiple,
+  check_values,
+  is_int,
+  is_positive,
+)
 from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import rms_norm
@@ -26,16 +31,20 @@ from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-  """Static choices of a gated attention layer.
+  """Static choices of an attention layer.
 
   Attributes:
     heads: Query heads, a multiple of kv_heads.
     kv_heads: Heads hkv of keys and values.
     head_width: Width k of a head.
-    rotary_width: Leading channels of a head that are rotated, an even number.
+    rotary_width: Leading channels of a head that are rotated, an even number;
+      None rotates nothing, so that positions are not told apart.
     rope_theta: Base of the rotary frequencies.
     eps: What the norms of queries and keys add to the mean square.
     rope_scaling: How the rotary frequencies are scaled; None leaves them.
+    gate: Whether outputs are multiplied by the sigmoid of a gate.
+    head_norm: Whether queries and keys are normalised, head by head.
+    scale: The factor of scores; None is 1 / sqrt(head_width).
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -54,21 +63,35 @@ class AttentionConfig:
   heads: int
   kv_heads: int
   head_width: int
-  rotary_width: int
+  rotary_width: int | None
   rope_theta: float = 1e7
   eps: float = 1e-6
   rope_scaling: RopeScaling | None = None
+  gate: bool = True
+  head_norm: bool = True
+  scale: float | None = None
 
   def __post_init__(self) -> None:
     """Refuses heads that cannot share, and channels that cannot pair."""
     check_values(self)
     check_multiple(self, "heads", "kv_heads")
-    if self.rotary_width % 2 or self.rotary_width > self.head_width:
+    if not self._pairs():
       raise ValueError(
-        f"rotary_width is {self.rotary_width}; it must be even and at most "
-        f"head_width = {self.head_width}."
+        f"rotary_width is {self.rotary_width!r}; it must be even and at least "
+        f"2 and at most head_width = {self.head_width}, or None."
+      )
+    if self.scale is not None and not is_positive(self.scale):
+      raise ValueError(
+        f"scale is {self.scale!r}; it must be a finite number above 0 or None."
       )
     self._check_scaling()
+
+  def _pairs(self) -> bool:
+    """Whether the channels that are rotated can be paired."""
+    width = self.rotary_width
+    if width is None:
+      return True
+    return is_int(width) and width % 2 == 0 and 2 <= width <= self.head_width
 
   def _check_scaling(self) -> None:
     """Refuses what is no scaling, or cannot scale these frequencies."""
@@ -100,7 +123,8 @@ class AttentionConfig:
     del numerics
     queries = self.heads * self.head_width
     keys = self.kv_heads * self.head_width
-    return Flops(token=2 * width * (3 * queries + 2 * keys), pair=4 * queries)
+    columns = (3 if self.gate else 2) * queries + 2 * keys
+    return Flops(token=2 * width * columns, pair=4 * queries)
 
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""
@@ -120,9 +144,10 @@ class KeysValues(NamedTuple):
 
 
 class GatedAttention(ExplicitModule):
-  """W_o (softmax(q K^T / sqrt(k)) V * sigmoid(g)), q and g from one product.
+  """W_o (softmax(q K^T scale) V * sigmoid(g)), q and g from one product.
 
-  Queries and keys are normalised per head and rotated by absolute position.
+  Queries and keys are normalised per head and rotated by absolute position;
+  gate, norms and rotation are there where the configuration has them.
   """
 
   def __init__(
@@ -136,11 +161,13 @@ class GatedAttention(ExplicitModule):
     c, dtype = config, numerics.dtype
     queries, keys = c.heads * c.head_width, c.kv_heads * c.head_width
     self.config, self.numerics = config, numerics
-    self.in_query_gate = kernel(rngs, width, 2 * queries, dtype)
+    columns = 2 * queries if c.gate else queries
+    self.in_query_gate = kernel(rngs, width, columns, dtype)
     self.in_key = kernel(rngs, width, keys, dtype)
     self.in_value = kernel(rngs, width, keys, dtype)
-    self.query_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
-    self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
+    if c.head_norm:
+      self.query_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
+      self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
     self.out = kernel(rngs, queries, width, dtype)
 
   def __call__(
@@ -173,7 +200,7 @@ class GatedAttention(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(_gate, out, gate)
+      out = map_chunks(self._side_by_side, out, gate)
     return self._close(out), pools._replace(pages=KeysValues(keys, values))
 
   def step(
@@ -202,7 +229,7 @@ class GatedAttention(ExplicitModule):
       precision=self.numerics.product_precision,
     )
     pools = pools._replace(pages=KeysValues(keys, values))
-    return self._close(_gate(out, gate)), pools
+    return self._close(self._side_by_side(out, gate)), pools
 
   def _project(
     self, x: Float[Array, "*rows d"]
@@ -221,23 +248,36 @@ class GatedAttention(ExplicitModule):
     key: Float[Array, "rows keys"],
     value: Float[Array, "rows keys"],
     position: Int32[Array, "rows"],
-  ) -> tuple[Array, Array, Array, Array]:
+  ) -> tuple[Array, Array | None, Array, Array]:
     """Splits projections into heads, normalises and rotates queries and keys.
 
     The queries that are returned are scaled; the gate and the values are not
     changed.
     """
-    c = self.config
-    query_gate = query_gate.reshape(-1, c.heads, 2 * c.head_width)
-    q, gate = jnp.split(query_gate, 2, axis=-1)
+    c, gate = self.config, None
+    q = query_gate.reshape(query_gate.shape[0], c.heads, -1)
+    if c.gate:
+      q, gate = jnp.split(q, 2, axis=-1)
     k = key.reshape(-1, c.kv_heads, c.head_width)
     v = value.reshape(-1, c.kv_heads, c.head_width)
-    q = rms_norm(q, self.query_norm[...], c.eps)
-    k = rms_norm(k, self.key_norm[...], c.eps)
-    rope = (c.rotary_width, c.rope_theta, c.rope_scaling)
-    q, k = (rotate(u, position, *rope) for u in (q, k))
-    q = (q.astype(jnp.float32) * c.head_width**-0.5).astype(q.dtype)
+    if c.head_norm:
+      q = rms_norm(q, self.query_norm[...], c.eps)
+      k = rms_norm(k, self.key_norm[...], c.eps)
+    if c.rotary_width is not None:
+      rope = (c.rotary_width, c.rope_theta, c.rope_scaling)
+      q, k = (rotate(u, position, *rope) for u in (q, k))
+    scale = c.head_width**-0.5 if c.scale is None else c.scale
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     return q, gate, k, v
+
+  def _side_by_side(
+    self, out: Float32[Array, "rows h k"], gate: Array | None
+  ) -> Float[Array, "rows queries"]:
+    """Puts the heads of a row side by side, opened by their gates."""
+    if gate is not None:
+      return _gate(out, gate)
+    dtype = jnp.dtype(self.numerics.dtype)
+    return out.astype(dtype).reshape(out.shape[0], -1)
 
 
 def _gate(

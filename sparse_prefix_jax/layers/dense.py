@@ -8,7 +8,11 @@ from jaxtyping import Array, Float
 
 
 def dense(
-  x: Float[Array, "*rows i"], weight: Float[Array, "i o"], precision: str
+  x: Float[Array, "*rows i"],
+  weight: Float[Array, "i o"],
+  precision: str,
+  *,
+  bias: nnx.Param[Array] | None = None,
 ) -> Float[Array, "*rows o"]:
   """Multiplies all rows by a weight at once, accumulated in float32.
 
@@ -19,6 +23,7 @@ def dense(
     x: Activations; the leading axes are rows.
     weight: Widths are multiples of 64 where several row counts are in use.
     precision: The precision of the product, as `jax.lax.Precision` names it.
+    bias: What is added to every row before it is rounded; None adds nothing.
 
   Returns:
     The product in the dtype of x.
@@ -28,6 +33,8 @@ def dense(
     y = jnp.matmul(
       rows, weight, precision=precision, preferred_element_type=jnp.float32
     )
+  if bias is not None:
+    y = lax.optimization_barrier(y) + bias[...].astype(jnp.float32)[None]
   y = lax.optimization_barrier(y.astype(x.dtype))
   return y.reshape(*x.shape[:-1], weight.shape[-1])
 

@@ -14,6 +14,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.dense import kernel
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
@@ -107,7 +108,7 @@ class Blocks(NamedTuple):
   place: Int32[Array, "rows chosen"]
 
 
-class Experts(nnx.Module):
+class Experts(ExplicitModule):
   """sum_e w_e(x) W_down,e (silu(W_gate,e x) * W_up,e x) over the best experts.
 
   w is the softmax of a router over all experts, cut to the best. No expert has

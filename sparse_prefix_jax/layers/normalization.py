@@ -111,6 +111,31 @@ def gated_rms_norm(
   return gated.astype(gate.dtype)
 
 
+def gate_before_rms_norm(
+  x: Float32[Array, "rows d"],
+  gate: Float[Array, "rows d"],
+  weight: Float[Array, "d"],
+  eps: float,
+  groups: int,
+) -> Float[Array, "rows d"]:
+  """Computes weight * norm(x * silu(gate)), a mean square for each group.
+
+  Args:
+    x: Rows to gate and to normalise.
+    gate: What silu opens.
+    weight: A factor per channel, as it is stored.
+    eps: What is added to a mean square.
+    groups: Parts of equal width that a row is normalised in.
+
+  Returns:
+    The rows, computed in float32 and rounded once to the gate's dtype.
+  """
+  opened = x * jax.nn.silu(gate.astype(jnp.float32))
+  parts = opened.reshape(x.shape[0], groups, -1)
+  normed = _normalize(parts, eps).reshape(x.shape)
+  return (normed * _row(weight.astype(jnp.float32), x)).astype(gate.dtype)
+
+
 def l2_norm(x: Float32[Array, "*rows k"]) -> Float32[Array, "*rows k"]:
   """Computes x / sqrt(sum(x^2) + 1e-6), for keys and queries of delta rules."""
   return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)

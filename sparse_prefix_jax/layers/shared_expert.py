@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
 from sparse_prefix_jax.layers.choices import check_values
+from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 from sparse_prefix_jax.layers.swiglu import SwiGLU, SwiGLUConfig
@@ -64,7 +65,7 @@ class SharedExpertConfig:
     return {"hidden": self.hidden}
 
 
-class SharedExpert(nnx.Module):
+class SharedExpert(ExplicitModule):
   """Computes sigmoid(w x) * down(silu(gate(x)) * up(x)).
 
   Attributes:

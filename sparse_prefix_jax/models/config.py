@@ -91,6 +91,8 @@ class ModelConfig:
       mixer, then a feed-forward layer.
     final_norm: The norm before the head.
     tie_embeddings: Whether the head is the transposed embedding.
+    embedding_scale: What embeddings are multiplied by as they enter.
+    logits_scale: What logits are multiplied by.
     end_ids: Token ids that end a text, for whoever decodes; no logits depend
       on them.
     numerics: Everything else that bits depend on, but the weights.
@@ -111,6 +113,8 @@ class ModelConfig:
   branches: tuple[Branch, ...]
   final_norm: Norm = _NORM
   tie_embeddings: bool = True
+  embedding_scale: float = 1.0
+  logits_scale: float = 1.0
   end_ids: tuple[int, ...] = ()
   numerics: Numerics = _NUMERICS
 

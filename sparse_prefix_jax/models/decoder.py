@@ -132,7 +132,7 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x = self.embedding[...][tokens]
+    x = self._embedded(tokens)
     return _run(tuple(self.branches), x, pools, chunks, page_table)
 
   def step(
@@ -153,7 +153,7 @@ class HybridDecoder(nnx.Module):
     Returns:
       What enters the final norm and the head, and the pools.
     """
-    x = self.embedding[...][tokens]
+    x = self._embedded(tokens)
     return _step(tuple(self.branches), x, pools, rows, page_table)
 
   def initialize_carry(
@@ -241,6 +241,11 @@ class HybridDecoder(nnx.Module):
     x, branches = self._embed(tokens), Branches(tuple(self.branches))
     return explicit.cell(branches, self.config.numerics, carry, x)
 
+  def _embedded(self, tokens: Int32[Array, "*rows"]) -> Array:
+    """Looks up embeddings; a factor of 1 is no product."""
+    x, scale = self.embedding[...][tokens], self.config.embedding_scale
+    return x if scale == 1 else x * scale
+
   def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:
     """The embeddings of ids; known ones outside of the vocabulary are refused.
 
@@ -252,7 +257,7 @@ class HybridDecoder(nnx.Module):
       raise ValueError(
         f"tokens holds {wrong[0]}; an id is 0 to {size - 1}, of vocab_size."
       )
-    return self.embedding[...][jnp.asarray(tokens)]
+    return self._embedded(jnp.asarray(tokens))
 
   def head(self, hidden: at.Hidden) -> at.Logits:
     """Applies the final norm and computes logits in float32.
@@ -270,6 +275,8 @@ class HybridDecoder(nnx.Module):
       precision=c.numerics.precision,
       preferred_element_type=jnp.float32,
     )
+    if c.logits_scale != 1:
+      logits = jax.lax.optimization_barrier(logits) * c.logits_scale
     return jax.lax.optimization_barrier(logits)
 
 

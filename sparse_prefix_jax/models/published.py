@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from sparse_prefix_jax.layers import Numerics, SwiGLUConfig
+from sparse_prefix_jax.layers import (
+  AttentionConfig,
+  Branch,
+  ExpertsConfig,
+  Mamba2Config,
+  Norm,
+  Numerics,
+  ParallelConfig,
+  Sublayer,
+  SwiGLUConfig,
+)
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.qwen_form import (
   ATTENTION,
@@ -28,6 +38,76 @@ _SMALL_LAYERS: dict[str, Any] = {
   "numerics": _SMALL,
 }
 _PUBLISHED = Numerics(dtype="bfloat16", max_length=262144)
+
+_NORM = Norm(centred=False, eps=1e-5)
+
+
+def _mamba2(
+  vocab_size: int,
+  width: int,
+  layers: int,
+  sub: Mamba2Config,
+  numerics: Numerics,
+) -> ModelConfig:
+  """A Mamba-2 model: one branch per layer."""
+  return ModelConfig(
+    vocab_size=vocab_size,
+    width=width,
+    branches=(Branch(sub, pre=_NORM),) * layers,
+    final_norm=_NORM,
+    numerics=numerics,
+  )
+
+
+def _granite(
+  width: int,
+  subs: tuple[Sublayer, Sublayer, Sublayer],
+  *,
+  layers: str = "mmmmmammmmmmmmmammmmmmmmmammmmmmmmmammmm",
+  vocab_size: int = 100352,
+  logits_scaling: float,
+  numerics: Numerics = _PUBLISHED,
+) -> ModelConfig:
+  """A Granite-4 hybrid: of each layer m or a, a mixer and a feed-forward."""
+  mamba, attention, feed_forward = (
+    Branch(sub, pre=_NORM, scale=0.22) for sub in subs
+  )
+  mixers = {"m": mamba, "a": attention}
+  return ModelConfig(
+    vocab_size=vocab_size,
+    width=width,
+    branches=tuple(
+      branch for kind in layers for branch in (mixers[kind], feed_forward)
+    ),
+    final_norm=_NORM,
+    embedding_scale=12.0,
+    logits_scale=1 / logits_scaling,
+    numerics=numerics,
+  )
+
+
+def _nope(
+  heads: int, kv_heads: int, head_width: int, scale: float
+) -> AttentionConfig:
+  """Attention that tells no positions apart."""
+  return AttentionConfig(
+    heads=heads,
+    kv_heads=kv_heads,
+    head_width=head_width,
+    rotary_width=None,
+    gate=False,
+    head_norm=False,
+    scale=scale,
+  )
+
+
+def _experts(
+  experts: int, chosen: int, hidden: int, shared: int
+) -> ParallelConfig:
+  """Experts, and SwiGLU of every token beside them."""
+  chosen_ones = ExpertsConfig(experts=experts, chosen=chosen, hidden=hidden)
+  return ParallelConfig((chosen_ones, SwiGLUConfig(hidden=shared)))
+
 
 PUBLISHED: dict[str, ModelConfig] = {
   "qwen3_5_moe_tiny": hybrid(
@@ -73,6 +153,59 @@ PUBLISHED: dict[str, ModelConfig] = {
     heads=16,
     tie_embeddings=False,
     numerics=_PUBLISHED,
+  ),
+  "mamba2_tiny": _mamba2(
+    512,
+    64,
+    2,
+    Mamba2Config(heads=4, groups=2, head_width=32, state_width=32, bias=True),
+    _SMALL,
+  ),
+  "mamba2_2_7b": _mamba2(
+    50288,
+    2560,
+    64,
+    Mamba2Config(heads=80, groups=1, head_width=64, state_width=128),
+    _PUBLISHED,
+  ),
+  "granite_hybrid_tiny": _granite(
+    64,
+    (
+      Mamba2Config(heads=4, groups=1, head_width=32, state_width=64),
+      _nope(4, 2, 32, 1 / 64),
+      _experts(8, 2, 32, 128),
+    ),
+    layers="ma",
+    vocab_size=512,
+    logits_scaling=6.0,
+    numerics=_SMALL,
+  ),
+  "granite_4_h_micro": _granite(
+    2048,
+    (
+      Mamba2Config(heads=64, groups=1, head_width=64, state_width=128),
+      _nope(32, 8, 64, 1 / 64),
+      SwiGLUConfig(hidden=8192),
+    ),
+    logits_scaling=8.0,
+  ),
+  "granite_4_h_tiny": _granite(
+    1536,
+    (
+      Mamba2Config(heads=48, groups=1, head_width=64, state_width=128),
+      _nope(12, 4, 128, 1 / 128),
+      _experts(64, 6, 512, 1024),
+    ),
+    logits_scaling=6.0,
+  ),
+  "granite_4_h_small": _granite(
+    4096,
+    (
+      Mamba2Config(heads=128, groups=1, head_width=64, state_width=128),
+      _nope(32, 8, 128, 1 / 128),
+      _experts(72, 10, 768, 1536),
+    ),
+    logits_scaling=16.0,
   ),
 }
 """They take their sizes from the config.json that was published with them."""

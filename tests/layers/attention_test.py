@@ -18,6 +18,15 @@ from tests.trees import assert_same_bits
 
 C, D, PAGES, N = 64, 64, 12, 5
 CONFIG = AttentionConfig(heads=4, kv_heads=2, head_width=32, rotary_width=16)
+PLAIN = AttentionConfig(
+  heads=4,
+  kv_heads=2,
+  head_width=32,
+  rotary_width=None,
+  gate=False,
+  head_norm=False,
+  scale=0.25,
+)
 JOBS = Job(150), Job(70)
 TABLE = np.zeros((N, 8), np.int32)
 TABLE[0, :3], TABLE[1, :2] = (7, 2, 11), (5, 3)
@@ -27,9 +36,11 @@ step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 
 
 @functools.cache
-def make_layer(dtype="float32"):
+def make_layer(dtype="float32", config=CONFIG):
   """Weights large enough for a softmax that is not flat."""
-  layer = CONFIG.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
+  layer = config.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
+  if not config.head_norm:
+    return layer
   layer.query_norm[...] = layer.query_norm[...] + jnp.asarray(2, dtype)
   layer.key_norm[...] = layer.key_norm[...] - jnp.asarray(0.25, dtype)
   return layer
@@ -57,8 +68,11 @@ def expected_layer(layer, x):
   def heads(weight, count):
     return (x @ reference.wide(weight[...])).reshape(x.shape[0], count, -1)
 
-  q, gate = np.split(heads(layer.in_query_gate, c.heads), 2, axis=-1)
   k, v = (heads(w, c.kv_heads) for w in (layer.in_key, layer.in_value))
+  if c == PLAIN:
+    out = causal_attention(heads(layer.in_query_gate, 4) * 0.25, k, v)
+    return out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...])
+  q, gate = np.split(heads(layer.in_query_gate, c.heads), 2, axis=-1)
   norms = layer.query_norm, layer.key_norm
   q, k = (
     reference.rotate(
@@ -74,9 +88,10 @@ def expected_layer(layer, x):
   return out @ reference.wide(layer.out[...])
 
 
+@pytest.mark.parametrize("config", [CONFIG, PLAIN])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_equals_the_formula(dtype):
-  layer, xs = make_layer(dtype), inputs(dtype)
+def test_equals_the_formula(dtype, config):
+  layer, xs = make_layer(dtype, config), inputs(dtype)
   x = pack(JOBS, xs, N, C, padding=0)
   y, _ = run(layer, x, free_pools(layer), chunks_of(JOBS, N, C), TABLE)
   assert y.dtype == jnp.dtype(dtype)
@@ -85,8 +100,9 @@ def test_equals_the_formula(dtype):
     assert distance(got, expected_layer(layer, x)) <= tolerance
 
 
-def test_packed_chunks_have_the_bits_of_one_at_a_time():
-  layer = make_layer()
+@pytest.mark.parametrize("config", [CONFIG, PLAIN])
+def test_packed_chunks_have_the_bits_of_one_at_a_time(config):
+  layer = make_layer(config=config)
   chunks = chunks_of(JOBS, N, C)
   x = pack(JOBS, inputs(), N, C, padding=0)
   y, after = run(layer, x, free_pools(layer), chunks, TABLE)

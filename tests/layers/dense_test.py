@@ -50,3 +50,17 @@ def test_kernel_has_variance_one_over_inputs():
   chex.assert_type(weight[...], jnp.bfloat16)
   variance = np.asarray(weight[...]).astype(np.float64).var()
   assert variance == pytest.approx(1 / 256, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bias_is_added_before_rounding(dtype):
+  x, weight = values(0, 128, 64, dtype=dtype), values(1, 64, 64, dtype=dtype)
+  bias = nnx.Param(values(2, 64, dtype=dtype))
+  biased = jax.jit(lambda x, bias: dense(x, weight, "highest", bias=bias))
+  y = biased(x, bias)
+  wide = (np.asarray(u).astype(np.float64) for u in (x, weight))
+  expected = np.matmul(*wide) + np.asarray(bias[...]).astype(np.float64)
+  tolerance = 1e-6 if dtype == "float32" else 4e-3
+  error = np.abs(np.asarray(y).astype(np.float64) - expected).max()
+  assert error <= tolerance * np.abs(expected).max()
+  assert_same_bits(biased(x[64:], bias), y[64:])

@@ -55,6 +55,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"value_heads": 3}, "value_heads is 3; .* multiple of key_heads = 2"),
     ({"heads": 5}, "heads is 5; .* multiple of kv_heads = 2"),
     ({"rotary_width": 15}, "rotary_width is 15; it must be even"),
+    ({"rotary_width": 0}, "rotary_width is 0; it must be even and at least 2"),
     ({"rotary_width": 34}, "rotary_width is 34; .* at most head_width = 32"),
     ({"layer_types": ()}, "layer_types is empty"),
     ({"layer_types": ("mamba",)}, "layer_types holds 'mamba'; .* attention"),
@@ -108,6 +109,22 @@ def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
     tiny_config(**changes)
   assert str(refused.value).endswith(".")
   assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scale", [0, -1.0, math.inf, "1"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_scale_of_scores_that_is_none_is_refused(scale):
+  with pytest.raises(ValueError, match=r"^scale is .*; .* above 0 or None"):
+    AttentionConfig(
+      heads=4, kv_heads=2, head_width=32, rotary_width=None, scale=scale
+    )
+
+
+@pytest.mark.parametrize("name", ["embedding_scale", "logits_scale"])
+@pytest.mark.usefixtures("unchecked")
+def test_a_scale_of_the_model_that_is_none_is_refused(name):
+  with pytest.raises(ValueError, match=f"^{name} is 0; .* number above 0"):
+    tiny_config().replace(**{name: 0})
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ CASES = sorted(path.name for path in GOLDEN.iterdir())
 CHOICES = {"ladder": (4,), "chunk": 16, "max_length": 256, "head_rows": 64}
 CHOICES |= {"dtype": "float32"}
 TINY = ("qwen3_5_moe_tiny", "qwen3_next_tiny")
+TINY += ("mamba2_tiny", "granite_hybrid_tiny")
 SMALL = {"chunk": 16, "ladder": (4, 8), "max_length": 256, "head_rows": 32}
 
 
@@ -192,6 +193,25 @@ REFUSED = [
   ("qwen3_next_2", {"mlp_only_layers": "1"}, "mlp_only_layers in .* list"),
   ("qwen3_next_2", {"intermediate_size": None}, "intermediate_size in .* int"),
   ("qwen3_next_1", {"norm_topk_prob": 1}, "norm_topk_prob in .* true or false"),
+  ("mamba2_1", {"time_step_limit": [0.0, 0.1]}, "time_step_limit in .* only"),
+  ("mamba2_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
+  ("mamba2_1", {"expand": 3}, "expand in .* is 3; heads .* 64 channels"),
+  ("mamba2_1", {"n_groups": 3}, "heads is 4; .* multiple of groups = 3"),
+  ("mamba2_1", {"norm_before_gate": True}, "norm_before_gate in .* not known"),
+  ("granite_hybrid_1", {"attention_bias": True}, "attention_bias in .* only"),
+  ("granite_hybrid_1", {"layer_types": ["mamba"]}, "names 1 layers; .* = 3"),
+  ("granite_hybrid_1", {"layer_types": ["x"] * 3}, "holds 'x'; .* attention"),
+  (
+    "granite_hybrid_1",
+    {"position_embedding_type": "alibi"},
+    "position_embedding_type in .* 'alibi'; only 'rope' or 'nope'",
+  ),
+  ("granite_hybrid_1", {"logits_scaling": 0}, "logits_scaling in .* above 0"),
+  (
+    "granite_hybrid_1",
+    {"layers_block_type": ["mamba"] * 3},
+    "layers_block_type says something else",
+  ),
   ("qwen3_next_1", {"attention_bias": True}, "attention_bias in .* True; only"),
 ]
 
@@ -229,7 +249,7 @@ def test_the_page_says_what_a_state_costs():
   """The rows of the page are those that the configurations make."""
   text, known = PAGE.read_text("utf-8"), []
   for name in PUBLISHED:
-    if name.endswith("_tiny"):
+    if name in TINY:
       continue
     config = preset(name)
     state, page = state_bytes(config), page_bytes(config)
@@ -254,6 +274,10 @@ def test_the_page_lists_every_model_type():
     ("qwen3_6_35b_a3b", 35e9),
     ("qwen3_5_397b_a17b", 397e9),
     ("qwen3_next_80b_a3b", 80e9),
+    ("mamba2_2_7b", 2.7e9),
+    ("granite_4_h_micro", 3.2e9),
+    ("granite_4_h_tiny", 6.9e9),
+    ("granite_4_h_small", 32.2e9),
   ],
 )
 def test_published_sizes_have_the_parameters_of_their_names(name, parameters):

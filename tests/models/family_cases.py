@@ -70,7 +70,81 @@ def _qwen3_next():
     yield name, transformers.Qwen3NextConfig(**fields)
 
 
-FAMILIES = {"qwen3_5_moe": _qwen3_5_moe, "qwen3_next": _qwen3_next}
+_MAMBA2 = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "num_hidden_layers": 3,
+  "num_heads": 4,
+  "head_dim": 16,
+  "state_size": 12,
+  "n_groups": 2,
+  "chunk_size": 32,
+}
+_MAMBA2_SHAPES = {
+  "1": {},
+  "2": {"n_groups": 1, "use_bias": True, "tie_word_embeddings": True},
+  "3": {"n_groups": 4, "use_conv_bias": False, "expand": 3, "head_dim": 24}
+  | {"conv_kernel": 3},
+}
+
+
+def _mamba2():
+  for name, changes in _MAMBA2_SHAPES.items():
+    yield name, transformers.Mamba2Config(**(_MAMBA2 | changes))
+
+
+_GRANITE = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "num_hidden_layers": 3,
+  "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "num_local_experts": 0,
+  "intermediate_size": 12,
+  "shared_intermediate_size": 40,
+  "mamba_n_heads": 4,
+  "mamba_d_head": 16,
+  "mamba_d_state": 12,
+  "mamba_chunk_size": 32,
+  "embedding_multiplier": 12,
+  "residual_multiplier": 0.22,
+  "attention_multiplier": 0.25,
+  "logits_scaling": 0.3,
+  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+_GRANITE_SHAPES = {
+  "1": {},
+  "2": {
+    "mamba_n_groups": 2,
+    "mamba_proj_bias": True,
+    "mamba_conv_bias": False,
+    "position_embedding_type": "rope",
+    "tie_word_embeddings": True,
+    "num_key_value_heads": 1,
+  },
+  "3": {
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "mamba_n_groups": 4,
+    "layer_types": ["full_attention", "linear_attention"],
+    "num_hidden_layers": 2,
+  },
+}
+
+
+def _granite_hybrid():
+  for name, changes in _GRANITE_SHAPES.items():
+    fields = _GRANITE | changes
+    yield name, transformers.GraniteMoeHybridConfig(**fields)
+
+
+FAMILIES = {
+  "qwen3_5_moe": _qwen3_5_moe,
+  "qwen3_next": _qwen3_next,
+  "mamba2": _mamba2,
+  "granite_hybrid": _granite_hybrid,
+}
 """A family's cases: names, and configurations of transformers."""
 
 

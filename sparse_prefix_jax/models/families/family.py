@@ -106,7 +106,7 @@ def side_by_side(*names: str) -> Source:
 
 
 def stack_of(*names: str) -> Source:
-  """Weights [outputs inputs] of one shape, stack_of as they are stored.
+  """Weights [outputs inputs] of one shape, stacked as they are stored.
 
   Weights of several shapes make something of a shape that no parameter has.
   """
@@ -116,3 +116,16 @@ def stack_of(*names: str) -> Source:
     return np.stack(parts) if same_shape else np.concatenate(parts)
 
   return Source(names, (2,) * len(names), convert)
+
+
+def rows_of(name: str, first: int, last: int, rank: int = 2) -> Source:
+  """Some rows of a tensor, [outputs inputs] or a bias: one of several products.
+
+  Args:
+    name: Name of the tensor.
+    first: The first row.
+    last: The one after the last; the last part takes all that are left, so that
+      a tensor of more rows makes a shape that no parameter has.
+    rank: 2 for a weight, 1 for a bias.
+  """
+  return Source((name,), (rank,), lambda x: x[first:last].T)

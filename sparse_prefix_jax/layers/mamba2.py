@@ -1,0 +1,296 @@
+"""Mamba-2: short convolution, linear attention with decays, gated norm."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.causal_conv1d import (
+  causal_conv1d,
+  causal_conv1d_step,
+)
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.linear_attention import (
+  linear_attention,
+  linear_attention_step,
+)
+from sparse_prefix_jax.layers.choices import check_multiple, check_values
+from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.explicit import ExplicitModule
+from sparse_prefix_jax.layers.normalization import gate_before_rms_norm
+from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+  """Static choices of a Mamba-2 layer.
+
+  Attributes:
+    heads: Heads hv of inputs and outputs, a multiple of groups.
+    groups: Groups h of heads that share keys B and queries C.
+    head_width: Width v of a head.
+    state_width: Width k of keys and queries.
+    window: Taps w of the convolution, at least 2.
+    bias: Whether the projections in and out have biases.
+    conv_bias: Whether the convolution has one.
+    eps: What the gated norm adds to the mean square of a group.
+
+  Raises:
+    ValueError: If a field is out of its range; the sentence names it, its value
+      and what is allowed.
+
+  Example:
+    >>> config = Mamba2Config(heads=4, groups=2, head_width=32, state_width=16)
+    >>> config.keeps(64, Numerics()).slots.recurrent_state.shape
+    (4, 16, 32)
+  """
+
+  kind: ClassVar[str] = "mamba2"
+
+  heads: int
+  groups: int
+  head_width: int
+  state_width: int
+  window: int = 4
+  bias: bool = False
+  conv_bias: bool = True
+  eps: float = 1e-5
+
+  def __post_init__(self) -> None:
+    """Refuses counts out of their range, and heads that cannot share."""
+    check_values(self, {"window": 2})
+    check_multiple(self, "heads", "groups")
+
+  @property
+  def inner_width(self) -> int:
+    """How many channels all heads have together."""
+    return self.heads * self.head_width
+
+  @property
+  def mixed_width(self) -> int:
+    """How many channels the convolution has: inputs, keys and queries."""
+    return self.inner_width + 2 * self.groups * self.state_width
+
+  def make(self, width: int, numerics: Numerics, *, rngs: nnx.Rngs) -> "Mamba2":
+    """Makes the layer, with new parameters."""
+    return Mamba2(self, width, numerics, rngs=rngs)
+
+  def keeps(self, width: int, numerics: Numerics) -> BranchPools:
+    """Keeps its states in slots, and no pages."""
+    del width
+    heads = (self.heads, self.state_width, self.head_width)
+    taps, dtype = (self.window - 1, self.mixed_width), jnp.dtype(numerics.dtype)
+    return BranchPools(
+      slots=Mamba2State(
+        recurrent_state=jax.ShapeDtypeStruct(heads, jnp.float32),
+        conv_state=jax.ShapeDtypeStruct(taps, dtype),
+      )
+    )
+
+  def flops(self, width: int, numerics: Numerics) -> Flops:
+    """Counts projections, convolution and the chunked recurrence."""
+    c, k, v = numerics.chunk, self.state_width, self.head_width
+    columns = self.mixed_width + 2 * self.inner_width + self.heads
+    products = 2 * width * columns + 2 * self.window * self.mixed_width
+    pairs = self.groups * 2 * c * k + self.heads * 2 * c * v
+    state = self.heads * 4 * k * v
+    return Flops(token=products + pairs + state)
+
+  def product_widths(self) -> Mapping[str, int]:
+    """Names the columns of inputs and of keys; steps run chunk by chunk."""
+    return {
+      "heads * head_width": self.inner_width,
+      "groups * state_width": self.groups * self.state_width,
+    }
+
+
+class Mamba2State(NamedTuple):
+  """What a Mamba-2 layer keeps in a slot; one number names both.
+
+  Attributes:
+    recurrent_state: The state S of every head, in float32 whatever the type of
+      the activations. [s hv k v]
+    conv_state: The last w-1 inputs of the convolution. [s w-1 d]
+  """
+
+  recurrent_state: at.StatePool | jax.ShapeDtypeStruct
+  conv_state: at.ConvPool | jax.ShapeDtypeStruct
+
+
+class _Heads(NamedTuple):
+  """The inputs of the recurrence in its order, and of what skips it."""
+
+  q: Float[Array, "rows h k"]
+  k: Float[Array, "rows h k"]
+  v: Float[Array, "rows hv v"]
+  log_decay: Float32[Array, "rows hv"]
+  skipped: Float32[Array, "rows hv v"]
+
+
+class Mamba2(ExplicitModule):
+  """S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T, o_t = S_t^T C_t + D x_t.
+
+  A = -exp(A_log), dt_t = softplus(W_dt u_t + dt_bias); x, B, C are
+  silu(conv(W u)); the output is W_out norm(o_t * silu(W_z u_t)), with one mean
+  square for each group of heads. (Dao and Gu, 2024.)
+  """
+
+  def __init__(
+    self,
+    config: Mamba2Config,
+    width: int,
+    numerics: Numerics,
+    *,
+    rngs: nnx.Rngs,
+  ) -> None:
+    c, dtype = config, numerics.dtype
+
+    def bias(has: bool, columns: int) -> nnx.Param[Array] | None:
+      return nnx.Param(jnp.zeros(columns, jnp.dtype(dtype))) if has else None
+
+    self.config, self.numerics = config, numerics
+    self.in_gate = kernel(rngs, width, c.inner_width, dtype)
+    self.in_mixed = kernel(rngs, width, c.mixed_width, dtype)
+    self.in_step = kernel(rngs, width, c.heads, dtype)
+    self.in_gate_bias = bias(c.bias, c.inner_width)
+    self.in_mixed_bias = bias(c.bias, c.mixed_width)
+    self.in_step_bias = bias(c.bias, c.heads)
+    self.conv = kernel(rngs, c.window, c.mixed_width, dtype)
+    self.conv_bias = bias(c.conv_bias, c.mixed_width)
+    rate = jax.random.uniform(rngs.params(), (c.heads,), jnp.float32, 1.0, 16.0)
+    self.log_rate = nnx.Param(jnp.log(rate))
+    # Steps of about 0.01, as the softplus makes them.
+    self.step_bias = nnx.Param(jnp.full(c.heads, -4.6, jnp.float32))
+    self.skip = nnx.Param(jnp.ones(c.heads, jnp.float32))
+    self.norm = nnx.Param(jnp.ones(c.inner_width, jnp.dtype(dtype)))
+    self.out = kernel(rngs, c.inner_width, width, dtype)
+    self.out_bias = bias(c.bias, width)
+
+  def __call__(
+    self,
+    x: Float[Array, "n c d"],
+    pools: BranchPools,
+    chunks: Chunks,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "n c d"], BranchPools]:
+    """Restores, scans and captures n packed chunks.
+
+    Args:
+      x: Normalised inputs.
+      pools: The slots, donated: the result takes their memory.
+      chunks: What each packed chunk reads, writes and holds.
+      page_table: Ignored, since a recurrent layer keeps no pages.
+
+    Returns:
+      The outputs, and the pools with the captured states.
+    """
+    del page_table
+    mixed, gate = self._project(x)
+    with jax.named_scope("convolution"):
+      mixed, conv_state = causal_conv1d(
+        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        implementation=self.numerics.forced_implementation,
+      )
+    with jax.named_scope("heads"):
+      q, k, v, log_decay, skipped = map_chunks(self._heads, x, mixed)
+    with jax.named_scope("recurrence"):
+      out, recurrent_state = linear_attention(
+        *(q, k, v, log_decay, pools.slots.recurrent_state, chunks),
+        precision=self.numerics.product_precision,
+        implementation=self.numerics.forced_implementation,
+      )
+    with jax.named_scope("heads"):
+      out = map_chunks(self._gated_norm, out, skipped, gate)
+    state = Mamba2State(recurrent_state, conv_state)
+    return self._close(out), pools._replace(slots=state)
+
+  def step(
+    self,
+    x: Float[Array, "b d"],
+    pools: BranchPools,
+    rows: Rows,
+    page_table: at.PageTable,
+  ) -> tuple[Float[Array, "b d"], BranchPools]:
+    """Runs one token of each of b running sequences through the layer.
+
+    Args:
+      x: Normalised inputs, one row per sequence.
+      pools: The slots, donated: the result takes their memory.
+      rows: The slots that each row reads and writes.
+      page_table: Ignored, since a recurrent layer keeps no pages.
+
+    Returns:
+      The outputs, and the pools with the advanced states.
+    """
+    del page_table
+    mixed, gate = self._project(x)
+    mixed, conv_state = causal_conv1d_step(
+      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+    )
+    q, k, v, log_decay, skipped = self._heads(x, mixed)
+    out, recurrent_state = linear_attention_step(
+      *(q, k, v, log_decay, pools.slots.recurrent_state),
+      *(rows.read, rows.write),
+    )
+    out = self._gated_norm(out, skipped, gate)
+    state = Mamba2State(recurrent_state, conv_state)
+    return self._close(out), pools._replace(slots=state)
+
+  def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
+    """The inputs of the convolution, and the gate."""
+    precision = self.numerics.precision
+    mixed = dense(x, self.in_mixed[...], precision, bias=self.in_mixed_bias)
+    gate = dense(x, self.in_gate[...], precision, bias=self.in_gate_bias)
+    return mixed, gate
+
+  def _close(self, out: Float[Array, "*rows inner"]) -> Array:
+    precision = self.numerics.precision
+    return dense(out, self.out[...], precision, bias=self.out_bias)
+
+  def _heads(
+    self, x: Float[Array, "rows d"], mixed: Float32[Array, "rows mixed"]
+  ) -> _Heads:
+    """Makes steps from the input, and heads from convolved projections."""
+    c = self.config
+    step = jnp.matmul(
+      x,
+      self.in_step[...],
+      precision=self.numerics.precision,
+      preferred_element_type=jnp.float32,
+    )
+    step = jax.nn.softplus(
+      step + _row(self.in_step_bias) + self.step_bias[...][None]
+    )
+    log_decay = -jnp.exp(self.log_rate[...])[None] * step
+    # As trained: rounded after the activation, before the step multiplies it.
+    mixed = jax.nn.silu(mixed + _row(self.conv_bias)).astype(x.dtype)
+    keys = c.groups * c.state_width
+    v, k, q = jnp.split(mixed, [c.inner_width, c.inner_width + keys], axis=-1)
+    v = v.reshape(-1, c.heads, c.head_width).astype(jnp.float32)
+    k, q = (u.reshape(-1, c.groups, c.state_width) for u in (k, q))
+    skipped = v * self.skip[...][None, :, None]
+    v = (v * step[:, :, None]).astype(x.dtype)
+    return _Heads(q, k, v, log_decay, skipped)
+
+  def _gated_norm(
+    self,
+    out: Float32[Array, "rows hv v"],
+    skipped: Float32[Array, "rows hv v"],
+    gate: Float[Array, "rows inner"],
+  ) -> Float[Array, "rows inner"]:
+    c = self.config
+    out = (out + skipped).reshape(gate.shape)
+    return gate_before_rms_norm(out, gate, self.norm[...], c.eps, c.groups)
+
+
+def _row(bias: nnx.Param[Array] | None) -> Array:
+  """A bias as a row in float32; zero where there is none."""
+  if bias is None:
+    return jnp.zeros((1, 1), jnp.float32)
+  return bias[...].astype(jnp.float32)[None]

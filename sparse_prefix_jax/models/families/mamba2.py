@@ -1,0 +1,79 @@
+"""Foreign names of the Mamba-2 models."""
+
+from collections.abc import Iterator
+
+from sparse_prefix_jax.layers import Branch, Mamba2Config, Norm, Numerics
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families.family import (
+  SINGLE_RUNG,
+  Family,
+  Source,
+  same,
+)
+from sparse_prefix_jax.models.families.fields import Fields
+from sparse_prefix_jax.models.families.state_space import (
+  check_inner_width,
+  check_plain,
+  mamba2_sources,
+)
+
+_MOST_LAYERS = 1024
+
+
+def _read(fields: Fields) -> ModelConfig:
+  """Makes the configuration: Mamba-2 layers alone, one branch each."""
+  check_plain(fields)
+  eps = fields.number("layer_norm_epsilon", 1e-5, least=1e-30, most=1e3)
+  sub = Mamba2Config(
+    heads=fields.count("num_heads"),
+    groups=fields.count("n_groups"),
+    head_width=fields.count("head_dim"),
+    state_width=fields.count("state_size"),
+    window=fields.count("conv_kernel", 4),
+    bias=fields.flag("use_bias", False),
+    conv_bias=fields.flag("use_conv_bias", True),
+    eps=eps,
+  )
+  check_inner_width(fields, "expand", sub)
+  norm = Norm(centred=False, eps=eps)
+  layers = fields.count("num_hidden_layers", most=_MOST_LAYERS)
+  return ModelConfig(
+    vocab_size=fields.count("vocab_size", most=2**24),
+    width=fields.count("hidden_size"),
+    branches=(Branch(sub, pre=norm),) * layers,
+    final_norm=norm,
+    numerics=Numerics(ladder=SINGLE_RUNG),
+  )
+
+
+def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
+  """Pairs every parameter of the model with its source."""
+  yield "embedding", same(MAMBA2.embedding, rank=2)
+  yield "norm", same("backbone.norm_f.weight")
+  if not config.tie_embeddings:
+    yield "unembedding", same(MAMBA2.head, rank=2)
+  for index, branch in enumerate(config.branches):
+    if not isinstance(branch.sub, Mamba2Config):
+      continue
+    sources = mamba2_sources(branch.sub, "mixer.")
+    sources["pre"] = same("norm.weight")
+    for path, source in sources.items():
+      inside = source.inside(f"backbone.layers.{index}.")
+      yield f"branches.{index}.{path}", inside
+
+
+MAMBA2 = Family(
+  model_types=("mamba2",),
+  read=_read,
+  parameters=_parameters,
+  embedding="backbone.embeddings.weight",
+  head="lm_head.weight",
+  # How steps and weights were initialised, chunks of another implementation,
+  # and the type of a residual stream that here has that of the activations.
+  harmless_keys=frozenset(
+    {"time_step_floor", "time_step_max", "time_step_min", "time_step_rank"}
+    | {"rescale_prenorm_residual", "chunk_size", "residual_in_fp32"}
+  ),
+  harmless_tensors=(),
+)
+"""Mamba-2 layers without feed-forward layers between them."""
