@@ -167,7 +167,7 @@ class Mamba2(ExplicitModule):
     self.log_rate = nnx.Param(jnp.log(rate))
     # Steps of about 0.01, as the softplus makes them.
     self.step_bias = nnx.Param(jnp.full(c.heads, -4.6, jnp.float32))
-    self.skip = nnx.Param(jnp.ones(c.heads, jnp.float32))
+    self.direct = nnx.Param(jnp.ones(c.heads, jnp.float32))
     self.norm = nnx.Param(jnp.ones(c.inner_width, jnp.dtype(dtype)))
     self.out = kernel(rngs, c.inner_width, width, dtype)
     self.out_bias = bias(c.bias, width)
@@ -274,7 +274,7 @@ class Mamba2(ExplicitModule):
     v, k, q = jnp.split(mixed, [c.inner_width, c.inner_width + keys], axis=-1)
     v = v.reshape(-1, c.heads, c.head_width).astype(jnp.float32)
     k, q = (u.reshape(-1, c.groups, c.state_width) for u in (k, q))
-    skipped = v * self.skip[...][None, :, None]
+    skipped = v * self.direct[...][None, :, None]
     v = (v * step[:, :, None]).astype(x.dtype)
     return _Heads(q, k, v, log_decay, skipped)
 

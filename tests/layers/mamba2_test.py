@@ -92,7 +92,7 @@ def expected_layer(layer, x):
   for t in range(len(x)):
     added = k[t][:, :, None] * (dt[t][:, None] * v[t])[:, None]
     state = np.exp(rate * dt[t])[:, None, None] * state + added
-    skipped = reference.wide(layer.skip[...])[:, None] * v[t]
+    skipped = reference.wide(layer.direct[...])[:, None] * v[t]
     outs.append(np.einsum("hkv,hk->hv", state, q[t]) + skipped)
   out = np.stack(outs).reshape(len(x), -1) * reference.silu(gate)
   out = reference.rms(out.reshape(len(x), c.groups, -1), c.eps)

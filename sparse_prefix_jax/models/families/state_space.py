@@ -42,7 +42,7 @@ def mamba2_sources(sub: Mamba2Config, prefix: str) -> dict[str, Source]:
     "sub.conv": taps_first(f"{prefix}conv1d.weight"),
     "sub.log_rate": same(f"{prefix}A_log"),
     "sub.step_bias": same(f"{prefix}dt_bias"),
-    "sub.skip": same(f"{prefix}D"),
+    "sub.direct": same(f"{prefix}D"),
     "sub.norm": same(f"{prefix}norm.weight"),
     "sub.out": transposed(f"{prefix}out_proj.weight"),
   }
