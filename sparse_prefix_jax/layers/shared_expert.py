@@ -81,6 +81,7 @@ class SharedExpert(ExplicitModule):
     *,
     rngs: nnx.Rngs,
   ) -> None:
+    self.config, self.numerics = config, numerics
     inner = SwiGLUConfig(hidden=config.hidden)
     self.expert = SwiGLU(inner, width, numerics, rngs=rngs)
     normal = nnx.initializers.normal(width**-0.5)
