@@ -6,6 +6,7 @@ and hypothesis draws the same examples each time, however long they take.
 """
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -29,3 +30,20 @@ jaxtyping.install_import_hook("sparse_prefix_jax", "beartype.beartype")
 def unchecked_types(monkeypatch):
   """Users do not have the checks of types that the tests run with."""
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+_REGIONS = pathlib.Path("/proc/self/maps")
+_MOST_REGIONS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_regions():
+  """Forgets compiled programs where they take too many regions of memory.
+
+  Each is mapped apart; Linux ends a process that has more than 65,530.
+  """
+  yield
+  if not _REGIONS.exists():
+    return
+  if _REGIONS.read_bytes().count(b"\n") > _MOST_REGIONS:
+    jax.clear_caches()

@@ -210,7 +210,8 @@ def _parameter(model: HybridDecoder, path: str) -> nnx.Param:
 
 def _listed(values: Sequence[Any]) -> str:
   """Lists a few, and counts the others: experts are hundreds of tensors."""
-  few = " and ".join(map(shown, values[:2]))
+  plain = (x if isinstance(x, str) else shown(x) for x in values[:2])
+  few = " and ".join(plain)
   others = len(values) - 2
   return f"{few} and {others} others" if others > 0 else few
 

@@ -195,7 +195,7 @@ def test_keys_that_change_nothing_are_taken(tmp_path):
     ({"mamba_ssm_dtype": "bfloat16"}, "mamba_ssm_dtype .* only 'float32'"),
     ({"output_gate_type": "sigmoid"}, "output_gate_type .* only 'swish'"),
     ({"attention_bias": 0}, "attention_bias .* is 0; only False"),
-    ({"model_type": "qwen3_5_moe"}, "'qwen3_5_moe'; .* qwen3_5_text, qwen3_5"),
+    ({"model_type": "mistral"}, "'mistral'; .* qwen3_5_text, qwen3_5"),
     ({"model_type": ["x"]}, r"model_type .* is \['x'\]; those that can be"),
   ],
 )
