@@ -35,6 +35,10 @@ _TENANTS = 64
 # matched something is left where it left that, unless a cue is surer.
 _LEAST_RATIO, _SURE_RATIO = 0.2, 0.5
 
+# Occurrences are counted within so many ids before and behind: a plan learns
+# beside requests, which wait for the interpreter meanwhile.
+_REACH = 4096
+
 # What stands before a pair is compared as a hash of so many ids.
 _CONTEXT = 16
 _SEVERAL = -1
@@ -97,6 +101,8 @@ class Cues(NamedTuple):
     """
     if overlap < 2:
       return self
+    first = max(overlap - _REACH, 0)
+    ids, overlap = ids[first : overlap + _REACH], overlap - first
     passed = _pairs(ids)
     left, context = passed[overlap - 2], _context(ids[: overlap - 2])
     counts = self._faded(decay)._with(left, context)
