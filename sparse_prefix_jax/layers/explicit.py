@@ -213,6 +213,7 @@ def scan(
     length: As in `ExplicitModule.scan`.
     capture_at: As in `ExplicitModule.scan`.
   """
+  _check_carry(carry)
   check_axes(
     "scan", x=(x, "b t d"), **{"carry.position": (carry.position, "b")}
   )
@@ -245,6 +246,7 @@ def cell(
     carry: As in `ExplicitModule.cell`.
     x: As in `ExplicitModule.cell`.
   """
+  _check_carry(carry)
   check_axes("cell", x=(x, "b d"), **{"carry.position": (carry.position, "b")})
   room = _capacity(carry, numerics.chunk)
   values = concrete("carry.position", carry.position)
@@ -257,6 +259,37 @@ def cell(
   allowed = (carry.position >= 0) & (carry.position < room)
   y, slots = _allow(allowed, (out.y, out.slots))
   return ExplicitCarry(carry.position + 1, slots, out.pages), y
+
+
+def _check_carry(carry: ExplicitCarry) -> None:
+  """Refuses what is no carry, such as the state of a layer alone."""
+  if not isinstance(carry, ExplicitCarry):
+    raise ValueError(
+      f"carry is {type(carry).__name__}; it must be an ExplicitCarry, of "
+      "`initialize_carry`, `scan` or `cell`."
+    )
+
+
+def check_kept(carry: ExplicitCarry, kept: BranchPools) -> None:
+  """Refuses the carry of another model, or a part of one.
+
+  Args:
+    carry: What to look at.
+    kept: Shapes of one slot and one page.
+
+  Raises:
+    ValueError: If it is no carry, or has other arrays.
+  """
+  _check_carry(carry)
+  given = BranchPools(carry.slots, carry.pages).map(
+    lambda x: (x.shape[1:], x.dtype.name), lambda x: (x.shape[2:], x.dtype.name)
+  )
+  asked = kept.map(*[lambda x: (x.shape, x.dtype.name)] * 2)
+  if given != asked:
+    raise ValueError(
+      "carry has the arrays of another model; it must be of this one's "
+      "`initialize_carry`, `scan` or `cell`."
+    )
 
 
 def _capacity(carry: ExplicitCarry, chunk: int) -> int:

@@ -216,6 +216,7 @@ class HybridDecoder(nnx.Module):
       >>> carry.position.tolist(), hidden.shape
       ([100], (1, 100, 64))
     """
+    explicit.check_kept(carry, join_pools(kept_shapes(self.config)))
     check_axes("scan", tokens=(tokens, "b t"))
     x, branches = self._embed(tokens), Branches(tuple(self.branches))
     numerics = self.config.numerics
@@ -237,6 +238,7 @@ class HybridDecoder(nnx.Module):
     Raises:
       ValueError: If arrays do not belong together, or the capacity is full.
     """
+    explicit.check_kept(carry, join_pools(kept_shapes(self.config)))
     check_axes("cell", tokens=(tokens, "b"))
     x, branches = self._embed(tokens), Branches(tuple(self.branches))
     return explicit.cell(branches, self.config.numerics, carry, x)

@@ -59,9 +59,10 @@ class DemandTree:
       [nodes]
 
   Raises:
-    ValueError: If a parent does not come first, a cost falls on a path, a value
-      is negative or not finite, or if whole numbers are so large that sums of
-      them may not be exact.
+    ValueError: If the arrays are none of int64 or float64 (`of` makes them of
+      anything else), a parent does not come first, a cost falls on a path, a
+      value is negative or not finite, or if whole numbers are so large that
+      sums of them may not be exact.
 
   Example:
     >>> tree = DemandTree.of([-1, 0, 0], [10, 19, 19], [0, 1, 1])
@@ -74,7 +75,16 @@ class DemandTree:
   demand: NodeValues
 
   def __post_init__(self) -> None:
-    """Checks all values."""
+    """Checks all values; narrower types would overflow in sums."""
+    arrays = {field: getattr(self, field) for field in _KINDS}
+    for field, kinds in _KINDS.items():
+      kind = getattr(arrays[field], "dtype", None)
+      if not isinstance(arrays[field], np.ndarray) or kind not in kinds:
+        raise ValueError(
+          f"{field} must be an array of {' or '.join(kinds)}, got"
+          f" {kind or type(arrays[field]).__name__}; DemandTree.of makes it one"
+        )
+    _check_arrays(arrays)
     _check_values(self)
 
   @classmethod
@@ -143,6 +153,13 @@ class DemandTree:
     above = self.parents[nodes]
     parents = np.where(above == NO_PARENT, NO_PARENT, nearest[above])
     return DemandTree(parents, self.cost[nodes], self.demand[nodes]), nodes
+
+
+_KINDS = {
+  "parents": ("int64",),
+  "cost": ("int64", "float64"),
+  "demand": ("int64", "float64"),
+}
 
 
 def _check_arrays(arrays: dict[str, np.ndarray]) -> None:

@@ -218,3 +218,16 @@ def test_what_are_no_ids_is_refused(tokens, message, unchecked_types):
   model = small_model()
   with pytest.raises(ValueError, match=message):
     model.scan(model.initialize_carry(1, 64), jnp.array(tokens))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_the_carry_of_another_model_is_refused():
+  model = small_model()
+  carry, tokens = model.initialize_carry(2, 64), jnp.zeros((2, 16), jnp.int32)
+  other = small_model(value_heads=2).initialize_carry(2, 64)
+  for wrong in (other, carry._replace(slots=())):
+    for call, ids in ((model.scan, tokens), (model.cell, tokens[:, 0])):
+      with pytest.raises(ValueError, match="the arrays of another model"):
+        call(wrong, ids)
+  with pytest.raises(ValueError, match="carry is NoneType; it must be an Expl"):
+    model.scan(None, tokens)

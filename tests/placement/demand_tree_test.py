@@ -65,3 +65,29 @@ def test_saved_by_follows_every_request(seed):
 def test_what_is_no_tree_is_refused(arrays, sentence):
   with pytest.raises(ValueError, match=sentence):
     DemandTree.of(*arrays)
+
+
+@pytest.mark.parametrize(
+  "arrays, sentence",
+  [
+    (([-1], [1], [1]), "parents must be an array of int64, got list"),
+    (
+      (np.array([-1]), np.array([2], np.int32), np.array([1])),
+      "cost must be an array of int64 or float64, got int32",
+    ),
+    (
+      (np.array([-1]), np.array([2, 3]), np.array([1])),
+      "one value per node, got",
+    ),
+  ],
+)
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_would_overflow_is_refused(arrays, sentence):
+  """Sums of int32 wrapped, and a tree with demand saved nothing."""
+  with pytest.raises(ValueError, match=sentence):
+    DemandTree(*arrays)
+
+
+def test_narrow_numbers_are_widened():
+  arrays = [np.array([x], np.int32) for x in (-1, 2, 2**31 - 1)]
+  assert saved_by(DemandTree.of(*arrays), np.array([0])) == 2 * (2**31 - 1)

@@ -1,5 +1,6 @@
 """What a directory says of its model, before any weight is read."""
 
+import os
 import pathlib
 import warnings
 from typing import Any, NamedTuple
@@ -66,7 +67,23 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
   Example:
     config = read_config("Qwen3.5-0.8B", ladder=(4,))
   """
-  return describe(pathlib.Path(directory), changes).config
+  return describe(as_folder(directory), changes).config
+
+
+def as_folder(directory: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a path; what names none is refused.
+
+  Args:
+    directory: What a user gave.
+
+  Raises:
+    ValueError: If it is no text and no path.
+  """
+  if not isinstance(directory, str | os.PathLike):
+    raise ValueError(
+      f"directory is {directory!r}; it must be the path of a folder."
+    )
+  return pathlib.Path(directory)
 
 
 def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:

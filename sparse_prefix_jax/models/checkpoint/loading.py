@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from sparse_prefix_jax.models.checkpoint.description import (
+  as_folder,
   describe,
 )
 from sparse_prefix_jax.models.checkpoint.files import stored_tensors
@@ -88,7 +89,7 @@ def load_pretrained(
   Example:
     model, config = load_pretrained("Qwen3.5-0.8B", dtype="bfloat16")
   """
-  directory = pathlib.Path(directory)
+  directory = as_folder(directory)
   description = describe(directory, changes)
   tensors = stored_tensors(directory)
   config, family, quantization = description

@@ -244,3 +244,11 @@ def test_one_rung_is_taken_where_widths_ask_for_it_and_said(tmp_path):
   assert config.numerics.ladder == (1, 2, 4, 8, 16)
   with pytest.raises(ValueError, match=r"ladder is .* width is 16"):
     read_config(tiny(tmp_path, {}), ladder=(1, 2))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("directory", [3, None, ["model"], 1.5])
+def test_what_names_no_folder_is_refused(directory):
+  for load in (read_config, load_pretrained):
+    with pytest.raises(ValueError, match="it must be the path of a folder"):
+      load(directory)
