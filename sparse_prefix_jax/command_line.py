@@ -91,44 +91,46 @@ class _Number(flags.ArgumentParser):
     return "number"
 
 
+_TEXTS = {
+  "out": "Folder for report.json and pareto.png.",
+  "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
+  "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
+  "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
+  " adaptive for states, last otherwise).",
+  "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
+  " sequences, lru otherwise; adaptive evicts by its own index).",
+  "preset": "Model whose sizes count for bytes (simulate: by default"
+  " qwen3_5_0_8b).",
+  "model": "Folder of a model; only its config.json is read.",
+  "memory": "Bytes of the device that may be used, such as 24GiB.",
+  "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
+  "state_share": "Share of a capacity in bytes that states have: a number in"
+  " (0, 1), undivided, or chosen by the requests as in a server (default"
+  " chosen).",
+  "report": "JSON file to write.",
+  "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
+  "cost": "linear or quadratic:RATIO (default linear).",
+}
+_INTEGERS = {
+  "block_size": "Tokens per block of a trace whose name does not say it"
+  f" (default {workloads.DEFAULT_BLOCK}).",
+  "max_length": "Longest sequence in tokens (default: that of the preset or"
+  " folder).",
+  "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
+}
+
+
 def _define_flags() -> flags.FlagValues:
   """Flags of all commands, unset unless given."""
   values = flags.FlagValues()
-  text = {
-    "out": "Folder for report.json and pareto.png.",
-    "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
-    "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
-    "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
-    " adaptive for states, last otherwise).",
-    "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
-    " sequences, lru otherwise; adaptive evicts by its own index).",
-    "preset": "Model whose sizes count for bytes (simulate: by default"
-    " qwen3_5_0_8b).",
-    "model": "Folder of a model; only its config.json is read.",
-    "memory": "Bytes of the device that may be used, such as 24GiB.",
-    "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
-    "state_share": "Share of a capacity in bytes that states have: a number in"
-    " (0, 1), undivided, or chosen by the requests as in a server (default"
-    " chosen).",
-    "report": "JSON file to write.",
-    "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
-    "cost": "linear or quadratic:RATIO (default linear).",
-  }
   budget = (
     "What it means for each placement: "
     + "; ".join(f"{n}: {m}" for n, m in placement.PLACEMENTS.items() if m)
     + ". For place: number of positions."
   )
-  integers = {
-    "block_size": "Tokens per block of a trace whose name does not say it"
-    f" (default {workloads.DEFAULT_BLOCK}).",
-    "max_length": "Longest sequence in tokens (default: that of the preset or"
-    " folder).",
-    "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
-  }
-  for name, meaning in text.items():
+  for name, meaning in _TEXTS.items():
     flags.DEFINE_string(name, None, meaning, flag_values=values)
-  for name, meaning in integers.items():
+  for name, meaning in _INTEGERS.items():
     flags.DEFINE_integer(name, None, meaning, flag_values=values)
   flags.DEFINE_enum(
     "time_unit",

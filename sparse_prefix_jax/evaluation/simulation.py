@@ -1,10 +1,10 @@
 """Replay a request stream against a placement policy, without a model."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sparse_prefix_jax.cache.index import eviction_for
 from sparse_prefix_jax.evaluation.anchor_rules import (
-  Path,
   replay_adaptive,
   replay_states,
   tree_paths,
@@ -167,110 +167,124 @@ def simulate(
     eviction = default_eviction(capacity, policy.name)
   _check_rule(policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)
-  depths = max(_LEAST_DEPTHS, requests.longest // policy.chunk + 1)
   if capacity.kind == "bytes":
-    if sizes is None:
-      raise ValueError("a capacity in bytes needs sizes of a state and a page")
-    store = make_store(
-      store_planner(policy, sizes, depths=depths, warming_up=warmup > 0),
-      sizes,
-      capacity_bytes=capacity.amount,
-      longest=requests.longest,
-      eviction=eviction,
-      state_share=state_share,
-    )
-    tally = replay_store(requests, store, warmup=warmup, progress=progress)
-    if tally.refused_requests == tally.requests:
-      raise ValueError(
-        f"capacity {capacity} is too small for every measured request: two "
-        f"states take {2 * sizes.state_bytes} bytes, and each block of "
-        f"{policy.chunk} tokens takes {sizes.page_bytes} more"
-      )
-    return _report(requests, policy, capacity, eviction, warmup, tally, sizes)
+    run = _Run(requests, policy, capacity, eviction, warmup, progress)
+    return _of_bytes(run, sizes, state_share)
   # The paper and the anchors know prompts only.
-  requests = requests.prompts()
-  if capacity.kind == "states":
-    paths = tree_paths(requests, policy.chunk, progress=progress)
-    tally = _replay_states(
-      requests,
-      policy,
-      paths,
-      slots=capacity.amount,
-      depths=depths,
-      eviction=eviction,
-      warmup=warmup,
-      progress=progress,
+  prompts = requests.prompts()
+  run = _Run(prompts, policy, capacity, eviction, warmup, progress)
+  return _of_states(run) if run.kind == "states" else _of_entries(run, lookups)
+
+
+class _Run(NamedTuple):
+  """What is replayed, checked, whatever the capacity counts."""
+
+  requests: Trace
+  policy: PlacementPolicy
+  capacity: Capacity
+  eviction: str
+  warmup: int
+  progress: bool
+
+  @property
+  def kind(self) -> str:
+    """What the capacity counts."""
+    return self.capacity.kind
+
+  @property
+  def depths(self) -> int:
+    """Depth bins of a planner."""
+    return max(_LEAST_DEPTHS, self.requests.longest // self.policy.chunk + 1)
+
+  def planner(self) -> Planner:
+    """A planner by the paper's rules, and the anchors'."""
+    warming_up = self.warmup > 0
+    return Planner(self.policy, depths=self.depths, warming_up=warming_up)
+
+
+def _of_bytes(
+  run: _Run, sizes: Sizes | None, state_share: float | str | None
+) -> SimulationReport:
+  """Replays a stream in the store of a server."""
+  policy = run.policy
+  if sizes is None:
+    raise ValueError("a capacity in bytes needs sizes of a state and a page")
+  store = make_store(
+    store_planner(policy, sizes, depths=run.depths, warming_up=run.warmup > 0),
+    sizes,
+    capacity_bytes=run.capacity.amount,
+    longest=run.requests.longest,
+    eviction=run.eviction,
+    state_share=state_share,
+  )
+  tally = replay_store(
+    run.requests, store, warmup=run.warmup, progress=run.progress
+  )
+  if tally.refused_requests == tally.requests:
+    raise ValueError(
+      f"capacity {run.capacity} is too small for every measured request: two "
+      f"states take {2 * sizes.state_bytes} bytes, and each block of "
+      f"{policy.chunk} tokens takes {sizes.page_bytes} more"
     )
-    bound = upper_bound(intervals_of(paths, warmup=warmup), capacity.amount)
-    return _report(
-      *(requests, policy, capacity, eviction, warmup, tally),
-      bound=bound.blocks * policy.chunk,
+  return _report(run, tally, sizes)
+
+
+def _of_states(run: _Run) -> SimulationReport:
+  """Replays a stream under the rules of the anchors, and bounds it."""
+  chunk, slots = run.policy.chunk, run.capacity.amount
+  paths = tree_paths(run.requests, chunk, progress=run.progress)
+  common = {
+    "chunk": chunk,
+    "slots": slots,
+    "warmup": run.warmup,
+    "progress": run.progress,
+  }
+  if run.policy.name in SHARED:
+    tally = replay_adaptive(
+      run.requests, Adaptive(block=chunk), paths, **common
     )
+  else:
+    wanted = wanted_depths(
+      run.requests, run.planner(), paths, warmup=run.warmup
+    )
+    tally = replay_states(
+      run.requests, wanted, paths, eviction=run.eviction, **common
+    )
+  bound = upper_bound(intervals_of(paths, warmup=run.warmup), slots)
+  return _report(run, tally, bound=bound.blocks * chunk)
+
+
+def _of_entries(
+  run: _Run, lookups: Sequence[Lookup] | None
+) -> SimulationReport:
+  """Replays a stream under the rules of the paper."""
   if lookups is None:
     lookups = look_up(
-      requests, capacity.amount, eviction=eviction, progress=progress
+      run.requests,
+      run.capacity.amount,
+      eviction=run.eviction,
+      progress=run.progress,
     )
-  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
   decisions = replay_decisions(
-    requests, planner, lookups, warmup, progress=progress
+    run.requests, run.planner(), lookups, run.warmup, progress=run.progress
   )
-  tally = tally_decisions(decisions, warmup)
-  return _report(requests, policy, capacity, eviction, warmup, tally)
-
-
-def _replay_states(
-  requests: Trace,
-  policy: PlacementPolicy,
-  paths: Sequence[Path],
-  *,
-  slots: int,
-  depths: int,
-  eviction: str,
-  warmup: int,
-  progress: bool,
-) -> Tally:
-  """Replays a stream under the rules of the anchors."""
-  if policy.name in SHARED:
-    return replay_adaptive(
-      requests,
-      Adaptive(block=policy.chunk),
-      paths,
-      chunk=policy.chunk,
-      slots=slots,
-      warmup=warmup,
-      progress=progress,
-    )
-  planner = Planner(policy, depths=depths, warming_up=warmup > 0)
-  return replay_states(
-    requests,
-    wanted_depths(requests, planner, paths, warmup=warmup),
-    paths,
-    chunk=policy.chunk,
-    slots=slots,
-    warmup=warmup,
-    eviction=eviction,
-    progress=progress,
-  )
+  return _report(run, tally_decisions(decisions, run.warmup))
 
 
 def _report(
-  requests: Trace,
-  policy: PlacementPolicy,
-  capacity: Capacity,
-  eviction: str,
-  warmup: int,
+  run: _Run,
   tally: Tally,
   sizes: Sizes | None = None,
   bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""
   return SimulationReport(
-    trace=requests.name,
-    placement=policy.name,
-    budget=policy.budget,
-    eviction=eviction,
-    capacity=str(capacity),
-    warmup_requests=warmup,
+    trace=run.requests.name,
+    placement=run.policy.name,
+    budget=run.policy.budget,
+    eviction=run.eviction,
+    capacity=str(run.capacity),
+    warmup_requests=run.warmup,
     requests=tally.requests,
     tokens_total=tally.tokens_total,
     tokens_saved=tally.tokens_saved,
@@ -283,7 +297,7 @@ def _report(
     state_bytes=sizes and sizes.state_bytes,
     page_bytes=sizes and sizes.page_bytes,
     model=sizes and sizes.model,
-    interleave_seed=requests.interleave_seed,
+    interleave_seed=run.requests.interleave_seed,
     evicted_states=tally.evicted_states,
     refused_requests=tally.refused_requests,
     moves=tally.moves,
