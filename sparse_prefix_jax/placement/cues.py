@@ -39,6 +39,9 @@ _LEAST_RATIO, _SURE_RATIO = 0.2, 0.5
 # beside requests, which wait for the interpreter meanwhile.
 _REACH = 4096
 
+# The last ids of a prompt, in which its cue is looked for: it waits for that.
+_SEARCHED = 32_768
+
 # What stands before a pair is compared as a hash of so many ids.
 _CONTEXT = 16
 _SEVERAL = -1
@@ -166,7 +169,8 @@ class Cues(NamedTuple):
     """
     if len(ids) < 2 or not self.known.any():
       return 0
-    pairs = _pairs(ids)
+    first = max(len(ids) - _SEARCHED, 0)
+    pairs = _pairs(ids[first:])
     candidates = np.flatnonzero(self.known[_hash(pairs)])
     place = np.searchsorted(self.pairs, pairs[candidates])
     place = np.minimum(place, self.pairs.size - 1)
@@ -176,7 +180,7 @@ class Cues(NamedTuple):
     if not candidates.size or ratios.max() < least:
       return 0
     # A pair ends one id after it begins, and what is shared right behind it.
-    return int(candidates[ratios == ratios.max()][-1]) + 2
+    return first + int(candidates[ratios == ratios.max()][-1]) + 2
 
 
 class TenantCues(NamedTuple):

@@ -47,6 +47,15 @@ def test_the_cue_is_the_last_place_of_the_best_pair(seed, ids):
     observed.append((prompt, overlap))
 
 
+def test_a_cue_is_looked_for_in_the_last_ids():
+  cues = Cues.create()
+  for beginning in (4, 5):
+    cues = cues.observe(np.array([beginning, 7, 8]), 3, 1.0)
+  rest = np.zeros(40_000, np.int32)
+  assert cues.position(np.concatenate([[7, 8], rest])) == 0
+  assert cues.position(np.concatenate([rest, [7, 8], rest[:9]])) == 40_002
+
+
 def test_pairs_are_forgotten_beyond_a_number():
   """The pair that was left after most often stays."""
   rng, cues = np.random.default_rng(0), Cues.create()
