@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import EVICTIONS, Budget, State
+from sparse_prefix_jax.cache.index import Budget, State
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.store_rules import serve
@@ -17,6 +17,8 @@ from sparse_prefix_jax.placement import PlacementPolicy, Planner
 CHUNK = 4
 FIRST, PROMPT, ANSWER = 12 * CHUNK, 3 * CHUNK, 4 * CHUNK
 TURNS, CONVERSATIONS, OPEN = 8, 60, 12
+# Placement `last` goes with these; `index` asks a placement that weighs states.
+EVICTIONS = ("fifo", "lru")
 SLOTS = (8, 16, 32)
 REGENERATED = (0.0, 0.3)
 
