@@ -276,9 +276,11 @@ class Adaptive:
     Raises:
       ValueError: If there is none that may go, or one frees nothing.
     """
-    rows = np.flatnonzero(self._table.held[: self._table.size])
+    may_go = self._table.held[: self._table.size]
     if pinned:
-      rows = rows[~np.isin(rows, list(pinned))]
+      may_go = may_go.copy()
+      may_go[list(pinned)] = False
+    rows = np.flatnonzero(may_go)
     if not rows.size:
       raise ValueError(
         f"no state may be evicted: {self.held_count} are held and"

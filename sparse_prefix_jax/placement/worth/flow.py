@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.demand import HORIZONS
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
@@ -88,13 +89,15 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   """Holds candidates, which take over the demand below them.
 
   Args:
-    table: Its columns `held`, `holder`, `flow` and `rate` are written.
+    table: Its columns `holder`, `flow` and `rate` are written, and those of
+      `pages`.
     rows: Candidates without a state.
   """
   added = np.array(rows, np.int64)
   if not table.current[added].all():
     table.follow_too(_with_those_above(table, added))
-  table.held[added] = True
+  for row in rows:
+    pages.hold(table, row)
   current = table.current_rows
   before, after = table.holder[current], _holders(table)
   moves = np.flatnonzero(before != after)
@@ -109,11 +112,12 @@ def release(table: Table, row: int) -> None:
   """Holds a candidate no more; its flow goes to the next holder above.
 
   Args:
-    table: Its columns `held`, `holder`, `flow` and `rate` are written.
+    table: Its columns `holder`, `flow` and `rate` are written, and those of
+      `pages`.
     row: A held candidate.
   """
   above = table.holder[table.parent[row]]
-  table.held[row] = False
+  pages.release(table, row)
   holder = table.holder[: table.size]
   holder[holder == row] = above
   table.flow[above] += table.flow[row]

@@ -18,7 +18,7 @@ _FIRST_ROOM = 256
 _FLOATS = ("gap", "events", "expected", "cost", "rate")
 _WIDE = ("demand", "flow")
 _INTEGERS = ("parent", "children", "depth", "number", "length", "kind", "turn")
-_INTEGERS += ("passes", "last", "cell", "holder")
+_INTEGERS += ("passes", "last", "cell", "holder", "busy", "busy_sum", "freed")
 _TYPES: dict[str, type] = {
   **dict.fromkeys(_INTEGERS, np.int64),
   **dict.fromkeys(_FLOATS + _WIDE, np.float64),
@@ -49,6 +49,9 @@ class Table:
     cell: Its cell, by the five facts.
     cost: What prefilling up to it costs.
     held: Whether a state is held, or virtually, there.
+    busy: How many of its children are held, or have somebody held below.
+    busy_sum: The sum of their rows.
+    freed: Blocks that only its state needs; 0 where none is held.
     holder: Row of the nearest held candidate among it and those above it;
       `ROOT` where there is none.
     demand: [rows, horizons] How often it will be wanted.
@@ -79,6 +82,9 @@ class Table:
   cost: Float64[np.ndarray, "rows"]
   held: Bool[np.ndarray, "rows"]
   holder: Int64[np.ndarray, "rows"]
+  busy: Int64[np.ndarray, "rows"]
+  busy_sum: Int64[np.ndarray, "rows"]
+  freed: Int64[np.ndarray, "rows"]
   demand: Float64[np.ndarray, "rows horizons"]
   flow: Float64[np.ndarray, "rows horizons"]
   rate: Float64[np.ndarray, "rows"]

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
 _NO_EDGE: tuple[Hashable, ...] = ()
@@ -177,6 +178,7 @@ class Tree:
     table.parent[child] = row
     table.children[row] = 1
     table.number[row] = table.number[child] - len(edge) + cut
+    pages.cut(table, row, child)
 
 
 def _common(

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.placement.worth.pages import blocks_freed
+from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
+from sparse_prefix_jax.placement.worth.tree import Tree
 
 
 def way(table, row):
@@ -21,17 +22,60 @@ def needed(table, held):
   return sum(table.depth[row] - table.depth[above[row]] for row in rows)
 
 
-@pytest.mark.parametrize("seed", range(20))
+def held_rows(table):
+  return np.flatnonzero(table.held[: table.size])
+
+
+def check(table):
+  """What each state frees is what is needed no more without it."""
+  held = held_rows(table)
+  total = needed(table, held)
+  freed = pages.blocks_freed(table, held).tolist()
+  for row, blocks in zip(held, freed):
+    assert blocks == total - needed(table, held[held != row])
+
+
+def a_prompt(random):
+  """Blocks of few kinds, so that prompts leave each other everywhere."""
+  return random.integers(0, 2, random.integers(1, 12)).tolist()
+
+
+def add_one(tree, table, random):
+  """A prompt, with a candidate where it leaves what is known and others."""
+  way = tree.walk(a_prompt(random))
+  wished = int(random.integers(1, 12))
+  for depth in sorted({way.matched, wished, len(way.keys)}):
+    if 0 < depth <= len(way.keys) and way.row_at(depth) is None:
+      table.kind[tree.add(way, depth)] = 1
+  tree.finish(way)
+
+
+def remove_one(tree, table, random):
+  """A leaf without a state is forgotten."""
+  rows = table.rows()
+  bare = rows[~table.held[rows] & (table.children[rows] == 0)]
+  if bare.size:
+    tree.remove(int(random.choice(bare)))
+
+
+@pytest.mark.parametrize("seed", range(12))
 def test_what_is_freed_is_what_is_needed_no_more(seed):
+  """As states and candidates come and go, new ones between others too."""
   random = np.random.default_rng(seed)
   table = Table()
-  for _ in range(25):
-    row = table.new_row()
-    table.parent[row] = random.integers(max(0, row - 8), row)
-    table.depth[row] = table.depth[table.parent[row]] + random.integers(1, 5)
-  held = 1 + random.permutation(25)[: random.integers(1, 12)]
-  table.held[held] = True
-  total = needed(table, held)
-  freed = blocks_freed(table, held)
-  for row, blocks in zip(held, freed.tolist()):
-    assert blocks == total - needed(table, held[held != row])
+  tree = Tree(table)
+  for _ in range(50):
+    add_one(tree, table, random)
+    rows = table.rows()
+    for row in random.permutation(rows[~table.held[rows]])[:2].tolist():
+      pages.hold(table, row)
+      check(table)
+    for row in random.permutation(held_rows(table))[: random.integers(0, 4)]:
+      pages.release(table, int(row))
+      check(table)
+    remove_one(tree, table, random)
+    check(table)
+  for row in held_rows(table).tolist():
+    pages.release(table, row)
+  for column in (table.busy, table.busy_sum, table.freed):
+    assert not column.any()

@@ -13,7 +13,7 @@ so a new state enters only where it is worth more than what has to leave for it.
 """
 
 import hashlib
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -120,11 +120,9 @@ class Worth:
     Raises:
       StopIteration: Pins hold all of them, and nothing is offered.
     """
-    stay = [row for state, row in self._rows.items() if state.pins]
-    stay += self._awaited
     wanted = [row for row, offer in self._offers.items() if offer.wanted]
-    row = self._least(short, [*stay, *wanted])
-    row = self._least(short, stay) if row is None else row
+    row = self._least(short, {*self._awaited, *wanted})
+    row = self._least(short, {*self._awaited}) if row is None else row
     if row is None:
       raise StopIteration
     if self._offers.pop(row, None) is None:
@@ -132,17 +130,29 @@ class Worth:
     self._policy.release(row)
     return None
 
-  def _least(self, short: Shortage, stay: Collection[int]) -> int | None:
-    """The row that is worth least for what it frees, None where all stay."""
+  def _least(self, short: Shortage, stay: set[int]) -> int | None:
+    """The row that is worth least for what it frees, None where all stay.
 
-    def freed(rows: Int64[np.ndarray, "n"]) -> np.ndarray:
-      pages = self._policy.blocks_freed(rows) if short.page else 0
-      return np.maximum(short.slot + short.page * pages, _NOTHING)
+    Few states are pinned, and seldom are they the ones worth least: they are
+    found when they would be chosen.
+    """
+    while len(stay) < self._policy.held_count:
+      row = self._policy.choose(pinned=stay, freed=self._freed_by(short))
+      if row not in self._stored or not self._stored[row].pins:
+        return row
+      stay.add(row)
+    return None
 
-    if len(stay) == self._policy.held_count:
+  def _freed_by(
+    self, short: Shortage
+  ) -> Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None:
+    """What evicting rows frees of what is short; None where that is alike."""
+    if short.page == 0 and short.slot > 0:
       return None
-    alike = short.page == 0 and short.slot > 0
-    return self._policy.choose(pinned=stay, freed=None if alike else freed)
+    blocks_freed = self._policy.blocks_freed
+    return lambda rows: np.maximum(
+      short.slot + short.page * blocks_freed(rows), _NOTHING
+    )
 
   def observe(self, blocks: Sequence[Hashable], salt: bytes) -> Visit:
     """Learns from a prompt; once, before it is placed.
