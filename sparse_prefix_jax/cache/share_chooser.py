@@ -6,6 +6,7 @@ says how it would have divided the same bytes. Where states are weighed it
 weighs for itself: what a divided store captures is what it had slots for.
 """
 
+import collections
 import dataclasses
 
 from sparse_prefix_jax.cache.index import CapacityError
@@ -66,6 +67,7 @@ class ShareChooser:
     self.share = self.chosen = self.due = sizes.first
     self.moves = self.moved_bytes = 0
     self._usable = sizes.usable
+    self._waiting = collections.deque[tuple[Request, bool]]()
     self._requests = 0
     self._sum, self._used = 0.0, sizes.first
     self._mean: float | None = None
@@ -83,10 +85,18 @@ class ShareChooser:
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
-    weighed = self._weighs and not running.decoded
-    self._serve(running.request if weighed else self._turn(running))
-    if not running.decoded:
-      self._count()
+    opened = not running.decoded
+    weighed = self._weighs and opened
+    request = running.request if weighed else self._turn(running)
+    self._waiting.append((request, opened))
+
+  def catch_up(self) -> None:
+    """Serves what was seen; whoever called may be waiting for a device."""
+    while self._waiting:
+      request, opened = self._waiting.popleft()
+      self._serve(request)
+      if opened:
+        self._count()
 
   def _turn(self, running: Running) -> Request:
     """A sequence so far, with the positions that the real store keeps.
@@ -138,6 +148,7 @@ class ShareChooser:
 
   def flush(self) -> None:
     """What was stored is gone, here as in the store."""
+    self.catch_up()
     self._shadow.flush()
 
   def exclude(self, share: float) -> None:

@@ -113,5 +113,8 @@ class ShareFollower(Protocol):
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
 
+  def catch_up(self) -> None:
+    """Does what the prompts that it has seen ask for."""
+
   def flush(self) -> None:
     """What was stored is gone."""

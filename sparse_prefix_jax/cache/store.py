@@ -204,12 +204,21 @@ class PrefixStore:
     Whole chunks of the prompt become nodes that the sequence's pin holds, with
     the states captured in them; after its last token the prompt is remembered.
     A chunk that decoding completed stays the sequence's own until it is closed.
+    What is learned beside the requests is learned now: a device computes.
     """
     if running.computed >= running.prompt_length:
       running.computed = segment.stop
       if segment.stop % self.chunk == 0:
         running.lattice_slot = running.own_slot
       return
+    self._commit_prompt(running, segment)
+    if self.chooser:
+      self.chooser.catch_up()
+    if self.index.worth:
+      self.index.worth.catch_up()
+
+  def _commit_prompt(self, running: Running, segment: Segment) -> None:
+    """Whole chunks join the tree; the last segment remembers the prompt."""
     if self.stores:
       grow(self.index, running, segment.stop // self.chunk, self.chunk)
     running.computed = segment.stop
@@ -299,6 +308,7 @@ class PrefixStore:
     kept = running.kept_tokens(keep)
     if self.chooser and running.decoded:
       self.chooser.follow(running)
+      self.chooser.catch_up()
     try:
       if self.stores and running.computed >= running.prompt_length:
         store_past(self.index, running, kept, self.chunk)

@@ -23,8 +23,8 @@ from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
 
-# A store has keys of blocks for `worth` alone: digests of 16 bytes.
-_KEY_BYTES = 57
+# A store has keys of blocks for `worth` alone: hashes of 64 bits.
+_KEY_BYTES = 8 + 40
 
 _Learner: TypeAlias = Conditional | Pooled
 

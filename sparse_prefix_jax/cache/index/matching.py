@@ -39,7 +39,7 @@ def describe_match(
     overlap_tokens=tokens,
     resume_blocks=resume,
     slot=node.state.number if node and node.state else -1,
-    pages=tuple(n.page for n in path[:resume]),
+    pages=tuple([node.page for node in path[:resume]]),
     reason=_reason(path, tokens, resume, limit),
     node=node,
     deepest=path[-1] if path else None,

@@ -164,8 +164,10 @@ def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
   [7, 8]
   """
   path: list[Node] = []
+  if root is None:
+    return path
   for key in blocks:
-    root = root.children.get(key) if root else None
+    root = root.children.get(key)
     if root is None:
       break
     path.append(root)

@@ -105,7 +105,7 @@ class Adaptive:
     self._key_bytes = key_bytes
     self._learner = Learner(block, tokens, memory_bytes, key_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
-    self._step = 0
+    self._step = self._caught_up = 0
 
   def observe(self, keys: Sequence[Hashable]) -> Visit:
     """Learns from a prompt how often prefixes are asked for again.
@@ -117,10 +117,10 @@ class Adaptive:
     Returns:
       What it found, for `candidates`.
     """
+    self.catch_up()
     step, way = self._step, self._tree.walk(keys)
     self._step += 1
     turn, gap = self._learner.visit(step, way)
-    self._learner.catch_up(step)
     row = next((r for r in reversed(way.rows) if self._table.held[r]), ROOT)
     return Visit(
       step=step,
@@ -131,6 +131,18 @@ class Adaptive:
       gap=gap,
       way=way,
     )
+
+  def catch_up(self) -> None:
+    """Learns what is learned seldom, if it is due before the next prompt.
+
+    Every tenth prompt, how much everything will be wanted is computed anew, and
+    every fiftieth the hazards are fitted. Whoever has time between two prompts
+    calls this then, and `observe` has nothing left to do; it is done by the
+    number of the prompt, and never by a clock.
+    """
+    if self._caught_up <= self._step:
+      self._caught_up = self._step + 1
+      self._learner.catch_up(self._step)
 
   def candidates(
     self,

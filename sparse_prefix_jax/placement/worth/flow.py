@@ -39,7 +39,7 @@ def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
   held = np.flatnonzero(table.held[: table.size])
   table.follow(_with_those_above(table, rows))
   current = table.current_rows
-  table.holder[current] = _holders(table)
+  table.holder[current] = _holders(table, current)
   # Demand never falls with the horizon: the longest one tells who has any.
   rows = current[table.demand[current, -1] > 0]
   holders = np.concatenate([[ROOT], held])
@@ -95,11 +95,17 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   """
   added = np.array(rows, np.int64)
   if not table.current[added].all():
-    table.follow_too(_with_those_above(table, added))
+    followed = _with_those_above(table, added)
+    table.follow_too(followed)
+    table.holder[followed] = _holders(table, followed)
+  # Only who has the same holder as one of them can be below it.
+  loses = np.zeros(table.size, np.bool_)
+  loses[table.holder[added]] = True
+  current = table.current_rows
+  current = current[loses[table.holder[current]]]
   for row in rows:
     pages.hold(table, row)
-  current = table.current_rows
-  before, after = table.holder[current], _holders(table)
+  before, after = table.holder[current], _holders(table, current)
   moves = np.flatnonzero(before != after)
   moved, before, after = current[moves], before[moves], after[moves]
   table.holder[moved] = after
@@ -151,10 +157,14 @@ def _with_those_above(
   return np.flatnonzero(found)[1:]
 
 
-def _holders(table: Table) -> Int64[np.ndarray, "n"]:
-  """The nearest held of every current candidate, by doubling of pointers."""
-  rows = table.current_rows
-  nearest = np.zeros(table.size, np.int64)
+def _holders(
+  table: Table, rows: Int64[np.ndarray, "n"]
+) -> Int64[np.ndarray, "n"]:
+  """The nearest held of candidates, by doubling of pointers.
+
+  With each of them there must be those above it, up to one that is held.
+  """
+  nearest = np.arange(table.size)
   nearest[rows] = np.where(table.held[rows], rows, table.parent[rows])
   while True:
     now, further = nearest[rows], nearest[nearest[rows]]

@@ -146,7 +146,7 @@ class Learner:
     """Does what is not done at every step: refits, and all demand anew.
 
     Args:
-      step: The number of the prompt whose visit was counted.
+      step: The number of the prompt that comes next.
     """
     if step % _REFIT_EVERY == _REFIT_AT:
       self._refit(step)

@@ -132,6 +132,7 @@ class Policy:
   def serve(self, keys):
     """One prompt; returns the depth at which it resumes."""
     self.step += 1
+    self.recompute()
     path = [tuple(keys[:k]) for k in range(1, len(keys) + 1)]
     matched = sum(prefix in self.numbers for prefix in path)
     resumed = max((len(p) for p in path[:matched] if p in self.held), default=0)
@@ -143,7 +144,6 @@ class Policy:
     for prefix in path:
       self.numbers.setdefault(prefix, len(self.numbers) + 1)
       self.length_through[prefix] = len(keys)
-    self.recompute()
     offered = self.candidates(path, matched, resumed, turn, gap)
     self.held |= set(offered[-self.slots :])
     while len(self.held) > self.slots:

@@ -12,7 +12,6 @@ counts as held is one of
 so a new state enters only where it is worth more than what has to leave for it.
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ from sparse_prefix_jax.placement.worth import Adaptive, Visit
 from ..results import Shortage
 from ..tree import Node, State
 
-_DIGEST_BYTES = 16
 # Of states that free nothing of what is short, the rest decides.
 _NOTHING = 1e-9
 
@@ -39,6 +37,10 @@ class _Offer(NamedTuple):
 def keys_of(blocks: Sequence[Hashable], salt: bytes) -> list[Hashable]:
   """Keys of blocks as a policy remembers them: short, and apart by tenants.
 
+  Of ids it remembers Python's hash: 64 bits, keyed anew in every process. They
+  are compared to learn from, never to resume by; and of a block that is stored
+  the hash is known already.
+
   Args:
     blocks: Keys of whole blocks from the start.
     salt: The tenant.
@@ -46,13 +48,12 @@ def keys_of(blocks: Sequence[Hashable], salt: bytes) -> list[Hashable]:
   >>> keys_of(["a", "b"], b"salt")
   [(b'salt', 'a'), 'b']
   """
-  keys = [_digest(key) if isinstance(key, bytes) else key for key in blocks]
-  return [(salt, keys[0]), *keys[1:]] if keys else []
-
-
-def _digest(key: bytes) -> bytes:
-  """A few bytes for the ids of a block: they are compared, never read."""
-  return hashlib.blake2b(key, digest_size=_DIGEST_BYTES).digest()
+  if not blocks:
+    return []
+  ids = isinstance(blocks[0], bytes)
+  keys: list[Hashable] = [*map(hash, blocks)] if ids else [*blocks]
+  keys[0] = salt, keys[0]
+  return keys
 
 
 def _keys_to(node: Node) -> list[Hashable]:
@@ -162,6 +163,10 @@ class Worth:
       salt: The tenant.
     """
     return self._policy.observe(keys_of(blocks, salt))
+
+  def catch_up(self) -> None:
+    """Learns now what the next prompt would have to wait for."""
+    self._policy.catch_up()
 
   def offer(
     self,
