@@ -96,7 +96,7 @@ _TEXTS = {
   "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
   "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
   "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
-  " adaptive for states, last otherwise).",
+  " last for sequences and beside --eviction=lru or fifo, else adaptive).",
   "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
   " sequences, lru otherwise; adaptive evicts by its own index).",
   "preset": "Model whose sizes count for bytes (simulate: by default"

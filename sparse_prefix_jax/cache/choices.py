@@ -1,5 +1,6 @@
 """What a cache is made with: each choice checked, in one sentence."""
 
+from sparse_prefix_jax.cache.index import placement_for
 from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
@@ -77,17 +78,21 @@ def serving_planner(
 
 
 def checked_policy(
-  placement: PlacementPolicy | str, chunk: int
+  placement: PlacementPolicy | str | None, chunk: int, eviction: str | None
 ) -> PlacementPolicy:
   """The policy of that name, on the lattice of a model.
 
   Args:
-    placement: A policy, or a name with its budget, such as "conditional:1".
+    placement: A policy, or a name with its budget, such as "conditional:1";
+      None leaves it to the rule of eviction.
     chunk: Tokens of a chunk of the model, c.
+    eviction: The rule that was asked for, or None.
 
   Raises:
     ValueError: If it is neither, or of another lattice.
   """
+  if placement is None:
+    placement = placement_for(eviction)
   if isinstance(placement, str):
     name, _, budget = placement.partition(":")
     placement = PlacementPolicy(name, _number(budget), chunk=chunk)

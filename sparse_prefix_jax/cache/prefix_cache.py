@@ -77,7 +77,7 @@ class PrefixCache:
     model: HybridDecoder,
     *,
     capacity: int | str,
-    placement: PlacementPolicy | str = "last",
+    placement: PlacementPolicy | str | None = None,
     eviction: str | None = None,
     cost: PrefillCost | None = None,
     state_share: float | None = None,
@@ -90,6 +90,8 @@ class PrefixCache:
       capacity: Bytes for states, keys and values, stored or in use; a number,
         or a size such as "4GiB".
       placement: A policy, or a name with its budget, such as "conditional:1".
+        None is "adaptive", which weighs all states against each other and has
+        nothing to set; or "last", where an eviction of others is named.
       eviction: "lru" or "fifo"; None is "lru", or what the placement brings:
         `adaptive` evicts by its own "index".
       cost: What prefill costs, which `optimal` and `conditional` spare; by
@@ -113,7 +115,8 @@ class PrefixCache:
     sizes = shares_of(self.config, capacity)
     share = checked_share(state_share, sizes)
     slots, pages = sizes.split(share)
-    policy = checked_policy(placement, self.config.numerics.chunk)
+    chunk = self.config.numerics.chunk
+    policy = checked_policy(placement, chunk, eviction)
     rule = eviction_for(policy.name, eviction)
     self.store = PrefixStore(
       Budget(
@@ -125,7 +128,7 @@ class PrefixCache:
         remembered_bytes=parse_bytes(remembered, name="remembered"),
       ),
       serving_planner(policy, self.config, cost),
-      chunk=self.config.numerics.chunk,
+      chunk=chunk,
       eviction=rule,
       stores=policy.name != "no_cache",
     )

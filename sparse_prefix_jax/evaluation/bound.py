@@ -22,10 +22,10 @@ method. So the figure is certified: no more than its arithmetic has to be right.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.evaluation.anchor_rules import Path
 
@@ -66,6 +66,76 @@ class Bound(NamedTuple):
 
   blocks: int
   prices: Float64[np.ndarray, "requests"]
+
+
+class Relaxed(NamedTuple):
+  """The relaxed problem at some prices.
+
+  Attributes:
+    value: An upper bound, in blocks.
+    prices: Those prices, per step.
+    slope: How the value changes with each price: what there is at the step,
+      less what is taken of it.
+  """
+
+  value: float
+  prices: Float64[np.ndarray, "steps"]
+  slope: Float64[np.ndarray, "steps"]
+
+
+@runtime_checkable
+class Dual(Protocol):
+  """The relaxed problem as a function of the prices."""
+
+  def relax(self, prices: Float64[np.ndarray, "steps"]) -> Relaxed:
+    """Lets every request choose by itself."""
+    ...
+
+
+def _value(relaxed: Relaxed) -> float:
+  """What is minimised."""
+  return relaxed.value
+
+
+def lowest(dual: Dual, steps: Float64[np.ndarray, "steps"]) -> Bound:
+  """Returns the lowest bound that prices were found for.
+
+  Args:
+    dual: The relaxed problem.
+    steps: 1 where a step may have a price, 0 where it has none.
+  """
+  constants = np.concatenate([[0.0], np.geomspace(1e-5, 1e3, 25)])
+  best = min((dual.relax(c * steps) for c in constants), key=_value)
+  best = _descend(dual, best, steps)
+  return Bound(int(best.value * (1 + _ROUNDING) + _ROUNDING), best.prices)
+
+
+class Choices:
+  """Which intervals belong to each request, to choose one of them.
+
+  Args:
+    request: Who could resume by each interval, ascending.
+  """
+
+  def __init__(self, request: Int64[np.ndarray, "n"]) -> None:
+    """Finds where the intervals of each request begin."""
+    changes = np.diff(request, prepend=-1) > 0
+    self._first = np.flatnonzero(changes)
+    self._group = np.cumsum(changes) - 1
+
+  def best(
+    self, profit: Float64[np.ndarray, "n"]
+  ) -> tuple[float, Int64[np.ndarray, "chosen"]]:
+    """What requests gain in all, and the first best interval of who gains.
+
+    Args:
+      profit: Of every interval.
+    """
+    most = np.maximum.reduceat(profit, self._first)
+    best = (profit == most[self._group]) & (profit > 0)
+    found = np.flatnonzero(best)
+    chosen = found[np.unique(self._group[found], return_index=True)[1]]
+    return float(most[most > 0].sum()), chosen
 
 
 def intervals_of(paths: Sequence[Path], *, warmup: int = 0) -> Intervals:
@@ -117,11 +187,7 @@ def upper_bound(intervals: Intervals, slots: int) -> Bound:
   if not intervals.request.size:
     return Bound(0, np.zeros(intervals.requests))
   dual = _Dual(intervals, slots)
-  steps = np.ones(intervals.requests)
-  constants = np.concatenate([[0.0], np.geomspace(1e-5, 1e3, 25)])
-  best = min((dual.relax(c * steps) for c in constants), key=_value)
-  best = _descend(dual, best)
-  return Bound(int(best.value * (1 + _ROUNDING) + _ROUNDING), best.prices)
+  return lowest(dual, np.ones(intervals.requests))
 
 
 def hindsight(intervals: Intervals, bound: Bound, slots: int) -> int:
@@ -155,25 +221,6 @@ def hindsight(intervals: Intervals, bound: Bound, slots: int) -> int:
   return saved
 
 
-class _Relaxed(NamedTuple):
-  """The relaxed problem at some prices.
-
-  Attributes:
-    value: An upper bound, in blocks.
-    prices: Those prices, per step.
-    slope: How the value changes with each price: K less what covers the step.
-  """
-
-  value: float
-  prices: Float64[np.ndarray, "steps"]
-  slope: Float64[np.ndarray, "steps"]
-
-
-def _value(relaxed: _Relaxed) -> float:
-  """What is minimised."""
-  return relaxed.value
-
-
 def _price(
   intervals: Intervals, prices: Float64[np.ndarray, "steps"]
 ) -> Float64[np.ndarray, "n"]:
@@ -183,42 +230,34 @@ def _price(
 
 
 class _Dual:
-  """The relaxed problem as a function of the prices."""
+  """The relaxed problem of K states."""
 
   def __init__(self, intervals: Intervals, slots: int) -> None:
-    """Finds where the intervals of each request begin."""
+    """Knows who may choose what."""
     self._intervals, self._slots = intervals, slots
-    changes = np.diff(intervals.request, prepend=-1) > 0
-    self._first = np.flatnonzero(changes)
-    self._group = np.cumsum(changes) - 1
+    self._choices = Choices(intervals.request)
 
-  def relax(self, prices: Float64[np.ndarray, "steps"]) -> _Relaxed:
+  def relax(self, prices: Float64[np.ndarray, "steps"]) -> Relaxed:
     """Lets every request choose by itself."""
     intervals, size = self._intervals, self._intervals.requests
-    profit = intervals.gain - _price(intervals, prices)
-    most = np.maximum.reduceat(profit, self._first)
-    chosen = self._chosen(profit, most)
+    gained, chosen = self._choices.best(
+      intervals.gain - _price(intervals, prices)
+    )
     starts = np.bincount(intervals.since[chosen], minlength=size)
     ends = np.bincount(intervals.request[chosen], minlength=size)
-    covered = np.cumsum(starts - ends)
-    value = most[most > 0].sum() + self._slots * prices.sum()
-    return _Relaxed(float(value), prices, (self._slots - covered).astype(float))
-
-  def _chosen(
-    self, profit: Float64[np.ndarray, "n"], most: Float64[np.ndarray, "groups"]
-  ) -> Int64[np.ndarray, "chosen"]:
-    """The first best interval of every request that gains by one."""
-    best: Bool[np.ndarray, "n"] = (profit == most[self._group]) & (profit > 0)
-    found = np.flatnonzero(best)
-    return found[np.unique(self._group[found], return_index=True)[1]]
+    slope = (self._slots - np.cumsum(starts - ends)).astype(float)
+    return Relaxed(gained + self._slots * float(prices.sum()), prices, slope)
 
 
-def _descend(dual: _Dual, best: _Relaxed) -> _Relaxed:
+def _descend(
+  dual: Dual, best: Relaxed, steps: Float64[np.ndarray, "steps"]
+) -> Relaxed:
   """Lowers the bound by steps against the slope, each of Polyak's length."""
   now, length, stalled = best, _FIRST_STEP, 0
   for _ in range(_ITERATIONS):
     # A price of 0 cannot fall.
     slope = np.where((now.slope > 0) & (now.prices <= 0), 0.0, now.slope)
+    slope = slope * steps
     # Not a product: threads of BLAS wait for each other on a busy machine.
     norm = float(np.square(slope).sum())
     if not norm:

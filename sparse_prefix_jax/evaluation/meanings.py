@@ -68,6 +68,10 @@ _KINDS = {
     " where it is undivided.",
     "reasons": "How many requests went no deeper, for each reason; refused ones"
     " have none.",
+    "upper_bound_tokens": "What no policy saves more than of the requests that"
+    " were served, with as many bytes, undivided, though it knew all to come.",
+    "percent_of_upper_bound": "Share of upper_bound_tokens that is"
+    " tokens_saved, in percent.",
   },
 }
 

@@ -64,7 +64,7 @@ class SimulationReport:
       where the capacity is undivided.
     reasons: How many requests went no deeper, for each reason.
     upper_bound_tokens: What no policy can save more than, knowing the future;
-      None unless the capacity is of states.
+      None for a capacity of sequences, by rules of which there is no bound.
   """
 
   trace: str
@@ -184,6 +184,7 @@ class Tally:
     moved_bytes: See there.
     state_share: See there.
     reasons: See there; empty unless a store is replayed.
+    refused: Places in the stream of those that were refused.
   """
 
   requests: int = 0
@@ -203,6 +204,7 @@ class Tally:
   reasons: collections.Counter[str] = dataclasses.field(
     default_factory=collections.Counter
   )
+  refused: list[int] = dataclasses.field(default_factory=list)
 
   def add(self, *, length: int, saved: int, overlap: int, states: int) -> None:
     """Counts one measured request.

@@ -1,9 +1,10 @@
 """Replay a request stream against a placement policy, without a model."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sparse_prefix_jax.cache.index import eviction_for
+from sparse_prefix_jax.cache.index import eviction_for, placement_for
 from sparse_prefix_jax.evaluation.anchor_rules import (
   replay_adaptive,
   replay_states,
@@ -11,6 +12,10 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   wanted_depths,
 )
 from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
+from sparse_prefix_jax.evaluation.bound_of_bytes import (
+  Prompt,
+  upper_bound_of_bytes,
+)
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
@@ -53,16 +58,14 @@ def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
   """Returns the placement unless another is named.
 
   Args:
-    capacity: It is `adaptive` for states and `last` for the rest.
-    eviction: It is `last` too where a rule is named that others have, and
-      `adaptive` for bytes too where its own is named.
+    capacity: It is `last` for the paper's sequences, which share nothing.
+    eviction: For states and bytes it is `adaptive`, or `last` where a rule is
+      named that goes with others.
 
-  >>> default_placement(Capacity("states", 9))
+  >>> default_placement(Capacity("bytes", 9))
   'adaptive'
   """
-  own = capacity.kind != "sequences" and eviction == "index"
-  shared = own or (capacity.kind == "states" and eviction is None)
-  return "adaptive" if shared else "last"
+  return "last" if capacity.kind == "sequences" else placement_for(eviction)
 
 
 def _check(
@@ -226,7 +229,29 @@ def _of_bytes(
       f"states take {2 * sizes.state_bytes} bytes, and each block of "
       f"{policy.chunk} tokens takes {sizes.page_bytes} more"
     )
-  return _report(run, tally, sizes)
+  return _report(run, tally, sizes, bound=_bound_of_bytes(run, tally, sizes))
+
+
+def _bound_of_bytes(run: _Run, tally: Tally, sizes: Sizes) -> int:
+  """What nobody saves more of those who were served, in tokens."""
+  chunk, refused = run.policy.chunk, {*tally.refused}
+  served = [i for i in range(len(run.requests)) if i not in refused]
+  asked = [run.requests.requests[i] for i in served]
+  paths = tree_paths(
+    dataclasses.replace(run.requests, requests=tuple(asked)), chunk
+  )
+  lengths = [request.prompt_length for request in asked]
+  bound = upper_bound_of_bytes(
+    [
+      Prompt(path.nodes, (length - 1) // chunk, -(-length // chunk))
+      for path, length in zip(paths, lengths)
+    ],
+    capacity=run.capacity.amount,
+    state_bytes=sizes.state_bytes,
+    page_bytes=sizes.page_bytes,
+    warmup=sum(i < run.warmup for i in served),
+  )
+  return bound.blocks * chunk
 
 
 def _of_states(run: _Run) -> SimulationReport:

@@ -320,6 +320,7 @@ def replay_store(
       store.planner.end_warmup()
       since = _Since.now(store)
     served = _replay_request(store, asked, trace, tally)
+    tally.refused += [position] * (served is None)
     if position >= warmup:
       _count(tally, asked, served)
   end = _Since.now(store)

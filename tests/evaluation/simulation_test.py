@@ -133,7 +133,7 @@ def test_default_evictions():
   assert names == ["fifo", "lru", "lru"]
 
 
-def test_adaptive_is_the_default_of_states_and_evicts_by_itself():
+def test_adaptive_is_the_default_and_evicts_by_itself():
   policy = PlacementPolicy("adaptive")
   report = simulate(STREAM, policy, Capacity("states", 9), warmup_fraction=0.25)
   assert (report.placement, report.eviction) == ("adaptive", "index")
@@ -150,8 +150,31 @@ def test_adaptive_is_the_default_of_states_and_evicts_by_itself():
     for eviction in (None, "index", "lru")
   }
   adaptive = [asked for asked, name in chosen.items() if name == "adaptive"]
-  assert adaptive == [("states", None), ("states", "index"), ("bytes", "index")]
+  assert adaptive == [
+    (kind, eviction)
+    for kind in ("states", "bytes")
+    for eviction in (None, "index")
+  ]
   assert {*chosen.values()} == {"adaptive", "last"}
+
+
+@pytest.mark.parametrize("placement", ["adaptive", "last", "no_cache"])
+@pytest.mark.parametrize("share", [None, "chosen"])
+def test_no_policy_of_bytes_saves_more_than_the_bound(placement, share):
+  policy, sizes = PlacementPolicy(placement), Sizes(300, 10)
+  for capacity in (2_500, 6_000, 10**6):
+    report = simulate(
+      STREAM,
+      policy,
+      Capacity("bytes", capacity),
+      sizes=sizes,
+      state_share=share,
+      warmup_fraction=0.25,
+    )
+    assert report.tokens_saved <= report.upper_bound_tokens
+    if placement != "no_cache":  # Which remembers nothing.
+      assert report.upper_bound_tokens <= report.reusable_tokens
+  assert (report.percent_of_upper_bound > 0) == (placement != "no_cache")
 
 
 def test_adaptive_is_refused_where_it_cannot_be():

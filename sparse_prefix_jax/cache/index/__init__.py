@@ -10,6 +10,7 @@ from .eviction import EVICTIONS as EVICTIONS
 from .eviction import EvictionRule as EvictionRule
 from .eviction import Worth as Worth
 from .eviction import eviction_for as eviction_for
+from .eviction import placement_for as placement_for
 from .eviction import rule_for as rule_for
 from .index import PrefixIndex as PrefixIndex
 from .results import Grown as Grown

@@ -83,6 +83,18 @@ def eviction_for(placement: str, eviction: str | None = None) -> str:
   )
 
 
+def placement_for(eviction: str | None) -> str:
+  """Returns the name of the placement where none was asked for.
+
+  Args:
+    eviction: The rule that was asked for, or None.
+
+  >>> placement_for(None), placement_for("lru")
+  ('adaptive', 'last')
+  """
+  return "adaptive" if eviction in (None, "index") else "last"
+
+
 def _known(name: object) -> str:
   """The name of a rule that there is."""
   if isinstance(name, str) and name in EVICTIONS:

@@ -1,0 +1,150 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.evaluation.bound_of_bytes import (
+  Prompt,
+  hindsight_of_bytes,
+  upper_bound_of_bytes,
+)
+
+STATE, PAGE = 3, 2
+
+
+def prompts_of(words, blocks_left_out=0):
+  """Numbered prefixes; every prompt has a token behind its whole blocks."""
+  numbers, prompts = {}, []
+  for word in words:
+    prefixes = [tuple(word[:k]) for k in range(1, len(word) + 1)]
+    nodes = [numbers.setdefault(prefix, len(numbers)) for prefix in prefixes]
+    limit = max(len(word) - blocks_left_out, 0)
+    prompts.append(Prompt(tuple(nodes), limit, len(word) + 1))
+  return prompts
+
+
+def tiny(seed):
+  """A few short words over two letters, and a capacity that all fit."""
+  random = np.random.default_rng(seed)
+  sizes = random.integers(1, 4, random.integers(4, 9))
+  words = [random.integers(0, 2, size).tolist() for size in sizes]
+  prompts = prompts_of(words, blocks_left_out=seed % 2)
+  least = 2 * STATE + PAGE * max(prompt.pages for prompt in prompts)
+  return prompts, least + int(random.integers(0, 9))
+
+
+def pages_below(held, above):
+  """All nodes on the ways to some, as a set."""
+  found = set()
+  for node in held:
+    while node is not None and node not in found:
+      found.add(node)
+      node = above[node]
+  return found
+
+
+def most_saved(prompts, capacity, warmup=0):
+  """Every set of states that could be held after every request."""
+  above = {}
+  for prompt in prompts:
+    for parent, node in zip((None, *prompt.nodes), prompt.nodes):
+      above[node] = parent
+  best = {frozenset(): 0}
+  for position, prompt in enumerate(prompts):
+    after = {}
+    for held, saved in best.items():
+      for kept in subsets(held):
+        free = pages_below(kept, above) - {*prompt.nodes}
+        taken = STATE * (len(kept) + 2) + PAGE * (len(free) + prompt.pages)
+        if taken > capacity:
+          continue
+        depths = [k for k, n in enumerate(prompt.nodes, 1) if n in kept]
+        depths = [k for k in depths if k <= prompt.limit]
+        total = saved + max(depths, default=0) * (position >= warmup)
+        for then in subsets(kept | {*prompt.nodes}):
+          pages = pages_below(then, above)
+          if STATE * len(then) + PAGE * len(pages) <= capacity:
+            after[then] = max(after.get(then, 0), total)
+    best = after
+  return max(best.values())
+
+
+def subsets(nodes, most=3):
+  for size in range(min(most, len(nodes)) + 1):
+    yield from map(frozenset, itertools.combinations(sorted(nodes), size))
+
+
+def bound_of(prompts, capacity, warmup=0):
+  return upper_bound_of_bytes(
+    prompts,
+    capacity=capacity,
+    state_bytes=STATE,
+    page_bytes=PAGE,
+    warmup=warmup,
+  )
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_never_below_exhaustive_search_nor_below_a_plan(part):
+  """A hundred tiny streams; the bound is near all of them taken together."""
+  sums = np.zeros(2)
+  for seed in range(25 * part, 25 * part + 25):
+    prompts, capacity = tiny(seed)
+    bound = bound_of(prompts, capacity)
+    most = most_saved(prompts, capacity)
+    plan = hindsight_of_bytes(
+      prompts, bound, capacity=capacity, state_bytes=STATE, page_bytes=PAGE
+    )
+    assert plan <= most <= bound.blocks, seed
+    assert (bound.prices >= 0).all()
+    sums += bound.blocks, most
+  assert sums[0] <= 1.15 * sums[1]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_only_measured_requests_count(seed):
+  prompts, capacity = tiny(seed)
+  warmup = len(prompts) // 2
+  bound = bound_of(prompts, capacity, warmup)
+  assert most_saved(prompts, capacity, warmup) <= bound.blocks
+  assert not bound.prices[: max(warmup - 1, 0)].any()
+
+
+def conversations(seed, requests=400):
+  """Conversations that go on, under one of two system prompts."""
+  random = np.random.default_rng(seed)
+  talks, words = [[i % 2, 100 + i] for i in range(40)], []
+  for number in range(requests):
+    talk = talks[int(random.zipf(1.4)) % len(talks)]
+    talk += [1000 + number] * int(random.integers(1, 4))
+    words.append(list(talk))
+    if len(talk) > 30:
+      del talk[2:]
+  return prompts_of(words)
+
+
+@pytest.mark.parametrize("capacity", [150, 400, 1200])
+def test_a_plan_is_never_above_and_often_near(capacity):
+  prompts = conversations(capacity)
+  bound = bound_of(prompts, capacity)
+  plan = hindsight_of_bytes(
+    prompts, bound, capacity=capacity, state_bytes=STATE, page_bytes=PAGE
+  )
+  assert 0.8 * bound.blocks <= plan <= bound.blocks
+
+
+def test_with_room_for_all_everything_is_saved():
+  prompts = conversations(1)
+  seen, saved = set(), 0
+  for prompt in prompts:
+    known = sum(node in seen for node in prompt.nodes)
+    saved += min(known, prompt.limit)
+    seen |= {*prompt.nodes}
+  assert bound_of(prompts, 10**6).blocks == saved
+
+
+@pytest.mark.parametrize("words", [[], [[]], [[1], [2]], [[], [1, 2], [3]]])
+def test_streams_without_reuse_have_a_bound_of_zero(words):
+  prompts = prompts_of(words)
+  bound = bound_of(prompts, 1000)
+  assert bound.blocks == 0 and bound.prices.size == len(prompts)
