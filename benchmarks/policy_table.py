@@ -14,12 +14,12 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   tree_paths,
   wanted_depths,
 )
-from sparse_prefix_jax.evaluation.bound import (
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+from sparse_prefix_jax.placement.bounds import (
   hindsight,
   intervals_of,
   upper_bound,
 )
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import (
   Trace,

@@ -11,11 +11,6 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   tree_paths,
   wanted_depths,
 )
-from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
-from sparse_prefix_jax.evaluation.bound_of_bytes import (
-  Prompt,
-  upper_bound_of_bytes,
-)
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
@@ -31,6 +26,12 @@ from sparse_prefix_jax.evaluation.store_rules import (
   store_planner,
 )
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
+from sparse_prefix_jax.placement.bounds import (
+  Prompt,
+  intervals_of,
+  upper_bound,
+  upper_bound_of_bytes,
+)
 from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace
 

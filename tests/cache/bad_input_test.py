@@ -193,7 +193,7 @@ def test_under_jit_is_said(lived_in):
     ({"placement": "adaptive", "eviction": "lru"}, "evicts by its index"),
     ({"placement": "adaptive:2"}, "placement adaptive takes no budget"),
     ({"eviction": 5}, "eviction must be one of"),
-    ({"placement": None}, "placement must be"),
+    ({"placement": ["last"]}, "placement must be"),
     ({"placement": 5}, "placement must be"),
     ({"placement": "everywhere"}, "everywhere"),
     ({"remembered": -1}, "remembered"),

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.evaluation.bound_of_bytes import (
+from sparse_prefix_jax.placement.bounds import (
   Prompt,
   hindsight_of_bytes,
   upper_bound_of_bytes,

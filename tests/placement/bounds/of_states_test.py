@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.evaluation.anchor_rules import Path
-from sparse_prefix_jax.evaluation.bound import (
+from sparse_prefix_jax.placement.bounds import (
   hindsight,
   intervals_of,
   upper_bound,

@@ -1,6 +1,6 @@
 """What no policy can save with so many bytes, whatever it knows of the future.
 
-As with K states (`bound`), a request that resumes uses a state that was held
+As with K states (`of_states`), who resumes uses a state that was held
 since the last visit of its prefix; with it were held the pages of all blocks of
 the prefix. A page serves all states below it, so its price is shared: at every
 step the shares of a page over the requests that could use it then sum to 1,
@@ -26,7 +26,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from sparse_prefix_jax.evaluation.bound import Bound, Choices, Relaxed, lowest
+from sparse_prefix_jax.placement.bounds.dual import (
+  Bound,
+  Choices,
+  Relaxed,
+  lowest,
+)
 
 
 class Prompt(NamedTuple):
