@@ -28,7 +28,7 @@ from sparse_prefix_jax.cache.choices import checked_policy
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
-from sparse_prefix_jax.evaluation.sizes import Sizes
+from sparse_prefix_jax.evaluation.model_sizes import Sizes
 from sparse_prefix_jax.evaluation.store_rules import (
   commit_all,
   make_store,

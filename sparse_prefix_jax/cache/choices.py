@@ -1,14 +1,14 @@
 """What a cache is made with: each choice checked, in one sentence."""
 
+from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.index import placement_for
-from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 
-def shares_of(config: ModelConfig, capacity: int) -> Shares:
+def shares_of(config: ModelConfig, capacity: int) -> DividedCapacity:
   """Says how a capacity may be divided for a model.
 
   Args:
@@ -16,7 +16,7 @@ def shares_of(config: ModelConfig, capacity: int) -> Shares:
     capacity: Bytes for both.
   """
   numerics = config.numerics
-  return Shares(
+  return DividedCapacity(
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
@@ -25,7 +25,7 @@ def shares_of(config: ModelConfig, capacity: int) -> Shares:
   )
 
 
-def checked_share(share: float | None, sizes: Shares) -> float:
+def checked_share(share: float | None, sizes: DividedCapacity) -> float:
   """The share to begin with, under which one sequence can run.
 
   Args:
@@ -73,7 +73,7 @@ def serving_planner(
     cost=known.cumulative(depths, numerics.chunk),
     serving=True,
   )
-  planner.prepare()
+  planner.compile()
   return planner
 
 

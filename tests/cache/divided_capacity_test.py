@@ -4,7 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from sparse_prefix_jax.cache.shares import SHARES, Shares
+from sparse_prefix_jax.cache.divided_capacity import SHARES, DividedCapacity
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from tests.models_for_tests import tiny_config
 
@@ -18,7 +18,7 @@ def split_of(config, capacity, share):
 
 
 def shares_of(config, capacity):
-  return Shares(
+  return DividedCapacity(
     capacity,
     slot_bytes=state_bytes(config),
     page_bytes=page_bytes(config),
