@@ -66,9 +66,10 @@ class ShareChooser:
     self.share = self.chosen = self.due = sizes.first
     self.moves = self.moved_bytes = 0
     self._usable = sizes.usable
-    self._requests = 0
-    self._sum, self._used = 0.0, sizes.first
+    self._requests = self._tokens = 0
+    self._sum = 0.0
     self._mean: float | None = None
+    self._placed_by = store.planner
     undivided = dataclasses.replace(
       store.index.budget, slots=None, pages=None, remembered_bytes=0
     )
@@ -84,9 +85,21 @@ class ShareChooser:
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
     weighed = self._weighs and not running.decoded
-    self._serve(running.request if weighed else self._turn(running))
+    request = running.request if weighed else self._turn(running)
+    used = self._serve(request)
     if not running.decoded:
-      self._count()
+      self._count(request.length, used)
+
+  def refused(self, request: Request) -> None:
+    """Sees a prompt that the store has no room for; undivided it may fit."""
+    if not self._weighs:
+      positions = self._placed_by.positions(request.length)
+      request = dataclasses.replace(
+        request,
+        anchors=tuple(sorted({*request.anchors, *positions})),
+        placed=False,
+      )
+    self._count(request.length, self._serve(request))
 
   def _turn(self, running: Running) -> Request:
     """A sequence so far, with the positions that the real store keeps.
@@ -106,12 +119,17 @@ class ShareChooser:
       salt=running.request.salt,
     )
 
-  def _serve(self, request: Request) -> None:
-    """One whole life in the undivided store; what never fits is skipped."""
+  def _serve(self, request: Request) -> float | None:
+    """One whole life in the undivided store.
+
+    Returns:
+      The share that states had of what was held meanwhile: the request's own
+      slots and pages take part. None for what never fits, which is skipped.
+    """
     try:
       (running,) = self._shadow.open([request])
     except CapacityError:
-      return
+      return None
     try:
       segment = self._shadow.next_segment(running)
       if segment is not None:
@@ -119,22 +137,27 @@ class ShareChooser:
     except BaseException:
       self._shadow.drop(running)
       raise
-    # While it runs: its own slots and pages take part.
     index = self._shadow.index
-    self._used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+    used = index.held_slots * index.budget.slot_bytes / index.held_bytes
     self._shadow.close(running)
+    return used
 
-  def _count(self) -> None:
-    """One more request was opened; sometimes a share is chosen, or due."""
+  def _count(self, length: int, used: float | None) -> None:
+    """One more request was seen; sometimes a share is chosen, or due.
+
+    Long prompts count more: it is tokens that a share should save.
+    """
     self._requests += 1
-    self._sum += self._used
-    if self._requests == PERIOD - LEAD:
-      mean = self._sum / self._requests
+    if used is not None:
+      self._tokens += length
+      self._sum += length * used
+    if self._requests == PERIOD - LEAD and self._tokens:
+      mean = self._sum / self._tokens
       self._mean = mean if self._mean is None else _smooth(self._mean, mean)
       self.chosen = _next_share(self._usable, self.share, self._mean)
     if self._requests == PERIOD:
       self.due = self.chosen
-      self._requests, self._sum = 0, 0.0
+      self._requests, self._tokens, self._sum = 0, 0, 0.0
 
   def flush(self) -> None:
     """What was stored is gone, here as in the store."""
