@@ -65,7 +65,7 @@ def waits(
   """Milliseconds of every request, by the clock and of its thread."""
   depths = _TOKENS.value // DEFAULT_CHUNK + 1
   planner = Planner(policy, depths=depths, **options)
-  planner.prepare()
+  planner.compile()
   clock, thread, matched = [], [], None
   ids = np.random.default_rng(1).integers(0, 50_000, _TOKENS.value)
   ids = ids.astype(np.int32)

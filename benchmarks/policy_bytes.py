@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.policy_table import PLACED, parse_trace
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.evaluation import Capacity, Sizes, simulate
+from sparse_prefix_jax.evaluation import Capacity, ModelSizes, simulate
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace
 
@@ -53,7 +53,7 @@ def rows_of_bytes(
     A row per capacity and division: the percentage of the prompt tokens that
     each policy saves.
   """
-  sizes = Sizes.of_model(preset(model, dtype=dtype), case.trace.block)
+  sizes = ModelSizes.of_model(preset(model, dtype=dtype), case.trace.block)
   for amount, share in itertools.product(case.capacities, SHARES):
     yield {
       "stream": case.trace.name,
@@ -65,7 +65,7 @@ def rows_of_bytes(
 
 
 def _saved(
-  trace: Trace, sizes: Sizes, amount: int, share: str | None
+  trace: Trace, sizes: ModelSizes, amount: int, share: str | None
 ) -> dict[str, float]:
   """Percent of the prompt tokens that each policy saves."""
   saved = {}

@@ -15,7 +15,7 @@ from absl import app, flags
 from benchmarks import command_line
 from benchmarks.record import write_result
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.evaluation.sizes import Sizes
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import (
   make_store,
   replay_store,
@@ -38,7 +38,7 @@ def replay(trace: Trace, placement: str, gib: float, share) -> dict:
   name, _, budget = placement.partition(":")
   chunk = trace.block
   policy = PlacementPolicy(name, float(budget) if budget else None, chunk)
-  sizes = Sizes.of_model(preset("qwen3_5_0_8b"), chunk)
+  sizes = ModelSizes.of_model(preset("qwen3_5_0_8b"), chunk)
   store = make_store(
     store_planner(policy, sizes, depths=trace.longest // chunk + 2),
     sizes,

@@ -107,7 +107,7 @@ _PRESET = "qwen3_5_0_8b"
 _OF_BYTES = ("preset", "model", "dtype", "state_share")
 
 
-def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.Sizes:
+def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.ModelSizes:
   """Bytes of a state and of a page of `chunk` tokens, and the cost of prefill.
 
   They are those of a preset, or of the configuration in a model's folder;
@@ -125,7 +125,7 @@ def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.Sizes:
   config = named.named_config(
     name, values.model, dtype=values.dtype, ladder=ladder
   )
-  return evaluation.Sizes.of_model(config, chunk, name or values.model)
+  return evaluation.ModelSizes.of_model(config, chunk, name or values.model)
 
 
 def _state_share(text: str | None) -> float | str | None:

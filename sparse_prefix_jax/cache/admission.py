@@ -20,7 +20,7 @@ from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
 from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.placement.worth import Visit
 
-NUMBERS = itertools.count()
+SEQUENCE_NUMBERS = itertools.count()
 """Numbers of sequences, over all stores of a process."""
 
 
@@ -171,7 +171,7 @@ class Admission:
       request.length, overlap, match.features, prompt
     )
     if request.observed:
-      return _Seen(next(NUMBERS), features, None)
+      return _Seen(next(SEQUENCE_NUMBERS), features, None)
     self._planner.observe(
       overlap, entry=features, matched=match.features, prompt=prompt
     )
@@ -179,7 +179,7 @@ class Admission:
     if self._worth is not None:
       blocks = request.blocks[: (request.length - 1) // self._chunk]
       visit = self._worth.observe(blocks, request.salt)
-    return _Seen(next(NUMBERS), features, visit)
+    return _Seen(next(SEQUENCE_NUMBERS), features, visit)
 
   def _offer(
     self, request: Request, seen: _Seen, shared: Collection[int]

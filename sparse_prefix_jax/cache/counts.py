@@ -4,8 +4,8 @@ import collections
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import PrefixIndex, Reason
-from sparse_prefix_jax.cache.shares import ShareFollower
 
 if TYPE_CHECKING:
   from sparse_prefix_jax.cache.running import Running

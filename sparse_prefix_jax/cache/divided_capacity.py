@@ -22,7 +22,7 @@ _FIRST = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
-class Shares:
+class DividedCapacity:
   """How a capacity may be divided.
 
   Attributes:
@@ -32,7 +32,7 @@ class Shares:
     longest: Chunks of the longest sequence.
     probed: Pages that a probe of the programs takes: chunks of the largest.
 
-  >>> Shares(1000, slot_bytes=100, page_bytes=10, longest=8).split(0.5)
+  >>> DividedCapacity(1000, slot_bytes=100, page_bytes=10, longest=8).split(0.5)
   (5, 50)
   """
 
@@ -70,9 +70,9 @@ class Shares:
     fits is then a matter of the share, as it is of any fixed one. Where one
     kind of layers takes all, one share stands for them.
 
-    >>> Shares(10_000, 100, 10, 8).usable
+    >>> DividedCapacity(10_000, 100, 10, 8).usable
     (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
-    >>> Shares(1_000, 100, 10, 60).usable
+    >>> DividedCapacity(1_000, 100, 10, 60).usable
     (0.22, 0.3, 0.4)
     """
     if not self.slot_bytes or not self.page_bytes:

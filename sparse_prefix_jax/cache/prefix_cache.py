@@ -12,11 +12,10 @@ from sparse_prefix_jax.cache.call_lock import CallLock
 from sparse_prefix_jax.cache.choices import (
   checked_policy,
   checked_share,
+  divided_capacity,
   serving_planner,
-  shares_of,
 )
 from sparse_prefix_jax.cache.counts import StoreStats
-from sparse_prefix_jax.cache.dividing import Division
 from sparse_prefix_jax.cache.identity import (
   check_config,
   checked_model,
@@ -27,6 +26,7 @@ from sparse_prefix_jax.cache.index import Budget, eviction_for
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
+from sparse_prefix_jax.cache.share_mover import ShareMover
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
@@ -110,9 +110,9 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
-    sizes = shares_of(self.config, capacity)
-    share = checked_share(state_share, sizes)
-    slots, pages = sizes.split(share)
+    divided = divided_capacity(self.config, capacity)
+    share = checked_share(state_share, divided)
+    slots, pages = divided.split(share)
     policy = checked_policy(placement, self.config.numerics.chunk)
     rule = eviction_for(policy.name, eviction)
     self.store = PrefixStore(
@@ -131,11 +131,11 @@ class PrefixCache:
     )
     self._lock = CallLock()
     self._pools: Pools | None = self._fresh_pools()
-    self._division: Division | None = None
-    if state_share is None and len(sizes.usable) > 1:
-      chooser = ShareChooser(self.store, sizes, rule)
+    self._mover: ShareMover | None = None
+    if state_share is None and len(divided.usable) > 1:
+      chooser = ShareChooser(self.store, divided, rule)
       self.store.chooser = chooser
-      self._division = Division(self, chooser)
+      self._mover = ShareMover(self, chooser)
 
   @property
   def pools(self) -> Pools:
@@ -247,10 +247,10 @@ class PrefixCache:
       if sequence in running:
         self.store.drop(sequence, "its call was interrupted or failed")
 
-  def divide(self) -> None:
+  def move_if_due(self) -> None:
     """At the beginning of a call: gives states another share, if one is due."""
-    if self._division:
-      self._division.prepare()
+    if self._mover:
+      self._mover.move_if_due()
 
   def deliver(self) -> None:
     """Runs the handlers of signals that came meanwhile; they may raise."""

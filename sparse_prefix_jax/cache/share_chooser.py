@@ -8,10 +8,14 @@ weighs for itself: what a divided store captures is what it had slots for.
 
 import dataclasses
 
+from sparse_prefix_jax.cache.divided_capacity import (
+  PERIOD,
+  DividedCapacity,
+  nearest,
+)
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
-from sparse_prefix_jax.cache.shares import PERIOD, Shares, nearest
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
@@ -48,11 +52,11 @@ class ShareChooser:
 
   Args:
     store: Which it follows.
-    sizes: How its capacity may be divided.
+    divided: How its capacity may be divided.
     eviction: Its eviction rule.
 
   Attributes:
-    sizes: How the capacity may be divided.
+    divided: How the capacity may be divided.
     share: What the store has now.
     chosen: What it should have a period from now.
     due: What it should have now.
@@ -60,12 +64,14 @@ class ShareChooser:
     moved_bytes: What they copied.
   """
 
-  def __init__(self, store: PrefixStore, sizes: Shares, eviction: str) -> None:
+  def __init__(
+    self, store: PrefixStore, divided: DividedCapacity, eviction: str
+  ) -> None:
     """Follows nothing yet."""
-    self.sizes = sizes
-    self.share = self.chosen = self.due = sizes.first
+    self.divided = divided
+    self.share = self.chosen = self.due = divided.first
     self.moves = self.moved_bytes = 0
-    self._usable = sizes.usable
+    self._usable = divided.usable
     self._requests = self._tokens = 0
     self._sum = 0.0
     self._mean: float | None = None

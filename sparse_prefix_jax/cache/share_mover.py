@@ -60,7 +60,7 @@ class PoolOwner(Protocol):
     """Runs the handlers of signals that came meanwhile."""
 
 
-class Division:
+class ShareMover:
   """Keeps the pools of a cache divided as its chooser says.
 
   Args:
@@ -73,7 +73,7 @@ class Division:
     self._cache, self._chooser = cache, chooser
     self._compiled: dict[float, concurrent.futures.Future[None]] = {}
 
-  def prepare(self) -> None:
+  def move_if_due(self) -> None:
     """Before a call: compiles what is chosen, moves to what is due."""
     chooser = self._chooser
     for share in {chooser.chosen, chooser.due} - {chooser.share}:
@@ -85,7 +85,7 @@ class Division:
     """Starts to compile the programs of a share, once."""
     if share in self._compiled:
       return
-    slots, pages = self._chooser.sizes.split(share)
+    slots, pages = self._chooser.divided.split(share)
     cache = self._cache
     # The thread gets shapes: an array would live as long as it compiles.
     weights, shapes = ahead_shapes(
@@ -108,7 +108,7 @@ class Division:
       bits = self._probe()
       if not self._is_compiled(share):
         return
-      copied = self._resize(*chooser.sizes.split(share), back=before)
+      copied = self._resize(*chooser.divided.split(share), back=before)
       if self._probes_as(bits):
         chooser.moved(share, copied)
         return
@@ -145,7 +145,7 @@ class Division:
       Bytes copied.
     """
     cache, store = self._cache, self._cache.store
-    moved = store.begin_resize(slots, pages, spare=self._chooser.sizes.spare)
+    moved = store.begin_resize(slots, pages, spare=self._chooser.divided.spare)
     try:
       for pools in moved_pools(cache.pools, moved.slots, moved.pages):
         cache.pools = pools
@@ -181,7 +181,7 @@ class Division:
       CapacityError: If running sequences leave no room for it.
     """
     cache, bits = self._cache, []
-    with cache.store.spare(*self._chooser.sizes.spare) as lease:
+    with cache.store.spare(*self._chooser.divided.spare) as lease:
       probing = probe(cache.frozen, cache.pools, lease.slots, lease.pages)
       for pools, digest in probing:
         cache.pools = pools

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 
-from sparse_prefix_jax.cache.admission import NUMBERS, Admission
+from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS, Admission
 from sparse_prefix_jax.cache.audit import audit_sequences
 from sparse_prefix_jax.cache.canonical import (
   grow,
@@ -22,6 +22,7 @@ from sparse_prefix_jax.cache.canonical import (
   store_past,
 )
 from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
+from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import (
   Budget,
   Lease,
@@ -42,7 +43,6 @@ from sparse_prefix_jax.cache.running import (
   twin_of,
 )
 from sparse_prefix_jax.cache.segments import next_segment
-from sparse_prefix_jax.cache.shares import ShareFollower
 from sparse_prefix_jax.placement import Planner
 from sparse_prefix_jax.runtime.segment import Segment
 
@@ -275,7 +275,7 @@ class PrefixStore:
       if pin:
         self.index.unpin(pin)
       raise
-    twin = twin_of(running, next(NUMBERS), lease, pin, claims)
+    twin = twin_of(running, next(SEQUENCE_NUMBERS), lease, pin, claims)
     self._running[twin.number] = twin
     return twin, copies_of(running, twin, partial)
 

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
+from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -80,7 +80,7 @@ class ColdRuns:
 
   def _run(self, tokens: np.ndarray) -> Cold:
     config, chunk = self.model.config, self.model.config.numerics.chunk
-    slots, pages = Shares(
+    slots, pages = DividedCapacity(
       self._capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),

@@ -8,6 +8,7 @@ from sparse_prefix_jax.cache.index import EVICTIONS as EVICTIONS
 from .capacity import Capacity as Capacity
 from .capacity import parse_capacity as parse_capacity
 from .meanings import meanings_of as meanings_of
+from .model_sizes import ModelSizes as ModelSizes
 from .paper_rules import Decision as Decision
 from .paper_rules import Lookup as Lookup
 from .paper_rules import look_up as look_up
@@ -16,4 +17,3 @@ from .report import SimulationReport as SimulationReport
 from .report import write_json as write_json
 from .simulation import default_placement as default_placement
 from .simulation import simulate as simulate
-from .sizes import Sizes as Sizes

@@ -8,7 +8,7 @@ from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
   """Bytes of what a cache holds, for one model.
 
   Attributes:
@@ -44,7 +44,7 @@ class Sizes:
   @classmethod
   def of_model(
     cls, config: ModelConfig, block: int, name: str | None = None
-  ) -> "Sizes":
+  ) -> "ModelSizes":
     """Returns what a model keeps, and what its prefill costs.
 
     Args:
@@ -53,7 +53,7 @@ class Sizes:
       name: What the model is called, if it is to be told.
 
     >>> from sparse_prefix_jax import preset
-    >>> Sizes.of_model(preset("tiny"), block=128).page_bytes
+    >>> ModelSizes.of_model(preset("tiny"), block=128).page_bytes
     65536
     """
     pages, numerics = page_bytes(config) * block, config.numerics

@@ -12,6 +12,7 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
 )
 from sparse_prefix_jax.evaluation.bound import intervals_of, upper_bound
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
   look_up,
@@ -19,7 +20,6 @@ from sparse_prefix_jax.evaluation.paper_rules import (
   tally_decisions,
 )
 from sparse_prefix_jax.evaluation.report import SimulationReport, Tally
-from sparse_prefix_jax.evaluation.sizes import Sizes
 from sparse_prefix_jax.evaluation.store_rules import (
   make_store,
   replay_store,
@@ -116,7 +116,7 @@ def simulate(
   *,
   eviction: str | None = None,
   warmup_fraction: float = 0.0,
-  sizes: Sizes | None = None,
+  sizes: ModelSizes | None = None,
   state_share: float | str | None = "chosen",
   lookups: Sequence[Lookup] | None = None,
   progress: bool = False,
@@ -203,7 +203,7 @@ class _Run(NamedTuple):
 
 
 def _of_bytes(
-  run: _Run, sizes: Sizes | None, state_share: float | str | None
+  run: _Run, sizes: ModelSizes | None, state_share: float | str | None
 ) -> SimulationReport:
   """Replays a stream in the store of a server."""
   policy = run.policy
@@ -274,7 +274,7 @@ def _of_entries(
 def _report(
   run: _Run,
   tally: Tally,
-  sizes: Sizes | None = None,
+  sizes: ModelSizes | None = None,
   bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""

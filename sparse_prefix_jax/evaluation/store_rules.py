@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
@@ -18,17 +19,16 @@ from sparse_prefix_jax.cache.index import (
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
-from sparse_prefix_jax.cache.shares import Shares
 from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.report import Tally
-from sparse_prefix_jax.evaluation.sizes import Sizes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
 
 def store_planner(
   policy: PlacementPolicy,
-  sizes: Sizes,
+  sizes: ModelSizes,
   *,
   depths: int,
   warming_up: bool = False,
@@ -41,7 +41,7 @@ def store_planner(
     depths: Number of depth bins of a chunk.
     warming_up: Whether leading requests only fill the cache.
 
-  >>> sizes = Sizes(state_bytes=100, page_bytes=10)
+  >>> sizes = ModelSizes(state_bytes=100, page_bytes=10)
   >>> planner = store_planner(PlacementPolicy("last"), sizes, depths=8)
   >>> planner.positions(128)
   (64,)
@@ -59,7 +59,7 @@ def store_planner(
 
 def make_store(
   planner: Planner,
-  sizes: Sizes,
+  sizes: ModelSizes,
   *,
   capacity_bytes: int,
   longest: int,
@@ -87,13 +87,13 @@ def make_store(
 
   >>> from sparse_prefix_jax.placement import PlacementPolicy
   >>> planner = Planner(PlacementPolicy("last"), depths=8)
-  >>> sizes = Sizes(state_bytes=100, page_bytes=10)
+  >>> sizes = ModelSizes(state_bytes=100, page_bytes=10)
   >>> store = make_store(planner, sizes, capacity_bytes=999, longest=64)
   >>> store.index.budget.slots
   3
   """
   chunk = planner.policy.chunk
-  sizes_of = Shares(
+  divided = DividedCapacity(
     capacity_bytes,
     sizes.state_bytes,
     sizes.page_bytes,
@@ -101,8 +101,8 @@ def make_store(
     probed=sizes.probed,
   )
   rule = eviction_for(planner.policy.name, eviction)
-  first = _first_share(state_share, sizes_of)
-  slots, pages = (None, None) if first is None else sizes_of.split(first)
+  first = _first_share(state_share, divided)
+  slots, pages = (None, None) if first is None else divided.split(first)
   store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
     planner,
@@ -110,17 +110,19 @@ def make_store(
     eviction=rule,
     stores=planner.policy.name != "no_cache",
   )
-  if state_share == "chosen" and len(sizes_of.usable) > 1:
-    store.chooser = ShareChooser(store, sizes_of, rule)
+  if state_share == "chosen" and len(divided.usable) > 1:
+    store.chooser = ShareChooser(store, divided, rule)
   return store
 
 
-def _first_share(share: float | str | None, sizes: Shares) -> float | None:
+def _first_share(
+  share: float | str | None, divided: DividedCapacity
+) -> float | None:
   """The share to begin with; ValueError for what says nothing of one."""
   if share is None:
     return None
   if share == "chosen":
-    return sizes.first
+    return divided.first
   if isinstance(share, float) and 0 < share < 1:
     return share
   raise ValueError(
@@ -141,7 +143,7 @@ def share_of(store: PrefixStore) -> float | None:
   >>> policy = PlacementPolicy("last", chunk=4)
   >>> store = make_store(
   ...   Planner(policy, depths=8),
-  ...   Sizes(state_bytes=100, page_bytes=10),
+  ...   ModelSizes(state_bytes=100, page_bytes=10),
   ...   capacity_bytes=1000,
   ...   longest=32,
   ...   state_share=0.25,
@@ -245,8 +247,8 @@ def move_if_due(store: PrefixStore, chooser: ShareChooser) -> None:
   """
   if chooser.due == chooser.share:
     return
-  slots, pages = chooser.sizes.split(chooser.due)
-  spare = chooser.sizes.spare
+  slots, pages = chooser.divided.split(chooser.due)
+  spare = chooser.divided.spare
   try:
     with store.spare(*spare):
       pass

@@ -116,7 +116,7 @@ class Pooled:
       return None
     return [d for d in self._plan if d * self._chunk <= features.length]
 
-  def prepare(self) -> None:
+  def compile(self) -> None:
     """Compiles the solver, so that no plan has to."""
     if self._exact:
       counts = np.zeros(self.histogram.counts.shape, np.float64)

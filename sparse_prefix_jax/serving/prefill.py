@@ -122,7 +122,7 @@ def prefill(
   done: list[_Done] = []
   with cache.call() as mine:
     cache.check_model(model)
-    cache.divide()
+    cache.move_if_due()
     for request in waiting:
       cache.store.check_fits(request)
     while waiting:

@@ -6,7 +6,7 @@ import pytest
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.share_chooser import LEAD, PERIOD
-from sparse_prefix_jax.evaluation.sizes import Sizes
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import make_store, run_prompt
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
@@ -17,7 +17,7 @@ def store_of(name="last", capacity=10_000):
   """States as large as ten pages; no share has room for the longest."""
   return make_store(
     Planner(PlacementPolicy(name, chunk=CHUNK), depths=200, serving=True),
-    Sizes(state_bytes=100, page_bytes=10),
+    ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=capacity,
     longest=100_000,
   )

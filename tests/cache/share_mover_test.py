@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
-from sparse_prefix_jax.cache import dividing, share_chooser
+from sparse_prefix_jax.cache import share_chooser, share_mover
 from sparse_prefix_jax.contract import differing_bits, poison
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs, resize
@@ -67,10 +67,10 @@ def test_a_move_keeps_bits_and_entries(share):
   cache, running = lived_in()
   before = cache.store.stats()
   due(cache, share)
-  cache.divide()
+  cache.move_if_due()
   chooser = cache.store.chooser
   assert (chooser.share, chooser.moves) == (share, 1)
-  slots, pages = chooser.sizes.split(share)
+  slots, pages = chooser.divided.split(share)
   assert sizes_of(cache) == ({slots, pages}, {slots, pages})
   after = cache.store.stats()
   assert after.stored_states == before.stored_states
@@ -83,7 +83,7 @@ def test_there_and_back_again():
   first = cache.store.chooser.share
   for share in (0.14, 0.55, first):
     due(cache, share)
-    cache.divide()
+    cache.move_if_due()
     cache.audit()
     assert cache.store.chooser.share == share
   assert cache.store.chooser.moves == 3
@@ -94,7 +94,7 @@ def test_a_smaller_share_evicts_what_it_has_no_room_for():
   cache, running = lived_in()
   states = cache.store.stats().stored_states
   due(cache, 0.08)
-  cache.divide()
+  cache.move_if_due()
   stats = cache.store.stats()
   assert 0 < stats.stored_states < states and stats.evicted_states > 0
   check(cache, running, entries=0)
@@ -106,11 +106,11 @@ def test_running_sequences_that_hold_too_much_put_a_move_off():
   sequences = prefill(small_model(), cache, prompts).sequences
   share = cache.store.chooser.share
   due(cache, 0.08)
-  cache.divide()
+  cache.move_if_due()
   assert cache.store.chooser.share == share
   cache.audit()
   cache.release(sequences)
-  cache.divide()
+  cache.move_if_due()
   assert cache.store.chooser.share == 0.08
   cache.audit()
 
@@ -145,9 +145,9 @@ def test_a_failure_at_any_layer_leaves_a_working_cache(place, share, error):
 
   with pytest.MonkeyPatch.context() as patch:
     for name in ("moved_pools", "resized_pools"):
-      patch.setattr(dividing, name, failing(getattr(resize, name)))
+      patch.setattr(share_mover, name, failing(getattr(resize, name)))
     due(cache, share)
-    cache.divide()
+    cache.move_if_due()
   chooser = cache.store.chooser
   if len(calls) > place:
     assert chooser.moves == 0 and chooser.share == chooser.due
@@ -168,11 +168,11 @@ def test_a_failing_probe_moves_back():
       raise MemoryError
     return probe(*arguments)
 
-  probe = dividing.probe
+  probe = share_mover.probe
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(dividing, "probe", failing)
+    patch.setattr(share_mover, "probe", failing)
     due(cache, 0.55)
-    cache.divide()
+    cache.move_if_due()
   assert cache.store.index.budget == before
   assert cache.store.chooser.share == cache.store.chooser.due == 0.4
   check(cache, running)
@@ -186,22 +186,22 @@ def test_what_does_not_compile_is_left_for_good(error):
     raise error("no")
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(dividing, "compile_ahead", failing)
+    patch.setattr(share_mover, "compile_ahead", failing)
     due(cache, 0.55)
-    cache.divide()
+    cache.move_if_due()
   assert cache.store.chooser.due == cache.store.chooser.share == 0.4
-  cache.divide()
+  cache.move_if_due()
   check(cache, running)
 
 
 def test_moves_go_on_after_other_weights():
   cache, _ = lived_in()
   due(cache, 0.55)
-  cache.divide()
+  cache.move_if_due()
   other = HybridDecoder(small_config(), rngs=nnx.Rngs(1))
   cache.replace_weights(other)
   due(cache, 0.3)
-  cache.divide()
+  cache.move_if_due()
   assert (cache.store.chooser.share, cache.store.chooser.moves) == (0.3, 2)
   cache.audit()
 
@@ -215,15 +215,15 @@ def test_a_share_of_other_bits_is_left_for_good():
     for pools, digest in probe(*arguments):
       yield pools, digest + str(len(bits))
 
-  probe = dividing.probe
+  probe = share_mover.probe
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(dividing, "probe", other_bits)
+    patch.setattr(share_mover, "probe", other_bits)
     due(cache, 0.55)
-    cache.divide()
+    cache.move_if_due()
   chooser = cache.store.chooser
   assert chooser.due == chooser.chosen == chooser.share
   assert 0.55 not in chooser._usable
-  slots, pages = chooser.sizes.split(first)
+  slots, pages = chooser.divided.split(first)
   assert sizes_of(cache) == ({slots, pages}, {slots, pages})
   assert chooser.share == first
   check(cache, running)
@@ -233,7 +233,7 @@ def test_programs_are_compiled_before_they_are_needed():
   """After a move no program is compiled in a call."""
   cache, running = lived_in()
   due(cache, 0.3)
-  cache.divide()
+  cache.move_if_due()
   compiled = (programs.prefill_group, programs.decode_step)
   before = [program._cache_size() for program in compiled]
   check(cache, running)

@@ -11,7 +11,7 @@ from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.cache.index import EVICTIONS, CapacityError
 from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.cache.waves import next_wave
-from sparse_prefix_jax.evaluation import Capacity, Sizes, simulate
+from sparse_prefix_jax.evaluation import Capacity, ModelSizes, simulate
 from sparse_prefix_jax.evaluation.store_rules import (
   commit_all,
   make_store,
@@ -24,7 +24,7 @@ from tests.models_for_tests import small_config, small_model
 
 CHUNK = 16
 CONFIG = small_config()
-SIZES = Sizes.of_model(CONFIG, CHUNK)
+SIZES = ModelSizes.of_model(CONFIG, CHUNK)
 PLACEMENTS = {
   "no_cache": None,
   "last": None,

@@ -7,7 +7,7 @@ from sparse_prefix_jax import evaluation, preset
 from sparse_prefix_jax.cache import index
 from sparse_prefix_jax.evaluation import (
   Capacity,
-  Sizes,
+  ModelSizes,
   default_placement,
   look_up,
   parse_capacity,
@@ -46,7 +46,7 @@ def test_every_policy_and_capacity(policy, capacity):
     policy,
     parse_capacity(capacity),
     warmup_fraction=0.25,
-    sizes=Sizes(state_bytes=500, page_bytes=50),
+    sizes=ModelSizes(state_bytes=500, page_bytes=50),
   )
   assert (report.warmup_requests, report.requests) == (30, 90)
   assert report.tokens_total == 90 * 300
@@ -93,7 +93,7 @@ def test_conditional_beats_one_histogram_where_lengths_differ(capacity):
       PlacementPolicy(name, 1),
       parse_capacity(capacity),
       warmup_fraction=0.5,
-      sizes=Sizes(state_bytes=500, page_bytes=50),
+      sizes=ModelSizes(state_bytes=500, page_bytes=50),
     )
 
   ours, pooled = replay("conditional"), replay("optimal")
@@ -125,7 +125,7 @@ def test_shared_lookups_change_nothing():
 
 def test_default_evictions():
   policy = PlacementPolicy("last")
-  sizes = Sizes(1, 1)
+  sizes = ModelSizes(1, 1)
   names = [
     simulate(STREAM, policy, Capacity(kind, 99), sizes=sizes).eviction
     for kind in ("sequences", "states", "bytes")
@@ -155,7 +155,7 @@ def test_adaptive_is_the_default_of_states_and_evicts_by_itself():
 
 
 def test_adaptive_is_refused_where_it_cannot_be():
-  policy, sizes = PlacementPolicy("adaptive"), Sizes(1, 1)
+  policy, sizes = PlacementPolicy("adaptive"), ModelSizes(1, 1)
   with pytest.raises(ValueError, match="states or bytes, got sequences"):
     simulate(STREAM, policy, Capacity("sequences", 9))
   for kind in ("states", "bytes"):
@@ -177,7 +177,7 @@ def test_evictions_are_those_of_the_index():
 
 def test_a_new_eviction_is_one_of_the_store_alone(monkeypatch):
   monkeypatch.setitem(index.EVICTIONS, "newest", index.EVICTIONS["fifo"])
-  policy, sizes = PlacementPolicy("last"), Sizes(1, 1)
+  policy, sizes = PlacementPolicy("last"), ModelSizes(1, 1)
   simulate(
     STREAM, policy, Capacity("bytes", 999), eviction="newest", sizes=sizes
   )
@@ -194,7 +194,7 @@ def test_a_share_of_states_is_passed_to_the_store():
       STREAM,
       PlacementPolicy("block", 64),
       parse_capacity("bytes:30KB"),
-      sizes=Sizes(state_bytes=500, page_bytes=50),
+      sizes=ModelSizes(state_bytes=500, page_bytes=50),
       state_share=state_share,
     )
     return report.state_share, report.tokens_saved
@@ -234,7 +234,7 @@ def test_a_capacity_that_no_request_fits_is_refused():
       STREAM,
       PlacementPolicy("last"),
       Capacity("bytes", 999),
-      sizes=Sizes(state_bytes=500, page_bytes=50),
+      sizes=ModelSizes(state_bytes=500, page_bytes=50),
     )
 
 
@@ -244,7 +244,7 @@ def test_a_report_tells_what_made_it():
     interleave(STREAM, seed=7),
     PlacementPolicy("last"),
     Capacity("bytes", 2**26),
-    sizes=Sizes.of_model(preset("tiny"), 64, "tiny"),
+    sizes=ModelSizes.of_model(preset("tiny"), 64, "tiny"),
   )
   assert (report.model, report.interleave_seed) == ("tiny in float32", 7)
   assert (

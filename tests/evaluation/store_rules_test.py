@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.evaluation.sizes import Sizes
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import make_store, replay_store
 from sparse_prefix_jax.models.cost import (
   page_bytes,
@@ -17,7 +17,7 @@ def replay(trace, capacity, policy=None, eviction="lru", chunk=4):
   policy = policy or PlacementPolicy("block", chunk, chunk=chunk)
   store = make_store(
     Planner(policy, depths=32),
-    Sizes(state_bytes=100, page_bytes=10),
+    ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=capacity,
     longest=trace.longest,
     eviction=eviction,
@@ -53,7 +53,7 @@ def test_states_that_nobody_holds_are_not_counted():
 
   store = make_store(
     Growing(PlacementPolicy("last", chunk=4), depths=32),
-    Sizes(state_bytes=100, page_bytes=10),
+    ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=10_000,
     longest=24,
   )
@@ -101,7 +101,7 @@ def test_traces_of_hashed_blocks():
 
 def test_bad_sizes_are_refused():
   with pytest.raises(ValueError, match="state_bytes must be positive"):
-    Sizes(state_bytes=0, page_bytes=1)
+    ModelSizes(state_bytes=0, page_bytes=1)
 
 
 def test_a_bad_share_is_refused(unchecked_types):
@@ -113,7 +113,7 @@ def test_a_bad_share_is_refused(unchecked_types):
 def store_of(share, capacity=2_000, longest=12):
   return make_store(
     Planner(PlacementPolicy("block", 4, chunk=4), depths=32),
-    Sizes(state_bytes=100, page_bytes=10),
+    ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=capacity,
     longest=longest,
     state_share=share,
@@ -122,11 +122,11 @@ def store_of(share, capacity=2_000, longest=12):
 
 def test_the_sizes_of_a_model_are_those_of_a_block_of_the_trace():
   config = preset("tiny")
-  sizes = Sizes.of_model(config, block=16)
+  sizes = ModelSizes.of_model(config, block=16)
   assert sizes.state_bytes == state_bytes(config)
   assert sizes.page_bytes == page_bytes(config) // 4
   assert sizes.cost == prefill_flops(config)
-  half = Sizes.of_model(preset("tiny", dtype="bfloat16"), block=16)
+  half = ModelSizes.of_model(preset("tiny", dtype="bfloat16"), block=16)
   assert half.page_bytes == sizes.page_bytes // 2
 
 
@@ -181,7 +181,7 @@ def test_the_share_follows_the_requests_and_its_moves_are_counted():
   trace = token_trace("documents", rows, [0] * 150)
   store = make_store(
     Planner(PlacementPolicy("last", chunk=4), depths=32),
-    Sizes(state_bytes=100, page_bytes=100),
+    ModelSizes(state_bytes=100, page_bytes=100),
     capacity_bytes=20_000,
     longest=40,
   )
@@ -201,7 +201,7 @@ def test_a_prompt_counts_although_its_answer_is_cut_short():
   trace = Trace("answers", (first, asked))
   store = make_store(
     Planner(PlacementPolicy("last", chunk=4), depths=32),
-    Sizes(state_bytes=100, page_bytes=10),
+    ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=400,
     longest=40,
     state_share=None,

@@ -27,7 +27,7 @@ from sparse_prefix_jax import (
 )
 from sparse_prefix_jax.cache import choices
 from sparse_prefix_jax.contract import ColdRuns, Schedule, differing_bits
-from sparse_prefix_jax.evaluation import Sizes, parse_capacity
+from sparse_prefix_jax.evaluation import ModelSizes, parse_capacity
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -191,7 +191,7 @@ def test_they_flow_into_memory_plan_and_simulate_and_placement(monkeypatch):
   plan = memory_plan(config, "16MiB")
   assert plan.state_bytes == state_bytes(config)
   assert plan.page_bytes == page_bytes(config)
-  sizes = Sizes.of_model(config, block=16)
+  sizes = ModelSizes.of_model(config, block=16)
   assert (sizes.state_bytes, sizes.cost) == (1024, prefill_flops(config))
   prompt = random_tokens(64)
   trace = token_trace("twice", [prompt, prompt], [0, 0])

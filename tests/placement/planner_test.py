@@ -362,7 +362,7 @@ def test_a_budget_beyond_any_float_is_the_number_of_depths():
 def test_plans_can_be_compiled_ahead():
   for name, budget in BUDGETS.items():
     planner = serving(PlacementPolicy(name, budget))
-    planner.prepare()
+    planner.compile()
     assert planner.observations == 0
     assert planner.positions(640) == serving(
       PlacementPolicy(name, budget)
