@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.cache import PrefixCache as PrefixCache
   from sparse_prefix_jax.cache import SequenceHandle as SequenceHandle
   from sparse_prefix_jax.evaluation import Capacity as Capacity
+  from sparse_prefix_jax.evaluation import ModelSizes as ModelSizes
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
   from sparse_prefix_jax.evaluation import simulate as simulate
   from sparse_prefix_jax.layers import Branch as Branch
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
   "cache": ("CapacityError", "PrefixCache", "SequenceHandle"),
-  "evaluation": ("Capacity", "parse_capacity", "simulate"),
+  "evaluation": ("Capacity", "ModelSizes", "parse_capacity", "simulate"),
   "layers": (
     "Branch",
     "CapturedScan",

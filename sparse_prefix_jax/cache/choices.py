@@ -8,7 +8,7 @@ from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 
-def shares_of(config: ModelConfig, capacity: int) -> DividedCapacity:
+def divided_capacity(config: ModelConfig, capacity: int) -> DividedCapacity:
   """Says how a capacity may be divided for a model.
 
   Args:
@@ -25,26 +25,26 @@ def shares_of(config: ModelConfig, capacity: int) -> DividedCapacity:
   )
 
 
-def checked_share(share: float | None, sizes: DividedCapacity) -> float:
+def checked_share(share: float | None, divided: DividedCapacity) -> float:
   """The share to begin with, under which one sequence can run.
 
   Args:
     share: What was asked for; None leaves it to the requests.
-    sizes: How the capacity may be divided.
+    divided: How the capacity may be divided.
 
   Raises:
     ValueError: If it is no share, or the capacity is too small.
   """
-  first = sizes.first if share is None else share
+  first = divided.first if share is None else share
   real = isinstance(first, int | float) and not isinstance(first, bool)
   if not real or not 0 < first < 1:
     raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
-  slots, pages = sizes.split(first)
+  slots, pages = divided.split(first)
   if slots < 2 or pages < 1:
     raise ValueError(
-      f"capacity is {sizes.capacity} bytes, which holds {max(slots, 0)} states "
-      f"and {max(pages, 0)} pages; a sequence needs 2 states of "
-      f"{sizes.slot_bytes} and 1 page of {sizes.page_bytes}."
+      f"capacity is {divided.capacity} bytes, which holds {max(slots, 0)} "
+      f"states and {max(pages, 0)} pages; a sequence needs 2 states of "
+      f"{divided.slot_bytes} and 1 page of {divided.page_bytes}."
     )
   return first
 

@@ -9,6 +9,7 @@ following what an undivided capacity would hold.
 import dataclasses
 from typing import Protocol, runtime_checkable
 
+from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 
 SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
@@ -115,6 +116,9 @@ class ShareFollower(Protocol):
 
   def catch_up(self) -> None:
     """Does what the prompts that it has seen ask for."""
+
+  def refused(self, request: Request) -> None:
+    """Sees a prompt that the store has no room for."""
 
   def flush(self) -> None:
     """What was stored is gone."""

@@ -12,8 +12,8 @@ from sparse_prefix_jax.cache.call_lock import CallLock
 from sparse_prefix_jax.cache.choices import (
   checked_policy,
   checked_share,
+  divided_capacity,
   serving_planner,
-  shares_of,
 )
 from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.identity import (
@@ -112,9 +112,9 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
-    sizes = shares_of(self.config, capacity)
-    share = checked_share(state_share, sizes)
-    slots, pages = sizes.split(share)
+    divided = divided_capacity(self.config, capacity)
+    share = checked_share(state_share, divided)
+    slots, pages = divided.split(share)
     chunk = self.config.numerics.chunk
     policy = checked_policy(placement, chunk, eviction)
     rule = eviction_for(policy.name, eviction)
@@ -135,8 +135,8 @@ class PrefixCache:
     self._lock = CallLock()
     self._pools: Pools | None = self._fresh_pools()
     self._mover: ShareMover | None = None
-    if state_share is None and len(sizes.usable) > 1:
-      chooser = ShareChooser(self.store, sizes, rule)
+    if state_share is None and len(divided.usable) > 1:
+      chooser = ShareChooser(self.store, divided, rule)
       self.store.chooser = chooser
       self._mover = ShareMover(self, chooser)
 

@@ -53,11 +53,11 @@ class ShareChooser:
 
   Args:
     store: Which it follows.
-    sizes: How its capacity may be divided.
+    divided: How its capacity may be divided.
     eviction: Its eviction rule.
 
   Attributes:
-    sizes: How the capacity may be divided.
+    divided: How the capacity may be divided.
     share: What the store has now.
     chosen: What it should have a period from now.
     due: What it should have now.
@@ -66,17 +66,18 @@ class ShareChooser:
   """
 
   def __init__(
-    self, store: PrefixStore, sizes: DividedCapacity, eviction: str
+    self, store: PrefixStore, divided: DividedCapacity, eviction: str
   ) -> None:
     """Follows nothing yet."""
-    self.sizes = sizes
-    self.share = self.chosen = self.due = sizes.first
+    self.divided = divided
+    self.share = self.chosen = self.due = divided.first
     self.moves = self.moved_bytes = 0
-    self._usable = sizes.usable
+    self._usable = divided.usable
     self._waiting = collections.deque[tuple[Request, bool]]()
-    self._requests = 0
-    self._sum, self._used = 0.0, sizes.first
+    self._requests = self._tokens = 0
+    self._sum = 0.0
     self._mean: float | None = None
+    self._placed_by = store.planner
     undivided = dataclasses.replace(
       store.index.budget, slots=None, pages=None, remembered_bytes=0
     )
@@ -96,13 +97,26 @@ class ShareChooser:
     request = running.request if weighed else self._turn(running)
     self._waiting.append((request, opened))
 
+  def refused(self, request: Request) -> None:
+    """Sees a prompt that the store has no room for; undivided it may fit."""
+    if not self._weighs:
+      positions = self._placed_by.positions(request.length)
+      request = dataclasses.replace(
+        request,
+        anchors=tuple(sorted({*request.anchors, *positions})),
+        placed=False,
+      )
+    self._waiting.append((request, True))
+    # Nothing is dispatched for it: there is nothing to wait for.
+    self.catch_up()
+
   def catch_up(self) -> None:
     """Serves what was seen; whoever called may be waiting for a device."""
     while self._waiting:
       request, opened = self._waiting.popleft()
-      self._serve(request)
+      used = self._serve(request)
       if opened:
-        self._count()
+        self._count(request.length, used)
 
   def _turn(self, running: Running) -> Request:
     """A sequence so far, with the positions that the real store keeps.
@@ -122,12 +136,17 @@ class ShareChooser:
       salt=running.request.salt,
     )
 
-  def _serve(self, request: Request) -> None:
-    """One whole life in the undivided store; what never fits is skipped."""
+  def _serve(self, request: Request) -> float | None:
+    """One whole life in the undivided store.
+
+    Returns:
+      The share that states had of what was held meanwhile: the request's own
+      slots and pages take part. None for what never fits, which is skipped.
+    """
     try:
       (running,) = self._shadow.open([request])
     except CapacityError:
-      return
+      return None
     try:
       segment = self._shadow.next_segment(running)
       if segment is not None:
@@ -135,22 +154,27 @@ class ShareChooser:
     except BaseException:
       self._shadow.drop(running)
       raise
-    # While it runs: its own slots and pages take part.
     index = self._shadow.index
-    self._used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+    used = index.held_slots * index.budget.slot_bytes / index.held_bytes
     self._shadow.close(running)
+    return used
 
-  def _count(self) -> None:
-    """One more request was opened; sometimes a share is chosen, or due."""
+  def _count(self, length: int, used: float | None) -> None:
+    """One more request was seen; sometimes a share is chosen, or due.
+
+    Long prompts count more: it is tokens that a share should save.
+    """
     self._requests += 1
-    self._sum += self._used
-    if self._requests == PERIOD - LEAD:
-      mean = self._sum / self._requests
+    if used is not None:
+      self._tokens += length
+      self._sum += length * used
+    if self._requests == PERIOD - LEAD and self._tokens:
+      mean = self._sum / self._tokens
       self._mean = mean if self._mean is None else _smooth(self._mean, mean)
       self.chosen = _next_share(self._usable, self.share, self._mean)
     if self._requests == PERIOD:
       self.due = self.chosen
-      self._requests, self._sum = 0, 0.0
+      self._requests, self._tokens, self._sum = 0, 0, 0.0
 
   def flush(self) -> None:
     """What was stored is gone, here as in the store."""

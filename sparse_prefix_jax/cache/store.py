@@ -25,7 +25,6 @@ from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
 from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import (
   Budget,
-  CapacityError,
   Lease,
   Match,
   PrefixIndex,
@@ -121,19 +120,20 @@ class PrefixStore:
       )
     return running
 
-  def check_fits(self, length: int) -> None:
+  def check_fits(self, request: Request) -> None:
     """Refuses what could not be held even by an empty store.
+
+    Another share for states may have room for it: what chooses one is told.
 
     Raises:
       CapacityError: With what a sequence of that length needs.
     """
-    budget, pages = self.index.budget, -(-length // self.chunk)
-    if not budget.fits(2, pages):
-      raise CapacityError(
-        f"a sequence of {length} tokens needs 2 states and {pages} pages, "
-        f"{budget.bytes_of(2, pages)} bytes; the cache holds {budget.slots} "
-        f"states and {budget.pages} pages in {budget.capacity_bytes} bytes."
-      )
+    budget, pages = self.index.budget, -(-request.length // self.chunk)
+    if budget.fits(2, pages):
+      return
+    if self.chooser:
+      self.chooser.refused(request)
+    raise budget.shortage(request.length, 2, pages)
 
   def match(self, request: Request) -> Match:
     """What is stored of a prompt and why it goes no deeper; nothing changes."""
@@ -162,7 +162,7 @@ class PrefixStore:
       CapacityError: If they do not fit beside what runs; nothing is held then.
     """
     for request in requests:
-      self.check_fits(request.length)
+      self.check_fits(request)
     shared = also if also is not None else [()] * len(requests)
     opened = self._admission.begin(requests, shared)
     self._running |= {running.number: running for running in opened}
@@ -194,7 +194,7 @@ class PrefixStore:
         least one chunk, and None for all of it.
 
     Returns:
-      The segment, or None where nothing is left to compute.
+      The segment; None where nothing is left.
     """
     return next_segment(running, self.chunk, limit)
 
@@ -236,8 +236,7 @@ class PrefixStore:
 
     Args:
       sequences: Each once.
-      exact: Whether they decode by re-running their chunk; a sequence keeps to
-        one form.
+      exact: Whether they decode by re-running their chunk, all of it or never.
 
     Raises:
       ValueError: If a sequence has decoded in the other form.

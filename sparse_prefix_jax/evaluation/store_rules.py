@@ -93,7 +93,7 @@ def make_store(
   3
   """
   chunk = planner.policy.chunk
-  sizes_of = DividedCapacity(
+  divided = DividedCapacity(
     capacity_bytes,
     sizes.state_bytes,
     sizes.page_bytes,
@@ -101,8 +101,8 @@ def make_store(
     probed=sizes.probed,
   )
   rule = eviction_for(planner.policy.name, eviction)
-  first = _first_share(state_share, sizes_of)
-  slots, pages = (None, None) if first is None else sizes_of.split(first)
+  first = _first_share(state_share, divided)
+  slots, pages = (None, None) if first is None else divided.split(first)
   store = PrefixStore(
     Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
     planner,
@@ -110,19 +110,19 @@ def make_store(
     eviction=rule,
     stores=planner.policy.name != "no_cache",
   )
-  if state_share == "chosen" and len(sizes_of.usable) > 1:
-    store.chooser = ShareChooser(store, sizes_of, rule)
+  if state_share == "chosen" and len(divided.usable) > 1:
+    store.chooser = ShareChooser(store, divided, rule)
   return store
 
 
 def _first_share(
-  share: float | str | None, sizes: DividedCapacity
+  share: float | str | None, divided: DividedCapacity
 ) -> float | None:
   """The share to begin with; ValueError for what says nothing of one."""
   if share is None:
     return None
   if share == "chosen":
-    return sizes.first
+    return divided.first
   if isinstance(share, float) and 0 < share < 1:
     return share
   raise ValueError(

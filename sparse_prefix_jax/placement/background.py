@@ -130,6 +130,11 @@ class UnderWay(Generic[_Plan]):
     """How many plans are under way."""
     return len(self._jobs)
 
+  def start(self) -> None:
+    """Starts the thread of plans, which takes longer than to begin a plan."""
+    if self._background:
+      _submitted(int)
+
   def begin(self, work: PlanWork[_Plan], *, due: int) -> None:
     """Begins a plan.
 

@@ -188,6 +188,12 @@ class Conditional:
     """
     self._plan = plan
 
+  def compile(self) -> None:
+    """Places an entry that nobody asked for: the first time takes longest."""
+    steps = steps_of(self._placed_by(), Features(2 * self._chunk), self._cost)
+    price = common_price([steps], self.budget)
+    solve_steps(steps, price.low)
+
   def depths(self, features: Features) -> list[int] | None:
     """Says where an entry should keep states, in chunks, in ascending order.
 

@@ -206,14 +206,17 @@ class Planner:
       self._adopt(self._learner.planning()())
 
   def compile(self) -> None:
-    """Compiles what plans of `optimal` need, so that no request has to wait.
+    """Compiles what plans need and starts their thread, so no request waits.
 
     The first plan would do it otherwise, and slow down what runs beside it.
 
     >>> Planner(PlacementPolicy("optimal", 1), depths=16).compile()
     """
-    if isinstance(self._learner, Pooled):
-      self._learner.compile()
+    if self._learner is None:
+      return
+    self._learner.compile()
+    if self._serving:
+      self._under_way.start()
 
   def positions(
     self, length: int, features: Features | None = None

@@ -124,7 +124,7 @@ def prefill(
     cache.check_model(model)
     cache.move_if_due()
     for request in waiting:
-      cache.store.check_fits(request.length)
+      cache.store.check_fits(request)
     while waiting:
       wave = next_wave(cache.store, waiting)
       opened = cache.store.open(wave.requests, wave.shared)

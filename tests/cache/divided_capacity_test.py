@@ -14,10 +14,10 @@ ATTENTION = tiny_config(layer_types=("attention",))
 
 
 def split_of(config, capacity, share):
-  return shares_of(config, capacity).split(share)
+  return divided_capacity(config, capacity).split(share)
 
 
-def shares_of(config, capacity):
+def divided_capacity(config, capacity):
   return DividedCapacity(
     capacity,
     slot_bytes=state_bytes(config),
@@ -65,18 +65,18 @@ def test_too_little_holds_no_state_or_page(config, capacity):
 
 def test_usable_shares_let_the_longest_sequence_run():
   for capacity in (1 << 22, 1 << 24):
-    sizes = shares_of(HYBRID, capacity)
+    sizes = divided_capacity(HYBRID, capacity)
     room = [sizes.split(share) for share in sizes.usable]
     assert all(slots >= 2 and pages >= 64 for slots, pages in room)
     assert sizes.first in sizes.usable and set(sizes.usable) <= set(SHARES)
 
 
 def test_where_the_longest_never_fits_any_share_will_do():
-  sizes = shares_of(HYBRID, 1 << 20)
+  sizes = divided_capacity(HYBRID, 1 << 20)
   assert len(sizes.usable) > 1
   assert all(sizes.split(s)[0] >= 2 for s in sizes.usable)
 
 
 @pytest.mark.parametrize("config", [RECURRENT, ATTENTION])
 def test_one_kind_of_layers_has_nothing_to_divide(config):
-  assert len(shares_of(config, 1 << 24).usable) == 1
+  assert len(divided_capacity(config, 1 << 24).usable) == 1

@@ -124,7 +124,7 @@ class Bare:
     if self.store.chooser:
       move_if_due(self.store, self.store.chooser)
     for request in waiting:
-      self.store.check_fits(request.length)
+      self.store.check_fits(request)
     try:
       while waiting:
         wave = next_wave(self.store, waiting)

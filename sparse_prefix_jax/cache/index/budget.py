@@ -77,3 +77,17 @@ class Budget:
       and (self.slots is None or slots <= self.slots)
       and (self.pages is None or pages <= self.pages)
     )
+
+  def shortage(self, tokens: int, slots: int, pages: int) -> CapacityError:
+    """What to raise of a sequence that could never be held.
+
+    Args:
+      tokens: Its length.
+      slots: That it needs.
+      pages: That it needs.
+    """
+    return CapacityError(
+      f"a sequence of {tokens} tokens needs {slots} states and {pages} pages, "
+      f"{self.bytes_of(slots, pages)} bytes; the cache holds {self.slots} "
+      f"states and {self.pages} pages in {self.capacity_bytes} bytes."
+    )

@@ -1,0 +1,57 @@
+"""What a store has no room for under one share moves it to another."""
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.share_chooser import LEAD, PERIOD
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
+from sparse_prefix_jax.evaluation.store_rules import make_store, run_prompt
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
+
+CHUNK = 4
+
+
+def store_of(name="last", capacity=10_000):
+  """States as large as ten pages; no share has room for the longest."""
+  return make_store(
+    Planner(PlacementPolicy(name, chunk=CHUNK), depths=200, serving=True),
+    ModelSizes(state_bytes=100, page_bytes=10),
+    capacity_bytes=capacity,
+    longest=100_000,
+  )
+
+
+def ask(store, length, seed):
+  ids = np.random.default_rng(seed).integers(0, 1_000, length).astype(np.int32)
+  running = run_prompt(store, Request.of_tokens(ids, CHUNK))
+  store.close(running)
+
+
+@pytest.mark.parametrize("name", ["last", "adaptive"])
+def test_refused_requests_move_to_a_share_that_has_room(name):
+  """Prompts of 850 pages: beside a share of 0.4 there are 600."""
+  store = store_of(name)
+  for seed in range(PERIOD):
+    with pytest.raises(CapacityError, match="850 pages"):
+      ask(store, 850 * CHUNK, seed)
+  ask(store, 850 * CHUNK, 0)
+  assert store.chooser.share <= 0.08 and store.chooser.moves == 1
+  store.audit()
+
+
+def test_what_no_share_has_room_for_moves_nothing():
+  store = store_of()
+  for seed in range(2 * PERIOD):
+    with pytest.raises(CapacityError):
+      ask(store, 1_100 * CHUNK, seed)
+  assert store.chooser.due == store.chooser.share == 0.4
+
+
+def test_long_prompts_count_more_than_short_ones():
+  """One of 500 pages and many of one, which alone would want states."""
+  store = store_of()
+  for seed in range(PERIOD - LEAD):
+    ask(store, 2_000 if seed % 10 == 0 else 4, seed)
+  assert store.chooser.chosen < 0.4
