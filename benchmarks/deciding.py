@@ -28,7 +28,7 @@ from sparse_prefix_jax.cache.choices import checked_policy
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
-from sparse_prefix_jax.evaluation.model_sizes import Sizes
+from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import (
   commit_all,
   make_store,
@@ -91,7 +91,7 @@ def new_store(
     tokens: Of the longest prompt.
     capacity: Bytes.
   """
-  sizes = Sizes.of_model(preset("qwen3_5_0_8b"), DEFAULT_CHUNK)
+  sizes = ModelSizes.of_model(preset("qwen3_5_0_8b"), DEFAULT_CHUNK)
   planner = store_planner(policy, sizes, depths=tokens // DEFAULT_CHUNK + 1)
   return make_store(planner, sizes, capacity_bytes=capacity, longest=tokens)
 

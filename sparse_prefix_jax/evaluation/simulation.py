@@ -233,7 +233,7 @@ def _of_bytes(
   return _report(run, tally, sizes, bound=_bound_of_bytes(run, tally, sizes))
 
 
-def _bound_of_bytes(run: _Run, tally: Tally, sizes: Sizes) -> int:
+def _bound_of_bytes(run: _Run, tally: Tally, sizes: ModelSizes) -> int:
   """What nobody saves more of those who were served, in tokens."""
   chunk, refused = run.policy.chunk, {*tally.refused}
   served = [i for i in range(len(run.requests)) if i not in refused]

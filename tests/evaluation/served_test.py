@@ -213,7 +213,7 @@ def moving(random):
 
 @pytest.mark.parametrize(
   ("name", "capacity"),
-  [("last", 450_000), ("last", 700_000), ("adaptive", 450_000)],
+  [("last", 450_000), ("last", 900_000), ("adaptive", 450_000)],
 )
 def test_a_server_and_a_bare_store_make_the_same_moves(name, capacity):
   policy = PlacementPolicy(name, chunk=CHUNK)
