@@ -30,6 +30,8 @@ from sparse_prefix_jax.layers.gated_delta_net import (
 from sparse_prefix_jax.layers.mamba2 import Mamba2 as Mamba2
 from sparse_prefix_jax.layers.mamba2 import Mamba2Config as Mamba2Config
 from sparse_prefix_jax.layers.mamba2 import Mamba2State as Mamba2State
+from sparse_prefix_jax.layers.mlp import MLP as MLP
+from sparse_prefix_jax.layers.mlp import MLPConfig as MLPConfig
 from sparse_prefix_jax.layers.normalization import Norm as Norm
 from sparse_prefix_jax.layers.numerics import Numerics as Numerics
 from sparse_prefix_jax.layers.parallel import ParallelConfig as ParallelConfig

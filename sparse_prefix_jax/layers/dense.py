@@ -45,3 +45,8 @@ def kernel(
   """Makes a weight [inputs, outputs], normal with variance 1 / inputs."""
   init = nnx.initializers.lecun_normal()
   return nnx.Param(init(rngs.params(), (inputs, outputs), jnp.dtype(dtype)))
+
+
+def bias_row(has: bool, columns: int, dtype: str) -> nnx.Param[Array] | None:
+  """Makes a bias of zeros, or None where a product has none."""
+  return nnx.Param(jnp.zeros(columns, jnp.dtype(dtype))) if has else None

@@ -11,6 +11,7 @@ from sparse_prefix_jax.models.families.family import (
   transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
+from sparse_prefix_jax.models.families.plain import check_decoder
 
 _NO_LIMIT = ([0.0, {"__float__": "Infinity"}], [0.0, math.inf], [0, math.inf])
 
@@ -38,14 +39,47 @@ def mamba2_sources(sub: Mamba2Config, prefix: str) -> dict[str, Source]:
     sources["sub.out_bias"] = same(f"{prefix}out_proj.bias")
   if sub.conv_bias:
     sources["sub.conv_bias"] = same(f"{prefix}conv1d.bias")
+  if sub.norm != "none":
+    sources["sub.norm"] = same(f"{prefix}norm.weight")
   return sources | {
     "sub.conv": taps_first(f"{prefix}conv1d.weight"),
     "sub.log_rate": same(f"{prefix}A_log"),
     "sub.step_bias": same(f"{prefix}dt_bias"),
     "sub.direct": same(f"{prefix}D"),
-    "sub.norm": same(f"{prefix}norm.weight"),
     "sub.out": transposed(f"{prefix}out_proj.weight"),
   }
+
+
+def read_mamba2(fields: Fields, eps: float) -> Mamba2Config:
+  """Reads the recurrent layers of a hybrid, under keys that begin with mamba.
+
+  The width of their heads may be left to be derived.
+
+  Args:
+    fields: The text configuration.
+    eps: What its norms add to a mean square.
+
+  Raises:
+    ValueError: If a count is out of its range, or heads do not make up the
+      expanded width.
+  """
+  heads, times = fields.count("mamba_n_heads"), fields.count("mamba_expand", 2)
+  derived = fields.get("mamba_d_head") in (None, "auto")
+  inner = times * fields.count("hidden_size")
+  sub = Mamba2Config(
+    heads=heads,
+    groups=fields.count("mamba_n_groups", 1),
+    head_width=max(1, inner // heads)
+    if derived
+    else fields.count("mamba_d_head"),
+    state_width=fields.count("mamba_d_state"),
+    window=fields.count("mamba_d_conv", 4),
+    bias=fields.flag("mamba_proj_bias", False),
+    conv_bias=fields.flag("mamba_conv_bias", True),
+    eps=eps,
+  )
+  check_inner_width(fields, "mamba_expand", sub)
+  return sub
 
 
 def check_inner_width(fields: Fields, expand: str, sub: Mamba2Config) -> None:
@@ -72,7 +106,4 @@ def check_plain(fields: Fields) -> None:
   """Refuses what changes the logits of a state-space layer, if it is asked."""
   fields.only("hidden_act", "silu")
   fields.only("time_step_limit", *_NO_LIMIT)
-  fields.only("is_encoder_decoder", False)
-  fields.only("is_decoder", False, True)
-  fields.only("add_cross_attention", False)
-  fields.only("tie_encoder_decoder", False)
+  check_decoder(fields)

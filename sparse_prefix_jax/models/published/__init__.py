@@ -1,0 +1,8 @@
+"""Other families: a small model of each for trials, and published ones."""
+
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.published.mamba2 import MAMBA2_PRESETS
+from sparse_prefix_jax.models.published.qwen import QWEN_PRESETS
+
+PUBLISHED: dict[str, ModelConfig] = {**QWEN_PRESETS, **MAMBA2_PRESETS}
+"""Their configurations, by name."""
