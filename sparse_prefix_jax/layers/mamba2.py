@@ -27,7 +27,7 @@ from sparse_prefix_jax.layers.choices import (
   check_values,
   is_positive,
 )
-from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import added_row, bias_row, dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import (
   gate_before_rms_norm,
@@ -50,6 +50,7 @@ class Mamba2Config:
     state_width: Width k of keys and queries.
     window: Taps w of the convolution, at least 2.
     bias: Whether the projections in and out have biases.
+    out_bias: Whether the one out has; None is as `bias`.
     conv_bias: Whether the convolution has one.
     eps: What the gated norm adds to the mean square of a group.
     least_step: What steps are raised to; None leaves them.
@@ -77,6 +78,7 @@ class Mamba2Config:
   window: int = 4
   bias: bool = False
   conv_bias: bool = True
+  out_bias: bool | None = None
   eps: float = 1e-5
   least_step: float | None = None
   norm: str = "behind_gate"
@@ -86,6 +88,10 @@ class Mamba2Config:
     """Refuses counts out of their range, and heads that cannot share."""
     check_values(self, {"window": 2})
     check_multiple(self, "heads", "groups")
+    if not isinstance(self.out_bias, bool | None):
+      raise ValueError(
+        f"out_bias is {self.out_bias!r}; it must be True, False or None."
+      )
     check_names(self, {"norm": ("behind_gate", "before_gate", "none")})
     if self.least_step is not None and not is_positive(self.least_step):
       raise ValueError(
@@ -107,6 +113,11 @@ class Mamba2Config:
   def inner_width(self) -> int:
     """How many channels all heads have together."""
     return self.heads * self.head_width
+
+  @property
+  def has_out_bias(self) -> bool:
+    """Whether the projection out has a bias."""
+    return self.bias if self.out_bias is None else self.out_bias
 
   @property
   def mixed_width(self) -> int:
@@ -204,7 +215,7 @@ class Mamba2(ExplicitModule):
     if c.norm != "none":
       self.norm = nnx.Param(jnp.ones(c.inner_width, jnp.dtype(dtype)))
     self.out = kernel(rngs, c.inner_width, width, dtype)
-    self.out_bias = bias_row(c.bias, width, dtype)
+    self.out_bias = bias_row(c.has_out_bias, width, dtype)
 
   def __call__(
     self,
@@ -305,7 +316,7 @@ class Mamba2(ExplicitModule):
       precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
-    step = step + _row(self.in_step_bias)
+    step = step + added_row(self.in_step_bias)
     if c.part_scales is not None:
       step = step * c.part_scales[4]
     step = jax.nn.softplus(step + self.step_bias[...][None])
@@ -313,7 +324,7 @@ class Mamba2(ExplicitModule):
       step = jnp.maximum(step, c.least_step)
     log_decay = -jnp.exp(self.log_rate[...])[None] * step
     # As trained: rounded after the activation, before the step multiplies it.
-    mixed = jax.nn.silu(mixed + _row(self.conv_bias)).astype(x.dtype)
+    mixed = jax.nn.silu(mixed + added_row(self.conv_bias)).astype(x.dtype)
     keys = c.groups * c.state_width
     v, k, q = jnp.split(mixed, [c.inner_width, c.inner_width + keys], axis=-1)
     v = v.reshape(-1, c.heads, c.head_width).astype(jnp.float32)
@@ -336,10 +347,3 @@ class Mamba2(ExplicitModule):
       weight = self.norm[...]
       out = grouped_rms_norm(out, weight, c.eps, c.groups)
     return (out * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)
-
-
-def _row(bias: nnx.Param[Array] | None) -> Array:
-  """A bias as a row in float32; zero where there is none."""
-  if bias is None:
-    return jnp.zeros((1, 1), jnp.float32)
-  return bias[...].astype(jnp.float32)[None]

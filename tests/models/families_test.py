@@ -109,7 +109,7 @@ REFUSED = [
     "layers_block_type says something else",
   ),
   ("bamba_1", {"attn_layer_indices": [2]}, "attn_layer_.* 2 layers, from 0"),
-  ("bamba_1", {"mamba_n_heads": 3}, "mamba_expand in .* 48 channels"),
+  ("bamba_1", {"mamba_n_heads": 3}, "mamba_n_heads in .* 48 channels"),
   ("bamba_1", {"mlp_bias": 1}, "mlp_bias in .* is 1; .* true or false"),
   ("nemotron_h_1", {"layers_block_type": ["x"]}, "holds 'x'; it may hold"),
   ("nemotron_h_1", {"layers_block_type": None}, "names 0 layers in .* 1 to"),
