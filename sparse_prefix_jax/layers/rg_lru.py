@@ -243,13 +243,13 @@ class RGLRU(ExplicitModule):
     bias: nnx.Param[Array] | None,
   ) -> Float32[Array, "rows inner"]:
     """The sigmoid of a product within each block of channels."""
-    blocks = x.reshape(x.shape[0], self.config.heads, -1)
+    # Batched products of bfloat16 with sums in float32 do not run on every CPU.
+    blocks = x.reshape(x.shape[0], self.config.heads, -1).astype(jnp.float32)
     scores = jnp.einsum(
       "rhi,hio->rho",
       blocks,
-      weight[...],
+      weight[...].astype(jnp.float32),
       precision=self.numerics.precision,
-      preferred_element_type=jnp.float32,
     )
     return jax.nn.sigmoid(scores.reshape(x.shape) + added_row(bias))
 

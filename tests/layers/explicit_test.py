@@ -14,8 +14,10 @@ from sparse_prefix_jax.layers import (
   BranchPools,
   ExplicitCarry,
   GatedDeltaNetConfig,
+  MambaConfig,
   Numerics,
   ParallelConfig,
+  RGLRUConfig,
   SwiGLUConfig,
   scan_with_capture,
 )
@@ -37,6 +39,8 @@ LAYERS = {
   "swiglu": SwiGLUConfig(hidden=128),
   "parallel": ParallelConfig((NARROW, ATTENTION)),
   "leaky_sum": LeakySumConfig(channels=64),
+  "mamba": MambaConfig(inner_width=64, state_width=8, rank=4),
+  "rg_lru": RGLRUConfig(channels=64, heads=4),
 }
 
 scan = jax.jit(lambda layer, *arguments: layer.scan(*arguments))

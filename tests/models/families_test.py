@@ -121,6 +121,21 @@ REFUSED = [
   ("nemotron_h_2", {"n_shared_experts": 2}, "n_shared_experts in .* only 1"),
   ("nemotron_h_3", {"mlp_bias": True}, "mlp_bias in .* True; only False"),
   ("nemotron_h_3", {"topk_group": 5}, "chosen_groups is 5; .* groups = 4"),
+  ("falcon_h1_1", {"ssm_multipliers": [1.0] * 4}, "ssm_multipliers .* hold 5"),
+  ("falcon_h1_1", {"mlp_multipliers": [1.0, 0]}, "mlp_multipliers .* above 0"),
+  ("falcon_h1_1", {"mamba_d_ssm": 32}, "mamba_n_heads .* 48 channels; .* 32"),
+  ("falcon_h1_1", {"key_multiplier": -1.0}, "key_multiplier .* above 0"),
+  ("olmo_hybrid_1", {"layer_types": ["conv"] * 2}, "holds 'conv'; it may hold"),
+  ("olmo_hybrid_1", {"linear_num_value_heads": 3}, "3; .* key_heads = 2"),
+  ("mamba_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
+  ("mamba_1", {"time_step_rank": 0}, "time_step_rank in .* int above 0"),
+  ("falcon_mamba_1", {"mixer_rms_eps": 0}, "mixer_rms_eps in .* above 0"),
+  ("jamba_1", {"attn_layer_offset": 2}, "offset in .* attn_layer_period = 2"),
+  ("jamba_1", {"num_experts_per_tok": 7}, "chosen is 7; .* experts = 6"),
+  ("recurrent_gemma_1", {"block_types": ["x"]}, "holds 'x'; it may hold"),
+  ("recurrent_gemma_1", {"lru_width": 46}, "channels is 46; .* heads = 4"),
+  ("recurrent_gemma_1", {"hidden_activation": "relu"}, "only 'gelu_pytorch"),
+  ("recurrent_gemma_1", {"logits_soft_cap": 0}, "logits_soft_cap .* above 0"),
   ("qwen3_next_1", {"attention_bias": True}, "attention_bias in .* True; only"),
 ]
 
@@ -166,7 +181,8 @@ def test_the_page_says_what_a_state_costs():
     tokens = "-"
     if page:
       tokens = f"{state / (page / config.numerics.chunk):,.0f}"
-    known.append(f"| `{name}` | {state / 2**20:.0f} | {tokens} |")
+    size = f"{state / 2**20:.{0 if state > 2**20 else 1}f}"
+    known.append(f"| `{name}` | {size} | {tokens} |")
   rows = [line for line in text.splitlines() if line.startswith("| `")]
   assert [row for row in rows if row.split("`")[1] in PUBLISHED] == known
 
@@ -190,6 +206,12 @@ def test_the_page_lists_every_model_type():
     ("bamba_9b", 9.78e9),
     ("nemotron_h_8b", 8.1e9),
     ("nemotron_3_nano_30b_a3b", 31.6e9),
+    ("falcon_h1_0_5b", 0.52e9),
+    ("olmo_hybrid_7b", 7.4e9),
+    ("mamba_2_8b", 2.8e9),
+    ("falcon_mamba_7b", 7.3e9),
+    ("jamba_52b_a12b", 51.6e9),
+    ("recurrent_gemma_2b", 2.7e9),
   ],
 )
 def test_published_sizes_have_the_parameters_of_their_names(name, parameters):

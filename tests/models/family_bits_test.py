@@ -10,7 +10,13 @@ from tests.trees import assert_same_bits
 
 SMALL = {"chunk": 16, "max_length": 256, "head_rows": 32}
 # Families of layers that another family here has too: with the slow tests.
-REPEATED = ("qwen3_next_tiny", "granite_hybrid_tiny", "bamba_tiny")
+REPEATED = tuple(
+  f"{family}_tiny"
+  for family in (
+    *("qwen3_next", "granite_hybrid", "bamba"),
+    *("olmo_hybrid", "falcon_mamba", "jamba"),
+  )
+)
 ONCE = [
   pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name
   for name in TINY
