@@ -1,4 +1,4 @@
-"""Mamba and RG-LRU: token by token in float64, packed chunks, steps."""
+"""Mamba, RG-LRU, short convolutions: token by token in float64, and steps."""
 
 import functools
 
@@ -9,7 +9,12 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
-from sparse_prefix_jax.layers import MambaConfig, Numerics, RGLRUConfig
+from sparse_prefix_jax.layers import (
+  MambaConfig,
+  Numerics,
+  RGLRUConfig,
+  ShortConvConfig,
+)
 from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import relative_error
 from tests.layers import reference
@@ -25,6 +30,7 @@ LAYERS = {
   "plain norms": MambaConfig(**MAMBA, part_norm="plain"),
   "weighted norms": MambaConfig(**MAMBA, part_norm="weighted", eps=1e-2),
   "rg_lru": RGLRUConfig(channels=80, heads=4),
+  "short_conv": ShortConvConfig(channels=80, bias=True),
 }
 run = jax.jit(lambda layer, *inputs: layer(*inputs))
 step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
@@ -63,20 +69,29 @@ def free_pools(layer):
 def expected_layer(layer, x):
   """The layer in float64, one token after another: outputs, last state."""
   x, bias_of = reference.wide(x), reference.bias_of
+  convolution = layer.config.kind == "short_conv"
   mixed, gate = (
     x @ reference.wide(weight[...]) + bias_of(bias)
     for weight, bias in (
       (layer.in_mixed, layer.in_mixed_bias),
-      (layer.in_gate, layer.in_gate_bias),
+      (layer.in_leave, layer.in_leave_bias)
+      if convolution
+      else (layer.in_gate, layer.in_gate_bias),
     )
   )
+  if convolution:
+    enter = x @ reference.wide(layer.in_enter[...])
+    mixed = mixed * (enter + bias_of(layer.in_enter_bias))
   taps, window = reference.wide(layer.conv[...]), layer.config.window
+  state = mixed[1 - window :]
   padded = np.concatenate([np.zeros((window - 1, mixed.shape[1])), mixed])
   mixed = sum(padded[i : i + len(x)] * taps[i] for i in range(window))
   mixed = mixed + bias_of(layer.conv_bias)
   if layer.config.kind == "mamba":
     outs, state = expected_mamba(layer, reference.silu(mixed))
     opened = reference.silu(gate)
+  elif convolution:
+    outs, opened = mixed, gate
   else:
     outs, state = expected_rg_lru(layer, mixed)
     opened = reference.activation("gelu_tanh", gate)
@@ -143,7 +158,7 @@ def test_equals_the_formula(name, dtype):
   x = pack(JOBS, xs, N, C, padding=0)
   y, after = run(layer, x, free_pools(layer), chunks_of(JOBS, N, C), TABLE)
   tolerance = 1e-5 if dtype == "float32" else 3e-2
-  ends = after.slots.recurrent_state[jnp.array([2, 3])]
+  ends = after.slots[0][jnp.array([2, 3])]
   for x, got, end in zip(xs, unpack(JOBS, y, C), ends, strict=True):
     expected, state = expected_layer(layer, x)
     assert got.dtype == x.dtype
@@ -151,7 +166,7 @@ def test_equals_the_formula(name, dtype):
     assert reference.distance(end, state) <= tolerance
 
 
-@pytest.mark.parametrize("name", ["weighted norms", "rg_lru"])
+@pytest.mark.parametrize("name", ["weighted norms", "rg_lru", "short_conv"])
 def test_packed_chunks_have_the_bits_of_another_order(name):
   layer, chunks = make_layer(name), chunks_of(JOBS, N, C)
   x = pack(JOBS, inputs(), N, C, padding=0)
@@ -167,7 +182,7 @@ def test_packed_chunks_have_the_bits_of_another_order(name):
     )
 
 
-@pytest.mark.parametrize("name", ["weighted norms", "rg_lru"])
+@pytest.mark.parametrize("name", ["weighted norms", "rg_lru", "short_conv"])
 def test_steps_are_close_to_the_chunk(name):
   layer, x = make_layer(name), inputs()[0]
   pools, outs = free_pools(layer), []
@@ -182,7 +197,7 @@ def test_steps_are_close_to_the_chunk(name):
     outs.append(out[1])
   expected, state = expected_layer(layer, x[:24])
   assert relative_error(np.stack(outs), expected) <= 1e-4
-  assert relative_error(pools.slots.recurrent_state[1], state) <= 1e-4
+  assert relative_error(pools.slots[0][1], state) <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,21 @@ REFUSED = [
   ("recurrent_gemma_1", {"lru_width": 46}, "channels is 46; .* heads = 4"),
   ("recurrent_gemma_1", {"hidden_activation": "relu"}, "only 'gelu_pytorch"),
   ("recurrent_gemma_1", {"logits_soft_cap": 0}, "logits_soft_cap .* above 0"),
+  ("lfm2_1", {"layer_types": ["x"] * 2}, "holds 'x'; it may hold conv"),
+  ("lfm2_1", {"tie_embedding": False}, "tie_embedding in .* only True"),
+  (
+    "lfm2_1",
+    {"layer_types": None, "full_attn_idxs": [2]},
+    "full_attn_idxs in .* 2 layers, from 0",
+  ),
+  (
+    "lfm2_1",
+    {"partial_rotary_factor": 0.5},
+    "4 channels of 8; .* whole",
+  ),
+  ("minimax_1", {"sliding_window": 9}, "sliding_window in .* only null"),
+  ("minimax_1", {"mlp_beta_factor": 0}, "mlp_beta_factor in .* above 0"),
+  ("minimax_1", {"layer_types": ["x"] * 2}, "holds 'x'; it may hold linear"),
   ("qwen3_next_1", {"attention_bias": True}, "attention_bias in .* True; only"),
 ]
 
@@ -212,6 +227,8 @@ def test_the_page_lists_every_model_type():
     ("falcon_mamba_7b", 7.3e9),
     ("jamba_52b_a12b", 51.6e9),
     ("recurrent_gemma_2b", 2.7e9),
+    ("lfm2_1_2b", 1.17e9),
+    ("minimax_text_01", 456e9),
   ],
 )
 def test_published_sizes_have_the_parameters_of_their_names(name, parameters):
@@ -251,3 +268,18 @@ def test_squared_experts_in_one_tensor_are_the_same_model(tmp_path):
   case = "nemotron_h_2"
   models = load(GOLDEN / case), load(copy(tmp_path, case, one_tensor))
   assert_same_bits(*map(jax.tree.leaves, models))
+
+
+@pytest.mark.parametrize("case", ["lfm2_1", "mamba_1", "recurrent_gemma_1"])
+def test_some_families_are_tied_where_the_file_does_not_say(tmp_path, case):
+  path = copy(tmp_path, case) / "config.json"
+  fields = json.loads(path.read_text())
+  assert fields.pop("tie_word_embeddings")
+  path.write_text(json.dumps(fields))
+  assert read_config(path.parent, **CHOICES).tie_embeddings
+
+
+def test_numbers_of_layers_that_attend_are_the_same_model(tmp_path):
+  changes = {"layer_types": None, "full_attn_idxs": [1]}
+  config = read_config(copy(tmp_path, "lfm2_1", **changes), **CHOICES)
+  assert config == read_config(GOLDEN / "lfm2_1", **CHOICES)

@@ -234,6 +234,8 @@ FAMILIES = {
   "falcon_mamba": more_family_cases.falcon_mamba,
   "jamba": more_family_cases.jamba,
   "recurrent_gemma": more_family_cases.recurrent_gemma,
+  "lfm2": more_family_cases.lfm2,
+  "minimax": more_family_cases.minimax,
 }
 """A family's cases: names, and configurations of transformers."""
 

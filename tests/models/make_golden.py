@@ -138,7 +138,10 @@ def _write_family(name, config, root):
     if path.endswith("e_score_correction_bias"):
       buffer.data.normal_(0, 0.2)
   directory = root / name
-  model.to(torch.bfloat16).save_pretrained(directory)
+  for parameter in model.parameters():
+    parameter.data = parameter.data.to(torch.bfloat16)  # and no buffers
+  model.config.dtype = torch.bfloat16
+  model.save_pretrained(directory)
   (directory / "generation_config.json").unlink(missing_ok=True)
   random = np.random.default_rng(len(name))
   tokens = random.integers(0, family_cases.VOCABULARY, _FAMILY_TOKENS)

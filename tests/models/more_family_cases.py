@@ -184,3 +184,75 @@ _GEMMA_SHAPES = {
 def recurrent_gemma():
   for name, changes in _GEMMA_SHAPES.items():
     yield name, transformers.RecurrentGemmaConfig(**(_GEMMA | changes))
+
+
+_LFM2 = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "intermediate_size": 60,
+  "num_hidden_layers": 2,
+  "layer_types": ["conv", "full_attention"],
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "block_multiple_of": 8,
+}
+_LFM2_SHAPES = {
+  "1": {},
+  "2": {
+    "conv_bias": True,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": False,
+    "block_ffn_dim_multiplier": 1.3,
+  },
+  "3": {
+    "layer_types": ["full_attention", "conv"],
+    "conv_L_cache": 5,
+    "block_auto_adjust_ff_dim": False,
+    "num_key_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+  },
+}
+
+
+def lfm2():
+  for name, changes in _LFM2_SHAPES.items():
+    yield name, transformers.Lfm2Config(**(_LFM2 | changes))
+
+
+_MINIMAX = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "intermediate_size": 12,
+  "num_hidden_layers": 2,
+  "layer_types": ["linear_attention", "full_attention"],
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "num_local_experts": 6,
+  # Less than the tokens of a case.
+  "block_size": 64,
+  "linear_attn_alpha_factor": 1.5,
+  "linear_attn_beta_factor": 0.7,
+  "full_attn_alpha_factor": 1.3,
+  "mlp_beta_factor": 0.8,
+}
+_MINIMAX_SHAPES = {
+  "1": {},
+  "2": {
+    "layer_types": ["full_attention", "linear_attention"],
+    "head_dim": 12,
+    "num_key_value_heads": 1,
+    "num_experts_per_tok": 1,
+    "tie_word_embeddings": True,
+  },
+  "3": {
+    "layer_types": ["linear_attention", "linear_attention"],
+    "num_attention_heads": 2,
+    "num_local_experts": 4,
+    "mlp_alpha_factor": 2,
+  },
+}
+
+
+def minimax():
+  for name, changes in _MINIMAX_SHAPES.items():
+    yield name, transformers.MiniMaxConfig(**(_MINIMAX | changes))

@@ -6,8 +6,10 @@ from sparse_prefix_jax.models.families.family import Family as Family
 from sparse_prefix_jax.models.families.fields import Fields as Fields
 from sparse_prefix_jax.models.families.granite_hybrid import GRANITE_HYBRID
 from sparse_prefix_jax.models.families.jamba import JAMBA
+from sparse_prefix_jax.models.families.lfm2 import LFM2
 from sparse_prefix_jax.models.families.mamba import MAMBA
 from sparse_prefix_jax.models.families.mamba2 import MAMBA2
+from sparse_prefix_jax.models.families.minimax import MINIMAX
 from sparse_prefix_jax.models.families.nemotron_h import NEMOTRON_H
 from sparse_prefix_jax.models.families.olmo_hybrid import OLMO_HYBRID
 from sparse_prefix_jax.models.families.qwen3_5 import QWEN3_5
@@ -19,7 +21,7 @@ FAMILIES: tuple[Family, ...] = (
   *(QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT),
   *(MAMBA2, BAMBA, GRANITE_HYBRID, NEMOTRON_H),
   *(FALCON_H1, OLMO_HYBRID),
-  *(MAMBA, JAMBA, RECURRENT_GEMMA),
+  *(MAMBA, JAMBA, RECURRENT_GEMMA, LFM2, MINIMAX),
 )
 """Every family that can be loaded."""
 

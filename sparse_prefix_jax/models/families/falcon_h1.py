@@ -21,7 +21,7 @@ from sparse_prefix_jax.models.families.family import (
   same,
 )
 from sparse_prefix_jax.models.families.fields import Fields
-from sparse_prefix_jax.models.families.rope import Rope, read_rope
+from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 from sparse_prefix_jax.models.families.state_space import (
   check_plain,
   mamba2_sources,
@@ -35,7 +35,7 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: two mixers, then SwiGLU, per layer."""
   check_plain(fields)
   eps = fields.number("rms_norm_eps", 1e-5, **plain.EPS)
-  rope = read_rope(fields, plain.head_width(fields), 1.0)
+  rope = read_whole_rope(fields, plain.head_width(fields))
   norm = Norm(centred=False, eps=eps)
   pair = ParallelConfig(
     (_mamba2(fields, eps), _attention(fields, rope)),

@@ -84,5 +84,6 @@ MAMBA = Family(
     | {"pad_vocab_size_multiple"}
   ),
   harmless_tensors=(),
+  tied=True,
 )
 """Mamba layers alone; Falcon-Mamba norms what they are made of."""

@@ -24,7 +24,7 @@ from sparse_prefix_jax.models.families.family import (
   transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
-from sparse_prefix_jax.models.families.rope import Rope, read_rope
+from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 
 _BRANCHES_PER_LAYER = 2
 _KINDS = ("linear_attention", "full_attention")
@@ -76,7 +76,7 @@ def _rope(fields: Fields) -> Rope | None:
   rope = fields.within("rope_parameters")
   if rope is not None and rope.values.get("rope_theta", 0) is None:
     return None
-  return read_rope(fields, plain.head_width(fields), 1.0)
+  return read_whole_rope(fields, plain.head_width(fields))
 
 
 def _kinds(fields: Fields) -> list[str]:

@@ -164,5 +164,6 @@ RECURRENT_GEMMA = Family(
     | {"layers_block_type", "layer_types", "_block_types"}
   ),
   harmless_tensors=(),
+  tied=True,
 )
 """RG-LRU and attention within a window, a gated gelu behind each."""

@@ -1,4 +1,4 @@
-"""Mamba, Falcon-Mamba, Jamba, RecurrentGemma: small models and published."""
+"""Hybrids of small states: a small model of each family, and published ones."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from sparse_prefix_jax.layers import (
   MambaConfig,
   Norm,
   RGLRUConfig,
+  ShortConvConfig,
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
@@ -89,6 +90,32 @@ def _gemma(
   )
 
 
+def _lfm2(
+  vocab_size: int,
+  width: int,
+  layers: str,
+  attention: tuple[int, int, int],
+  hidden: int,
+  **others: Any,
+) -> ModelConfig:
+  """An LFM2: of each layer c or a, a convolution or attention, and SwiGLU."""
+  norm = Norm(centred=False, eps=1e-5)
+  attending = plain_attention(
+    *attention,
+    rotary_width=attention[2],
+    rope_theta=1e6,
+    eps=1e-5,
+    head_norm=True,
+    centred=False,
+  )
+  feed_forward = Branch(SwiGLUConfig(hidden=hidden), pre=norm)
+  kinds = {
+    "c": (Branch(ShortConvConfig(channels=width), pre=norm), feed_forward),
+    "a": (Branch(attending, pre=norm), feed_forward),
+  }
+  return alternating(vocab_size, width, layers, kinds, **others)
+
+
 DIAGONAL_PRESETS: dict[str, ModelConfig] = {
   "mamba_tiny": _mamba(
     512,
@@ -156,5 +183,7 @@ DIAGONAL_PRESETS: dict[str, ModelConfig] = {
     2048,
     7680,
   ),
+  "lfm2_tiny": _lfm2(512, 64, "ca", (4, 2, 32), 128, numerics=SMALL),
+  "lfm2_1_2b": _lfm2(65536, 2048, "ccaccaccacacacac", (32, 8, 64), 8192),
 }
 """They take their sizes from the config.json that was published with them."""

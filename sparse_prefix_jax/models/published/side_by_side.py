@@ -1,10 +1,12 @@
-"""Falcon-H1 and OLMo-hybrid: a small model of each, and published ones."""
+"""Falcon-H1, OLMo-hybrid, MiniMax: small models, and published ones."""
 
 from typing import Any
 
 from sparse_prefix_jax.layers import (
   Branch,
+  ExpertsConfig,
   GatedDeltaNetConfig,
+  LightningConfig,
   Mamba2Config,
   Norm,
   ParallelConfig,
@@ -81,6 +83,28 @@ def _olmo(
   )
 
 
+def _minimax(
+  vocab_size: int,
+  width: int,
+  layers: str,
+  attention: tuple[int, int, int],
+  experts: ExpertsConfig,
+  **others: Any,
+) -> ModelConfig:
+  """A MiniMax: of each layer l or a, a mixer and experts, residuals normed."""
+  norm, heads = Norm(centred=False, eps=1e-5), attention[0]
+  lightning = LightningConfig(heads=heads, head_width=attention[2])
+  attending = plain_attention(*attention, rotary_width=attention[2] // 2)
+  first, second, mixture = (
+    Branch(sub, pre=norm, keep=3.5565588200778455, residual="normed")
+    for sub in (lightning, attending, experts)
+  )
+  kinds = {"l": (first, mixture), "a": (second, mixture)}
+  return alternating(
+    vocab_size, width, layers, kinds, tie_embeddings=False, **others
+  )
+
+
 SIDE_BY_SIDE_PRESETS: dict[str, ModelConfig] = {
   "falcon_h1_tiny": _falcon(
     512,
@@ -128,6 +152,21 @@ SIDE_BY_SIDE_PRESETS: dict[str, ModelConfig] = {
     ),
     (30, 30, 128),
     11008,
+  ),
+  "minimax_tiny": _minimax(
+    512,
+    64,
+    "la",
+    (4, 2, 32),
+    ExpertsConfig(experts=8, chosen=2, hidden=32),
+    numerics=SMALL,
+  ),
+  "minimax_text_01": _minimax(
+    200064,
+    6144,
+    "llllllla" * 10,
+    (64, 8, 128),
+    ExpertsConfig(experts=32, chosen=2, hidden=9216),
   ),
 }
 """They take their sizes from the config.json that was published with them."""
