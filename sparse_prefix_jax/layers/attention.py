@@ -51,7 +51,8 @@ class AttentionConfig:
     head_norm: Whether queries and keys are normalised, head by head.
     scale: The factor of scores; None is 1 / sqrt(head_width).
     key_scale: What keys are multiplied by before they are normalised.
-    window: Tokens that a token sees, itself included; None for all before it.
+    attention_window: Tokens that a token sees, itself included; None for all
+      before it.
     bias: Whether queries, keys and values have biases.
     out_bias: Whether the projection back has one.
     row_norm: Whether queries and keys are normalised, all heads at once.
@@ -82,7 +83,7 @@ class AttentionConfig:
   head_norm: bool = True
   scale: float | None = None
   key_scale: float = 1.0
-  window: int | None = None
+  attention_window: int | None = None
   bias: bool = False
   out_bias: bool = False
   row_norm: bool = False
@@ -94,11 +95,12 @@ class AttentionConfig:
     check_multiple(self, "heads", "kv_heads")
     if self.head_norm and self.row_norm:
       raise ValueError("head_norm and row_norm are True; only one may be.")
-    if self.window is not None and not (
-      is_int(self.window) and 1 <= self.window <= MOST
+    if self.attention_window is not None and not (
+      is_int(self.attention_window) and 1 <= self.attention_window <= MOST
     ):
       raise ValueError(
-        f"window is {self.window!r}; it must be an int above 0 or None."
+        f"attention_window is {self.attention_window!r}; it must be an int "
+        "above 0 or None."
       )
     if not self._pairs():
       raise ValueError(
@@ -153,9 +155,12 @@ class AttentionConfig:
     queries = self.heads * self.head_width
     keys = self.kv_heads * self.head_width
     columns = (3 if self.gate else 2) * queries + 2 * keys
-    if self.window is None:
+    seen = self.attention_window
+    if seen is None:
       return Flops(token=2 * width * columns, pair=4 * queries)
-    return Flops(token=2 * width * columns + 4 * queries * self.window)
+    return Flops(
+      token=2 * width * columns + 4 * queries * self.attention_window
+    )
 
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""
@@ -235,7 +240,7 @@ class GatedAttention(ExplicitModule):
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
         *(q, k, v, pages.keys, pages.values, chunks, page_table),
-        window=self.config.window,
+        window=self.config.attention_window,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -266,7 +271,7 @@ class GatedAttention(ExplicitModule):
     out, keys, values = lattice_attention_step(
       *(q, k, v, pages.keys, pages.values),
       *(rows.position, rows.active, page_table),
-      window=self.config.window,
+      window=self.config.attention_window,
       precision=self.numerics.product_precision,
     )
     pools = pools._replace(pages=KeysValues(keys, values))

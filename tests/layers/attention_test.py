@@ -29,7 +29,7 @@ PLAIN = AttentionConfig(
   scale=0.25,
 )
 WINDOW = dataclasses.replace(
-  PLAIN, window=40, key_scale=0.5, bias=True, out_bias=True
+  PLAIN, attention_window=40, key_scale=0.5, bias=True, out_bias=True
 )
 ROWS = dataclasses.replace(PLAIN, row_norm=True, centred=False, rotary_width=8)
 JOBS = Job(150), Job(70)
@@ -100,7 +100,7 @@ def expected_layer(layer, x):
       for u in (q, k)
     )
   scale = c.scale or c.head_width**-0.5
-  out = opened * causal_attention(q * scale, k, v, window=c.window)
+  out = opened * causal_attention(q * scale, k, v, window=c.attention_window)
   out = out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...])
   return out + reference.bias_of(layer.out_bias)
 
@@ -177,7 +177,10 @@ def test_steps_are_close_to_the_chunk(config):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"window": 0}, "window is 0; it must be an int above 0 or None"),
+    (
+      {"attention_window": 0},
+      "attention_window is 0; it must be an int above 0 or None",
+    ),
     ({"row_norm": True}, "head_norm and row_norm are True; only one may be"),
   ],
 )

@@ -91,7 +91,7 @@ def _attention(fields: Fields, rope: Rope, head_width: int) -> AttentionConfig:
     rope_scaling=rope.scaling,
     gate=False,
     head_norm=False,
-    window=fields.count("attention_window_size", 2048),
+    attention_window=fields.count("attention_window_size", 2048),
     bias=fields.flag("attention_bias", False),
     out_bias=True,
   )

@@ -69,7 +69,7 @@ def _gemma(
     *attention,
     rotary_width=attention[2] // 2,
     rope_theta=1e4,
-    window=window,
+    attention_window=window,
     out_bias=True,
   )
   feed_forward = Branch(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
 from sparse_prefix_jax.contract import check
-from sparse_prefix_jax.contract.check import FREE, PADDING, ROWS, STEPS
+from sparse_prefix_jax.contract.findings import FREE, PADDING, ROWS, STEPS
 from sparse_prefix_jax.kernels.chunks import map_chunks
 from sparse_prefix_jax.layers import (
   Branch,
