@@ -158,9 +158,7 @@ class AttentionConfig:
     seen = self.attention_window
     if seen is None:
       return Flops(token=2 * width * columns, pair=4 * queries)
-    return Flops(
-      token=2 * width * columns + 4 * queries * self.attention_window
-    )
+    return Flops(token=2 * width * columns + 4 * queries * seen)
 
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""

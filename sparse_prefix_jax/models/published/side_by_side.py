@@ -41,12 +41,17 @@ def _falcon(
 
 
 def _pair(
-  mamba: dict[str, int], heads: tuple[int, int, int], rotary_width: int
+  mamba: tuple[int, int, int], heads: tuple[int, int, int], rotary_width: int
 ) -> ParallelConfig:
-  """Mamba-2 and attention on one input, with their factors."""
+  """Mamba-2 (heads, their width, that of states) beside attention, scaled."""
   parts = (0.3535533905932738, 0.25, 0.3535533905932738, 0.5)
   recurrent = Mamba2Config(
-    **mamba, groups=1, norm="none", part_scales=(*parts, parts[0])
+    heads=mamba[0],
+    groups=1,
+    head_width=mamba[1],
+    state_width=mamba[2],
+    norm="none",
+    part_scales=(*parts, parts[0]),
   )
   attention = plain_attention(
     *heads, rotary_width=rotary_width, rope_theta=1e11, key_scale=0.390625
@@ -110,7 +115,7 @@ SIDE_BY_SIDE_PRESETS: dict[str, ModelConfig] = {
     512,
     64,
     1,
-    _pair({"heads": 4, "head_width": 32, "state_width": 64}, (4, 2, 32), 32),
+    _pair((4, 32, 64), (4, 2, 32), 32),
     128,
     numerics=SMALL,
   ),
@@ -118,7 +123,7 @@ SIDE_BY_SIDE_PRESETS: dict[str, ModelConfig] = {
     32784,
     1024,
     36,
-    _pair({"heads": 24, "head_width": 64, "state_width": 128}, (8, 2, 64), 64),
+    _pair((24, 64, 128), (8, 2, 64), 64),
     2048,
     tie_embeddings=False,
   ),
