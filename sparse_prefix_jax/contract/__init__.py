@@ -8,4 +8,6 @@ from sparse_prefix_jax.contract.bits import differing_bits as differing_bits
 from sparse_prefix_jax.contract.bits import poison as poison
 from sparse_prefix_jax.contract.cold_runs import Cold as Cold
 from sparse_prefix_jax.contract.cold_runs import ColdRuns as ColdRuns
+from sparse_prefix_jax.contract.findings import Finding as Finding
+from sparse_prefix_jax.contract.findings import check as check
 from sparse_prefix_jax.contract.schedule import Schedule as Schedule

@@ -80,12 +80,13 @@ class ColdRuns:
 
   def _run(self, tokens: np.ndarray) -> Cold:
     config, chunk = self.model.config, self.model.config.numerics.chunk
-    slots, pages = DividedCapacity(
+    divided = DividedCapacity(
       self._capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),
       longest=-(-config.numerics.max_length // chunk),
-    ).split(0.5)
+    )
+    slots, pages = divided.split(divided.first)  # as a cache begins
     pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // chunk)
     segment = Segment(
@@ -99,7 +100,8 @@ class ColdRuns:
     plan = build_plan(config, [segment], slots=slots, pages=pages)
     logits, pools = run_plan(self._frozen, pools, plan, all_rows(plan))
     # Only the slots and pages of whole chunks: a run is kept for long.
-    kept = [np.array(leaf[: len(full)]) for leaf in jax.tree.leaves(pools)]
+    arrays = map(np.asarray, jax.tree.leaves(pools))
+    kept = [array[: len(full)].copy() for array in arrays]
     return Cold(logits, kept)
 
   def decode(self, tokens: np.ndarray, prompt: int) -> np.ndarray:

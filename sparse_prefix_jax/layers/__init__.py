@@ -27,15 +27,35 @@ from sparse_prefix_jax.layers.gated_delta_net import (
 from sparse_prefix_jax.layers.gated_delta_net import (
   GatedDeltaNetState as GatedDeltaNetState,
 )
+from sparse_prefix_jax.layers.lightning import Lightning as Lightning
+from sparse_prefix_jax.layers.lightning import (
+  LightningConfig as LightningConfig,
+)
+from sparse_prefix_jax.layers.lightning import LightningState as LightningState
+from sparse_prefix_jax.layers.mamba import Mamba as Mamba
+from sparse_prefix_jax.layers.mamba import MambaConfig as MambaConfig
+from sparse_prefix_jax.layers.mamba import MambaState as MambaState
 from sparse_prefix_jax.layers.mamba2 import Mamba2 as Mamba2
 from sparse_prefix_jax.layers.mamba2 import Mamba2Config as Mamba2Config
 from sparse_prefix_jax.layers.mamba2 import Mamba2State as Mamba2State
+from sparse_prefix_jax.layers.mlp import MLP as MLP
+from sparse_prefix_jax.layers.mlp import MLPConfig as MLPConfig
 from sparse_prefix_jax.layers.normalization import Norm as Norm
 from sparse_prefix_jax.layers.numerics import Numerics as Numerics
 from sparse_prefix_jax.layers.parallel import ParallelConfig as ParallelConfig
+from sparse_prefix_jax.layers.rg_lru import RGLRU as RGLRU
+from sparse_prefix_jax.layers.rg_lru import RGLRUConfig as RGLRUConfig
+from sparse_prefix_jax.layers.rg_lru import RGLRUState as RGLRUState
 from sparse_prefix_jax.layers.shared_expert import SharedExpert as SharedExpert
 from sparse_prefix_jax.layers.shared_expert import (
   SharedExpertConfig as SharedExpertConfig,
+)
+from sparse_prefix_jax.layers.short_conv import ShortConv as ShortConv
+from sparse_prefix_jax.layers.short_conv import (
+  ShortConvConfig as ShortConvConfig,
+)
+from sparse_prefix_jax.layers.short_conv import (
+  ShortConvState as ShortConvState,
 )
 from sparse_prefix_jax.layers.sublayer import BranchPools as BranchPools
 from sparse_prefix_jax.layers.sublayer import Flops as Flops

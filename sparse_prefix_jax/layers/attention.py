@@ -16,14 +16,19 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention_step,
 )
 from sparse_prefix_jax.layers.choices import (
+  MOST,
   check_multiple,
   check_values,
   is_int,
   is_positive,
 )
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
-from sparse_prefix_jax.layers.normalization import rms_norm
+from sparse_prefix_jax.layers.normalization import (
+  Norm,
+  rms_norm,
+  scaled_rms_norm,
+)
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.rotary import RopeScaling, rotate
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
@@ -45,6 +50,13 @@ class AttentionConfig:
     gate: Whether outputs are multiplied by the sigmoid of a gate.
     head_norm: Whether queries and keys are normalised, head by head.
     scale: The factor of scores; None is 1 / sqrt(head_width).
+    key_scale: What keys are multiplied by before they are normalised.
+    attention_window: Tokens that a token sees, itself included; None for all
+      before it.
+    bias: Whether queries, keys and values have biases.
+    out_bias: Whether the projection back has one.
+    row_norm: Whether queries and keys are normalised, all heads at once.
+    centred: Whether the weights of these norms are stored minus one.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -70,11 +82,26 @@ class AttentionConfig:
   gate: bool = True
   head_norm: bool = True
   scale: float | None = None
+  key_scale: float = 1.0
+  attention_window: int | None = None
+  bias: bool = False
+  out_bias: bool = False
+  row_norm: bool = False
+  centred: bool = True
 
   def __post_init__(self) -> None:
     """Refuses heads that cannot share, and channels that cannot pair."""
     check_values(self)
     check_multiple(self, "heads", "kv_heads")
+    if self.head_norm and self.row_norm:
+      raise ValueError("head_norm and row_norm are True; only one may be.")
+    if self.attention_window is not None and not (
+      is_int(self.attention_window) and 1 <= self.attention_window <= MOST
+    ):
+      raise ValueError(
+        f"attention_window is {self.attention_window!r}; it must be an int "
+        "above 0 or None."
+      )
     if not self._pairs():
       raise ValueError(
         f"rotary_width is {self.rotary_width!r}; it must be even and at least "
@@ -119,12 +146,19 @@ class AttentionConfig:
     return BranchPools(pages=KeysValues(keys=page, values=page))
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
-    """Counts the projections, and 4 * heads * head_width per pair."""
+    """Counts the projections, and 4 * heads * head_width per pair.
+
+    A window bounds the pairs of a token: they are counted with the token, as
+    many as there are behind the first window.
+    """
     del numerics
     queries = self.heads * self.head_width
     keys = self.kv_heads * self.head_width
     columns = (3 if self.gate else 2) * queries + 2 * keys
-    return Flops(token=2 * width * columns, pair=4 * queries)
+    seen = self.attention_window
+    if seen is None:
+      return Flops(token=2 * width * columns, pair=4 * queries)
+    return Flops(token=2 * width * columns + 4 * queries * seen)
 
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""
@@ -165,10 +199,18 @@ class GatedAttention(ExplicitModule):
     self.in_query_gate = kernel(rngs, width, columns, dtype)
     self.in_key = kernel(rngs, width, keys, dtype)
     self.in_value = kernel(rngs, width, keys, dtype)
+    self.query_gate_bias = bias_row(c.bias, columns, dtype)
+    self.key_bias = bias_row(c.bias, keys, dtype)
+    self.value_bias = bias_row(c.bias, keys, dtype)
+    norm = Norm(centred=c.centred, eps=c.eps)
     if c.head_norm:
-      self.query_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
-      self.key_norm = nnx.Param(jnp.zeros(c.head_width, jnp.dtype(dtype)))
+      self.query_norm = norm.weight(c.head_width, dtype)
+      self.key_norm = norm.weight(c.head_width, dtype)
+    if c.row_norm:
+      self.query_norm = norm.weight(queries, dtype)
+      self.key_norm = norm.weight(keys, dtype)
     self.out = kernel(rngs, queries, width, dtype)
+    self.out_bias = bias_row(c.out_bias, width, dtype)
 
   def __call__(
     self,
@@ -196,6 +238,7 @@ class GatedAttention(ExplicitModule):
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
         *(q, k, v, pages.keys, pages.values, chunks, page_table),
+        window=self.config.attention_window,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -226,6 +269,7 @@ class GatedAttention(ExplicitModule):
     out, keys, values = lattice_attention_step(
       *(q, k, v, pages.keys, pages.values),
       *(rows.position, rows.active, page_table),
+      window=self.config.attention_window,
       precision=self.numerics.product_precision,
     )
     pools = pools._replace(pages=KeysValues(keys, values))
@@ -234,13 +278,19 @@ class GatedAttention(ExplicitModule):
   def _project(
     self, x: Float[Array, "*rows d"]
   ) -> tuple[Float[Array, "*rows qg"], Array, Array]:
-    precision = self.numerics.precision
-    query_gate = dense(x, self.in_query_gate[...], precision)
-    key = dense(x, self.in_key[...], precision)
-    return query_gate, key, dense(x, self.in_value[...], precision)
+    query_gate, key, value = (
+      dense(x, weight[...], self.numerics.precision, bias=bias)
+      for weight, bias in (
+        (self.in_query_gate, self.query_gate_bias),
+        (self.in_key, self.key_bias),
+        (self.in_value, self.value_bias),
+      )
+    )
+    return query_gate, key, value
 
   def _close(self, out: Float[Array, "*rows queries"]) -> Array:
-    return dense(out, self.out[...], self.numerics.precision)
+    precision = self.numerics.precision
+    return dense(out, self.out[...], precision, bias=self.out_bias)
 
   def _heads(
     self,
@@ -258,17 +308,33 @@ class GatedAttention(ExplicitModule):
     q = query_gate.reshape(query_gate.shape[0], c.heads, -1)
     if c.gate:
       q, gate = jnp.split(q, 2, axis=-1)
-    k = key.reshape(-1, c.kv_heads, c.head_width)
+    k = key if c.key_scale == 1 else key * c.key_scale
+    k = k.reshape(-1, c.kv_heads, c.head_width)
     v = value.reshape(-1, c.kv_heads, c.head_width)
     if c.head_norm:
-      q = rms_norm(q, self.query_norm[...], c.eps)
-      k = rms_norm(k, self.key_norm[...], c.eps)
+      norm = rms_norm if c.centred else scaled_rms_norm
+      q = norm(q, self.query_norm[...], c.eps)
+      k = norm(k, self.key_norm[...], c.eps)
+    if c.row_norm:
+      q, k = self._normed_rows(q, k)
     if c.rotary_width is not None:
       rope = (c.rotary_width, c.rope_theta, c.rope_scaling)
       q, k = (rotate(u, position, *rope) for u in (q, k))
     scale = c.head_width**-0.5 if c.scale is None else c.scale
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     return q, gate, k, v
+
+  def _normed_rows(
+    self, q: Float[Array, "rows h k"], k: Float[Array, "rows hkv k"]
+  ) -> tuple[Array, Array]:
+    """Normalises the queries, and the keys, of all heads of a row at once."""
+    norm = rms_norm if self.config.centred else scaled_rms_norm
+    weights = self.query_norm[...], self.key_norm[...]
+    normed_q, normed_k = (
+      norm(u.reshape(u.shape[0], -1), weight, self.config.eps).reshape(u.shape)
+      for u, weight in zip((q, k), weights, strict=True)
+    )
+    return normed_q, normed_k
 
   def _side_by_side(
     self, out: Float32[Array, "rows h k"], gate: Array | None

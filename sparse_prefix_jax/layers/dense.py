@@ -45,3 +45,15 @@ def kernel(
   """Makes a weight [inputs, outputs], normal with variance 1 / inputs."""
   init = nnx.initializers.lecun_normal()
   return nnx.Param(init(rngs.params(), (inputs, outputs), jnp.dtype(dtype)))
+
+
+def bias_row(has: bool, columns: int, dtype: str) -> nnx.Param[Array] | None:
+  """Makes a bias of zeros, or None where a product has none."""
+  return nnx.Param(jnp.zeros(columns, jnp.dtype(dtype))) if has else None
+
+
+def added_row(bias: nnx.Param[Array] | None) -> Array:
+  """A bias as a row in float32, to add; zero where there is none."""
+  if bias is None:
+    return jnp.zeros((1, 1), jnp.float32)
+  return bias[...].astype(jnp.float32)[None]

@@ -12,23 +12,45 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
-from sparse_prefix_jax.layers.choices import check_values
-from sparse_prefix_jax.layers.dense import kernel
+from sparse_prefix_jax.layers.activations import ACTIVATIONS
+from sparse_prefix_jax.layers.choices import (
+  MOST,
+  check_multiple,
+  check_names,
+  check_values,
+  is_int,
+)
+from sparse_prefix_jax.layers.dense import dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
+from sparse_prefix_jax.layers.router import (
+  Routing,
+  sigmoid_routing,
+  softmax_routing,
+)
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertsConfig:
-  """Static choices of a mixture of experts, each a gated feed-forward layer.
+  """Static choices of a mixture of experts, each a feed-forward layer.
 
   Attributes:
-    experts: How many there are.
+    experts: How many there are, a multiple of groups.
     chosen: How many compute each token.
-    hidden: Width of the two inner products of each.
+    hidden: Width of the inner products of each.
     normalized: Whether the weights of the chosen are divided by their sum.
     block: Rows of one product, all of one expert; free ones are computed too.
+    score: What makes weights of a router's scores: "softmax" over all experts,
+      or the "sigmoid" of each, which a correction is added to for the choice.
+      The router of the latter is held and computed in float32.
+    factor: What weights are multiplied by.
+    groups: Groups of experts; only with sigmoid there may be several.
+    chosen_groups: How many groups the experts of a token come from.
+    gated: Whether the activation opens a second inner product.
+    activation: What stands between the products.
+    latent: Width of what the experts read and write, with a product before and
+      one after them; None is the model width, without these products.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -47,14 +69,47 @@ class ExpertsConfig:
   hidden: int
   normalized: bool = True
   block: int = 16
+  score: str = "softmax"
+  factor: float = 1.0
+  groups: int = 1
+  chosen_groups: int = 1
+  gated: bool = True
+  activation: str = "silu"
+  latent: int | None = None
 
   def __post_init__(self) -> None:
-    """Refuses counts out of their range."""
+    """Refuses counts out of their range, and experts that make no groups."""
     # A product of fewer rows has other bits.
     check_values(self, {"block": 2})
-    if self.chosen > self.experts:
+    known = {"score": ("softmax", "sigmoid"), "activation": tuple(ACTIVATIONS)}
+    check_names(self, known)
+    check_multiple(self, "experts", "groups")
+    self._check_groups()
+    if self.latent is not None and not (
+      is_int(self.latent) and 1 <= self.latent <= MOST
+    ):
       raise ValueError(
-        f"chosen is {self.chosen}; it must be at most experts = {self.experts}."
+        f"latent is {self.latent!r}; it must be an int above 0 or None."
+      )
+
+  def _check_groups(self) -> None:
+    """Refuses more than there are to choose from."""
+    per_group = self.experts // self.groups
+    if self.groups > 1 and (self.score == "softmax" or per_group < 2):
+      raise ValueError(
+        f"groups is {self.groups}; with score = {self.score!r} and experts = "
+        f"{self.experts} it must be 1: groups are scored by sigmoid, by their "
+        "two best experts."
+      )
+    if self.chosen_groups > self.groups:
+      raise ValueError(
+        f"chosen_groups is {self.chosen_groups}; it must be at most groups = "
+        f"{self.groups}."
+      )
+    if self.chosen > per_group * self.chosen_groups:
+      raise ValueError(
+        f"chosen is {self.chosen}; it must be at most experts = {self.experts}"
+        + (f" in {self.chosen_groups} groups." if self.groups > 1 else ".")
       )
 
   def make(
@@ -69,26 +124,17 @@ class ExpertsConfig:
     return BranchPools()
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
-    """Counts the router, and three products of each chosen expert."""
+    """Counts the router, and the products of each chosen expert."""
     del numerics
+    inner = width if self.latent is None else self.latent
+    around = 0 if self.latent is None else 4 * width * inner
+    each = 2 * (3 if self.gated else 2) * inner * self.hidden
     router = 2 * width * self.experts
-    return Flops(token=router + 6 * self.chosen * width * self.hidden)
+    return Flops(token=router + around + self.chosen * each)
 
   def product_widths(self) -> Mapping[str, int]:
-    """Names none: its products have a fixed number of rows."""
-    return {}
-
-
-class Routing(NamedTuple):
-  """Which experts compute a token, the best first, and how much each counts.
-
-  Attributes:
-    weight: Factors of the experts' outputs. [*rows chosen]
-    expert: Their numbers. [*rows chosen]
-  """
-
-  weight: Float32[Array, "*rows chosen"]
-  expert: Int32[Array, "*rows chosen"]
+    """Names what leads to the experts; theirs have a fixed number of rows."""
+    return {} if self.latent is None else {"latent": self.latent}
 
 
 class Blocks(NamedTuple):
@@ -114,13 +160,18 @@ class Experts(ExplicitModule):
   w is the softmax of a router over all experts, cut to the best. No expert has
   a capacity: a token's result does not depend on what others choose. Router,
   softmax and choice run chunk by chunk, the products in blocks of a fixed
-  number of rows; neither sees how many rows a program has.
+  number of rows; neither sees how many rows a program has. Experts without a
+  gate are W_down,e f(W_up,e x).
 
   Attributes:
     router: The weight that scores the experts. [d experts]
+    correction: With sigmoids, what is added for the choice. [experts]
+    enter: The weight before the experts, where they are narrower. [d i]
+    leave: The weight after them, there. [i d]
     gate_up: The weights of the gate, then those that it multiplies, with
-      outputs first. [experts 2*hidden d]
-    down: The weights that lead back, with outputs first. [experts d hidden]
+      outputs first; those of the one inner product without a gate.
+      [experts 2*hidden i]
+    down: The weights that lead back, with outputs first. [experts i hidden]
   """
 
   def __init__(
@@ -133,9 +184,18 @@ class Experts(ExplicitModule):
   ) -> None:
     c, dtype = config, jnp.dtype(numerics.dtype)
     self.config, self.numerics = config, numerics
-    self.router = kernel(rngs, width, c.experts, numerics.dtype)
+    sigmoid, inner = c.score == "sigmoid", c.latent or width
+    self.router = kernel(
+      rngs, width, c.experts, "float32" if sigmoid else numerics.dtype
+    )
+    if sigmoid:
+      self.correction = nnx.Param(jnp.zeros(c.experts, jnp.float32))
+    if c.latent:
+      self.enter = kernel(rngs, width, inner, numerics.dtype)
+      self.leave = kernel(rngs, inner, width, numerics.dtype)
     init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
-    shapes = (c.experts, 2 * c.hidden, width), (c.experts, width, c.hidden)
+    rows = 2 * c.hidden if c.gated else c.hidden
+    shapes = (c.experts, rows, inner), (c.experts, inner, c.hidden)
     self.gate_up, self.down = (
       nnx.Param(init(rngs.params(), shape, dtype)) for shape in shapes
     )
@@ -159,16 +219,18 @@ class Experts(ExplicitModule):
       The outputs, zero for padding, and the pools.
     """
     del page_table
-    n, c, width = x.shape
+    n, c, _ = x.shape
     with jax.named_scope("router"):
       routing = map_chunks(self._choose, x)
     real = jnp.arange(c)[None] < chunks.length[:, None]
     blocks = self._sorted(routing.expert.reshape(n * c, -1), real.reshape(-1))
     with jax.named_scope("experts"):
-      outs = self._outputs(x.reshape(n * c, width), blocks)
+      x = self._entered(x)
+      outs = self._outputs(x.reshape(n * c, -1), blocks)
     outs = outs.reshape(n, c, *outs.shape[1:])
     with jax.named_scope("sum"):
-      return map_chunks(_weighted, outs, routing.weight), pools
+      out = map_chunks(_weighted, outs, routing.weight)
+    return self._left(out), pools
 
   def step(
     self,
@@ -192,22 +254,42 @@ class Experts(ExplicitModule):
     routing = lax.optimization_barrier(
       self._choose(lax.optimization_barrier(x))
     )
-    outs = self._outputs(x, self._sorted(routing.expert, rows.active))
-    return _weighted(outs, routing.weight), pools
+    blocks = self._sorted(routing.expert, rows.active)
+    outs = self._outputs(self._entered(x), blocks)
+    return self._left(_weighted(outs, routing.weight)), pools
+
+  def _entered(self, x: Float[Array, "*rows d"]) -> Array:
+    """Brings all rows to the width of the experts, where that is another."""
+    if self.config.latent is None:
+      return x
+    return dense(x, self.enter[...], self.numerics.precision)
+
+  def _left(self, x: Float[Array, "*rows i"]) -> Array:
+    """Brings all rows back to the model width."""
+    if self.config.latent is None:
+      return x
+    return dense(x, self.leave[...], self.numerics.precision)
 
   def _choose(self, x: Float[Array, "rows d"]) -> Routing:
     """Scores all experts and takes the best; of equal ones the first."""
+    c = self.config
     scores = jnp.matmul(
-      x,
+      x.astype(self.router.dtype),
       self.router[...],
       precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
-    share = jax.nn.softmax(scores, axis=-1)
-    weight, expert = lax.top_k(share, self.config.chosen)
-    if self.config.normalized:
-      weight = weight / jnp.sum(weight, axis=-1, keepdims=True)
-    return Routing(weight, expert)
+    if c.score == "sigmoid":
+      groups = c.groups, c.chosen_groups
+      correction = self.correction[...]
+      routing = sigmoid_routing(
+        scores, correction, c.chosen, c.normalized, groups
+      )
+    else:
+      routing = softmax_routing(scores, c.chosen, c.normalized)
+    if c.factor == 1:
+      return routing
+    return routing._replace(weight=routing.weight * c.factor)
 
   def _sorted(
     self, expert: Int32[Array, "rows chosen"], real: Bool[Array, "rows"]
@@ -281,8 +363,12 @@ class Experts(ExplicitModule):
   ) -> Float[Array, "block d"]:
     """One expert on the rows of one block; free places are rows of zeros."""
     rows = x.at[source].get(mode="fill", fill_value=0)
-    gate, up = jnp.split(self._product(rows, self.gate_up[expert]), 2, axis=-1)
-    hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
+    gate, up = self._product(rows, self.gate_up[expert]), None
+    if self.config.gated:
+      gate, up = jnp.split(gate, 2, axis=-1)
+    hidden = ACTIVATIONS[self.config.activation](gate.astype(jnp.float32))
+    hidden = hidden.astype(x.dtype)
+    hidden = hidden if up is None else hidden * up
     return self._product(hidden, self.down[expert])
 
   def _product(

@@ -38,6 +38,8 @@ class GatedDeltaNetConfig:
     value_width: Width v of a value head.
     window: Taps w of the convolution, at least 2.
     eps: What the gated norm adds to the mean square.
+    beta_scale: What beta, a sigmoid, is multiplied by: with 2 a token may also
+      turn a direction of the state around.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -59,6 +61,7 @@ class GatedDeltaNetConfig:
   value_width: int
   window: int = 4
   eps: float = 1e-6
+  beta_scale: float = 1.0
 
   def __post_init__(self) -> None:
     """Refuses counts out of their range, and heads that cannot share."""
@@ -254,7 +257,9 @@ class GatedDeltaNet(ExplicitModule):
     v = v.reshape(-1, c.value_heads, c.value_width)
     q = q * c.key_width**-0.5
     q, k, v = (u.astype(x.dtype) for u in (q, k, v))
-    return _Heads(q, k, v, log_decay, jax.nn.sigmoid(beta))
+    beta = jax.nn.sigmoid(beta)
+    beta = beta if c.beta_scale == 1 else beta * c.beta_scale
+    return _Heads(q, k, v, log_decay, beta)
 
   def _gated_norm(
     self, out: Float32[Array, "rows hv v"], gate: Float[Array, "rows values"]

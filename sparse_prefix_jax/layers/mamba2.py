@@ -6,7 +6,9 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax import array_typing as at
@@ -19,12 +21,22 @@ from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention,
   linear_attention_step,
 )
-from sparse_prefix_jax.layers.choices import check_multiple, check_values
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.choices import (
+  check_multiple,
+  check_names,
+  check_values,
+  is_positive,
+)
+from sparse_prefix_jax.layers.dense import added_row, bias_row, dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
-from sparse_prefix_jax.layers.normalization import gate_before_rms_norm
+from sparse_prefix_jax.layers.normalization import (
+  gate_before_rms_norm,
+  grouped_rms_norm,
+)
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
+
+_PARTS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +50,14 @@ class Mamba2Config:
     state_width: Width k of keys and queries.
     window: Taps w of the convolution, at least 2.
     bias: Whether the projections in and out have biases.
+    out_bias: Whether the one out has; None is as `bias`.
     conv_bias: Whether the convolution has one.
     eps: What the gated norm adds to the mean square of a group.
+    least_step: What steps are raised to; None leaves them.
+    norm: Where the gate stands: "behind_gate" normalises what the gate has
+      opened, "before_gate" first, and "none" does not normalise.
+    part_scales: What the projections are multiplied by: those of the gate, of
+      inputs, keys, queries and steps; None multiplies by nothing.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -60,17 +78,46 @@ class Mamba2Config:
   window: int = 4
   bias: bool = False
   conv_bias: bool = True
+  out_bias: bool | None = None
   eps: float = 1e-5
+  least_step: float | None = None
+  norm: str = "behind_gate"
+  part_scales: tuple[float, ...] | None = None
 
   def __post_init__(self) -> None:
     """Refuses counts out of their range, and heads that cannot share."""
     check_values(self, {"window": 2})
     check_multiple(self, "heads", "groups")
+    if not isinstance(self.out_bias, bool | None):
+      raise ValueError(
+        f"out_bias is {self.out_bias!r}; it must be True, False or None."
+      )
+    check_names(self, {"norm": ("behind_gate", "before_gate", "none")})
+    if self.least_step is not None and not is_positive(self.least_step):
+      raise ValueError(
+        f"least_step is {self.least_step!r}; it must be a finite number above "
+        "0 or None."
+      )
+    scales = self.part_scales
+    if scales is not None and (
+      not isinstance(scales, tuple)
+      or len(scales) != _PARTS
+      or not all(map(is_positive, scales))
+    ):
+      raise ValueError(
+        f"part_scales is {scales!r}; it must be a tuple of {_PARTS} finite "
+        "numbers above 0, or None."
+      )
 
   @property
   def inner_width(self) -> int:
     """How many channels all heads have together."""
     return self.heads * self.head_width
+
+  @property
+  def has_out_bias(self) -> bool:
+    """Whether the projection out has a bias."""
+    return self.bias if self.out_bias is None else self.out_bias
 
   @property
   def mixed_width(self) -> int:
@@ -151,26 +198,24 @@ class Mamba2(ExplicitModule):
   ) -> None:
     c, dtype = config, numerics.dtype
 
-    def bias(has: bool, columns: int) -> nnx.Param[Array] | None:
-      return nnx.Param(jnp.zeros(columns, jnp.dtype(dtype))) if has else None
-
     self.config, self.numerics = config, numerics
     self.in_gate = kernel(rngs, width, c.inner_width, dtype)
     self.in_mixed = kernel(rngs, width, c.mixed_width, dtype)
     self.in_step = kernel(rngs, width, c.heads, dtype)
-    self.in_gate_bias = bias(c.bias, c.inner_width)
-    self.in_mixed_bias = bias(c.bias, c.mixed_width)
-    self.in_step_bias = bias(c.bias, c.heads)
+    self.in_gate_bias = bias_row(c.bias, c.inner_width, dtype)
+    self.in_mixed_bias = bias_row(c.bias, c.mixed_width, dtype)
+    self.in_step_bias = bias_row(c.bias, c.heads, dtype)
     self.conv = kernel(rngs, c.window, c.mixed_width, dtype)
-    self.conv_bias = bias(c.conv_bias, c.mixed_width)
+    self.conv_bias = bias_row(c.conv_bias, c.mixed_width, dtype)
     rate = jax.random.uniform(rngs.params(), (c.heads,), jnp.float32, 1.0, 16.0)
     self.log_rate = nnx.Param(jnp.log(rate))
     # Steps of about 0.01, as the softplus makes them.
     self.step_bias = nnx.Param(jnp.full(c.heads, -4.6, jnp.float32))
     self.direct = nnx.Param(jnp.ones(c.heads, jnp.float32))
-    self.norm = nnx.Param(jnp.ones(c.inner_width, jnp.dtype(dtype)))
+    if c.norm != "none":
+      self.norm = nnx.Param(jnp.ones(c.inner_width, jnp.dtype(dtype)))
     self.out = kernel(rngs, c.inner_width, width, dtype)
-    self.out_bias = bias(c.bias, width)
+    self.out_bias = bias_row(c.has_out_bias, width, dtype)
 
   def __call__(
     self,
@@ -244,10 +289,17 @@ class Mamba2(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate."""
-    precision = self.numerics.precision
+    c, precision = self.config, self.numerics.precision
     mixed = dense(x, self.in_mixed[...], precision, bias=self.in_mixed_bias)
     gate = dense(x, self.in_gate[...], precision, bias=self.in_gate_bias)
-    return mixed, gate
+    if c.part_scales is None:
+      return mixed, gate
+    keys = c.groups * c.state_width
+    widths = np.array([c.inner_width, keys, keys])
+    scale = np.repeat(np.float32(c.part_scales[1:4]), widths).astype(x.dtype)
+    scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+    scaled = mixed * scale, gate * c.part_scales[0]
+    return lax.optimization_barrier(scaled)
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
     precision = self.numerics.precision
@@ -264,12 +316,15 @@ class Mamba2(ExplicitModule):
       precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
-    step = jax.nn.softplus(
-      step + _row(self.in_step_bias) + self.step_bias[...][None]
-    )
+    step = step + added_row(self.in_step_bias)
+    if c.part_scales is not None:
+      step = step * c.part_scales[4]
+    step = jax.nn.softplus(step + self.step_bias[...][None])
+    if c.least_step is not None:
+      step = jnp.maximum(step, c.least_step)
     log_decay = -jnp.exp(self.log_rate[...])[None] * step
     # As trained: rounded after the activation, before the step multiplies it.
-    mixed = jax.nn.silu(mixed + _row(self.conv_bias)).astype(x.dtype)
+    mixed = jax.nn.silu(mixed + added_row(self.conv_bias)).astype(x.dtype)
     keys = c.groups * c.state_width
     v, k, q = jnp.split(mixed, [c.inner_width, c.inner_width + keys], axis=-1)
     v = v.reshape(-1, c.heads, c.head_width).astype(jnp.float32)
@@ -286,11 +341,9 @@ class Mamba2(ExplicitModule):
   ) -> Float[Array, "rows inner"]:
     c = self.config
     out = (out + skipped).reshape(gate.shape)
-    return gate_before_rms_norm(out, gate, self.norm[...], c.eps, c.groups)
-
-
-def _row(bias: nnx.Param[Array] | None) -> Array:
-  """A bias as a row in float32; zero where there is none."""
-  if bias is None:
-    return jnp.zeros((1, 1), jnp.float32)
-  return bias[...].astype(jnp.float32)[None]
+    if c.norm == "behind_gate":
+      return gate_before_rms_norm(out, gate, self.norm[...], c.eps, c.groups)
+    if c.norm == "before_gate":
+      weight = self.norm[...]
+      out = grouped_rms_norm(out, weight, c.eps, c.groups)
+    return (out * jax.nn.silu(gate.astype(jnp.float32))).astype(gate.dtype)

@@ -131,9 +131,28 @@ def gate_before_rms_norm(
     The rows, computed in float32 and rounded once to the gate's dtype.
   """
   opened = x * jax.nn.silu(gate.astype(jnp.float32))
-  parts = opened.reshape(x.shape[0], groups, -1)
-  normed = _normalize(parts, eps).reshape(x.shape)
-  return (normed * _row(weight.astype(jnp.float32), x)).astype(gate.dtype)
+  return grouped_rms_norm(opened, weight, eps, groups).astype(gate.dtype)
+
+
+def grouped_rms_norm(
+  x: Float32[Array, "rows d"],
+  weight: Float[Array, "d"],
+  eps: float,
+  groups: int,
+) -> Float32[Array, "rows d"]:
+  """Computes weight * norm(x), with a mean square for each group of a row.
+
+  Args:
+    x: Rows to normalise.
+    weight: A factor per channel, as it is stored.
+    eps: What is added to a mean square.
+    groups: Parts of equal width that a row is normalised in.
+
+  Returns:
+    The rows, in float32.
+  """
+  normed = _normalize(x.reshape(x.shape[0], groups, -1), eps).reshape(x.shape)
+  return normed * _row(weight.astype(jnp.float32), x)
 
 
 def l2_norm(x: Float32[Array, "*rows k"]) -> Float32[Array, "*rows k"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.layers.choices import check_values
+from sparse_prefix_jax.layers.choices import check_values, is_positive
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import (
@@ -29,9 +29,11 @@ class ParallelConfig:
 
   Attributes:
     subs: The sublayers, at least two; their outputs are added in this order.
+    in_scales: What the input of each is multiplied by; None by nothing.
+    out_scales: What the output of each is multiplied by; None by nothing.
 
   Raises:
-    ValueError: If they are no tuple of sublayers.
+    ValueError: If they are no tuple of sublayers, or scales not one for each.
 
   Example:
     >>> from sparse_prefix_jax.layers import SwiGLUConfig
@@ -43,9 +45,11 @@ class ParallelConfig:
   kind: ClassVar[str] = "parallel"
 
   subs: tuple[Sublayer, ...]
+  in_scales: tuple[float, ...] | None = None
+  out_scales: tuple[float, ...] | None = None
 
   def __post_init__(self) -> None:
-    """Refuses what is no tuple of sublayers."""
+    """Refuses what is no tuple of sublayers, or no scales of them."""
     check_values(self)
     if len(self.subs) < 2:
       raise ValueError(
@@ -53,6 +57,19 @@ class ParallelConfig:
       )
     for index, sub in enumerate(self.subs):
       check_sublayer(f"subs[{index}]", sub)
+    for name in ("in_scales", "out_scales"):
+      scales = getattr(self, name)
+      if scales is not None and not self._scales_fit(scales):
+        raise ValueError(
+          f"{name} is {scales!r}; it must be a tuple of {len(self.subs)} "
+          "finite numbers above 0, or None."
+        )
+
+  def _scales_fit(self, scales: Any) -> bool:
+    """Whether there is one factor for each sublayer."""
+    if not isinstance(scales, tuple) or len(scales) != len(self.subs):
+      return False
+    return all(map(is_positive, scales))
 
   def make(
     self, width: int, numerics: Numerics, *, rngs: nnx.Rngs
@@ -116,10 +133,13 @@ class Parallel(ExplicitModule):
     Returns:
       The sum of the outputs, and the pools with what was captured.
     """
-    return _added(
+    inputs = _scaled([x] * len(self.subs), self.config.in_scales)
+    return self._added(
       [
         sub(x, kept, chunks, page_table)
-        for sub, kept in zip(self.subs, split_pools(pools), strict=True)
+        for sub, x, kept in zip(
+          self.subs, inputs, split_pools(pools), strict=True
+        )
       ]
     )
 
@@ -141,18 +161,33 @@ class Parallel(ExplicitModule):
     Returns:
       The sum of the outputs, and the pools with the tokens' states or keys.
     """
-    return _added(
+    inputs = _scaled([x] * len(self.subs), self.config.in_scales)
+    return self._added(
       [
         sub.step(x, kept, rows, page_table)
-        for sub, kept in zip(self.subs, split_pools(pools), strict=True)
+        for sub, x, kept in zip(
+          self.subs, inputs, split_pools(pools), strict=True
+        )
       ]
     )
 
+  def _added(
+    self, results: list[tuple[Any, BranchPools]]
+  ) -> tuple[Any, BranchPools]:
+    """The sum of all outputs, and all pools; nothing is fused into the sum."""
+    outs, pools = zip(*results, strict=True)
+    outs = _scaled(list(outs), self.config.out_scales)
+    total, *others = lax.optimization_barrier(tuple(outs))
+    for out in others:
+      total = total + out
+    return lax.optimization_barrier(total), join_pools(pools)
 
-def _added(results: list[tuple[Any, BranchPools]]) -> tuple[Any, BranchPools]:
-  """The sum of all outputs, and all pools; nothing is fused into the sum."""
-  outs, pools = zip(*results, strict=True)
-  total, *others = lax.optimization_barrier(outs)
-  for out in others:
-    total = total + out
-  return lax.optimization_barrier(total), join_pools(pools)
+
+def _scaled(xs: list[Any], scales: tuple[float, ...] | None) -> list[Any]:
+  """Each array times its factor; a factor of 1 is no product."""
+  if scales is None:
+    return xs
+  return [
+    x if scale == 1 else lax.optimization_barrier(x * scale)
+    for x, scale in zip(xs, scales, strict=True)
+  ]

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.layers.choices import check_values
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.activations import ACTIVATIONS
+from sparse_prefix_jax.layers.choices import check_names, check_values
+from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
@@ -25,9 +26,13 @@ class SwiGLUConfig:
 
   Attributes:
     hidden: Width of its two inner products.
+    activation: What the gate goes through: silu, unless another is named.
+    bias: Whether its products have biases.
+    gate_scale: What the gate is multiplied by before that.
 
   Raises:
-    ValueError: If the width is no count.
+    ValueError: If a field is out of its range; the sentence names it, its value
+      and what is allowed.
 
   Example:
     >>> SwiGLUConfig(hidden=128).product_widths()
@@ -37,10 +42,14 @@ class SwiGLUConfig:
   kind: ClassVar[str] = "swiglu"
 
   hidden: int
+  activation: str = "silu"
+  bias: bool = False
+  gate_scale: float = 1.0
 
   def __post_init__(self) -> None:
-    """Refuses a width that is no count."""
+    """Refuses a width that is no count, and unknown activations."""
     check_values(self)
+    check_names(self, {"activation": tuple(ACTIVATIONS)})
 
   def make(self, width: int, numerics: Numerics, *, rngs: nnx.Rngs) -> "SwiGLU":
     """Makes the layer, with new parameters."""
@@ -68,6 +77,9 @@ class SwiGLU(ExplicitModule):
     gate: The weight of the branch that goes through silu. [d hidden]
     up: The weight of the branch that it multiplies. [d hidden]
     down: The weight that brings both back to the model width. [hidden d]
+    gate_bias: Its bias, or None. [hidden]
+    up_bias: Its bias, or None. [hidden]
+    down_bias: Its bias, or None. [d]
   """
 
   def __init__(
@@ -82,6 +94,9 @@ class SwiGLU(ExplicitModule):
     self.gate = kernel(rngs, width, config.hidden, numerics.dtype)
     self.up = kernel(rngs, width, config.hidden, numerics.dtype)
     self.down = kernel(rngs, config.hidden, width, numerics.dtype)
+    self.gate_bias = bias_row(config.bias, config.hidden, numerics.dtype)
+    self.up_bias = bias_row(config.bias, config.hidden, numerics.dtype)
+    self.down_bias = bias_row(config.bias, width, numerics.dtype)
 
   def __call__(
     self,
@@ -127,10 +142,12 @@ class SwiGLU(ExplicitModule):
 
   def rows(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Computes every row alone: two rows and more give it the same bits."""
-    precision = self.numerics.precision
-    gate = dense(x, self.gate[...], precision)
-    up = dense(x, self.up[...], precision)
+    c, precision = self.config, self.numerics.precision
+    gate = dense(x, self.gate[...], precision, bias=self.gate_bias)
+    up = dense(x, self.up[...], precision, bias=self.up_bias)
     with jax.named_scope("activation"):
-      hidden = jax.nn.silu(gate.astype(jnp.float32)).astype(x.dtype) * up
+      gate = gate.astype(jnp.float32)
+      gate = gate if c.gate_scale == 1 else gate * c.gate_scale
+      hidden = ACTIVATIONS[c.activation](gate).astype(x.dtype) * up
     hidden = lax.optimization_barrier(hidden)
-    return dense(hidden, self.down[...], precision)
+    return dense(hidden, self.down[...], precision, bias=self.down_bias)

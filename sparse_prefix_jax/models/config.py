@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sparse_prefix_jax.layers.branch import Branch
-from sparse_prefix_jax.layers.choices import check_values, is_int
+from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
 from sparse_prefix_jax.layers.numerics import Numerics
 
@@ -93,6 +93,8 @@ class ModelConfig:
     tie_embeddings: Whether the head is the transposed embedding.
     embedding_scale: What embeddings are multiplied by as they enter.
     logits_scale: What logits are multiplied by.
+    logits_cap: What they are bounded by then, cap * tanh(logits / cap); None
+      leaves them.
     end_ids: Token ids that end a text, for whoever decodes; no logits depend
       on them.
     numerics: Everything else that bits depend on, but the weights.
@@ -115,6 +117,7 @@ class ModelConfig:
   tie_embeddings: bool = True
   embedding_scale: float = 1.0
   logits_scale: float = 1.0
+  logits_cap: float | None = None
   end_ids: tuple[int, ...] = ()
   numerics: Numerics = _NUMERICS
 
@@ -163,6 +166,11 @@ class ModelConfig:
     if not all(is_int(token) and token >= 0 for token in self.end_ids):
       raise ValueError(
         f"end_ids is {self.end_ids}; it must hold token ids, ints from 0."
+      )
+    if self.logits_cap is not None and not is_positive(self.logits_cap):
+      raise ValueError(
+        f"logits_cap is {self.logits_cap!r}; it must be a finite number above "
+        "0 or None."
       )
     _check_kind("final_norm", self.final_norm, Norm)
     _check_kind("numerics", self.numerics, Numerics)

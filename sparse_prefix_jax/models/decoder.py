@@ -279,6 +279,9 @@ class HybridDecoder(nnx.Module):
     )
     if c.logits_scale != 1:
       logits = jax.lax.optimization_barrier(logits) * c.logits_scale
+    if c.logits_cap is not None:
+      logits = jax.lax.optimization_barrier(logits)
+      logits = c.logits_cap * jnp.tanh(logits / c.logits_cap)
     return jax.lax.optimization_barrier(logits)
 
 

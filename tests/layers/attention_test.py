@@ -1,5 +1,6 @@
 """Gated attention: the formula, chunks packed or one by one, steps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,6 +28,10 @@ PLAIN = AttentionConfig(
   head_norm=False,
   scale=0.25,
 )
+WINDOW = dataclasses.replace(
+  PLAIN, attention_window=40, key_scale=0.5, bias=True, out_bias=True
+)
+ROWS = dataclasses.replace(PLAIN, row_norm=True, centred=False, rotary_width=8)
 JOBS = Job(150), Job(70)
 TABLE = np.zeros((N, 8), np.int32)
 TABLE[0, :3], TABLE[1, :2] = (7, 2, 11), (5, 3)
@@ -39,7 +44,15 @@ step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 def make_layer(dtype="float32", config=CONFIG):
   """Weights large enough for a softmax that is not flat."""
   layer = config.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
-  if not config.head_norm:
+  for bias, value in (
+    (layer.query_gate_bias, 0.5),
+    (layer.key_bias, -1),
+    (layer.value_bias, 2),
+    (layer.out_bias, 0.25),
+  ):
+    if bias is not None:
+      bias[...] = jnp.linspace(0, value, bias.size).astype(dtype)
+  if not config.head_norm and not config.row_norm:
     return layer
   layer.query_norm[...] = layer.query_norm[...] + jnp.asarray(2, dtype)
   layer.key_norm[...] = layer.key_norm[...] - jnp.asarray(0.25, dtype)
@@ -65,31 +78,50 @@ def expected_layer(layer, x):
   c, x = layer.config, reference.wide(x)
   position = np.arange(x.shape[0])
 
-  def heads(weight, count):
-    return (x @ reference.wide(weight[...])).reshape(x.shape[0], count, -1)
+  def heads(weight, bias, count):
+    y = x @ reference.wide(weight[...]) + reference.bias_of(bias)
+    return y.reshape(x.shape[0], count, -1)
 
-  k, v = (heads(w, c.kv_heads) for w in (layer.in_key, layer.in_value))
-  if c == PLAIN:
-    out = causal_attention(heads(layer.in_query_gate, 4) * 0.25, k, v)
-    return out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...])
-  q, gate = np.split(heads(layer.in_query_gate, c.heads), 2, axis=-1)
-  norms = layer.query_norm, layer.key_norm
-  q, k = (
-    reference.rotate(
-      reference.rms(u, c.eps) * (1 + reference.wide(norm[...])),
-      position,
-      c.rotary_width,
-      c.rope_theta,
+  q = heads(layer.in_query_gate, layer.query_gate_bias, c.heads)
+  k = heads(layer.in_key, layer.key_bias, c.kv_heads) * c.key_scale
+  v = heads(layer.in_value, layer.value_bias, c.kv_heads)
+  opened = 1.0
+  if c.gate:
+    q, gate = np.split(q, 2, axis=-1)
+    opened = reference.sigmoid(gate)
+  if c.head_norm or c.row_norm:
+    q, k = (
+      normed(c, u, norm)
+      for u, norm in ((q, layer.query_norm), (k, layer.key_norm))
     )
-    for u, norm in zip((q, k), norms, strict=True)
-  )
-  out = causal_attention(q * c.head_width**-0.5, k, v)
-  out = (out * reference.sigmoid(gate)).reshape(x.shape[0], -1)
-  return out @ reference.wide(layer.out[...])
+  if c.rotary_width:
+    q, k = (
+      reference.rotate(u, position, c.rotary_width, c.rope_theta)
+      for u in (q, k)
+    )
+  scale = c.scale or c.head_width**-0.5
+  out = opened * causal_attention(q * scale, k, v, window=c.attention_window)
+  out = out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...])
+  return out + reference.bias_of(layer.out_bias)
 
 
-@pytest.mark.parametrize("config", [CONFIG, PLAIN])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def normed(config, x, norm):
+  """Queries or keys under a norm, of each head or of a row."""
+  rows = x.reshape(len(x), -1) if config.row_norm else x
+  weight = reference.wide(norm[...]) + (1 if config.centred else 0)
+  return (reference.rms(rows, config.eps) * weight).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "config"),
+  [
+    ("float32", CONFIG),
+    ("bfloat16", CONFIG),
+    ("float32", PLAIN),
+    ("float32", WINDOW),
+    ("float32", ROWS),
+  ],
+)
 def test_equals_the_formula(dtype, config):
   layer, xs = make_layer(dtype, config), inputs(dtype)
   x = pack(JOBS, xs, N, C, padding=0)
@@ -100,7 +132,7 @@ def test_equals_the_formula(dtype, config):
     assert distance(got, expected_layer(layer, x)) <= tolerance
 
 
-@pytest.mark.parametrize("config", [CONFIG, PLAIN])
+@pytest.mark.parametrize("config", [CONFIG, WINDOW])
 def test_packed_chunks_have_the_bits_of_one_at_a_time(config):
   layer = make_layer(config=config)
   chunks = chunks_of(JOBS, N, C)
@@ -116,8 +148,9 @@ def test_packed_chunks_have_the_bits_of_one_at_a_time(config):
   assert_same_bits(pools, after)
 
 
-def test_steps_are_close_to_the_chunk():
-  layer, (x, _) = make_layer(), inputs()
+@pytest.mark.parametrize("config", [CONFIG, WINDOW])
+def test_steps_are_close_to_the_chunk(config):
+  layer, (x, _) = make_layer(config=config), inputs()
   pools, job = free_pools(layer), Job(140)
   packed = pack([job], [x[:140]], N, C, padding=0)
   y, _ = run(layer, packed, pools, chunks_of([job], N, C), TABLE)
@@ -139,3 +172,18 @@ def test_steps_are_close_to_the_chunk():
   wide = reference.wide(expected[120:])
   assert relative_error(np.stack(outs), wide) <= 1e-4
   assert np.isnan(pools.pages.keys[0]).all()  # the free row wrote nothing
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      {"attention_window": 0},
+      "attention_window is 0; it must be an int above 0 or None",
+    ),
+    ({"row_norm": True}, "head_norm and row_norm are True; only one may be"),
+  ],
+)
+def test_what_cannot_work_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(CONFIG, **changes)

@@ -27,6 +27,11 @@ def make_layer(dtype="float32", **changes):
     D, Numerics(dtype=dtype, chunk=C, ladder=(4,)), rngs=nnx.Rngs(0)
   )
   layer.router[...] = layer.router[...] * 3
+  if layer.config.score == "sigmoid":
+    random = np.random.default_rng(0)
+    layer.correction[...] = jnp.float32(
+      random.normal(size=layer.correction.shape)
+    )
   return layer
 
 
@@ -39,20 +44,41 @@ def expected(layer, x):
   """Every expert on every row, in float64; the best are added."""
   c, x = layer.config, reference.wide(x)
   scores = x @ reference.wide(layer.router[...])
-  share = np.exp(scores - scores.max(-1, keepdims=True))
-  share /= share.sum(-1, keepdims=True)
+  share, ranked = shares(layer, scores)
   kept = np.zeros_like(share)
-  best = np.argsort(-share, -1)[:, : c.chosen]
+  best = np.argsort(-ranked, -1)[:, : c.chosen]
   np.put_along_axis(kept, best, np.take_along_axis(share, best, -1), -1)
   if c.normalized:
     kept /= kept.sum(-1, keepdims=True)
+  x = x if c.latent is None else x @ reference.wide(layer.enter[...])
   total = np.zeros_like(x)
   for e in range(c.experts):
-    both = x @ reference.wide(layer.gate_up[e]).T
-    gate, up = np.split(both, 2, -1)
-    out = (reference.silu(gate) * up) @ reference.wide(layer.down[e]).T
-    total += kept[:, e, None] * out
-  return total
+    hidden = x @ reference.wide(layer.gate_up[e]).T
+    if c.gated:
+      gate, up = np.split(hidden, 2, -1)
+      hidden = reference.activation(c.activation, gate) * up
+    else:
+      hidden = reference.activation(c.activation, hidden)
+    total += (
+      kept[:, e, None] * c.factor * (hidden @ reference.wide(layer.down[e]).T)
+    )
+  return total if c.latent is None else total @ reference.wide(layer.leave[...])
+
+
+def shares(layer, scores):
+  """What experts weigh, and what they are chosen by."""
+  c = layer.config
+  if c.score == "softmax":
+    share = np.exp(scores - scores.max(-1, keepdims=True))
+    share /= share.sum(-1, keepdims=True)
+    return share, share
+  share = reference.sigmoid(scores)
+  ranked = share + reference.wide(layer.correction[...])
+  parts = ranked.reshape(len(ranked), c.groups, -1)
+  totals = np.sort(parts, -1)[..., -2:].sum(-1)
+  for row, total in zip(parts, totals, strict=True):
+    row[np.argsort(-total)[c.chosen_groups :]] = -np.inf
+  return share, parts.reshape(ranked.shape)
 
 
 def in_chunks(layer, xs):
@@ -71,6 +97,9 @@ def in_chunks(layer, xs):
     {"experts": 1, "chosen": 1},
     {"experts": 33, "chosen": 5, "block": 64},
     {"experts": 3, "chosen": 3, "hidden": 8, "block": 2},
+    {"score": "sigmoid", "gated": False, "activation": "relu_squared"},
+    {"score": "sigmoid", "groups": 3, "chosen_groups": 2, "latent": 24}
+    | {"factor": 2.5, "normalized": False},
   ],
 )
 def test_equals_the_formula(dtype, changes):
@@ -149,6 +178,12 @@ def test_gradients_reach_router_and_experts():
     ({"chosen": 7}, "chosen is 7; it must be at most experts = 6"),
     ({"experts": 0}, "experts is 0; it must be at least 1"),
     ({"block": 1}, "block is 1; it must be at least 2"),
+    ({"score": "max"}, "score is 'max'; it must be one of softmax, sigmoid"),
+    ({"groups": 2}, "groups is 2; with score = 'softmax' .* must be 1"),
+    ({"groups": 4}, "experts is 6; it must be a multiple of groups = 4"),
+    ({"score": "sigmoid", "groups": 3, "chosen": 3}, "3; .* 6 in 1 groups"),
+    ({"chosen_groups": 2}, "chosen_groups is 2; .* at most groups = 1"),
+    ({"latent": 0}, "latent is 0; it must be an int above 0 or None"),
   ],
 )
 def test_what_cannot_work_is_refused(changes, message):

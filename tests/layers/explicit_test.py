@@ -14,8 +14,12 @@ from sparse_prefix_jax.layers import (
   BranchPools,
   ExplicitCarry,
   GatedDeltaNetConfig,
+  LightningConfig,
+  MambaConfig,
   Numerics,
   ParallelConfig,
+  RGLRUConfig,
+  ShortConvConfig,
   SwiGLUConfig,
   scan_with_capture,
 )
@@ -37,6 +41,10 @@ LAYERS = {
   "swiglu": SwiGLUConfig(hidden=128),
   "parallel": ParallelConfig((NARROW, ATTENTION)),
   "leaky_sum": LeakySumConfig(channels=64),
+  "mamba": MambaConfig(inner_width=64, state_width=8, rank=4),
+  "rg_lru": RGLRUConfig(channels=64, heads=4),
+  "short_conv": ShortConvConfig(channels=64),
+  "lightning": LightningConfig(heads=2, head_width=32),
 }
 
 scan = jax.jit(lambda layer, *arguments: layer.scan(*arguments))

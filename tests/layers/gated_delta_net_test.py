@@ -1,5 +1,6 @@
 """Gated DeltaNet: the formula, chunks packed or one by one, steps."""
 
+import dataclasses
 import functools
 
 import chex
@@ -38,8 +39,8 @@ step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
 
 
 @functools.cache
-def make_layer(dtype="float32"):
-  return CONFIG.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
+def make_layer(dtype="float32", config=CONFIG):
+  return config.make(D, Numerics(dtype=dtype), rngs=nnx.Rngs(0))
 
 
 @functools.cache
@@ -87,7 +88,8 @@ def expected_layer(layer, x, pools, slot):
   )
   v = v.reshape(-1, c.value_heads, c.value_width)
   out, states = delta_rule(
-    q * c.key_width**-0.5, k, v, log_decay, reference.sigmoid(beta), state
+    *(q * c.key_width**-0.5, k, v, log_decay),
+    *(c.beta_scale * reference.sigmoid(beta), state),
   )
   normed = reference.rms(out, c.eps) * w(layer.norm)
   gate = reference.silu(x @ w(layer.in_gate)).reshape(normed.shape)
@@ -95,9 +97,13 @@ def expected_layer(layer, x, pools, slot):
   return y, states
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_equals_the_formula(dtype):
-  layer, xs = make_layer(dtype), inputs(dtype)
+@pytest.mark.parametrize(
+  ("dtype", "beta_scale"),
+  [("float32", 1.0), ("float32", 2.0), ("bfloat16", 1.0)],
+)
+def test_equals_the_formula(dtype, beta_scale):
+  config = dataclasses.replace(CONFIG, beta_scale=beta_scale)
+  layer, xs = make_layer(dtype, config), inputs(dtype)
   pools = pools_of(layer)
   x = pack(JOBS, xs, N, C, padding=0)
   y, after = run(layer, x, pools, chunks_of(JOBS, N, C), TABLE)

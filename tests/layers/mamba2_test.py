@@ -22,6 +22,10 @@ SHAPES = {
   "one group": {"groups": 1},
   "two groups": {"groups": 2, "bias": True},
   "no conv bias": {"groups": 4, "conv_bias": False, "window": 3},
+  "least step": {"groups": 2, "least_step": 0.6},
+  "norm first": {"groups": 2, "norm": "before_gate", "bias": True}
+  | {"part_scales": (0.5, 2.0, 0.25, 1.5, 0.75)},
+  "no norm": {"groups": 1, "norm": "none"},
 }
 run = jax.jit(lambda layer, *inputs: layer(*inputs))
 step = jax.jit(lambda layer, *inputs: layer.step(*inputs))
@@ -59,26 +63,26 @@ def free_pools(layer):
   return jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), pools)
 
 
-def bias_of(parameter):
-  return 0.0 if parameter is None else reference.wide(parameter[...])
-
-
 def expected_layer(layer, x):
   """The layer in float64, one token after another. [t d], [hv k v]"""
   c, x = layer.config, reference.wide(x)
   gate, mixed, dt = (
-    x @ reference.wide(weight[...]) + bias_of(bias)
+    x @ reference.wide(weight[...]) + reference.bias_of(bias)
     for weight, bias in (
       (layer.in_gate, layer.in_gate_bias),
       (layer.in_mixed, layer.in_mixed_bias),
       (layer.in_step, layer.in_step_bias),
     )
   )
+  keys = c.groups * c.state_width
+  if c.part_scales:
+    z, *parts, step = c.part_scales
+    gate, dt = gate * z, dt * step
+    mixed = mixed * np.repeat(parts, (c.inner_width, keys, keys))
   taps = reference.wide(layer.conv[...])
   padded = np.concatenate([np.zeros((c.window - 1, mixed.shape[1])), mixed])
   mixed = sum(padded[i : i + len(x)] * taps[i] for i in range(c.window))
-  mixed = reference.silu(mixed + bias_of(layer.conv_bias))
-  keys = c.groups * c.state_width
+  mixed = reference.silu(mixed + reference.bias_of(layer.conv_bias))
   v, k, q = np.split(mixed, [c.inner_width, c.inner_width + keys], -1)
   v = v.reshape(len(x), c.heads, -1)
   k, q = (
@@ -86,6 +90,7 @@ def expected_layer(layer, x):
     for u in (k, q)
   )
   dt = np.log1p(np.exp(dt + reference.wide(layer.step_bias[...])))
+  dt = np.maximum(dt, c.least_step or 0)
   rate = -np.exp(reference.wide(layer.log_rate[...]))
   state = np.zeros((c.heads, c.state_width, c.head_width))
   outs = []
@@ -94,14 +99,23 @@ def expected_layer(layer, x):
     state = np.exp(rate * dt[t])[:, None, None] * state + added
     skipped = reference.wide(layer.direct[...])[:, None] * v[t]
     outs.append(np.einsum("hkv,hk->hv", state, q[t]) + skipped)
-  out = np.stack(outs).reshape(len(x), -1) * reference.silu(gate)
-  out = reference.rms(out.reshape(len(x), c.groups, -1), c.eps)
-  out = out.reshape(len(x), -1) * reference.wide(layer.norm[...])
-  return out @ reference.wide(layer.out[...]) + bias_of(layer.out_bias), state
+  out = np.stack(outs).reshape(len(x), -1)
+  if c.norm != "before_gate":
+    out = out * reference.silu(gate)
+  if c.norm != "none":
+    out = reference.rms(out.reshape(len(x), c.groups, -1), c.eps)
+    out = out.reshape(len(x), -1) * reference.wide(layer.norm[...])
+  if c.norm == "before_gate":
+    out = out * reference.silu(gate)
+  return out @ reference.wide(layer.out[...]) + reference.bias_of(
+    layer.out_bias
+  ), state
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  ("shape", "dtype"),
+  [*((shape, "float32") for shape in SHAPES), ("two groups", "bfloat16")],
+)
 def test_equals_the_formula(shape, dtype):
   layer, xs = make_layer(shape, dtype), inputs(dtype)
   x = pack(JOBS, xs, N, C, padding=0)
@@ -156,6 +170,9 @@ def test_steps_are_close_to_the_chunk():
     ({"heads": 3}, "heads is 3; it must be a multiple of groups = 2"),
     ({"state_width": 0}, "state_width is 0; it must be at least 1"),
     ({"window": 1}, "window is 1; it must be at least 2"),
+    ({"norm": "both"}, "norm is 'both'; it must be one of behind_gate"),
+    ({"least_step": 0.0}, "least_step is 0.0; .* above 0 or None"),
+    ({"part_scales": (1.0,)}, "part_scales is .1.0,.; .* tuple of 5"),
   ],
 )
 def test_what_cannot_work_is_refused(changes, message):

@@ -18,6 +18,21 @@ def silu(x):
   return x * sigmoid(x)
 
 
+def activation(name, x):
+  """What stands between two products, by its name."""
+  if name == "silu":
+    return silu(x)
+  if name == "relu_squared":
+    return np.maximum(x, 0) ** 2
+  inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+  return 0.5 * x * (1 + np.tanh(inner))
+
+
+def bias_of(parameter):
+  """A bias in float64; zero where there is none."""
+  return 0.0 if parameter is None else wide(parameter[...])
+
+
 def rms(x, eps):
   """x / sqrt(mean(x^2) + eps)."""
   return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)

@@ -65,7 +65,13 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("float32", "bfloat16", "own layers"),
+    pytest.param("side by side", marks=pytest.mark.slow),
+  ],
+)
 def test_cold_and_resumed_have_the_bits_of_prefill(name):
   model = MODELS[name]()
   c = model.config.numerics.chunk

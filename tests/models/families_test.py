@@ -1,5 +1,7 @@
-"""Families: logits of transformers, and the same bits by every way."""
+"""Families: what is read, what is refused, and what the page says of them."""
 
+import collections
+import dataclasses
 import functools
 import json
 import math
@@ -7,125 +9,19 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sparse_prefix_jax import (
-  HybridDecoder,
-  PrefixCache,
-  decode,
-  load_pretrained,
-  page_bytes,
-  prefill,
-  preset,
-  state_bytes,
-)
-from sparse_prefix_jax.contract import ColdRuns, Schedule, differing_bits
+from sparse_prefix_jax import HybridDecoder, page_bytes, preset, state_bytes
 from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.models.families import FAMILIES
 from sparse_prefix_jax.models.published import PUBLISHED
-from tests.models_for_tests import LONGEST
+from tests.models.golden_cases import CHOICES, GOLDEN, TINY, load
 from tests.trees import assert_same_bits
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs/how-to/checkpoints.md"
-GOLDEN = pathlib.Path(__file__).parent / "golden_families"
-CASES = sorted(path.name for path in GOLDEN.iterdir())
-CHOICES = {"ladder": (4,), "chunk": 16, "max_length": 256, "head_rows": 64}
-CHOICES |= {"dtype": "float32"}
-TINY = ("qwen3_5_moe_tiny", "qwen3_next_tiny")
-TINY += ("mamba2_tiny", "granite_hybrid_tiny")
-SMALL = {"chunk": 16, "ladder": (4, 8), "max_length": 256, "head_rows": 32}
-
-
-def golden(case):
-  stored = np.load(GOLDEN / case / "golden.npz")
-  return stored["tokens"], stored["logits"]
-
-
-def load(directory, **changes):
-  model, _ = load_pretrained(directory, **(CHOICES | changes))
-  return model
-
-
-def distance(got, expected):
-  """The largest difference, where 1 is as much as is allowed."""
-  limit = 2e-4 * max(1.0, np.abs(expected).max() / 10)
-  return np.abs(got - expected).max() / limit
-
-
-def test_every_family_has_three_cases():
-  families = {case.rpartition("_")[0] for case in CASES}
-  assert families == {name.removesuffix("_tiny") for name in TINY}
-  assert len(CASES) == 3 * len(families)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_logits_are_those_of_transformers(case):
-  (tokens, expected), model = golden(case), load(GOLDEN / case)
-  assert np.abs(expected).max() > 0.5  # there is something to agree on
-  cache, resumed = PrefixCache(model, capacity="4MiB"), []
-  for capture in ([48], [128], []):
-    out = prefill(model, cache, [tokens], capture=[capture], all_logits=True)
-    cache.release(out.sequences)
-    resumed.append(out.reports[0].resumed)
-    assert distance(out.logits[0], expected[resumed[-1] :]) <= 1
-  assert resumed == [0, 48, 128]
-  sequences = prefill(model, cache, [tokens[:100]]).sequences
-  for position in range(100, 150):
-    out = decode(model, cache, sequences, tokens[position : position + 1])
-    sequences = out.sequences
-    assert distance(out.logits[0], expected[position]) <= 1
-  cache.release(sequences)
-
-
-@functools.cache
-def tiny(name, **changes):
-  """A small random model of a family, with norms and biases that count."""
-  model = HybridDecoder(preset(name, **(SMALL | changes)), rngs=nnx.Rngs(0))
-  random = np.random.default_rng(0)
-  parameters = nnx.state(model)
-
-  def moved(x):
-    if x.ndim > 1:
-      return x
-    return x + jnp.asarray(0.1 * random.normal(size=x.shape), x.dtype)
-
-  nnx.update(model, jax.tree.map(moved, parameters))
-  return model
-
-
-def random_tokens(size, seed=0):
-  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
-
-
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_random_lives_differ_in_no_bit(name, dtype):
-  cold, compared = ColdRuns(tiny(name, dtype=dtype), longest=LONGEST), 0
-  for seed in range(2):
-    schedule = Schedule(cold, seed, longest=LONGEST)
-    assert schedule.run() == 0
-    compared += schedule.compared
-  assert compared > 1e6  # bytes: the schedules did something
-
-
-@pytest.mark.parametrize("name", TINY)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_rung_has_the_same_bits(name, dtype):
-  tokens = random_tokens(640)
-  first, other = (
-    ColdRuns(
-      tiny(name, dtype=dtype, ladder=(rung,), chunk=64, max_length=1024),
-      longest=640,
-    ).prefill(tokens)
-    for rung in (1, 4)
-  )
-  assert differing_bits(first.logits, other.logits) == 0
-  assert_same_bits(first.pools, other.pools)
-  assert np.abs(first.logits).max() > 1e-2
 
 
 def copy(tmp_path, case, edit=lambda tensors: tensors, **changes):
@@ -212,6 +108,49 @@ REFUSED = [
     {"layers_block_type": ["mamba"] * 3},
     "layers_block_type says something else",
   ),
+  ("bamba_1", {"attn_layer_indices": [2]}, "attn_layer_.* 2 layers, from 0"),
+  ("bamba_1", {"mamba_n_heads": 3}, "mamba_n_heads in .* 48 channels"),
+  ("bamba_1", {"mlp_bias": 1}, "mlp_bias in .* is 1; .* true or false"),
+  ("nemotron_h_1", {"layers_block_type": ["x"]}, "holds 'x'; it may hold"),
+  ("nemotron_h_1", {"layers_block_type": None}, "names 0 layers in .* 1 to"),
+  ("nemotron_h_1", {"hybrid_override_pattern": "M-"}, "pattern .* else"),
+  ("nemotron_h_1", {"hybrid_override_pattern": "MX"}, "pattern .* made of M E"),
+  ("nemotron_h_1", {"mlp_hidden_act": "silu"}, "mlp_hidden_act .* 'relu2'"),
+  ("nemotron_h_1", {"sliding_window": 8}, "sliding_window in .* only null"),
+  ("nemotron_h_1", {"num_hidden_layers": 2}, "names 3 layers; .* = 2"),
+  ("nemotron_h_2", {"n_shared_experts": 2}, "n_shared_experts in .* only 1"),
+  ("nemotron_h_3", {"mlp_bias": True}, "mlp_bias in .* True; only False"),
+  ("nemotron_h_3", {"topk_group": 5}, "chosen_groups is 5; .* groups = 4"),
+  ("falcon_h1_1", {"ssm_multipliers": [1.0] * 4}, "ssm_multipliers .* hold 5"),
+  ("falcon_h1_1", {"mlp_multipliers": [1.0, 0]}, "mlp_multipliers .* above 0"),
+  ("falcon_h1_1", {"mamba_d_ssm": 32}, "mamba_n_heads .* 48 channels; .* 32"),
+  ("falcon_h1_1", {"key_multiplier": -1.0}, "key_multiplier .* above 0"),
+  ("olmo_hybrid_1", {"layer_types": ["conv"] * 2}, "holds 'conv'; it may hold"),
+  ("olmo_hybrid_1", {"linear_num_value_heads": 3}, "3; .* key_heads = 2"),
+  ("mamba_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
+  ("mamba_1", {"time_step_rank": 0}, "time_step_rank in .* int above 0"),
+  ("falcon_mamba_1", {"mixer_rms_eps": 0}, "mixer_rms_eps in .* above 0"),
+  ("jamba_1", {"attn_layer_offset": 2}, "offset in .* attn_layer_period = 2"),
+  ("jamba_1", {"num_experts_per_tok": 7}, "chosen is 7; .* experts = 6"),
+  ("recurrent_gemma_1", {"block_types": ["x"]}, "holds 'x'; it may hold"),
+  ("recurrent_gemma_1", {"lru_width": 46}, "channels is 46; .* heads = 4"),
+  ("recurrent_gemma_1", {"hidden_activation": "relu"}, "only 'gelu_pytorch"),
+  ("recurrent_gemma_1", {"logits_soft_cap": 0}, "logits_soft_cap .* above 0"),
+  ("lfm2_1", {"layer_types": ["x"] * 2}, "holds 'x'; it may hold conv"),
+  ("lfm2_1", {"tie_embedding": False}, "tie_embedding in .* only True"),
+  (
+    "lfm2_1",
+    {"layer_types": None, "full_attn_idxs": [2]},
+    "full_attn_idxs in .* 2 layers, from 0",
+  ),
+  (
+    "lfm2_1",
+    {"partial_rotary_factor": 0.5},
+    "4 channels of 8; .* whole",
+  ),
+  ("minimax_1", {"sliding_window": 9}, "sliding_window in .* only null"),
+  ("minimax_1", {"mlp_beta_factor": 0}, "mlp_beta_factor in .* above 0"),
+  ("minimax_1", {"layer_types": ["x"] * 2}, "holds 'x'; it may hold linear"),
   ("qwen3_next_1", {"attention_bias": True}, "attention_bias in .* True; only"),
 ]
 
@@ -257,7 +196,8 @@ def test_the_page_says_what_a_state_costs():
     tokens = "-"
     if page:
       tokens = f"{state / (page / config.numerics.chunk):,.0f}"
-    known.append(f"| `{name}` | {state / 2**20:.0f} | {tokens} |")
+    size = f"{state / 2**20:.{0 if state > 2**20 else 1}f}"
+    known.append(f"| `{name}` | {size} | {tokens} |")
   rows = [line for line in text.splitlines() if line.startswith("| `")]
   assert [row for row in rows if row.split("`")[1] in PUBLISHED] == known
 
@@ -278,10 +218,68 @@ def test_the_page_lists_every_model_type():
     ("granite_4_h_micro", 3.2e9),
     ("granite_4_h_tiny", 6.9e9),
     ("granite_4_h_small", 32.2e9),
+    ("bamba_9b", 9.78e9),
+    ("nemotron_h_8b", 8.1e9),
+    ("nemotron_3_nano_30b_a3b", 31.6e9),
+    ("falcon_h1_0_5b", 0.52e9),
+    ("olmo_hybrid_7b", 7.4e9),
+    ("mamba_2_8b", 2.8e9),
+    ("falcon_mamba_7b", 7.3e9),
+    ("jamba_52b_a12b", 51.6e9),
+    ("recurrent_gemma_2b", 2.7e9),
+    ("lfm2_1_2b", 1.17e9),
+    ("minimax_text_01", 456e9),
   ],
 )
 def test_published_sizes_have_the_parameters_of_their_names(name, parameters):
   config = preset(name)
-  model = nnx.eval_shape(lambda: HybridDecoder(config, rngs=nnx.Rngs(0)))
-  found = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model))
+  ends = dataclasses.replace(config, branches=config.branches[:1])
+  found = size_of(lambda: HybridDecoder(ends, rngs=nnx.Rngs(0)))
+  for branch, times in collections.Counter(config.branches[1:]).items():
+    layer = functools.partial(branch.make, config.width, config.numerics)
+    found += times * size_of(lambda layer=layer: layer(rngs=nnx.Rngs(0)))
   assert abs(found / parameters - 1) < 0.03
+
+
+def size_of(make):
+  """How many numbers a module has; its arrays are never made."""
+  leaves = jax.tree.leaves(nnx.eval_shape(make))
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def test_a_pattern_of_letters_is_the_same_model(tmp_path):
+  changes = {"layers_block_type": None, "hybrid_override_pattern": "M-*"}
+  changes |= {"num_hidden_layers": 3}
+  config = read_config(copy(tmp_path, "nemotron_h_1", **changes), **CHOICES)
+  assert config == read_config(GOLDEN / "nemotron_h_1", **CHOICES)
+
+
+def test_squared_experts_in_one_tensor_are_the_same_model(tmp_path):
+  def one_tensor(tensors):
+    kept = {k: x for k, x in tensors.items() if ".experts." not in k}
+    for part in ("up_proj", "down_proj"):
+      parts = [k for k in tensors if k.endswith(f"{part}.weight")]
+      parts = [k for k in parts if ".experts." in k]
+      parts.sort(key=lambda k: int(k.split(".experts.")[1].split(".")[0]))
+      layer = parts[0].partition(".experts.")[0]
+      kept[f"{layer}.experts.{part}"] = np.stack([tensors[k] for k in parts])
+    return kept
+
+  case = "nemotron_h_2"
+  models = load(GOLDEN / case), load(copy(tmp_path, case, one_tensor))
+  assert_same_bits(*map(jax.tree.leaves, models))
+
+
+@pytest.mark.parametrize("case", ["lfm2_1", "mamba_1", "recurrent_gemma_1"])
+def test_some_families_are_tied_where_the_file_does_not_say(tmp_path, case):
+  path = copy(tmp_path, case) / "config.json"
+  fields = json.loads(path.read_text())
+  assert fields.pop("tie_word_embeddings")
+  path.write_text(json.dumps(fields))
+  assert read_config(path.parent, **CHOICES).tie_embeddings
+
+
+def test_numbers_of_layers_that_attend_are_the_same_model(tmp_path):
+  changes = {"layer_types": None, "full_attn_idxs": [1]}
+  config = read_config(copy(tmp_path, "lfm2_1", **changes), **CHOICES)
+  assert config == read_config(GOLDEN / "lfm2_1", **CHOICES)

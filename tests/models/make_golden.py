@@ -8,7 +8,7 @@ transformers runs again on the stored weights and must give the stored logits.
 Those of `family_cases.py` go to `golden_families`, with weights in bfloat16 and
 the smallest gap between an expert that was chosen and one that was not.
 
-Usage: python -m tests.models.make_golden [--check] [families]
+Usage: python -m tests.models.make_golden [--check] [families | FAMILY...]
 """
 
 import pathlib
@@ -78,13 +78,26 @@ def _logits(directory, tokens):
   ).eval()
   gaps = [np.inf]
   for module in model.modules():
-    if type(module).__name__.endswith("TopKRouter"):
+    if type(module).__name__.lower().endswith("topkrouter"):
       module.register_forward_hook(
-        lambda router, _, out: gaps.append(_gap(out[0], router.top_k))
+        lambda router, _, out: gaps.extend(_gaps(router, out[0]))
       )
   with torch.no_grad():
     logits = model(torch.tensor(tokens)[None], use_cache=False).logits
   return logits[0].numpy(), min(gaps)
+
+
+def _gaps(router, scores):
+  """The gaps of what a router chooses: experts, and groups of them."""
+  if not hasattr(router, "e_score_correction_bias"):
+    return [_gap(scores, router.top_k)]
+  ranked = scores.sigmoid() + router.e_score_correction_bias
+  parts = ranked.unflatten(-1, (router.num_group, -1))
+  groups = parts.topk(2, dim=-1)[0].sum(-1)
+  best = groups.topk(router.topk_group, dim=-1)[1]
+  mask = torch.zeros_like(groups).scatter_(-1, best, 1).bool()
+  ranked = parts.masked_fill(~mask[..., None], -1e9).flatten(-2)
+  return [_gap(groups, router.topk_group), _gap(ranked, router.top_k)]
 
 
 def _gap(scores, chosen):
@@ -121,8 +134,14 @@ def _write_family(name, config, root):
       parameter.data.normal_(0, 0.15)
     else:  # norms, biases, decays: around what they are at first
       parameter.data.add_(0.2 * torch.randn_like(parameter))
+  for path, buffer in model.named_buffers():
+    if path.endswith("e_score_correction_bias"):
+      buffer.data.normal_(0, 0.2)
   directory = root / name
-  model.to(torch.bfloat16).save_pretrained(directory)
+  for parameter in model.parameters():
+    parameter.data = parameter.data.to(torch.bfloat16)  # and no buffers
+  model.config.dtype = torch.bfloat16
+  model.save_pretrained(directory)
   (directory / "generation_config.json").unlink(missing_ok=True)
   random = np.random.default_rng(len(name))
   tokens = random.integers(0, family_cases.VOCABULARY, _FAMILY_TOKENS)
@@ -155,9 +174,12 @@ def _copy(root, target):
 
 def main():
   """Writes the golden files, or checks them."""
-  targets = [_FAMILIES] if "families" in sys.argv else [_DIRECTORY, _FAMILIES]
+  names = [name for name in sys.argv[1:] if not name.startswith("--")]
+  targets = [_FAMILIES] if names else [_DIRECTORY, _FAMILIES]
+  wanted = tuple(f"{name}_" for name in names if name != "families") or ("",)
   if "--check" in sys.argv:
     paths = [path for target in targets for path in sorted(target.iterdir())]
+    paths = [path for path in paths if path.name.startswith(wanted)]
     results = [_check(path) for path in paths]
     sys.exit(0 if results and all(results) else 1)
   with tempfile.TemporaryDirectory() as scratch:
@@ -168,8 +190,9 @@ def main():
         for case in _cases():
           _write(*case, root)
       else:
-        for case in family_cases.cases():
-          _write_family(*case, root)
+        for name, config in family_cases.cases():
+          if name.startswith(wanted):
+            _write_family(name, config, root)
       _copy(root, target)
 
 

@@ -152,9 +152,20 @@ def test_cold_resumed_and_decoded_differ_in_no_bit(make):
   cache.release(out.sequences)
 
 
-@pytest.mark.parametrize("make", [toy, side_by_side])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_random_lives_differ_in_no_bit(make, dtype):
+# Falcon-H1 is such a pair too.
+SLOW_PAIR = pytest.param(side_by_side, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "make"),
+  [
+    ("float32", toy),
+    ("float32", side_by_side),
+    ("bfloat16", toy),
+    pytest.param("bfloat16", side_by_side, marks=pytest.mark.slow),
+  ],
+)
+def test_random_lives_differ_in_no_bit(dtype, make):
   cold, compared = ColdRuns(make(dtype=dtype), longest=LONGEST), 0
   for seed in range(2):
     schedule = Schedule(cold, seed, longest=LONGEST)
@@ -163,7 +174,7 @@ def test_random_lives_differ_in_no_bit(make, dtype):
   assert compared > 1e6  # bytes: the schedules did something
 
 
-@pytest.mark.parametrize("make", [toy, side_by_side])
+@pytest.mark.parametrize("make", [toy, SLOW_PAIR])
 def test_every_rung_has_the_same_bits(make):
   tokens, rungs = random_tokens(640), (1, 4)
   first, other = (

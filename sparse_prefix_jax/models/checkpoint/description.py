@@ -111,8 +111,9 @@ def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:
   config = family.read(text)
   text.get(_TIED)
   # Of models that also see, the outer object decides; transformers reads no
-  # other, and without it does not tie.
-  fields: dict[str, Any] = {"tie_embeddings": outer.flag(_TIED, False)}
+  # other, and without it does what the family does.
+  tied = outer.flag(_TIED, family.tied)
+  fields: dict[str, Any] = {"tie_embeddings": tied}
   fields["dtype"] = _dtype(directory, outer, text, family, changes)
   fields["end_ids"] = _end_ids(directory, outer, text)
   if "numerics" in changes:

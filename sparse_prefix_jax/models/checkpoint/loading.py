@@ -170,7 +170,7 @@ def _check_names(
     for name, tensor in weights.tensors.items()
     if name not in used
     and not name.startswith(family.harmless_tensors)
-    and not name.endswith(_BUFFER)
+    and not name.endswith((_BUFFER, *family.harmless_ends))
   ]
   others = (
     f"{len(unused)} that the model of config.json does not use, such as "

@@ -62,6 +62,9 @@ class Family(NamedTuple):
     harmless_keys: Keys that change no logits, beside `HARMLESS_KEYS`.
     harmless_tensors: How names of tensors begin that are no part of the text
       model.
+    harmless_ends: How names of tensors end that others are made of, which are
+      read: what another implementation computes in advance.
+    tied: Whether the head is the embeddings where the file does not say.
   """
 
   model_types: tuple[str, ...]
@@ -71,6 +74,8 @@ class Family(NamedTuple):
   head: str
   harmless_keys: frozenset[str]
   harmless_tensors: tuple[str, ...]
+  harmless_ends: tuple[str, ...] = ()
+  tied: bool = False
 
 
 def same(name: str, rank: int = 1) -> Source:

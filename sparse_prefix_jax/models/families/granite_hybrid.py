@@ -14,6 +14,7 @@ from sparse_prefix_jax.layers import (
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families import plain
 from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
@@ -22,31 +23,29 @@ from sparse_prefix_jax.models.families.family import (
   same,
   transposed,
 )
-from sparse_prefix_jax.models.families.fields import Fields, shown
+from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_rope
 from sparse_prefix_jax.models.families.state_space import (
-  check_inner_width,
   check_plain,
   mamba2_sources,
+  read_mamba2,
 )
 
-_MOST_LAYERS = 1024
 _BRANCHES_PER_LAYER = 2
 _MAMBA = ("mamba", "linear_attention")
 _ATTENTION = ("attention", "full_attention")
-_FACTORS = {"least": 1e-6, "most": 1e6}
 
 
 def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then feed-forward layers, per layer."""
   check_plain(fields)
   fields.only("attention_bias", False)
-  eps = fields.number("rms_norm_eps", 1e-6, least=1e-30, most=1e3)
-  rope = read_rope(fields, _head_width(fields), 1.0)
+  eps = fields.number("rms_norm_eps", 1e-6, **plain.EPS)
+  rope = read_rope(fields, plain.head_width(fields), 1.0)
   norm = Norm(centred=False, eps=eps)
-  scale = fields.number("residual_multiplier", 1.0, **_FACTORS)
+  scale = fields.number("residual_multiplier", 1.0, **plain.FACTORS)
   feed_forward = Branch(_feed_forward(fields), pre=norm, scale=scale)
-  mamba, attention = _mamba2(fields, eps), _attention(fields, rope)
+  mamba, attention = read_mamba2(fields, eps), _attention(fields, rope)
   branches = []
   for kind in _layer_types(fields):
     mixer = mamba if kind in _MAMBA else attention
@@ -56,39 +55,11 @@ def _read(fields: Fields) -> ModelConfig:
     width=fields.count("hidden_size"),
     branches=tuple(branches),
     final_norm=norm,
-    embedding_scale=fields.number("embedding_multiplier", 1.0, **_FACTORS),
+    embedding_scale=fields.number("embedding_multiplier", 1.0, **plain.FACTORS),
     # Logits are divided by what the file says.
-    logits_scale=1 / fields.number("logits_scaling", 1.0, **_FACTORS),
+    logits_scale=1 / fields.number("logits_scaling", 1.0, **plain.FACTORS),
     numerics=Numerics(ladder=SINGLE_RUNG, max_length=rope.length),
   )
-
-
-def _head_width(fields: Fields) -> int:
-  """Reads the width of a head of attention, or derives it."""
-  width = fields.count("hidden_size")
-  heads = fields.count("num_attention_heads")
-  return fields.count("head_dim", max(1, width // heads))
-
-
-def _mamba2(fields: Fields, eps: float) -> Mamba2Config:
-  """Reads the recurrent layers; their heads may be left to be derived."""
-  heads, times = fields.count("mamba_n_heads"), fields.count("mamba_expand", 2)
-  derived = fields.get("mamba_d_head") in (None, "auto")
-  inner = times * fields.count("hidden_size")
-  sub = Mamba2Config(
-    heads=heads,
-    groups=fields.count("mamba_n_groups", 1),
-    head_width=max(1, inner // heads)
-    if derived
-    else fields.count("mamba_d_head"),
-    state_width=fields.count("mamba_d_state"),
-    window=fields.count("mamba_d_conv", 4),
-    bias=fields.flag("mamba_proj_bias", False),
-    conv_bias=fields.flag("mamba_conv_bias", True),
-    eps=eps,
-  )
-  check_inner_width(fields, "mamba_expand", sub)
-  return sub
 
 
 def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
@@ -99,13 +70,13 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
   return AttentionConfig(
     heads=heads,
     kv_heads=fields.count("num_key_value_heads", heads),
-    head_width=_head_width(fields),
+    head_width=plain.head_width(fields),
     rotary_width=rope.width if rotated else None,
     rope_theta=rope.theta,
     rope_scaling=rope.scaling if rotated else None,
     gate=False,
     head_norm=False,
-    scale=fields.number("attention_multiplier", 1.0, **_FACTORS),
+    scale=fields.number("attention_multiplier", 1.0, **plain.FACTORS),
   )
 
 
@@ -123,41 +94,20 @@ def _feed_forward(fields: Fields) -> Sublayer:
 
 
 def _layer_types(fields: Fields) -> list[str]:
-  """Reads the kinds of the layers, under either name of the key.
-
-  Raises:
-    ValueError: If a kind is unknown, or if there are not as many as
-      `num_hidden_layers` says.
-  """
+  """Reads the kinds of the layers, under either name of the key."""
   keys = ("layer_types", "layers_block_type")
-  found = [(key, fields.texts(key)) for key in keys]
-  given = [(key, kinds) for key, kinds in found if kinds is not None]
-  if not given:
+  kinds = plain.layer_kinds(fields, keys)
+  if kinds is None:
     raise ValueError(f"{fields.where} lacks layer_types.")
-  key, kinds = given[0]
-  if any(other != kinds for _, other in given):
-    raise fields.error(key, "layers_block_type says something else")
-  for kind in kinds:
-    if kind not in (*_MAMBA, *_ATTENTION):
-      raise ValueError(
-        f"{key} in {fields.where} holds {shown(kind)}; it may hold "
-        f"{', '.join((*_MAMBA, *_ATTENTION))}."
-      )
-  layers = fields.count("num_hidden_layers", max(1, len(kinds)))
-  if layers != len(kinds) or layers > _MOST_LAYERS:
-    raise ValueError(
-      f"{key} in {fields.where} names {len(kinds)} layers; it must name "
-      f"num_hidden_layers = {layers}, at most {_MOST_LAYERS}."
-    )
+  plain.check_kinds(fields, keys[0], kinds, (*_MAMBA, *_ATTENTION))
   return kinds
 
 
 def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
   """Pairs every parameter of the model with its source."""
-  yield "embedding", same(GRANITE_HYBRID.embedding, rank=2)
-  yield "norm", same("norm.weight")
-  if not config.tie_embeddings:
-    yield "unembedding", same(GRANITE_HYBRID.head, rank=2)
+  yield from plain.outer_sources(
+    config, GRANITE_HYBRID.embedding, "norm.weight", GRANITE_HYBRID.head
+  )
   for index, branch in enumerate(config.branches):
     inside = f"layers.{index // _BRANCHES_PER_LAYER}."
     for path, source in _sources(branch.sub).items():
@@ -170,22 +120,14 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
   if isinstance(sub, Mamba2Config):
     return before | mamba2_sources(sub, "mamba.")
   if isinstance(sub, AttentionConfig):
-    return before | {
-      "sub.in_query_gate": transposed("self_attn.q_proj.weight"),
-      "sub.in_key": transposed("self_attn.k_proj.weight"),
-      "sub.in_value": transposed("self_attn.v_proj.weight"),
-      "sub.out": transposed("self_attn.o_proj.weight"),
-    }
+    return before | plain.attention_sources(sub, "self_attn.")
   return {"pre": same("post_attention_layernorm.weight")} | _mlp(sub)
 
 
 def _mlp(sub: Sublayer) -> dict[str, Source]:
   """Where feed-forward layers come from: gate and up are one tensor."""
   if isinstance(sub, ParallelConfig):
-    shared = {
-      path.replace("sub.", "sub.subs.1."): source
-      for path, source in _mlp(sub.subs[1]).items()
-    }
+    shared = plain.inside_pair(_mlp(sub.subs[1]), 1)
     prefix = "block_sparse_moe."
     return shared | {
       "sub.subs.0.router": transposed(prefix + "router.layer.weight"),

@@ -28,7 +28,9 @@ class Rope(NamedTuple):
   length: int
 
 
-def read_rope(fields: Fields, head_width: int, partial: float) -> Rope:
+def read_rope(
+  fields: Fields, head_width: int, partial: float, *, theta: float = 1e4
+) -> Rope:
   """Reads the rotary embedding of a text configuration.
 
   Old files keep base and rotated share beside `rope_scaling`; new ones all of
@@ -39,6 +41,7 @@ def read_rope(fields: Fields, head_width: int, partial: float) -> Rope:
     fields: The text configuration.
     head_width: Channels of a head.
     partial: The share of them that is rotated where the file does not say.
+    theta: The base of the frequencies where it does not say.
 
   Returns:
     Width, base, scaling and context.
@@ -53,7 +56,7 @@ def read_rope(fields: Fields, head_width: int, partial: float) -> Rope:
     Rope(width=64, theta=10000000.0, scaling=None, length=32768)
   """
   context = fields.count("max_position_embeddings", 32768, most=2**30)
-  theta = fields.number("rope_theta", 1e4, least=1.0, most=1e30)
+  theta = fields.number("rope_theta", theta, least=1.0, most=1e30)
   partial = fields.number(
     "partial_rotary_factor", partial, least=1e-3, most=1.0
   )
@@ -73,6 +76,32 @@ def read_rope(fields: Fields, head_width: int, partial: float) -> Rope:
       "them can hold."
     )
   return read[0]
+
+
+def read_whole_rope(
+  fields: Fields, head_width: int, *, theta: float = 1e4
+) -> Rope:
+  """Reads a rotary embedding that families compute for whole heads only.
+
+  Args:
+    fields: The text configuration.
+    head_width: Channels of a head.
+    theta: The base of the frequencies where the file does not say.
+
+  Returns:
+    Width, base, scaling and context.
+
+  Raises:
+    ValueError: As `read_rope`, or if only a share of a head is rotated, which
+      transformers would pass over.
+  """
+  rope = read_rope(fields, head_width, 1.0, theta=theta)
+  if rope.width != head_width:
+    raise ValueError(
+      f"partial_rotary_factor in {fields.where} leaves {rope.width} channels "
+      f"of {head_width}; this family rotates whole heads."
+    )
+  return rope
 
 
 def _read_object(

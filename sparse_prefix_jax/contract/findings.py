@@ -1,0 +1,148 @@
+"""Looks for a layer that breaks the contract, and names the rule.
+
+Every kind of branch is run alone: chunk by chunk, then packed with another
+request, in both orders and on every rung, with other padding and with free
+slots and pages of NaN; then its steps, in every row. What differs in a bit is
+a finding. A model without one lives a few random lives of a cache.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from sparse_prefix_jax.contract.bits import differing_bits
+from sparse_prefix_jax.contract.cold_runs import ColdRuns
+from sparse_prefix_jax.contract.schedule import Schedule
+from sparse_prefix_jax.contract.trial import Ran, Trial
+from sparse_prefix_jax.models.decoder import HybridDecoder
+
+_FIRST, _SECOND = [(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1)]
+_CHUNKS = 5
+
+
+class Finding(NamedTuple):
+  """A rule that a layer breaks.
+
+  Attributes:
+    branch: Number of the first branch of its kind; None for the whole model.
+    kind: What its sublayer calls itself.
+    rule: What does not hold.
+    bits: How many bits differ.
+  """
+
+  branch: int | None
+  kind: str
+  rule: str
+  bits: int
+
+
+ROWS = (
+  "the bits of a chunk depend on what it is packed with, or on how many chunks "
+  "a program has: narrow products, norms of heads, softmax and routing go "
+  "through map_chunks, wide products through dense"
+)
+PADDING = (
+  "padding, or what a free slot or page holds, reaches real tokens: it is "
+  "selected away, not multiplied by zero"
+)
+FREE = "a slot or a page changes that nobody writes"
+STEPS = "the bits of a step depend on its row, or on what other rows hold"
+LIVES = "a random life of a cache gives other bits than cold runs"
+
+
+def check(
+  model: HybridDecoder, *, seed: int = 0, lives: int = 2
+) -> tuple[Finding, ...]:
+  """Finds layers that break the contract; none were found if it is empty.
+
+  Closeness to a reference does not show a lost bit: this compares bits, with
+  the numerics of the model. Try bfloat16 and every ladder that is served.
+
+  Args:
+    model: Any model; its layers may be of one's own.
+    seed: Of the inputs.
+    lives: Random lives of a cache that are tried where no layer is found.
+
+  Returns:
+    What was found, branch by branch.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny", ladder=(4,)), rngs=nnx.Rngs(0))
+    >>> check(model, lives=0)
+    ()
+  """
+  found, seen = [], set()
+  for index, branch in enumerate(model.branches):
+    sub = branch.config.sub
+    if sub not in seen:
+      seen.add(sub)
+      trial = Trial(branch.sub, model.config, sub, seed)
+      for rule, bits in _broken(trial, model.config.numerics.ladder):
+        found.append(Finding(index, sub.kind, rule, bits))
+  if found:
+    return tuple(found)
+  bits = _lived(model, seed, lives)
+  return (Finding(None, "model", LIVES, bits),) if bits else ()
+
+
+def _broken(trial: Trial, ladder: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+  """The rules that one layer breaks, and how many bits show it."""
+  alone = [[place] for place in (*_FIRST, *_SECOND)]
+  expected = trial.run(ladder[0], alone)
+  orders = _FIRST + _SECOND, _SECOND + _FIRST
+  packed = [
+    trial.run(rung, [order[i : i + rung] for i in range(0, _CHUNKS, rung)])
+    for rung in ladder
+    for order in orders
+  ]
+  rows = sum(_differing(expected, ran) for ran in packed)
+  if rows:
+    yield ROWS, rows
+  littered = trial.run(ladder[0], alone, littered=True)
+  padding = _differing(expected, littered)
+  if padding:
+    yield PADDING, padding
+  free = trial.changed(littered)
+  if free:
+    yield FREE, free
+  steps = _stepping(trial, littered)
+  if steps:
+    yield STEPS, steps
+
+
+def _stepping(trial: Trial, ran: Ran) -> int:
+  """Bits that differ between steps in one row and in the others."""
+  first, *others = [
+    trial.step(ran, row, littered=littered)
+    for littered in (False, True)
+    for row in range(trial.numerics.decode_rows)
+  ]
+  return sum(_tree_bits(first, other) for other in others)
+
+
+def _differing(expected: Ran, ran: Ran) -> int:
+  """Bits of outputs, states and whole pages that two runs have apart."""
+  outs = sum(
+    differing_bits(expected.outs[place], ran.outs[place])
+    for place in expected.outs
+  )
+  return outs + _tree_bits(expected.kept, ran.kept)
+
+
+def _tree_bits(x: Any, y: Any) -> int:
+  """Differing bits of all arrays of two trees."""
+  pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+  return sum(differing_bits(one, other) for one, other in pairs)
+
+
+def _lived(model: HybridDecoder, seed: int, lives: int) -> int:
+  """Bits that differ in random lives of a cache."""
+  numerics = model.config.numerics
+  longest = min(numerics.max_length, 5 * numerics.chunk)
+  cold = ColdRuns(model, longest)
+  return sum(
+    Schedule(cold, seed + life, longest=longest).run() for life in range(lives)
+  )

@@ -1,0 +1,187 @@
+"""One layer, run alone on two requests in any packing."""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
+from sparse_prefix_jax.layers import BranchPools, Sublayer, SublayerModule
+from sparse_prefix_jax.models.config import ModelConfig
+
+Place: TypeAlias = tuple[int, int]
+"""A chunk: the number of its request, and its own in it."""
+
+# Slots and pages of the chunks of both requests, and free ones.
+_NUMBERS = {(0, 0): 4, (0, 1): 1, (0, 2): 6, (1, 0): 2, (1, 1): 5}
+_FREE, _STEPPED = (0, 3), 7
+_COUNT = 8
+_PAGES_PER_REQUEST = 8
+
+_run_program = jax.jit(lambda layer, *inputs: layer(*inputs))
+_step_program = jax.jit(lambda layer, *inputs: layer.step(*inputs))
+
+
+class Ran(NamedTuple):
+  """What a run gives.
+
+  Attributes:
+    outs: The outputs of the real tokens of each chunk.
+    kept: Slots of all chunks, and pages of whole ones.
+    pools: All slots and pages.
+  """
+
+  outs: dict[Place, np.ndarray]
+  kept: Any
+  pools: BranchPools
+
+
+class Trial:
+  """A layer with inputs for two requests: 3 chunks and 2, the last ones cut.
+
+  Args:
+    module: The layer.
+    config: Of the model that it is part of.
+    sub: Its own choices.
+    seed: Of the inputs.
+  """
+
+  def __init__(
+    self,
+    module: SublayerModule,
+    config: ModelConfig,
+    sub: Sublayer,
+    seed: int,
+  ) -> None:
+    self.numerics = config.numerics
+    self._module, self._width = module, config.width
+    self._pools = sub.keeps(config.width, config.numerics)
+    c = self.numerics.chunk
+    self._lengths = 2 * c + c // 3 + 1, c + 1
+    random = np.random.default_rng(seed)
+    self._inputs = [self._random(random, t + 1) for t in self._lengths]
+    self._litter = self._random(random, c)
+
+  def run(
+    self, rung: int, groups: list[list[Place]], *, littered: bool = False
+  ) -> Ran:
+    """Runs chunks in groups, each a call of one program.
+
+    Args:
+      rung: How many chunks the program takes; the rest of it is inactive.
+      groups: The chunks of each call; those of a request stand in order.
+      littered: Whether padding is not zero, and what is free not a number.
+    """
+    pools = self._pools.zeros(slots=_COUNT, pages=_COUNT)
+    if littered:
+      pools = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), pools)
+    outs = {}
+    for group in groups:
+      x = np.stack([self._chunk(place, littered) for place in group])
+      rest = np.stack([self._padding(littered)] * (rung - len(group) + 1))[1:]
+      y, pools = _run_program(
+        self._module,
+        jnp.asarray(np.concatenate([x, rest])),
+        pools,
+        self._chunks(group, rung),
+        _table(rung),
+      )
+      for place, out in zip(group, np.asarray(y), strict=False):
+        outs[place] = out[: self._real(place)]
+    return Ran(outs, self._kept(pools), pools)
+
+  def step(self, ran: Ran, row: int, *, littered: bool = False) -> Any:
+    """Runs the next token of the first request in one row of a step.
+
+    Args:
+      ran: The run that it goes on from.
+      row: Where it stands.
+      littered: Whether other rows, which are free, hold something.
+
+    Returns:
+      The output and the slot after it.
+    """
+    rows = self.numerics.decode_rows
+    x = np.zeros((rows, self._width), self._litter.dtype)
+    if littered:
+      x[:] = self._litter[0]
+    x[row] = self._inputs[0][-1]
+    here = np.arange(rows) == row
+    table = np.zeros((rows, _PAGES_PER_REQUEST), np.int32)
+    table[row] = _table(1)[0]
+    y, pools = _step_program(
+      self._module,
+      jnp.asarray(x),
+      jax.tree.map(jnp.array, ran.pools),
+      Rows(
+        read=jnp.where(here, _NUMBERS[0, 2], ZERO),
+        write=jnp.where(here, _STEPPED, NONE),
+        position=jnp.where(here, self._lengths[0], 0),
+        active=jnp.asarray(here),
+      ),
+      jnp.asarray(table),
+    )
+    slot = jax.tree.map(lambda pool: pool[_STEPPED], pools.slots)
+    return y[row], slot
+
+  def changed(self, littered: Ran) -> int:
+    """How many numbers of free slots and pages are not NaN any more."""
+    return sum(
+      int(np.count_nonzero(~np.isnan(np.asarray(pool[number], np.float32))))
+      for pool in jax.tree.leaves(littered.pools)
+      for number in _FREE
+    )
+
+  def _random(self, random: np.random.Generator, size: int) -> np.ndarray:
+    """Normal numbers in the type of the activations. [size d]"""
+    x = random.normal(size=(size, self._width))
+    return np.asarray(jnp.asarray(x, jnp.dtype(self.numerics.dtype)))
+
+  def _real(self, place: Place) -> int:
+    """How many real tokens a chunk has."""
+    request, number = place
+    c = self.numerics.chunk
+    return min(c, self._lengths[request] - number * c)
+
+  def _padding(self, littered: bool) -> np.ndarray:
+    """What stands in for tokens. [c d]"""
+    return self._litter if littered else np.zeros_like(self._litter)
+
+  def _chunk(self, place: Place, littered: bool) -> np.ndarray:
+    """The inputs of a chunk, its padding behind them. [c d]"""
+    request, number = place
+    first, real = number * self.numerics.chunk, self._real(place)
+    x = self._padding(littered).copy()
+    x[:real] = self._inputs[request][first : first + real]
+    return x
+
+  def _chunks(self, group: list[Place], rung: int) -> Chunks:
+    """What each chunk of a call reads and writes: every one is captured."""
+    fields = [(ZERO, NONE, 0, 0, 0)] * rung
+    for index, (request, number) in enumerate(group):
+      before = request, number - 1
+      read = _NUMBERS.get(before, ZERO)
+      if index and group[index - 1] == before:
+        read = CARRY
+      position = number * self.numerics.chunk
+      place = request, number
+      real = self._real(place)
+      fields[index] = (read, _NUMBERS[place], real, position, request)
+    return Chunks(*jnp.asarray(fields, jnp.int32).T)
+
+  def _kept(self, pools: BranchPools) -> Any:
+    """Slots of all chunks, and pages of those that are whole."""
+    slots = np.array(list(_NUMBERS.values()))
+    whole = [p for p in _NUMBERS if self._real(p) == self.numerics.chunk]
+    pages = np.array([_NUMBERS[place] for place in whole])
+    kept = pools.map(lambda pool: pool[slots], lambda pool: pool[pages])
+    return jax.tree.map(np.asarray, kept)
+
+
+def _table(rung: int) -> jax.Array:
+  """The pages of both requests in order, in the first two rows."""
+  table = np.zeros((max(2, rung), _PAGES_PER_REQUEST), np.int32)
+  for (request, number), page in _NUMBERS.items():
+    table[request, number] = page
+  return jnp.asarray(table)

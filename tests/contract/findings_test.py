@@ -1,0 +1,123 @@
+"""check finds the layer that breaks a rule, by the rule that it breaks."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from sparse_prefix_jax import HybridDecoder, ModelConfig
+from sparse_prefix_jax.contract import check
+from sparse_prefix_jax.contract.findings import FREE, PADDING, ROWS, STEPS
+from sparse_prefix_jax.kernels.chunks import map_chunks
+from sparse_prefix_jax.layers import (
+  Branch,
+  BranchPools,
+  ExpertsConfig,
+  Flops,
+  Numerics,
+  SwiGLUConfig,
+)
+from sparse_prefix_jax.layers.experts import Experts
+from tests.toy_layer import LeakySumConfig
+
+NUMERICS = Numerics(ladder=(1, 4), max_length=512)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LooseRouterConfig(ExpertsConfig):
+  """Experts whose router runs on all rows of a program at once."""
+
+  kind: ClassVar[str] = "loose_router"
+
+  def make(self, width, numerics, *, rngs):
+    return LooseRouter(self, width, numerics, rngs=rngs)
+
+
+class LooseRouter(Experts):
+  """Scores and softmax are computed outside of the chunks."""
+
+  def __call__(self, x, pools, chunks, page_table):
+    n, c, width = x.shape
+    routing = self._choose(x.reshape(n * c, width))
+    real = jnp.arange(c)[None] < chunks.length[:, None]
+    blocks = self._sorted(routing.expert, real.reshape(-1))
+    outs = self._outputs(x.reshape(n * c, width), blocks)
+    weighted = jnp.sum(routing.weight[..., None] * outs, axis=1)
+    return weighted.reshape(x.shape), pools
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenConfig:
+  """A layer that breaks one rule."""
+
+  kind: ClassVar[str] = "broken"
+
+  rule: str
+
+  def make(self, width, numerics, *, rngs):
+    return Broken(self.rule)
+
+  def keeps(self, width, numerics):
+    return BranchPools(slots=jax.ShapeDtypeStruct((4,), jnp.float32))
+
+  def flops(self, width, numerics):
+    return Flops(token=width)
+
+  def product_widths(self):
+    return {}
+
+
+class Broken(nnx.Module):
+  def __init__(self, rule):
+    self.rule = rule
+
+  def __call__(self, x, pools, chunks, page_table):
+    if self.rule == PADDING:
+      x = map_chunks(lambda one: one + jnp.mean(one), x)
+    slots = pools.slots
+    slots = slots.at[jnp.where(chunks.write < 0, 99, chunks.write)].set(
+      1.0, mode="drop"
+    )
+    if self.rule == FREE:
+      slots = slots.at[0].set(1.0)
+    return x, pools._replace(slots=slots)
+
+  def step(self, x, pools, rows, page_table):
+    return (x + jnp.mean(x) if self.rule == STEPS else x), pools
+
+
+def model(sub):
+  """The layer behind one that keeps every rule."""
+  config = ModelConfig(
+    vocab_size=64,
+    width=64,
+    branches=(Branch(SwiGLUConfig(hidden=64)), Branch(sub)),
+    numerics=NUMERICS,
+  )
+  return HybridDecoder(config, rngs=nnx.Rngs(0))
+
+
+def test_a_router_outside_of_the_chunks_is_found():
+  sub = LooseRouterConfig(experts=48, chosen=2, hidden=64)
+  (found,) = check(model(sub))
+  assert found[:3] == (1, "loose_router", ROWS)
+  assert found.bits > 100
+
+
+@pytest.mark.parametrize("rule", [PADDING, FREE, STEPS])
+def test_the_rule_that_is_broken_is_named(rule):
+  (found,) = check(model(BrokenConfig(rule)))
+  assert found[:3] == (1, "broken", rule)
+  assert found.bits > 0
+
+
+def test_layers_that_keep_the_rules_are_not_found():
+  subs = (
+    LeakySumConfig(channels=64),
+    ExpertsConfig(experts=48, chosen=2, hidden=64),
+  )
+  for sub in subs:
+    assert check(model(sub), lives=0) == ()

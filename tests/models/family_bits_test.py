@@ -1,0 +1,75 @@
+"""Families: the same bits by every way to a position, and on every rung."""
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.contract import ColdRuns, Schedule, differing_bits
+from tests.models.golden_cases import TINY, tiny
+from tests.models_for_tests import LONGEST
+from tests.trees import assert_same_bits
+
+SMALL = {"chunk": 16, "max_length": 256, "head_rows": 32}
+# Families of layers that another family here has too: their sweeps, and
+# programs of a second rung, are with the slow tests.
+REPEATED = tuple(
+  f"{family}_tiny"
+  for family in (
+    *("qwen3_next", "granite_hybrid", "bamba"),
+    *("olmo_hybrid", "falcon_mamba", "jamba"),
+  )
+)
+ONCE = [
+  pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name
+  for name in TINY
+]
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_random_lives_differ_in_no_bit(name):
+  assert_lives(name, "float32", seeds=range(2))
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_random_lives_in_bfloat16_differ_in_no_bit(name):
+  assert_lives(name, "bfloat16", seeds=range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_random_lives_differ_in_no_bit(name, dtype):
+  assert_lives(name, dtype, seeds=range(2, 12))
+
+
+def assert_lives(name, dtype, seeds):
+  rungs = (4, 8) if dtype == "float32" and name not in REPEATED else (4,)
+  model = tiny(name, dtype=dtype, ladder=rungs, **SMALL)
+  cold, compared = ColdRuns(model, longest=LONGEST), 0
+  for seed in seeds:
+    schedule = Schedule(cold, seed, longest=LONGEST)
+    assert schedule.run() == 0
+    compared += schedule.compared
+  assert compared > 1e6  # bytes: the schedules did something
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize(
+  "dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
+def test_every_rung_has_the_same_bits(name, dtype):
+  """In float32 the lives have two rungs."""
+  tokens = random_tokens(640)
+  first, other = (
+    ColdRuns(
+      tiny(name, dtype=dtype, ladder=(rung,), chunk=64, max_length=1024),
+      longest=640,
+    ).prefill(tokens)
+    for rung in (1, 4)
+  )
+  assert differing_bits(first.logits, other.logits) == 0
+  assert_same_bits(first.pools, other.pools)
+  assert np.abs(first.logits).max() > 1e-2
