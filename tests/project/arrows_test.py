@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
 }
 # The one life of a request, without arrays: a bare store needs no device.
 STORE = {"admission", "audit", "canonical", "counts", "request", "running"}
-STORE |= {"segments", "share_chooser", "shares", "store", "waves"}
+STORE |= {"recent", "segments", "share_chooser", "shares", "store", "waves"}
 # They put the parts together, and nothing imports them.
 COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}
 
