@@ -13,7 +13,7 @@ import numpy as np
 
 from sparse_prefix_jax.cache.index import Budget
 from sparse_prefix_jax.cache.running import Running
-from sparse_prefix_jax.placement.bounds import Prompt, upper_bound_of_bytes
+from sparse_prefix_jax.placement.bounds import Passage, upper_bound_of_bytes
 
 WINDOW = 1000
 """Requests of a window, unless they have too many blocks."""
@@ -26,14 +26,14 @@ class _Visit(NamedTuple):
 
   Attributes:
     salt: Hash of the tenant.
-    keys: Hashes of its whole blocks, int64.
+    keys: Hashes of its whole blocks, the bytes of int64.
     known: How many of them were known.
     length: Tokens of the prompt; 0 for one that ended.
     resumed: Tokens that it resumed after.
   """
 
   salt: int
-  keys: np.ndarray
+  keys: bytes
   known: int
   length: int
   resumed: int
@@ -76,10 +76,10 @@ class Recent:
     for visit, path in zip(self.visits, paths):
       known = path[: visit.known]
       if known and known[-1] not in seen:
-        earlier.append(Prompt(known, 0, 0))
+        earlier.append(Passage(known, 0, 0))
       seen.update(path)
       limit = max(visit.length - 1, 0) // self.chunk
-      own.append(Prompt(path, limit, -(-visit.length // self.chunk)))
+      own.append(Passage(path, limit, -(-visit.length // self.chunk)))
     budget = self.budget
     bound = upper_bound_of_bytes(
       [*earlier, *own],
@@ -98,7 +98,7 @@ class Recent:
     for visit in self.visits:
       # No prefix has a negative number: tenants begin apart.
       node, path = -1 - (visit.salt & 0x7FFFFFFFFFFFFFFF), []
-      for key in visit.keys.tolist():
+      for key in np.frombuffer(visit.keys, np.int64).tolist():
         node = numbers.setdefault((node, key), len(numbers))
         path.append(node)
       paths.append(tuple(path))
@@ -133,12 +133,13 @@ class Window:
     self, running: Running, blocks: int, known: int, length: int, resumed: int
   ) -> None:
     """Remembers a visit, and forgets the oldest ones."""
-    keys = np.array([*map(hash, running.blocks[:blocks])], np.int64)
+    hashes = [*map(hash, running.blocks[:blocks])]
+    keys = np.array(hashes, np.int64).tobytes()
     salt = hash(running.request.salt)
     self._visits.append(_Visit(salt, keys, known, length, resumed))
-    self._blocks += keys.size
+    self._blocks += blocks
     while len(self._visits) > WINDOW or self._blocks > _MOST_BLOCKS:
-      self._blocks -= self._visits.popleft().keys.size
+      self._blocks -= len(self._visits.popleft().keys) // 8
 
   def copy(self, budget: Budget) -> Recent:
     """The last requests as they are now.

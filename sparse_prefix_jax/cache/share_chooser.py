@@ -9,7 +9,7 @@ weighs for itself: what a divided store captures is what it had slots for.
 import collections
 import dataclasses
 
-from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.index import CapacityError, Eviction
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.shares import PERIOD, Shares, nearest
@@ -61,7 +61,9 @@ class ShareChooser:
     moved_bytes: What they copied.
   """
 
-  def __init__(self, store: PrefixStore, sizes: Shares, eviction: str) -> None:
+  def __init__(
+    self, store: PrefixStore, sizes: Shares, eviction: Eviction
+  ) -> None:
     """Follows nothing yet."""
     self.sizes = sizes
     self.share = self.chosen = self.due = sizes.first

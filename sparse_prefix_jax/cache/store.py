@@ -25,6 +25,7 @@ from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
+  Eviction,
   Lease,
   Match,
   PrefixIndex,
@@ -84,7 +85,7 @@ class PrefixStore:
     planner: Planner,
     *,
     chunk: int,
-    eviction: str | None = None,
+    eviction: Eviction | None = None,
     stores: bool = True,
   ) -> None:
     """Starts empty; see the class."""
@@ -205,7 +206,6 @@ class PrefixStore:
     Whole chunks of the prompt become nodes that the sequence's pin holds, with
     the states captured in them; after its last token the prompt is remembered.
     A chunk that decoding completed stays the sequence's own until it is closed.
-    What is learned beside the requests is learned now: a device computes.
     """
     if running.computed >= running.prompt_length:
       commit_decoded(running, segment, self.chunk)
