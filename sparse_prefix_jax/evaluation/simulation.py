@@ -282,7 +282,11 @@ def _of_states(run: _Run) -> SimulationReport:
       run.requests, run.planner(), paths, warmup=run.warmup
     )
     tally = replay_states(
-      run.requests, wanted, paths, eviction=run.eviction, **common
+      run.requests,
+      wanted,
+      paths,
+      eviction=eviction_name(run.eviction),
+      **common,
     )
   bound = upper_bound(intervals_of(paths, warmup=run.warmup), slots)
   return _report(run, tally, bound=bound.blocks * chunk)
@@ -296,7 +300,7 @@ def _of_entries(
     lookups = look_up(
       run.requests,
       run.capacity.amount,
-      eviction=run.eviction,
+      eviction=eviction_name(run.eviction),
       progress=run.progress,
     )
   decisions = replay_decisions(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable, Sequence
 
 from .audit import audit
 from .budget import Budget, Lease
-from .eviction import Eviction, EvictionRule, Worth, make_eviction
+from .eviction import Eviction, EvictionRule, Worth, given_rule
 from .forest import Forest
 from .ledger import Ledger
 from .matching import describe_match
@@ -41,10 +41,7 @@ class IndexView:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
     self.evictions = 0
     self._block_size = block_size
-    # A class has all that its instances have, and is none of them.
-    given = isinstance(eviction, EvictionRule)
-    given = given and not isinstance(eviction, type)
-    self._rule = eviction if given else make_eviction(eviction)
+    self._rule = given_rule(eviction)
     self.worth = self._rule if isinstance(self._rule, Worth) else None
     self._ledger = Ledger(budget)
     self._remembered = Remembered(budget.remembered_bytes)

@@ -5,7 +5,7 @@ A rule orders states and moves nothing: one small file each, one line in
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sparse_prefix_jax.placement import SHARED
 from sparse_prefix_jax.placement.worth import Adaptive
@@ -81,6 +81,24 @@ def make_eviction(eviction: Eviction) -> EvictionRule:
   return EVICTIONS[known]() if isinstance(known, str) else _made(known)
 
 
+def given_rule(eviction: EvictionRule | Eviction) -> EvictionRule:
+  """Returns a rule as it is, or a new one of that name.
+
+  Args:
+    eviction: A rule, its name, or what makes one.
+
+  Raises:
+    ValueError: As `make_eviction`.
+
+  >>> len(given_rule(Fifo())), len(given_rule(Fifo)), len(given_rule("fifo"))
+  (0, 0, 0)
+  """
+  # A class has all that its instances have, and is none of them.
+  if isinstance(eviction, str | type) or not isinstance(eviction, EvictionRule):
+    return make_eviction(eviction)
+  return eviction
+
+
 def rule_for(
   placement: str, eviction: Eviction | None, worth: Adaptive | None
 ) -> EvictionRule:
@@ -142,11 +160,10 @@ def placement_for(eviction: Eviction | None) -> str:
   return "adaptive" if eviction in (None, "index") else "last"
 
 
-def _known(eviction: object) -> Eviction:
+def _known(eviction: Any) -> Eviction:
   """The name of a rule that there is, or what makes one."""
-  if isinstance(eviction, str) and eviction in EVICTIONS:
-    return eviction
-  if callable(eviction):
+  named = isinstance(eviction, str) and eviction in EVICTIONS
+  if named or callable(eviction):
     return eviction
   raise ValueError(
     f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got {eviction!r}."

@@ -9,8 +9,8 @@ from ..tree import State
 class Ranked:
   """States in the order of a rank that `ranks` gives; a base of rules.
 
-  Whoever derives from it says `ranks` anew, and may say more: `hit` to note that
-  a state was used, `proposes` to admit states that no placement asks for.
+  Whoever derives from it says `ranks` anew, and may say more: `hit` to note
+  that a state was used, `proposes` to admit states that no placement asks for.
 
   >>> class Shallow(Ranked):
   ...   def ranks(self, states):
