@@ -236,7 +236,15 @@ class Admission:
       return known | {p for p in kept if p > last}
     if request.placed and self._worth is None:
       kept |= {*self._planner.positions(request.length, running.features)}
+      kept |= {d * chunk for d in self._proposed(running)}
     return kept
+
+  def _proposed(self, running: Running) -> Collection[int]:
+    """Depths in chunks that the rule of eviction admits besides."""
+    if not self._stores:
+      return ()
+    blocks = running.prompt_length // self._chunk
+    return self._index.proposed(running.match, blocks)
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""

@@ -88,6 +88,47 @@ def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
   )
 
 
+def commit_prompt(
+  index: PrefixIndex,
+  running: Running,
+  segment: Segment,
+  chunk: int,
+  *,
+  stores: bool,
+) -> None:
+  """Notes what a segment of a prompt computes; after the last it is remembered.
+
+  Args:
+    index: Takes whole chunks, with the states captured in them.
+    running: The sequence.
+    segment: What was dispatched.
+    chunk: Tokens of a chunk, c.
+    stores: Whether anything outlives the sequence.
+  """
+  if stores:
+    grow(index, running, segment.stop // chunk, chunk)
+  running.computed = segment.stop
+  running.carry_slot = slot_at(running, segment.stop, segment, chunk)
+  last = running.prompt_length // chunk * chunk
+  if segment.start < last <= segment.stop:
+    running.lattice_slot = slot_at(running, last, segment, chunk)
+  if running.computed == running.prompt_length and stores:
+    remember_prompt(index, running, chunk)
+
+
+def commit_decoded(running: Running, segment: Segment, chunk: int) -> None:
+  """Notes what a segment of decoded tokens computes, perhaps a whole chunk.
+
+  Args:
+    running: The sequence; the chunk stays its own until it is closed.
+    segment: What was dispatched.
+    chunk: Tokens of a chunk, c.
+  """
+  running.computed = segment.stop
+  if segment.stop % chunk == 0:
+    running.lattice_slot = running.own_slot
+
+
 def store_past(
   index: PrefixIndex, running: Running, kept: int, chunk: int
 ) -> None:

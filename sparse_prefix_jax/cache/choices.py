@@ -1,7 +1,7 @@
 """What a cache is made with: each choice checked, in one sentence."""
 
 from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
-from sparse_prefix_jax.cache.index import placement_for
+from sparse_prefix_jax.cache.index import Eviction, placement_for
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -78,7 +78,7 @@ def serving_planner(
 
 
 def checked_policy(
-  placement: PlacementPolicy | str | None, chunk: int, eviction: str | None
+  placement: PlacementPolicy | str | None, chunk: int, eviction: Eviction | None
 ) -> PlacementPolicy:
   """The policy of that name, on the lattice of a model.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import PrefixIndex, Reason
+from sparse_prefix_jax.cache.recent import Recent
 
 if TYPE_CHECKING:
   from sparse_prefix_jax.cache.running import Running
@@ -71,6 +72,7 @@ class StoreStats(NamedTuple):
     moved_bytes: Bytes copied for that; while it lasts one layer of the pools
       is held twice, outside of the capacity.
     reasons: How many requests went no deeper, for each reason.
+    recent: The last requests, for a bound of what they could have saved.
   """
 
   capacity_bytes: int
@@ -94,13 +96,28 @@ class StoreStats(NamedTuple):
   moves: int
   moved_bytes: int
   reasons: Mapping[str, int]
+  recent: Recent
+
+  @property
+  def upper_bound_tokens(self) -> int:
+    """What no policy saves more than of the last 1,000 requests.
+
+    It is computed when it is first asked for, in up to a second.
+    """
+    return self.recent.upper_bound_tokens
+
+  @property
+  def percent_of_upper_bound(self) -> float:
+    """What they saved, in percent of that; 100 where there was nothing."""
+    bound = self.upper_bound_tokens
+    return 100 * self.recent.saved_tokens / bound if bound else 100.0
 
 
 def describe_store(
   index: PrefixIndex,
   counts: Counts,
-  *,
   running: int,
+  recent: Recent,
   chooser: ShareFollower | None = None,
 ) -> StoreStats:
   """The figures of a store, each under its one name.
@@ -109,6 +126,7 @@ def describe_store(
     index: What is held.
     counts: What requests found.
     running: How many sequences run.
+    recent: The last requests.
     chooser: Of its share, if that is not fixed.
   """
   held = index.stats
@@ -135,4 +153,5 @@ def describe_store(
     moves=chooser.moves if chooser else 0,
     moved_bytes=chooser.moved_bytes if chooser else 0,
     reasons={str(r): n for r, n in sorted(counts.reasons.items())},
+    recent=recent,
   )

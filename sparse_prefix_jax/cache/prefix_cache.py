@@ -22,7 +22,7 @@ from sparse_prefix_jax.cache.identity import (
   fingerprint,
   is_deleted,
 )
-from sparse_prefix_jax.cache.index import Budget, eviction_for
+from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
@@ -78,7 +78,7 @@ class PrefixCache:
     *,
     capacity: int | str,
     placement: PlacementPolicy | str | None = None,
-    eviction: str | None = None,
+    eviction: Eviction | None = None,
     cost: PrefillCost | None = None,
     state_share: float | None = None,
     remembered: int | str = "64MiB",
@@ -92,8 +92,9 @@ class PrefixCache:
       placement: A policy, or a name with its budget, such as "conditional:1".
         None is "adaptive", which weighs all states against each other and has
         nothing to set; or "last", where an eviction of others is named.
-      eviction: "lru" or "fifo"; None is "lru", or what the placement brings:
-        `adaptive` evicts by its own "index".
+      eviction: "lru", "fifo" or another name of `EVICTIONS`, or a rule of your
+        own, its class; None is "lru", or what the placement brings: `adaptive`
+        evicts by its own "index".
       cost: What prefill costs, which `optimal` and `conditional` spare; by
         default the operations of the configuration, and `measure_prefill`
         gives seconds of this machine.

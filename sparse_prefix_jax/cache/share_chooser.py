@@ -14,7 +14,7 @@ from sparse_prefix_jax.cache.divided_capacity import (
   DividedCapacity,
   nearest,
 )
-from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.index import CapacityError, Eviction
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.store import PrefixStore
@@ -66,7 +66,7 @@ class ShareChooser:
   """
 
   def __init__(
-    self, store: PrefixStore, divided: DividedCapacity, eviction: str
+    self, store: PrefixStore, divided: DividedCapacity, eviction: Eviction
   ) -> None:
     """Follows nothing yet."""
     self.divided = divided

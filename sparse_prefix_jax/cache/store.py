@@ -15,16 +15,17 @@ from collections.abc import Collection, Iterator, Sequence
 from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS, Admission
 from sparse_prefix_jax.cache.audit import audit_sequences
 from sparse_prefix_jax.cache.canonical import (
+  commit_decoded,
+  commit_prompt,
   grow,
-  remember_prompt,
   renumber,
-  slot_at,
   store_past,
 )
 from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
 from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import (
   Budget,
+  Eviction,
   Lease,
   Match,
   PrefixIndex,
@@ -32,6 +33,7 @@ from sparse_prefix_jax.cache.index import (
   rule_for,
   token_blocks,
 )
+from sparse_prefix_jax.cache.recent import Window
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import (
   Copies,
@@ -82,7 +84,7 @@ class PrefixStore:
     planner: Planner,
     *,
     chunk: int,
-    eviction: str | None = None,
+    eviction: Eviction | None = None,
     stores: bool = True,
   ) -> None:
     """Starts empty; see the class."""
@@ -92,6 +94,7 @@ class PrefixStore:
     self.chunk = chunk
     self.stores = stores
     self.counts = Counts()
+    self._window = Window(chunk)
     self.chooser: ShareFollower | None = None
     self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
     self._running: dict[int, Running] = {}
@@ -167,10 +170,9 @@ class PrefixStore:
     opened = self._admission.begin(requests, shared)
     self._running |= {running.number: running for running in opened}
     try:
-      if self.chooser:
-        for running in opened:
-          self.chooser.follow(running)
       for running in opened:
+        if self.chooser:
+          self.chooser.follow(running)
         self.index.use(running.match)
     except BaseException:
       for running in opened:
@@ -204,30 +206,17 @@ class PrefixStore:
     Whole chunks of the prompt become nodes that the sequence's pin holds, with
     the states captured in them; after its last token the prompt is remembered.
     A chunk that decoding completed stays the sequence's own until it is closed.
-    What is learned beside the requests is learned now: a device computes.
     """
     if running.computed >= running.prompt_length:
-      running.computed = segment.stop
-      if segment.stop % self.chunk == 0:
-        running.lattice_slot = running.own_slot
+      commit_decoded(running, segment, self.chunk)
       return
-    self._commit_prompt(running, segment)
+    commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
+    if running.computed == running.prompt_length:
+      self._window.prompt(running)
     if self.chooser:
       self.chooser.catch_up()
     if self.index.worth:
       self.index.worth.catch_up()
-
-  def _commit_prompt(self, running: Running, segment: Segment) -> None:
-    """Whole chunks join the tree; the last segment remembers the prompt."""
-    if self.stores:
-      grow(self.index, running, segment.stop // self.chunk, self.chunk)
-    running.computed = segment.stop
-    running.carry_slot = slot_at(running, segment.stop, segment, self.chunk)
-    last = running.prompt_length // self.chunk * self.chunk
-    if segment.start < last <= segment.stop:
-      running.lattice_slot = slot_at(running, last, segment, self.chunk)
-    if running.computed == running.prompt_length and self.stores:
-      remember_prompt(self.index, running, self.chunk)
 
   def advance(
     self, sequences: Sequence[Running], *, exact: bool = False
@@ -308,6 +297,7 @@ class PrefixStore:
     if self.chooser and running.decoded:
       self.chooser.follow(running)
       self.chooser.catch_up()
+    self._window.ended(running)
     try:
       if self.stores and running.computed >= running.prompt_length:
         store_past(self.index, running, kept, self.chunk)
@@ -394,8 +384,9 @@ class PrefixStore:
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""
+    recent = self._window.copy(self.index.budget)
     return describe_store(
-      self.index, self.counts, running=len(self._running), chooser=self.chooser
+      self.index, self.counts, len(self._running), recent, self.chooser
     )
 
   def audit(self) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.cache.index import EVICTIONS
+from sparse_prefix_jax.cache.index import EVICTIONS, Eviction
 
 KINDS = ("sequences", "states", "bytes")
 """The kinds of capacity: "sequences" holds the entries of the last N requests
@@ -57,14 +57,14 @@ class Capacity:
     return f"{self.kind}:{self.amount}"
 
 
-def check_eviction(kind: str, eviction: str) -> None:
+def check_eviction(kind: str, eviction: Eviction) -> None:
   """Refuses a rule of eviction that a kind of capacity does not have.
 
   Placement `adaptive` has one of its own, which is not asked for here.
 
   Args:
     kind: One of `KINDS`.
-    eviction: A key of `EVICTIONS`.
+    eviction: A key of `EVICTIONS`; of a store, also what makes a rule.
 
   Raises:
     ValueError: If it is no name of a rule of that kind.
@@ -74,7 +74,8 @@ def check_eviction(kind: str, eviction: str) -> None:
   ValueError: eviction must be one of fifo, lru, got 'marconi'
   """
   known = tuple(EVICTIONS) if kind == "bytes" else _QUEUES
-  if eviction not in known:
+  own = kind == "bytes" and callable(eviction)
+  if not own and eviction not in known:
     raise ValueError(
       f"eviction must be one of {', '.join(known)}, got {eviction!r}"
     )

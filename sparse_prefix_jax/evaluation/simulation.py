@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sparse_prefix_jax.cache.index import eviction_for, placement_for
+from sparse_prefix_jax.cache.index import (
+  Eviction,
+  eviction_for,
+  eviction_name,
+  placement_for,
+)
 from sparse_prefix_jax.evaluation.anchor_rules import (
   replay_adaptive,
   replay_states,
@@ -27,7 +32,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
 )
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
-  Prompt,
+  Passage,
   intervals_of,
   upper_bound,
   upper_bound_of_bytes,
@@ -55,7 +60,9 @@ def default_eviction(capacity: Capacity, placement: str = "last") -> str:
   return "fifo" if capacity.kind == "sequences" else "lru"
 
 
-def default_placement(capacity: Capacity, eviction: str | None = None) -> str:
+def default_placement(
+  capacity: Capacity, eviction: Eviction | None = None
+) -> str:
   """Returns the placement unless another is named.
 
   Args:
@@ -92,7 +99,7 @@ def _check(
     )
 
 
-def _check_rule(policy: PlacementPolicy, eviction: str, kind: str) -> None:
+def _check_rule(policy: PlacementPolicy, eviction: Eviction, kind: str) -> None:
   """Raises ValueError for an eviction that there is not, or not for these."""
   shared = policy.name in SHARED
   if shared and kind == "sequences":
@@ -118,7 +125,7 @@ def simulate(
   policy: PlacementPolicy,
   capacity: Capacity,
   *,
-  eviction: str | None = None,
+  eviction: Eviction | None = None,
   warmup_fraction: float = 0.0,
   sizes: ModelSizes | None = None,
   state_share: float | str | None = "chosen",
@@ -137,7 +144,8 @@ def simulate(
     capacity: What may be held: sequences (the paper's rules), states (K slots,
       all else free) or bytes (both count, as in serving).
     eviction: A name of `EVICTIONS`, None for `default_eviction`. Others than
-      `adaptive`, which brings index, have fifo and lru.
+      `adaptive`, which brings index, have fifo and lru; for bytes also the
+      other names, and a class of your own.
     warmup_fraction: Share of the requests, rounded down, that fills the cache
       before anything is counted and before learned policies make a plan; 0 for
       none, and then they plan from the first request on.
@@ -186,7 +194,7 @@ class _Run(NamedTuple):
   requests: Trace
   policy: PlacementPolicy
   capacity: Capacity
-  eviction: str
+  eviction: Eviction
   warmup: int
   progress: bool
 
@@ -244,7 +252,7 @@ def _bound_of_bytes(run: _Run, tally: Tally, sizes: ModelSizes) -> int:
   lengths = [request.prompt_length for request in asked]
   bound = upper_bound_of_bytes(
     [
-      Prompt(path.nodes, (length - 1) // chunk, -(-length // chunk))
+      Passage(path.nodes, (length - 1) // chunk, -(-length // chunk))
       for path, length in zip(paths, lengths)
     ],
     capacity=run.capacity.amount,
@@ -274,7 +282,11 @@ def _of_states(run: _Run) -> SimulationReport:
       run.requests, run.planner(), paths, warmup=run.warmup
     )
     tally = replay_states(
-      run.requests, wanted, paths, eviction=run.eviction, **common
+      run.requests,
+      wanted,
+      paths,
+      eviction=eviction_name(run.eviction),
+      **common,
     )
   bound = upper_bound(intervals_of(paths, warmup=run.warmup), slots)
   return _report(run, tally, bound=bound.blocks * chunk)
@@ -288,7 +300,7 @@ def _of_entries(
     lookups = look_up(
       run.requests,
       run.capacity.amount,
-      eviction=run.eviction,
+      eviction=eviction_name(run.eviction),
       progress=run.progress,
     )
   decisions = replay_decisions(
@@ -308,7 +320,7 @@ def _report(
     trace=run.requests.name,
     placement=run.policy.name,
     budget=run.policy.budget,
-    eviction=run.eviction,
+    eviction=eviction_name(run.eviction),
     capacity=str(run.capacity),
     warmup_requests=run.warmup,
     requests=tally.requests,

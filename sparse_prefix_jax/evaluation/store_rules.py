@@ -14,6 +14,7 @@ from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
+  Eviction,
   eviction_for,
 )
 from sparse_prefix_jax.cache.request import Request
@@ -63,7 +64,7 @@ def make_store(
   *,
   capacity_bytes: int,
   longest: int,
-  eviction: str | None = None,
+  eviction: Eviction | None = None,
   state_share: float | str | None = "chosen",
 ) -> PrefixStore:
   """Returns the store of a server with these sizes.
@@ -73,7 +74,8 @@ def make_store(
     sizes: Bytes of a state and of a page.
     capacity_bytes: What may be held at any time, running requests included.
     longest: Tokens of the longest sequence, where the model takes none longer.
-    eviction: Name of an eviction rule; None leaves it to the placement.
+    eviction: Name of an eviction rule, or what makes one; None leaves it to
+      the placement.
     state_share: Share of the capacity for states; "chosen" follows the
       requests, as a server does; None leaves the capacity undivided, as no
       server of ours can.

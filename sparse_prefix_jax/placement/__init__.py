@@ -18,6 +18,9 @@ from .mixture import Features as Features
 from .mixture import Mixture as Mixture
 from .overlap import OverlapHistogram as OverlapHistogram
 from .overlap import observe as observe
+from .own import PlacementRule as PlacementRule
+from .own import register_placement as register_placement
+from .own import unregister_placement as unregister_placement
 from .planner import Planner as Planner
 from .policy import DEFAULT_CHUNK as DEFAULT_CHUNK
 from .policy import PLACEMENTS as PLACEMENTS

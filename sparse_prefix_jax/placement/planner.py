@@ -9,6 +9,7 @@ begins after every E observations, is computed beside the requests and takes
 effect E observations later.
 """
 
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,8 +18,13 @@ from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.heuristics import spaced
-from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
+from sparse_prefix_jax.placement.inputs import (
+  Vector,
+  as_integer,
+  concrete_cost,
+)
 from sparse_prefix_jax.placement.mixture import Features
+from sparse_prefix_jax.placement.own import rule_of
 from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
@@ -100,6 +106,7 @@ class Planner:
     self._depths, self._cost = depths, checked
     self.worth = _worth_of(policy, checked) if policy.name in SHARED else None
     self.observations = 0
+    self._own = rule_of(policy.name, policy.budget)
     self._learner = _learner_of(policy, depths, checked, beside=serving)
     self._serving = serving
     self._warming_up = warming_up
@@ -175,6 +182,8 @@ class Planner:
         f"overlap_tokens must not be negative, got {overlap_tokens}"
       )
     self.observations += 1
+    if self._own is not None and entry is not None:
+      self._own.observe(entry.length, overlap_tokens)
     if self._learner is None:
       return
     if not self._settled():
@@ -259,6 +268,8 @@ class Planner:
     """Positions in tokens before they are floored to the lattice."""
     if self.worth:
       return []
+    if self._own is not None:
+      return _checked(self._own.positions(length, features.overlap), length)
     name, budget = self.policy.name, int(self.policy.budget or 0)
     if name == "last" and self._serving:
       # The last token has to be computed again for its logits. The other
@@ -302,6 +313,18 @@ class Planner:
     if self._learner is not None:
       self._learner.adopt(plan)
     self._planned, self._stale = True, False
+
+
+def _checked(positions: Iterable[int], length: int) -> list[int]:
+  """Positions of a rule that is not ours, each within the prompt."""
+  wished = [as_integer(position, "positions") for position in positions]
+  for position in wished:
+    if not 0 <= position <= length:
+      raise ValueError(
+        f"positions must be 0 to the {length} tokens of the prompt, got"
+        f" {position}"
+      )
+  return wished
 
 
 def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:

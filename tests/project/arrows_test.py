@@ -45,7 +45,8 @@ ARROWS: dict[str, set[str]] = {
 }
 # The one life of a request, without arrays: a bare store needs no device.
 STORE = {"admission", "audit", "canonical", "counts", "request", "running"}
-STORE |= {"segments", "share_chooser", "divided_capacity", "store", "waves"}
+STORE |= {"divided_capacity", "recent", "segments", "share_chooser", "store"}
+STORE |= {"waves"}
 # They put the parts together, and nothing imports them.
 COMPOSITION_ROOTS = {"__init__", "__main__", "demo", "contract"}
 

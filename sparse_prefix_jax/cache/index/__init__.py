@@ -7,10 +7,15 @@ from .budget import Budget as Budget
 from .budget import CapacityError as CapacityError
 from .budget import Lease as Lease
 from .eviction import EVICTIONS as EVICTIONS
+from .eviction import Eviction as Eviction
 from .eviction import EvictionRule as EvictionRule
+from .eviction import Lru as Lru
+from .eviction import Ranked as Ranked
 from .eviction import Worth as Worth
 from .eviction import eviction_for as eviction_for
+from .eviction import eviction_name as eviction_name
 from .eviction import placement_for as placement_for
+from .eviction import register_eviction as register_eviction
 from .eviction import rule_for as rule_for
 from .index import PrefixIndex as PrefixIndex
 from .results import Grown as Grown

@@ -1,10 +1,10 @@
 """What can be seen of a prefix index; nothing here changes it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 from .audit import audit
 from .budget import Budget, Lease
-from .eviction import EvictionRule, Worth, make_eviction
+from .eviction import Eviction, EvictionRule, Worth, given_rule
 from .forest import Forest
 from .ledger import Ledger
 from .matching import describe_match
@@ -32,7 +32,7 @@ class IndexView:
   def __init__(
     self,
     budget: Budget,
-    eviction: EvictionRule | str = "lru",
+    eviction: EvictionRule | Eviction = "lru",
     *,
     block_size: int = 1,
   ) -> None:
@@ -41,8 +41,7 @@ class IndexView:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
     self.evictions = 0
     self._block_size = block_size
-    given = isinstance(eviction, EvictionRule)
-    self._rule = eviction if given else make_eviction(eviction)
+    self._rule = given_rule(eviction)
     self.worth = self._rule if isinstance(self._rule, Worth) else None
     self._ledger = Ledger(budget)
     self._remembered = Remembered(budget.remembered_bytes)
@@ -79,6 +78,15 @@ class IndexView:
       limit=limit,
       block_size=self._block_size,
     )
+
+  def proposed(self, match: Match, blocks: int) -> Collection[int]:
+    """Depths that the rule wants a prompt to keep besides the placement's.
+
+    Args:
+      match: What is stored of it.
+      blocks: Its whole blocks.
+    """
+    return self._rule.proposes(match, blocks)
 
   def unheld(self) -> Lease:
     """Slots and pages that nobody holds, of those that the budget allows."""

@@ -5,7 +5,7 @@ request could use, and what they take.
 """
 
 from .dual import Bound as Bound
-from .of_bytes import Prompt as Prompt
+from .of_bytes import Passage as Passage
 from .of_bytes import hindsight_of_bytes as hindsight_of_bytes
 from .of_bytes import upper_bound_of_bytes as upper_bound_of_bytes
 from .of_states import hindsight as hindsight

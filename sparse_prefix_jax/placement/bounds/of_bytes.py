@@ -34,7 +34,7 @@ from sparse_prefix_jax.placement.bounds.dual import (
 )
 
 
-class Prompt(NamedTuple):
+class Passage(NamedTuple):
   """What a bound has to know of a request that was served.
 
   Attributes:
@@ -109,7 +109,7 @@ class _Ways:
   after: Int64[np.ndarray, "visits"]
 
 
-def _ways(prompts: Sequence[Prompt]) -> _Ways:
+def _ways(prompts: Sequence[Passage]) -> _Ways:
   """Cuts the ways of requests where others left them."""
   paths = [np.array(prompt.nodes, np.int64) for prompt in prompts]
   passed = np.bincount(np.concatenate(paths)) if paths else np.zeros(0)
@@ -138,14 +138,14 @@ def _ways(prompts: Sequence[Prompt]) -> _Ways:
   )
 
 
-def uses_of(prompts: Sequence[Prompt], *, warmup: int = 0) -> Uses:
+def uses_of(prompts: Sequence[Passage], *, warmup: int = 0) -> Uses:
   """Finds what the requests of a stream could use.
 
   Args:
     prompts: Those that were served, in order; at least one.
     warmup: How many leading ones are not measured.
 
-  >>> twice = [Prompt((0, 1), 1, 2), Prompt((0, 1), 1, 2)]
+  >>> twice = [Passage((0, 1), 1, 2), Passage((0, 1), 1, 2)]
   >>> uses_of(twice).gain.tolist()
   [1.0]
   """
@@ -268,7 +268,7 @@ class _Dual:
 
 
 def upper_bound_of_bytes(
-  prompts: Sequence[Prompt],
+  prompts: Sequence[Passage],
   *,
   capacity: int,
   state_bytes: int,
@@ -285,7 +285,7 @@ def upper_bound_of_bytes(
     warmup: How many leading ones are not measured. When they have passed,
       whatever could have been captured may be held.
 
-  >>> twice = [Prompt((0, 1, 2), 2, 3)] * 2
+  >>> twice = [Passage((0, 1, 2), 2, 3)] * 2
   >>> sizes = {"state_bytes": 10, "page_bytes": 1}
   >>> upper_bound_of_bytes(twice, capacity=50, **sizes).blocks
   2
@@ -301,7 +301,7 @@ def upper_bound_of_bytes(
 
 
 def hindsight_of_bytes(
-  prompts: Sequence[Prompt],
+  prompts: Sequence[Passage],
   bound: Bound,
   *,
   capacity: int,

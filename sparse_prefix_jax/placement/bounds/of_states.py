@@ -54,7 +54,7 @@ class Intervals:
 
 
 @runtime_checkable
-class Path(Protocol):
+class SeenPath(Protocol):
   """The way of one request through the tree of all.
 
   Attributes:
@@ -73,7 +73,7 @@ class Path(Protocol):
     ...
 
 
-def intervals_of(paths: Sequence[Path], *, warmup: int = 0) -> Intervals:
+def intervals_of(paths: Sequence[SeenPath], *, warmup: int = 0) -> Intervals:
   """Finds the intervals of a stream.
 
   Args:

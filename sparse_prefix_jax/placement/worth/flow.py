@@ -104,7 +104,7 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   current = table.current_rows
   current = current[loses[table.holder[current]]]
   for row in rows:
-    pages.hold(table, row)
+    pages.count_held(table, row)
   before, after = table.holder[current], _holders(table, current)
   moves = np.flatnonzero(before != after)
   moved, before, after = current[moves], before[moves], after[moves]
@@ -123,7 +123,7 @@ def release(table: Table, row: int) -> None:
     row: A held candidate.
   """
   above = table.holder[table.parent[row]]
-  pages.release(table, row)
+  pages.count_released(table, row)
   holder = table.holder[: table.size]
   holder[holder == row] = above
   table.flow[above] += table.flow[row]

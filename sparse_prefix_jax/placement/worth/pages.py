@@ -30,14 +30,14 @@ def blocks_freed(
   >>> rows = np.array([table.new_row() for _ in range(2)])
   >>> table.parent[rows], table.depth[rows] = [0, 1], [3, 7]
   >>> for row in rows:
-  ...   hold(table, int(row))
+  ...   count_held(table, int(row))
   >>> blocks_freed(table, rows).tolist()
   [0, 4]
   """
   return table.freed[rows]
 
 
-def hold(table: Table, row: int) -> None:
+def count_held(table: Table, row: int) -> None:
   """Counts a state that comes.
 
   Args:
@@ -59,7 +59,7 @@ def hold(table: Table, row: int) -> None:
   _free_down_to(table, row, above)
 
 
-def release(table: Table, row: int) -> None:
+def count_released(table: Table, row: int) -> None:
   """Counts a state that goes.
 
   Args:

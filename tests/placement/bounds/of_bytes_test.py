@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.placement.bounds import (
-  Prompt,
+  Passage,
   hindsight_of_bytes,
   upper_bound_of_bytes,
 )
@@ -19,7 +19,7 @@ def prompts_of(words, blocks_left_out=0):
     prefixes = [tuple(word[:k]) for k in range(1, len(word) + 1)]
     nodes = [numbers.setdefault(prefix, len(numbers)) for prefix in prefixes]
     limit = max(len(word) - blocks_left_out, 0)
-    prompts.append(Prompt(tuple(nodes), limit, len(word) + 1))
+    prompts.append(Passage(tuple(nodes), limit, len(word) + 1))
   return prompts
 
 

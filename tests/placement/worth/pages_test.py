@@ -68,14 +68,14 @@ def test_what_is_freed_is_what_is_needed_no_more(seed):
     add_one(tree, table, random)
     rows = table.rows()
     for row in random.permutation(rows[~table.held[rows]])[:2].tolist():
-      pages.hold(table, row)
+      pages.count_held(table, row)
       check(table)
     for row in random.permutation(held_rows(table))[: random.integers(0, 4)]:
-      pages.release(table, int(row))
+      pages.count_released(table, int(row))
       check(table)
     remove_one(tree, table, random)
     check(table)
   for row in held_rows(table).tolist():
-    pages.release(table, row)
+    pages.count_released(table, row)
   for column in (table.busy, table.busy_sum, table.freed):
     assert not column.any()

@@ -1,41 +1,106 @@
 """Which state checkpoint goes first when room is needed.
 
 A rule orders states and moves nothing: one small file each, one line in
-`EVICTIONS`.
+`EVICTIONS`. `register_eviction` adds one of your own, or it is passed as it is.
 """
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from sparse_prefix_jax.placement import SHARED
 from sparse_prefix_jax.placement.worth import Adaptive
 
+from .branch_lru import BranchLru as BranchLru
 from .fifo import Fifo as Fifo
+from .greedy_dual import GreedyDual as GreedyDual
 from .lru import Lru as Lru
+from .marconi import Marconi as Marconi
+from .ranked import Ranked as Ranked
 from .rule import EvictionRule as EvictionRule
 from .worth import Worth as Worth
 
 EVICTIONS: dict[str, Callable[[], EvictionRule]] = {
   "fifo": Fifo,
   "lru": Lru,
+  "branch_lru": BranchLru,
+  "marconi": Marconi,
+  "greedy_dual": GreedyDual,
   "index": Worth,
 }
 """The rules by name; `index` belongs to the placements that weigh states."""
 
+Eviction: TypeAlias = str | Callable[[], EvictionRule]
+"""A name of `EVICTIONS`, or what makes a rule: a class, say."""
 
-def make_eviction(name: str) -> EvictionRule:
-  """Returns a new rule that knows no state yet.
+
+def register_eviction(name: str, make: Callable[[], EvictionRule]) -> None:
+  """Gives a rule of your own a name, on the command line too.
+
+  Args:
+    name: A new one.
+    make: Returns a new rule that knows no state, such as its class.
 
   Raises:
-    ValueError: There is no rule of that name.
+    ValueError: If the name is taken or empty, or makes no rule.
+
+  >>> register_eviction("oldest", Fifo)
+  >>> len(make_eviction("oldest"))
+  0
+  >>> del EVICTIONS["oldest"]
+  """
+  if not isinstance(name, str) or not name or name in EVICTIONS:
+    raise ValueError(f"name must be new and not empty, got {name!r}.")
+  _made(make)
+  EVICTIONS[name] = make
+
+
+def eviction_name(eviction: Eviction) -> str:
+  """Returns what a rule is called in reports.
+
+  >>> eviction_name("lru"), eviction_name(Fifo)
+  ('lru', 'Fifo')
+  """
+  if isinstance(eviction, str):
+    return eviction
+  return getattr(eviction, "__name__", type(eviction).__name__)
+
+
+def make_eviction(eviction: Eviction) -> EvictionRule:
+  """Returns a new rule that knows no state yet.
+
+  Args:
+    eviction: A name, or what makes a rule.
+
+  Raises:
+    ValueError: There is no rule of that name, or what is made is none.
 
   >>> len(make_eviction("lru"))
   0
   """
-  return EVICTIONS[_known(name)]()
+  known = _known(eviction)
+  return EVICTIONS[known]() if isinstance(known, str) else _made(known)
+
+
+def given_rule(eviction: EvictionRule | Eviction) -> EvictionRule:
+  """Returns a rule as it is, or a new one of that name.
+
+  Args:
+    eviction: A rule, its name, or what makes one.
+
+  Raises:
+    ValueError: As `make_eviction`.
+
+  >>> len(given_rule(Fifo())), len(given_rule(Fifo)), len(given_rule("fifo"))
+  (0, 0, 0)
+  """
+  # A class has all that its instances have, and is none of them.
+  if isinstance(eviction, str | type) or not isinstance(eviction, EvictionRule):
+    return make_eviction(eviction)
+  return eviction
 
 
 def rule_for(
-  placement: str, eviction: str | None, worth: Adaptive | None
+  placement: str, eviction: Eviction | None, worth: Adaptive | None
 ) -> EvictionRule:
   """Returns the rule of a store, new.
 
@@ -54,8 +119,8 @@ def rule_for(
   return make_eviction(name) if worth is None else Worth(worth)
 
 
-def eviction_for(placement: str, eviction: str | None = None) -> str:
-  """Returns the name of the rule by which a store evicts.
+def eviction_for(placement: str, eviction: Eviction | None = None) -> Eviction:
+  """Returns the rule by which a store evicts.
 
   Args:
     placement: Name of the placement.
@@ -83,7 +148,7 @@ def eviction_for(placement: str, eviction: str | None = None) -> str:
   )
 
 
-def placement_for(eviction: str | None) -> str:
+def placement_for(eviction: Eviction | None) -> str:
   """Returns the name of the placement where none was asked for.
 
   Args:
@@ -95,10 +160,22 @@ def placement_for(eviction: str | None) -> str:
   return "adaptive" if eviction in (None, "index") else "last"
 
 
-def _known(name: object) -> str:
-  """The name of a rule that there is."""
-  if isinstance(name, str) and name in EVICTIONS:
-    return name
+def _known(eviction: Any) -> Eviction:
+  """The name of a rule that there is, or what makes one."""
+  named = isinstance(eviction, str) and eviction in EVICTIONS
+  if named or callable(eviction):
+    return eviction
   raise ValueError(
-    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got {name!r}."
+    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got {eviction!r}."
+  )
+
+
+def _made(make: Callable[[], EvictionRule]) -> EvictionRule:
+  """What a class or function makes, if that is a rule."""
+  made = make() if callable(make) else None
+  if isinstance(made, EvictionRule):
+    return made
+  raise ValueError(
+    "eviction must make an EvictionRule (derive from Ranked or Lru), got"
+    f" {made!r} from {make!r}."
   )

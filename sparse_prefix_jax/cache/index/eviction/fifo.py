@@ -2,9 +2,9 @@
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from ..results import Shortage
+from ..results import Match, Shortage
 from ..tree import State
 
 
@@ -47,6 +47,10 @@ class Fifo:
   def offered(self) -> int:
     """None: whatever is placed is taken."""
     return 0
+
+  def proposes(self, match: Match, blocks: int) -> Collection[int]:
+    """Nothing: the placement says what is kept."""
+    return ()
 
   def victim(self, short: Shortage) -> State:
     """The oldest on probation, else the oldest, that no pin holds.

@@ -1,21 +1,34 @@
-"""The interface of every eviction rule."""
+"""The interface of every rule of eviction and admission."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol, runtime_checkable
 
-from ..results import Shortage
+from ..results import Match, Shortage
 from ..tree import State
 
 
 @runtime_checkable
 class EvictionRule(Protocol):
-  """An order of eviction over the stored states, first victim first."""
+  """An order of eviction over the stored states, first victim first.
+
+  It may also admit states that no placement asks for. `Ranked` and `Lru` have
+  all of it, to derive from.
+  """
 
   @property
   def offered(self) -> int:
     """States that are weighed against those stored, a slot each.
 
     A rule that takes whatever is placed has none.
+    """
+    ...
+
+  def proposes(self, match: Match, blocks: int) -> Collection[int]:
+    """Depths in blocks that a prompt keeps besides the placement's.
+
+    Args:
+      match: What is stored of it.
+      blocks: Its whole blocks; a depth is at most so many.
     """
     ...
 

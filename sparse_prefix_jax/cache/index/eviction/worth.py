@@ -20,7 +20,7 @@ from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import Adaptive, Visit
 
-from ..results import Shortage
+from ..results import Match, Shortage
 from ..tree import Node, State
 
 # Of states that free nothing of what is short, the rest decides.
@@ -85,6 +85,10 @@ class Worth:
   def offered(self) -> int:
     """States that are offered; each needs a slot unless it is turned down."""
     return len(self._offers)
+
+  def proposes(self, match: Match, blocks: int) -> Collection[int]:
+    """Nothing: what a prompt might keep is offered."""
+    return ()
 
   def add(self, state: State) -> None:
     """Takes in a state; one that nobody offered is registered now."""

@@ -60,5 +60,7 @@ def test_a_rule_keeps_its_interface(eviction):
 
 @pytest.mark.parametrize("name", ["newest", ""])
 def test_an_unknown_rule_is_refused(name):
-  with pytest.raises(ValueError, match="eviction must be one of fifo, index"):
+  with pytest.raises(
+    ValueError, match="eviction must be one of branch_lru, fifo"
+  ):
     PrefixIndex(Budget(1, 1, 1), name)

@@ -183,6 +183,8 @@ def test_the_rule_is_that_of_one_placement(placement):
     eviction_for(placement, "index")
   with pytest.raises(ValueError, match="adaptive evicts by its index, got"):
     eviction_for("adaptive", "fifo")
-  with pytest.raises(ValueError, match="must be one of fifo, index, lru, got"):
+  with pytest.raises(
+    ValueError, match="must be one of branch_lru, fifo, greedy_dual, index"
+  ):
     eviction_for("adaptive", "newest")
   assert "index" in EVICTIONS

@@ -1,0 +1,95 @@
+"""A placement of your own: what it has to say, and how it gets a name."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+from sparse_prefix_jax.placement.policy import PLACEMENTS
+
+
+@runtime_checkable
+class PlacementRule(Protocol):
+  """Where prompts keep states, one prompt at a time."""
+
+  def observe(self, length: int, overlap: int) -> None:
+    """Learns from a request, before its prompt is placed.
+
+    Args:
+      length: Its tokens.
+      overlap: Leading tokens that were known.
+    """
+
+  def positions(self, length: int, overlap: int) -> Iterable[int]:
+    """Returns where a prompt should keep states; they are floored to chunks.
+
+    Args:
+      length: Its tokens.
+      overlap: Leading tokens that were known.
+    """
+    ...
+
+
+_RULES: dict[str, Callable[[int | float | None], PlacementRule]] = {}
+
+
+def register_placement(
+  name: str,
+  make: Callable[[int | float | None], PlacementRule],
+  *,
+  budget: str | None = None,
+) -> None:
+  """Gives a placement of your own a name, on the command line too.
+
+  Args:
+    name: A new one.
+    make: Returns a new rule for a budget; it is called for every cache.
+    budget: What its budget means, None where it takes none.
+
+  Raises:
+    ValueError: If the name is taken, empty, or has a colon.
+
+  >>> class Half:
+  ...   def observe(self, length, overlap):
+  ...     pass
+  ...   def positions(self, length, overlap):
+  ...     return [length // 2]
+  >>> register_placement("half", lambda budget: Half())
+  >>> from sparse_prefix_jax.placement import PlacementPolicy, Planner
+  >>> Planner(PlacementPolicy("half"), depths=16).positions(300)
+  (128,)
+  >>> unregister_placement("half")
+  """
+  new = isinstance(name, str) and name and name not in PLACEMENTS
+  if not new or ":" in name:
+    raise ValueError(f"name must be new, without a colon, got {name!r}")
+  PLACEMENTS[name], _RULES[name] = budget, make
+
+
+def unregister_placement(name: str) -> None:
+  """Takes the name of a placement of your own back.
+
+  Args:
+    name: What it was registered as; KeyError if it was not.
+  """
+  del _RULES[name]
+  del PLACEMENTS[name]
+
+
+def rule_of(name: str, budget: int | float | None) -> PlacementRule | None:
+  """Returns a new rule, None for a placement of the library.
+
+  Args:
+    name: Of a placement.
+    budget: Its budget.
+
+  Raises:
+    ValueError: If what is made is no rule.
+  """
+  if name not in _RULES:
+    return None
+  rule = _RULES[name](budget)
+  if not isinstance(rule, PlacementRule):
+    raise ValueError(
+      f"placement {name} must make a PlacementRule, with observe and"
+      f" positions, got {rule!r}"
+    )
+  return rule

@@ -1,0 +1,89 @@
+import pathlib
+import re
+
+import pytest
+
+from sparse_prefix_jax.cache.index import EVICTIONS
+from sparse_prefix_jax.placement import (
+  PLACEMENTS,
+  PlacementPolicy,
+  Planner,
+  register_placement,
+  unregister_placement,
+)
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "how-to" / "own_policy.md"
+
+
+class Fixed:
+  """The same positions for everybody."""
+
+  def __init__(self, positions):
+    self.wished, self.seen = positions, []
+
+  def observe(self, length, overlap):
+    self.seen.append((length, overlap))
+
+  def positions(self, length, overlap):
+    return self.wished
+
+
+@pytest.fixture
+def registered():
+  """Registers a placement for the length of a test."""
+  made = []
+
+  def register(make, **fields):
+    register_placement(
+      "mine", lambda b: made.append(make(b)) or made[-1], **fields
+    )
+    return made
+
+  yield register
+  unregister_placement("mine")
+  assert "mine" not in PLACEMENTS
+
+
+def test_a_rule_of_ones_own_is_asked_and_told(registered):
+  made = registered(lambda budget: Fixed([budget, 200]), budget="a position")
+  planner = Planner(PlacementPolicy("mine", 70), depths=16, serving=True)
+  features = planner.describe(300, 10)
+  planner.observe(10, entry=features)
+  assert planner.positions(300, features) == (64, 192)
+  assert made[0].seen == [(300, 10)]
+  with pytest.raises(ValueError, match="placement mine needs a budget: a pos"):
+    PlacementPolicy("mine")
+
+
+@pytest.mark.parametrize("wrong", [[-1], [301]])
+def test_positions_out_of_the_prompt_are_refused(registered, wrong):
+  registered(lambda budget: Fixed(wrong))
+  planner = Planner(PlacementPolicy("mine"), depths=16)
+  with pytest.raises(ValueError, match="positions must be"):
+    planner.positions(300)
+
+
+def test_what_is_no_rule_is_refused(registered):
+  registered(lambda budget: object())
+  with pytest.raises(ValueError, match="placement mine must make a Placement"):
+    Planner(PlacementPolicy("mine"), depths=16)
+
+
+@pytest.mark.parametrize("name", ["last", "", "a:b"])
+def test_a_name_must_be_new(name):
+  with pytest.raises(ValueError, match="name must be new"):
+    register_placement(name, Fixed)
+
+
+def test_the_how_to_runs(capsys):
+  """All its code, in order."""
+  blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.S)
+  assert len(blocks) == 3 and len(blocks[0].splitlines()) <= 35
+  before = {*EVICTIONS}
+  try:
+    exec("\n".join(blocks), {})
+  finally:
+    for name in {*EVICTIONS} - before:
+      del EVICTIONS[name]
+    unregister_placement("ends")
+  assert capsys.readouterr().out.startswith("Useful: ")
