@@ -16,6 +16,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention_step,
 )
 from sparse_prefix_jax.layers.choices import (
+  MOST,
   check_multiple,
   check_values,
   is_int,
@@ -45,6 +46,7 @@ class AttentionConfig:
     gate: Whether outputs are multiplied by the sigmoid of a gate.
     head_norm: Whether queries and keys are normalised, head by head.
     scale: The factor of scores; None is 1 / sqrt(head_width).
+    window: Tokens that a token sees, itself included; None for all before it.
 
   Raises:
     ValueError: If a field is out of its range; the sentence names it, its value
@@ -70,11 +72,18 @@ class AttentionConfig:
   gate: bool = True
   head_norm: bool = True
   scale: float | None = None
+  window: int | None = None
 
   def __post_init__(self) -> None:
     """Refuses heads that cannot share, and channels that cannot pair."""
     check_values(self)
     check_multiple(self, "heads", "kv_heads")
+    if self.window is not None and not (
+      is_int(self.window) and 1 <= self.window <= MOST
+    ):
+      raise ValueError(
+        f"window is {self.window!r}; it must be an int above 0 or None."
+      )
     if not self._pairs():
       raise ValueError(
         f"rotary_width is {self.rotary_width!r}; it must be even and at least "
@@ -119,12 +128,18 @@ class AttentionConfig:
     return BranchPools(pages=KeysValues(keys=page, values=page))
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
-    """Counts the projections, and 4 * heads * head_width per pair."""
+    """Counts the projections, and 4 * heads * head_width per pair.
+
+    A window bounds the pairs of a token: they are counted with the token, as
+    many as there are behind the first window.
+    """
     del numerics
     queries = self.heads * self.head_width
     keys = self.kv_heads * self.head_width
     columns = (3 if self.gate else 2) * queries + 2 * keys
-    return Flops(token=2 * width * columns, pair=4 * queries)
+    if self.window is None:
+      return Flops(token=2 * width * columns, pair=4 * queries)
+    return Flops(token=2 * width * columns + 4 * queries * self.window)
 
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""
@@ -196,6 +211,7 @@ class GatedAttention(ExplicitModule):
     with jax.named_scope("attention"):
       out, keys, values = lattice_attention(
         *(q, k, v, pages.keys, pages.values, chunks, page_table),
+        window=self.config.window,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -226,6 +242,7 @@ class GatedAttention(ExplicitModule):
     out, keys, values = lattice_attention_step(
       *(q, k, v, pages.keys, pages.values),
       *(rows.position, rows.active, page_table),
+      window=self.config.window,
       precision=self.numerics.product_precision,
     )
     pools = pools._replace(pages=KeysValues(keys, values))
