@@ -153,7 +153,6 @@ def _pull(
   options: _Options, queries: _Queries, pools: Any
 ) -> tuple[Array, tuple[Array, Array]]:
   """The gradient of queries, and that of all pages, summed in float32."""
-
   size = pools[0].shape[1]
   reach = _reach(options.window, size, queries.pages.shape[1])
 

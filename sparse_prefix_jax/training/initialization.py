@@ -1,10 +1,13 @@
-"""How long heads remember before they have learned anything.
+"""What recurrent heads remember before they have learned anything.
 
 A head forgets with the time constant tau = 1 / (rate * step). Checkpoints begin
 with rates drawn from a range, which leaves most heads with tens of tokens, and
-a fact a thousand tokens back has no gradient to be learned by. Here the heads of
-a layer begin with time constants that are evenly spaced in the logarithm, and
-with gates that hardly depend on the input yet.
+a fact a thousand tokens back has no gradient to be learned by. Here the heads
+of a layer begin with time constants that are evenly spaced in the logarithm,
+and with gates that hardly depend on the input yet.
+
+A head finds again what it has kept where the query equals the key. Drawn apart,
+the two have to find each other first; here they begin as the same function.
 """
 
 import math
@@ -57,8 +60,7 @@ def set_time_constants(
     layer = branch.sub
     if isinstance(layer, GatedDeltaNet):
       heads = layer.config.value_heads
-      gates = jnp.repeat(jnp.array([_GATES, 1.0]), heads)
-      layer.in_decay_beta[...] = layer.in_decay_beta[...] * gates[None]
+      layer.in_decay_beta[...] = layer.in_decay_beta[...] * _GATES
       step = jax.nn.softplus(layer.decay_bias[...])
     elif isinstance(layer, Mamba2):
       heads = layer.config.heads
@@ -69,3 +71,36 @@ def set_time_constants(
       continue
     tau = np.geomspace(shortest, longest, heads).astype(np.float32)
     layer.log_rate[...] = -jnp.log(tau * step)
+
+
+def tie_queries_to_keys(model: HybridDecoder) -> None:
+  """Lets queries of recurrent layers begin as the same function as keys.
+
+  Projections and convolutions of Gated DeltaNet and Mamba-2 are changed in
+  place; training takes them apart.
+
+  Args:
+    model: What is changed.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> tie_queries_to_keys(model)
+    >>> weight = model.branches[0].sub.in_qkv[...]
+    >>> bool((weight[:, :64] == weight[:, 64:128]).all())
+    True
+  """
+  for branch in model.branches:
+    layer = branch.sub
+    if isinstance(layer, GatedDeltaNet):
+      width = layer.config.key_heads * layer.config.key_width
+      for weight in (layer.in_qkv, layer.conv):
+        keys = weight[...][:, width : 2 * width]
+        weight[...] = weight[...].at[:, :width].set(keys)
+    elif isinstance(layer, Mamba2):
+      start, width = layer.config.inner_width, layer.config.mixed_width
+      keys = (width - start) // 2
+      for weight in (layer.in_mixed, layer.conv):
+        same = weight[...][:, start : start + keys]
+        weight[...] = weight[...].at[:, start + keys :].set(same)

@@ -22,7 +22,10 @@ from sparse_prefix_jax.training.checkpoint import (
   save_checkpoint,
 )
 from sparse_prefix_jax.training.curriculum import STAGES, Progress
-from sparse_prefix_jax.training.initialization import set_time_constants
+from sparse_prefix_jax.training.initialization import (
+  set_time_constants,
+  tie_queries_to_keys,
+)
 from sparse_prefix_jax.training.optimization import (
   StepReport,
   TrainState,
@@ -34,15 +37,18 @@ from sparse_prefix_jax.workloads.recall.documents import (
   RecallShape,
   recall_batch,
 )
+from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
 
 WEIGHTS_FILE = "model.safetensors"
-"""The trained weights, in the folder of a training."""
+"""The trained weights in bfloat16, in the folder of a training; what ships is
+one of these. The checkpoint beside it has them in float32."""
+TOKENIZER = "tokenizer.json"
+"""Words and their ids, beside the weights."""
 TOKENS_PER_STEP = 2048
 """Tokens of the documents of a step, at least one document."""
 
 _SAVE_EVERY = 100  # steps
 _MOST = 2**31
-
 
 
 def train(
@@ -52,7 +58,6 @@ def train(
   seed: int = 0,
   config: ModelConfig | None = None,
   stages: tuple[RecallShape, ...] = STAGES,
-  stop_after: int | None = None,
 ) -> dict[str, Any]:
   """Trains a small hybrid on the recall task, with a bar on stderr.
 
@@ -60,13 +65,12 @@ def train(
   follows have the bits of a training that was never interrupted.
 
   Args:
-    out: Folder for checkpoint.safetensors, model.safetensors, curve.json and
-      curve.png; made if need be.
+    out: Folder for checkpoint.safetensors, model.safetensors, tokenizer.json,
+      curve.json and curve.png; made if need be.
     steps: How many steps to take, which the rate depends on.
     seed: What weights and documents are drawn from.
     config: The model, the preset "recall" by default.
     stages: What documents are like, one stage after another.
-    stop_after: Stop when so many steps are taken in all, as if killed there.
 
   Returns:
     The content of curve.json: steps and seed, and for every step taken the
@@ -85,22 +89,22 @@ def train(
     )
   curve.library()  # rather told now than after an hour
   folder, run = _writable_folder(pathlib.Path(out)), Run(steps, seed)
-  optimizer = make_optimizer(steps)
   model = HybridDecoder(config or preset("recall"), rngs=nnx.Rngs(seed))
   set_time_constants(model)
-  state = TrainState(model, optimizer.init(model))
+  tie_queries_to_keys(model)
+  state = TrainState(model, make_optimizer(steps).init(model))
   held = load_checkpoint(folder, run, state) or Checkpoint(
     state, Progress(), np.zeros((0, 3), np.float32)
   )
-  last = steps if stop_after is None else min(stop_after, steps)
-  step = make_step(optimizer)
+  step = make_step(steps)
   with tqdm(total=steps, initial=held.progress.step, unit="step") as bar:
-    while held.progress.step < last:
+    while held.progress.step < steps:
       held = _advance(held, step, stages, seed)
       bar.set_postfix_str(_told(held, stages), refresh=False)
       bar.update()
-      if held.progress.step % _SAVE_EVERY == 0 or held.progress.step == last:
+      if held.progress.step % _SAVE_EVERY == 0:
         save_checkpoint(folder, run, held)
+  save_checkpoint(folder, run, held)
   return _finish(folder, run, held)
 
 
@@ -131,8 +135,12 @@ def _told(held: Checkpoint, stages: tuple[RecallShape, ...]) -> str:
 
 
 def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
-  """Writes the weights and the curve."""
-  save_arrays(folder / WEIGHTS_FILE, named_leaves(held.state.model))
+  """Writes weights, tokenizer and curve."""
+  weights = named_leaves(held.state.model)
+  rounded = {name: x.astype(jnp.bfloat16) for name, x in weights.items()}
+  save_arrays(folder / WEIGHTS_FILE, rounded)
+  tokenizer = recall_tokenizer_json()
+  (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
   tokens, loss, right = held.history.T.tolist()
   report = run._asdict() | {"tokens": tokens, "loss": loss, "right": right}
   text = json.dumps(report) + "\n"

@@ -1,7 +1,8 @@
 """One step of training: the gradient through `model.scan`, and AdamW."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ class StepReport(NamedTuple):
   right: Any
 
 
+@functools.cache
 def make_optimizer(steps: int) -> Any:
   """Makes AdamW with warm-up, a constant rate, and a linear decay.
 
@@ -73,19 +75,28 @@ def make_optimizer(steps: int) -> Any:
   )
 
 
-def make_step(
-  optimizer: Any,
-) -> Callable[..., tuple[TrainState, StepReport]]:
+@contextlib.contextmanager
+def _plain_promotion() -> Iterator[None]:
+  """Lets optax mix types and ranks, whatever the process has set."""
+  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    yield
+
+
+@functools.cache
+def make_step(steps: int) -> Callable[..., tuple[TrainState, StepReport]]:
   """Makes the compiled step `(state, token_ids, answers) -> state, report`.
 
   Args:
-    optimizer: What turns gradients into updates.
+    steps: How many steps there will be, as for `make_optimizer`.
 
   Returns:
     A function that takes the memory of the state that it is given; it is
     compiled once for every shape of documents.
+
+  Raises:
+    MissingExtraError: If the package `optax` is not installed.
   """
-  optax = extras.optional("optax", "train")
+  optax, optimizer = extras.optional("optax", "train"), make_optimizer(steps)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def step(state: TrainState, token_ids: Any, answers: Any) -> Any:
@@ -95,8 +106,9 @@ def make_step(
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     (value, correct), gradient = value_and_grad(state.model)
-    updates, kept = optimizer.update(gradient, state.optimizer, state.model)
-    model = optax.apply_updates(state.model, updates)
+    with _plain_promotion():
+      updates, kept = optimizer.update(gradient, state.optimizer, state.model)
+      model = optax.apply_updates(state.model, updates)
     report = StepReport(value, correct.mean(dtype=jnp.float32))
     return TrainState(model, kept), report
 

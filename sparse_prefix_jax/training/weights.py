@@ -1,8 +1,8 @@
 """Trees of arrays in safetensors files, by name.
 
-A name is the path of a leaf, so that a file is read by whoever has a tree of the
-same form. Whole files appear at once: they are written beside their place and
-renamed into it.
+A name is the path of a leaf, so that a file is read by whoever has a tree of
+the same form. Whole files appear at once: they are written beside their place
+and renamed into it.
 """
 
 import os

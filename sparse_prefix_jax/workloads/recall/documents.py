@@ -71,12 +71,14 @@ class RecallShape:
   Attributes:
     tokens: Tokens of the document, questions and answers included.
     facts: Facts that it states.
-    questions: Questions at its end; every fact is asked for once before any is
-      asked for again.
+    questions: Questions at its end.
+    distinct: Whether no fact is asked for twice. Otherwise every question is
+      drawn on its own, so that those before it do not tell which one is left: a
+      model that could count would learn that first.
 
   Raises:
-    ValueError: If a number is below 1, there are too few names, or the tokens
-      do not hold it all.
+    ValueError: If a number is below 1, there are too few names or facts, or the
+      tokens do not hold it all.
 
   Example:
     >>> RecallShape(tokens=128, facts=5, questions=10).filler_tokens
@@ -86,6 +88,7 @@ class RecallShape:
   tokens: int
   facts: int
   questions: int
+  distinct: bool = False
 
   def __post_init__(self) -> None:
     """Refuses what cannot be written."""
@@ -95,6 +98,11 @@ class RecallShape:
         raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1.")
     if self.facts > most:
       raise ValueError(f"facts is {self.facts}; it must be at most {most}.")
+    if self.distinct and self.questions > self.facts:
+      raise ValueError(
+        f"questions is {self.questions}; distinct ones are at most facts = "
+        f"{self.facts}."
+      )
     if self.filler_tokens != 0 and self.filler_tokens < _shortest():
       raise ValueError(
         f"tokens is {self.tokens}; {self.facts} facts and {self.questions} "
@@ -156,7 +164,9 @@ def recall_document(
     ((128,), [45, 54])
   """
   facts = _draw_facts(shape.facts, generator, held_out)
-  order = np.resize(generator.permutation(shape.facts), shape.questions)
+  asked = generator.choice(
+    shape.facts, shape.questions, replace=not shape.distinct
+  )
   sentences = [_write(_FACTS, fact) for fact in facts]
   sentences += _draw_fillers(shape.filler_tokens, generator)
   ids = [
@@ -165,7 +175,7 @@ def recall_document(
     for token in sentences[index]
   ]
   start = len(ids)
-  for index in generator.permutation(order):
+  for index in asked:
     ids += _write(_QUESTIONS, facts[index])
   answers = start + ANSWER_OFFSET + QUESTION_LENGTH * np.arange(shape.questions)
   return RecallDocument(np.array(ids, np.int32), answers.astype(np.int32))

@@ -12,15 +12,22 @@ import numpy as np
 SPACE = "▁"
 """What stands for a space before a word, as in many tokenizers."""
 
-FIRST_NAMES = (
+
+def _words(text: str) -> tuple[str, ...]:
+  """Words with spaces between them."""
+  return tuple(text.split())
+
+
+FIRST_NAMES = _words(
   "Anna Bruno Clara David Elena Felix Greta Hugo Irene Jonas Karla Lukas "
   "Marta Nils Olga Pavel Quentin Rosa Simon Tilda Ulrich Vera Walter Xenia "
   "Yusuf Zoe Amir Beate Carlos Dina Emil Fatima Gustav Hanna Igor Julia Kemal "
   "Lena Mateo Nora Oskar Paula Rafael Selma Tomas Ursula Viktor Wanda Adele "
   "Boris Celia Dario Edith Frida Goran Helga Ivan Jana Kurt Linus Mira Noel "
   "Otto Petra"
-).split()
-LAST_NAMES = (
+)
+"""First names of people."""
+LAST_NAMES = _words(
   "Berg Novak Silva Keller Moreau Rossi Larsen Petrov Garcia Weber Tanaka "
   "Okafor Lindqvist Haddad Kowalski Mendes Fischer Dubois Ferrari Nilsen "
   "Ivanov Torres Brandt Sato Mensah Ekman Nasser Zielinski Costa Vogel "
@@ -28,8 +35,9 @@ LAST_NAMES = (
   "Pinto Becker Girard Marino Dahl Popov Vargas Lange Mori Abebe Sandberg "
   "Khalil Nowak Sousa Richter Fontaine Conti Bakke Sokolov Herrera Engel "
   "Kimura Adeyemi"
-).split()
-TOWNS = (
+)
+"""Last names of people."""
+TOWNS = _words(
   "Oslo Lisbon Vienna Prague Dublin Athens Cairo Lima Quito Havana Bogota "
   "Seoul Kyoto Osaka Hanoi Manila Jakarta Delhi Mumbai Lahore Kabul Tehran "
   "Baghdad Ankara Izmir Sofia Bucharest Belgrade Zagreb Split Trieste Venice "
@@ -40,8 +48,9 @@ TOWNS = (
   "Yerevan Baku Tunis Algiers Rabat Dakar Accra Lagos Nairobi Lusaka Harare "
   "Durban Santiago Cordoba Rosario Recife Salvador Boston Denver Dallas "
   "Seattle Toronto Calgary Halifax Perth Darwin Hobart Suva"
-).split()
-KEPT = (
+)
+"""Where people live."""
+KEPT = _words(
   "goat horse donkey mule sheep llama camel rabbit hamster ferret hedgehog "
   "tortoise lizard gecko snake frog toad newt crab lobster snail spider "
   "beetle cricket bee parrot canary finch pigeon duck goose swan peacock "
@@ -51,23 +60,22 @@ KEPT = (
   "trumpet drum piano guitar banjo harp boat canoe kayak bicycle wagon sledge "
   "tractor lantern compass telescope microscope globe map diary stamp coin "
   "medal mask puppet kite clock mirror carpet teapot trombone saddle"
-).split()
-_NOUNS = (
-  "house road bridge river hill garden market field wood stone lamp door tower "
-  "mill square boathouse barn church harbour orchard well fence"
-).split()
-_ADJECTIVES = "old long quiet bright cold narrow small green empty plain".split()
-_OTHER = (
+)
+"""What people keep."""
+NOUNS = _words(
+  "house road bridge river hill garden market field wood stone lamp door "
+  "tower mill square boathouse barn church harbour orchard well fence"
+)
+ADJECTIVES = _words("old long quiet bright cold narrow small green empty plain")
+_OTHER = _words(
   ". ? lives in keeps a Where does What live keep In A The the was and of to "
   "on near by under came early stood slept sold again saw crossed It rained"
-).split()
+)
 
-NOUNS, ADJECTIVES = tuple(_NOUNS), tuple(_ADJECTIVES)
-WORDS = tuple(
-  dict.fromkeys(
-    [*_OTHER, *_NOUNS, *_ADJECTIVES]
-    + [*FIRST_NAMES, *LAST_NAMES, *TOWNS, *KEPT]
-  )
+
+WORDS = (
+  *(*_OTHER, *NOUNS, *ADJECTIVES),
+  *(*FIRST_NAMES, *LAST_NAMES, *TOWNS, *KEPT),
 )
 """Every word, in the order of its id."""
 

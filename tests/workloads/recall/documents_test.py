@@ -1,6 +1,8 @@
 """Documents of the recall task, read back as text."""
 
+import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from sparse_prefix_jax.workloads.recall.documents import (
   recall_document,
 )
 
-LONG = RecallShape(tokens=2048, facts=64, questions=32)
+LONG = RecallShape(tokens=2048, facts=64, questions=32, distinct=True)
 FACT = re.compile(r"(\w+ \w+) (lives in|keeps a) (\w+) \.")
 QUESTION = re.compile(
   r"(?:Where|What) does (\w+ \w+) (live|keep) \? (?:In|A) (\w+) \."
@@ -53,14 +55,13 @@ def test_every_question_is_answered_by_one_fact(held_out: bool) -> None:
 def test_names_of_tests_are_in_no_document_of_training(held_out: bool) -> None:
   first, last = vocabulary.FIRST_NAMES, vocabulary.LAST_NAMES
   allowed = {
-    f"{first[i]} {last[j]}"
-    for i, j in vocabulary.name_pairs(held_out=held_out)
+    f"{first[i]} {last[j]}" for i, j in vocabulary.name_pairs(held_out=held_out)
   }
   for seed in range(5):
     words = text_of(drawn(LONG, seed, held_out).token_ids).split()
     pairs = {
       f"{one} {other}"
-      for one, other in zip(words, words[1:])
+      for one, other in itertools.pairwise(words)
       if one in first and other in last
     }
     assert pairs <= allowed
@@ -81,7 +82,7 @@ def test_fillers_hold_names_and_values_of_nobody() -> None:
 def test_a_guess_among_the_values_stated_is_right_less_than_2_percent(
   facts: int,
 ) -> None:
-  shape = RecallShape(tokens=2048, facts=facts, questions=24)
+  shape = RecallShape(tokens=2048, facts=facts, questions=24, distinct=True)
   chances = []
   for seed in range(20):
     document = drawn(shape, seed, held_out=True)
@@ -102,12 +103,18 @@ def test_a_batch_has_documents_of_the_same_shape() -> None:
   assert len({row.tobytes() for row in batch.token_ids}) == 3
 
 
-def test_facts_are_asked_for_in_turn() -> None:
+def test_questions_that_are_not_distinct_tell_nothing_about_the_next() -> None:
+  """Otherwise the last one could be answered by counting."""
   shape = RecallShape(tokens=128, facts=5, questions=10)
-  document = drawn(shape, 0, False)
-  asked = QUESTION.findall(text_of(document.token_ids))
-  assert sorted(map(asked.count, set(asked))) == [2] * 5
-  assert document.question(0).size == ANSWER_OFFSET
+  rows = [
+    QUESTION.findall(text_of(drawn(shape, i, False).token_ids))
+    for i in range(50)
+  ]
+  counts = [[row.count(asked) for asked in set(row)] for row in rows]
+  assert len({len(count) for count in counts}) > 1
+  repeated = np.mean([row[-1] == row[-2] for row in rows])
+  assert 0.05 < repeated < 0.4
+  assert drawn(shape, 0, False).question(0).size == ANSWER_OFFSET
 
 
 @pytest.mark.parametrize(
@@ -116,12 +123,16 @@ def test_facts_are_asked_for_in_turn() -> None:
     ({"tokens": 0}, "tokens is 0; it must be >= 1"),
     ({"facts": 513}, "facts is 513; it must be at most 512"),
     ({"tokens": 122}, r"tokens is 122; 5 facts .* at least 5 more"),
+    (
+      {"distinct": True},
+      "questions is 10; distinct ones are at most facts = 5",
+    ),
     ({"questions": 11}, "tokens is 128; 5 facts and 11 questions take 129"),
   ],
 )
 def test_what_cannot_be_written_is_refused(
-  changes: dict[str, int], sentence: str
+  changes: dict[str, Any], sentence: str
 ) -> None:
-  values = {"tokens": 128, "facts": 5, "questions": 10} | changes
+  values: dict[str, Any] = {"tokens": 128, "facts": 5, "questions": 10}
   with pytest.raises(ValueError, match=sentence):
-    RecallShape(**values)
+    RecallShape(**values | changes)
