@@ -66,7 +66,8 @@ def _memory(tokens: int) -> dict[str, Any]:
   compiled = jax.jit(segmented_gradient).lower(model, carry, data).compile()
   pages = sum(leaf.nbytes for leaf in jax.tree.leaves(carry.pages))
   inputs = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
-  total = compiled.memory_analysis().temp_size_in_bytes
+  memory: Any = compiled.memory_analysis()
+  total = memory.temp_size_in_bytes
   row = {
     "tokens": tokens,
     "segment": segment_length(tokens, model.config.numerics.chunk),

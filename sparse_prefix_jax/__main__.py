@@ -275,6 +275,9 @@ def _memory_plan(values: flags.FlagValues) -> None:
   say(plan.table())
 
 
+_LAST_STEPS = 50
+
+
 def _train(values: flags.FlagValues) -> None:
   """Trains a model on the recall task; what trains is imported late."""
   job = importlib.import_module("sparse_prefix_jax.training.job")
@@ -285,8 +288,6 @@ def _train(values: flags.FlagValues) -> None:
     f" {len(right)} steps' answers right\nWritten: {values.out}"
   )
 
-
-_LAST_STEPS = 50
 
 _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
   "demo": _demo,

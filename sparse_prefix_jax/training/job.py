@@ -99,7 +99,7 @@ def train(
   step = make_step(steps)
   with tqdm(total=steps, initial=held.progress.step, unit="step") as bar:
     while held.progress.step < steps:
-      held = _advance(held, step, stages, seed)
+      held = _advance(held, step, stages, run)
       bar.set_postfix_str(_told(held, stages), refresh=False)
       bar.update()
       if held.progress.step % _SAVE_EVERY == 0:
@@ -112,18 +112,20 @@ def _advance(
   held: Checkpoint,
   step: Callable[..., tuple[TrainState, StepReport]],
   stages: tuple[RecallShape, ...],
-  seed: int,
+  run: Run,
 ) -> Checkpoint:
   """Takes one step, with documents drawn from its number and the seed."""
   shape = stages[held.progress.stage]
-  generator = np.random.default_rng((seed, held.progress.step))
+  generator = np.random.default_rng((run.seed, held.progress.step))
   batch = max(1, TOKENS_PER_STEP // shape.tokens)
   documents = recall_batch(shape, batch, generator, held_out=False)
   state, report = step(held.state, *map(jnp.asarray, documents))
   seen = np.array([[shape.tokens, report.loss, report.right]], np.float32)
   return Checkpoint(
     state,
-    held.progress.after(float(report.right), len(stages)),
+    held.progress.after(
+      float(report.right), steps=run.steps, stages=len(stages)
+    ),
     np.concatenate([held.history, seen]),
   )
 
