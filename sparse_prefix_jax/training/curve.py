@@ -11,7 +11,7 @@ from sparse_prefix_jax import extras
 _SMOOTH = 50  # steps
 
 
-def library() -> Any:
+def figures() -> Any:
   """The module of matplotlib that makes figures, loaded when it is needed.
 
   Raises:
@@ -31,7 +31,7 @@ def draw_curve(report: Mapping[str, Any], path: pathlib.Path) -> None:
     MissingExtraError: matplotlib is not installed.
     OSError: The file cannot be written.
   """
-  figure = library().Figure(figsize=(8, 4.5), layout="constrained")
+  figure = figures().Figure(figsize=(8, 4.5), layout="constrained")
   axes = figure.subplots()
   right = np.asarray(report["right"])
   width = max(1, min(_SMOOTH, right.size))

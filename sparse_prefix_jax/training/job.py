@@ -87,7 +87,7 @@ def train(
     raise ValueError(
       f"steps is {steps} and seed {seed}; they must be 1 and 0 to {_MOST - 1}."
     )
-  curve.library()  # rather told now than after an hour
+  curve.figures()  # rather told now than after an hour
   folder, run = _writable_folder(pathlib.Path(out)), Run(steps, seed)
   model = HybridDecoder(config or preset("recall"), rngs=nnx.Rngs(seed))
   set_time_constants(model)

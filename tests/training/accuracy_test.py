@@ -56,7 +56,7 @@ def test_no_documents_are_refused() -> None:
 def test_the_first_stage_is_learned_within_600_steps(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  """With the time constants of a checkpoint it stays at 40 %."""
+  """The rate is that of the training whose weights ship."""
   write, steps = job.recall_batch, 0
 
   def counted(*arguments: Any, **options: Any) -> RecallDocument:

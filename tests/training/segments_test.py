@@ -12,7 +12,7 @@ from sparse_prefix_jax import HybridDecoder, ModelConfig, Numerics
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
-  GatedDeltaNetConfig,
+  Mamba2Config,
 )
 from sparse_prefix_jax.training.segments import (
   Labelled,
@@ -26,11 +26,7 @@ CONFIG = ModelConfig(
   vocab_size=64,
   width=32,
   branches=(
-    Branch(
-      GatedDeltaNetConfig(
-        key_heads=1, value_heads=2, key_width=16, value_width=16
-      )
-    ),
+    Branch(Mamba2Config(heads=2, groups=1, head_width=16, state_width=16)),
     Branch(
       AttentionConfig(
         heads=2, kv_heads=1, head_width=16, rotary_width=8, window=24
