@@ -84,6 +84,7 @@ def test_a_cut_gradient_is_that_of_segments_on_their_own():
   assert max(distances(segmented(4).model, total)) > 1e-2
 
 
+@pytest.mark.slow
 def test_what_is_kept_grows_with_the_square_root():
   """Beyond inputs; the layer of this model keeps no keys and values."""
   config = CONFIG.replace(branches=CONFIG.branches[:1], max_length=1 << 15)
