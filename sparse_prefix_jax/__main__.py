@@ -275,11 +275,26 @@ def _memory_plan(values: flags.FlagValues) -> None:
   say(plan.table())
 
 
+_LAST_STEPS = 50
+
+
+def _train(values: flags.FlagValues) -> None:
+  """Trains a model on the recall task; what trains is imported late."""
+  job = importlib.import_module("sparse_prefix_jax.training.job")
+  report = job.train(values.out, steps=values.steps, seed=values.seed or 0)
+  right = report["right"][-_LAST_STEPS:]
+  say(
+    f"{len(report['right'])} steps, {sum(right) / len(right):.1%} of the last"
+    f" {len(right)} steps' answers right\nWritten: {values.out}"
+  )
+
+
 _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
   "demo": _demo,
   "simulate": _simulate,
   "place": _place,
   "memory_plan": _memory_plan,
+  "train": _train,
 }
 
 

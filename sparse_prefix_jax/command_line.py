@@ -24,6 +24,8 @@ _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
       print the best positions for a histogram of overlap depths
   memory_plan --preset=NAME|--model=DIR --memory=24GiB [--dtype=bfloat16] [...]
       count what fits into a device's memory: weights, programs, sequences
+  train --out=DIR --steps=N [--seed=N]
+      train a small hybrid to recall facts; an interrupted one goes on
 
 flags:
 """
@@ -48,6 +50,7 @@ _COMMAND_FLAGS = {
     "report",
   ),
   "place": ("histogram", "budget", "cost"),
+  "train": ("out", "steps", "seed"),
   "memory_plan": (
     "preset",
     "model",
@@ -62,6 +65,7 @@ _REQUIRED = {
   "simulate": ("requests", "capacity", "report"),
   "place": ("histogram", "budget"),
   "memory_plan": ("memory",),
+  "train": ("out", "steps"),
 }
 
 SEED, WARMUP = 42, 0.6
@@ -92,7 +96,8 @@ class _Number(flags.ArgumentParser):
 
 
 _TEXTS = {
-  "out": "Folder for report.json and pareto.png.",
+  "out": "Folder for what is written: report.json and pareto.png (demo),"
+  " checkpoint, weights, tokenizer and curve (train).",
   "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
   "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
   "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
@@ -116,6 +121,8 @@ _INTEGERS = {
   f" (default {workloads.DEFAULT_BLOCK}).",
   "max_length": "Longest sequence in tokens (default: that of the preset or"
   " folder).",
+  "steps": "Steps of a training, which its rate depends on.",
+  "seed": "What weights and documents are drawn from (default 0).",
   "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
 }
 

@@ -1,4 +1,4 @@
-"""The demo on a small model and the first requests of its stream."""
+"""The demo on a small model and the first requests of its streams."""
 
 import json
 import pathlib
@@ -6,14 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from matplotlib import image
 
-from sparse_prefix_jax import demo, preset
+from sparse_prefix_jax import HybridDecoder, demo, preset
 from sparse_prefix_jax.contract import ContractError
-from sparse_prefix_jax.demo import job, results, serving
+from sparse_prefix_jax.demo import answers, job, results, serving
+from sparse_prefix_jax.demo.stream import document_stream, recall_stream
+from sparse_prefix_jax.training.trained import trained_model
 
 CONFIG = preset("tiny", vocab_size=2048, ladder=(4,))
 REQUESTS = 6
+
+
+def run_small(out: pathlib.Path, **changes: Any) -> dict[str, Any]:
+  """The written documents, for a model of random weights."""
+  model = HybridDecoder(CONFIG, rngs=nnx.Rngs(0))
+  return demo.run_demo(out, stream=document_stream(), model=model, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +30,7 @@ def ran(
   tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[pathlib.Path, dict[str, Any]]:
   folder = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
-  report = demo.run_demo(folder, config=CONFIG, requests=REQUESTS, levels=(2,))
+  report = run_small(folder, requests=REQUESTS, levels=(2,))
   return folder, report
 
 
@@ -80,6 +89,53 @@ def test_the_picture_is_an_image(ran: Any) -> None:
   assert float(np.std(pixels)) > 0
 
 
+def test_answers_of_random_weights_are_not_counted(ran: Any) -> None:
+  assert "controls" not in ran[1]
+  assert {row["answers_right"] for row in ran[1]["strategies"]} == {None}
+
+
+@pytest.fixture(scope="module")
+def asked(
+  tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], int]:
+  """Questions about facts, and how many: few that ask about two documents."""
+  stream, requests = recall_stream(), 8
+  assert stream.first(requests).has_controls
+  report = demo.run_demo(
+    tmp_path_factory.mktemp("asked"),
+    model=trained_model(ladder=(16,)),
+    requests=requests,
+    levels=(2,),
+  )
+  return report, requests
+
+
+def test_answers_are_those_without_a_cache(asked: Any) -> None:
+  report, requests = asked
+  right = {row["answers_right"] for row in report["strategies"]}
+  assert len(right) == 1
+  assert right.pop() / requests == report["controls"]["restored"]
+  assert all(row["differing_bits"] == 0 for row in report["strategies"])
+
+
+def test_answers_come_from_the_states(asked: Any) -> None:
+  controls = asked[0]["controls"]
+  assert controls["answers"] == asked[1]
+  assert controls["restored"] >= 0.5
+  assert controls["zeros"] <= 0.25
+  assert controls["another_document"] <= 0.25
+
+
+def test_what_is_told_names_question_and_answer() -> None:
+  stream = recall_stream().first(3)
+  given = [stream.answers[0], stream.answers[0] + 1, stream.answers[2]]
+  shares = {"restored": 0.5, "zeros": 0.0, "another_document": 0.25}
+  text = answers.told(stream, given, shares)
+  word = stream.tokenizer.decode([stream.answers[0]])
+  assert f"-> {word} (right)" in text
+  assert "(it is " in text and "zeros 0.0%, of another document 25.0%" in text
+
+
 def test_the_table_has_a_line_for_each_strategy(ran: Any) -> None:
   report = ran[1]
   rows = [results.Result(**row) for row in report["strategies"]]
@@ -102,7 +158,7 @@ def test_a_changed_bit_is_an_error_that_names_the_strategy(
   with pytest.raises(
     ContractError, match=r"under last \(1 bits\): the contract"
   ):
-    demo.run_demo(tmp_path, config=CONFIG, requests=1, levels=(1,))
+    run_small(tmp_path, requests=1, levels=(1,))
   report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
   assert _rows(report)["last"]["differing_bits"] == 1
   assert _rows(report)["sqrt"]["differing_bits"] == 0
@@ -114,7 +170,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
   def too_early(*_: Any, **__: Any) -> None:
     raise AssertionError("work began before the folder was tried")
 
-  monkeypatch.setattr(job, "demo_requests", too_early)
+  monkeypatch.setattr(job, "recall_stream", too_early)
   file = tmp_path / "a file"
   file.write_text("taken", encoding="utf-8")
   for out in (file, file / "below"):
@@ -128,7 +184,7 @@ def test_a_wrong_number_of_requests_is_refused(
   tmp_path: pathlib.Path, requests: int
 ) -> None:
   with pytest.raises(ValueError, match=f"requests is {requests}; the stream"):
-    demo.run_demo(tmp_path, config=CONFIG, requests=requests)
+    demo.run_demo(tmp_path, requests=requests)
   assert not list(tmp_path.iterdir())
 
 
@@ -137,7 +193,7 @@ def test_a_wrong_level_is_refused(
   tmp_path: pathlib.Path, levels: tuple[int, ...]
 ) -> None:
   with pytest.raises(ValueError, match="levels is"):
-    demo.run_demo(tmp_path, config=CONFIG, requests=1, levels=levels)
+    demo.run_demo(tmp_path, requests=1, levels=levels)
   assert not list(tmp_path.iterdir())
 
 

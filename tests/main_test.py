@@ -555,6 +555,26 @@ def test_demo_gets_its_folder(command, monkeypatch):
   assert "demo needs --out" in refused(command("demo"))
 
 
+def test_train_tells_what_it_learned(command, monkeypatch):
+  given = []
+
+  def train(out, **settings):
+    given.append((out, settings))
+    return {"right": [0.0] * 50 + [0.5] * 50}
+
+  monkeypatch.setattr("sparse_prefix_jax.training.job.train", train)
+  assert command("train", "--out=here", "--steps=100") == (
+    0,
+    "100 steps, 50.0% of the last 50 steps' answers right\nWritten: here\n",
+    "",
+  )
+  assert command("train", "--out=here", "--steps=9", "--seed=3")[0] == 0
+  assert given == [
+    ("here", {"steps": 100, "seed": 0}),
+    ("here", {"steps": 9, "seed": 3}),
+  ]
+
+
 def test_commands_and_help(command):
   assert "command must be one of demo, simulate, place" in refused(command())
   assert "got serve" in refused(command("serve"))

@@ -153,18 +153,22 @@ def _pull(
   options: _Options, queries: _Queries, pools: Any
 ) -> tuple[Array, tuple[Array, Array]]:
   """The gradient of queries, and that of all pages, summed in float32."""
+  size = pools[0].shape[1]
+  reach = _reach(options.window, size, queries.pages.shape[1])
 
   def one(sums: Any, x: _Queries) -> tuple[Any, Array]:
-    held = jnp.arange(x.pages.size * pools[0].shape[1]) < x.end
+    first = jnp.maximum(x.position // size - reach + 1, 0)
+    pages = lax.dynamic_slice_in_dim(x.pages, first, reach)
+    held = first * size + jnp.arange(reach * size) < x.end
     held = held[:, None, None]
 
     def tokens(pool: Array) -> Array:
-      flat = pool[x.pages].reshape(-1, *pool.shape[2:])
+      flat = pool[pages].reshape(-1, *pool.shape[2:])
       return jnp.where(held, flat, jnp.zeros_like(flat))
 
     attend = functools.partial(
       vjp.attend_chunk,
-      position=x.position,
+      position=x.position - first * size,
       window=options.window,
       precision=options.precision,
     )
@@ -173,13 +177,20 @@ def _pull(
 
     def add(total: Array, d: Array) -> Array:
       d = jnp.where(held, d.astype(jnp.float32), 0.0)
-      return total.at[x.pages].add(d.reshape(-1, *total.shape[1:]))
+      return total.at[pages].add(d.reshape(-1, *total.shape[1:]))
 
     return tuple(map(add, sums, d_tokens)), d_q
 
   zeros = tuple(jnp.zeros(pool.shape, jnp.float32) for pool in pools)
   sums, d_q = lax.scan(one, zeros, queries)
   return d_q, sums
+
+
+def _reach(window: int | None, size: int, pages: int) -> int:
+  """Pages that end with a query's own and hold all that it may see."""
+  if window is None:
+    return pages
+  return min((window + size - 2) // size + 1, pages)
 
 
 def _unwrite(

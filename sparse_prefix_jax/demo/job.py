@@ -14,12 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from sparse_prefix_jax.cache.choices import serving_planner
 from sparse_prefix_jax.contract import ContractError
-from sparse_prefix_jax.demo import picture, results
+from sparse_prefix_jax.demo import answers, picture, results
+from sparse_prefix_jax.demo.controls import measure_controls
 from sparse_prefix_jax.demo.serving import (
   CAPACITY,
   DECODED,
@@ -27,39 +27,40 @@ from sparse_prefix_jax.demo.serving import (
   serve_prompt,
 )
 from sparse_prefix_jax.demo.strategy import LEVELS, Strategy, strategies
+from sparse_prefix_jax.demo.stream import Stream, recall_stream
 from sparse_prefix_jax.machine import environment
-from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.models.presets import preset
-from sparse_prefix_jax.workloads.demo_corpus import demo_requests
 
-_SEED = 42
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def run_demo(
   out: str | Path,
   *,
-  config: ModelConfig | None = None,
+  stream: Stream | None = None,
+  model: HybridDecoder | None = None,
   requests: int | None = None,
   levels: Sequence[int] = LEVELS,
 ) -> dict[str, Any]:
   """Serves the demo's stream under every strategy and checks every bit.
 
-  The model has random weights: speed and exactness do not depend on what it
-  has learned. Everything but the times is the same in every run. The table goes
-  to stdout, progress bars to stderr.
+  Everything but the times is the same in every run. The table and some answers
+  go to stdout, progress bars to stderr.
 
   Args:
     out: folder for report.json and pareto.png; made if need be.
-    config: model, the preset "demo" by default.
+    stream: what is asked, questions about facts by default.
+    model: what serves it, by default the model that was trained to answer these
+      questions.
     requests: how many requests of the stream to serve, all by default.
     levels: states per entry at which strategies are compared.
 
   Returns:
     The content of report.json: machine, versions and date, model, number of
-    compilations before and while serving, and under `strategies` the fields of
-    `Result` for each.
+    compilations before and while serving, under `strategies` the fields of
+    `Result` for each, and under `controls` how many answers are right without
+    the states (see `measure_controls`), where answers are known and there is
+    more than one document.
 
   Raises:
     OSError: the folder cannot be written to; nothing has been computed then.
@@ -72,24 +73,28 @@ def run_demo(
   """
   picture.library()  # rather told now than after minutes of serving
   folder = _writable(Path(out))
-  prompts = _prompts(requests)
-  model = HybridDecoder(config or preset("demo"), rngs=nnx.Rngs(0))
+  stream = (stream or recall_stream()).first(requests)
+  model = model or stream.make_model()
   tried = strategies(
-    lengths=[prompt.size for prompt in prompts],
+    lengths=[prompt.size for prompt in stream.prompts],
     levels=levels,
     chunk=model.config.numerics.chunk,
   )
   with _compilations() as warming:
     _warm_up(model, tried)
   with _compilations() as serving:
-    rows = _serve_all(model, tried, prompts)
-  report = _report(model, prompts, rows) | {
+    rows, given = _serve_all(model, tried, stream)
+  report = _report(model, stream, rows) | {
     "compilations": {"warm_up": len(warming), "serving": len(serving)}
   }
+  if stream.has_controls:
+    report["controls"] = measure_controls(model, stream)
   text = json.dumps(report, indent=2) + "\n"
   (folder / "report.json").write_text(text, encoding="utf-8")
   picture.draw(rows, folder / "pareto.png", title=_title(report))
   print(results.table(rows))
+  if stream.has_controls:
+    print(answers.told(stream, given, report["controls"]))
   _check(rows)
   print(
     "All prefill and decode logits equal those without a cache, bit for bit.\n"
@@ -116,20 +121,6 @@ def _writable(folder: Path) -> Path:
       f"out is {str(folder)!r}, where nothing can be written "
       f"({error.strerror}); it must be a folder that can be written to."
     ) from None
-
-
-def _prompts(requests: int | None) -> list[np.ndarray]:
-  """The first prompts of the stream, int32 [t] each.
-
-  Raises:
-    ValueError: fewer than one, or more than there are.
-  """
-  stream = [r.token_ids for r in demo_requests(interleave_seed=_SEED)]
-  if requests is not None and not 1 <= requests <= len(stream):
-    raise ValueError(
-      f"requests is {requests}; the stream has 1 to {len(stream)}."
-    )
-  return stream[:requests]
 
 
 @contextlib.contextmanager
@@ -174,43 +165,48 @@ def _warm_up(model: HybridDecoder, tried: Sequence[Strategy]) -> None:
 def _serve_all(
   model: HybridDecoder,
   tried: Sequence[Strategy],
-  prompts: Sequence[np.ndarray],
-) -> list[results.Result]:
+  stream: Stream,
+) -> tuple[list[results.Result], list[int]]:
   """A row for each strategy; the first is what the others are compared to.
 
   Each request is served under every strategy before the next one comes, so
   that a machine that is busy for a while is so for all of them.
+
+  Returns:
+    The rows, and the first id that was decoded for each request.
   """
   caches = [new_cache(model, strategy.policy) for strategy in tried]
   turns = [
     [serve_prompt(model, cache, prompt) for cache in caches]
-    for prompt in tqdm(prompts, f"serving {len(tried)} ways", unit="request")
+    for prompt in tqdm(
+      stream.prompts, f"serving {len(tried)} ways", unit="request"
+    )
   ]
-  total = sum(prompt.size for prompt in prompts)
   reference, *_ = runs = list(zip(*turns, strict=True))
-  return [
-    results.summarise(strategy, served, reference, total)
+  rows = [
+    results.summarise(strategy, served, reference, stream)
     for strategy, served in zip(tried, runs, strict=True)
   ]
+  return rows, [int(np.argmax(one.logits[0])) for one in reference]
 
 
 def _report(
   model: HybridDecoder,
-  prompts: Sequence[np.ndarray],
+  stream: Stream,
   rows: Sequence[results.Result],
 ) -> dict[str, Any]:
   """Where it was measured, what was served, and the rows, ready for JSON.
 
   Args:
     model: what served.
-    prompts: what it was asked.
+    stream: what it was asked.
     rows: one for each strategy.
   """
   return environment() | {
     "model": model.config.to_json(),
     "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
-    "requests": len(prompts),
-    "tokens_total": sum(prompt.size for prompt in prompts),
+    "requests": len(stream.prompts),
+    "tokens_total": stream.tokens_total,
     "decoded_per_request": DECODED,
     "capacity_bytes": CAPACITY,
     "strategies": [dataclasses.asdict(row) for row in rows],

@@ -7,6 +7,7 @@ import numpy as np
 
 from sparse_prefix_jax.demo.serving import Served, bits_apart
 from sparse_prefix_jax.demo.strategy import Strategy
+from sparse_prefix_jax.demo.stream import Stream
 
 _COLUMNS = (
   ("strategy", "<11"),
@@ -18,6 +19,7 @@ _COLUMNS = (
   ("first token p50", ">15"),
   ("p95", ">8"),
   ("speed-up", ">8"),
+  ("right", ">5"),
   ("differing bits", ">14"),
 )
 
@@ -43,6 +45,8 @@ class Result:
       placement included.
     first_token_p95_seconds: 95th percentile of the same.
     speed_up: time of all prefills of `no_cache` over that of this strategy.
+    answers_right: answers that are right, of all requests; None where nobody
+      knows the answers.
     differing_bits: bits in which prefill and decode logits differ from those
       of `no_cache`.
   """
@@ -60,6 +64,7 @@ class Result:
   first_token_p50_seconds: float
   first_token_p95_seconds: float
   speed_up: float
+  answers_right: int | None
   differing_bits: int
 
 
@@ -67,7 +72,7 @@ def summarise(
   strategy: Strategy,
   served: Sequence[Served],
   reference: Sequence[Served],
-  tokens_total: int,
+  stream: Stream,
 ) -> Result:
   """The row of one strategy.
 
@@ -75,7 +80,7 @@ def summarise(
     strategy: what was tried.
     served: its requests.
     reference: the same requests without a cache.
-    tokens_total: tokens of all prompts.
+    stream: what was asked.
 
   Returns:
     Means, peaks, quantiles and the comparison with the reference.
@@ -91,13 +96,22 @@ def summarise(
     pages_peak=max(s.held.held_pages for s in served),
     bytes_peak=max(s.held.held_bytes for s in served),
     evicted_states=served[-1].held.evicted_states,
-    tokens_total=tokens_total,
+    tokens_total=stream.tokens_total,
     tokens_recomputed=sum(s.recomputed for s in served),
     first_token_p50_seconds=float(np.quantile(seconds, 0.5)),
     first_token_p95_seconds=float(np.quantile(seconds, 0.95)),
     speed_up=float(sum(s.seconds for s in reference) / seconds.sum()),
+    answers_right=_right(served, stream),
     differing_bits=bits_apart(served, reference),
   )
+
+
+def _right(served: Sequence[Served], stream: Stream) -> int | None:
+  """How many of the first decoded ids are the answers."""
+  if stream.answers is None:
+    return None
+  given = [int(np.argmax(one.logits[0])) for one in served]
+  return sum(x == y for x, y in zip(given, stream.answers, strict=True))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -129,5 +143,6 @@ def _cells(result: Result) -> list[str]:
     f"{1e3 * result.first_token_p50_seconds:.1f} ms",
     f"{1e3 * result.first_token_p95_seconds:.0f} ms",
     f"{result.speed_up:.1f}",
+    "-" if result.answers_right is None else str(result.answers_right),
     str(result.differing_bits),
   ]

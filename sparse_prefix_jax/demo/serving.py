@@ -14,7 +14,7 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
 from sparse_prefix_jax.serving.prefill import prefill
 
-CAPACITY = 32 << 20
+CAPACITY = 48 << 20
 """Bytes of every cache: nothing is evicted, so that strategies differ in their
 states alone; and one size of the pools is one set of compiled programs."""
 

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from sparse_prefix_jax.layers import Numerics
+from sparse_prefix_jax.layers import (
+  AttentionConfig,
+  Branch,
+  GatedDeltaNetConfig,
+  Mamba2Config,
+  Numerics,
+  SwiGLUConfig,
+)
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.published import PUBLISHED
 from sparse_prefix_jax.models.qwen_form import (
@@ -11,6 +18,8 @@ from sparse_prefix_jax.models.qwen_form import (
   groups_of_layers,
   hybrid,
 )
+
+_FEED_FORWARD = Branch(SwiGLUConfig(hidden=256))
 
 PRESETS: dict[str, ModelConfig] = {
   # For tests: compiles in seconds, every mechanism present.
@@ -45,6 +54,35 @@ PRESETS: dict[str, ModelConfig] = {
     head_width=64,
     rotary_width=16,
     numerics=Numerics(ladder=(1, 4, 16), max_length=4096),
+  ),
+  # What `train` trains: attention sees 64 tokens, so that whatever stands
+  # further back comes from the states alone. The vocabulary is that of
+  # `workloads.recall`.
+  "recall": ModelConfig(
+    vocab_size=704,
+    width=128,
+    branches=(
+      Branch(Mamba2Config(heads=2, groups=1, head_width=64, state_width=64)),
+      _FEED_FORWARD,
+      Branch(
+        AttentionConfig(
+          heads=2,
+          kv_heads=1,
+          head_width=64,
+          rotary_width=32,
+          rope_theta=1e4,
+          attention_window=64,
+        )
+      ),
+      _FEED_FORWARD,
+      Branch(
+        GatedDeltaNetConfig(
+          key_heads=2, value_heads=2, key_width=128, value_width=64
+        )
+      ),
+      _FEED_FORWARD,
+    ),
+    numerics=Numerics(ladder=(1, 4, 16), max_length=8192),
   ),
   # One layer group of Qwen3.5-0.8B, as the paper measures it.
   "qwen3_5_0_8b_group": hybrid(

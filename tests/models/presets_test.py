@@ -22,12 +22,20 @@ def parameters(name):
   [
     ("tiny", 1e5, 2e5),
     ("demo", 2e6, 5e6),
+    ("recall", 6e5, 7e5),
     ("qwen3_5_0_8b_group", 83.4e6, 83.6e6),
     ("qwen3_5_0_8b", 0.74e9, 0.76e9),
   ],
 )
 def test_number_of_parameters(name, least, most):
   assert least <= parameters(name) <= most
+
+
+def test_attention_of_recall_sees_64_tokens_beside_two_kinds_of_states():
+  subs = [branch.sub for branch in preset("recall").branches[::2]]
+  kinds = [sub.kind for sub in subs]
+  assert kinds == ["mamba2", "attention", "gated_delta_net"]
+  assert subs[1].attention_window == 64
 
 
 def test_the_group_is_a_layer_group_of_the_model():

@@ -30,6 +30,8 @@ ARROWS: dict[str, set[str]] = {
   "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
   "placement": set(),
   "workloads": {"byte_sizes", "extras"},
+  # Losses and steps over `scan`; no cache, no pools.
+  "training": {"models", "layers", "workloads", "extras"},
   "cache.index": {"placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}

@@ -138,4 +138,5 @@ def test_extras_hold_what_one_command_imports() -> None:
   extras = _project()["optional-dependencies"]
   assert _names(extras["plot"]) == {"matplotlib"}
   assert _names(extras["demo"]) == {"matplotlib", "tokenizers"}
+  assert _names(extras["train"]) == {"matplotlib", "optax", "safetensors"}
   assert _names(extras["demo"]) | {"chex"} <= _names(extras["test"])

@@ -1,0 +1,1 @@
+"""Losses and steps over explicit carries; no cache, no pools."""

@@ -1,0 +1,104 @@
+"""A training that was killed goes on with the same bits.
+
+A checkpoint holds parameters, the state of the optimizer and the progress.
+Documents are drawn from seed and step alone, so nothing else has a state.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from sparse_prefix_jax.training.curriculum import Progress
+from sparse_prefix_jax.training.optimization import TrainState
+from sparse_prefix_jax.training.weights import (
+  filled,
+  load_arrays,
+  named_leaves,
+  save_arrays,
+)
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""The name of the file in the folder of a training."""
+
+
+class Run(NamedTuple):
+  """Which training it is: a checkpoint of another one is refused.
+
+  Attributes:
+    steps: How many steps it has, which the rate depends on.
+    seed: What everything is drawn from.
+  """
+
+  steps: int
+  seed: int
+
+
+class Checkpoint(NamedTuple):
+  """All that a training consists of between two steps.
+
+  Attributes:
+    state: Parameters and optimizer.
+    progress: Where it is.
+    history: For every step the tokens of a document, the loss and the share of
+      right answers. float32 [steps 3]
+  """
+
+  state: TrainState
+  progress: Progress
+  history: np.ndarray
+
+
+def save_checkpoint(
+  folder: pathlib.Path, run: Run, checkpoint: Checkpoint
+) -> None:
+  """Writes the checkpoint of a training, in the place of the one before.
+
+  Args:
+    folder: The folder of the training.
+    run: Which training it is.
+    checkpoint: What is written.
+
+  Raises:
+    OSError: If it cannot be written; the one before is whole then.
+    MissingExtraError: If the package `safetensors` is not installed.
+  """
+  state, progress, history = checkpoint
+  arrays = named_leaves(state._asdict()) | {"history": history}
+  for tree in (run, progress):
+    arrays |= {name: np.asarray(x) for name, x in tree._asdict().items()}
+  save_arrays(folder / CHECKPOINT_FILE, arrays)
+
+
+def load_checkpoint(
+  folder: pathlib.Path, run: Run, state: TrainState
+) -> Checkpoint | None:
+  """Reads the checkpoint of a training.
+
+  Args:
+    folder: The folder of the training.
+    run: Which training it is.
+    state: What gives names, shapes and types.
+
+  Returns:
+    What was written; None where there is no checkpoint.
+
+  Raises:
+    ValueError: If the file is damaged, or is of another training.
+    MissingExtraError: If the package `safetensors` is not installed.
+  """
+  path = folder / CHECKPOINT_FILE
+  if not path.exists():
+    return None
+  arrays = load_arrays(path)
+  for name, asked in run._asdict().items():
+    held = arrays.get(name)
+    if held is None or int(held) != asked:
+      raise ValueError(
+        f"{name} is {asked}, and {path} has {held}; go on with that, or train "
+        "in another folder."
+      )
+  tree = filled(state._asdict(), arrays, str(path))
+  progress = {name: arrays[name].item() for name in Progress._fields}
+  state, history = TrainState(**tree), arrays["history"]
+  return Checkpoint(state, Progress(**progress), history)

@@ -1,0 +1,49 @@
+"""curve.png: what a training learned, step by step."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparse_prefix_jax import extras
+
+_SMOOTH = 50  # steps
+
+
+def figures() -> Any:
+  """The module of matplotlib that makes figures, loaded when it is needed.
+
+  Raises:
+    MissingExtraError: matplotlib is not installed.
+  """
+  return extras.optional("matplotlib.figure", "train")
+
+
+def draw_curve(report: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Draws the share of right answers and the length of documents over steps.
+
+  Args:
+    report: What `train` returns.
+    path: PNG file to write.
+
+  Raises:
+    MissingExtraError: matplotlib is not installed.
+    OSError: The file cannot be written.
+  """
+  figure = figures().Figure(figsize=(8, 4.5), layout="constrained")
+  axes = figure.subplots()
+  right = np.asarray(report["right"])
+  width = max(1, min(_SMOOTH, right.size))
+  mean = np.convolve(right, np.full(width, 1 / width), mode="valid")
+  steps = np.arange(right.size)
+  axes.plot(steps[width - 1 :], 100 * mean, color="#0072b2")
+  axes.set_xlabel("step")
+  axes.set_ylabel(f"answers right, %, mean of {width} steps", color="#0072b2")
+  axes.set_ylim(0, 100)
+  axes.grid(alpha=0.3)
+  lengths = axes.twinx()
+  lengths.step(steps, report["tokens"], color="#d55e00", where="post")
+  lengths.set_yscale("log", base=2)
+  lengths.set_ylabel("tokens of a document", color="#d55e00")
+  figure.savefig(path, dpi=150)

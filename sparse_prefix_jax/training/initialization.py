@@ -1,0 +1,106 @@
+"""What recurrent heads remember before they have learned anything.
+
+A head forgets with the time constant tau = 1 / (rate * step). Checkpoints begin
+with rates drawn from a range, which leaves most heads with tens of tokens, and
+a fact a thousand tokens back has no gradient to be learned by. Here the heads
+of a layer begin with time constants that are evenly spaced in the logarithm,
+and with gates that hardly depend on the input yet.
+
+A head finds again what it has kept where the query equals the key. Drawn apart,
+the two have to find each other first; here they begin as the same function.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_prefix_jax.layers import GatedDeltaNet, Mamba2
+from sparse_prefix_jax.models.decoder import HybridDecoder
+
+SHORTEST, LONGEST = 8.0, 8192.0
+"""Time constants of the first and of the last head of a layer, in tokens."""
+_GATES = 0.1  # what the projections of the gates are multiplied by
+
+
+def set_time_constants(
+  model: HybridDecoder, shortest: float = SHORTEST, longest: float = LONGEST
+) -> None:
+  """Gives the heads of each recurrent layer time constants from short to long.
+
+  The rates of Gated DeltaNet and Mamba-2 are changed in place, and the
+  projections of their gates are made small. A Mamba-2 layer begins with steps
+  of one token: steps scale its inputs too.
+
+  Args:
+    model: What is changed.
+    shortest: Time constant of the first head, in tokens.
+    longest: Time constant of the last one.
+
+  Raises:
+    ValueError: If the time constants are not above 0 and ascending.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> set_time_constants(model, 10.0, 1000.0)
+    >>> layer = model.branches[0].sub
+    >>> step = np.logaddexp(0, layer.decay_bias[...])
+    >>> np.round(1 / (np.exp(layer.log_rate[...]) * step)).tolist()
+    [10.0, 46.0, 215.0, 1000.0]
+  """
+  if not 0 < shortest <= longest < math.inf:
+    raise ValueError(
+      f"time constants are {shortest} to {longest}; they must be above 0 and "
+      "ascending."
+    )
+  for branch in model.branches:
+    layer = branch.sub
+    if isinstance(layer, GatedDeltaNet):
+      heads = layer.config.value_heads
+      layer.in_decay_beta[...] = layer.in_decay_beta[...] * _GATES
+      step = jax.nn.softplus(layer.decay_bias[...])
+    elif isinstance(layer, Mamba2):
+      heads = layer.config.heads
+      layer.in_step[...] = layer.in_step[...] * _GATES
+      layer.step_bias[...] = jnp.full(heads, math.log(math.e - 1), jnp.float32)
+      step = jnp.ones(heads, jnp.float32)
+    else:
+      continue
+    tau = np.geomspace(shortest, longest, heads).astype(np.float32)
+    layer.log_rate[...] = -jnp.log(tau * step)
+
+
+def tie_queries_to_keys(model: HybridDecoder) -> None:
+  """Lets queries of recurrent layers begin as the same function as keys.
+
+  Projections and convolutions of Gated DeltaNet and Mamba-2 are changed in
+  place; training takes them apart.
+
+  Args:
+    model: What is changed.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> tie_queries_to_keys(model)
+    >>> weight = model.branches[0].sub.in_qkv[...]
+    >>> bool((weight[:, :64] == weight[:, 64:128]).all())
+    True
+  """
+  for branch in model.branches:
+    layer = branch.sub
+    if isinstance(layer, GatedDeltaNet):
+      width = layer.config.key_heads * layer.config.key_width
+      for weight in (layer.in_qkv, layer.conv):
+        keys = weight[...][:, width : 2 * width]
+        weight[...] = weight[...].at[:, :width].set(keys)
+    elif isinstance(layer, Mamba2):
+      start, width = layer.config.inner_width, layer.config.mixed_width
+      keys = (width - start) // 2
+      for weight in (layer.in_mixed, layer.conv):
+        same = weight[...][:, start : start + keys]
+        weight[...] = weight[...].at[:, start + keys :].set(same)

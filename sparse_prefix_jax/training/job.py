@@ -1,0 +1,168 @@
+"""The training: from new weights, or from where it was killed, to a report."""
+
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.presets import preset
+from sparse_prefix_jax.training import curve
+from sparse_prefix_jax.training.checkpoint import (
+  Checkpoint,
+  Run,
+  load_checkpoint,
+  save_checkpoint,
+)
+from sparse_prefix_jax.training.curriculum import STAGES, Progress
+from sparse_prefix_jax.training.initialization import (
+  set_time_constants,
+  tie_queries_to_keys,
+)
+from sparse_prefix_jax.training.optimization import (
+  StepReport,
+  TrainState,
+  make_optimizer,
+  make_step,
+)
+from sparse_prefix_jax.training.weights import named_leaves, save_arrays
+from sparse_prefix_jax.workloads.recall.documents import (
+  RecallShape,
+  recall_batch,
+)
+from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
+
+WEIGHTS_FILE = "model.safetensors"
+"""The trained weights in bfloat16, in the folder of a training; what ships is
+one of these. The checkpoint beside it has them in float32."""
+TOKENIZER = "tokenizer.json"
+"""Words and their ids, beside the weights."""
+TOKENS_PER_STEP = 2048
+"""Tokens of the documents of a step, at least one document."""
+
+_SAVE_EVERY = 100  # steps
+_MOST = 2**31
+
+
+def train(
+  out: str | pathlib.Path,
+  *,
+  steps: int,
+  seed: int = 0,
+  config: ModelConfig | None = None,
+  stages: tuple[RecallShape, ...] = STAGES,
+) -> dict[str, Any]:
+  """Trains a small hybrid on the recall task, with a bar on stderr.
+
+  A folder with a checkpoint goes on from it: parameters, optimizer and all that
+  follows have the bits of a training that was never interrupted.
+
+  Args:
+    out: Folder for checkpoint.safetensors, model.safetensors, tokenizer.json,
+      curve.json and curve.png; made if need be.
+    steps: How many steps to take, which the rate depends on.
+    seed: What weights and documents are drawn from.
+    config: The model, the preset "recall" by default.
+    stages: What documents are like, one stage after another.
+
+  Returns:
+    The content of curve.json: steps and seed, and for every step taken the
+    tokens of a document, the loss and the share of right answers.
+
+  Raises:
+    OSError: The folder cannot be written to; nothing has been computed then.
+    ValueError: A number is out of its range, or the folder holds the checkpoint
+      of another training.
+    MissingExtraError: What trains, saves or draws is not installed; nothing has
+      been computed then.
+  """
+  if not 1 <= steps <= _MOST or not 0 <= seed < _MOST:
+    raise ValueError(
+      f"steps is {steps} and seed {seed}; they must be 1 and 0 to {_MOST - 1}."
+    )
+  curve.figures()  # rather told now than after an hour
+  folder, run = _writable_folder(pathlib.Path(out)), Run(steps, seed)
+  model = HybridDecoder(config or preset("recall"), rngs=nnx.Rngs(seed))
+  set_time_constants(model)
+  tie_queries_to_keys(model)
+  state = TrainState(model, make_optimizer(steps).init(model))
+  held = load_checkpoint(folder, run, state) or Checkpoint(
+    state, Progress(), np.zeros((0, 3), np.float32)
+  )
+  step = make_step(steps)
+  with tqdm(total=steps, initial=held.progress.step, unit="step") as bar:
+    while held.progress.step < steps:
+      held = _advance(held, step, stages, run)
+      bar.set_postfix_str(_told(held, stages), refresh=False)
+      bar.update()
+      if held.progress.step % _SAVE_EVERY == 0:
+        save_checkpoint(folder, run, held)
+  save_checkpoint(folder, run, held)
+  return _finish(folder, run, held)
+
+
+def _advance(
+  held: Checkpoint,
+  step: Callable[..., tuple[TrainState, StepReport]],
+  stages: tuple[RecallShape, ...],
+  run: Run,
+) -> Checkpoint:
+  """Takes one step, with documents drawn from its number and the seed."""
+  shape = stages[held.progress.stage]
+  generator = np.random.default_rng((run.seed, held.progress.step))
+  batch = max(1, TOKENS_PER_STEP // shape.tokens)
+  documents = recall_batch(shape, batch, generator, held_out=False)
+  state, report = step(held.state, *map(jnp.asarray, documents))
+  seen = np.array([[shape.tokens, report.loss, report.right]], np.float32)
+  return Checkpoint(
+    state,
+    held.progress.after(
+      float(report.right), steps=run.steps, stages=len(stages)
+    ),
+    np.concatenate([held.history, seen]),
+  )
+
+
+def _told(held: Checkpoint, stages: tuple[RecallShape, ...]) -> str:
+  """What stands behind the bar."""
+  tokens = stages[held.progress.stage].tokens
+  return f"{tokens} tokens, {held.progress.accuracy:.0%} right"
+
+
+def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
+  """Writes weights, tokenizer and curve."""
+  weights = named_leaves(held.state.model)
+  rounded = {name: x.astype(jnp.bfloat16) for name, x in weights.items()}
+  save_arrays(folder / WEIGHTS_FILE, rounded)
+  tokenizer = recall_tokenizer_json()
+  (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+  tokens, loss, right = held.history.T.tolist()
+  report = run._asdict() | {"tokens": tokens, "loss": loss, "right": right}
+  text = json.dumps(report) + "\n"
+  (folder / "curve.json").write_text(text, encoding="utf-8")
+  curve.draw_curve(report, folder / "curve.png")
+  return report
+
+
+def _writable_folder(folder: pathlib.Path) -> pathlib.Path:
+  """Makes the folder and writes to it, for a moment.
+
+  Raises:
+    OSError: One sentence that names the folder and the reason.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return folder
+  except OSError as error:
+    raise OSError(
+      f"out is {str(folder)!r}, where nothing can be written "
+      f"({error.strerror}); it must be a folder that can be written to."
+    ) from None

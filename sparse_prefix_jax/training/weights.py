@@ -1,0 +1,117 @@
+"""Trees of arrays in safetensors files, by name.
+
+A name is the path of a leaf, so that a file is read by whoever has a tree of
+the same form. Whole files appear at once: they are written beside their place
+and renamed into it.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_prefix_jax import extras
+from sparse_prefix_jax.models.checkpoint.header import read_header
+from sparse_prefix_jax.models.checkpoint.values import read_tensor
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a tree by their paths.
+
+  Args:
+    tree: Containers, modules, named tuples.
+
+  Example:
+    >>> named_leaves({"a": [1, 2]})
+    {'a.0': 1, 'a.1': 2}
+  """
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  name = jax.tree_util.keystr
+  return {name(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  """Writes arrays by name; the file is the old or the new one, never a part.
+
+  Args:
+    path: The safetensors file.
+    arrays: Arrays of any type that the format knows.
+
+  Raises:
+    OSError: If it cannot be written.
+    MissingExtraError: If the package `safetensors` is not installed.
+  """
+  library = extras.optional("safetensors.numpy", "train")
+  held = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+  beside = path.with_name(f".{path.name}.part")
+  with beside.open("wb") as file:
+    file.write(library.save(held))
+    file.flush()
+    os.fsync(file.fileno())
+  beside.replace(path)
+
+
+def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads all arrays of a file, in the types that they were stored in.
+
+  Args:
+    path: The safetensors file.
+
+  Raises:
+    ValueError: If the file is damaged, or cannot be read.
+    MissingExtraError: If the package `safetensors` is not installed.
+  """
+  read_header(path)  # says in one sentence what is wrong with a file
+  library = extras.optional("safetensors.numpy", "train")
+  return library.load(path.read_bytes())
+
+
+def filled(tree: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
+  """Returns a tree of the same form with the arrays of these names.
+
+  Args:
+    tree: What gives names, shapes and types.
+    arrays: Arrays by name; others may be among them.
+    where: What a sentence calls their file.
+
+  Raises:
+    ValueError: If one is missing, or has another shape or type.
+  """
+
+  def leaf(path: Any, like: Any) -> Any:
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    found = arrays.get(name)
+    form = (like.shape, like.dtype.name)
+    if found is None or (found.shape, found.dtype.name) != form:
+      held = "nothing" if found is None else f"{found.dtype}{found.shape}"
+      raise ValueError(
+        f"{where} holds {held} as {name}; it must be {form[1]}{form[0]}."
+      )
+    return jnp.asarray(found)
+
+  return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def load_weights(path: pathlib.Path, model: Any) -> Any:
+  """Returns a model with the weights of a file; no extra is needed for it.
+
+  Args:
+    path: A safetensors file with the parameters by their paths, in any float
+      type; names under `model.` are taken from a file that holds more.
+    model: A model of the same configuration, whose values do not matter.
+
+  Raises:
+    ValueError: If the file is damaged, or its tensors are not those of the
+      model.
+  """
+  tensors = {tensor.name: tensor for tensor in read_header(path)}
+  arrays = {}
+  for name, like in named_leaves(model).items():
+    tensor = tensors.get(name, tensors.get(f"model.{name}"))
+    if tensor is not None:
+      arrays[name] = read_tensor(tensor, like.dtype)
+  return filled(model, arrays, str(path))

@@ -1,0 +1,1 @@
+"""The recall task: sentences that state facts, then questions about them."""

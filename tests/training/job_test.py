@@ -1,0 +1,115 @@
+"""Training from beginning to end, killed and gone on with."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from sparse_prefix_jax import HybridDecoder
+from sparse_prefix_jax.training import curve, job
+from sparse_prefix_jax.training.checkpoint import CHECKPOINT_FILE
+from sparse_prefix_jax.training.weights import load_weights, named_leaves
+from tests.training import models
+
+STEPS = 5
+
+
+def train(folder: pathlib.Path, **changes: Any) -> dict[str, Any]:
+  given: dict[str, Any] = {"config": models.CONFIG, "stages": models.STAGES}
+  return job.train(folder, **{"steps": STEPS} | given | changes)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Any:
+  folder = tmp_path_factory.mktemp("training") / "made" / "by train"
+  return folder, train(folder)
+
+
+def test_a_killed_training_goes_on_with_the_same_bits(
+  ran: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """What was done after the last checkpoint is lost, and done again."""
+  taken, write = [], job.recall_batch
+
+  def killed(*arguments: Any, **options: Any) -> Any:
+    taken.append(arguments)
+    if len(taken) == STEPS - 1:
+      raise KeyboardInterrupt
+    return write(*arguments, **options)
+
+  monkeypatch.setattr(job, "_SAVE_EVERY", 2)
+  with monkeypatch.context() as patch:
+    patch.setattr(job, "recall_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+      train(tmp_path)
+  held = load_file(tmp_path / CHECKPOINT_FILE)
+  assert held["step"] == 2 and len(taken) == 4
+  assert train(tmp_path) == ran[1]
+  for name in (CHECKPOINT_FILE, job.WEIGHTS_FILE, "curve.json"):
+    assert (tmp_path / name).read_bytes() == (ran[0] / name).read_bytes()
+
+
+def test_the_loss_falls_and_the_curve_is_written(ran: Any) -> None:
+  folder, report = ran
+  assert report["loss"][-1] < report["loss"][0]
+  assert len(report["loss"]) == len(report["right"]) == STEPS
+  assert json.loads((folder / "curve.json").read_text("utf-8")) == report
+  assert (folder / "curve.png").read_bytes()[1:4] == b"PNG"
+  tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+  assert tokenizer["model"]["vocab"]["▁Oslo"] < models.CONFIG.vocab_size
+
+
+def test_the_weights_are_read_back(ran: Any) -> None:
+  model = HybridDecoder(models.CONFIG, rngs=nnx.Rngs(9))
+  for file in (job.WEIGHTS_FILE, CHECKPOINT_FILE):
+    stored = load_file(ran[0] / file)
+    for name, leaf in named_leaves(load_weights(ran[0] / file, model)).items():
+      held = stored.get(name, stored.get(f"model.{name}"))
+      assert leaf.dtype == np.float32
+      assert np.array_equal(leaf, held.astype(np.float32))
+
+
+def test_the_checkpoint_of_another_training_is_refused(ran: Any) -> None:
+  with pytest.raises(ValueError, match=r"seed is 1, and .* has 0; go on with"):
+    train(ran[0], seed=1)
+  with pytest.raises(ValueError, match=r"steps is 9, and .* has 5; go on with"):
+    train(ran[0], steps=9)
+  config = models.CONFIG.replace(width=32)
+  with pytest.raises(ValueError, match=r"holds float32\(.*16.* as model\."):
+    train(ran[0], config=config)
+
+
+def test_a_damaged_checkpoint_is_refused(
+  ran: Any, tmp_path: pathlib.Path
+) -> None:
+  content = (ran[0] / CHECKPOINT_FILE).read_bytes()
+  (tmp_path / CHECKPOINT_FILE).write_bytes(content[:-1])
+  with pytest.raises(ValueError, match="is damaged: its tensors have"):
+    train(tmp_path)
+
+
+def test_what_cannot_be_trained_is_refused_first(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def too_early(*_: Any, **__: Any) -> None:
+    raise AssertionError("work began before the folder was tried")
+
+  monkeypatch.setattr(job, "HybridDecoder", too_early)
+  file = tmp_path / "a file"
+  file.write_text("taken", encoding="utf-8")
+  with pytest.raises(OSError, match=r"out is .*a file.* must be a folder"):
+    train(file / "below")
+  with pytest.raises(ValueError, match="steps is 0 and seed 0; they must be"):
+    train(tmp_path, steps=0)
+  with pytest.raises(ValueError, match="steps is 5 and seed -1; they must be"):
+    train(tmp_path, seed=-1)
+
+
+def test_a_curve_of_one_step_is_drawn(tmp_path: pathlib.Path) -> None:
+  report = {"right": [0.5], "tokens": [128.0]}
+  curve.draw_curve(report, tmp_path / "curve.png")
+  assert (tmp_path / "curve.png").stat().st_size > 1000
