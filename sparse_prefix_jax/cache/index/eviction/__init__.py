@@ -5,7 +5,7 @@ A rule orders states and moves nothing: one small file each, one line in
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sparse_prefix_jax.placement import SHARED
 from sparse_prefix_jax.placement.worth import Adaptive
@@ -160,7 +160,7 @@ def placement_for(eviction: Eviction | None) -> str:
   return "adaptive" if eviction in (None, "index") else "last"
 
 
-def _known(eviction: Any) -> Eviction:
+def _known(eviction: Eviction) -> Eviction:
   """The name of a rule that there is, or what makes one."""
   named = isinstance(eviction, str) and eviction in EVICTIONS
   if named or callable(eviction):
