@@ -59,7 +59,7 @@ def recall_requests(seed: int) -> tuple[RecallRequest, ...]:
   Example:
     >>> requests = recall_requests(0)
     >>> len(requests), max(r.token_ids.size for r in requests)
-    (54, 4112)
+    (54, 4105)
   """
   if seed < 0:
     raise ValueError(f"seed is {seed}; it must not be negative.")
