@@ -24,6 +24,9 @@ class ModelSizes:
 
   Raises:
     ValueError: If a size is negative, or a state has no bytes.
+
+  >>> ModelSizes(state_bytes=1000, page_bytes=10).max_length
+  0
   """
 
   state_bytes: int
