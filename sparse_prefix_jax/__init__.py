@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.cache import CapacityError as CapacityError
   from sparse_prefix_jax.cache import PrefixCache as PrefixCache
   from sparse_prefix_jax.cache import SequenceHandle as SequenceHandle
+  from sparse_prefix_jax.cache import prometheus_text as prometheus_text
   from sparse_prefix_jax.evaluation import Capacity as Capacity
   from sparse_prefix_jax.evaluation import ModelSizes as ModelSizes
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
@@ -56,7 +57,12 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.workloads import token_trace as token_trace
 
 _MODULES = {
-  "cache": ("CapacityError", "PrefixCache", "SequenceHandle"),
+  "cache": (
+    "CapacityError",
+    "PrefixCache",
+    "SequenceHandle",
+    "prometheus_text",
+  ),
   "evaluation": ("Capacity", "ModelSizes", "parse_capacity", "simulate"),
   "layers": (
     "Branch",

@@ -43,6 +43,11 @@ class PrefillReport(NamedTuple):
   wave: int
 
   @property
+  def lost(self) -> int:
+    """Tokens that were known and are computed again; `reason` says why."""
+    return max(self.overlap - self.resumed, 0)
+
+  @property
   def recomputed(self) -> int:
     """Tokens computed: the suffix."""
     return self.length - self.resumed
