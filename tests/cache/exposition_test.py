@@ -18,7 +18,9 @@ def samples(text):
   found = {}
   for line in text.splitlines():
     if not line.startswith("# "):
-      name, labels, value = SAMPLE.fullmatch(line).groups()
+      match = SAMPLE.fullmatch(line)
+      assert match, line
+      name, labels, value = match.groups()
       assert (name, labels) not in found
       found[name, labels] = float(value)
   return found
