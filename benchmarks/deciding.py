@@ -1,7 +1,7 @@
 """How long the host takes to match a prompt and to decide what to keep of it.
 
-    python -m benchmarks.deciding [--tokens=131072] [--entries=100,1000,10000]
-        [--requests=200] [--capacity=60GiB] [--placement=adaptive]
+    python -m benchmarks.deciding [--length=131072] [--earlier=100,1000,10000]
+        [--timed=200] [--capacity=60GiB] [--placement=adaptive]
         [--output=FILE.json]
 
 A store without a model (bytes of Qwen3.5-0.8B in float32) has served so many
@@ -38,12 +38,12 @@ from sparse_prefix_jax.evaluation.store_rules import (
 from sparse_prefix_jax.placement import DEFAULT_CHUNK, PlacementPolicy
 
 _TOKENS = flags.DEFINE_integer(
-  "tokens", 131_072, "Tokens of a prompt.", 20 * DEFAULT_CHUNK
+  "length", 131_072, "Tokens of a prompt.", 20 * DEFAULT_CHUNK
 )
 _ENTRIES = flags.DEFINE_list(
-  "entries", ["100", "1000", "10000"], "How many prompts came before."
+  "earlier", ["100", "1000", "10000"], "How many prompts came before."
 )
-_REQUESTS = flags.DEFINE_integer("requests", 200, "How many are timed.", 1)
+_REQUESTS = flags.DEFINE_integer("timed", 200, "How many are timed.", 1)
 _CAPACITY = flags.DEFINE_string("capacity", "60GiB", "Bytes of the store.")
 _PLACEMENT = flags.DEFINE_string(
   "placement", "adaptive", "NAME or NAME:BUDGET."

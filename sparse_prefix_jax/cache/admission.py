@@ -244,7 +244,16 @@ class Admission:
     if not self._stores:
       return ()
     blocks = running.prompt_length // self._chunk
-    return self._index.proposed(running.match, blocks)
+    depths = self._index.proposed(running.match, blocks)
+    if any(
+      type(depth) is not int or not 0 < depth <= blocks for depth in depths
+    ):
+      # A state beyond the prompt would be one that nobody has written.
+      raise ValueError(
+        f"eviction proposes depths {[*depths]!r}; they must be ints of 1 to "
+        f"{blocks}, the whole blocks of the prompt."
+      )
+    return depths
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""

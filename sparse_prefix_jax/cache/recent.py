@@ -6,7 +6,7 @@ its tokens; the bound is computed when somebody asks for it, from a copy.
 
 import collections
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ class Recent:
     chunk: Tokens of a block.
   """
 
-  visits: tuple[_Visit, ...]
+  visits: tuple[_Visit, ...] = field(repr=False)
   budget: Budget
   chunk: int
 

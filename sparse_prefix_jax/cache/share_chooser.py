@@ -96,6 +96,8 @@ class ShareChooser:
     weighed = self._weighs and opened
     request = running.request if weighed else self._turn(running)
     self._waiting.append((request, opened))
+    if len(self._waiting) > PERIOD:  # Programs may fail again and again.
+      self.catch_up()
 
   def refused(self, request: Request) -> None:
     """Sees a prompt that the store has no room for; undivided it may fit."""

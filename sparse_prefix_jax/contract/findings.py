@@ -67,6 +67,9 @@ def check(
   Returns:
     What was found, branch by branch.
 
+  Raises:
+    ValueError: If it is no model.
+
   Example:
     >>> from flax import nnx
     >>> from sparse_prefix_jax import preset
@@ -74,6 +77,10 @@ def check(
     >>> check(model, lives=0)
     ()
   """
+  if not isinstance(model, HybridDecoder):
+    raise ValueError(
+      f"model must be a HybridDecoder, got {type(model).__name__}"
+    )
   found, seen = [], set()
   for index, branch in enumerate(model.branches):
     sub = branch.config.sub

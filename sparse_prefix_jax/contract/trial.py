@@ -61,7 +61,8 @@ class Trial:
     self._lengths = 2 * c + c // 3 + 1, c + 1
     random = np.random.default_rng(seed)
     self._inputs = [self._random(random, t + 1) for t in self._lengths]
-    self._litter = self._random(random, c)
+    # Not a number: what is multiplied by zero would not show otherwise.
+    self._litter = np.full_like(self._random(random, c), np.nan)
 
   def run(
     self, rung: int, groups: list[list[Place]], *, littered: bool = False

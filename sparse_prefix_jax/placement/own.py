@@ -45,7 +45,8 @@ def register_placement(
     budget: What its budget means, None where it takes none.
 
   Raises:
-    ValueError: If the name is taken, empty, or has a colon.
+    ValueError: If the name is taken, empty, or has a colon, or the others are
+      of other types.
 
   >>> class Half:
   ...   def observe(self, length, overlap):
@@ -61,6 +62,11 @@ def register_placement(
   new = isinstance(name, str) and name and name not in PLACEMENTS
   if not new or ":" in name:
     raise ValueError(f"name must be new, without a colon, got {name!r}")
+  if not callable(make) or not (budget is None or isinstance(budget, str)):
+    raise ValueError(
+      f"make must be callable and budget a text or None, got {make!r} and "
+      f"{budget!r}"
+    )
   PLACEMENTS[name], _RULES[name] = budget, make
 
 

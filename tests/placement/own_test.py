@@ -3,7 +3,10 @@ import re
 
 import pytest
 
-from sparse_prefix_jax.cache.index import EVICTIONS
+from sparse_prefix_jax.cache.index import EVICTIONS, Budget
+from sparse_prefix_jax.cache.index.eviction.lru import Lru
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.placement import (
   PLACEMENTS,
   PlacementPolicy,
@@ -87,3 +90,52 @@ def test_the_how_to_runs(capsys):
       del EVICTIONS[name]
     unregister_placement("ends")
   assert capsys.readouterr().out.startswith("Useful: ")
+
+
+@pytest.mark.parametrize("depths", [[4], [-1], [0], [True]])
+def test_depths_beyond_a_prompt_are_refused(depths):
+  """A state there would be one that nobody has written."""
+
+  class Beyond(Lru):
+    def proposes(self, match, blocks):
+      return depths
+
+  store = PrefixStore(
+    Budget(10_000, 100, 10),
+    Planner(PlacementPolicy("last"), depths=16, serving=True),
+    chunk=64,
+    eviction=Beyond,
+  )
+  with pytest.raises(ValueError, match="eviction proposes depths"):
+    store.open([Request(200, ("x", "y", "z"), b"")])
+  store.audit()
+  assert not store.running
+
+
+def test_a_rule_that_names_no_state_is_refused():
+  class Silent(Lru):
+    def victim(self, short):
+      return None
+
+  store = PrefixStore(
+    Budget(10_000, 100, 10, slots=3),
+    Planner(PlacementPolicy("last"), depths=16, serving=True),
+    chunk=64,
+    eviction=Silent,
+  )
+  for name in ("a", "b"):
+    request = Request(200, (name, "y", "z"), b"")
+    if name == "b":
+      with pytest.raises(ValueError, match="victim named no state"):
+        store.open([request])
+      break
+    (running,) = store.open([request])
+    store.commit(running, store.next_segment(running))
+    store.close(running)
+  store.audit()
+
+
+@pytest.mark.parametrize("make", [None, 5, "foo"])
+def test_what_makes_no_placement_is_refused(make, unchecked_types):
+  with pytest.raises(ValueError, match="make must be callable"):
+    register_placement("mine", make)

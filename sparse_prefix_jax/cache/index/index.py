@@ -110,10 +110,26 @@ class PrefixIndex(IndexView):
     self._ledger.require_possible(slots, pages)
     while not self._ledger.has_room(slots + self._rule.offered, pages):
       short = self._ledger.shortage(slots + self._rule.offered, pages)
+      offered = self._rule.offered
       if state := self._rule.victim(short):
+        self._check_own(state)
         self.drop(state)
         self.evictions += 1
+      elif self._rule.offered >= offered:
+        raise ValueError(
+          "eviction: victim named no state and took no offer back."
+        )
     return self._ledger.lease(slots, pages)
+
+  def _check_own(self, state: State) -> None:
+    """Refuses a state of another index: its slot has another owner here."""
+    root = state.node.at_depth(0)
+    known = isinstance(root.key, bytes) and self._forest.roots.get(root.key)
+    if known is not root:
+      raise ValueError(
+        "eviction: victim named a state that this cache does not hold; every "
+        "cache needs a rule of its own."
+      )
 
   def withdraw(self, owner: int) -> None:
     """A sequence captures nothing more; no state is awaited of it.

@@ -34,6 +34,7 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then SwiGLU, per layer."""
   check_plain(fields)
   eps = fields.number("rms_norm_eps", 1e-5, **plain.EPS)
+  fields.only("partial_rotary_factor", 0.5)  # transformers overwrites it
   rope = read_rope(fields, plain.head_width(fields), 0.5)
   norm = Norm(centred=False, eps=eps)
   mamba = Branch(read_mamba2(fields, eps), pre=norm)

@@ -35,6 +35,7 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: two mixers, then SwiGLU, per layer."""
   check_plain(fields)
   eps = fields.number("rms_norm_eps", 1e-5, **plain.EPS)
+  fields.only("mamba_use_mlp", True)
   rope = read_whole_rope(fields, plain.head_width(fields))
   norm = Norm(centred=False, eps=eps)
   pair = ParallelConfig(

@@ -33,6 +33,7 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then SwiGLU, per layer."""
   plain.check_decoder(fields)
   fields.only("tie_embedding", True)
+  fields.only("use_pos_enc", True)
   eps = fields.number("norm_eps", 1e-5, **plain.EPS)
   rope = read_whole_rope(fields, plain.head_width(fields), theta=1e6)
   norm, width = Norm(centred=False, eps=eps), fields.count("hidden_size")

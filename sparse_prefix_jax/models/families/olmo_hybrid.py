@@ -73,8 +73,14 @@ def _read(fields: Fields) -> ModelConfig:
 
 def _rope(fields: Fields) -> Rope | None:
   """Reads the rotary embedding; where its base is null nothing is rotated."""
-  rope = fields.within("rope_parameters")
-  if rope is not None and rope.values.get("rope_theta", 0) is None:
+  found = [fields.within(key) for key in ("rope_parameters", "rope_scaling")]
+  rope = next((each for each in found if each and each.values), None)
+  stated = rope if rope and "rope_theta" in rope.values else fields
+  if stated.values.get("rope_theta", 0) is None:
+    if rope is not None:
+      rope.get("rope_theta")
+      rope.only("rope_type", "default")
+      rope.refuse_unread(())
     return None
   return read_whole_rope(fields, plain.head_width(fields))
 

@@ -35,6 +35,7 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then a gated gelu, per layer."""
   plain.check_decoder(fields)
   fields.only("hidden_activation", "gelu_pytorch_tanh")
+  fields.only("embeddings_scale_by_sqrt_dim", True)
   width, heads = (
     fields.count("hidden_size"),
     fields.count("num_attention_heads"),

@@ -38,7 +38,7 @@ class GreedyDual(Ranked):
   def victim(self, short: Shortage) -> State:
     """The state of the lowest priority that no pin holds; the clock follows."""
     state = super().victim(short)
-    self._clock = self._priority[state]
+    self._clock = max(self._clock, self._priority[state])
     return state
 
   def ranks(self, states: Sequence[State]) -> Sequence[float]:
