@@ -301,6 +301,9 @@ _COMMANDS: dict[str, Callable[[flags.FlagValues], None]] = {
 # What a shell reports of a program that a closed pipe has ended.
 _CLOSED_PIPE = 141
 
+# What a shell reports of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
+
 # Any other error is a bug of ours, which a traceback helps to find.
 _BAD_INPUT = (
   ValueError,
@@ -331,14 +334,18 @@ def run(argv: Sequence[str]) -> int:
   Returns:
     Exit status: 0, also where nobody reads to its end what is printed; 2 after
     bad input or an unwritable output, 1 if the demo finds a bit that differs,
-    both told in one sentence on stderr; 141, as of a program that a closed pipe
-    ends, if the work was not done when its progress could not be shown.
+    both told in one sentence on stderr; 130 if it was interrupted; 141, as of a
+    program that a closed pipe ends, if the work was not done when its progress
+    could not be shown.
   """
   try:
     _dispatch(argv)
   except BrokenPipeError:
     hush(sys.stderr)
     return _CLOSED_PIPE
+  except KeyboardInterrupt:
+    tell("interrupted.")
+    return _INTERRUPTED
   except _BAD_INPUT as error:
     tell(sentence_of(error))
     return 2

@@ -479,6 +479,15 @@ def test_last_net(command, monkeypatch, error, sentence):
   assert refused(result).endswith(sentence)
 
 
+def test_an_interruption_is_one_sentence(command, monkeypatch):
+  def interrupted(_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(main._COMMANDS, "place", interrupted)
+  status, out, err = command("place", "--histogram=h.npy", "--budget=1")
+  assert (status, out, err) == (130, "", "sparse_prefix_jax: interrupted.\n")
+
+
 @pytest.mark.parametrize("dtype", [">f8", ">i4", np.float16])
 def test_place_reads_other_types(command, tmp_path, dtype):
   path = tmp_path / "h.npy"

@@ -4,11 +4,14 @@ A checkpoint holds parameters, the state of the optimizer and the progress.
 Documents are drawn from seed and step alone, so nothing else has a state.
 """
 
+import json
 import pathlib
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.training.curriculum import Progress
 from sparse_prefix_jax.training.optimization import TrainState
 from sparse_prefix_jax.training.weights import (
@@ -17,6 +20,7 @@ from sparse_prefix_jax.training.weights import (
   named_leaves,
   save_arrays,
 )
+from sparse_prefix_jax.workloads.recall.documents import RecallShape
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 """The name of the file in the folder of a training."""
@@ -28,10 +32,29 @@ class Run(NamedTuple):
   Attributes:
     steps: How many steps it has, which the rate depends on.
     seed: What everything is drawn from.
+    task: A checksum of the model's configuration and of the stages.
   """
 
   steps: int
   seed: int
+  task: int
+
+  @classmethod
+  def of(
+    cls,
+    steps: int,
+    seed: int,
+    config: ModelConfig,
+    stages: tuple[RecallShape, ...],
+  ) -> "Run":
+    """Says which training these make.
+
+    >>> from sparse_prefix_jax import preset
+    >>> Run.of(9, 0, preset("tiny"), ()) == Run.of(9, 0, preset("demo"), ())
+    False
+    """
+    task = json.dumps(config.to_json(), sort_keys=True) + repr(stages)
+    return cls(steps, seed, zlib.crc32(task.encode()))
 
 
 class Checkpoint(NamedTuple):
@@ -93,7 +116,12 @@ def load_checkpoint(
   arrays = load_arrays(path)
   for name, asked in run._asdict().items():
     held = arrays.get(name)
-    if held is None or int(held) != asked:
+    same = held is not None and int(held) == asked
+    if name == "task" and not same:
+      raise ValueError(
+        f"{path} is of another model or other stages; train in another folder."
+      )
+    if not same:
       raise ValueError(
         f"{name} is {asked}, and {path} has {held}; go on with that, or train "
         "in another folder."

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
+from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.presets import preset
@@ -38,6 +39,7 @@ from sparse_prefix_jax.workloads.recall.documents import (
   recall_batch,
 )
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
+from sparse_prefix_jax.workloads.recall.vocabulary import VOCAB_SIZE
 
 WEIGHTS_FILE = "model.safetensors"
 """The trained weights in bfloat16, in the folder of a training; what ships is
@@ -83,13 +85,12 @@ def train(
     MissingExtraError: What trains, saves or draws is not installed; nothing has
       been computed then.
   """
-  if not 1 <= steps <= _MOST or not 0 <= seed < _MOST:
-    raise ValueError(
-      f"steps is {steps} and seed {seed}; they must be 1 and 0 to {_MOST - 1}."
-    )
+  config = config or preset("recall")
+  _check(steps, seed, config, stages)
   curve.figures()  # rather told now than after an hour
-  folder, run = _writable_folder(pathlib.Path(out)), Run(steps, seed)
-  model = HybridDecoder(config or preset("recall"), rngs=nnx.Rngs(seed))
+  folder = _writable_folder(pathlib.Path(out))
+  run = Run.of(steps, seed, config, stages)
+  model = HybridDecoder(config, rngs=nnx.Rngs(seed))
   set_time_constants(model)
   tie_queries_to_keys(model)
   state = TrainState(model, make_optimizer(steps).init(model))
@@ -106,6 +107,23 @@ def train(
         save_checkpoint(folder, run, held)
   save_checkpoint(folder, run, held)
   return _finish(folder, run, held)
+
+
+def _check(
+  steps: int, seed: int, config: ModelConfig, stages: tuple[RecallShape, ...]
+) -> None:
+  """Refuses what would end in the middle of a training, or teach nonsense."""
+  for name, value, least in (("steps", steps, 1), ("seed", seed, 0)):
+    if not is_int(value) or not least <= value < _MOST:
+      raise ValueError(
+        f"{name} is {value!r}; it must be an int of {least} to {_MOST - 1}."
+      )
+  if not stages:
+    raise ValueError("stages is empty; a training needs one at least.")
+  if config.vocab_size < VOCAB_SIZE:
+    raise ValueError(
+      f"vocab_size is {config.vocab_size}; the recall task needs {VOCAB_SIZE}."
+    )
 
 
 def _advance(
@@ -144,7 +162,8 @@ def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
   tokenizer = recall_tokenizer_json()
   (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
   tokens, loss, right = held.history.T.tolist()
-  report = run._asdict() | {"tokens": tokens, "loss": loss, "right": right}
+  report = {"steps": run.steps, "seed": run.seed}
+  report |= {"tokens": tokens, "loss": loss, "right": right}
   text = json.dumps(report) + "\n"
   (folder / "curve.json").write_text(text, encoding="utf-8")
   curve.draw_curve(report, folder / "curve.png")

@@ -5,6 +5,7 @@ the same form. Whole files appear at once: they are written beside their place
 and renamed into it.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +18,17 @@ import numpy as np
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.models.checkpoint.header import read_header
 from sparse_prefix_jax.models.checkpoint.values import read_tensor
+
+_TYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": jnp.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "U32": np.uint32,
+  "BOOL": np.bool_,
+}
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -63,11 +75,15 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
   Raises:
     ValueError: If the file is damaged, or cannot be read.
-    MissingExtraError: If the package `safetensors` is not installed.
   """
-  read_header(path)  # says in one sentence what is wrong with a file
-  library = extras.optional("safetensors.numpy", "train")
-  return library.load(path.read_bytes())
+  # Not by the library: it writes bfloat16 and does not read it.
+  tensors, content = read_header(path), path.read_bytes()
+  return {
+    t.name: np.frombuffer(
+      content, _TYPES[t.dtype], math.prod(t.shape), t.start
+    ).reshape(t.shape)
+    for t in tensors
+  }
 
 
 def filled(tree: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:

@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +13,12 @@ from safetensors.numpy import load_file
 from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.training import curve, job
 from sparse_prefix_jax.training.checkpoint import CHECKPOINT_FILE
-from sparse_prefix_jax.training.weights import load_weights, named_leaves
+from sparse_prefix_jax.training.weights import (
+  load_arrays,
+  load_weights,
+  named_leaves,
+  save_arrays,
+)
 from tests.training import models
 
 STEPS = 5
@@ -78,9 +84,12 @@ def test_the_checkpoint_of_another_training_is_refused(ran: Any) -> None:
     train(ran[0], seed=1)
   with pytest.raises(ValueError, match=r"steps is 9, and .* has 5; go on with"):
     train(ran[0], steps=9)
-  config = models.CONFIG.replace(width=32)
-  with pytest.raises(ValueError, match=r"holds float32\(.*16.* as model\."):
+  other = r"is of another model or other stages"
+  config = models.CONFIG.replace(max_length=4096)
+  with pytest.raises(ValueError, match=other):
     train(ran[0], config=config)
+  with pytest.raises(ValueError, match=other):
+    train(ran[0], stages=2 * models.STAGES)
 
 
 def test_a_damaged_checkpoint_is_refused(
@@ -103,13 +112,28 @@ def test_what_cannot_be_trained_is_refused_first(
   file.write_text("taken", encoding="utf-8")
   with pytest.raises(OSError, match=r"out is .*a file.* must be a folder"):
     train(file / "below")
-  with pytest.raises(ValueError, match="steps is 0 and seed 0; they must be"):
+  with pytest.raises(ValueError, match="steps is 0; it must be an int of 1"):
     train(tmp_path, steps=0)
-  with pytest.raises(ValueError, match="steps is 5 and seed -1; they must be"):
+  with pytest.raises(ValueError, match="seed is -1; it must be an int of 0"):
     train(tmp_path, seed=-1)
+  with pytest.raises(ValueError, match="stages is empty"):
+    train(tmp_path, stages=())
+  with pytest.raises(ValueError, match="vocab_size is 64; the recall task"):
+    train(tmp_path, config=models.CONFIG.replace(vocab_size=64))
 
 
 def test_a_curve_of_one_step_is_drawn(tmp_path: pathlib.Path) -> None:
   report = {"right": [0.5], "tokens": [128.0]}
   curve.draw_curve(report, tmp_path / "curve.png")
   assert (tmp_path / "curve.png").stat().st_size > 1000
+
+
+def test_every_type_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
+  numbers = np.arange(6).reshape(2, 3)
+  types = ("float32", "bfloat16", "float16", "int64", "int32", "uint32", "bool")
+  arrays = {name: numbers.astype(jnp.dtype(name)) for name in types}
+  save_arrays(tmp_path / "all.safetensors", arrays)
+  read = load_arrays(tmp_path / "all.safetensors")
+  for name, array in arrays.items():
+    assert read[name].dtype == array.dtype
+    assert read[name].tobytes() == array.tobytes()
