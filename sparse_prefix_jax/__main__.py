@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from sparse_prefix_jax import evaluation, placement, workloads
-from sparse_prefix_jax.command_line import (
+from sparse_prefix_jax.commands.command_line import (
   SEED,
   WARMUP,
   help_text,

@@ -40,8 +40,8 @@ ARROWS: dict[str, set[str]] = {
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
-  # The flags and words of `__main__`, which runs the commands.
-  "command_line": {"evaluation", "placement", "workloads"},
+  # One file per command; what only one needs is imported late.
+  "commands": {"evaluation", "placement", "workloads"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes", "extras"},
 }

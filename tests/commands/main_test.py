@@ -12,7 +12,7 @@ import pytest
 
 import sparse_prefix_jax
 from sparse_prefix_jax import __main__ as main
-from tests.main.refusal import refused
+from tests.commands.refusal import refused
 
 
 def started(line):

@@ -7,7 +7,7 @@ import pytest
 from sparse_prefix_jax import __main__ as main
 from sparse_prefix_jax import page_bytes, prefill_flops, preset, state_bytes
 from sparse_prefix_jax.models.checkpoint import read_config
-from tests.main.refusal import refused
+from tests.commands.refusal import refused
 
 
 @pytest.mark.parametrize(

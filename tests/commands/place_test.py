@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax import __main__ as main
-from tests.main.refusal import refused
+from tests.commands.refusal import refused
 
 
 def test_place(command, tmp_path):
