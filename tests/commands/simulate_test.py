@@ -4,8 +4,13 @@ import json
 
 import pytest
 
-from sparse_prefix_jax import evaluation
-from sparse_prefix_jax import page_bytes, prefill_flops, preset, state_bytes
+from sparse_prefix_jax import (
+  evaluation,
+  page_bytes,
+  prefill_flops,
+  preset,
+  state_bytes,
+)
 from sparse_prefix_jax.models.checkpoint import read_config
 from tests.commands.refusal import refused
 
