@@ -5,8 +5,9 @@ from pathlib import Path
 
 from absl import flags
 
+from sparse_prefix_jax.writable import check_writable
+
 from .printing import say
-from .writable import check_writable
 
 
 def memory_plan_command(values: flags.FlagValues) -> None:

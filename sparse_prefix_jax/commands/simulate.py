@@ -8,10 +8,10 @@ from pathlib import Path
 from absl import flags
 
 from sparse_prefix_jax import evaluation, placement, workloads
+from sparse_prefix_jax.writable import check_writable
 
 from .command_flags import SEED, WARMUP
 from .printing import say, tell
-from .writable import check_writable
 
 
 def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:

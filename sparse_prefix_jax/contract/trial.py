@@ -129,8 +129,9 @@ class Trial:
     x = np.zeros((size, self._width), self._litter.dtype)
     if littered:
       x[:] = self._litter[0]
-    read, write = np.full(size, ZERO), np.full(size, NONE)
-    position, table = np.zeros(size), np.zeros((size, _PAGES_PER_REQUEST))
+    read, write, position = np.zeros((3, size), np.int32)
+    read[:], write[:] = ZERO, NONE
+    table = np.zeros((size, _PAGES_PER_REQUEST), np.int32)
     for row, request in rows.items():
       length = self._lengths[request]
       x[row] = self._inputs[request][length + again]
@@ -138,15 +139,12 @@ class Trial:
       write[row] = _STEPPED[request]
       read[row] = write[row] if again else _NUMBERS[_LAST[request]]
     active = np.isin(np.arange(size), list(rows))
-    numbers = jax.tree.map(
-      lambda field: jnp.asarray(field, jnp.int32), (read, write, position)
-    )
     y, pools = _step_program(
       self._module,
       jnp.asarray(x),
       jax.tree.map(jnp.array, pools),
-      Rows(*numbers, jnp.asarray(active)),
-      jnp.asarray(table, jnp.int32),
+      Rows(*map(jnp.asarray, (read, write, position, active))),
+      jnp.asarray(table),
     )
     made = {
       request: (y[row], self._held(pools, request))

@@ -1,4 +1,4 @@
-"""Whether a report can be written, asked before the work."""
+"""Whether a result can be written, asked before the work that makes it."""
 
 import os
 import tempfile
@@ -30,3 +30,26 @@ def check_writable(path: Path) -> None:
       return
   except OSError as error:
     raise OSError(f"cannot write {path}: {error.strerror}") from None
+
+
+def writable_folder(folder: Path) -> Path:
+  """Makes a folder and writes to it, for a moment.
+
+  Args:
+    folder: what `out` is.
+
+  Returns:
+    The folder.
+
+  Raises:
+    OSError: one sentence that names the folder and the reason.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      return folder
+  except OSError as error:
+    raise OSError(
+      f"out is {str(folder)!r}, where nothing can be written "
+      f"({error.strerror}); it must be a folder that can be written to."
+    ) from None
