@@ -287,6 +287,7 @@ class PrefixCache:
     groups = run_groups(self._frozen, self.pools, plan, choose(plan))
     for pools, logits in groups:
       self.pools = pools
+      self.store.catch_up()
       parts.append(logits)
       self._lock.deliver()
     return np.concatenate(parts)

@@ -152,13 +152,14 @@ class ShareChooser:
     try:
       segment = self._shadow.next_segment(running)
       if segment is not None:
+        self._shadow.catch_up()
         self._shadow.commit(running, segment)
+      index = self._shadow.index
+      used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+      self._shadow.close(running)
     except BaseException:
       self._shadow.drop(running)
       raise
-    index = self._shadow.index
-    used = index.held_slots * index.budget.slot_bytes / index.held_bytes
-    self._shadow.close(running)
     return used
 
   def _count(self, length: int, used: float | None) -> None:

@@ -271,6 +271,7 @@ def commit_all(store: PrefixStore, running: Running) -> None:
   """Counts as computed whatever is left to compute of a sequence."""
   segment = store.next_segment(running)
   if segment is not None:
+    store.catch_up()
     store.commit(running, segment)
 
 
