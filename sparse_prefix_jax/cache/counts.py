@@ -72,7 +72,8 @@ class StoreStats(NamedTuple):
     moved_bytes: Bytes copied for that; while it lasts one layer of the pools
       is held twice, outside of the capacity.
     reasons: How many requests went no deeper, for each reason.
-    recent: The last requests, for a bound of what they could have saved.
+    recent: The last requests, how many and what they saved, for a bound of
+      what they could have saved.
   """
 
   capacity_bytes: int
@@ -102,7 +103,8 @@ class StoreStats(NamedTuple):
   def upper_bound_tokens(self) -> int:
     """What no policy saves more than of the last 1,000 requests.
 
-    It is computed when it is first asked for, in up to a second.
+    Since a flush, if there were fewer. It is computed when it is first asked
+    for, in about a second, or a few where prompts share very many prefixes.
     """
     return self.recent.upper_bound_tokens
 

@@ -53,7 +53,7 @@ def prometheus_text(
     stats: What `PrefixCache.stats` returned.
     labels: Names and values that every figure carries, such as the model.
     bound: Whether to tell what the last requests could have saved at most,
-      which takes up to a second.
+      which takes about a second, or a few.
 
   Returns:
     One line per figure, below its meaning and its type; those that are counted

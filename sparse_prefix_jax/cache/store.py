@@ -311,6 +311,7 @@ class PrefixStore(StoreView):
   def flush(self) -> None:
     """Forgets everything that no running sequence holds."""
     self.index.clear()
+    self._window.clear()
     if self.chooser:
       self.chooser.flush()
 

@@ -115,6 +115,7 @@ class StoreView:
     self._admission = Admission(
       index, planner, chunk=self.chunk, stores=self.stores
     )
+    self._window.clear()
     self.index, ended = index, self.running
     self._running = {}
     for running in ended:

@@ -141,6 +141,7 @@ def test_what_makes_no_placement_is_refused(make, unchecked_types):
     register_placement("mine", make)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("positions", [None, 5, ["a"], [None]])
 def test_what_is_no_positions_is_refused_in_one_sentence(
   registered, positions
@@ -151,6 +152,7 @@ def test_what_is_no_positions_is_refused_in_one_sentence(
     planner.positions(300)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("make", [lambda budget: Fixed, lambda: Fixed([])])
 def test_what_makes_no_rule_is_refused(make):
   register_placement("mine", make)

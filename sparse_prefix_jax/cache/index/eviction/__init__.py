@@ -209,12 +209,13 @@ def _made(make: Callable[[], EvictionRule]) -> EvictionRule:
       f"from {make!r}."
     ) from error
   # A class has all that its instances have, and is none of them.
-  if isinstance(made, type) or not isinstance(made, EvictionRule):
+  both = isinstance(made, EvictionRule) and isinstance(other, EvictionRule)
+  if isinstance(made, type) or not both:
     raise ValueError(
       "eviction must make an EvictionRule (derive from Ranked or Lru), got"
       f" {made!r} from {make!r}."
     )
-  if made is other or len(made):
+  if made is other or len(made) or len(other):
     raise ValueError(
       "eviction must make a new rule that knows no state every time, since "
       f"every cache needs one of its own, got {made!r} from {make!r}."
