@@ -28,7 +28,8 @@ _GAUGES = {
   "stored_states": "State checkpoints that requests may resume from.",
   "entries": "Prompts that are remembered.",
   "states_per_entry": "Stored states that an entry asked for, on average.",
-  "remembered_bytes": "Host memory of what is remembered.",
+  "remembered_bytes": "Host memory of the prompts that are remembered.",
+  "learned_bytes": "Host memory of what was learned of prefixes.",
   "running": "Sequences that run.",
   "state_share": "Share of the capacity that states have, where it moves.",
 }

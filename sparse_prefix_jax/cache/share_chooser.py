@@ -90,6 +90,11 @@ class ShareChooser:
       undivided, planner, chunk=chunk, eviction=eviction
     )
 
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what it has learned."""
+    return self._shadow.learned_bytes
+
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
     opened = not running.decoded

@@ -65,6 +65,12 @@ class StoreView:
     """All running sequences, oldest first."""
     return tuple(self._running.values())
 
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what was learned of states' worth, shares included."""
+    own = self.planner.worth.remembered_bytes if self.planner.worth else 0
+    return own + (self.chooser.learned_bytes if self.chooser else 0)
+
   @entirely
   def find(self, handle: SequenceHandle) -> Running:
     """The sequence that a handle stands for.
@@ -125,7 +131,12 @@ class StoreView:
     """What is held now, and what requests found so far."""
     recent = self._window.copy(self.index.budget)
     return describe_store(
-      self.index, self.counts, len(self._running), recent, self.chooser
+      self.index,
+      self.counts,
+      len(self._running),
+      recent,
+      self.chooser,
+      learned_bytes=self.learned_bytes,
     )
 
   def audit(self) -> None:

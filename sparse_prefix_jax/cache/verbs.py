@@ -15,6 +15,7 @@ from sparse_prefix_jax.cache.index import (
   rule_for,
 )
 from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement.worth import Adaptive
 
 LOST = "the rule of eviction of its cache failed, and so did a new one"
 """What handles say of sequences whose store had to start empty."""
@@ -81,10 +82,16 @@ def index_for(
   Raises:
     ValueError: If the rule is unknown, or does not go with the placement.
   """
-  name = planner.policy.name
+  memory = max(1, budget.learned_bytes)
 
-  def renew() -> EvictionRule:
-    return rule_for(name, eviction, planner.renew_worth())
+  def rule(worth: Adaptive | None) -> EvictionRule:
+    if worth is not None:
+      worth.limit_memory(memory)
+    return rule_for(planner.policy.name, eviction, worth)
 
-  rule = rule_for(name, eviction, planner.worth)
-  return PrefixIndex(budget, rule, block_size=chunk, renew=renew)
+  return PrefixIndex(
+    budget,
+    rule(planner.worth),
+    block_size=chunk,
+    renew=lambda: rule(planner.renew_worth()),
+  )

@@ -78,9 +78,7 @@ def check_eviction(kind: str, eviction: Eviction) -> None:
   named = isinstance(eviction, str) and eviction in known
   if not own and not named:
     shown = " ".join(reprlib.repr(eviction).split())
-    raise ValueError(
-      f"eviction must be one of {', '.join(known)}, got {shown}"
-    )
+    raise ValueError(f"eviction must be one of {', '.join(known)}, got {shown}")
 
 
 def parse_capacity(text: str) -> Capacity:

@@ -117,7 +117,16 @@ def verbs(store):
     store.renumber(store.begin_resize(9, 50))
     store.end_resize(12, 60)
 
-  return (opened, committed, forked, decoded, closed, kept, resized, store.flush)
+  return (
+    opened,
+    committed,
+    forked,
+    decoded,
+    closed,
+    kept,
+    resized,
+    store.flush,
+  )
 
 
 def check_whole(store, before, verb):

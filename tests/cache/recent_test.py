@@ -88,9 +88,7 @@ def test_a_model_with_one_kind_of_layers_has_a_bound(slot, page):
 def test_states_of_no_bytes_leave_all_room_to_pages():
   """Two requests, states for nothing: all of the first can be held."""
   planner = Planner(PlacementPolicy("last", chunk=CHUNK), depths=64)
-  store = PrefixStore(
-    Budget(4, 0, 1, slots=40, pages=4), planner, chunk=CHUNK
-  )
+  store = PrefixStore(Budget(4, 0, 1, slots=40, pages=4), planner, chunk=CHUNK)
   for _ in range(2):
     serve(store, a_request(range(13)))
   stats = store.stats()

@@ -143,9 +143,7 @@ def test_what_makes_no_placement_is_refused(make, unchecked_types):
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("positions", [None, 5, ["a"], [None]])
-def test_what_is_no_positions_is_refused_in_one_sentence(
-  registered, positions
-):
+def test_what_is_no_positions_is_refused_in_one_sentence(registered, positions):
   registered(lambda budget: Fixed(positions))
   planner = Planner(PlacementPolicy("mine"), depths=16, serving=True)
   with pytest.raises(ValueError, match="positions must be an"):

@@ -98,7 +98,10 @@ ONE = Lru()
   [
     (Needs, "must be called without arguments to make a rule, got .*size"),
     (lambda: ONE, "must make a new rule that knows no state every time"),
-    (itertools.cycle([Lru(), filled(Lru)._order.rule]).__next__, "must make a new rule"),
+    (
+      itertools.cycle([Lru(), filled(Lru)._order.rule]).__next__,
+      "must make a new rule",
+    ),
     (lambda: Lru, "must make an EvictionRule .* got <class"),
     (lambda: None, "must make an EvictionRule"),
     (np.zeros(3), r"must be one of .*, got array\(\[0\., 0\., 0\.\]\)"),
