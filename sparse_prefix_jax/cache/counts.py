@@ -56,9 +56,9 @@ class StoreStats(NamedTuple):
     states_per_entry: States that an entry asked for and that are stored, on
       average over the entries.
     remembered_bytes: Host memory of the prompts that are remembered; bounded.
-    learned_bytes: Host memory of what `adaptive` has learned of prefixes, in the
-      cache and beside it to follow shares; bounded but for 3.4 MiB each, and a
-      quarter of its rows.
+    learned_bytes: Host memory of what `adaptive` has learned of prefixes, in
+      the cache and beside it to follow shares; bounded but for 3.4 MiB each,
+      and room for a quarter more rows.
     running: Sequences that run.
     requests: Prompts that were begun so far, also if their call then failed.
     hits: Those that resumed from a state.
