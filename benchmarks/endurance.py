@@ -1,7 +1,8 @@
 """Thousands of requests in a row: time per request and memory of the host.
 
     python -m benchmarks.endurance [--requests=5000]
-        [--placement=last,conditional:1,adaptive] [--output=FILE.json]
+        [--placement=last,conditional:1,adaptive]
+        [--stream=short --stream=documents] [--output=FILE.json]
 
 Drives a prefix store without a model: what grows in a server besides its arrays
 grows here. Bytes are those of Python's allocator, compared with what the store
@@ -32,6 +33,9 @@ _PLACEMENT = flags.DEFINE_list(
   "placement",
   ["last", "conditional:1", "adaptive"],
   "Placements, each with its budget behind a colon where it has one.",
+)
+_STREAM = flags.DEFINE_multi_enum(
+  "stream", ["short", "documents"], ["short", "documents"], "Which prompts."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
@@ -96,9 +100,9 @@ def main(argv: list[str]) -> None:
   with command_line.one_sentence(argv):
     command_line.writable(_OUTPUT)
     policies = [checked_policy(name, CHUNK, None) for name in _PLACEMENT.value]
-  rows = [
-    endure(kind, policy) for kind in (short, documents) for policy in policies
-  ]
+  streams = {"short": short, "documents": documents}
+  kinds = [streams[name] for name in _STREAM.value]
+  rows = [endure(kind, policy) for kind in kinds for policy in policies]
   for row in rows:
     print(
       f"{row['stream']}, {row['placement']}: "

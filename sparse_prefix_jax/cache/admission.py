@@ -1,6 +1,6 @@
 """How a wave begins: pinned, observed, leased, placed; or nothing of it.
 
-Only `cache/store.py` calls this module.
+Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import itertools
