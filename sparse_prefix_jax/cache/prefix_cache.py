@@ -103,11 +103,8 @@ class PrefixCache:
         is for keys and values. None follows the requests: every 50 of them
         the share may move to another of eight. A model with one kind of layers
         gives it all.
-      remembered: Bytes of host memory, by default 192 MiB, for prompts of which
-        no state is left and for those too short to have one: overlaps are
-        learned from them. Of `adaptive` prompts have a third, and what it has
-        learned of prefixes has one, in the cache and beside it to follow shares
-        (without the 3.4 MiB of hazards of each; `stats()` counts all).
+      remembered: Bytes of host memory, by default 192 MiB, for prompts without
+        states; of `adaptive` two thirds are for what it learns of prefixes.
 
     Raises:
       ValueError: If a choice is unknown or out of range, or the capacity is
@@ -117,6 +114,7 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
+    memory = parse_bytes(remembered, name="remembered")
     divided = divided_capacity(self.config, capacity)
     share = checked_share(state_share, divided)
     slots, pages = divided.split(share)
@@ -130,10 +128,7 @@ class PrefixCache:
         page_bytes=page_bytes(self.config),
         slots=slots,
         pages=pages,
-        **host_memory(
-          parse_bytes(remembered, name="remembered"),
-          weighs=policy.name in SHARED,
-        ),
+        **host_memory(memory, weighs=policy.name in SHARED),
       ),
       serving_planner(policy, self.config, cost),
       chunk=chunk,
