@@ -1,6 +1,8 @@
 """Thousands of requests in a row: time per request and memory of the host.
 
-    python -m benchmarks.endurance [--requests=5000] [--output=FILE.json]
+    python -m benchmarks.endurance [--requests=5000]
+        [--placement=last,conditional:1,adaptive]
+        [--stream=short --stream=documents] [--output=FILE.json]
 
 Drives a prefix store without a model: what grows in a server besides its arrays
 grows here. Bytes are those of Python's allocator, compared with what the store
@@ -19,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import command_line
 from benchmarks.record import write_result
+from sparse_prefix_jax.cache.choices import checked_policy
 from sparse_prefix_jax.cache.index import Budget
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.store import PrefixStore
@@ -26,6 +29,14 @@ from sparse_prefix_jax.evaluation.store_rules import serve
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 _REQUESTS = flags.DEFINE_integer("requests", 5000, "How many in a row.", 100)
+_PLACEMENT = flags.DEFINE_list(
+  "placement",
+  ["last", "conditional:1", "adaptive"],
+  "Placements, each with its budget behind a colon where it has one.",
+)
+_STREAM = flags.DEFINE_multi_enum(
+  "stream", ["short", "documents"], ["short", "documents"], "Which prompts."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 CHUNK = 64
@@ -46,17 +57,17 @@ def documents(random: np.random.Generator) -> Iterator[np.ndarray]:
       yield np.append(document, random.integers(0, 50_000, 40))
 
 
-def endure(kind, placement: str, budget) -> dict:
+def endure(kind, policy: PlacementPolicy) -> dict:
   """Serves them all; seconds of the first and last tenth, and bytes."""
-  policy = PlacementPolicy(placement, budget, CHUNK)
-  room = Budget(1 << 40, 1, 1, 300, 6000, remembered_bytes=LIMIT)
-  planner = Planner(policy, depths=256, serving=True, background=False)
-  store = PrefixStore(room, planner, chunk=CHUNK)
-  stream, seconds = kind(np.random.default_rng(0)), []
+  room = Budget(
+    *(1 << 40, 1, 1, 300, 6000), remembered_bytes=LIMIT, learned_bytes=LIMIT
+  )
   gc.collect()
   tracemalloc.start()
   before = tracemalloc.get_traced_memory()[0]
-  half = 0
+  planner = Planner(policy, depths=256, serving=True, background=False)
+  store = PrefixStore(room, planner, chunk=CHUNK)
+  stream, seconds, half = kind(np.random.default_rng(0)), [], 0
   for number in tqdm(range(_REQUESTS.value), kind.__name__, leave=False):
     request = Request.of_tokens(next(stream).astype(np.int32), CHUNK)
     start = time.process_time()
@@ -69,16 +80,18 @@ def endure(kind, placement: str, budget) -> dict:
   gc.collect()
   held = tracemalloc.get_traced_memory()[0] - before
   tracemalloc.stop()
+  stats = store.stats()
   tenth = len(seconds) // 10
   return {
     "stream": kind.__name__,
-    "placement": placement,
+    "placement": policy.name,
     "milliseconds_second_tenth": 1e3
     * statistics.median(seconds[tenth:][:tenth]),
     "milliseconds_last_tenth": 1e3 * statistics.median(seconds[-tenth:]),
     "bytes_at_half": half,
     "bytes_at_the_end": held,
-    "bytes_counted_as_remembered": store.stats().remembered_bytes,
+    "bytes_counted_as_remembered": stats.remembered_bytes,
+    "bytes_counted_as_learned": stats.learned_bytes,
   }
 
 
@@ -86,11 +99,10 @@ def main(argv: list[str]) -> None:
   """Measures, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
     command_line.writable(_OUTPUT)
-  rows = [
-    endure(kind, placement, budget)
-    for kind in (short, documents)
-    for placement, budget in (("last", None), ("conditional", 1))
-  ]
+    policies = [checked_policy(name, CHUNK, None) for name in _PLACEMENT.value]
+  streams = {"short": short, "documents": documents}
+  kinds = [streams[name] for name in _STREAM.value]
+  rows = [endure(kind, policy) for kind in kinds for policy in policies]
   for row in rows:
     print(
       f"{row['stream']}, {row['placement']}: "
@@ -98,7 +110,8 @@ def main(argv: list[str]) -> None:
       f"{row['milliseconds_last_tenth']:.3f} at the end; "
       f"{row['bytes_at_half'] / 2**20:.1f} MiB half way, "
       f"{row['bytes_at_the_end'] / 2**20:.1f} at the end, "
-      f"{row['bytes_counted_as_remembered'] / 2**20:.1f} counted"
+      f"{row['bytes_counted_as_remembered'] / 2**20:.1f} counted as "
+      f"remembered, {row['bytes_counted_as_learned'] / 2**20:.1f} as learned"
     )
   if _OUTPUT.value:
     write_result(_OUTPUT.value, {"rows": rows})

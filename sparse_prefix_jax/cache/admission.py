@@ -1,6 +1,6 @@
 """How a wave begins: pinned, observed, leased, placed; or nothing of it.
 
-Only `cache/store.py` calls this module.
+Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import itertools
@@ -56,7 +56,6 @@ class Admission:
   ) -> None:
     """Begins nothing yet."""
     self._index, self._planner = index, planner
-    self._worth = index.worth
     self._chunk, self._stores = chunk, stores
 
   def match(self, request: Request) -> Match:
@@ -175,29 +174,32 @@ class Admission:
     self._planner.observe(
       overlap, entry=features, matched=match.features, prompt=prompt
     )
-    visit = None
-    if self._worth is not None:
+    visit, worth = None, self._index.worth
+    if worth is not None:
       blocks = request.blocks[: (request.length - 1) // self._chunk]
-      visit = self._worth.observe(blocks, request.salt)
+      with self._index.asked():
+        visit = worth.observe(blocks, request.salt)
     return _Seen(next(SEQUENCE_NUMBERS), features, visit)
 
   def _offer(
     self, request: Request, seen: _Seen, shared: Collection[int]
   ) -> None:
     """Offers what the prompt might keep, to be weighed when room is made."""
-    if self._worth is None or seen.visit is None:
+    worth = self._index.worth
+    if worth is None or seen.visit is None:
       return
     # What lies at the very end of a prompt is only of use to longer ones.
     end = (request.length - 1) // self._chunk + 1
     named = {p // self._chunk for p in request.anchors} - {end}
     wanted = {p // self._chunk for p in shared} - {end}
-    self._worth.offer(
-      seen.visit,
-      seen.number,
-      anchors=named,
-      wanted=wanted if request.placed else wanted | named,
-      proposes=request.placed,
-    )
+    with self._index.asked():
+      worth.offer(
+        seen.visit,
+        seen.number,
+        anchors=named,
+        wanted=wanted if request.placed else wanted | named,
+        proposes=request.placed,
+      )
 
   def _place(self, running: Running, shared: Collection[int]) -> None:
     """Chooses where the prompt keeps states, and leases slots for new ones.
@@ -217,9 +219,11 @@ class Admission:
 
   def _accepted(self, running: Running) -> set[int]:
     """Positions that were offered and not turned down; none by other rules."""
-    if self._worth is None:
+    worth = self._index.worth
+    if worth is None:
       return set()
-    return {d * self._chunk for d in self._worth.accept(running.number)}
+    with self._index.asked():
+      return {d * self._chunk for d in worth.accept(running.number)}
 
   def _kept(self, running: Running) -> set[int]:
     """Positions that a prompt keeps whatever they are worth.
@@ -230,11 +234,11 @@ class Admission:
     """
     request, chunk = running.request, self._chunk
     kept = {*request.anchors} if self._stores else set()
-    if self._worth is not None and not request.observed:
+    if self._index.worth is not None and not request.observed:
       last = (request.length - 1) // chunk * chunk
       known = {last} if last and self._stored_at(running, last) else set()
       return known | {p for p in kept if p > last}
-    if request.placed and self._worth is None:
+    if request.placed and self._index.worth is None:
       kept |= {*self._planner.positions(request.length, running.features)}
       kept |= {d * chunk for d in self._proposed(running)}
     return kept

@@ -55,7 +55,10 @@ class StoreStats(NamedTuple):
     entries: Prompts that are remembered, with or without states.
     states_per_entry: States that an entry asked for and that are stored, on
       average over the entries.
-    remembered_bytes: Host memory of what is remembered; bounded.
+    remembered_bytes: Host memory of the prompts that are remembered; bounded.
+    learned_bytes: Host memory of what `adaptive` has learned of prefixes, in
+      the cache and beside it to follow shares; bounded but for 3.4 MiB each,
+      and room for a quarter more rows.
     running: Sequences that run.
     requests: Prompts that were begun so far, also if their call then failed.
     hits: Those that resumed from a state.
@@ -72,7 +75,8 @@ class StoreStats(NamedTuple):
     moved_bytes: Bytes copied for that; while it lasts one layer of the pools
       is held twice, outside of the capacity.
     reasons: How many requests went no deeper, for each reason.
-    recent: The last requests, for a bound of what they could have saved.
+    recent: The last requests, how many and what they saved, for a bound of
+      what they could have saved.
   """
 
   capacity_bytes: int
@@ -83,6 +87,7 @@ class StoreStats(NamedTuple):
   entries: int
   states_per_entry: float
   remembered_bytes: int
+  learned_bytes: int
   running: int
   requests: int
   hits: int
@@ -102,7 +107,8 @@ class StoreStats(NamedTuple):
   def upper_bound_tokens(self) -> int:
     """What no policy saves more than of the last 1,000 requests.
 
-    It is computed when it is first asked for, in up to a second.
+    Since a flush, if there were fewer. It is computed when it is first asked
+    for, in about a second, or a few where prompts share very many prefixes.
     """
     return self.recent.upper_bound_tokens
 
@@ -119,6 +125,8 @@ def describe_store(
   running: int,
   recent: Recent,
   chooser: ShareFollower | None = None,
+  *,
+  learned_bytes: int = 0,
 ) -> StoreStats:
   """The figures of a store, each under its one name.
 
@@ -128,6 +136,7 @@ def describe_store(
     running: How many sequences run.
     recent: The last requests.
     chooser: Of its share, if that is not fixed.
+    learned_bytes: Host memory of what was learned of states' worth.
   """
   held = index.stats
   claimed = sum(len(entry.states) for entry in index.entries)
@@ -140,6 +149,7 @@ def describe_store(
     entries=held.entries,
     states_per_entry=claimed / held.entries if held.entries else 0.0,
     remembered_bytes=held.remembered_bytes,
+    learned_bytes=learned_bytes,
     running=running,
     requests=counts.requests,
     hits=counts.hits,

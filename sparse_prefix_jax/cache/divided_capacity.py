@@ -18,7 +18,29 @@ SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
 PERIOD = 50
 """Requests between two moves."""
 
+REMEMBERED = 192 << 20
+"""Bytes of host memory for what is remembered, unless others are asked for."""
+
 _FIRST = 0.4
+
+
+def host_memory(remembered: int, *, weighs: bool) -> dict[str, int]:
+  """Divides host memory among those who remember, as fields of a budget.
+
+  Args:
+    remembered: Bytes for all of them.
+    weighs: Whether the placement weighs states: then prompts have a third, and
+      what states are worth has one, in the store and in what follows it.
+
+  >>> host_memory(900, weighs=True)
+  {'remembered_bytes': 300, 'learned_bytes': 300}
+  >>> host_memory(900, weighs=False)
+  {'remembered_bytes': 900, 'learned_bytes': 0}
+  """
+  if not weighs:
+    return {"remembered_bytes": remembered, "learned_bytes": 0}
+  third = remembered // 3
+  return {"remembered_bytes": third, "learned_bytes": third}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +132,11 @@ class ShareFollower(Protocol):
   share: float
   moves: int
   moved_bytes: int
+
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what it has learned."""
+    ...
 
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""

@@ -28,7 +28,8 @@ _GAUGES = {
   "stored_states": "State checkpoints that requests may resume from.",
   "entries": "Prompts that are remembered.",
   "states_per_entry": "Stored states that an entry asked for, on average.",
-  "remembered_bytes": "Host memory of what is remembered.",
+  "remembered_bytes": "Host memory of the prompts that are remembered.",
+  "learned_bytes": "Host memory of what was learned of prefixes.",
   "running": "Sequences that run.",
   "state_share": "Share of the capacity that states have, where it moves.",
 }
@@ -53,7 +54,7 @@ def prometheus_text(
     stats: What `PrefixCache.stats` returned.
     labels: Names and values that every figure carries, such as the model.
     bound: Whether to tell what the last requests could have saved at most,
-      which takes up to a second.
+      which takes about a second, or a few.
 
   Returns:
     One line per figure, below its meaning and its type; those that are counted

@@ -16,6 +16,7 @@ from sparse_prefix_jax.cache.choices import (
   serving_planner,
 )
 from sparse_prefix_jax.cache.counts import StoreStats
+from sparse_prefix_jax.cache.divided_capacity import REMEMBERED, host_memory
 from sparse_prefix_jax.cache.identity import (
   check_config,
   checked_model,
@@ -31,7 +32,7 @@ from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
-from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
@@ -81,7 +82,7 @@ class PrefixCache:
     eviction: Eviction | None = None,
     cost: PrefillCost | None = None,
     state_share: float | None = None,
-    remembered: int | str = "64MiB",
+    remembered: int | str = REMEMBERED,
   ) -> None:
     """Allocates the pools.
 
@@ -102,8 +103,8 @@ class PrefixCache:
         is for keys and values. None follows the requests: every 50 of them
         the share may move to another of eight. A model with one kind of layers
         gives it all.
-      remembered: Bytes of host memory for prompts of which no state is left,
-        and for those too short to have one: overlaps are learned from them.
+      remembered: Bytes of host memory, by default 192 MiB, for prompts without
+        states; of `adaptive` two thirds are for what it learns of prefixes.
 
     Raises:
       ValueError: If a choice is unknown or out of range, or the capacity is
@@ -113,6 +114,7 @@ class PrefixCache:
     self._frozen = freeze(model)
     self.model, self.config = model, model.config
     capacity = parse_bytes(capacity, name="capacity")
+    memory = parse_bytes(remembered, name="remembered")
     divided = divided_capacity(self.config, capacity)
     share = checked_share(state_share, divided)
     slots, pages = divided.split(share)
@@ -126,7 +128,7 @@ class PrefixCache:
         page_bytes=page_bytes(self.config),
         slots=slots,
         pages=pages,
-        remembered_bytes=parse_bytes(remembered, name="remembered"),
+        **host_memory(memory, weighs=policy.name in SHARED),
       ),
       serving_planner(policy, self.config, cost),
       chunk=chunk,
@@ -287,6 +289,7 @@ class PrefixCache:
     groups = run_groups(self._frozen, self.pools, plan, choose(plan))
     for pools, logits in groups:
       self.pools = pools
+      self.store.catch_up()
       parts.append(logits)
       self._lock.deliver()
     return np.concatenate(parts)

@@ -6,7 +6,7 @@ its tokens; the bound is computed when somebody asks for it, from a copy.
 
 import collections
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ WINDOW = 1000
 """Requests of a window, unless they have too many blocks."""
 
 _MOST_BLOCKS = 1 << 20
+# Pieces of intervals that are looked at for a bound: about a second.
+_WORK = 100_000_000
 
 
 class _Visit(NamedTuple):
@@ -39,63 +41,77 @@ class _Visit(NamedTuple):
   resumed: int
 
 
-@dataclass(frozen=True)
-class Recent:
+class Recent(dict[str, int]):
   """The last requests of a store, as they were when somebody asked.
 
-  Attributes:
+  As a dictionary, which can be written as JSON, it has their number,
+  `requests`, and the tokens that they did not compute, `saved_tokens`.
+
+  Args:
     visits: Prompts, and ends of decoded sequences, in order.
     budget: What may be held.
     chunk: Tokens of a block.
+
+  >>> recent = Recent((), Budget(1000, 100, 10), chunk=64)
+  >>> recent, recent.upper_bound_tokens
+  ({'requests': 0, 'saved_tokens': 0}, 0)
   """
 
-  visits: tuple[_Visit, ...] = field(repr=False)
-  budget: Budget
-  chunk: int
+  def __init__(
+    self, visits: Sequence[_Visit], budget: Budget, chunk: int
+  ) -> None:
+    """Keeps what a bound needs beside the two figures."""
+    super().__init__(
+      requests=sum(visit.length > 0 for visit in visits),
+      saved_tokens=sum(visit.resumed for visit in visits),
+    )
+    self._visits, self._budget, self._chunk = visits, budget, chunk
 
   @property
   def requests(self) -> int:
     """How many requests these are."""
-    return sum(visit.length > 0 for visit in self.visits)
+    return self["requests"]
 
   @property
   def saved_tokens(self) -> int:
     """Tokens that they did not compute."""
-    return sum(visit.resumed for visit in self.visits)
+    return self["saved_tokens"]
 
   @functools.cached_property
   def upper_bound_tokens(self) -> int:
     """What no policy saves more than of them, though it knew all to come.
 
-    Of what was known before the first of them anything may be held then.
+    Of what was known before the first of them anything may be held then. A
+    prompt that was computed in parts counts when its last one is, as if it had
+    been alone; what was saved is never more than the bound even so.
     """
     paths = self._paths()
     # Before them comes whoever left what they know and none of them left.
     seen: set[int] = set()
     earlier, own = [], []
-    for visit, path in zip(self.visits, paths):
+    for visit, path in zip(self._visits, paths):
       known = path[: visit.known]
       if known and known[-1] not in seen:
         earlier.append(Passage(known, 0, 0))
       seen.update(path)
-      limit = max(visit.length - 1, 0) // self.chunk
-      own.append(Passage(path, limit, -(-visit.length // self.chunk)))
-    budget = self.budget
+      limit = max(visit.length - 1, 0) // self._chunk
+      own.append(Passage(path, limit, -(-visit.length // self._chunk)))
+    budget = self._budget
     bound = upper_bound_of_bytes(
       [*earlier, *own],
       capacity=budget.capacity_bytes,
-      # A model without recurrent layers has states of no bytes.
-      state_bytes=max(budget.slot_bytes, 1),
+      state_bytes=budget.slot_bytes,
       page_bytes=budget.page_bytes,
       warmup=len(earlier),
+      work=_WORK,
     )
-    return bound.blocks * self.chunk
+    return max(bound.blocks * self._chunk, self.saved_tokens)
 
   def _paths(self) -> list[tuple[int, ...]]:
     """Every visit as numbers of prefixes."""
     numbers: dict[tuple[int, int], int] = {}
     paths = []
-    for visit in self.visits:
+    for visit in self._visits:
       # No prefix has a negative number: tenants begin apart.
       node, path = -1 - (visit.salt & 0x7FFFFFFFFFFFFFFF), []
       for key in np.frombuffer(visit.keys, np.int64).tolist():
@@ -114,8 +130,13 @@ class Window:
 
   def __init__(self, chunk: int) -> None:
     """Remembers nothing yet."""
-    self._chunk, self._blocks = chunk, 0
+    self._chunk = chunk
+    self.clear()
+
+  def clear(self) -> None:
+    """Forgets all of them: nothing that is stored goes back to them."""
     self._visits = collections.deque[_Visit]()
+    self._blocks = self._requests = 0
 
   def prompt(self, running: Running) -> None:
     """Notes a sequence whose prompt is computed."""
@@ -138,8 +159,11 @@ class Window:
     salt = hash(running.request.salt)
     self._visits.append(_Visit(salt, keys, known, length, resumed))
     self._blocks += blocks
-    while len(self._visits) > WINDOW or self._blocks > _MOST_BLOCKS:
-      self._blocks -= len(self._visits.popleft().keys) // 8
+    self._requests += length > 0
+    while self._requests > WINDOW or self._blocks > _MOST_BLOCKS:
+      gone = self._visits.popleft()
+      self._blocks -= len(gone.keys) // 8
+      self._requests -= gone.length > 0
 
   def copy(self, budget: Budget) -> Recent:
     """The last requests as they are now.

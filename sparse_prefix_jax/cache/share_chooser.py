@@ -90,6 +90,11 @@ class ShareChooser:
       undivided, planner, chunk=chunk, eviction=eviction
     )
 
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what it has learned."""
+    return self._shadow.learned_bytes
+
   def follow(self, running: Running) -> None:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
     opened = not running.decoded
@@ -152,13 +157,14 @@ class ShareChooser:
     try:
       segment = self._shadow.next_segment(running)
       if segment is not None:
+        self._shadow.catch_up()
         self._shadow.commit(running, segment)
+      index = self._shadow.index
+      used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+      self._shadow.close(running)
     except BaseException:
       self._shadow.drop(running)
       raise
-    index = self._shadow.index
-    used = index.held_slots * index.budget.slot_bytes / index.held_bytes
-    self._shadow.close(running)
     return used
 
   def _count(self, length: int, used: float | None) -> None:

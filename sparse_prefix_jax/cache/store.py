@@ -12,8 +12,7 @@ import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 
-from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS, Admission
-from sparse_prefix_jax.cache.audit import audit_sequences
+from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS
 from sparse_prefix_jax.cache.canonical import (
   commit_decoded,
   commit_prompt,
@@ -21,35 +20,25 @@ from sparse_prefix_jax.cache.canonical import (
   renumber,
   store_past,
 )
-from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
-from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import (
-  Budget,
-  Eviction,
   Lease,
-  Match,
-  PrefixIndex,
   Renumbering,
-  rule_for,
   token_blocks,
 )
-from sparse_prefix_jax.cache.recent import Window
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import (
   Copies,
-  Endings,
   Running,
-  SequenceHandle,
-  check_handle,
   copies_of,
   twin_of,
 )
 from sparse_prefix_jax.cache.segments import next_segment
-from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.cache.store_view import StoreView
+from sparse_prefix_jax.cache.verbs import entirely
 from sparse_prefix_jax.runtime.segment import Segment
 
 
-class PrefixStore:
+class PrefixStore(StoreView):
   """Index, planner and running sequences, for one model or none.
 
   Args:
@@ -66,7 +55,8 @@ class PrefixStore:
     counts: What requests found, over the life of the store.
     chooser: Follows requests to choose a share for states; None for none.
 
-  >>> from sparse_prefix_jax.placement import PlacementPolicy
+  >>> from sparse_prefix_jax.cache.index import Budget
+  >>> from sparse_prefix_jax.placement import PlacementPolicy, Planner
   >>> planner = Planner(PlacementPolicy("last"), depths=16)
   >>> store = PrefixStore(Budget(10_000, 100, 10), planner, chunk=64)
   >>> for question in (b"a", b"b"):
@@ -78,70 +68,7 @@ class PrefixStore:
   (3, 130)
   """
 
-  def __init__(
-    self,
-    budget: Budget,
-    planner: Planner,
-    *,
-    chunk: int,
-    eviction: Eviction | None = None,
-    stores: bool = True,
-  ) -> None:
-    """Starts empty; see the class."""
-    rule = rule_for(planner.policy.name, eviction, planner.worth)
-    self.index = PrefixIndex(budget, rule, block_size=chunk)
-    self.planner = planner
-    self.chunk = chunk
-    self.stores = stores
-    self.counts = Counts()
-    self._window = Window(chunk)
-    self.chooser: ShareFollower | None = None
-    self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
-    self._running: dict[int, Running] = {}
-    self._ended = Endings()
-
-  @property
-  def running(self) -> tuple[Running, ...]:
-    """All running sequences, oldest first."""
-    return tuple(self._running.values())
-
-  def find(self, handle: SequenceHandle) -> Running:
-    """The sequence that a handle stands for.
-
-    Raises:
-      ValueError: If it is no handle, was released, decoded further, or is
-        another store's.
-    """
-    check_handle(handle)
-    running = self._running.get(handle.number)
-    if running is None:
-      raise ValueError(f"{handle} {self._ended.why(handle)}.")
-    if running.length != handle.length:
-      raise ValueError(
-        f"{handle} was decoded further, to {running.length} tokens; use the "
-        "handle that decode returned."
-      )
-    return running
-
-  def check_fits(self, request: Request) -> None:
-    """Refuses what could not be held even by an empty store.
-
-    Another share for states may have room for it: what chooses one is told.
-
-    Raises:
-      CapacityError: With what a sequence of that length needs.
-    """
-    budget, pages = self.index.budget, -(-request.length // self.chunk)
-    if budget.fits(2, pages):
-      return
-    if self.chooser:
-      self.chooser.refused(request)
-    raise budget.shortage(request.length, 2, pages)
-
-  def match(self, request: Request) -> Match:
-    """What is stored of a prompt and why it goes no deeper; nothing changes."""
-    return self._admission.match(request)
-
+  @entirely
   def open(
     self,
     requests: Sequence[Request],
@@ -200,6 +127,7 @@ class PrefixStore:
     """
     return next_segment(running, self.chunk, limit)
 
+  @entirely
   def commit(self, running: Running, segment: Segment) -> None:
     """The program of a segment was dispatched.
 
@@ -213,11 +141,17 @@ class PrefixStore:
     commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
     if running.computed == running.prompt_length:
       self._window.prompt(running)
+
+  @entirely
+  def catch_up(self) -> None:
+    """Learns what the next prompt would wait for: a program is under way."""
     if self.chooser:
       self.chooser.catch_up()
-    if self.index.worth:
-      self.index.worth.catch_up()
+    if worth := self.index.worth:
+      with self.index.asked():
+        worth.catch_up()
 
+  @entirely
   def advance(
     self, sequences: Sequence[Running], *, exact: bool = False
   ) -> None:
@@ -248,6 +182,7 @@ class PrefixStore:
       last = running.tokens.ids[running.length - self.chunk : running.length]
       running.blocks += token_blocks(last, self.chunk)[0]
 
+  @entirely
   def fork(self, running: Running) -> tuple[Running, Copies]:
     """A second sequence with the same past, to be continued differently.
 
@@ -264,6 +199,7 @@ class PrefixStore:
     lease, pin = self.index.reserve(2, partial), None
     try:
       grow(self.index, running, depth, self.chunk)
+      self.index.raise_failure()
       pin = self.index.pin(running.pin.node, salt=running.request.salt)
       claims = self.index.claim(pin, running.claims)
       if running.entry:
@@ -277,6 +213,7 @@ class PrefixStore:
     self._running[twin.number] = twin
     return twin, copies_of(running, twin, partial)
 
+  @entirely
   def close(self, running: Running, keep: int | None = None) -> None:
     """Ends a sequence: stores what is canonical of it and frees the rest.
 
@@ -294,16 +231,17 @@ class PrefixStore:
       ValueError: If `keep` is negative or more than its tokens.
     """
     kept = running.kept_tokens(keep)
-    if self.chooser and running.decoded:
-      self.chooser.follow(running)
-      self.chooser.catch_up()
-    self._window.ended(running)
     try:
       if self.stores and running.computed >= running.prompt_length:
         store_past(self.index, running, kept, self.chunk)
     finally:
       self.drop(running)
+    self._window.ended(running)
+    if self.chooser and running.decoded:
+      self.chooser.follow(running)
+      self.chooser.catch_up()
 
+  @entirely
   def drop(self, running: Running, why: str = "") -> None:
     """Frees what a sequence owns and unpins the rest; stores nothing more.
 
@@ -311,12 +249,13 @@ class PrefixStore:
       running: The sequence.
       why: What its handle says from here on, if it was not asked for.
     """
-    del self._running[running.number]
+    if self._running.pop(running.number, None) is None:
+      return  # The store has started over since.
     if why:
       self._ended.note(running, why)
     self.index.free(running.leased_slots(), running.leased_pages())
-    self.index.withdraw(running.number)
     self.index.unpin(running.pin)
+    self.index.withdraw(running.number)
 
   @contextlib.contextmanager
   def spare(self, slots: int, pages: int) -> Iterator[Lease]:
@@ -331,6 +270,7 @@ class PrefixStore:
     finally:
       self.index.free(lease.slots, lease.pages)
 
+  @entirely
   def begin_resize(
     self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
   ) -> Renumbering:
@@ -361,17 +301,21 @@ class PrefixStore:
     for running in self.running:
       renumber(running, moved)
 
+  @entirely
   def end_resize(self, slots: int, pages: int) -> None:
     """The pools have their new size."""
     budget = self.index.budget
     self.index.set_budget(dataclasses.replace(budget, slots=slots, pages=pages))
 
+  @entirely
   def flush(self) -> None:
     """Forgets everything that no running sequence holds."""
     self.index.clear()
+    self._window.clear()
     if self.chooser:
       self.chooser.flush()
 
+  @entirely
   def reset(self, why: str) -> None:
     """Starts empty, running sequences included.
 
@@ -381,19 +325,3 @@ class PrefixStore:
     for running in self.running:
       self.drop(running, why)
     self.flush()
-
-  def stats(self) -> StoreStats:
-    """What is held now, and what requests found so far."""
-    recent = self._window.copy(self.index.budget)
-    return describe_store(
-      self.index, self.counts, len(self._running), recent, self.chooser
-    )
-
-  def audit(self) -> None:
-    """Recomputes every count, and what sequences hold of it; for tests.
-
-    Raises:
-      AssertionError: One sentence on the first thing that does not add up.
-    """
-    self.index.check()
-    audit_sequences(self.index, self.running, self.chunk)

@@ -75,10 +75,10 @@ def check_eviction(kind: str, eviction: Eviction) -> None:
   """
   known = tuple(EVICTIONS) if kind == "bytes" else _QUEUES
   own = kind == "bytes" and callable(eviction)
-  if not own and eviction not in known:
-    raise ValueError(
-      f"eviction must be one of {', '.join(known)}, got {eviction!r}"
-    )
+  named = isinstance(eviction, str) and eviction in known
+  if not own and not named:
+    shown = " ".join(reprlib.repr(eviction).split())
+    raise ValueError(f"eviction must be one of {', '.join(known)}, got {shown}")
 
 
 def parse_capacity(text: str) -> Capacity:

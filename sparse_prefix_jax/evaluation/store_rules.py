@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
+from sparse_prefix_jax.cache.divided_capacity import (
+  REMEMBERED,
+  DividedCapacity,
+  host_memory,
+)
 from sparse_prefix_jax.cache.index import (
   Budget,
   CapacityError,
@@ -106,7 +110,10 @@ def make_store(
   first = _first_share(state_share, divided)
   slots, pages = (None, None) if first is None else divided.split(first)
   store = PrefixStore(
-    Budget(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
+    Budget(
+      *(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
+      **host_memory(REMEMBERED, weighs=planner.worth is not None),
+    ),
     planner,
     chunk=chunk,
     eviction=rule,
@@ -271,6 +278,7 @@ def commit_all(store: PrefixStore, running: Running) -> None:
   """Counts as computed whatever is left to compute of a sequence."""
   segment = store.next_segment(running)
   if segment is not None:
+    store.catch_up()
     store.commit(running, segment)
 
 

@@ -37,7 +37,7 @@ def register_placement(
   *,
   budget: str | None = None,
 ) -> None:
-  """Gives a placement of your own a name, on the command line too.
+  """Gives a placement of your own a name, for caches and `simulate`.
 
   Args:
     name: A new one.
@@ -74,8 +74,13 @@ def unregister_placement(name: str) -> None:
   """Takes the name of a placement of your own back.
 
   Args:
-    name: What it was registered as; KeyError if it was not.
+    name: What it was registered as.
+
+  Raises:
+    ValueError: If it is no name of a placement of your own.
   """
+  if not isinstance(name, str) or name not in _RULES:
+    raise ValueError(f"name must be one that was registered, got {name!r}")
   del _RULES[name]
   del PLACEMENTS[name]
 
@@ -92,8 +97,14 @@ def rule_of(name: str, budget: int | float | None) -> PlacementRule | None:
   """
   if name not in _RULES:
     return None
-  rule = _RULES[name](budget)
-  if not isinstance(rule, PlacementRule):
+  try:
+    rule = _RULES[name](budget)
+  except TypeError as error:
+    raise ValueError(
+      f"placement {name} must be made from a budget alone, got {error}"
+    ) from error
+  # A class has all that its instances have, and is none of them.
+  if isinstance(rule, type) or not isinstance(rule, PlacementRule):
     raise ValueError(
       f"placement {name} must make a PlacementRule, with observe and"
       f" positions, got {rule!r}"

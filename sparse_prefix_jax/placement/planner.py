@@ -124,6 +124,21 @@ class Planner:
       self.policy, depths=self._depths, cost=self._cost, serving=True
     )
 
+  def renew_worth(self) -> Adaptive | None:
+    """Forgets what states are worth: learning it failed half way.
+
+    Returns:
+      The new `worth`; None where the placement weighs nothing.
+
+    >>> planner = Planner(PlacementPolicy("adaptive"), depths=16, serving=True)
+    >>> before = planner.worth
+    >>> planner.renew_worth() is before
+    False
+    """
+    if self.worth is not None:
+      self.worth = _worth_of(self.policy, self._cost)
+    return self.worth
+
   def describe(
     self,
     length: int,
@@ -317,6 +332,10 @@ class Planner:
 
 def _checked(positions: Iterable[int], length: int) -> list[int]:
   """Positions of a rule that is not ours, each within the prompt."""
+  if not isinstance(positions, Iterable):
+    raise ValueError(
+      f"positions must be an iterable of integers, got {positions!r}"
+    )
   wished = [as_integer(position, "positions") for position in positions]
   for position in wished:
     if not 0 <= position <= length:

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from sparse_prefix_jax import PrefixCache, prefill
+from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs, run
 from tests.models_for_tests import small_config, small_model
 
 
@@ -136,3 +137,33 @@ def test_release_refuses_one_named_twice():
   with pytest.raises(ValueError, match="named twice"):
     cache.release(sequences * 2)
   cache.release(sequences)
+
+
+@pytest.mark.parametrize("verb", ["prefill", "decode"])
+def test_learning_overlaps_the_device(monkeypatch, verb):
+  """After a program was dispatched, before its result is fetched."""
+  cache = PrefixCache(small_model(), capacity=1 << 20)
+  tokens = np.arange(31, dtype=np.int32)
+  (handle,) = prefill(small_model(), cache, [tokens]).sequences
+  calls = []
+
+  def noted(owner, name, what):
+    works = getattr(owner, name)
+
+    def call(*given, **named):
+      calls.append(what)
+      return works(*given, **named)
+
+    monkeypatch.setattr(owner, name, call)
+
+  noted(programs, "prefill_group", "dispatch")
+  noted(cache.store, "catch_up", "learn")
+  noted(run, "head_rows", "fetch")
+  noted(cache.store, "commit", "commit")
+  if verb == "prefill":
+    prefill(small_model(), cache, [np.append(tokens, 5)])
+    assert calls[:3] == ["dispatch", "learn", "fetch"]
+  else:  # completes a chunk
+    decode(small_model(), cache, [handle], [7])
+    assert calls[:2] == ["dispatch", "learn"]
+  assert calls.index("learn") < calls.index("commit")

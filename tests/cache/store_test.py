@@ -395,7 +395,7 @@ def test_a_state_that_was_hit_is_not_put_on_probation():
   serve(store, request([*ids(8), *ids(9, 1)], anchors=(16,)))
   store.close(author)
   assert [state.node.depth for state in store.index.states] == [2, 4, 6]
-  assert list(store.index._rule._probation) == []
+  assert list(store.index._order.rule._probation) == []
 
 
 def test_salts_are_counted_and_bounded():

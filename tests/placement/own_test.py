@@ -139,3 +139,26 @@ def test_a_rule_that_names_no_state_is_refused():
 def test_what_makes_no_placement_is_refused(make, unchecked_types):
   with pytest.raises(ValueError, match="make must be callable"):
     register_placement("mine", make)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("positions", [None, 5, ["a"], [None]])
+def test_what_is_no_positions_is_refused_in_one_sentence(registered, positions):
+  registered(lambda budget: Fixed(positions))
+  planner = Planner(PlacementPolicy("mine"), depths=16, serving=True)
+  with pytest.raises(ValueError, match="positions must be an"):
+    planner.positions(300)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("make", [lambda budget: Fixed, lambda: Fixed([])])
+def test_what_makes_no_rule_is_refused(make):
+  register_placement("mine", make)
+  try:
+    with pytest.raises(ValueError, match="placement mine must"):
+      Planner(PlacementPolicy("mine"), depths=16)
+  finally:
+    unregister_placement("mine")
+  for name in ("mine", "last", None):
+    with pytest.raises(ValueError, match="one that was registered"):
+      unregister_placement(name)

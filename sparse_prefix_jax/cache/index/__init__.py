@@ -17,6 +17,7 @@ from .eviction import eviction_name as eviction_name
 from .eviction import placement_for as placement_for
 from .eviction import register_eviction as register_eviction
 from .eviction import rule_for as rule_for
+from .eviction import unregister_eviction as unregister_eviction
 from .index import PrefixIndex as PrefixIndex
 from .results import Grown as Grown
 from .results import IndexStats as IndexStats

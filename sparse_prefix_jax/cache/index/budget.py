@@ -39,6 +39,8 @@ class Budget:
     pages: how many pages exist; None: as many as the bytes allow.
     remembered_bytes: bytes of host memory for prompts that are remembered:
       they hold nothing on the device, so the capacity does not bound them.
+    learned_bytes: bytes of host memory for what a placement that weighs states
+      remembers of prefixes, its follower of shares as many again.
 
   Raises:
     ValueError: a size or limit that is negative or no integer.
@@ -53,6 +55,7 @@ class Budget:
   slots: int | None = None
   pages: int | None = None
   remembered_bytes: int = 64 << 20
+  learned_bytes: int = 64 << 20
 
   def __post_init__(self) -> None:
     """Refuses what could never hold anything sensible."""

@@ -92,6 +92,12 @@ class Forest:
       above.states -= 1
     self.settle(node)
 
+  def states(self) -> list[State]:
+    """All stored states, those above others first."""
+    nodes = (n for root in self.roots.values() for n in nodes_below(root))
+    found = [node.state for node in nodes if node.state]
+    return sorted(found, key=lambda state: state.node.depth)
+
   def renumber(self, moved: Renumbering) -> None:
     """Puts new numbers in the place of old ones, wherever a tree has them."""
     slots, pages = moved.slots, moved.pages

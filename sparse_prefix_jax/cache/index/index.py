@@ -1,7 +1,8 @@
 """The prefix index: match, pin, reserve, grow, remember, evict, one budget.
 
 It knows prefixes, numbers of slots and pages, and who needs them; the life of a
-request is the store's (`cache/store.py`). What raises has changed nothing.
+request is the store's (`cache/store.py`). What raises has changed nothing; but
+what the rule raises when states come or go is raised when that is done.
 """
 
 import itertools
@@ -33,6 +34,7 @@ class PrefixIndex(IndexView):
     budget: What may be held.
     eviction: The rule, or its name, a key of `EVICTIONS`.
     block_size: Tokens of a block; only for keys that are not bytes.
+    renew: Makes a rule where one fails that was given as it is.
 
   Raises:
     ValueError: If the rule is unknown or a block has less than one token.
@@ -49,8 +51,8 @@ class PrefixIndex(IndexView):
   def use(self, match: Match) -> None:
     """Tells the rules that a request used what was matched."""
     if match.node and match.node.state:
+      self._order.hit(match.node.state)
       match.node.state.hits += 1
-      self._rule.hit(match.node.state)
     if match.deepest and match.deepest.latest:
       self._remembered.use(match.deepest.latest)
 
@@ -108,14 +110,15 @@ class PrefixIndex(IndexView):
       CapacityError: If not even evicting every state would make enough room.
     """
     self._ledger.require_possible(slots, pages)
-    while not self._ledger.has_room(slots + self._rule.offered, pages):
-      short = self._ledger.shortage(slots + self._rule.offered, pages)
-      offered = self._rule.offered
-      if state := self._rule.victim(short):
+    while not self._ledger.has_room(slots + self._order.offered, pages):
+      short = self._ledger.shortage(slots + self._order.offered, pages)
+      offered = self._order.offered
+      if state := self._order.victim(short):
         self._check_own(state)
         self.drop(state)
         self.evictions += 1
-      elif self._rule.offered >= offered:
+        self._order.raise_failure()
+      elif self._order.offered >= offered:
         raise ValueError(
           "eviction: victim named no state and took no offer back."
         )
@@ -137,8 +140,8 @@ class PrefixIndex(IndexView):
     Args:
       owner: Its number.
     """
-    if self.worth is not None:
-      self.worth.cancel(owner)
+    with self._order.finishing():
+      self._order.cancel(owner)
 
   def free(self, slots: Sequence[int] = (), pages: Sequence[int] = ()) -> None:
     """Gives leased numbers back.
@@ -177,6 +180,17 @@ class PrefixIndex(IndexView):
     if pin not in self._pins:
       raise ValueError(f"the pin at depth {pin.depth} is not open.")
     check_growth(pin, keys, pages, slots, self._ledger)
+    with self._order.finishing():
+      return self._grow(pin, keys, pages, slots)
+
+  def _grow(
+    self,
+    pin: Pin,
+    keys: Sequence[Hashable],
+    pages: Sequence[int],
+    slots: Mapping[int, int],
+  ) -> Grown:
+    """Adds what was checked; see `grow`."""
     start = pin.node or self._forest.root(pin.salt)
     end = self._forest.attach(start, keys, pages) if keys else start
     self._place(end, slots)
@@ -214,7 +228,7 @@ class PrefixIndex(IndexView):
     for depth in sorted(slots):
       state = self._forest.place(path[depth], slots[depth])
       if state:
-        self._rule.add(state)
+        self._order.add(state)
 
   def claim(self, pin: Pin, depths: Iterable[int]) -> dict[int, State]:
     """Claims the states that are stored at some depths of a pinned path.
@@ -231,16 +245,18 @@ class PrefixIndex(IndexView):
 
   def unclaim(self, states: Iterable[State]) -> None:
     """Takes claims back; a state that nobody else claims or pins goes."""
-    for state in states:
-      state.claims -= 1
-      if state.alive and not state.claims and not state.pins:
-        self.drop(state)
+    with self._order.finishing():
+      for state in states:
+        state.claims -= 1
+        if state.alive and not state.claims and not state.pins:
+          self.drop(state)
 
   def demote(self, states: Iterable[State]) -> None:
     """Puts states on probation that are stored still and were never hit."""
-    for state in states:
-      if state.alive and not state.hits:
-        self._rule.demote(state)
+    with self._order.finishing():
+      for state in states:
+        if state.alive and not state.hits:
+          self._order.demote(state)
 
   def drop(self, state: State) -> None:
     """Removes a state that no pin holds, and pages that only it needed.
@@ -252,9 +268,10 @@ class PrefixIndex(IndexView):
     if not state.alive or state.pins:
       fault = "held by a pin" if state.alive else "not stored"
       raise ValueError(f"the state at depth {node.depth} is {fault}.")
-    self._rule.remove(state)
-    self._forest.displace(state)
-    self._bound_memory()
+    with self._order.finishing():
+      self._order.remove(state)
+      self._forest.displace(state)
+      self._bound_memory()
 
   def remember(
     self,
@@ -331,11 +348,12 @@ class PrefixIndex(IndexView):
 
   def clear(self) -> None:
     """Drops all states that no pin holds and forgets all entries."""
-    for state in tuple(self._rule):
-      if not state.pins:
-        self.drop(state)
-    for entry in tuple(self._remembered):
-      self._remove(entry)
+    with self._order.finishing():
+      for state in self._forest.states():
+        if not state.pins:
+          self.drop(state)
+      for entry in tuple(self._remembered):
+        self._remove(entry)
 
   def set_budget(self, budget: Budget) -> None:
     """Allows more or less, evicting until that is kept.
@@ -344,5 +362,9 @@ class PrefixIndex(IndexView):
       CapacityError: If pins and leases alone are more; nothing has changed.
     """
     self._ledger.require_possible(0, 0, budget)
-    self._ledger.budget = budget
-    self.free(*self.reserve(0, 0))
+    before, self._ledger.budget = self._ledger.budget, budget
+    try:
+      self.free(*self.reserve(0, 0))
+    except BaseException:
+      self._ledger.budget = before
+      raise

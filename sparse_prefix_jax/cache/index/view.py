@@ -1,6 +1,8 @@
 """What can be seen of a prefix index; nothing here changes it."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 from .audit import audit
 from .budget import Budget, Lease
@@ -8,6 +10,7 @@ from .eviction import Eviction, EvictionRule, Worth, given_rule
 from .forest import Forest
 from .ledger import Ledger
 from .matching import describe_match
+from .order import Order
 from .remembered import Remembered
 from .results import IndexStats, Match, Pin
 from .tree import Entry, State, walk
@@ -18,12 +21,12 @@ class IndexView:
 
   Attributes:
     evictions: How many states were dropped to make room.
-    worth: The rule, if it weighs what a prompt might keep; None if it does not.
 
   Args:
     budget: What may be held.
     eviction: The rule, or its name, a key of `EVICTIONS`.
     block_size: Tokens of a block; only for keys that are not bytes.
+    renew: Makes a rule where one fails that was given as it is.
 
   Raises:
     ValueError: If the rule is unknown or a block has less than one token.
@@ -35,18 +38,43 @@ class IndexView:
     eviction: EvictionRule | Eviction = "lru",
     *,
     block_size: int = 1,
+    renew: Callable[[], EvictionRule] | None = None,
   ) -> None:
     """Starts empty; see the class."""
     if block_size < 1:
       raise ValueError(f"block_size must be at least 1, got {block_size}.")
     self.evictions = 0
     self._block_size = block_size
-    self._rule = given_rule(eviction)
-    self.worth = self._rule if isinstance(self._rule, Worth) else None
+    rule = given_rule(eviction)
+    if rule is not eviction and renew is None:
+      renew = partial(given_rule, eviction)
     self._ledger = Ledger(budget)
     self._remembered = Remembered(budget.remembered_bytes)
     self._forest = Forest(self._ledger, self._remembered)
+    self._order = Order(rule, renew, self._forest.states)
     self._pins: set[Pin] = set()
+
+  @property
+  def worth(self) -> Worth | None:
+    """The rule, if it weighs what a prompt might keep; None if it does not."""
+    return self._order.worth
+
+  @property
+  def lost(self) -> bool:
+    """Whether the rule failed and no new one could be made."""
+    return self._order.lost
+
+  def finishing(self) -> AbstractContextManager[None]:
+    """A verb of several: what the rule raises is raised when all are done."""
+    return self._order.finishing()
+
+  def raise_failure(self) -> None:
+    """Raises now what the rule raised in a verb that goes on."""
+    self._order.raise_failure()
+
+  def asked(self) -> AbstractContextManager[EvictionRule]:
+    """Asks the rule for something; one that raises is not used again."""
+    return self._order.asked()
 
   def match(
     self,
@@ -86,7 +114,7 @@ class IndexView:
       match: What is stored of it.
       blocks: Its whole blocks.
     """
-    return self._rule.proposes(match, blocks)
+    return self._order.proposes(match, blocks)
 
   def unheld(self) -> Lease:
     """Slots and pages that nobody holds, of those that the budget allows."""
@@ -108,7 +136,7 @@ class IndexView:
   @property
   def states(self) -> tuple[State, ...]:
     """The states in the rule's order, the next victim first."""
-    return tuple(self._rule)
+    return tuple(self._order.rule)
 
   @property
   def budget(self) -> Budget:
@@ -135,7 +163,7 @@ class IndexView:
     """Counts for a report."""
     return IndexStats(
       entries=len(self),
-      states=len(self._rule),
+      states=len(self._order.rule),
       pins=len(self._pins),
       held_slots=self.held_slots,
       held_pages=self.held_pages,
@@ -153,5 +181,5 @@ class IndexView:
     Raises:
       AssertionError: If something does not add up.
     """
-    audit(self._forest, self._rule, self._pins)
-    self._rule.check()
+    audit(self._forest, self._order.rule, self._pins)
+    self._order.rule.check()

@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64, Int64
 
-_ITERATIONS = 300
+ITERATIONS = 300
+"""Steps by which a bound is lowered, unless fewer are asked for."""
+
 _FIRST_STEP = 0.02
 _SHORTER = 0.6
 _STALLED = 15
@@ -63,16 +65,22 @@ def _value(relaxed: Relaxed) -> float:
   return relaxed.value
 
 
-def lowest(dual: Dual, steps: Float64[np.ndarray, "steps"]) -> Bound:
+def lowest(
+  dual: Dual,
+  steps: Float64[np.ndarray, "steps"],
+  iterations: int = ITERATIONS,
+) -> Bound:
   """Returns the lowest bound that prices were found for.
 
   Args:
     dual: The relaxed problem.
     steps: 1 where a step may have a price, 0 where it has none.
+    iterations: How often the prices are improved; after any number of them it
+      is a bound.
   """
   constants = np.concatenate([[0.0], np.geomspace(1e-5, 1e3, 25)])
   best = min((dual.relax(c * steps) for c in constants), key=_value)
-  best = _descend(dual, best, steps)
+  best = _descend(dual, best, steps, iterations)
   return Bound(int(best.value * (1 + _ROUNDING) + _ROUNDING), best.prices)
 
 
@@ -105,11 +113,14 @@ class Choices:
 
 
 def _descend(
-  dual: Dual, best: Relaxed, steps: Float64[np.ndarray, "steps"]
+  dual: Dual,
+  best: Relaxed,
+  steps: Float64[np.ndarray, "steps"],
+  iterations: int,
 ) -> Relaxed:
   """Lowers the bound by steps against the slope, each of Polyak's length."""
   now, length, stalled = best, _FIRST_STEP, 0
-  for _ in range(_ITERATIONS):
+  for _ in range(iterations):
     # A price of 0 cannot fall.
     slope = np.where((now.slope > 0) & (now.prices <= 0), 0.0, now.slope)
     slope = slope * steps

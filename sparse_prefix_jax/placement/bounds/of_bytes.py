@@ -27,11 +27,14 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.placement.bounds.dual import (
+  ITERATIONS,
   Bound,
   Choices,
   Relaxed,
   lowest,
 )
+
+_FEWEST = 20
 
 
 class Passage(NamedTuple):
@@ -211,20 +214,35 @@ def _sharing(
 
 
 class _Dual:
-  """The relaxed problem of so many bytes, in units of a state.
+  """The relaxed problem of so many bytes, in units of a state, or of a page.
 
   Attributes:
+    state: Size of a state.
     page: Size of a page.
     room: What there is at every step.
   """
 
-  def __init__(self, uses: Uses, capacity: float, page: float) -> None:
-    """Knows who may choose what, and what room there is."""
-    self._uses, self.page = uses, page
-    self._choices = Choices(uses.request)
-    room = np.full(uses.room.size, capacity)
-    room[:-1] -= 2 + page * uses.room[:-1]
-    self.room = room
+  def __init__(
+    self, uses: Uses, capacity: int, state_bytes: int, page_bytes: int
+  ) -> None:
+    """Knows who may choose what, and what room there is.
+
+    Raises:
+      ValueError: If a size is negative.
+    """
+    if min(capacity, state_bytes, page_bytes) < 0:
+      raise ValueError(
+        "capacity, state_bytes and page_bytes must not be negative, got"
+        f" {capacity}, {state_bytes} and {page_bytes}"
+      )
+    # A model without recurrent layers has states of no bytes.
+    unit = state_bytes or page_bytes or 1
+    self._uses, self._choices = uses, Choices(uses.request)
+    self.state, self.page = state_bytes / unit, page_bytes / unit
+    room = np.full(uses.room.size, capacity / unit)
+    room[:-1] -= 2 * self.state + self.page * uses.room[:-1]
+    # Whoever runs although he does not fit leaves nothing, and owes nothing.
+    self.room = np.maximum(room, 0.0)
     self._piece_of = np.repeat(
       np.arange(uses.request.size),
       np.diff(uses.pieces, append=uses.first.size),
@@ -248,7 +266,7 @@ class _Dual:
     so_far = np.concatenate([[0.0], np.cumsum(of_visit)])
     of_piece = uses.blocks * (so_far[uses.last] - so_far[uses.first])
     pages = np.add.reduceat(of_piece, uses.pieces)
-    return uses.gain - state - self.page * pages
+    return uses.gain - self.state * state - self.page * pages
 
   def _taken(
     self, chosen: Int64[np.ndarray, "chosen"]
@@ -264,7 +282,8 @@ class _Dual:
     share = np.cumsum(held)[:-1] / uses.sharing
     pages = np.bincount(uses.time, share, steps)
     pages -= np.bincount(uses.end, share, steps)
-    return np.cumsum(starts - ends) + self.page * np.cumsum(pages)
+    states = np.cumsum(starts - ends)
+    return self.state * states + self.page * np.cumsum(pages)
 
 
 def upper_bound_of_bytes(
@@ -274,16 +293,22 @@ def upper_bound_of_bytes(
   state_bytes: int,
   page_bytes: int,
   warmup: int = 0,
+  work: int | None = None,
 ) -> Bound:
   """Returns an upper bound on what so many bytes can save.
 
   Args:
     prompts: What was served, in order; who was refused is left out.
     capacity: Bytes of states and pages, of who runs too.
-    state_bytes: Of a state.
-    page_bytes: Of a page.
+    state_bytes: Of a state; 0 for a model without recurrent layers.
+    page_bytes: Of a page; 0 for one without attention.
     warmup: How many leading ones are not measured. When they have passed,
       whatever could have been captured may be held.
+    work: How many pieces of intervals may be looked at, at most, while the
+      bound is lowered; None for as many as it takes.
+
+  Raises:
+    ValueError: If a size is negative.
 
   >>> twice = [Passage((0, 1, 2), 2, 3)] * 2
   >>> sizes = {"state_bytes": 10, "page_bytes": 1}
@@ -296,8 +321,11 @@ def upper_bound_of_bytes(
   steps = (np.arange(len(prompts)) >= warmup - 1).astype(float)
   if not uses.request.size:
     return Bound(0, np.zeros(len(prompts)))
-  dual = _Dual(uses, capacity / state_bytes, page_bytes / state_bytes)
-  return lowest(dual, steps)
+  dual = _Dual(uses, capacity, state_bytes, page_bytes)
+  iterations = ITERATIONS
+  if work is not None:
+    iterations = min(ITERATIONS, max(_FEWEST, work // uses.first.size))
+  return lowest(dual, steps, iterations)
 
 
 def hindsight_of_bytes(
@@ -324,7 +352,7 @@ def hindsight_of_bytes(
   if not bound.blocks:
     return 0
   uses = uses_of(prompts)
-  dual = _Dual(uses, capacity / state_bytes, page_bytes / state_bytes)
+  dual = _Dual(uses, capacity, state_bytes, page_bytes)
   profit = dual.profit(bound.prices)
   left, held = dual.room.copy(), np.zeros(uses.time.size)
   served, saved = np.zeros(len(prompts), np.bool_), 0
@@ -339,7 +367,7 @@ def hindsight_of_bytes(
     np.add.at(need, uses.time[visits], more)
     np.add.at(need, uses.end[visits], -more)
     need = np.cumsum(need)[:-1]
-    need[uses.since[one] : uses.request[one]] += 1
+    need[uses.since[one] : uses.request[one]] += dual.state
     if (need > left + 1e-9).any():
       continue
     left -= need

@@ -22,10 +22,7 @@ from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
-from sparse_prefix_jax.placement.worth.forgetting import (
-  KEY_BYTES,
-  remembered_bytes,
-)
+from sparse_prefix_jax.placement.worth.forgetting import KEY_BYTES
 from sparse_prefix_jax.placement.worth.learning import Learner
 from sparse_prefix_jax.placement.worth.pages import blocks_freed
 from sparse_prefix_jax.placement.worth.proposals import proposals
@@ -86,9 +83,9 @@ class Adaptive:
       block: Tokens of a block, B.
       cost: What prefilling that many blocks costs, F, never decreasing; None
         counts tokens.
-      memory_bytes: What may be remembered. The candidates without a state that
-        were visited longest ago are forgotten first; a held one never is.
-
+      memory_bytes: What may be remembered of candidates and keys; looked at
+        every fiftieth prompt. The candidates without a state that were visited
+        longest ago are forgotten first; a held one never is.
       key_bytes: What the key of a block takes of it; a reference, unless the
         caller has keys for this object alone.
 
@@ -102,7 +99,6 @@ class Adaptive:
       )
     tokens = cost or (lambda depth: float(depth * block))
     self.held_count = 0
-    self._key_bytes = key_bytes
     self._learner = Learner(block, tokens, memory_bytes, key_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = self._caught_up = 0
@@ -323,8 +319,25 @@ class Adaptive:
 
   @property
   def remembered_bytes(self) -> int:
-    """Bytes of what is remembered."""
-    return remembered_bytes(self._table, self._tree, self._key_bytes)
+    """Bytes of host memory that all of it takes.
+
+    Beside what `memory_bytes` bounds these are 3.4 MiB of hazards, and rows for
+    up to a quarter more candidates.
+    """
+    return self._learner.bytes
+
+  def limit_memory(self, memory_bytes: int) -> None:
+    """Changes what may be remembered; it is kept from the next refit on.
+
+    Args:
+      memory_bytes: As of the constructor.
+
+    Raises:
+      ValueError: If that is nothing.
+    """
+    if memory_bytes < 1:
+      raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
+    self._learner.limit_memory(memory_bytes)
 
   def blocks_freed(
     self, rows: Int64[np.ndarray, "n"]

@@ -61,6 +61,12 @@ class Hazards:
     nobody = np.zeros(0, np.int64)
     self.refit(nobody, nobody)
 
+  @property
+  def bytes(self) -> int:
+    """Bytes of all of it, always as many."""
+    arrays = (self.events, self.exposure, self.rates, self._to_edges)
+    return sum(array.nbytes for array in arrays)
+
   def expose(
     self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
   ) -> None:

@@ -12,7 +12,12 @@ from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import UNKNOWN, Kind, cells_of
 from sparse_prefix_jax.placement.worth.demand import demand
 from sparse_prefix_jax.placement.worth.end_offsets import EndOffsets
-from sparse_prefix_jax.placement.worth.forgetting import KEY_BYTES, forget
+from sparse_prefix_jax.placement.worth.forgetting import (
+  KEY_BYTES,
+  forget,
+  remembered_bytes,
+  spare_bytes,
+)
 from sparse_prefix_jax.placement.worth.hazards import Hazards
 from sparse_prefix_jax.placement.worth.table import Table
 from sparse_prefix_jax.placement.worth.tree import Tree, Way
@@ -131,6 +136,20 @@ class Learner:
     table.follow_too(np.array([row]))
     self._classify(np.array([row]))
     return row
+
+  def limit_memory(self, memory_bytes: int) -> None:
+    """Changes what may be remembered, from the next refit on.
+
+    Args:
+      memory_bytes: At most so much, beside the hazards.
+    """
+    self._memory_bytes = memory_bytes
+
+  @property
+  def bytes(self) -> int:
+    """What all of it takes."""
+    known = remembered_bytes(self.table, self.tree, self._key_bytes)
+    return known + spare_bytes(self.table) + self._hazards.bytes
 
   def want(self, step: int, rows: Int64[np.ndarray, "n"]) -> None:
     """Brings the demand of some candidates up to date, and the flows by it.

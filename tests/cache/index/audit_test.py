@@ -36,7 +36,7 @@ def break_states(index):
 
 
 def break_rule(index):
-  index._rule.remove(index.states[0])
+  index._order.rule.remove(index.states[0])
 
 
 def break_edges(index):

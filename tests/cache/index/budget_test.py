@@ -33,6 +33,7 @@ def test_bytes_count_both_kinds():
     ("slots", -1),
     ("pages", -2),
     ("remembered_bytes", -1),
+    ("learned_bytes", -1),
   ],
 )
 def test_a_bad_budget_is_refused(name, value):

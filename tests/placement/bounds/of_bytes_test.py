@@ -1,4 +1,5 @@
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -148,3 +149,25 @@ def test_streams_without_reuse_have_a_bound_of_zero(words):
   prompts = prompts_of(words)
   bound = bound_of(prompts, 1000)
   assert bound.blocks == 0 and bound.prices.size == len(prompts)
+
+
+@pytest.mark.parametrize("name", ["capacity", "state_bytes", "page_bytes"])
+def test_negative_sizes_are_refused(name):
+  sizes = {"capacity": 9, "state_bytes": 1, "page_bytes": 1} | {name: -1}
+  with pytest.raises(ValueError, match="must not be negative"):
+    upper_bound_of_bytes(prompts_of([[1], [1]]), **sizes)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_states_of_no_bytes_have_a_bound(seed, monkeypatch):
+  prompts, capacity = tiny(seed)
+  monkeypatch.setattr(sys.modules[__name__], "STATE", 0)
+  bound = bound_of(prompts, capacity - 6)
+  assert most_saved(prompts, capacity - 6) <= bound.blocks
+
+
+def test_less_work_gives_a_bound_that_is_not_lower():
+  prompts = conversations(3)
+  sizes = {"capacity": 200, "state_bytes": STATE, "page_bytes": PAGE}
+  rough = upper_bound_of_bytes(prompts, work=1, **sizes)
+  assert rough.blocks >= upper_bound_of_bytes(prompts, **sizes).blocks

@@ -1,6 +1,7 @@
 import numpy as np
 
 from sparse_prefix_jax.placement.worth.forgetting import (
+  EDGE_BYTES,
   forget,
   remembered_bytes,
 )
@@ -46,7 +47,7 @@ def test_exposure_of_the_forgotten_stays():
   forget(table, tree, hazards, step=20, limit=1)
   ages = np.repeat(20 - np.arange(9), 2)
   assert hazards.exposure[601].sum() == ages.sum()
-  assert remembered_bytes(table, tree) == ROW_BYTES
+  assert remembered_bytes(table, tree) == ROW_BYTES + EDGE_BYTES
 
 
 def test_nothing_is_forgotten_below_the_limit():

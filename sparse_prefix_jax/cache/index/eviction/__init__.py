@@ -4,6 +4,7 @@ A rule orders states and moves nothing: one small file each, one line in
 `EVICTIONS`. `register_eviction` adds one of your own, or it is passed as it is.
 """
 
+import reprlib
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -29,12 +30,14 @@ EVICTIONS: dict[str, Callable[[], EvictionRule]] = {
 }
 """The rules by name; `index` belongs to the placements that weigh states."""
 
+_OURS = frozenset(EVICTIONS)
+
 Eviction: TypeAlias = str | Callable[[], EvictionRule]
 """A name of `EVICTIONS`, or what makes a rule: a class, say."""
 
 
 def register_eviction(name: str, make: Callable[[], EvictionRule]) -> None:
-  """Gives a rule of your own a name, on the command line too.
+  """Gives a rule of your own a name, for caches and `simulate`.
 
   Args:
     name: A new one.
@@ -46,12 +49,28 @@ def register_eviction(name: str, make: Callable[[], EvictionRule]) -> None:
   >>> register_eviction("oldest", Fifo)
   >>> len(make_eviction("oldest"))
   0
-  >>> del EVICTIONS["oldest"]
+  >>> unregister_eviction("oldest")
   """
   if not isinstance(name, str) or not name or name in EVICTIONS:
     raise ValueError(f"name must be new and not empty, got {name!r}.")
+  if not callable(make):
+    raise ValueError(f"make must be callable, such as a class, got {make!r}.")
   _made(make)
   EVICTIONS[name] = make
+
+
+def unregister_eviction(name: str) -> None:
+  """Takes the name of a rule of your own back.
+
+  Args:
+    name: What it was registered as.
+
+  Raises:
+    ValueError: If it is no name of a rule of your own.
+  """
+  if not isinstance(name, str) or name in _OURS or name not in EVICTIONS:
+    raise ValueError(f"name must be one that was registered, got {name!r}.")
+  del EVICTIONS[name]
 
 
 def eviction_name(eviction: Eviction) -> str:
@@ -78,7 +97,7 @@ def make_eviction(eviction: Eviction) -> EvictionRule:
   0
   """
   known = _known(eviction)
-  return EVICTIONS[known]() if isinstance(known, str) else _made(known)
+  return _made(EVICTIONS[known] if isinstance(known, str) else known)
 
 
 def given_rule(eviction: EvictionRule | Eviction) -> EvictionRule:
@@ -93,7 +112,6 @@ def given_rule(eviction: EvictionRule | Eviction) -> EvictionRule:
   >>> len(given_rule(Fifo())), len(given_rule(Fifo)), len(given_rule("fifo"))
   (0, 0, 0)
   """
-  # A class has all that its instances have, and is none of them.
   if isinstance(eviction, str | type) or not isinstance(eviction, EvictionRule):
     return make_eviction(eviction)
   return eviction
@@ -116,7 +134,15 @@ def rule_for(
   'Lru'
   """
   name = eviction_for(placement, eviction)
-  return make_eviction(name) if worth is None else Worth(worth)
+  if worth is not None:
+    return Worth(worth)
+  rule = make_eviction(name)
+  if isinstance(rule, Worth):
+    raise ValueError(
+      f"eviction {eviction_name(name)} weighs states, as placement "
+      f"{', '.join(SHARED)} does, got placement {placement!r}."
+    )
+  return rule
 
 
 def eviction_for(placement: str, eviction: Eviction | None = None) -> Eviction:
@@ -136,7 +162,8 @@ def eviction_for(placement: str, eviction: Eviction | None = None) -> Eviction:
   weighs = placement in SHARED
   if eviction is None:
     return "index" if weighs else "lru"
-  if (_known(eviction) == "index") == weighs:
+  known = _known(eviction)
+  if (isinstance(known, str) and known == "index") == weighs:
     return eviction
   if weighs:
     raise ValueError(
@@ -157,7 +184,8 @@ def placement_for(eviction: Eviction | None) -> str:
   >>> placement_for(None), placement_for("lru")
   ('adaptive', 'last')
   """
-  return "adaptive" if eviction in (None, "index") else "last"
+  weighs = isinstance(eviction, str) and eviction == "index"
+  return "adaptive" if eviction is None or weighs else "last"
 
 
 def _known(eviction: Eviction) -> Eviction:
@@ -166,16 +194,30 @@ def _known(eviction: Eviction) -> Eviction:
   if named or callable(eviction):
     return eviction
   raise ValueError(
-    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got {eviction!r}."
+    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got "
+    f"{' '.join(reprlib.repr(eviction).split())}."
   )
 
 
 def _made(make: Callable[[], EvictionRule]) -> EvictionRule:
-  """What a class or function makes, if that is a rule."""
-  made = make() if callable(make) else None
-  if isinstance(made, EvictionRule):
-    return made
-  raise ValueError(
-    "eviction must make an EvictionRule (derive from Ranked or Lru), got"
-    f" {made!r} from {make!r}."
-  )
+  """What a class or function makes, if that is a new rule every time."""
+  try:
+    made, other = make(), make()
+  except TypeError as error:
+    raise ValueError(
+      f"eviction must be called without arguments to make a rule, got {error} "
+      f"from {make!r}."
+    ) from error
+  # A class has all that its instances have, and is none of them.
+  both = isinstance(made, EvictionRule) and isinstance(other, EvictionRule)
+  if isinstance(made, type) or not both:
+    raise ValueError(
+      "eviction must make an EvictionRule (derive from Ranked or Lru), got"
+      f" {made!r} from {make!r}."
+    )
+  if made is other or len(made) or len(other):
+    raise ValueError(
+      "eviction must make a new rule that knows no state every time, since "
+      f"every cache needs one of its own, got {made!r} from {make!r}."
+    )
+  return made

@@ -115,6 +115,11 @@ class Ranked:
     """All states, the one of the lowest rank first."""
     states = [*self._above]
     ranks = self.ranks(states) if states else []
+    if not hasattr(ranks, "__len__") or len(ranks) != len(states):
+      raise ValueError(
+        f"ranks must return one rank for each of {len(states)} states, got "
+        f"{ranks!r}."
+      )
     order = sorted(range(len(states)), key=lambda i: ranks[i])
     return iter([states[i] for i in order])
 

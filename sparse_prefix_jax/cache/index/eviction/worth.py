@@ -108,9 +108,9 @@ class Worth:
 
   def remove(self, state: State) -> None:
     """Forgets the state, not its prefix; KeyError if it is not stored."""
-    row = self._rows.pop(state)
-    del self._stored[row]
+    row = self._rows[state]
     self._policy.release(row)
+    del self._rows[state], self._stored[row]
 
   def victim(self, short: Shortage) -> State | None:
     """The state worth least for what it frees, that no pin holds.
@@ -221,8 +221,8 @@ class Worth:
     """
     self.accept(owner)
     for row in [row for row, by in self._awaited.items() if by == owner]:
-      del self._awaited[row]
       self._policy.release(row)
+      del self._awaited[row]
 
   @property
   def awaited(self) -> tuple[tuple[int, int], ...]:

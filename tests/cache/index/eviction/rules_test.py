@@ -1,14 +1,27 @@
 """The order in which states go."""
 
+import contextlib
+import itertools
+
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.cache.index import (
   EVICTIONS,
   Budget,
   EvictionRule,
+  Lru,
   PrefixIndex,
+  Ranked,
+  Worth,
+  placement_for,
+  register_eviction,
+  unregister_eviction,
 )
 from sparse_prefix_jax.cache.index.eviction import make_eviction
+from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.capacity import check_eviction
+from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from tests.cache.index.short_prompts import look_up, store
 
 
@@ -64,3 +77,72 @@ def test_an_unknown_rule_is_refused(name):
     ValueError, match="eviction must be one of branch_lru, fifo"
   ):
     PrefixIndex(Budget(1, 1, 1), name)
+
+
+class Needs(Lru):
+  def __init__(self, size):
+    super().__init__()
+
+
+class Short(Ranked):
+  def ranks(self, states):
+    return [0.0]
+
+
+ONE = Lru()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+  ("make", "complaint"),
+  [
+    (Needs, "must be called without arguments to make a rule, got .*size"),
+    (lambda: ONE, "must make a new rule that knows no state every time"),
+    (
+      itertools.cycle([Lru(), filled(Lru)._order.rule]).__next__,
+      "must make a new rule",
+    ),
+    (lambda: Lru, "must make an EvictionRule .* got <class"),
+    (lambda: None, "must make an EvictionRule"),
+    (np.zeros(3), r"must be one of .*, got array\(\[0\., 0\., 0\.\]\)"),
+    (Lru(), "must be one of"),
+    (Worth, "eviction Worth weighs states, as placement adaptive does, got"),
+  ],
+)
+def test_what_makes_no_rule_is_refused_when_a_store_is_made(make, complaint):
+  planner = Planner(PlacementPolicy("last", chunk=4), depths=16, serving=True)
+  with pytest.raises(ValueError, match=complaint):
+    PrefixStore(Budget(1000, 100, 10), planner, chunk=4, eviction=make)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_name_of_ones_own_is_given_and_taken_back():
+  register_eviction("mine", Lru)
+  with pytest.raises(ValueError, match="name must be new"):
+    register_eviction("mine", Lru)
+  unregister_eviction("mine")
+  for name in ("mine", "lru", None):
+    with pytest.raises(ValueError, match="one that was registered"):
+      unregister_eviction(name)
+  with pytest.raises(ValueError, match="make must be callable"):
+    register_eviction("mine", 5)
+  register_eviction("mine", Worth)
+  planner = Planner(PlacementPolicy("last", chunk=4), depths=16, serving=True)
+  try:
+    with pytest.raises(ValueError, match="eviction mine weighs states"):
+      PrefixStore(Budget(1000, 100, 10), planner, chunk=4, eviction="mine")
+  finally:
+    unregister_eviction("mine")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_ranks_of_another_number_are_refused():
+  with pytest.raises(ValueError, match="one rank for each of 2 states"):
+    filled(Short)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_an_array_is_no_eviction_of_a_cache_or_a_simulation():
+  for check in (placement_for, lambda e: check_eviction("bytes", e)):
+    with contextlib.suppress(ValueError):
+      assert check(np.zeros(3)) == "last"

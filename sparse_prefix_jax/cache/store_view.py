@@ -1,0 +1,149 @@
+"""What can be seen of a store, and what it begins with.
+
+The verbs that change it stand in `cache/store.py`.
+"""
+
+from sparse_prefix_jax.cache.admission import Admission
+from sparse_prefix_jax.cache.audit import audit_sequences
+from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
+from sparse_prefix_jax.cache.divided_capacity import ShareFollower
+from sparse_prefix_jax.cache.index import Budget, Eviction, Match
+from sparse_prefix_jax.cache.recent import Window
+from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.running import (
+  Endings,
+  Running,
+  SequenceHandle,
+  check_handle,
+)
+from sparse_prefix_jax.cache.verbs import entirely, index_for
+from sparse_prefix_jax.placement import Planner
+
+
+class StoreView:
+  """Index, planner and running sequences, and looks at them.
+
+  Args:
+    budget: What may be held.
+    planner: Where new entries keep states.
+    chunk: Tokens between lattice points, c.
+    eviction: Which state goes first, of `eviction_for` the placement.
+    stores: Whether anything outlives its sequence.
+
+  Attributes:
+    index: What is stored, and where.
+    planner: Where new entries keep states.
+    chunk: Tokens between lattice points, c.
+    stores: Whether anything outlives its sequence.
+    counts: What requests found, over the life of the store.
+    chooser: Follows requests to choose a share for states; None for none.
+  """
+
+  def __init__(
+    self,
+    budget: Budget,
+    planner: Planner,
+    *,
+    chunk: int,
+    eviction: Eviction | None = None,
+    stores: bool = True,
+  ) -> None:
+    """Starts empty; see the class."""
+    self.index = index_for(budget, planner, eviction, chunk)
+    self.planner, self._eviction = planner, eviction
+    self.chunk = chunk
+    self.stores = stores
+    self.counts = Counts()
+    self._window = Window(chunk)
+    self.chooser: ShareFollower | None = None
+    self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
+    self._running: dict[int, Running] = {}
+    self._ended = Endings()
+
+  @property
+  def running(self) -> tuple[Running, ...]:
+    """All running sequences, oldest first."""
+    return tuple(self._running.values())
+
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what was learned of states' worth, shares included."""
+    own = self.planner.worth.remembered_bytes if self.planner.worth else 0
+    return own + (self.chooser.learned_bytes if self.chooser else 0)
+
+  @entirely
+  def find(self, handle: SequenceHandle) -> Running:
+    """The sequence that a handle stands for.
+
+    Raises:
+      ValueError: If it is no handle, was released, decoded further, or is
+        another store's.
+    """
+    check_handle(handle)
+    running = self._running.get(handle.number)
+    if running is None:
+      raise ValueError(f"{handle} {self._ended.why(handle)}.")
+    if running.length != handle.length:
+      raise ValueError(
+        f"{handle} was decoded further, to {running.length} tokens; use the "
+        "handle that decode returned."
+      )
+    return running
+
+  def check_fits(self, request: Request) -> None:
+    """Refuses what could not be held even by an empty store.
+
+    Another share for states may have room for it: what chooses one is told.
+
+    Raises:
+      CapacityError: With what a sequence of that length needs.
+    """
+    budget, pages = self.index.budget, -(-request.length // self.chunk)
+    if budget.fits(2, pages):
+      return
+    if self.chooser:
+      self.chooser.refused(request)
+    raise budget.shortage(request.length, 2, pages)
+
+  def match(self, request: Request) -> Match:
+    """What is stored of a prompt and why it goes no deeper; nothing changes."""
+    return self._admission.match(request)
+
+  def start_over(self, why: str) -> None:
+    """Starts empty with a new index and rule, running sequences included.
+
+    Args:
+      why: What their handles say from here on.
+    """
+    self.planner.renew_worth()
+    planner, budget = self.planner, self.index.budget
+    index = index_for(budget, planner, self._eviction, self.chunk)
+    self._admission = Admission(
+      index, planner, chunk=self.chunk, stores=self.stores
+    )
+    self._window.clear()
+    self.index, ended = index, self.running
+    self._running = {}
+    for running in ended:
+      self._ended.note(running, why)
+
+  def stats(self) -> StoreStats:
+    """What is held now, and what requests found so far."""
+    recent = self._window.copy(self.index.budget)
+    return describe_store(
+      self.index,
+      self.counts,
+      len(self._running),
+      recent,
+      self.chooser,
+      learned_bytes=self.learned_bytes,
+    )
+
+  def audit(self) -> None:
+    """Recomputes every count, and what sequences hold of it; for tests.
+
+    Raises:
+      AssertionError: One sentence on the first thing that does not add up.
+    """
+    self.index.check()
+    audit_sequences(self.index, self.running, self.chunk)

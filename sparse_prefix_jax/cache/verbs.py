@@ -1,0 +1,97 @@
+"""What all verbs of a store have in common: entirely, or not at all.
+
+Only `cache/store.py` and `cache/store_view.py` call this module.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+
+from sparse_prefix_jax.cache.index import (
+  Budget,
+  Eviction,
+  EvictionRule,
+  PrefixIndex,
+  rule_for,
+)
+from sparse_prefix_jax.placement import Planner
+from sparse_prefix_jax.placement.worth import Adaptive
+
+LOST = "the rule of eviction of its cache failed, and so did a new one"
+"""What handles say of sequences whose store had to start empty."""
+
+
+@runtime_checkable
+class Store(Protocol):
+  """What has verbs."""
+
+  index: PrefixIndex
+
+  def start_over(self, why: str) -> None:
+    """Starts empty with a new index, running sequences included.
+
+    Args:
+      why: What their handles say from here on.
+    """
+
+
+_Owner = TypeVar("_Owner", bound=Store)
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
+
+
+def entirely(
+  verb: Callable[Concatenate[_Owner, _Given], _Result],
+) -> Callable[Concatenate[_Owner, _Given], _Result]:
+  """Lets a verb finish before what a rule of eviction raised is raised.
+
+  Where neither the rule nor a new one can be relied on the store starts empty:
+  then, or before its next verb if even that fails.
+
+  Args:
+    verb: A method of a store.
+  """
+
+  @functools.wraps(verb)
+  def whole(
+    store: _Owner, /, *given: _Given.args, **named: _Given.kwargs
+  ) -> _Result:
+    if store.index.lost:
+      store.start_over(LOST)
+    try:
+      with store.index.finishing():
+        return verb(store, *given, **named)
+    finally:
+      if store.index.lost:
+        store.start_over(LOST)
+
+  return whole
+
+
+def index_for(
+  budget: Budget, planner: Planner, eviction: Eviction | None, chunk: int
+) -> PrefixIndex:
+  """Returns an empty index whose rule is made anew where it fails.
+
+  Args:
+    budget: What may be held.
+    planner: Knows what states are worth, if its placement weighs them.
+    eviction: The rule that was asked for, or None.
+    chunk: Tokens of a chunk, c.
+
+  Raises:
+    ValueError: If the rule is unknown, or does not go with the placement.
+  """
+  memory = max(1, budget.learned_bytes)
+
+  def rule(worth: Adaptive | None) -> EvictionRule:
+    if worth is not None:
+      worth.limit_memory(memory)
+    return rule_for(planner.policy.name, eviction, worth)
+
+  return PrefixIndex(
+    budget,
+    rule(planner.worth),
+    block_size=chunk,
+    renew=lambda: rule(planner.renew_worth()),
+  )
