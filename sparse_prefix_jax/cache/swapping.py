@@ -13,7 +13,8 @@ from sparse_prefix_jax.cache.index import (
 from sparse_prefix_jax.cache.running import Running
 
 # Numbers of what waits in the host: no slot, and no sentinel of a kernel.
-_RUNNING, _OWN = -10, -11
+_RUNNING: int = -10
+_OWN: int = -11
 
 
 def private_parts(running: Running, chunk: int) -> Lease:
@@ -64,7 +65,7 @@ def come_back(index: PrefixIndex, running: Running) -> None:
   """
   waiting = running.pages[running.stored :]
   lease = index.reserve(2, len(waiting))
-  slots = dict(zip((_RUNNING, _OWN), lease.slots))
+  slots = {_RUNNING: lease.slots[0], _OWN: lease.slots[1]}
   renumber(running, Renumbering(slots, dict(zip(waiting, lease.pages))))
 
 
