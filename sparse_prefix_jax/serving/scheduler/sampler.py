@@ -1,0 +1,109 @@
+"""How ids are chosen on the device: the seam of the scheduler to sampling."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int32
+
+
+class SampleRows(NamedTuple):
+  """Whose logits the rows of a call are.
+
+  Attributes:
+    seat: Seat of the request of each row, as `begin` was told; a free row has
+      the number of seats, which lies past the end. [b]
+    position: Where the id that is chosen will stand, from the start of the
+      prompt. [b]
+  """
+
+  seat: np.ndarray
+  position: np.ndarray
+
+
+class Sampled(NamedTuple):
+  """What was chosen, on the device.
+
+  Attributes:
+    ids: The ids. [b]
+    logprobs: Their logarithmic probabilities. [b]
+  """
+
+  ids: Int32[Array, "b"]
+  logprobs: Float32[Array, "b"]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+  """Chooses ids from logits that stay on the device.
+
+  What it chooses must be a function of the logits of a row, of what `begin` was
+  told of its seat, of the ids chosen for it since, and of the position: never
+  of the row, the seat's number, or the step. Then ids do not depend on who else
+  is served.
+  """
+
+  def check(self, sampling: object) -> None:
+    """Refuses what is no choice of sampling.
+
+    Raises:
+      ValueError: One sentence on what is wrong.
+    """
+    ...
+
+  def begin(
+    self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray
+  ) -> None:
+    """A request takes a seat, at first or after it had made room.
+
+    Args:
+      seat: Its number.
+      sampling: As it was submitted.
+      prompt: Ids, int32. [t]
+      answer: Ids that it has chosen so far, int32. [t]
+    """
+    ...
+
+  def sample(self, logits: Array, rows: SampleRows) -> Sampled:
+    """Chooses one id for every row, by programs that are dispatched only.
+
+    Args:
+      logits: Float32, on the device; always as many rows. [b vocab]
+      rows: Whose they are.
+    """
+    ...
+
+
+@jax.jit
+def _most_likely(logits: Float[Array, "b vocab"]) -> Sampled:
+  """The largest logit of each row, the first of equal ones."""
+  ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  return Sampled(ids, jnp.take_along_axis(logprobs, ids[:, None], axis=1)[:, 0])
+
+
+class GreedySampler:
+  """Takes the most likely id; there is nothing to choose."""
+
+  def check(self, sampling: object) -> None:
+    """Refuses any choice.
+
+    Raises:
+      ValueError: If it is anything but None.
+    """
+    if sampling is not None:
+      raise ValueError(
+        f"sampling is {sampling!r}; the greedy sampler takes None only."
+      )
+
+  def begin(
+    self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray
+  ) -> None:
+    """Notes nothing."""
+    del seat, sampling, prompt, answer
+
+  def sample(self, logits: Array, rows: SampleRows) -> Sampled:
+    """The most likely id of every row."""
+    del rows
+    return _most_likely(logits)
