@@ -18,7 +18,7 @@ OPERATIONS = sorted(
 )
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "absl", "tqdm"}
 # What only one command draws, serves or reads with.
-EXTRAS = {"matplotlib", "tokenizers", "starlette", "uvicorn"}
+EXTRAS = {"jinja2", "matplotlib", "tokenizers", "starlette", "uvicorn"}
 TESTS_ONLY = {"chex", "optax", "hypothesis", "beartype", "pytest"}
 
 
@@ -138,5 +138,7 @@ def test_extras_hold_what_one_command_imports() -> None:
   extras = _project()["optional-dependencies"]
   assert _names(extras["plot"]) == {"matplotlib"}
   assert _names(extras["demo"]) == {"matplotlib", "tokenizers"}
+  assert _names(extras["text"]) == {"jinja2", "tokenizers"}
   assert _names(extras["train"]) == {"matplotlib", "optax", "safetensors"}
-  assert _names(extras["demo"]) | {"chex"} <= _names(extras["test"])
+  needed = _names(extras["demo"]) | _names(extras["text"]) | {"chex"}
+  assert needed <= _names(extras["test"])
