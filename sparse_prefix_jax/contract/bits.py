@@ -42,14 +42,34 @@ def differing_bits(x: Any, y: Any) -> int:
   return int(np.bitwise_count(different).sum())
 
 
+def litter_of(array: Array) -> Array:
+  """What stands where nothing does: not a number, or the largest whole one.
+
+  Args:
+    array: Any array.
+
+  Returns:
+    One of its shape and dtype.
+
+  Example:
+    >>> litter_of(jnp.zeros(2)), litter_of(jnp.zeros(2, jnp.int8))
+    (Array([nan, nan], dtype=float32), Array([127, 127], dtype=int8))
+  """
+  if jnp.issubdtype(array.dtype, jnp.inexact):
+    return jnp.full_like(array, jnp.nan)
+  if array.dtype == jnp.bool_:
+    return jnp.ones_like(array)
+  return jnp.full_like(array, jnp.iinfo(array.dtype).max)
+
+
 def _fill(
   pools: Pools, slots: Int32[Array, "m"], pages: Int32[Array, "n"]
 ) -> Pools:
-  """NaN in some slots and pages; indices past the end are dropped."""
+  """Litter in some slots and pages; indices past the end are dropped."""
 
   def fill(index: Array) -> Callable[[Array], Array]:
     return lambda pool: pool.at[index].set(
-      jnp.asarray(jnp.nan, pool.dtype), mode="drop"
+      litter_of(jnp.zeros((), pool.dtype)), mode="drop"
     )
 
   return map_pools(pools, fill(slots), fill(pages))
@@ -59,7 +79,7 @@ _fill_program = PoolProgram(_fill)
 
 
 def poison(cache: PrefixCache) -> None:
-  """Fills every slot and page that nobody holds with NaN.
+  """Fills every slot and page that nobody holds with litter, NaN as a rule.
 
   What reads one of them, or multiplies it by zero, shows.
   """

@@ -2,8 +2,9 @@
 
 Every kind of branch is run alone: chunk by chunk, then packed with another
 request, in both orders and on every rung, with other padding and with free
-slots and pages of NaN; then its steps, in every row. What differs in a bit is
-a finding. A model without one lives a few random lives of a cache.
+slots and pages of NaN; then two steps, alone and together, in every row. What
+differs in a bit is a finding. A model without one lives a few random lives of a
+cache.
 """
 
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def check(
     What was found, branch by branch.
 
   Raises:
-    ValueError: If it is no model.
+    ValueError: If it is no model, or a number is not a whole one >= 0.
 
   Example:
     >>> from flax import nnx
@@ -81,6 +82,12 @@ def check(
     raise ValueError(
       f"model must be a HybridDecoder, got {type(model).__name__}"
     )
+  for name, number in (("seed", seed), ("lives", lives)):
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if not whole or not 0 <= number < 2**32:
+      raise ValueError(
+        f"{name} must be a whole number in [0, 2**32), got {number!r}"
+      )
   found, seen = [], set()
   for index, branch in enumerate(model.branches):
     sub = branch.config.sub
@@ -112,22 +119,44 @@ def _broken(trial: Trial, ladder: tuple[int, ...]) -> Iterator[tuple[str, int]]:
   padding = _differing(expected, littered)
   if padding:
     yield PADDING, padding
-  free = trial.changed(littered)
+  steps, strayed = _stepping(trial, littered)
+  free = trial.changed(littered.pools) + strayed
   if free:
     yield FREE, free
-  steps = _stepping(trial, littered)
   if steps:
     yield STEPS, steps
 
 
-def _stepping(trial: Trial, ran: Ran) -> int:
-  """Bits that differ between steps in one row and in the others."""
-  first, *others = [
-    trial.step(ran, row, littered=littered)
-    for littered in (False, True)
-    for row in range(trial.numerics.decode_rows)
+def _stepping(trial: Trial, ran: Ran) -> tuple[int, int]:
+  """Tries two steps of both requests, alone and together, in every row.
+
+  Returns:
+    Bits that differ from those of a request alone in the first row, and bits
+    that change where a step has nothing to write.
+  """
+  requests = 0, 1
+  alone = [trial.step(ran.pools, {0: request}) for request in requests]
+  after = trial.step(ran.pools, dict(enumerate(requests)))
+  again = [
+    trial.step(after.pools, {0: request}, again=True) for request in requests
   ]
-  return sum(_tree_bits(first, other) for other in others)
+  size = trial.numerics.decode_rows
+  places = [{row: request} for row in range(size) for request in requests]
+  if size > 1:
+    places += [{row: 0, (row + 1) % size: 1} for row in range(size)]
+  differing = strayed = 0
+  for rows in places:
+    for littered in (False, True):
+      for pools, expected in ((ran.pools, alone), (after.pools, again)):
+        stepped = trial.step(
+          pools, rows, again=expected is again, littered=littered
+        )
+        differing += sum(
+          _tree_bits(expected[request].made[request], made)
+          for request, made in stepped.made.items()
+        )
+        strayed += trial.written(pools, stepped.pools)
+  return differing, strayed
 
 
 def _differing(expected: Ran, ran: Ran) -> int:

@@ -1,11 +1,13 @@
 """One layer, run alone on two requests in any packing."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_prefix_jax.contract.bits import differing_bits, litter_of
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.layers import BranchPools, Sublayer, SublayerModule
 from sparse_prefix_jax.models.config import ModelConfig
@@ -15,8 +17,11 @@ Place: TypeAlias = tuple[int, int]
 
 # Slots and pages of the chunks of both requests, and free ones.
 _NUMBERS = {(0, 0): 4, (0, 1): 1, (0, 2): 6, (1, 0): 2, (1, 1): 5}
-_FREE, _STEPPED = (0, 3), 7
-_COUNT = 8
+_FREE = 0, 3
+_COUNT = 9
+# The last chunk of each request, and the slot that its steps write.
+_LAST = (0, 2), (1, 1)
+_STEPPED = 7, 8
 _PAGES_PER_REQUEST = 8
 
 _run_program = jax.jit(lambda layer, *inputs: layer(*inputs))
@@ -34,6 +39,18 @@ class Ran(NamedTuple):
 
   outs: dict[Place, np.ndarray]
   kept: Any
+  pools: BranchPools
+
+
+class Stepped(NamedTuple):
+  """What a step gives.
+
+  Attributes:
+    made: Output, slot and page of each request that it ran.
+    pools: All slots and pages.
+  """
+
+  made: dict[int, Any]
   pools: BranchPools
 
 
@@ -60,7 +77,7 @@ class Trial:
     c = self.numerics.chunk
     self._lengths = 2 * c + c // 3 + 1, c + 1
     random = np.random.default_rng(seed)
-    self._inputs = [self._random(random, t + 1) for t in self._lengths]
+    self._inputs = [self._random(random, t + 2) for t in self._lengths]
     # Not a number: what is multiplied by zero would not show otherwise.
     self._litter = np.full_like(self._random(random, c), np.nan)
 
@@ -76,7 +93,7 @@ class Trial:
     """
     pools = self._pools.zeros(slots=_COUNT, pages=_COUNT)
     if littered:
-      pools = jax.tree.map(lambda pool: jnp.full_like(pool, jnp.nan), pools)
+      pools = jax.tree.map(litter_of, pools)
     outs = {}
     for group in groups:
       x = np.stack([self._chunk(place, littered) for place in group])
@@ -92,47 +109,79 @@ class Trial:
         outs[place] = out[: self._real(place)]
     return Ran(outs, self._kept(pools), pools)
 
-  def step(self, ran: Ran, row: int, *, littered: bool = False) -> Any:
-    """Runs the next token of the first request in one row of a step.
+  def step(
+    self,
+    pools: BranchPools,
+    rows: Mapping[int, int],
+    *,
+    again: bool = False,
+    littered: bool = False,
+  ) -> Stepped:
+    """Runs the next token of requests in rows of one step.
 
     Args:
-      ran: The run that it goes on from.
-      row: Where it stands.
-      littered: Whether other rows, which are free, hold something.
-
-    Returns:
-      The output and the slot after it.
+      pools: What the step finds; they are not written.
+      rows: The request of every row that is active.
+      again: Whether this step goes on from the first, in place.
+      littered: Whether free rows hold something.
     """
-    rows = self.numerics.decode_rows
-    x = np.zeros((rows, self._width), self._litter.dtype)
+    size = self.numerics.decode_rows
+    x = np.zeros((size, self._width), self._litter.dtype)
     if littered:
       x[:] = self._litter[0]
-    x[row] = self._inputs[0][-1]
-    here = np.arange(rows) == row
-    table = np.zeros((rows, _PAGES_PER_REQUEST), np.int32)
-    table[row] = _table(1)[0]
+    read, write, position = np.zeros((3, size), np.int32)
+    read[:], write[:] = ZERO, NONE
+    table = np.zeros((size, _PAGES_PER_REQUEST), np.int32)
+    for row, request in rows.items():
+      length = self._lengths[request]
+      x[row] = self._inputs[request][length + again]
+      position[row], table[row] = length + again, _table(1)[request]
+      write[row] = _STEPPED[request]
+      read[row] = write[row] if again else _NUMBERS[_LAST[request]]
+    active = np.isin(np.arange(size), list(rows))
     y, pools = _step_program(
       self._module,
       jnp.asarray(x),
-      jax.tree.map(jnp.array, ran.pools),
-      Rows(
-        read=jnp.where(here, _NUMBERS[0, 2], ZERO),
-        write=jnp.where(here, _STEPPED, NONE),
-        position=jnp.where(here, self._lengths[0], 0),
-        active=jnp.asarray(here),
-      ),
+      jax.tree.map(jnp.array, pools),
+      Rows(*map(jnp.asarray, (read, write, position, active))),
       jnp.asarray(table),
     )
-    slot = jax.tree.map(lambda pool: pool[_STEPPED], pools.slots)
-    return y[row], slot
+    made = {
+      request: (y[row], self._held(pools, request))
+      for row, request in rows.items()
+    }
+    return Stepped(made, pools)
 
-  def changed(self, littered: Ran) -> int:
-    """How many numbers of free slots and pages are not NaN any more."""
+  def changed(self, pools: BranchPools) -> int:
+    """How many bits of free slots and pages are no litter any more."""
     return sum(
-      int(np.count_nonzero(~np.isnan(np.asarray(pool[number], np.float32))))
-      for pool in jax.tree.leaves(littered.pools)
+      differing_bits(pool[number], litter_of(pool[number]))
+      for pool in jax.tree.leaves(pools)
       for number in _FREE
     )
+
+  def written(self, before: BranchPools, after: BranchPools) -> int:
+    """Bits that a step of all requests changed where it had nothing to write.
+
+    Its own are the slots that steps write, and the pages of its tokens.
+    """
+    slots = [n for n in range(_COUNT) if n not in _STEPPED]
+    last = [_NUMBERS[place] for place in _LAST]
+    pages = [n for n in range(_COUNT) if n not in last]
+    kept = [
+      jax.tree.leaves(
+        pools.map(
+          lambda pool: pool[np.array(slots)], lambda pool: pool[np.array(pages)]
+        )
+      )
+      for pools in (before, after)
+    ]
+    return sum(map(differing_bits, *kept))
+
+  def _held(self, pools: BranchPools, request: int) -> Any:
+    """The slot that a request's steps write, and the page of its tokens."""
+    slot, page = _STEPPED[request], _NUMBERS[_LAST[request]]
+    return pools.map(lambda pool: pool[slot], lambda pool: pool[page])
 
   def _random(self, random: np.random.Generator, size: int) -> np.ndarray:
     """Normal numbers in the type of the activations. [size d]"""

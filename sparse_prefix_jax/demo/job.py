@@ -7,7 +7,6 @@ program is compiled once, in the warm-up, and no compilation is in a time.
 import contextlib
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sparse_prefix_jax.demo.strategy import LEVELS, Strategy, strategies
 from sparse_prefix_jax.demo.stream import Stream, recall_stream
 from sparse_prefix_jax.machine import environment
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.writable import writable_folder
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -72,7 +72,7 @@ def run_demo(
       report is written nonetheless.
   """
   picture.library()  # rather told now than after minutes of serving
-  folder = _writable(Path(out))
+  folder = writable_folder(Path(out))
   stream = (stream or recall_stream()).first(requests)
   model = model or stream.make_model()
   tried = strategies(
@@ -101,26 +101,6 @@ def run_demo(
     f"Written: {folder / 'report.json'}, {folder / 'pareto.png'}"
   )
   return report
-
-
-def _writable(folder: Path) -> Path:
-  """Makes the folder and writes to it, for a moment.
-
-  Permissions alone do not tell: who runs as root has all of them, and a disk
-  may be mounted read-only.
-
-  Raises:
-    OSError: one sentence that names the folder and the reason.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      return folder
-  except OSError as error:
-    raise OSError(
-      f"out is {str(folder)!r}, where nothing can be written "
-      f"({error.strerror}); it must be a folder that can be written to."
-    ) from None
 
 
 @contextlib.contextmanager

@@ -221,7 +221,7 @@ def scan(
   length = jnp.full(len(x), t, jnp.int32) if length is None else length
   length = jnp.asarray(length)
   check_axes("scan", x=(x, "b t d"), length=(length, "b"))
-  _check_scan(carry, length, t, c)
+  check_scan(carry, length, t, c)
   at = _check_captures(capture_at, t, c)
   counts = carry.position, length.astype(jnp.int32), at
   pools = BranchPools(carry.slots, carry.pages)
@@ -298,10 +298,20 @@ def _capacity(carry: ExplicitCarry, chunk: int) -> int:
   return pages[0].shape[1] * chunk if pages else np.iinfo(np.int32).max
 
 
-def _check_scan(
+def check_scan(
   carry: ExplicitCarry, length: Array, tokens: int, chunk: int
 ) -> None:
-  """Refuses positions and lengths whose values are known and wrong."""
+  """Refuses positions and lengths whose values are known and wrong.
+
+  Args:
+    carry: What a scan begins from.
+    length: Tokens of each request.
+    tokens: The most that there are.
+    chunk: Tokens of a chunk.
+
+  Raises:
+    ValueError: If one is out of range, off the lattice or beyond the room.
+  """
   position = concrete("carry.position", carry.position)
   lengths, room = concrete("length", length), _capacity(carry, chunk)
   if lengths is None:

@@ -14,6 +14,7 @@ from sparse_prefix_jax.workloads.recall.documents import (
   RecallShape,
   recall_batch,
 )
+from sparse_prefix_jax.workloads.recall.vocabulary import FIRST_WORD, WORDS
 
 
 class Accuracy(NamedTuple):
@@ -64,10 +65,15 @@ def recall_accuracy(
     How many answers were right.
 
   Raises:
-    ValueError: If there are no documents.
+    ValueError: If there are no documents, or the model has no ids for words.
   """
   if documents < 1:
     raise ValueError(f"documents is {documents}; it must be at least 1.")
+  words, size = FIRST_WORD + len(WORDS), model.config.vocab_size
+  if size < words:
+    raise ValueError(
+      f"vocab_size is {size}; the recall task has {words} token ids."
+    )
   right = 0
   for index in tqdm(range(documents), f"{shape.tokens} tokens", leave=False):
     generator = np.random.default_rng((_EVALUATION, seed, index))

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +39,7 @@ from sparse_prefix_jax.workloads.recall.documents import (
 )
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
 from sparse_prefix_jax.workloads.recall.vocabulary import VOCAB_SIZE
+from sparse_prefix_jax.writable import writable_folder
 
 WEIGHTS_FILE = "model.safetensors"
 """The trained weights in bfloat16, in the folder of a training; what ships is
@@ -88,7 +88,7 @@ def train(
   config = config or preset("recall")
   _check(steps, seed, config, stages)
   curve.figures()  # rather told now than after an hour
-  folder = _writable_folder(pathlib.Path(out))
+  folder = writable_folder(pathlib.Path(out))
   run = Run.of(steps, seed, config, stages)
   model = HybridDecoder(config, rngs=nnx.Rngs(seed))
   set_time_constants(model)
@@ -168,20 +168,3 @@ def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
   (folder / "curve.json").write_text(text, encoding="utf-8")
   curve.draw_curve(report, folder / "curve.png")
   return report
-
-
-def _writable_folder(folder: pathlib.Path) -> pathlib.Path:
-  """Makes the folder and writes to it, for a moment.
-
-  Raises:
-    OSError: One sentence that names the folder and the reason.
-  """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      return folder
-  except OSError as error:
-    raise OSError(
-      f"out is {str(folder)!r}, where nothing can be written "
-      f"({error.strerror}); it must be a folder that can be written to."
-    ) from None

@@ -18,6 +18,7 @@ from jax import core, lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.layers import ExplicitCarry
+from sparse_prefix_jax.layers.explicit import check_scan
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.training.losses import cross_entropy
 
@@ -138,7 +139,7 @@ def segmented_gradient(
 
   Raises:
     ValueError: If segments are no multiples of the chunk that divide the
-      documents, or the horizon is below 1.
+      documents, the horizon is below 1, or the carry has no room for them.
 
   Example:
     >>> from flax import nnx
@@ -157,6 +158,8 @@ def segmented_gradient(
       f"segment is {segment}; it must be a multiple of {chunk} that divides "
       f"{tokens}."
     )
+  # What is wrong and traced would only show as NaN.
+  check_scan(carry, jnp.full(len(data.token_ids), tokens), tokens, chunk)
   # The carry after the last segment has no gradient to cut.
   horizon = tokens // segment if horizon is None else horizon
   if not isinstance(horizon, core.Tracer) and horizon < 1:

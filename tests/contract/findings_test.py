@@ -56,12 +56,13 @@ class BrokenConfig:
   kind: ClassVar[str] = "broken"
 
   rule: str
+  dtype: str = "float32"
 
   def make(self, width, numerics, *, rngs):
     return Broken(self.rule)
 
   def keeps(self, width, numerics):
-    return BranchPools(slots=jax.ShapeDtypeStruct((4,), jnp.float32))
+    return BranchPools(slots=jax.ShapeDtypeStruct((4,), self.dtype))
 
   def flops(self, width, numerics):
     return Flops(token=width)
@@ -78,15 +79,31 @@ class Broken(nnx.Module):
     if self.rule == PADDING:
       x = map_chunks(lambda one: one + jnp.mean(one), x)
     slots = pools.slots
+    one = jnp.ones((), slots.dtype)
     slots = slots.at[jnp.where(chunks.write < 0, 99, chunks.write)].set(
-      1.0, mode="drop"
+      one, mode="drop"
     )
     if self.rule == FREE:
-      slots = slots.at[0].set(1.0)
+      slots = slots.at[0].set(one)
     return x, pools._replace(slots=slots)
 
   def step(self, x, pools, rows, page_table):
-    return (x + jnp.mean(x) if self.rule == STEPS else x), pools
+    slots, wrote = pools.slots, jnp.where(rows.active, rows.write, 99)
+    if self.rule == "neighbours":
+      x = x + jnp.sum(jnp.where(rows.active[:, None], x, 0))
+    if self.rule == "rows":
+      x = x + jnp.arange(x.shape[0])[:, None].astype(x.dtype)
+    if self.rule == "reads":
+      two = jnp.full((), 2, jnp.int32).astype(slots.dtype)
+      slots = slots.at[rows.read].set(two, mode="drop")
+    if self.rule == "positions":
+      wrote = jnp.where(rows.active, rows.position % slots.shape[0], 99)
+    value = rows.position
+    if self.rule == "places":
+      value = jnp.arange(x.shape[0], dtype=jnp.int32)
+    value = value[:, None].astype(slots.dtype)
+    slots = slots.at[wrote].set(value, mode="drop")
+    return x, pools._replace(slots=slots)
 
 
 def model(sub):
@@ -107,11 +124,39 @@ def test_a_router_outside_of_the_chunks_is_found():
   assert found.bits > 100
 
 
-@pytest.mark.parametrize("rule", [PADDING, FREE, STEPS])
-def test_the_rule_that_is_broken_is_named(rule):
-  (found,) = check(model(BrokenConfig(rule)))
+@pytest.mark.parametrize("rule", [PADDING, FREE])
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_the_rule_that_is_broken_is_named(rule, dtype):
+  (found,) = check(model(BrokenConfig(rule, dtype)))
   assert found[:3] == (1, "broken", rule)
   assert found.bits > 0
+
+
+@pytest.mark.parametrize(
+  ("broken", "rules"),
+  [
+    ("neighbours", [STEPS]),
+    ("rows", [STEPS]),
+    ("places", [STEPS]),
+    ("reads", [FREE]),
+    ("positions", [FREE]),
+  ],
+)
+def test_steps_that_break_a_rule_are_found(broken, rules):
+  found = check(model(BrokenConfig(broken)))
+  assert [(one.branch, one.rule) for one in found] == [(1, r) for r in rules]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32", "int8", "bool"])
+def test_what_a_slot_holds_may_be_whole(dtype):
+  assert check(model(BrokenConfig("none", dtype)), lives=1) == ()
+
+
+@pytest.mark.parametrize("wrong", [{"lives": -1}, {"lives": 1.5}, {"seed": -1}])
+def test_numbers_that_are_none_are_refused(wrong, unchecked_types):
+  ((name, value),) = wrong.items()
+  with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}$"):
+    check(model(BrokenConfig("none")), **wrong)
 
 
 def test_layers_that_keep_the_rules_are_not_found():

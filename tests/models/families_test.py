@@ -110,6 +110,7 @@ REFUSED = [
   ),
   ("bamba_1", {"attn_layer_indices": [2]}, "attn_layer_.* 2 layers, from 0"),
   ("bamba_1", {"mamba_n_heads": 3}, "mamba_n_heads in .* 48 channels"),
+  ("bamba_1", {"attn_rotary_emb": 2}, "attn_rotary_emb in .* 2; only"),
   ("bamba_1", {"mlp_bias": 1}, "mlp_bias in .* is 1; .* true or false"),
   ("nemotron_h_1", {"layers_block_type": ["x"]}, "holds 'x'; it may hold"),
   ("nemotron_h_1", {"layers_block_type": None}, "names 0 layers in .* 1 to"),
@@ -118,6 +119,9 @@ REFUSED = [
   ("nemotron_h_1", {"mlp_hidden_act": "silu"}, "mlp_hidden_act .* 'relu2'"),
   ("nemotron_h_1", {"sliding_window": 8}, "sliding_window in .* only null"),
   ("nemotron_h_1", {"num_hidden_layers": 2}, "names 3 layers; .* = 2"),
+  ("nemotron_h_1", {"rms_norm_eps": 0.5}, "rms_norm_eps in .* 0.5; only"),
+  ("nemotron_h_1", {"num_query_groups": 3}, "num_query_groups in .* 3; only"),
+  ("nemotron_h_1", {"attention_head_dim": 3}, "attention_head_dim .* 3; only"),
   ("nemotron_h_2", {"n_shared_experts": 2}, "n_shared_experts in .* only 1"),
   ("nemotron_h_3", {"mlp_bias": True}, "mlp_bias in .* True; only False"),
   ("nemotron_h_3", {"topk_group": 5}, "chosen_groups is 5; .* groups = 4"),
@@ -127,12 +131,26 @@ REFUSED = [
   ("falcon_h1_1", {"key_multiplier": -1.0}, "key_multiplier .* above 0"),
   ("olmo_hybrid_1", {"layer_types": ["conv"] * 2}, "holds 'conv'; it may hold"),
   ("olmo_hybrid_1", {"linear_num_value_heads": 3}, "3; .* key_heads = 2"),
+  (
+    "bamba_1",
+    {
+      "max_position_embeddings": None,
+      "rope_parameters": {"rope_type": "yarn", "factor": 2.0},
+    },
+    "yarn, which depends on max_position_embeddings",
+  ),
   ("mamba_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
   ("mamba_1", {"time_step_rank": 0}, "time_step_rank in .* int above 0"),
   ("falcon_mamba_1", {"mixer_rms_eps": 0}, "mixer_rms_eps in .* above 0"),
   ("jamba_1", {"attn_layer_offset": 2}, "offset in .* attn_layer_period = 2"),
   ("jamba_1", {"num_experts_per_tok": 7}, "chosen is 7; .* experts = 6"),
   ("recurrent_gemma_1", {"block_types": ["x"]}, "holds 'x'; it may hold"),
+  ("recurrent_gemma_1", {"block_types": []}, "block_types in .* name a kind"),
+  (
+    "recurrent_gemma_1",
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+    r"rope_parameters in .* \(linear\); this family rotates without",
+  ),
   ("recurrent_gemma_1", {"lru_width": 46}, "channels is 46; .* heads = 4"),
   ("recurrent_gemma_1", {"hidden_activation": "relu"}, "only 'gelu_pytorch"),
   ("recurrent_gemma_1", {"logits_soft_cap": 0}, "logits_soft_cap .* above 0"),
@@ -182,6 +200,28 @@ def test_interleaved_heads_of_another_shape_are_refused(tmp_path, name):
     ValueError, match=r"linear_attn\..* has shape .* asks for"
   ):
     load(directory)
+
+
+# Published files say some things twice, and others that compute nothing.
+PUBLISHED_KEYS = [
+  ("bamba_1", {"attn_rotary_emb": "half", "use_mamba_kernels": True}),
+  ("nemotron_h_1", {"attention_head_dim": "head_dim"}),
+  ("nemotron_h_1", {"num_query_groups": "num_key_value_heads"}),
+  ("nemotron_h_1", {"rms_norm_eps": "layer_norm_epsilon"}),
+  ("falcon_h1_1", {"mlp_expansion_factor": 8}),
+]
+
+
+@pytest.mark.parametrize(("case", "keys"), PUBLISHED_KEYS)
+def test_what_published_files_say_twice_is_no_fault(tmp_path, case, keys):
+  stated = json.loads((GOLDEN / case / "config.json").read_text())
+  width = stated.get("head_dim") or (
+    stated["hidden_size"] // stated["num_attention_heads"]
+  )
+  stated["half"] = width // 2
+  changes = {key: stated.get(value, value) for key, value in keys.items()}
+  models = load(GOLDEN / case), load(copy(tmp_path, case, **changes))
+  assert_same_bits(*map(jax.tree.leaves, models))
 
 
 def test_the_page_says_what_a_state_costs():

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
   "kernels": set(),
   "layers": {"kernels"},
   "machine": set(),  # where a report was made
+  "writable": set(),  # whether it can be written
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
@@ -31,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
   "placement": set(),
   "workloads": {"byte_sizes", "extras"},
   # Losses and steps over `scan`; no cache, no pools.
-  "training": {"models", "layers", "workloads", "extras"},
+  "training": {"models", "layers", "workloads", "extras", "writable"},
   "cache.index": {"placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
@@ -41,8 +42,8 @@ ARROWS: dict[str, set[str]] = {
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
-  # The flags and words of `__main__`, which runs the commands.
-  "command_line": {"evaluation", "placement", "workloads"},
+  # One file per command; what only one needs is imported late.
+  "commands": {"evaluation", "placement", "workloads", "writable"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes", "extras"},
 }

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from sparse_prefix_jax import preset
+from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.training import accuracy, job
 from sparse_prefix_jax.training.accuracy import recall_accuracy
 from sparse_prefix_jax.training.checkpoint import CHECKPOINT_FILE
@@ -50,6 +51,12 @@ def test_the_trained_model_recalls_and_the_count_is_of_its_answers(
 def test_no_documents_are_refused() -> None:
   with pytest.raises(ValueError, match="documents is 0; it must be at least 1"):
     recall_accuracy(trained_model(), SHAPE, documents=0)
+
+
+def test_a_model_without_ids_for_words_is_refused() -> None:
+  model = HybridDecoder(preset("tiny", vocab_size=300), rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="vocab_size is 300; the recall "):
+    recall_accuracy(model, SHAPE, documents=1)
 
 
 @pytest.mark.slow

@@ -112,3 +112,5 @@ def test_segments_that_do_not_fit_are_refused():
     segmented_gradient(model, carry, data, segment=96)
   with pytest.raises(ValueError, match="horizon is 0; it must be at least 1"):
     segmented_gradient(model, carry, data, horizon=0)
+  with pytest.raises(ValueError, match="reach to 256; the carry has room for "):
+    segmented_gradient(model, model.initialize_carry(2, 128), data)

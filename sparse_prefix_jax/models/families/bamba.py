@@ -36,6 +36,7 @@ def _read(fields: Fields) -> ModelConfig:
   eps = fields.number("rms_norm_eps", 1e-5, **plain.EPS)
   fields.only("partial_rotary_factor", 0.5)  # transformers overwrites it
   rope = read_rope(fields, plain.head_width(fields), 0.5)
+  fields.only("attn_rotary_emb", rope.width)  # the same, in channels
   norm = Norm(centred=False, eps=eps)
   mamba = Branch(read_mamba2(fields, eps), pre=norm)
   attention = Branch(_attention(fields, rope), pre=norm)
@@ -113,6 +114,7 @@ BAMBA = Family(
   # Chunks of another implementation, and what training adds to its loss.
   harmless_keys=frozenset(
     {"mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"}
+    | {"use_mamba_kernels"}
   ),
   harmless_tensors=(),
 )

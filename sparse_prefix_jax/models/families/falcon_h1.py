@@ -164,7 +164,10 @@ FALCON_H1 = Family(
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, and what a sampler asks for.
-  harmless_keys=frozenset({"mamba_chunk_size", "num_logits_to_keep"}),
+  # `intermediate_size` holds, not what it is of the width.
+  harmless_keys=frozenset(
+    {"mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor"}
+  ),
   harmless_tensors=(),
 )
 """Mamba-2 and rotated attention side by side, SwiGLU, and 14 factors."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from sparse_prefix_jax.layers import Branch, Mamba2Config, Norm, Numerics
 from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families import plain
 from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
@@ -16,8 +17,6 @@ from sparse_prefix_jax.models.families.state_space import (
   check_plain,
   mamba2_sources,
 )
-
-_MOST_LAYERS = 1024
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -36,7 +35,7 @@ def _read(fields: Fields) -> ModelConfig:
   )
   check_inner_width(fields, "expand", sub)
   norm = Norm(centred=False, eps=eps)
-  layers = fields.count("num_hidden_layers", most=_MOST_LAYERS)
+  layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
   return ModelConfig(
     vocab_size=fields.count("vocab_size", most=2**24),
     width=fields.count("hidden_size"),

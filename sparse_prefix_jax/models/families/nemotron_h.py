@@ -51,9 +51,9 @@ def _read(fields: Fields) -> ModelConfig:
   for key in ("attention_bias", "mamba_proj_bias"):
     fields.only(key, False)  # computed by no implementation
   fields.only("sliding_window")
-  norm = Norm(
-    centred=False, eps=fields.number("layer_norm_epsilon", 1e-5, **plain.EPS)
-  )
+  eps = fields.number("layer_norm_epsilon", 1e-5, **plain.EPS)
+  fields.only("rms_norm_eps", eps)  # the same under another name
+  norm = Norm(centred=False, eps=eps)
   kinds = _kinds(fields)
   makers = {
     "linear_attention": _mamba2,
@@ -112,6 +112,7 @@ def _pass_over(fields: Fields) -> None:
   """Reads what belongs to kinds of layers that the model does not have."""
   for key in (
     *("intermediate_size", "mlp_hidden_act", "mlp_bias", "head_dim"),
+    *("attention_head_dim", "num_query_groups"),
     *("num_attention_heads", "num_key_value_heads", "moe_latent_size"),
     *("n_routed_experts", "n_shared_experts", "moe_intermediate_size"),
     *("moe_shared_expert_intermediate_size", "num_experts_per_tok"),
@@ -149,10 +150,15 @@ def _mamba2(fields: Fields) -> Mamba2Config:
 def _attention(fields: Fields) -> AttentionConfig:
   """Reads the layers of attention, which tell no positions apart."""
   heads = fields.count("num_attention_heads")
+  kv_heads = fields.count("num_key_value_heads", heads)
+  head_width = fields.count("head_dim", fields.get("attention_head_dim") or 128)
+  # The same under names of older files.
+  fields.only("num_query_groups", kv_heads)
+  fields.only("attention_head_dim", head_width)
   return AttentionConfig(
     heads=heads,
-    kv_heads=fields.count("num_key_value_heads", heads),
-    head_width=fields.count("head_dim", 128),
+    kv_heads=kv_heads,
+    head_width=head_width,
     rotary_width=None,
     gate=False,
     head_norm=False,

@@ -15,6 +15,7 @@ from sparse_prefix_jax.layers import (
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.families import plain
 from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Source,
@@ -32,7 +33,7 @@ _LAYER_TYPES = {
   "linear_attention": GatedDeltaNetConfig.kind,
   "full_attention": AttentionConfig.kind,
 }
-_MOST_LAYERS = 1024
+
 _GATE_UP = ("gate_proj", "up_proj")
 _COUNTS = {
   "width": "hidden_size",
@@ -153,7 +154,7 @@ def layer_types(fields: Fields) -> tuple[str, ...]:
   interval = fields.count("full_attention_interval", 4)
   kinds = fields.get("layer_types")
   if kinds is None:
-    layers = fields.count("num_hidden_layers", most=_MOST_LAYERS)
+    layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
     return tuple(
       _LAYER_TYPES[
         "linear_attention" if (i + 1) % interval else "full_attention"
@@ -168,7 +169,7 @@ def layer_types(fields: Fields) -> tuple[str, ...]:
         f"layer_types in {fields.where} holds {shown(kind)}; it may hold "
         f"{' and '.join(_LAYER_TYPES)}."
       )
-  layers = fields.count("num_hidden_layers", len(kinds), most=_MOST_LAYERS)
+  layers = fields.count("num_hidden_layers", len(kinds), most=plain.MOST_LAYERS)
   if layers != len(kinds):
     raise ValueError(
       f"layer_types in {fields.where} names {len(kinds)} layers; it must name "

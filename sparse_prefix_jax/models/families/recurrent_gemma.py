@@ -42,6 +42,11 @@ def _read(fields: Fields) -> ModelConfig:
   )
   head_width = fields.count("head_dim", max(1, width // heads))
   rope = read_rope(fields, head_width, 0.5)
+  if rope.scaling is not None:
+    raise ValueError(
+      f"rope_parameters in {fields.where} scales frequencies "
+      f"({rope.scaling.kind}); this family rotates without."
+    )
   norm = Norm(eps=fields.number("rms_norm_eps", 1e-6, **plain.EPS))
   mixers = {
     "recurrent": RGLRUConfig(
@@ -74,7 +79,11 @@ def _read(fields: Fields) -> ModelConfig:
 
 def _kinds(fields: Fields) -> list[str]:
   """Reads the kinds of the layers: a few that are repeated."""
-  kinds = fields.texts("block_types") or [_KINDS[0], _KINDS[0], _KINDS[1]]
+  kinds = fields.texts("block_types")
+  if kinds is None:
+    kinds = [_KINDS[0], _KINDS[0], _KINDS[1]]
+  if not kinds:
+    raise fields.error("block_types", "it must name a kind of layers")
   plain.check_kinds(fields, "block_types", kinds, _KINDS)
   layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
   return (kinds * layers)[:layers]
@@ -89,7 +98,6 @@ def _attention(fields: Fields, rope: Rope, head_width: int) -> AttentionConfig:
     head_width=head_width,
     rotary_width=rope.width,
     rope_theta=rope.theta,
-    rope_scaling=rope.scaling,
     gate=False,
     head_norm=False,
     attention_window=fields.count("attention_window_size", 2048),

@@ -9,6 +9,8 @@ _PLAIN = ("default", "mrope")
 _SCALINGS = ("linear", "yarn")
 # On text the three axes of mrope count alike, so that it is plain.
 _HARMLESS = frozenset({"mrope_section", "mrope_interleaved"})
+# Of a file that does not say, whose embedding is the same at any length.
+_CONTEXT = 32768
 _OBJECTS = ("rope_scaling", "rope_parameters")
 
 
@@ -55,7 +57,9 @@ def read_rope(
     >>> read_rope(fields, 256, 0.25)
     Rope(width=64, theta=10000000.0, scaling=None, length=32768)
   """
-  context = fields.count("max_position_embeddings", 32768, most=2**30)
+  context = None
+  if fields.get("max_position_embeddings") is not None:
+    context = fields.count("max_position_embeddings", most=2**30)
   theta = fields.number("rope_theta", theta, least=1.0, most=1e30)
   partial = fields.number(
     "partial_rotary_factor", partial, least=1e-3, most=1.0
@@ -105,7 +109,7 @@ def read_whole_rope(
 
 
 def _read_object(
-  rope: Fields, beside: dict[str, Any], head_width: int, context: int
+  rope: Fields, beside: dict[str, Any], head_width: int, context: int | None
 ) -> Rope:
   """Reads one object, with what stands beside it for what it lacks."""
   stated = {k: v for k, v in rope.values.items() if v is not None}
@@ -119,9 +123,9 @@ def _read_object(
   scaling = _scaling(rope, kind, theta, context)
   rope.get(name)
   rope.refuse_unread(_HARMLESS)
-  length = context
+  length = context or _CONTEXT
   if scaling is not None and kind == "yarn":
-    length = max(context, int(scaling.factor * scaling.original_length))
+    length = max(length, int(scaling.factor * scaling.original_length))
   return Rope(int(head_width * partial), theta, scaling, min(length, 2**30))
 
 
@@ -152,7 +156,7 @@ def _kind(rope: Fields) -> str:
 
 
 def _scaling(
-  rope: Fields, kind: str, theta: float, context: int
+  rope: Fields, kind: str, theta: float, context: int | None
 ) -> RopeScaling | None:
   """Reads the numbers of a scaling; None for a plain embedding."""
   if kind == "default":
@@ -162,6 +166,11 @@ def _scaling(
     return RopeScaling(kind="linear", factor=factor)
   if theta <= 1:
     raise rope.error("rope_theta", "with yarn it must be above 1")
+  if context is None:
+    raise ValueError(
+      f"{rope.where} is yarn, which depends on max_position_embeddings, and "
+      "the configuration has none."
+    )
   original = rope.count("original_max_position_embeddings", context, most=2**30)
   factor = rope.number("factor", context / original, least=1e-3, most=1e6)
   return RopeScaling(

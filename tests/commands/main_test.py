@@ -12,7 +12,8 @@ import pytest
 
 import sparse_prefix_jax
 from sparse_prefix_jax import __main__ as main
-from tests.main.refusal import refused
+from sparse_prefix_jax.commands import place
+from tests.commands.refusal import refused
 
 
 def started(line):
@@ -59,7 +60,7 @@ def test_progress_that_nobody_reads_ends_the_work(command, monkeypatch):
 
   hushed = []
   monkeypatch.setattr(main, "hush", hushed.append)
-  monkeypatch.setitem(main._COMMANDS, "place", broken)
+  monkeypatch.setattr(place, "place_command", broken)
   result = command("place", "--histogram=h.npy", "--budget=1")
   assert result == (141, "", "") and len(hushed) == 1
 
@@ -95,7 +96,7 @@ def test_last_net(command, monkeypatch, error, sentence):
   def fail(_):
     raise error
 
-  monkeypatch.setitem(main._COMMANDS, "place", fail)
+  monkeypatch.setattr(place, "place_command", fail)
   result = command("place", "--histogram=h.npy", "--budget=1")
   assert refused(result).endswith(sentence)
 
@@ -104,7 +105,7 @@ def test_an_interruption_is_one_sentence(command, monkeypatch):
   def interrupted(_):
     raise KeyboardInterrupt
 
-  monkeypatch.setitem(main._COMMANDS, "place", interrupted)
+  monkeypatch.setattr(place, "place_command", interrupted)
   status, out, err = command("place", "--histogram=h.npy", "--budget=1")
   assert (status, out, err) == (130, "", "sparse_prefix_jax: interrupted.\n")
 

@@ -1,14 +1,7 @@
-"""The flags of the command line, and how it prints.
-
-What the commands do stands in `__main__.py`.
-"""
+"""The flags of all commands: what each takes, needs and means."""
 
 import math
-import os
-import re
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
@@ -200,72 +193,3 @@ def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
 def help_text() -> str:
   """The commands, and the flags of all of them."""
   return _USAGE + _define_flags().get_help()
-
-
-def say(text: str, *, stream: Any = None) -> None:
-  """Prints a line at once, whether or not somebody still reads.
-
-  `python -m sparse_prefix_jax --help | head -1` closes the pipe early, which is
-  no fault of anybody.
-
-  Args:
-    text: what to print.
-    stream: where to print it, stdout by default.
-
-  Raises:
-    OSError: the line cannot be written, because the disk is full, say.
-  """
-  stream = stream or sys.stdout
-  try:
-    print(text, file=stream, flush=True)
-  except OSError as error:
-    hush(stream)
-    if not isinstance(error, BrokenPipeError):
-      raise
-
-
-def hush(stream: Any) -> None:
-  """Lets a stream lead nowhere from here on.
-
-  What could not be written stays in its buffer, and the interpreter would try
-  again, and fail, when it ends.
-
-  Args:
-    stream: one that has a file descriptor, such as stdout.
-  """
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, stream.fileno())
-  os.close(nowhere)
-
-
-def tell(sentence: str) -> None:
-  """Prints a sentence of this program to stderr.
-
-  Args:
-    sentence: what to tell, without the name of the program.
-  """
-  if sys.stderr is not None:  # closed by the shell, as by 2>&-
-    say(f"sparse_prefix_jax: {sentence}", stream=sys.stderr)
-
-
-def sentence_of(error: Exception) -> str:
-  """What went wrong, on one line.
-
-  Args:
-    error: what a command raised.
-
-  Returns:
-    A sentence with the name of the file, where the system knows it.
-
-  >>> sentence_of(FileNotFoundError(2, "No such file", "trace.jsonl"))
-  'No such file: trace.jsonl'
-  """
-  text = str(error) or type(error).__name__
-  if isinstance(error, OSError) and error.strerror:
-    name = "" if error.filename is None else f": {error.filename}"
-    text = error.strerror + name
-  elif isinstance(error, MemoryError | OverflowError | RecursionError):
-    text = f"the input is too large: {text}"
-  # Nobody reads a number of thousands of digits.
-  short = re.sub(r"\d{40,}", lambda m: f"{m[0][:10]}... (long)", text)
-  return " ".join(short.split())

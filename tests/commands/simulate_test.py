@@ -4,10 +4,15 @@ import json
 
 import pytest
 
-from sparse_prefix_jax import __main__ as main
-from sparse_prefix_jax import page_bytes, prefill_flops, preset, state_bytes
+from sparse_prefix_jax import (
+  evaluation,
+  page_bytes,
+  prefill_flops,
+  preset,
+  state_bytes,
+)
 from sparse_prefix_jax.models.checkpoint import read_config
-from tests.main.refusal import refused
+from tests.commands.refusal import refused
 
 
 @pytest.mark.parametrize(
@@ -105,8 +110,8 @@ def test_what_prefill_costs_comes_from_the_model(
     costs.append(sizes.cost)
     return evaluation_simulate(*arguments, sizes=sizes, **options)
 
-  evaluation_simulate = main.evaluation.simulate
-  monkeypatch.setattr(main.evaluation, "simulate", simulate)
+  evaluation_simulate = evaluation.simulate
+  monkeypatch.setattr(evaluation, "simulate", simulate)
   for flag in ("--preset=tiny", f"--model={folder}"):
     simulated_bytes(command, tmp_path, tokens, flag)
   config = read_config(folder, ladder=(1,))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from sparse_prefix_jax import __main__ as main
-from tests.main.refusal import refused
+from sparse_prefix_jax.commands import place
+from tests.commands.refusal import refused
 
 
 def test_place(command, tmp_path):
@@ -102,7 +102,7 @@ def test_place_refuses_other_files(command, tmp_path, monkeypatch):
   ):
     result = command("place", f"--histogram={path}", "--budget=1")
     assert sentence in refused(result)
-  monkeypatch.setattr(main, "MAX_BYTES", 100)
+  monkeypatch.setattr(place, "MAX_BYTES", 100)
   np.save(text, np.ones(30))
   result = command("place", f"--histogram={text}", "--budget=1")
   assert "has more than 100 bytes" in refused(result)
