@@ -1,7 +1,7 @@
 """Scheduler: many requests share one model, and none of them can tell.
 
-What a step does is in `steps.py`. There is no clock and no thread: the same calls
-give the same events.
+What a step does is in `steps.py`. There is no clock and no thread: the same
+calls give the same events.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -49,7 +49,8 @@ class Scheduler:
     max_waiting: Most requests that wait; more are refused. None for any number.
     sampler: Chooses ids; the most likely ones by default.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
-      size such as "1GiB"; what does not fit is dropped and replayed.
+      size such as "1GiB"; what does not fit is dropped and replayed, and so is
+      everything with None.
     overlap: Whether a step is dispatched before the last ids are read. Without,
       ids are told by the step that chose them.
 
@@ -78,7 +79,7 @@ class Scheduler:
     max_running: int = 64,
     max_waiting: int | None = None,
     sampler: Sampler | None = None,
-    swap_capacity: int | str = "1GiB",
+    swap_capacity: int | str | None = "1GiB",
     overlap: bool = True,
   ) -> None:
     """Serves nobody yet; see the class."""
@@ -88,6 +89,9 @@ class Scheduler:
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
     if max_waiting is not None:
       check_at_least("max_waiting", max_waiting, 0)
+    swap_bytes = 0
+    if swap_capacity is not None:
+      swap_bytes = parse_bytes(swap_capacity, name="swap_capacity")
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._most = cache, max_waiting
@@ -98,7 +102,7 @@ class Scheduler:
       self._sampler,
       seats=seats,
       chunks=budget // cache.store.chunk,
-      swap_bytes=parse_bytes(swap_capacity, name="swap_capacity"),
+      swap_bytes=swap_bytes,
       overlap=overlap,
     )
     self._submitted = 0
