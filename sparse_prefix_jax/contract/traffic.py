@@ -57,7 +57,8 @@ def _noisy(
   ids = jnp.argmax(logits + jax.vmap(noise)(seeds, position), axis=-1)
   chances = jax.nn.log_softmax(logits, axis=-1)
   picked = jnp.take_along_axis(chances, ids[:, None], axis=1)[:, 0]
-  return Sampled(ids.astype(jnp.int32), picked)
+  none = jnp.zeros((len(ids), 0))
+  return Sampled(ids.astype(jnp.int32), picked, none.astype(jnp.int32), none)
 
 
 class NoisySampler:
@@ -67,14 +68,19 @@ class NoisySampler:
     """Nobody sits anywhere yet."""
     self._seeds: dict[int, int] = {}
 
-  def check(self, sampling: object) -> None:
-    """Refuses what is no seed.
+  def check(self, sampling: object) -> bool:
+    """Refuses what is no seed; ids before do not matter.
 
     Raises:
       ValueError: If it is anything but an int.
     """
     if not isinstance(sampling, int):
       raise ValueError(f"sampling is {sampling!r}; it must be a seed.")
+    return False
+
+  def note(self, seat: int, token: int) -> None:
+    """Notes nothing."""
+    del seat, token
 
   def begin(
     self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray

@@ -21,14 +21,11 @@ from sparse_prefix_jax.runtime.run import (
   head_blocks,
   last_rows,
 )
+from sparse_prefix_jax.runtime.sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
 from sparse_prefix_jax.serving.decode import step_input
 from sparse_prefix_jax.serving.scheduler.life import Life
-from sparse_prefix_jax.serving.scheduler.sampler import (
-  Sampled,
-  Sampler,
-  SampleRows,
-)
+from sparse_prefix_jax.serving.scheduler.sampler import Sampler, SampleRows
 
 
 class Chosen(NamedTuple):

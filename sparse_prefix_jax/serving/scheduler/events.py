@@ -64,6 +64,7 @@ class TokenEvent:
     id: The id.
     position: Where it stands, the first token of the prompt being 0.
     logprob: Its logarithmic probability, as the sampler says it.
+    best: The most probable ids with theirs, where the sampler was asked.
     logits: Float32 that it was chosen from, where the request keeps them;
       otherwise None. [vocab]
   """
@@ -72,6 +73,7 @@ class TokenEvent:
   id: int
   position: int
   logprob: float
+  best: tuple[tuple[int, float], ...]
   logits: np.ndarray | None
 
 

@@ -5,7 +5,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float
+
+from sparse_prefix_jax.runtime.sampler import Sampled
 
 
 class SampleRows(NamedTuple):
@@ -22,18 +24,6 @@ class SampleRows(NamedTuple):
   position: np.ndarray
 
 
-class Sampled(NamedTuple):
-  """What was chosen, on the device.
-
-  Attributes:
-    ids: The ids. [b]
-    logprobs: Their logarithmic probabilities. [b]
-  """
-
-  ids: Int32[Array, "b"]
-  logprobs: Float32[Array, "b"]
-
-
 @runtime_checkable
 class Sampler(Protocol):
   """Chooses ids from logits that stay on the device.
@@ -44,8 +34,11 @@ class Sampler(Protocol):
   is served.
   """
 
-  def check(self, sampling: object) -> None:
+  def check(self, sampling: object) -> bool:
     """Refuses what is no choice of sampling.
+
+    Returns:
+      Whether an id can be chosen only after the one before it was noted.
 
     Raises:
       ValueError: One sentence on what is wrong.
@@ -65,6 +58,15 @@ class Sampler(Protocol):
     """
     ...
 
+  def note(self, seat: int, token: int) -> None:
+    """An id that was chosen for a seat was read, and did not end its request.
+
+    Args:
+      seat: Its number.
+      token: The id.
+    """
+    ...
+
   def sample(self, logits: Array, rows: SampleRows) -> Sampled:
     """Chooses one id for every row, by programs that are dispatched only.
 
@@ -80,13 +82,15 @@ def _most_likely(logits: Float[Array, "b vocab"]) -> Sampled:
   """The largest logit of each row, the first of equal ones."""
   ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
   logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  return Sampled(ids, jnp.take_along_axis(logprobs, ids[:, None], axis=1)[:, 0])
+  chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=1)[:, 0]
+  none = jnp.zeros((logits.shape[0], 0))
+  return Sampled(ids, chosen, none.astype(jnp.int32), none)
 
 
 class GreedySampler:
   """Takes the most likely id; there is nothing to choose."""
 
-  def check(self, sampling: object) -> None:
+  def check(self, sampling: object) -> bool:
     """Refuses any choice.
 
     Raises:
@@ -96,12 +100,17 @@ class GreedySampler:
       raise ValueError(
         f"sampling is {sampling!r}; the greedy sampler takes None only."
       )
+    return False
 
   def begin(
     self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray
   ) -> None:
     """Notes nothing."""
     del seat, sampling, prompt, answer
+
+  def note(self, seat: int, token: int) -> None:
+    """Notes nothing."""
+    del seat, token
 
   def sample(self, logits: Array, rows: SampleRows) -> Sampled:
     """The most likely id of every row."""

@@ -17,13 +17,14 @@ from sparse_prefix_jax.serving.scheduler.asked import (
   check_at_least,
   check_places,
 )
+from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
   Event,
   RequestHandle,
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
-from sparse_prefix_jax.serving.scheduler.sampler import GreedySampler, Sampler
+from sparse_prefix_jax.serving.scheduler.sampler import Sampler
 from sparse_prefix_jax.serving.scheduler.steps import Steps
 
 
@@ -47,7 +48,8 @@ class Scheduler:
     token_budget: Most tokens of prompts per step, floored to whole chunks.
     max_running: Most requests that run at once.
     max_waiting: Most requests that wait; more are refused. None for any number.
-    sampler: Chooses ids; the most likely ones by default.
+    sampler: Chooses ids; None for one that takes a `Sampling`, or None for the
+      most probable ids, or a pair of one and the number of a sample.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
       size such as "1GiB"; what does not fit is dropped and replayed, and so is
       everything with None.
@@ -95,7 +97,7 @@ class Scheduler:
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._most = cache, max_waiting
-    self._sampler = sampler if sampler is not None else GreedySampler()
+    self._sampler = sampler or DeviceSampler(cache.config, seats)
     self._steps = Steps(
       model,
       cache,
@@ -167,6 +169,7 @@ class Scheduler:
       CapacityError: If prompt and longest answer do not fit alone, or too many
         wait. Nothing has changed then.
     """
+    judges = self._sampler.check(sampling)
     asked = Asked(
       sampling=sampling,
       max_tokens=max_tokens,
@@ -175,10 +178,9 @@ class Scheduler:
       deadline=deadline,
       anchors=anchors,
       stop_tokens=frozenset(stop_tokens),
-      judged=judged,
+      judged=judged or judges,
       keep_logits=keep_logits,
     )
-    self._sampler.check(sampling)
     with self._cache.call():
       check_places(len(self._steps.line.waiting), self._most)
       request = asked.request(prompt, self._cache)

@@ -13,6 +13,7 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.runtime.sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
 from sparse_prefix_jax.serving.scheduler.device import Chosen, Device
 from sparse_prefix_jax.serving.scheduler.events import (
@@ -60,7 +61,7 @@ class Steps:
     """No step yet; see the class."""
     self._model, self._cache, self._store = model, cache, cache.store
     self._chunk, self._budget = cache.store.chunk, chunks
-    self._overlap = overlap
+    self._overlap, self._sampler = overlap, sampler
     self._device = Device(cache, sampler, seats)
     self.line = Line(
       cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
@@ -249,7 +250,7 @@ class Steps:
       if not alive:
         continue
       mine += [life.sequence for life in alive]
-      ids, logprobs = jax.device_get(one.sampled)
+      drawn = jax.device_get(one.sampled)
       logits = None if one.logits is None else np.asarray(one.logits)
       mine.clear()
       for i, life in enumerate(one.lives):
@@ -257,14 +258,25 @@ class Steps:
           row = None
           if logits is not None and life.asked.keep_logits:
             row = logits[i].copy()
-          self._take(life, int(ids[i]), float(logprobs[i]), row)
+          self._take(life, jax.tree.map(lambda x, i=i: x[i], drawn), row)
 
   def _take(
-    self, life: Life, token: int, logprob: float, logits: np.ndarray | None
+    self, life: Life, drawn: Sampled, logits: np.ndarray | None
   ) -> None:
     """Tells an id; it may be the last one."""
-    self._tell(TokenEvent(life.handle, token, life.known, logprob, logits))
+    token = int(drawn.ids)
+    best = zip(drawn.best_ids.tolist(), drawn.best_logprobs.tolist())
+    told = TokenEvent(
+      life.handle,
+      token,
+      life.known,
+      float(drawn.logprobs),
+      tuple(pair for pair in best if pair[0] >= 0),
+      logits,
+    )
+    self._tell(told)
     life.unread -= 1
+    self._sampler.note(life.seat, token)
     life.ids.append(token)
     if token in life.asked.stop_tokens:
       self.end(life, Ending.STOP)

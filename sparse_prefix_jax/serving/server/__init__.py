@@ -1,1 +1,1 @@
-"""An HTTP interface in the form of OpenAI's, thin: Starlette over a scheduler."""
+"""An HTTP interface in the form of OpenAI's: Starlette over a scheduler."""

@@ -92,11 +92,13 @@ def make_app(
       Route("/metrics", routes.metrics),
       Route("/v1/models", routes.models),
       Route(
-        "/v1/completions", functools.partial(routes.answer, False),
+        "/v1/completions",
+        functools.partial(routes.answer, False),
         methods=["POST"],
       ),
       Route(
-        "/v1/chat/completions", functools.partial(routes.answer, True),
+        "/v1/chat/completions",
+        functools.partial(routes.answer, True),
         methods=["POST"],
       ),
     ],
@@ -211,7 +213,9 @@ def _refusing() -> Iterator[None]:
   try:
     yield
   except tuple(REFUSALS) as error:
-    status = next(REFUSALS[kind] for kind in REFUSALS if isinstance(error, kind))
+    status = next(
+      REFUSALS[kind] for kind in REFUSALS if isinstance(error, kind)
+    )
     raise Refused(status, " ".join(str(error).split())) from None
 
 
@@ -225,7 +229,7 @@ async def _collect(reply: Reply, pieces: AsyncIterator[Piece]) -> None:
 
 async def _disconnected(request: Request) -> None:
   """Returns when the client has gone."""
-  while not (await request.receive())["type"] == "http.disconnect":
+  while (await request.receive())["type"] != "http.disconnect":
     pass
 
 
@@ -257,9 +261,7 @@ async def _events(
   yield b"data: [DONE]\n\n"
 
 
-async def _with_first(
-  first: Piece, pieces: Any
-) -> AsyncIterator[Piece]:
+async def _with_first(first: Piece, pieces: Any) -> AsyncIterator[Piece]:
   """Pieces, the first of which was taken already."""
   async with contextlib.aclosing(pieces):
     yield first
@@ -276,7 +278,8 @@ def _metrics(service: Service) -> str:
   lines = [prometheus_text(service.cache.stats())]
   for name, value in service.counts().items():
     kind = "gauge" if name in ("waiting", "running") else "counter"
-    full = f"sparse_prefix_server_{name}" + ("_total" if kind == "counter" else "")
+    suffix = "_total" if kind == "counter" else ""
+    full = f"sparse_prefix_server_{name}{suffix}"
     lines.append(f"# TYPE {full} {kind}\n{full} {value}\n")
   return "".join(lines)
 
@@ -284,4 +287,3 @@ def _metrics(service: Service) -> str:
 @functools.cache
 def _page() -> str:
   return pathlib.Path(__file__).with_name("page.html").read_text("utf-8")
-

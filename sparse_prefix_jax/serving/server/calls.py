@@ -7,6 +7,7 @@ changes nothing is passed over.
 
 import dataclasses
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -20,12 +21,12 @@ Prompt: TypeAlias = str | list[int] | list[dict[str, Any]]
 MOST_SAMPLES = 16
 """How many samples of how many prompts a call may ask for."""
 _MOST_BEST = 20
-_MOST_STOPS = 16
 _BOTH = {"model", "n", "stop", "stream", "stream_options", "max_tokens"}
 _SAMPLING = {
   *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
   *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 }
+_WHOLE = ("top_k", "seed")
 # They change no answer: who asks, and what somebody else bills or stores.
 _SILENT = {
   *("user", "metadata", "service_tier", "safety_identifier"),
@@ -98,7 +99,9 @@ def read_call(content: bytes, model: str, *, chat: bool) -> Call:
   _refuse_others(body, known)
   if body.get("model", model) != model:
     raise _error(body, "model", f"the only one here is {model!r}")
-  best = _best_of_chat(body) if chat else _count(body, "logprobs", 0, _MOST_BEST)
+  best = (
+    _best_of_chat(body) if chat else _count(body, "logprobs", 0, _MOST_BEST)
+  )
   options = _field(body, "stream_options", dict, {})
   _refuse_others(options, {"include_usage", "include_obfuscation"})
   prompts = (_messages(body),) if chat else _prompts(body)
@@ -203,9 +206,7 @@ def _most_tokens(body: Mapping[str, Any]) -> int | None:
 
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
   """The stop strings."""
-  stops = tuple(checked_stops(body.get("stop")))
-  if len(stops) > _MOST_STOPS:
-    raise _error(body, "stop", f"at most {_MOST_STOPS} strings are allowed")
+  stops = checked_stops(body.get("stop"))
   for stop in stops:
     _check_text("stop", stop)
   return stops
@@ -213,16 +214,33 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _sampling(body: Mapping[str, Any], best: int) -> Sampling:
   """How ids are drawn; without a temperature it is 1, as everywhere."""
-  given = {
-    name: body[name] for name in _SAMPLING if body.get(name) is not None
-  }
-  given.setdefault("temperature", 1.0)
-  bias = given.get("logit_bias")
-  if bias is not None:
-    given["logit_bias"] = _bias(body, bias)
-  if isinstance(given.get("seed"), int):
-    given["seed"] %= 2**32  # seeds may be any integer, negative ones too
+  given: dict[str, Any] = {"temperature": 1.0}
+  for name in sorted(
+    _SAMPLING & {key for key, x in body.items() if x is not None}
+  ):
+    value = body[name]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name == "logit_bias":
+      given[name] = _bias(body, value)
+    elif name in _WHOLE:
+      if not whole:
+        raise _error(body, name, "it must be an integer")
+      given[name] = value
+    elif whole or isinstance(value, float):
+      given[name] = _as_float(value)
+    else:
+      raise _error(body, name, "it must be a number")
+  # Any integer will do, negative ones too.
+  given["seed"] = given.get("seed", 0) % 2**32
   return Sampling(**given, best=best)
+
+
+def _as_float(value: int | float) -> float:
+  """A number as a float; what is too large is infinite, and refused so."""
+  try:
+    return float(value)
+  except OverflowError:
+    return math.inf
 
 
 def _bias(body: Mapping[str, Any], bias: Any) -> dict[int, float]:
@@ -231,15 +249,18 @@ def _bias(body: Mapping[str, Any], bias: Any) -> dict[int, float]:
     key.isascii() and key.isdigit() and len(key) < 12 for key in bias
   ):
     raise _error(body, "logit_bias", "it must map ids to numbers")
-  return {int(key): value for key, value in bias.items()}
+  numbers = all(type(value) in (int, float) for value in bias.values())
+  if not numbers:
+    raise _error(body, "logit_bias", "it must map ids to numbers")
+  return {int(key): _as_float(value) for key, value in bias.items()}
 
 
 def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
   """The prompts of a completion: one or several, texts or ids."""
   prompt = body.get("prompt")
   many = prompt if isinstance(prompt, list) else [prompt]
-  if many and all(map(_is_id, many)):
-    many = [many]
+  if isinstance(prompt, list) and all(map(_is_id, prompt)):
+    many = [prompt]
   if not many or not all(map(_is_prompt, many)):
     raise _error(
       body, "prompt", "it must be a text, a list of ids, or a list of such"

@@ -11,6 +11,7 @@ from sparse_prefix_jax.serving.server.calls import Call
 from sparse_prefix_jax.serving.server.service import Piece
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
+
 def error_reply(sentence: str, kind: str = "invalid_request_error") -> Any:
   """The body of an error.
 
@@ -141,9 +142,7 @@ class Reply:
     ids = [i for delta in deltas for i in delta.ids]
     logprobs = [x for delta in deltas for x in delta.logprobs]
     best = [
-      list(zip(one.ids, one.logprobs))
-      for delta in deltas
-      for one in delta.best
+      list(zip(one.ids, one.logprobs)) for delta in deltas for one in delta.best
     ] or [[] for _ in ids]
     if self.call.chat:
       content = [

@@ -67,6 +67,7 @@ class _Answer:
   index: int
   grown: GrowingAnswer
   prompt_tokens: int
+  best: int
   started: Started | None = None
 
   def piece(self, *, error: str | None = None) -> Piece | None:
@@ -156,7 +157,9 @@ class Service:
     try:
       while left:
         piece = await pieces.get()
-        ended = piece.delta is not None and piece.delta.finish_reason is not None
+        ended = (
+          piece.delta is not None and piece.delta.finish_reason is not None
+        )
         left -= ended or piece.error is not None
         yield piece
     finally:
@@ -237,6 +240,7 @@ class Service:
             len(handles) - 1,
             GrowingAnswer(self.tokenizer, call.stops, self._end_ids),
             len(ids),
+            call.sampling.best,
           )
     except Exception:
       self._cancel(handles)
@@ -289,7 +293,7 @@ class Service:
       del self._answers[event.handle]
       self._finish(answer, event)
       return
-    answer.grown.add(event.id, event.logprob, event.best)
+    answer.grown.add(event.id, event.logprob, event.best[: answer.best])
     piece = answer.piece()
     if answer.grown.finish_reason is not None:
       del self._answers[event.handle]
