@@ -91,6 +91,7 @@ def make_app(
       Route("/health", routes.health),
       Route("/metrics", routes.metrics),
       Route("/v1/models", routes.models),
+      Route("/v1/states", routes.states, methods=["POST"]),
       Route(
         "/v1/completions",
         functools.partial(routes.answer, False),
@@ -154,6 +155,16 @@ class _Routes:
       "owned_by": "sparse_prefix_jax",
     }
     return JSONResponse({"object": "list", "data": [one]})
+
+  async def states(self, request: Request) -> Response:
+    """What is stored of a prompt or a conversation."""
+    salt = self._salt(request)
+    content = await _content(request)
+    with _refusing():
+      chat = b'"messages"' in content
+      call = read_call(content, self._model, chat=chat)
+      found = [await self._service.states(p, salt) for p in call.prompts]
+    return JSONResponse({"object": "list", "data": found})
 
   async def answer(self, chat: bool, request: Request) -> Response:
     """Answers a completion or a chat, as a whole or as it comes."""

@@ -11,12 +11,13 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
 from sparse_prefix_jax.serving.scheduler import (
@@ -165,6 +166,32 @@ class Service:
     finally:
       if left:
         self._commands.put(lambda: self._cancel(handles))
+
+  async def states(self, prompt: Prompt, salt: bytes) -> dict[str, Any]:
+    """What is stored of a prompt; nothing changes.
+
+    Args:
+      prompt: As in a call.
+      salt: As in `answer`.
+
+    Returns:
+      Numbers of tokens: of the prompt, of the known prefix, of what would be
+      restored, and the positions of the states that are kept.
+    """
+
+    def look() -> dict[str, Any]:
+      ids, _ = self._prompt(prompt)
+      with self.cache.call():
+        (request,) = check_requests(self.cache.limits, [ids], salt=salt)
+        match, chunk = self.cache.store.match(request), self.cache.store.chunk
+      return {
+        "prompt_tokens": request.length,
+        "known_tokens": match.overlap_tokens,
+        "restored_tokens": match.resume_blocks * chunk,
+        "state_positions": [depth * chunk for depth in match.state_blocks],
+      }
+
+    return await self._ask(look)
 
   async def _ask(self, command: Callable[[], _T]) -> _T:
     """Lets the thread do something, and waits for what comes of it."""
