@@ -27,7 +27,7 @@ from sparse_prefix_jax.serving.sampling import (
 )
 
 
-class RequestHandle(NamedTuple):
+class SampleHandle(NamedTuple):
   """One sample of a request.
 
   Attributes:
@@ -39,7 +39,7 @@ class RequestHandle(NamedTuple):
   sample: int = 0
 
 
-class Started(NamedTuple):
+class PromptStarted(NamedTuple):
   """A request was prefilled.
 
   Attributes:
@@ -49,13 +49,13 @@ class Started(NamedTuple):
     reason: Why not more of them were restored.
   """
 
-  handle: RequestHandle
+  handle: SampleHandle
   restored: int
   computed: int
   reason: Reason
 
 
-class TokenEvent(NamedTuple):
+class SampleToken(NamedTuple):
   """An id was drawn.
 
   Attributes:
@@ -65,13 +65,13 @@ class TokenEvent(NamedTuple):
     best: The most probable ids with theirs, as many as were asked for.
   """
 
-  handle: RequestHandle
+  handle: SampleHandle
   id: int
   logprob: float
   best: tuple[tuple[int, float], ...] = ()
 
 
-class Finished(NamedTuple):
+class SampleEnded(NamedTuple):
   """No more ids follow.
 
   Attributes:
@@ -79,11 +79,11 @@ class Finished(NamedTuple):
     why: "stop" after a stop token, "length" where there is no more room.
   """
 
-  handle: RequestHandle
+  handle: SampleHandle
   why: str
 
 
-Event: TypeAlias = Started | TokenEvent | Finished
+LoopEvent: TypeAlias = PromptStarted | SampleToken | SampleEnded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,8 +112,8 @@ class _Row:
   finished: bool = False
 
   @property
-  def handle(self) -> RequestHandle:
-    return RequestHandle(self.request.number, self.sample)
+  def handle(self) -> SampleHandle:
+    return SampleHandle(self.request.number, self.sample)
 
 
 class DecodeLoop:
@@ -126,9 +126,9 @@ class DecodeLoop:
     >>> loop = DecodeLoop(model, PrefixCache(model, capacity="4MiB"))
     >>> handles = loop.submit(np.arange(70), max_tokens=2)
     >>> [type(event).__name__ for event in loop.step()]
-    ['Started', 'TokenEvent']
+    ['PromptStarted', 'SampleToken']
     >>> [type(event).__name__ for event in loop.step()]
-    ['TokenEvent', 'Finished']
+    ['SampleToken', 'SampleEnded']
   """
 
   def __init__(self, model: HybridDecoder, cache: PrefixCache) -> None:
@@ -158,7 +158,7 @@ class DecodeLoop:
     stop_tokens: Iterable[int] = (),
     judged: bool = False,
     samples: int = 1,
-  ) -> tuple[RequestHandle, ...]:
+  ) -> tuple[SampleHandle, ...]:
     """Takes a request; its first step is a later one.
 
     Args:
@@ -188,9 +188,9 @@ class DecodeLoop:
       samples=samples,
     )
     self._waiting.append(request)
-    return tuple(RequestHandle(self._number, i) for i in range(samples))
+    return tuple(SampleHandle(self._number, i) for i in range(samples))
 
-  def step(self) -> tuple[Event, ...]:
+  def step(self) -> tuple[LoopEvent, ...]:
     """Prefills the next request, or decodes one token of every sequence.
 
     Returns:
@@ -207,7 +207,7 @@ class DecodeLoop:
           raise
     return self._decode([row for row in self._running if not row.finished])
 
-  def hold(self, handle: RequestHandle) -> None:
+  def hold(self, handle: SampleHandle) -> None:
     """Draws no more ids for a sample that is not closed yet.
 
     Args:
@@ -215,7 +215,7 @@ class DecodeLoop:
     """
     self._row(handle).finished = True
 
-  def cancel(self, handle: RequestHandle, *, keep: int | None = None) -> None:
+  def cancel(self, handle: SampleHandle, *, keep: int | None = None) -> None:
     """Ends a sample: what is canonical of it is stored, the rest is freed.
 
     Args:
@@ -229,7 +229,7 @@ class DecodeLoop:
     self._running.remove(row)
     self._cache.release([row.sequence], keep=keep)
 
-  def length(self, handle: RequestHandle) -> int:
+  def length(self, handle: SampleHandle) -> int:
     """Tokens of a sample that were computed, its prompt's among them."""
     return self._row(handle).sequence.length
 
@@ -240,13 +240,13 @@ class DecodeLoop:
     self._waiting, self._running = [], []
     self._cache.release(left)
 
-  def _row(self, handle: RequestHandle) -> _Row:
+  def _row(self, handle: SampleHandle) -> _Row:
     for row in self._running:
       if row.handle == handle:
         return row
     raise ValueError(f"{handle} was closed, has not started, or is of another.")
 
-  def _start(self, request: _Request) -> tuple[Event, ...]:
+  def _start(self, request: _Request) -> tuple[LoopEvent, ...]:
     """Prefills a request and draws the first id of each sample."""
     out = prefill(
       self._model,
@@ -266,13 +266,13 @@ class DecodeLoop:
     rows = [_Row(request, i, s, []) for i, s in enumerate(sequences)]
     self._running += rows
     (report,) = out.reports
-    started = Started(
+    started = PromptStarted(
       rows[0].handle, report.resumed, report.recomputed, report.reason
     )
     logits = np.repeat(out.logits[0][None], len(rows), axis=0)
     return (started, *self._draw(rows, logits))
 
-  def _decode(self, rows: list[_Row]) -> tuple[Event, ...]:
+  def _decode(self, rows: list[_Row]) -> tuple[LoopEvent, ...]:
     """Takes the last id of each sequence and draws the next one."""
     if not rows:
       return ()
@@ -283,9 +283,9 @@ class DecodeLoop:
       row.sequence = sequence
     return tuple(self._draw(rows, out.logits))
 
-  def _draw(self, rows: list[_Row], logits: np.ndarray) -> list[Event]:
+  def _draw(self, rows: list[_Row], logits: np.ndarray) -> list[LoopEvent]:
     """Draws an id per row; a row that is at its end finishes."""
-    events: list[Event] = []
+    events: list[LoopEvent] = []
     for first in range(0, len(rows), self._rows_at_once):
       part = slice(first, first + self._rows_at_once)
       drawn = self._sampled(rows[part], logits[part])
@@ -322,14 +322,14 @@ class DecodeLoop:
     allowed = sampling.allowed_after(row.decoded, vocab)
     return SamplingRow(sampling, row.sample, counts, allowed)
 
-  def _drawn(self, row: _Row, i: int, drawn: Any) -> list[Event]:
+  def _drawn(self, row: _Row, i: int, drawn: Any) -> list[LoopEvent]:
     """Notes an id, and whether it is the last one."""
     token, request = int(drawn.ids[i]), row.request
     row.decoded.append(token)
     wanted = request.sampling.best
     best = zip(drawn.best_ids[i][:wanted], drawn.best_logprobs[i][:wanted])
-    events: list[Event] = [
-      TokenEvent(
+    events: list[LoopEvent] = [
+      SampleToken(
         row.handle,
         token,
         float(drawn.logprobs[i]),
@@ -339,7 +339,7 @@ class DecodeLoop:
     why = self._why_last(row, token)
     if why is not None:
       row.finished = True
-      events.append(Finished(row.handle, why))
+      events.append(SampleEnded(row.handle, why))
       if not request.judged:
         self.cancel(row.handle)
     return events

@@ -21,19 +21,19 @@ from sparse_prefix_jax.serving.answers import (
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.decode_loop import (
   DecodeLoop,
-  Event,
-  Finished,
-  RequestHandle,
-  Started,
+  LoopEvent,
+  PromptStarted,
+  SampleEnded,
+  SampleHandle,
 )
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import Message
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
+TextPrompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
 """A text, its ids, or the messages of a conversation."""
-Choice: TypeAlias = Callable[[tuple[Completion, ...]], int]
+SampleChoice: TypeAlias = Callable[[tuple[Completion, ...]], int]
 """Which of the samples of a prompt goes on, and so is worth storing."""
 
 _MOST_SAMPLES = 128
@@ -100,13 +100,13 @@ class Engine:
 
   def generate(
     self,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TextPrompt],
     sampling: Sampling | None = None,
     *,
     max_tokens: int = 128,
     stop: str | Sequence[str] | None = None,
     n: int = 1,
-    choose: Choice = first_sample,
+    choose: SampleChoice = first_sample,
     salt: bytes = b"",
     template: Mapping[str, Any] | None = None,
   ) -> tuple[Generation, ...]:
@@ -151,13 +151,13 @@ class Engine:
 
   def stream(
     self,
-    prompt: Prompt,
+    prompt: TextPrompt,
     sampling: Sampling | None = None,
     *,
     max_tokens: int = 128,
     stop: str | Sequence[str] | None = None,
     n: int = 1,
-    choose: Choice = first_sample,
+    choose: SampleChoice = first_sample,
     salt: bytes = b"",
     template: Mapping[str, Any] | None = None,
   ) -> Iterator[Delta]:
@@ -190,7 +190,7 @@ class Engine:
     self,
     task: "_Task",
     context: contextlib.AbstractContextManager[DecodeLoop],
-    choose: Choice,
+    choose: SampleChoice,
   ) -> Iterator[Delta]:
     """The deltas of a task that was submitted."""
     with context as loop:
@@ -271,7 +271,9 @@ class Engine:
     finally:
       loop.abandon()
 
-  def _close(self, loop: DecodeLoop, task: "_Task", choose: Choice) -> None:
+  def _close(
+    self, loop: DecodeLoop, task: "_Task", choose: SampleChoice
+  ) -> None:
     """Ends all samples of a task; one of them is stored with its answer."""
     completions = tuple(answer.completion() for answer in task.answers)
     chosen = check_whole("choose: its result", choose(completions))
@@ -314,7 +316,7 @@ class _Task:
   messages: list[Message] | None
   variables: dict[str, Any]
   answers: list[GrowingAnswer]
-  handles: tuple[RequestHandle, ...] = ()
+  handles: tuple[SampleHandle, ...] = ()
   restored: int = 0
   computed: int = 0
   reason: Reason = Reason.NO_OVERLAP
@@ -325,16 +327,16 @@ class _Task:
     """Whether all answers have ended."""
     return all(answer.finish_reason is not None for answer in self.answers)
 
-  def take(self, event: Event) -> bool:
+  def take(self, event: LoopEvent) -> bool:
     """Notes an event; whether it changed an answer."""
-    if isinstance(event, Started):
+    if isinstance(event, PromptStarted):
       self.restored, self.computed = event.restored, event.computed
       self.reason = event.reason
       return False
     answer = self.answers[event.handle.sample]
     if answer.finish_reason is not None:
       return False
-    if isinstance(event, Finished):
+    if isinstance(event, SampleEnded):
       answer.finish(event.why)
     else:
       answer.add(event.id, event.logprob, event.best)

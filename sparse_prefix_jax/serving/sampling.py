@@ -67,11 +67,11 @@ class Sampling:
     ValueError: If a field has another type or is out of its range.
 
   Example:
-    >>> Sampling(temperature=0.7, top_p=0.9, logit_bias={5: -2}).logit_bias
+    >>> Sampling(temperature=0.7, top_p=0.9, logit_bias={5: -2.0}).logit_bias
     ((5, -2.0),)
-    >>> Sampling(top_p=0)
+    >>> Sampling(top_p=0.0)
     Traceback (most recent call last):
-    ValueError: top_p is 0; it must be a number, above 0 and at most 1.
+    ValueError: top_p is 0.0; it must be a number, above 0 and at most 1.
   """
 
   temperature: float = 0.0

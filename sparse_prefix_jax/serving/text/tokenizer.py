@@ -228,7 +228,7 @@ def _decoder_types(tokenizer: Any) -> set[str]:
   state = tokenizer.decoder and tokenizer.decoder.__getstate__()
   decoder = json.loads(state) if state else {}
   steps = [decoder, *decoder.get("decoders", [])]
-  return {step.get("type") for step in steps}
+  return {step.get("type", "") for step in steps}
 
 
 def _chat_template(
