@@ -315,7 +315,7 @@ class Traffic:
   def _fork(self, one: _Asked) -> None:
     """A request goes on twice, with another seed; or is over by now."""
     assert one.handle is not None
-    one.fork_at, seed = -1, self._draw(2, 3)
+    one.fork_at, seed = -1, 2
     try:
       handle = self.scheduler.fork(one.handle, sampling=seed)
     except ValueError:

@@ -89,6 +89,8 @@ class Steps:
     self._decode(ready, mine, chosen)
     while self._unread and not (self._overlap and self._unread[0] is chosen):
       self._read(self._unread.popleft(), mine)
+    if not self.lives:
+      self._read_all(mine)  # All of it is discarded.
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
