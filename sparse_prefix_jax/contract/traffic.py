@@ -10,7 +10,7 @@ leads somewhere else.
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,9 @@ from sparse_prefix_jax.serving.scheduler import (
 )
 
 _Choice = TypeVar("_Choice")
+Seeds: TypeAlias = tuple[tuple[int, int], ...]
+"""From which token of an answer on which seed draws: forks change it."""
+
 _POLICIES = ("last", "no_cache", "sqrt", "balanced", "block", "adaptive")
 
 
@@ -136,17 +139,17 @@ class Answers:
       tail = random.integers(0, vocab, random.integers(0, chunk))
       prompt = np.concatenate([documents[i % 2][:cut], tail])[:most]
       self.prompts.append(prompt.astype(np.int32))
-    self._steps: dict[tuple[int, int], list[Step]] = {}
+    self._steps: dict[tuple[int, Seeds], list[Step]] = {}
 
-  def of(self, prompt: int, seed: int, size: int) -> list[Step]:
+  def of(self, prompt: int, seeds: Seeds, size: int) -> list[Step]:
     """The first tokens of an answer.
 
     Args:
       prompt: Its number.
-      seed: Of the ids.
+      seeds: Of the ids.
       size: How many tokens.
     """
-    steps = self._steps.setdefault((prompt, seed), [])
+    steps = self._steps.setdefault((prompt, seeds), [])
     while len(steps) < size:
       tokens = self.prompts[prompt]
       answer = np.array([step.id for step in steps], np.int32)
@@ -155,9 +158,9 @@ class Answers:
       else:
         past = np.concatenate([tokens, answer])
         logits = self.cold.decode(past, tokens.size)
-      steps.append(
-        Step(logits, self._draw(logits, seed, tokens.size + len(steps)))
-      )
+      seed = [seed for start, seed in seeds if start <= len(steps)][-1]
+      position = tokens.size + len(steps)
+      steps.append(Step(logits, self._draw(logits, seed, position)))
     return steps[:size]
 
   def _draw(self, logits: np.ndarray, seed: int, position: int) -> int:
@@ -173,10 +176,12 @@ class _Asked:
   """A request of the traffic, and how far it came."""
 
   prompt: int
-  seed: int
+  seeds: Seeds
   arrival: int
   fields: dict[str, Any]
   cancel_at: int
+  fork_at: int
+  fork_seed: int | None = None
   handle: RequestHandle | None = None
   told: int = 0
   ended: Ending | None = None
@@ -272,18 +277,19 @@ class Traffic:
 
   def _new_request(self) -> _Asked:
     draw, answers = self._draw, self._answers
-    prompt, seed = draw(0, len(answers.prompts) - 1), draw(0, 1)
+    prompt, seeds = draw(0, len(answers.prompts) - 1), ((0, draw(0, 1)),)
     length = answers.prompts[prompt].size
     most = draw(1, min(answers.longest - length, 4 * self._chunk))
     stops: list[int] = []
     if draw(0, 2) == 0:
       at = draw(0, most - 1)
-      stops = [answers.of(prompt, seed, at + 1)[at].id]
+      stops = [answers.of(prompt, seeds, at + 1)[at].id]
     return _Asked(
       prompt=prompt,
-      seed=seed,
+      seeds=seeds,
       arrival=draw(0, 12),
       cancel_at=draw(1, 60) if draw(0, 4) == 0 else -1,
+      fork_at=draw(1, 50) if draw(0, 4) == 0 else -1,
       fields={
         "max_tokens": most,
         "stop_tokens": stops,
@@ -296,11 +302,13 @@ class Traffic:
 
   def _arrive_and_leave(self, step: int) -> None:
     """Submits and cancels what is due."""
-    for one in self._asked:
+    for one in [*self._asked]:
+      if one.handle and one.ended is None and 0 <= one.fork_at <= step:
+        self._fork(one)
       if one.handle is None and one.arrival <= step:
         one.handle = self.scheduler.submit(
           self._answers.prompts[one.prompt],
-          sampling=one.seed,
+          sampling=one.seeds[0][1],
           keep_logits=True,
           **one.fields,
         )
@@ -310,6 +318,17 @@ class Traffic:
         self.scheduler.cancel(one.handle, keep=keep)
         one.cancel_at = -1
 
+  def _fork(self, one: _Asked) -> None:
+    """A request goes on twice, with another seed; or is over by now."""
+    assert one.handle is not None
+    one.fork_at, seed = -1, 2
+    try:
+      handle = self.scheduler.fork(one.handle, sampling=seed)
+    except ValueError:
+      return
+    twin = dataclasses.replace(one, handle=handle, fork_seed=seed, told=0)
+    self._asked.append(twin)
+
   def _check(self, event: Started | TokenEvent | Finished) -> int:
     """Differing bits of an event."""
     one = next(x for x in self._asked if x.handle == event.handle)
@@ -317,7 +336,10 @@ class Traffic:
       one.ended = event.why
     if not isinstance(event, TokenEvent):
       return 0
-    expected = self._answers.of(one.prompt, one.seed, one.told + 1)[one.told]
+    if one.fork_seed is not None:  # Its past is its source's up to here.
+      one.told = event.position - self._answers.prompts[one.prompt].size
+      one.seeds, one.fork_seed = (*one.seeds, (one.told, one.fork_seed)), None
+    expected = self._answers.of(one.prompt, one.seeds, one.told + 1)[one.told]
     one.told += 1
     assert event.logits is not None
     bits = differing_bits(event.logits, expected.logits)
@@ -330,14 +352,13 @@ class Traffic:
     """Everybody ended for a reason, and nothing is held."""
     for one in self._asked:
       most, stops = one.fields["max_tokens"], one.fields["stop_tokens"]
-      answer = self._answers.of(one.prompt, one.seed, one.told)
+      answer = self._answers.of(one.prompt, one.seeds, one.told)
       stopped = bool(answer) and answer[-1].id in stops
-      wrong = {
-        Ending.STOP: not stopped,
-        Ending.LENGTH: one.told != most or stopped,
-        Ending.CANCELLED: False,
-        Ending.DEADLINE: one.fields["deadline"] is None,
-      }.get(one.ended, True)
+      length = one.told == most and not stopped
+      deadline = one.fields["deadline"] is not None
+      right = {Ending.STOP: stopped, Ending.LENGTH: length}
+      right |= {Ending.CANCELLED: True, Ending.DEADLINE: deadline}
+      wrong = one.ended is None or not right.get(one.ended, False)
       if wrong or any(step.id in stops for step in answer[:-1]):
         raise ContractError(f"a request ended by {one.ended} after {one.told}.")
     held = self.cache.store.index.stats

@@ -101,3 +101,13 @@ class Life:
       observed=True,
       salt=self.request.salt,
     )
+
+  def twin(self, handle: RequestHandle, sampling: object) -> "Life":
+    """The same past, to be continued differently.
+
+    Args:
+      handle: Of the twin.
+      sampling: Of what it chooses from here on.
+    """
+    asked = dataclasses.replace(self.asked, sampling=sampling)
+    return Life(handle, asked, self.request, self.prompt, self.ids.copy())

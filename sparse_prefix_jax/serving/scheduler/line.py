@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.runtime.host_copies import copy_back, copy_to_host
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
@@ -125,18 +126,54 @@ class Line:
       (life.running,) = self._store.open([life.request])
     else:
       self._swap_in(life)
-    life.seat = self._seats[0]
     try:
-      ids = life.ids.ids
-      prompt, answer = ids[: life.prompt], ids[life.prompt :]
-      self._sampler.begin(life.seat, life.asked.sampling, prompt, answer)
+      self._sit_down(life)
     except BaseException:
       self._store.drop(life.sequence)
       life.running = None
       raise
-    del self._seats[0]
     self.waiting.remove(life)
+
+  def _sit_down(self, life: Life) -> None:
+    """Gives it a seat, of which the sampler hears."""
+    seat, ids = self._seats[0], life.ids.ids
+    prompt, answer = ids[: life.prompt], ids[life.prompt :]
+    self._sampler.begin(seat, life.asked.sampling, prompt, answer)
+    life.seat = self._seats.pop(0)
     bisect.insort(self.running, life, key=lambda one: one.order)
+
+  def fork(self, life: Life, twin: Life) -> None:
+    """A request goes on twice, the second time as the twin.
+
+    Where there is no room for a copy, or nothing to copy yet, the twin waits,
+    and is replayed.
+
+    Args:
+      life: Nothing of it is unread.
+      twin: With its ids.
+    """
+    chunk = self._store.chunk
+    if life in self.running and self._seats and self._copy(life.sequence, twin):
+      return
+    twin.request = life.replay(chunk) if life.answered else life.request
+    self.enter(twin)
+
+  def _copy(self, one: Running, twin: Life) -> bool:
+    """Lets a twin run beside its source, if it can be copied and has room."""
+    if not one.prefilled or one.completed(self._store.chunk):
+      return False
+    try:
+      handle = self._cache.fork(one.handle)
+    except CapacityError:
+      return False
+    twin.running = self._store.find(handle)
+    self.counts["forked"] += 1
+    try:
+      self._sit_down(twin)
+    except BaseException:
+      self._store.drop(twin.sequence)
+      raise
+    return True
 
   def _swap_in(self, life: Life) -> None:
     """Copies what is in the host back into the pools.

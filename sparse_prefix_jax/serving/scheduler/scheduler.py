@@ -213,6 +213,34 @@ class Scheduler:
         )
       self._steps.end(life, Ending.CANCELLED, keep)
 
+  def fork(
+    self, handle: RequestHandle, *, sampling: object = None
+  ) -> RequestHandle:
+    """A request goes on twice, with what it has chosen so far.
+
+    Whole chunks are shared and the rest is copied; where there is no room for
+    that, the second one waits, and its past is computed again.
+
+    Args:
+      handle: Of a request that is not finished.
+      sampling: How the second one chooses from here on.
+
+    Returns:
+      The handle of the second one.
+
+    Raises:
+      ValueError: If the handle is unknown or its request finished; ids that
+        were not told yet may have ended it.
+    """
+    self._sampler.check(sampling)
+    with self._cache.call():
+      life = self._find(handle)
+      other = RequestHandle(self._submitted)
+      if not self._steps.fork(life, lambda: life.twin(other, sampling)):
+        raise ValueError(f"{handle} is finished; the next step tells it.")
+      self._submitted += 1
+      return other
+
   def step(self) -> tuple[Event, ...]:
     """One token of every running request, and some of the prompts.
 

@@ -4,7 +4,7 @@ Programs are dispatched and never waited for, but for the ids of the last one.
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -90,6 +90,8 @@ class Steps:
     self._decode(ready, mine, chosen)
     while self._unread and not (self._overlap and self._unread[0] is chosen):
       self._read(self._unread.popleft(), mine)
+    if not self.lives:
+      self._read_all(mine)  # All of it is discarded.
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
@@ -105,6 +107,26 @@ class Steps:
     """A request waits for its first step."""
     self.lives[life.handle.number] = life
     self.line.enter(life)
+
+  def fork(self, life: Life, twin: Callable[[], Life]) -> Life | None:
+    """A request goes on twice.
+
+    Args:
+      life: The request; its unread ids are read first.
+      twin: Makes the second one then.
+
+    Returns:
+      The twin; None if the request has ended by what was read.
+    """
+    self._read_all([])
+    if life.ended:
+      return None
+    other = twin()
+    self.line.fork(life, other)
+    self.lives[other.handle.number] = other
+    if other.running is not None:
+      self._started(other, other.sequence.length)
+    return other
 
   def _expire(self) -> None:
     """Ends those whose last step has passed."""
@@ -122,10 +144,13 @@ class Steps:
       self.line.admit()
     for life in self.line.running:
       if not life.started:
-        life.started = True
-        one = life.sequence
-        computed, why = one.prompt_length - one.resumed, one.match.reason
-        self._tell(Started(life.handle, one.resumed, computed, why))
+        self._started(life, life.sequence.resumed)
+
+  def _started(self, life: Life, restored: int) -> None:
+    """Tells that a request runs."""
+    life.started, one = True, life.sequence
+    computed = one.length - restored
+    self._tell(Started(life.handle, restored, computed, one.match.reason))
 
   def _pages_to_begin(self) -> int:
     """Pages that the tokens of this step need."""
@@ -142,8 +167,7 @@ class Steps:
 
   def _make_room(self, mine: list[Running]) -> None:
     """Sets the last ones aside until the others have room."""
-    while self._unread:  # Who is set aside has nothing unread.
-      self._read(self._unread.popleft(), mine)
+    self._read_all(mine)  # Who is set aside has nothing unread.
     while not self._has_room():
       running = self.line.running
       if len(running) > 1:
@@ -241,6 +265,11 @@ class Steps:
       for life in one.lives:
         life.unread += 1
     chosen += ids
+
+  def _read_all(self, mine: list[Running]) -> None:
+    """Reads whatever was chosen."""
+    while self._unread:
+      self._read(self._unread.popleft(), mine)
 
   def _read(self, chosen: Sequence[Chosen], mine: list[Running]) -> None:
     """Reads the ids of a step; those of who has ended are discarded."""
