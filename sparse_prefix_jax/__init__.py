@@ -51,6 +51,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
   from sparse_prefix_jax.serving.sampling import Sampling as Sampling
+  from sparse_prefix_jax.serving.scheduler import Scheduler as Scheduler
   from sparse_prefix_jax.serving.text.tokenizer import (
     TextTokenizer as TextTokenizer,
   )
@@ -102,6 +103,7 @@ _MODULES = {
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
   "serving.sampling": ("Sampling",),
+  "serving.scheduler": ("Scheduler",),
   "serving.text.tokenizer": ("TextTokenizer",),
   "workloads": (
     "Trace",

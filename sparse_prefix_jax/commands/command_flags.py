@@ -21,6 +21,8 @@ _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
       train a small hybrid to recall facts; an interrupted one goes on
   generate [--model=DIR] [--prompt=TEXT] [--temperature=T] [...]
       continue a text, or talk: a line of stdin is a message, Ctrl-D ends it
+  serve [--model=DIR] [--port=8000] [--api_keys=FILE] [...]
+      answer many clients over HTTP, in the form of OpenAI's interface
 
 flags:
 """
@@ -69,6 +71,17 @@ _COMMAND_FLAGS = {
     "dtype",
     "max_length",
   ),
+  "serve": (
+    "model",
+    "host",
+    "port",
+    "api_keys",
+    "max_running",
+    "max_waiting",
+    "capacity",
+    "dtype",
+    "max_length",
+  ),
 }
 _REQUIRED = {
   "demo": ("out",),
@@ -77,6 +90,7 @@ _REQUIRED = {
   "memory_plan": ("memory",),
   "train": ("out", "steps"),
   "generate": (),
+  "serve": (),
 }
 
 SEED, WARMUP = 42, 0.6
@@ -111,15 +125,15 @@ _TEXTS = {
   " checkpoint, weights, tokenizer and curve (train).",
   "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
   "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB;"
-  " generate: a size (default 256MiB).",
+  " a size for generate (default 256MiB) and serve (default 1GiB).",
   "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
   " last for sequences and beside --eviction=lru or fifo, else adaptive).",
   "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
   " sequences, lru otherwise; adaptive evicts by its own index).",
   "preset": "Model whose sizes count for bytes (simulate: by default"
   " qwen3_5_0_8b).",
-  "model": "Folder of a model; only its config.json is read, but by generate,"
-  " which answers with the model of the demo where none is named.",
+  "model": "Folder of a model; only its config.json is read, but by generate"
+  " and serve, which answer with the model of the demo where none is named.",
   "memory": "Bytes of the device that may be used, such as 24GiB.",
   "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
@@ -130,6 +144,9 @@ _TEXTS = {
   "cost": "linear or quadratic:RATIO (default linear).",
   "prompt": "Text to continue; without it, a conversation.",
   "system": "First message of a conversation.",
+  "host": "Address to listen at (default 127.0.0.1, this machine alone).",
+  "api_keys": "File with an API key in each line; callers with different keys"
+  " share no states (default: whoever reaches the address may ask).",
   "stop": "Text before which an answer ends.",
 }
 _INTEGERS = {
@@ -140,6 +157,10 @@ _INTEGERS = {
   "steps": "Steps of a training, which its rate depends on.",
   "seed": "What weights and documents, or ids, are drawn from (default 0).",
   "max_tokens": "Most tokens of an answer (default 256; 1 with the demo's).",
+  "port": "Port to listen at, 0 for any free one (default 8000).",
+  "max_running": "Most requests that run at once (default 64).",
+  "max_waiting": "Most requests that wait; more are told to come again"
+  " (default 256).",
   "top_k": "How many of the most probable ids are kept (default all).",
   "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
 }

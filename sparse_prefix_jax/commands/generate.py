@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from .printing import say
+from .served_model import open_served_model
 
 _CAPACITY = "256MiB"
 _MOST = 256
@@ -52,30 +53,12 @@ def generate_command(values: flags.FlagValues) -> None:
 
 def _engine(values: flags.FlagValues) -> Any:
   """The model that is named, or that of the demo, with its tokenizer."""
-  tokenizers = importlib.import_module(
-    "sparse_prefix_jax.serving.text.tokenizer"
-  )
-  changes = {"dtype": values.dtype, "max_length": values.max_length}
-  changes = {name: x for name, x in changes.items() if x is not None}
-  if values.model is None:
-    trained = importlib.import_module("sparse_prefix_jax.training.trained")
-    recall = importlib.import_module(
-      "sparse_prefix_jax.workloads.recall.tokenizer"
-    )
-    tokenizer = tokenizers.TextTokenizer(
-      recall.recall_tokenizer(), chat_template=recall.RECALL_TEMPLATE
-    )
-    model = trained.trained_model(ladder=_LADDER, **changes)
-  else:
-    # The tokenizer first: it is read at once, and weights are not.
-    tokenizer = tokenizers.TextTokenizer.from_directory(values.model)
-    models = importlib.import_module("sparse_prefix_jax.models")
-    model, _ = models.load_pretrained(values.model, ladder=_LADDER, **changes)
+  served = open_served_model(values, ladder=_LADDER)
   cache = importlib.import_module("sparse_prefix_jax.cache").PrefixCache(
-    model, capacity=values.capacity or _CAPACITY
+    served.model, capacity=values.capacity or _CAPACITY
   )
   engine = importlib.import_module("sparse_prefix_jax.serving.engine")
-  return engine.Engine(model, cache, tokenizer)
+  return engine.Engine(served.model, cache, served.tokenizer)
 
 
 def _converse(engine: Any, system: str | None, options: dict[str, Any]) -> None:

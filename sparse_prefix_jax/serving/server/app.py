@@ -31,6 +31,7 @@ from sparse_prefix_jax.serving.server.service import (
 )
 
 _MOST_BYTES = 16 * 2**20
+_MOST_READ = 2**30
 _RETRY_SECONDS = 1
 
 
@@ -142,7 +143,9 @@ class _Routes:
   async def metrics(self, request: Request) -> Response:
     """Figures for Prometheus."""
     self._salt(request)
-    text = await asyncio.to_thread(_metrics, self._service)
+    # What would have been possible takes up to seconds, so it is asked for.
+    bound = "bound" in request.query_params
+    text = await asyncio.to_thread(_metrics, self._service, bound)
     return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
   async def models(self, request: Request) -> Response:
@@ -209,12 +212,19 @@ def _digest(key: str) -> bytes:
 
 
 async def _content(request: Request) -> bytes:
-  """The body, if it is not too long."""
-  content = bytearray()
+  """The body, if it is not too long.
+
+  A client that still sends does not read; so the rest is read, and let go.
+  """
+  content, size = bytearray(), 0
   async for part in request.stream():
-    content += part
-    if len(content) > _MOST_BYTES:
-      raise Refused(400, f"the body has more than {_MOST_BYTES} bytes.")
+    size += len(part)
+    if size <= _MOST_BYTES:
+      content += part
+    if size > _MOST_READ:
+      break
+  if size > _MOST_BYTES:
+    raise Refused(400, f"the body has more than {_MOST_BYTES} bytes.")
   return bytes(content)
 
 
@@ -284,9 +294,9 @@ def _event(body: Any) -> bytes:
   return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _metrics(service: Service) -> str:
+def _metrics(service: Service, bound: bool) -> str:
   """What the cache counts, then what the server counts."""
-  lines = [prometheus_text(service.cache.stats())]
+  lines = [prometheus_text(service.cache.stats(), bound=bound)]
   for name, value in service.counts().items():
     kind = "gauge" if name in ("waiting", "running") else "counter"
     suffix = "_total" if kind == "counter" else ""
