@@ -49,6 +49,13 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.serving.prefill import PrefillOutput as PrefillOutput
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
+  from sparse_prefix_jax.serving.scheduler import Finished as Finished
+  from sparse_prefix_jax.serving.scheduler import (
+    RequestHandle as RequestHandle,
+  )
+  from sparse_prefix_jax.serving.scheduler import Scheduler as Scheduler
+  from sparse_prefix_jax.serving.scheduler import Started as Started
+  from sparse_prefix_jax.serving.scheduler import TokenEvent as TokenEvent
   from sparse_prefix_jax.workloads import Trace as Trace
   from sparse_prefix_jax.workloads import interleave as interleave
   from sparse_prefix_jax.workloads import load_mooncake as load_mooncake
@@ -95,6 +102,13 @@ _MODULES = {
   "serving.decode": ("DecodeOutput", "decode"),
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
+  "serving.scheduler": (
+    "Finished",
+    "RequestHandle",
+    "Scheduler",
+    "Started",
+    "TokenEvent",
+  ),
   "workloads": (
     "Trace",
     "interleave",

@@ -36,7 +36,8 @@ ARROWS: dict[str, set[str]] = {
   "cache.store": {"cache.index", "placement", "runtime.segment"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
   | {"cache.store", "cache.index"},
-  "serving": {"models", "runtime", "runtime.segment", "kernels"} | CACHE,
+  "serving": {"models", "runtime", "runtime.segment", "kernels", "byte_sizes"}
+  | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
