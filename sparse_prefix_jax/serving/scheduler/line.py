@@ -91,11 +91,11 @@ class Line:
       one = other.sequence
       if one.prefilled or other.order > life.order:
         continue
-      shared = life.request.shared_chunks(one.request, store.chunk)
+      shared = life.opening.shared_chunks(one.request, store.chunk)
       if shared * store.chunk <= one.computed:
         continue
       if stored is None:
-        stored = store.match(life.request).resume_blocks
+        stored = store.match(life.opening).resume_blocks
       if shared > stored and store.await_state(one, shared * store.chunk):
         return True
     return False
@@ -123,7 +123,7 @@ class Line:
   def _take_seat(self, life: Life) -> None:
     """Opens its sequence, or swaps it in, and lets it run."""
     if life.parked is None:
-      (life.running,) = self._store.open([life.request])
+      (life.running,) = self._store.open([life.opening])
     else:
       self._swap_in(life)
     try:
@@ -155,7 +155,7 @@ class Line:
     chunk = self._store.chunk
     if life in self.running and self._seats and self._copy(life.sequence, twin):
       return
-    twin.request = life.replay(chunk) if life.answered else life.request
+    twin.opening = life.replay(chunk) if life.answered else life.opening
     self.enter(twin)
 
   def _copy(self, one: Running, twin: Life) -> bool:
@@ -191,7 +191,7 @@ class Line:
         cache.pools = pools
     except BaseException:
       store.drop(life.sequence)
-      life.running, life.request = None, life.replay(store.chunk)
+      life.running, life.opening = None, life.replay(store.chunk)
       raise
 
   def set_aside(self, life: Life) -> None:
@@ -234,7 +234,7 @@ class Line:
     kept = min(life.prompt, life.sequence.length)
     self._store.close(life.sequence, kept)
     life.running = life.parked = None
-    life.request = life.replay(self._store.chunk)
+    life.opening = life.replay(self._store.chunk)
     self.counts["dropped"] += 1
 
   def _stand_up(self, life: Life) -> None:
@@ -254,7 +254,7 @@ class Line:
     for life in self.waiting:
       if life.running is not None and life.running.number not in alive:
         life.running = life.parked = None
-        life.request = life.replay(self._store.chunk)
+        life.opening = life.replay(self._store.chunk)
     lost = [x for x in self.running if x.sequence.number not in alive]
     for life in lost:
       self.leave(life)

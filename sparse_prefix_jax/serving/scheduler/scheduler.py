@@ -1,6 +1,6 @@
 """Scheduler: many requests share one model, and none of them can tell.
 
-What a step does is in `steps.py`. There is no clock and no thread: the same
+What a step does is in `stepper.py`. There is no clock and no thread: the same
 calls give the same events.
 """
 
@@ -24,7 +24,7 @@ from sparse_prefix_jax.serving.scheduler.events import (
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import GreedySampler, Sampler
-from sparse_prefix_jax.serving.scheduler.steps import Steps
+from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 
 
 class Scheduler:
@@ -96,7 +96,7 @@ class Scheduler:
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._most = cache, max_waiting
     self._sampler = sampler if sampler is not None else GreedySampler()
-    self._steps = Steps(
+    self._stepper = Stepper(
       model,
       cache,
       self._sampler,
@@ -110,12 +110,12 @@ class Scheduler:
   @property
   def steps(self) -> int:
     """How many steps were begun."""
-    return self._steps.number
+    return self._stepper.number
 
   @property
   def idle(self) -> bool:
     """Whether every request is finished and every event was told."""
-    return not (self._steps.lives or self._steps.events)
+    return not (self._stepper.lives or self._stepper.events)
 
   @property
   def counts(self) -> Mapping[str, int]:
@@ -126,7 +126,7 @@ class Scheduler:
     that a running request could not take part in; `waited_for_a_prefix` are
     steps in which one waited for another.
     """
-    return self._steps.line.counts
+    return self._stepper.line.counts
 
   def submit(
     self,
@@ -180,13 +180,13 @@ class Scheduler:
     )
     self._sampler.check(sampling)
     with self._cache.call():
-      check_places(len(self._steps.line.waiting), self._most)
+      check_places(len(self._stepper.line.waiting), self._most)
       request = asked.request(prompt, self._cache)
       handle = RequestHandle(self._submitted)
       ids = TokenBuffer(request.ids)
       life = Life(handle, asked, request, request.length, ids)
       self._submitted += 1
-      self._steps.enter(life)
+      self._stepper.enter(life)
       return handle
 
   def cancel(self, handle: RequestHandle, *, keep: int | None = None) -> None:
@@ -209,7 +209,7 @@ class Scheduler:
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._steps.end(life, Ending.CANCELLED, keep)
+      self._stepper.end(life, Ending.CANCELLED, keep)
 
   def fork(
     self, handle: RequestHandle, *, sampling: object = None
@@ -234,7 +234,7 @@ class Scheduler:
     with self._cache.call():
       life = self._find(handle)
       other = RequestHandle(self._submitted)
-      if not self._steps.fork(life, lambda: life.twin(other, sampling)):
+      if not self._stepper.fork(life, lambda: life.twin(other, sampling)):
         raise ValueError(f"{handle} is finished; the next step tells it.")
       self._submitted += 1
       return other
@@ -252,12 +252,12 @@ class Scheduler:
     """
     try:
       with self._cache.call() as mine:
-        self._steps.run(mine)
+        self._stepper.run(mine)
     except BaseException:
       with self._cache.call():
-        self._steps.forget_lost()
+        self._stepper.forget_lost()
       raise
-    return self._steps.told()
+    return self._stepper.told()
 
   def _find(self, handle: RequestHandle) -> Life:
     """The request of a handle."""
@@ -265,7 +265,7 @@ class Scheduler:
       raise ValueError(
         f"handle is {handle!r}; it must be one that submit gave."
       )
-    life = self._steps.lives.get(handle.number)
+    life = self._stepper.lives.get(handle.number)
     if life is None or life.handle is not handle:
       raise ValueError(f"{handle} is finished, or another scheduler's.")
     return life

@@ -14,7 +14,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.segment import Segment
-from sparse_prefix_jax.serving.scheduler.device import Chosen, Device
+from sparse_prefix_jax.serving.scheduler.dispatcher import Chosen, Dispatcher
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
   Event,
@@ -27,7 +27,7 @@ from sparse_prefix_jax.serving.scheduler.line import Line
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
 
 
-class Steps:
+class Stepper:
   """The steps of a scheduler, one after another.
 
   Attributes:
@@ -61,7 +61,7 @@ class Steps:
     self._model, self._cache, self._store = model, cache, cache.store
     self._chunk, self._budget = cache.store.chunk, chunks
     self._overlap = overlap
-    self._device = Device(cache, sampler, seats)
+    self._dispatcher = Dispatcher(cache, sampler, seats)
     self.line = Line(
       cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
     )
@@ -191,7 +191,7 @@ class Steps:
       life if self._ends_prompt(life, segment) else None
       for life, segment in packed
     ]
-    ids = self._device.prefill([segment for _, segment in packed], choosing)
+    ids = self._dispatcher.prefill([segment for _, segment in packed], choosing)
     for life, segment in packed:
       self._store.commit(life.sequence, segment)
     self._note(ids, chosen)
@@ -225,7 +225,7 @@ class Steps:
       lives = self._book(ready[start : start + rows])
       if lives:
         mine += [life.sequence for life in lives]
-        self._note(self._device.decode(lives), chosen)
+        self._note(self._dispatcher.decode(lives), chosen)
         mine.clear()
 
   def _ready(self) -> list[Life]:
