@@ -6,8 +6,7 @@ always progress.
 
 import bisect
 import collections
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
@@ -45,24 +44,17 @@ class Line:
     """Nobody has come yet."""
     self._cache, self._store, self._sampler = cache, cache.store, sampler
     self._swap_bytes, self._fail = swap_bytes, fail
-    self._seats = list(range(seats))
+    self._seats, self._most = list(range(seats)), seats
     self.running: list[Life] = []
     self.waiting: list[Life] = []
     self.counts: collections.Counter[str] = collections.Counter()
-
-  @property
-  def lives(self) -> Iterator[Life]:
-    """All requests."""
-    return itertools.chain(self.running, self.waiting)
 
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
     bisect.insort(self.waiting, life, key=lambda one: one.order)
 
   def leave(self, life: Life) -> None:
-    """A request is over, or waits no longer; its sequence is somebody else's
-    business.
-    """
+    """A request is over; what becomes of its sequence is not decided here."""
     if life in self.waiting:
       self.waiting.remove(life)
     if life in self.running:
@@ -73,7 +65,9 @@ class Line:
 
     Who waits for a prefix that another one computes lets others pass.
     """
-    for life in self.waiting[: len(self._seats)]:
+    for life in self.waiting[: self._most]:
+      if not self._seats:
+        return
       if self._waits_for_another(life):
         self.counts["waited_for_a_prefix"] += 1
       elif not self._begin(life):
@@ -107,7 +101,7 @@ class Line:
         self._take_seat(life)
         return True
       except CapacityError as error:
-        if self._others_hold_room():
+        if self._store.running:  # Ours or not: there may be room later.
           return False
         if not self.drop_swapped():
           self._fail(life, error)
@@ -115,10 +109,6 @@ class Line:
       except Exception as error:  # of a placement or a sampler, for example
         self._fail(life, error)
         return True
-
-  def _others_hold_room(self) -> bool:
-    """Whether room may come by itself: something runs, perhaps not ours."""
-    return bool(self.running or self._store.running)
 
   def _take_seat(self, life: Life) -> None:
     """Opens its sequence, or swaps it in, and lets it run."""
@@ -243,7 +233,7 @@ class Line:
     bisect.insort(self._seats, life.seat)
 
   def forget_lost(self) -> list[Life]:
-    """After a failure: who of the running has no sequence any more.
+    """Who of the running has no sequence any more, after a failure for example.
 
     Those in the host whose pins are gone are replayed.
 

@@ -4,18 +4,20 @@ What a step does is in `stepper.py`. There is no clock and no thread: the same
 calls give the same events.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.running import TokenBuffer
+from sparse_prefix_jax.cache.running import Running, TokenBuffer
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
   check_at_least,
   check_places,
+  checked_stops,
 )
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
@@ -26,6 +28,8 @@ from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import GreedySampler, Sampler
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 
+_SEATS = 64
+
 
 class Scheduler:
   """Serves requests step by step, with the bits of each alone.
@@ -34,8 +38,8 @@ class Scheduler:
   of tokens; a prompt that is cut goes on in the next step. Requests begin by
   priority, then by arrival. Out of room, the last one in that order makes room:
   its sequence is copied to the host and back, or dropped and replayed. Whatever
-  happens, ids, logits and what is stored are those of the request alone in an
-  empty cache.
+  happens, ids and logits are those of the request alone in an empty cache, and
+  what is stored has the bits of a cold prefill.
 
   A step is dispatched before the ids of the one before it are read, so the
   device does not wait for the host. What a request computed after an id that
@@ -45,7 +49,7 @@ class Scheduler:
     model: The model of the cache.
     cache: Where sequences run and prefixes are stored.
     token_budget: Most tokens of prompts per step, floored to whole chunks.
-    max_running: Most requests that run at once.
+    max_running: Most requests that run at once; None for 64.
     max_waiting: Most requests that wait; more are refused. None for any number.
     sampler: Chooses ids; the most likely ones by default.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
@@ -76,7 +80,7 @@ class Scheduler:
     cache: PrefixCache,
     *,
     token_budget: int = 512,
-    max_running: int = 64,
+    max_running: int | None = None,
     max_waiting: int | None = None,
     sampler: Sampler | None = None,
     swap_capacity: int | str | None = "1GiB",
@@ -85,7 +89,9 @@ class Scheduler:
     """Serves nobody yet; see the class."""
     check_cache(cache)
     cache.check_model(model)
-    seats = check_at_least("max_running", max_running, 1)
+    seats = _SEATS
+    if max_running is not None:
+      seats = check_at_least("max_running", max_running, 1)
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
     if max_waiting is not None:
       check_at_least("max_waiting", max_waiting, 0)
@@ -96,6 +102,8 @@ class Scheduler:
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._most = cache, max_waiting
     self._sampler = sampler if sampler is not None else GreedySampler()
+    if not isinstance(self._sampler, Sampler):
+      raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
     self._stepper = Stepper(
       model,
       cache,
@@ -174,7 +182,7 @@ class Scheduler:
       priority=priority,
       deadline=deadline,
       anchors=anchors,
-      stop_tokens=frozenset(stop_tokens),
+      stop_tokens=checked_stops(stop_tokens, self._cache.config.vocab_size),
       judged=judged,
       keep_logits=keep_logits,
     )
@@ -202,7 +210,7 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._cache.call():
+    with self._call():
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
@@ -231,10 +239,10 @@ class Scheduler:
         were not told yet may have ended it.
     """
     self._sampler.check(sampling)
-    with self._cache.call():
+    with self._call() as mine:
       life = self._find(handle)
       other = RequestHandle(self._submitted)
-      if not self._stepper.fork(life, lambda: life.twin(other, sampling)):
+      if not self._stepper.fork(life, lambda: life.twin(other, sampling), mine):
         raise ValueError(f"{handle} is finished; the next step tells it.")
       self._submitted += 1
       return other
@@ -250,14 +258,20 @@ class Scheduler:
         was computing, and nobody else; a signal's handler that raises ends
         nobody. Events that were not returned are those of the next step.
     """
+    with self._call() as mine:
+      self._stepper.run(mine)
+    return self._stepper.told()
+
+  @contextlib.contextmanager
+  def _call(self) -> Iterator[list[Running]]:
+    """A call of the cache; whoever it ended by an exception is finished."""
     try:
       with self._cache.call() as mine:
-        self._stepper.run(mine)
+        yield mine
     except BaseException:
       with self._cache.call():
         self._stepper.forget_lost()
       raise
-    return self._stepper.told()
 
   def _find(self, handle: RequestHandle) -> Life:
     """The request of a handle."""

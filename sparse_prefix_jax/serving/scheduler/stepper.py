@@ -79,12 +79,13 @@ class Stepper:
     self._cache.check_model(self._model)
     self._cache.move_if_due()
     self.number += 1
+    self.forget_lost()
     self._expire()
     self._admit(mine)
     chosen: list[Chosen] = []
     self._unread.append(chosen)
     ready = self._ready()
-    self._count(ready)
+    self.line.counts["sat_out_judged"] += len(self._wanting()) - len(ready)
     self._prefill(mine, chosen)
     self._decode(ready, mine, chosen)
     while self._unread and not (self._overlap and self._unread[0] is chosen):
@@ -98,7 +99,7 @@ class Stepper:
     return tuple(events)
 
   def forget_lost(self) -> None:
-    """After an exception: finishes whoever has lost its sequence."""
+    """Finishes whoever has lost its sequence, to a failure or a release."""
     for life in self.line.forget_lost():
       self._finish(life, Ending.FAILED)
 
@@ -107,17 +108,20 @@ class Stepper:
     self.lives[life.handle.number] = life
     self.line.enter(life)
 
-  def fork(self, life: Life, twin: Callable[[], Life]) -> Life | None:
+  def fork(
+    self, life: Life, twin: Callable[[], Life], mine: list[Running]
+  ) -> Life | None:
     """A request goes on twice.
 
     Args:
       life: The request; its unread ids are read first.
       twin: Makes the second one then.
+      mine: As `run` takes them.
 
     Returns:
       The twin; None if the request has ended by what was read.
     """
-    self._read_all([])
+    self._read_all(mine)
     if life.ended:
       return None
     other = twin()
@@ -229,19 +233,17 @@ class Stepper:
         mine.clear()
 
   def _ready(self) -> list[Life]:
-    """Whose next token is there: a step computes with it.
+    """Whose next token is there: a step computes with it."""
+    return [x for x in self._wanting() if not self._judging(x)]
 
-    Who is judged sits out until its id was read.
-    """
-    there = [x for x in self.line.running if x.sequence.prefilled]
-    there = [life for life in there if life.wants_token]
-    return [x for x in there if not (x.asked.judged and x.unread)]
+  def _wanting(self) -> list[Life]:
+    """Whose prompt is computed, and whose answer is not."""
+    done = [x for x in self.line.running if x.sequence.prefilled]
+    return [life for life in done if life.wants_token]
 
-  def _count(self, ready: Sequence[Life]) -> None:
-    """Counts those who run and sit out."""
-    running = [x for x in self.line.running if x.sequence.prefilled]
-    out = [x for x in running if x.wants_token and x not in ready]
-    self.line.counts["sat_out_judged"] += len(out)
+  def _judging(self, life: Life) -> bool:
+    """Whether the caller has to see an id first, and the request sits out."""
+    return life.asked.judged and life.unread > 0
 
   def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
     """Books a token for each; not for those that lack a page."""

@@ -210,6 +210,7 @@ REFUSALS = (
   ({"prompt": [1], "deadline": -1}, "deadline is -1"),
   ({"prompt": [1], "priority": "high"}, "priority must be an integer"),
   ({"prompt": [1], "stop_tokens": [512]}, "stop_tokens holds id 512"),
+  ({"prompt": [1], "stop_tokens": 5}, "stop_tokens has shape"),
   ({"prompt": [1], "anchors": [2]}, r"anchors\[0\] holds 2"),
   ({"prompt": [1], "salt": 3}, "salt must be bytes"),
   ({"prompt": [1], "judged": 1}, "judged must be True or False"),
@@ -233,6 +234,7 @@ def test_refusals_of_schedulers_and_handles():
     ({"token_budget": 15}, "token_budget is 15; it must be at least 16"),
     ({"max_running": 0}, "max_running is 0"),
     ({"max_waiting": -1}, "max_waiting is -1"),
+    ({"sampler": 7}, "sampler is 7; it must be a Sampler"),
     ({"overlap": 1}, "overlap must be True or False"),
     ({"swap_capacity": -1}, "swap_capacity must be"),
   ):
@@ -308,6 +310,20 @@ def test_a_program_that_fails_ends_those_that_it_computes(monkeypatch):
     if handle.number not in failed:
       assert ids(events, handle) == expected_ids(SHORT, 16, seed=i % 2)
   assert ids(events, later) == expected_ids(OTHER, 16)
+
+
+def test_a_sequence_that_somebody_else_released_is_finished():
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  taken, other = submit(scheduler, SHORT), submit(scheduler, OTHER)
+  events = [*scheduler.step()]
+  cache.release(cache.sequences[:1])
+  events += [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert endings(events) == {
+    taken.number: Ending.FAILED,
+    other.number: Ending.LENGTH,
+  }
+  assert ids(events, other) == expected_ids(OTHER, 16)
 
 
 def test_lost_pools_end_who_runs_and_who_is_swapped_out_is_replayed(
