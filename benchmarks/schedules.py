@@ -4,9 +4,9 @@
 
 Arrivals, budgets, capacities, priorities, deadlines, cancellations, swaps,
 replays and forks are drawn; ids are drawn on the device with noise of a seed
-and the position. Half of the models are float32, half bfloat16. Prints schedules
-tried, bytes compared, bits that differ and what happened; exits with 1 if a bit
-differs.
+and the position. Half of the models are float32, half bfloat16. Prints
+schedules tried, bytes compared, bits that differ and what happened; exits with
+1 if a bit differs.
 """
 
 import collections

@@ -51,7 +51,13 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
   from sparse_prefix_jax.serving.sampling import Sampling as Sampling
+  from sparse_prefix_jax.serving.scheduler import Finished as Finished
+  from sparse_prefix_jax.serving.scheduler import (
+    RequestHandle as RequestHandle,
+  )
   from sparse_prefix_jax.serving.scheduler import Scheduler as Scheduler
+  from sparse_prefix_jax.serving.scheduler import Started as Started
+  from sparse_prefix_jax.serving.scheduler import TokenEvent as TokenEvent
   from sparse_prefix_jax.serving.text.tokenizer import (
     TextTokenizer as TextTokenizer,
   )
@@ -103,7 +109,13 @@ _MODULES = {
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
   "serving.sampling": ("Sampling",),
-  "serving.scheduler": ("Scheduler",),
+  "serving.scheduler": (
+    "Finished",
+    "RequestHandle",
+    "Scheduler",
+    "Started",
+    "TokenEvent",
+  ),
   "serving.text.tokenizer": ("TextTokenizer",),
   "workloads": (
     "Trace",

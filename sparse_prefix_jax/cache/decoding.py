@@ -10,7 +10,7 @@ from sparse_prefix_jax.cache.index import PrefixIndex, token_blocks
 from sparse_prefix_jax.cache.running import Running, twin_of
 
 
-def advance(
+def book(
   index: PrefixIndex, sequences: Sequence[Running], chunk: int, exact: bool
 ) -> None:
   """Books one more token for each, as `PrefixStore.advance` says.

@@ -18,7 +18,7 @@ from sparse_prefix_jax.cache.canonical import (
   store_past,
 )
 from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
-from sparse_prefix_jax.cache.decoding import advance, append, fork, retract
+from sparse_prefix_jax.cache.decoding import append, book, fork, retract
 from sparse_prefix_jax.cache.divided_capacity import ShareFollower
 from sparse_prefix_jax.cache.index import (
   Budget,
@@ -242,7 +242,7 @@ class PrefixStore(Resizing):
         taken back.
       CapacityError: If there is no page for a new chunk. Nothing has changed.
     """
-    advance(self.index, sequences, self.chunk, exact)
+    book(self.index, sequences, self.chunk, exact)
 
   def append(self, running: Running, token: int) -> None:
     """Notes the id of the token that was booked; it may complete a chunk."""

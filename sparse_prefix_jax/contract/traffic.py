@@ -99,7 +99,7 @@ class NoisySampler:
     return _noisy(logits, np.array(seeds, np.int32), rows.position)
 
 
-class Step(NamedTuple):
+class AnswerToken(NamedTuple):
   """A token of an answer, of the request alone.
 
   Attributes:
@@ -139,9 +139,9 @@ class Answers:
       tail = random.integers(0, vocab, random.integers(0, chunk))
       prompt = np.concatenate([documents[i % 2][:cut], tail])[:most]
       self.prompts.append(prompt.astype(np.int32))
-    self._steps: dict[tuple[int, Seeds], list[Step]] = {}
+    self._steps: dict[tuple[int, Seeds], list[AnswerToken]] = {}
 
-  def of(self, prompt: int, seeds: Seeds, size: int) -> list[Step]:
+  def of(self, prompt: int, seeds: Seeds, size: int) -> list[AnswerToken]:
     """The first tokens of an answer.
 
     Args:
@@ -160,7 +160,7 @@ class Answers:
         logits = self.cold.decode(past, tokens.size)
       seed = [seed for start, seed in seeds if start <= len(steps)][-1]
       position = tokens.size + len(steps)
-      steps.append(Step(logits, self._draw(logits, seed, position)))
+      steps.append(AnswerToken(logits, self._draw(logits, seed, position)))
     return steps[:size]
 
   def _draw(self, logits: np.ndarray, seed: int, position: int) -> int:

@@ -11,7 +11,7 @@ from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan
 
 
-class Block(NamedTuple):
+class HeadRows(NamedTuple):
   """Logits of up to `head_rows` rows, on the device.
 
   Attributes:
@@ -50,7 +50,7 @@ def run_groups(
 
 def dispatch_groups(
   model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
-) -> Iterator[tuple[Pools, list[Block]]]:
+) -> Iterator[tuple[Pools, list[HeadRows]]]:
   """Runs a plan as `run_groups` does; the logits stay on the device.
 
   Args:
@@ -112,7 +112,7 @@ def head_rows(
 
 def head_blocks(
   model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
-) -> list[Block]:
+) -> list[HeadRows]:
   """Computes the logits of some rows, which stay on the device.
 
   Args:
@@ -128,12 +128,12 @@ def head_blocks(
     part = rows[start : start + size].astype(np.int32)
     padded = np.pad(part, (0, size - part.size))
     logits = programs.head(model, programs.gather_rows(hidden, padded))
-    blocks.append(Block(logits, part.size))
+    blocks.append(HeadRows(logits, part.size))
   return blocks
 
 
 def _fetched(
-  model: programs.FrozenModel, blocks: Sequence[Block]
+  model: programs.FrozenModel, blocks: Sequence[HeadRows]
 ) -> np.ndarray:
   """The logits of all rows in float32, on the host. [rows vocab]"""
   parts = [np.zeros((0, model.config.vocab_size), np.float32)]

@@ -17,7 +17,7 @@ from sparse_prefix_jax.contract.stored import compare_stored
 from sparse_prefix_jax.contract.traffic import NoisySampler
 from sparse_prefix_jax.serving.scheduler import Scheduler, TokenEvent
 from sparse_prefix_jax.serving.scheduler.life import Life
-from sparse_prefix_jax.serving.scheduler.steps import Steps
+from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 from tests.models_for_tests import answers, cold_runs, small_model
 from tests.serving.scheduler.scenes import new_cache, serve
 
@@ -219,18 +219,18 @@ def test_a_token_that_was_discarded_is_not_stored():
 
 
 def test_a_canonical_chunk_before_its_last_id_is_judged_is_caught(monkeypatch):
-  real = Steps._take
+  real = Stepper._take
 
-  def hasty(steps, life, token, *rest):
+  def hasty(stepper, life, token, *rest):
     one = life.sequence
     if one.unread and one.length % CHUNK == 0:
       one.tokens.append(token)
-      segment = steps._store.next_segment(one)
-      steps._device.prefill([segment], [None])
+      segment = stepper._store.next_segment(one)
+      stepper._dispatcher.prefill([segment], [None])
       one.tokens.pop()
-    real(steps, life, token, *rest)
+    real(stepper, life, token, *rest)
 
-  monkeypatch.setattr(Steps, "_take", hasty)
+  monkeypatch.setattr(Stepper, "_take", hasty)
   cache, scheduler, prompts = stopped_at_the_end_of_a_chunk()
   assert differing(cache, scheduler, prompts) > 0
 

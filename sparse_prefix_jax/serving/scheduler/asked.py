@@ -1,7 +1,7 @@
 """What a caller asked for, checked before anything changes."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from sparse_prefix_jax import array_typing as at
@@ -37,7 +37,7 @@ class Asked:
   priority: int
   deadline: int | None
   anchors: Sequence[int]
-  stop_tokens: Collection[int]
+  stop_tokens: frozenset[int]
   judged: bool
   keep_logits: bool
 
@@ -72,7 +72,6 @@ class Asked:
     salt = self.salt.encode() if isinstance(self.salt, str) else self.salt
     anchors = [self.anchors]
     (request,) = check_requests(cache.limits, [prompt], anchors, salt=salt)
-    check_ids("stop_tokens", [*self.stop_tokens], cache.config.vocab_size)
     # The last id is told and never computed with.
     longest = request.length + self.max_tokens - 1
     if longest > cache.limits.max_length:
@@ -86,6 +85,22 @@ class Asked:
     if not budget.fits(2, pages):
       raise budget.shortage(longest, 2, pages)
     return request
+
+
+def checked_stops(stop_tokens: Any, vocab_size: int) -> frozenset[int]:
+  """Ids that end a request.
+
+  Args:
+    stop_tokens: What was given.
+    vocab_size: Ids are below it.
+
+  Raises:
+    ValueError: If they are not ids of the vocabulary.
+  """
+  given = stop_tokens
+  if isinstance(given, Set):
+    given = sorted(given)
+  return frozenset(check_ids("stop_tokens", given, vocab_size).tolist())
 
 
 def check_at_least(name: str, value: Any, least: int) -> int:

@@ -20,7 +20,7 @@ class Life:
   Attributes:
     handle: What the caller holds.
     asked: What the caller asked for.
-    request: What the store opens: the prompt, or as much of prompt and answer
+    opening: What the store opens: the prompt, or as much of prompt and answer
       as is prefilled again after the sequence was dropped.
     prompt: Tokens of its prompt.
     ids: Prompt and answer, as far as ids were read.
@@ -34,7 +34,7 @@ class Life:
 
   handle: RequestHandle
   asked: Asked
-  request: Request
+  opening: Request
   prompt: int
   ids: TokenBuffer
   running: Running | None = None
@@ -97,9 +97,9 @@ class Life:
     return Request.of_tokens(
       np.array(self.ids.ids[:start]),
       chunk,
-      anchors=self.request.anchors,
+      anchors=self.opening.anchors,
       observed=True,
-      salt=self.request.salt,
+      salt=self.opening.salt,
     )
 
   def twin(self, handle: RequestHandle, sampling: object) -> "Life":
@@ -110,4 +110,4 @@ class Life:
       sampling: Of what it chooses from here on.
     """
     asked = dataclasses.replace(self.asked, sampling=sampling)
-    return Life(handle, asked, self.request, self.prompt, self.ids.copy())
+    return Life(handle, asked, self.opening, self.prompt, self.ids.copy())

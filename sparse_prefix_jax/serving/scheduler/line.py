@@ -6,8 +6,7 @@ always progress.
 
 import bisect
 import collections
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
@@ -45,24 +44,17 @@ class Line:
     """Nobody has come yet."""
     self._cache, self._store, self._sampler = cache, cache.store, sampler
     self._swap_bytes, self._fail = swap_bytes, fail
-    self._seats = list(range(seats))
+    self._seats, self._most = list(range(seats)), seats
     self.running: list[Life] = []
     self.waiting: list[Life] = []
     self.counts: collections.Counter[str] = collections.Counter()
-
-  @property
-  def lives(self) -> Iterator[Life]:
-    """All requests."""
-    return itertools.chain(self.running, self.waiting)
 
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
     bisect.insort(self.waiting, life, key=lambda one: one.order)
 
   def leave(self, life: Life) -> None:
-    """A request is over, or waits no longer; its sequence is somebody else's
-    business.
-    """
+    """A request is over; what becomes of its sequence is not decided here."""
     if life in self.waiting:
       self.waiting.remove(life)
     if life in self.running:
@@ -73,7 +65,9 @@ class Line:
 
     Who waits for a prefix that another one computes lets others pass.
     """
-    for life in self.waiting[: len(self._seats)]:
+    for life in self.waiting[: self._most]:
+      if not self._seats:
+        return
       if self._waits_for_another(life):
         self.counts["waited_for_a_prefix"] += 1
       elif not self._begin(life):
@@ -91,11 +85,11 @@ class Line:
       one = other.sequence
       if one.prefilled or other.order > life.order:
         continue
-      shared = life.request.shared_chunks(one.request, store.chunk)
+      shared = life.opening.shared_chunks(one.request, store.chunk)
       if shared * store.chunk <= one.computed:
         continue
       if stored is None:
-        stored = store.match(life.request).resume_blocks
+        stored = store.match(life.opening).resume_blocks
       if shared > stored and store.await_state(one, shared * store.chunk):
         return True
     return False
@@ -107,7 +101,7 @@ class Line:
         self._take_seat(life)
         return True
       except CapacityError as error:
-        if self._others_hold_room():
+        if self._store.running:  # Ours or not: there may be room later.
           return False
         if not self.drop_swapped():
           self._fail(life, error)
@@ -116,14 +110,10 @@ class Line:
         self._fail(life, error)
         return True
 
-  def _others_hold_room(self) -> bool:
-    """Whether room may come by itself: something runs, perhaps not ours."""
-    return bool(self.running or self._store.running)
-
   def _take_seat(self, life: Life) -> None:
     """Opens its sequence, or swaps it in, and lets it run."""
     if life.parked is None:
-      (life.running,) = self._store.open([life.request])
+      (life.running,) = self._store.open([life.opening])
     else:
       self._swap_in(life)
     try:
@@ -155,7 +145,7 @@ class Line:
     chunk = self._store.chunk
     if life in self.running and self._seats and self._copy(life.sequence, twin):
       return
-    twin.request = life.replay(chunk) if life.answered else life.request
+    twin.opening = life.replay(chunk) if life.answered else life.opening
     self.enter(twin)
 
   def _copy(self, one: Running, twin: Life) -> bool:
@@ -191,7 +181,7 @@ class Line:
         cache.pools = pools
     except BaseException:
       store.drop(life.sequence)
-      life.running, life.request = None, life.replay(store.chunk)
+      life.running, life.opening = None, life.replay(store.chunk)
       raise
 
   def set_aside(self, life: Life) -> None:
@@ -234,7 +224,7 @@ class Line:
     kept = min(life.prompt, life.sequence.length)
     self._store.close(life.sequence, kept)
     life.running = life.parked = None
-    life.request = life.replay(self._store.chunk)
+    life.opening = life.replay(self._store.chunk)
     self.counts["dropped"] += 1
 
   def _stand_up(self, life: Life) -> None:
@@ -243,7 +233,7 @@ class Line:
     bisect.insort(self._seats, life.seat)
 
   def forget_lost(self) -> list[Life]:
-    """After a failure: who of the running has no sequence any more.
+    """Who of the running has no sequence any more, after a failure for example.
 
     Those in the host whose pins are gone are replayed.
 
@@ -254,7 +244,7 @@ class Line:
     for life in self.waiting:
       if life.running is not None and life.running.number not in alive:
         life.running = life.parked = None
-        life.request = life.replay(self._store.chunk)
+        life.opening = life.replay(self._store.chunk)
     lost = [x for x in self.running if x.sequence.number not in alive]
     for life in lost:
       self.leave(life)

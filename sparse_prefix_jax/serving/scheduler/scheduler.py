@@ -1,21 +1,23 @@
 """Scheduler: many requests share one model, and none of them can tell.
 
-What a step does is in `steps.py`. There is no clock and no thread: the same
+What a step does is in `stepper.py`. There is no clock and no thread: the same
 calls give the same events.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.running import TokenBuffer
+from sparse_prefix_jax.cache.running import Running, TokenBuffer
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
   check_at_least,
   check_places,
+  checked_stops,
 )
 from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
 from sparse_prefix_jax.serving.scheduler.events import (
@@ -25,7 +27,9 @@ from sparse_prefix_jax.serving.scheduler.events import (
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
-from sparse_prefix_jax.serving.scheduler.steps import Steps
+from sparse_prefix_jax.serving.scheduler.stepper import Stepper
+
+_SEATS = 64
 
 
 class Scheduler:
@@ -35,8 +39,8 @@ class Scheduler:
   of tokens; a prompt that is cut goes on in the next step. Requests begin by
   priority, then by arrival. Out of room, the last one in that order makes room:
   its sequence is copied to the host and back, or dropped and replayed. Whatever
-  happens, ids, logits and what is stored are those of the request alone in an
-  empty cache.
+  happens, ids and logits are those of the request alone in an empty cache, and
+  what is stored has the bits of a cold prefill.
 
   A step is dispatched before the ids of the one before it are read, so the
   device does not wait for the host. What a request computed after an id that
@@ -46,7 +50,7 @@ class Scheduler:
     model: The model of the cache.
     cache: Where sequences run and prefixes are stored.
     token_budget: Most tokens of prompts per step, floored to whole chunks.
-    max_running: Most requests that run at once.
+    max_running: Most requests that run at once; None for 64.
     max_waiting: Most requests that wait; more are refused. None for any number.
     sampler: Chooses ids; None for one that takes a `Sampling`, or None for the
       most probable ids, or a pair of one and the number of a sample.
@@ -78,7 +82,7 @@ class Scheduler:
     cache: PrefixCache,
     *,
     token_budget: int = 512,
-    max_running: int = 64,
+    max_running: int | None = None,
     max_waiting: int | None = None,
     sampler: Sampler | None = None,
     swap_capacity: int | str | None = "1GiB",
@@ -87,7 +91,9 @@ class Scheduler:
     """Serves nobody yet; see the class."""
     check_cache(cache)
     cache.check_model(model)
-    seats = check_at_least("max_running", max_running, 1)
+    seats = _SEATS
+    if max_running is not None:
+      seats = check_at_least("max_running", max_running, 1)
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
     if max_waiting is not None:
       check_at_least("max_waiting", max_waiting, 0)
@@ -97,8 +103,12 @@ class Scheduler:
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._most = cache, max_waiting
-    self._sampler = sampler or DeviceSampler(cache.config, seats)
-    self._steps = Steps(
+    self._sampler = (
+      DeviceSampler(cache.config, seats) if sampler is None else sampler
+    )
+    if not isinstance(self._sampler, Sampler):
+      raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
+    self._stepper = Stepper(
       model,
       cache,
       self._sampler,
@@ -112,12 +122,12 @@ class Scheduler:
   @property
   def steps(self) -> int:
     """How many steps were begun."""
-    return self._steps.number
+    return self._stepper.number
 
   @property
   def idle(self) -> bool:
     """Whether every request is finished and every event was told."""
-    return not (self._steps.lives or self._steps.events)
+    return not (self._stepper.lives or self._stepper.events)
 
   @property
   def counts(self) -> Mapping[str, int]:
@@ -128,7 +138,7 @@ class Scheduler:
     that a running request could not take part in; `waited_for_a_prefix` are
     steps in which one waited for another.
     """
-    return self._steps.line.counts
+    return self._stepper.line.counts
 
   def submit(
     self,
@@ -177,18 +187,18 @@ class Scheduler:
       priority=priority,
       deadline=deadline,
       anchors=anchors,
-      stop_tokens=frozenset(stop_tokens),
+      stop_tokens=checked_stops(stop_tokens, self._cache.config.vocab_size),
       judged=judged or judges,
       keep_logits=keep_logits,
     )
     with self._cache.call():
-      check_places(len(self._steps.line.waiting), self._most)
+      check_places(len(self._stepper.line.waiting), self._most)
       request = asked.request(prompt, self._cache)
       handle = RequestHandle(self._submitted)
       ids = TokenBuffer(request.ids)
       life = Life(handle, asked, request, request.length, ids)
       self._submitted += 1
-      self._steps.enter(life)
+      self._stepper.enter(life)
       return handle
 
   def cancel(self, handle: RequestHandle, *, keep: int | None = None) -> None:
@@ -204,14 +214,14 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._cache.call():
+    with self._call():
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._steps.end(life, Ending.CANCELLED, keep)
+      self._stepper.end(life, Ending.CANCELLED, keep)
 
   def fork(
     self, handle: RequestHandle, *, sampling: object = None
@@ -233,10 +243,10 @@ class Scheduler:
         were not told yet may have ended it.
     """
     self._sampler.check(sampling)
-    with self._cache.call():
+    with self._call() as mine:
       life = self._find(handle)
       other = RequestHandle(self._submitted)
-      if not self._steps.fork(life, lambda: life.twin(other, sampling)):
+      if not self._stepper.fork(life, lambda: life.twin(other, sampling), mine):
         raise ValueError(f"{handle} is finished; the next step tells it.")
       self._submitted += 1
       return other
@@ -252,14 +262,20 @@ class Scheduler:
         was computing, and nobody else; a signal's handler that raises ends
         nobody. Events that were not returned are those of the next step.
     """
+    with self._call() as mine:
+      self._stepper.run(mine)
+    return self._stepper.told()
+
+  @contextlib.contextmanager
+  def _call(self) -> Iterator[list[Running]]:
+    """A call of the cache; whoever it ended by an exception is finished."""
     try:
       with self._cache.call() as mine:
-        self._steps.run(mine)
+        yield mine
     except BaseException:
       with self._cache.call():
-        self._steps.forget_lost()
+        self._stepper.forget_lost()
       raise
-    return self._steps.told()
 
   def _find(self, handle: RequestHandle) -> Life:
     """The request of a handle."""
@@ -267,7 +283,7 @@ class Scheduler:
       raise ValueError(
         f"handle is {handle!r}; it must be one that submit gave."
       )
-    life = self._steps.lives.get(handle.number)
+    life = self._stepper.lives.get(handle.number)
     if life is None or life.handle is not handle:
       raise ValueError(f"{handle} is finished, or another scheduler's.")
     return life

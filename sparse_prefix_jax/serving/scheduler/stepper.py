@@ -15,7 +15,7 @@ from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
-from sparse_prefix_jax.serving.scheduler.device import Chosen, Device
+from sparse_prefix_jax.serving.scheduler.dispatcher import Chosen, Dispatcher
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
   Event,
@@ -28,7 +28,7 @@ from sparse_prefix_jax.serving.scheduler.line import Line
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
 
 
-class Steps:
+class Stepper:
   """The steps of a scheduler, one after another.
 
   Attributes:
@@ -62,7 +62,7 @@ class Steps:
     self._model, self._cache, self._store = model, cache, cache.store
     self._chunk, self._budget = cache.store.chunk, chunks
     self._overlap, self._sampler = overlap, sampler
-    self._device = Device(cache, sampler, seats)
+    self._dispatcher = Dispatcher(cache, sampler, seats)
     self.line = Line(
       cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
     )
@@ -80,12 +80,13 @@ class Steps:
     self._cache.check_model(self._model)
     self._cache.move_if_due()
     self.number += 1
+    self.forget_lost()
     self._expire()
     self._admit(mine)
     chosen: list[Chosen] = []
     self._unread.append(chosen)
     ready = self._ready()
-    self._count(ready)
+    self.line.counts["sat_out_judged"] += len(self._wanting()) - len(ready)
     self._prefill(mine, chosen)
     self._decode(ready, mine, chosen)
     while self._unread and not (self._overlap and self._unread[0] is chosen):
@@ -99,7 +100,7 @@ class Steps:
     return tuple(events)
 
   def forget_lost(self) -> None:
-    """After an exception: finishes whoever has lost its sequence."""
+    """Finishes whoever has lost its sequence, to a failure or a release."""
     for life in self.line.forget_lost():
       self._finish(life, Ending.FAILED)
 
@@ -108,17 +109,20 @@ class Steps:
     self.lives[life.handle.number] = life
     self.line.enter(life)
 
-  def fork(self, life: Life, twin: Callable[[], Life]) -> Life | None:
+  def fork(
+    self, life: Life, twin: Callable[[], Life], mine: list[Running]
+  ) -> Life | None:
     """A request goes on twice.
 
     Args:
       life: The request; its unread ids are read first.
       twin: Makes the second one then.
+      mine: As `run` takes them.
 
     Returns:
       The twin; None if the request has ended by what was read.
     """
-    self._read_all([])
+    self._read_all(mine)
     if life.ended:
       return None
     other = twin()
@@ -192,7 +196,7 @@ class Steps:
       life if self._ends_prompt(life, segment) else None
       for life, segment in packed
     ]
-    ids = self._device.prefill([segment for _, segment in packed], choosing)
+    ids = self._dispatcher.prefill([segment for _, segment in packed], choosing)
     for life, segment in packed:
       self._store.commit(life.sequence, segment)
     self._note(ids, chosen)
@@ -226,23 +230,21 @@ class Steps:
       lives = self._book(ready[start : start + rows])
       if lives:
         mine += [life.sequence for life in lives]
-        self._note(self._device.decode(lives), chosen)
+        self._note(self._dispatcher.decode(lives), chosen)
         mine.clear()
 
   def _ready(self) -> list[Life]:
-    """Whose next token is there: a step computes with it.
+    """Whose next token is there: a step computes with it."""
+    return [x for x in self._wanting() if not self._judging(x)]
 
-    Who is judged sits out until its id was read.
-    """
-    there = [x for x in self.line.running if x.sequence.prefilled]
-    there = [life for life in there if life.wants_token]
-    return [x for x in there if not (x.asked.judged and x.unread)]
+  def _wanting(self) -> list[Life]:
+    """Whose prompt is computed, and whose answer is not."""
+    done = [x for x in self.line.running if x.sequence.prefilled]
+    return [life for life in done if life.wants_token]
 
-  def _count(self, ready: Sequence[Life]) -> None:
-    """Counts those who run and sit out."""
-    running = [x for x in self.line.running if x.sequence.prefilled]
-    out = [x for x in running if x.wants_token and x not in ready]
-    self.line.counts["sat_out_judged"] += len(out)
+  def _judging(self, life: Life) -> bool:
+    """Whether the caller has to see an id first, and the request sits out."""
+    return life.asked.judged and life.unread > 0
 
   def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
     """Books a token for each; not for those that lack a page."""

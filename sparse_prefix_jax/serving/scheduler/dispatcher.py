@@ -16,7 +16,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import build_plan
 from sparse_prefix_jax.runtime.run import (
-  Block,
+  HeadRows,
   dispatch_groups,
   head_blocks,
   last_rows,
@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
   logits: jax.Array | None
 
 
-class Device:
+class Dispatcher:
   """Prefill, decode and sampling of one cache, dispatched.
 
   Args:
@@ -102,7 +102,7 @@ class Device:
     return self._choose(blocks, iter([lives[i] for i in choosing]))
 
   def _choose(
-    self, blocks: Sequence[Block], lives: Iterator[Life]
+    self, blocks: Sequence[HeadRows], lives: Iterator[Life]
   ) -> list[Chosen]:
     """Chooses an id for every row, and keeps it for the next step."""
     size, chosen = self._cache.config.numerics.head_rows, []
