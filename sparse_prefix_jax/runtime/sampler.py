@@ -11,9 +11,9 @@ the bias is added; an id that stands in the prompt or was decoded has l / r if
 l > 0, else l * r (repetition penalty r); one that was decoded n times loses
 presence + n * frequency. Temperature 0 takes the largest, of equal ones the
 lowest id. Otherwise l is divided by the temperature; of the ids in descending
-order (equal ones by id, one sort) the first `top_k` are kept, of these the
-shortest start whose probability reaches `top_p`, of these all that have at
-least `min_p` times the largest probability; the Gumbel-max rule draws one.
+order (equal ones by id) the first `top_k` are kept, of these the shortest start
+whose probability reaches `top_p`, of these all that have at least `min_p` times
+the largest probability; the Gumbel-max rule draws one.
 """
 
 import functools
@@ -34,6 +34,8 @@ NO_COUNTS = -1
 """The slot of counts of a row without penalties."""
 NO_BIAS = -1
 """The id of a bias that is none."""
+
+_LEAST_LIMIT = 1e-30  # far below the weight of the first id, which is 1
 
 TokenCounts: TypeAlias = Int32[Array, "slots vocab"]
 """How often each id stands in each sequence that has penalties.
@@ -296,30 +298,62 @@ def kept_ids(scaled: _Row, row: SamplingRows) -> Bool[Array, "vocab"]:
   Returns:
     Whether each id may be drawn; at least one may.
   """
-  # Every rule keeps a start of the descending order, so that one pair of a
-  # value and an id says where it ends.
-  everything = (jnp.array(-jnp.inf), jnp.array(scaled.size - 1, jnp.int32))
-  truncates = (row.top_k > 0) | (row.top_p < 1)
-  value, token = jax.lax.cond(
-    truncates, lambda: _end_of_kept(scaled, row), lambda: everything
+  keys = _ascending(scaled)
+  everything = jnp.ones(scaled.shape, bool)
+  first = jax.lax.cond(
+    row.top_k > 0,
+    lambda: _start(keys, jnp.ones(scaled.shape), row.top_k),
+    lambda: everything,
   )
-  ids = jnp.arange(scaled.size, dtype=jnp.int32)
-  kept = (scaled > value) | ((scaled == value) & (ids <= token))
-  return kept & (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
+
+  def likely() -> Bool[Array, "vocab"]:
+    weights = jnp.where(first, jnp.exp(scaled), 0)
+    return _start(keys, weights, row.top_p * jnp.sum(weights))
+
+  reaching = jax.lax.cond(row.top_p < 1, likely, lambda: everything)
+  probable = (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
+  return first & reaching & probable
 
 
-def _end_of_kept(
-  scaled: _Row, row: SamplingRows
-) -> tuple[Float32[Array, ""], Int32[Array, ""]]:
-  """The last value and id that top-k and top-p keep, in descending order."""
-  ids = jnp.arange(scaled.size, dtype=jnp.int32)
-  negative, order = jax.lax.sort((-scaled, ids), num_keys=1, is_stable=True)
-  within = jnp.where(row.top_k > 0, row.top_k, scaled.size)
-  weights = jnp.where(ids < within, jnp.exp(-negative), 0)
-  reached = jnp.cumsum(weights)
-  # An id is kept where those before it do not reach the share yet.
-  before = jnp.concatenate([jnp.zeros(1), reached[:-1]])
-  short = (row.top_p >= 1) | (before < row.top_p * reached[-1])
-  kept = jnp.sum(short & (ids < within), dtype=jnp.int32)
-  end = jnp.maximum(kept - 1, 0)  # a share may round to 0
-  return -negative[end], order[end]
+def _ascending(values: _Row) -> UInt32[Array, "vocab"]:
+  """Integers in the order of floats; the two zeros are one."""
+  bits = jax.lax.bitcast_convert_type(
+    jnp.where(values == 0, 0.0, values), jnp.uint32
+  )
+  sign = jnp.uint32(1 << 31)
+  return jnp.where(bits < sign, bits | sign, ~bits)
+
+
+def _start(
+  keys: UInt32[Array, "vocab"],
+  weights: _Row,
+  limit: Float32[Array, ""] | Int32[Array, ""],
+) -> Bool[Array, "vocab"]:
+  """Finds the shortest start of the descending order that weighs enough.
+
+  Of equal keys, whose weights are equal too, the lowest ids come first. The
+  last key of the start is found bit by bit, in 32 sums: a sort of a vocabulary
+  takes many times as long on a CPU. A sum of fewer weights in the same order is
+  never larger, rounding included, so the search is exact.
+
+  Args:
+    keys: What is ordered.
+    weights: Not negative; the largest key has some.
+    limit: What the start weighs at least, if all do.
+  """
+  # A share may round to 0; the first id is always kept.
+  limit = jnp.maximum(limit.astype(jnp.float32), _LEAST_LIMIT)
+
+  def above(key: UInt32[Array, ""]) -> Float32[Array, ""]:
+    return jnp.sum(jnp.where(keys > key, weights, 0))
+
+  def narrow(bit: Int32[Array, ""], key: UInt32[Array, ""]) -> Array:
+    lower = key ^ (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
+    return jnp.where(above(lower) < limit, lower, key)
+
+  last = jax.lax.fori_loop(0, 32, narrow, jnp.uint32(2**32 - 1))
+  equal = keys == last
+  each = jnp.max(jnp.where(equal, weights, 0))
+  count = jnp.ceil((limit - above(last)) / each)
+  place = jnp.cumsum(equal, dtype=jnp.int32).astype(jnp.float32)
+  return (keys > last) | (equal & (place <= count))

@@ -103,6 +103,26 @@ def test_the_demo_without_an_extra_ends_in_one_sentence(
   assert not list(tmp_path.iterdir())
 
 
+def test_generate_without_its_extra_ends_in_one_sentence() -> None:
+  program = (
+    "import sys; sys.modules['jinja2'] = None; "
+    "from sparse_prefix_jax import __main__ as main; "
+    "sys.exit(main.run(['', 'generate', '--prompt=a']))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=checkout.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr == (
+    "sparse_prefix_jax: jinja2 is not installed; "
+    "`pip install 'sparse-prefix-jax[text]'` installs it\n"
+  )
+
+
 def _imported() -> set[str]:
   """Top-level names of everything foreign that the library imports."""
   names = set()

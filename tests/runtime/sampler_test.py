@@ -122,6 +122,11 @@ def test_top_p_that_is_reached_exactly_stops_there():
     assert kept(scaled, top_p=share).tolist() == [True] * count + [False] * (
       4 - count
     )
+  scaled[[0, 2]] = -0.0  # no other value than 0.0
+  for share in (0.5, 0.51):
+    rows = reference.kept(scaled, top_p=share)
+    np.testing.assert_array_equal(kept(scaled, top_p=share), rows)
+  assert kept(scaled, top_k=3).tolist() == [True, True, True, False]
   assert kept(scaled, top_p=1e-60).tolist() == [True, False, False, False]
 
 

@@ -242,6 +242,25 @@ def test_whoever_stops_to_listen_ends_the_answer():
   assert_nothing_runs(engine)
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_step_leaves_nothing_behind(interruption, monkeypatch):
+  engine = new_engine()
+  (expected,) = engine.generate([PROMPT], WARM, max_tokens=8)
+  run_step, steps = engine.cache.run_step, iter(range(100))
+
+  def broken(*arguments):
+    if next(steps) == 3:
+      raise interruption
+    return run_step(*arguments)
+
+  monkeypatch.setattr(engine.cache, "run_step", broken)
+  with pytest.raises(interruption):
+    engine.generate([PROMPT, OTHER], WARM, max_tokens=8)
+  assert_nothing_runs(engine)
+  (again,) = engine.generate([PROMPT], WARM, max_tokens=8)
+  assert again.completions == expected.completions
+
+
 def test_a_grammar_that_fails_ends_only_its_call():
   engine = new_engine()
   sampling = Sampling(allowed=lambda ids: np.zeros(2112, bool))
@@ -256,11 +275,11 @@ def test_a_grammar_that_fails_ends_only_its_call():
 def test_prompts_that_do_not_fit_at_once_wait():
   engine, cold = new_engine(), new_engine(NO_CACHE)
   with pytest.raises(CapacityError):
-    engine.generate([PROMPT], max_tokens=4, n=100)
+    engine.generate([PROMPT], max_tokens=4, n=30)
   assert_nothing_runs(engine)
-  prompts = [TEXT[start : start + 30] for start in range(100)]
+  prompts = [TEXT[start : start + 30] for start in range(30)]
   outs = engine.generate(prompts, max_tokens=2)
-  for i in (0, 50, 99):
+  for i in (0, 15, 29):
     (expected,) = cold.generate(prompts[i : i + 1], max_tokens=2)
     assert outs[i].completions == expected.completions
   assert_nothing_runs(engine)
