@@ -7,7 +7,6 @@ from .events import Finished as Finished
 from .events import RequestHandle as RequestHandle
 from .events import Started as Started
 from .events import TokenEvent as TokenEvent
-from .sampler import GreedySampler as GreedySampler
 from .sampler import Sampled as Sampled
 from .sampler import Sampler as Sampler
 from .sampler import SampleRows as SampleRows

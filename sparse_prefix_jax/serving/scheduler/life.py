@@ -102,12 +102,16 @@ class Life:
       salt=self.opening.salt,
     )
 
-  def twin(self, handle: RequestHandle, sampling: object) -> "Life":
+  def twin(
+    self, handle: RequestHandle, sampling: object, *, judged: bool
+  ) -> "Life":
     """The same past, to be continued differently.
 
     Args:
       handle: Of the twin.
       sampling: Of what it chooses from here on.
+      judged: Whether that needs the ids before, whatever the caller asked for.
     """
-    asked = dataclasses.replace(self.asked, sampling=sampling)
+    judged |= self.asked.judged
+    asked = dataclasses.replace(self.asked, sampling=sampling, judged=judged)
     return Life(handle, asked, self.opening, self.prompt, self.ids.copy())

@@ -2,10 +2,8 @@
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from sparse_prefix_jax.runtime.sampler import Sampled
 
@@ -75,44 +73,3 @@ class Sampler(Protocol):
       rows: Whose they are.
     """
     ...
-
-
-@jax.jit
-def _most_likely(logits: Float[Array, "b vocab"]) -> Sampled:
-  """The largest logit of each row, the first of equal ones."""
-  ids = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-  logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-  chosen = jnp.take_along_axis(logprobs, ids[:, None], axis=1)[:, 0]
-  none = jnp.zeros((logits.shape[0], 0))
-  return Sampled(ids, chosen, none.astype(jnp.int32), none)
-
-
-class GreedySampler:
-  """Takes the most likely id; there is nothing to choose."""
-
-  def check(self, sampling: object) -> bool:
-    """Refuses any choice.
-
-    Raises:
-      ValueError: If it is anything but None.
-    """
-    if sampling is not None:
-      raise ValueError(
-        f"sampling is {sampling!r}; the greedy sampler takes None only."
-      )
-    return False
-
-  def begin(
-    self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray
-  ) -> None:
-    """Notes nothing."""
-    del seat, sampling, prompt, answer
-
-  def note(self, seat: int, token: int) -> None:
-    """Notes nothing."""
-    del seat, token
-
-  def sample(self, logits: Array, rows: SampleRows) -> Sampled:
-    """The most likely id of every row."""
-    del rows
-    return _most_likely(logits)

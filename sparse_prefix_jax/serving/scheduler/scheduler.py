@@ -242,11 +242,15 @@ class Scheduler:
       ValueError: If the handle is unknown or its request finished; ids that
         were not told yet may have ended it.
     """
-    self._sampler.check(sampling)
+    judges = self._sampler.check(sampling)
     with self._call() as mine:
       life = self._find(handle)
       other = RequestHandle(self._submitted)
-      if not self._stepper.fork(life, lambda: life.twin(other, sampling), mine):
+
+      def twin() -> Life:
+        return life.twin(other, sampling, judged=judges)
+
+      if not self._stepper.fork(life, twin, mine):
         raise ValueError(f"{handle} is finished; the next step tells it.")
       self._submitted += 1
       return other

@@ -24,7 +24,7 @@ from sparse_prefix_jax.serving.scheduler import (
   Started,
   TokenEvent,
 )
-from tests.models_for_tests import answers, cold_runs, small_model
+from tests.models_for_tests import answers, small_model
 from tests.serving.scheduler.scenes import new_cache, serve
 
 
@@ -416,21 +416,6 @@ def test_a_cache_that_others_hold_is_waited_for():
   assert endings([e for s in steps for e in s]) == {
     running.number: Ending.LENGTH
   }
-
-
-def test_the_greedy_sampler_takes_the_most_likely():
-  cache = new_cache()
-  scheduler = new_scheduler(cache, sampler=None)
-  prompt = answers().prompts[SHORT]
-  scheduler.submit(prompt, max_tokens=1, keep_logits=True)
-  ((event,),) = serve(cache, scheduler)
-  logits = cold_runs().prefill(prompt).logits[-1]
-  assert event.id == logits.argmax()
-  exact = logits.astype(np.float64)
-  exact = exact - np.log(np.sum(np.exp(exact)))
-  assert abs(event.logprob - exact.max()) < 1e-5
-  with pytest.raises(ValueError, match="the greedy sampler takes None only"):
-    scheduler.submit(prompt, sampling=1)
 
 
 def test_the_model_is_the_cache_s():
