@@ -302,13 +302,13 @@ def kept_ids(scaled: _Row, row: SamplingRows) -> Bool[Array, "vocab"]:
   everything = jnp.ones(scaled.shape, bool)
   first = jax.lax.cond(
     row.top_k > 0,
-    lambda: _start(keys, jnp.ones(scaled.shape), row.top_k),
+    lambda: _start(keys, jnp.ones(scaled.shape), jnp.float32(row.top_k)),
     lambda: everything,
   )
 
   def likely() -> Bool[Array, "vocab"]:
     weights = jnp.where(first, jnp.exp(scaled), 0)
-    return _start(keys, weights, row.top_p * jnp.sum(weights))
+    return _start(keys, weights, jnp.float32(row.top_p) * jnp.sum(weights))
 
   reaching = jax.lax.cond(row.top_p < 1, likely, lambda: everything)
   probable = (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
@@ -327,7 +327,7 @@ def _ascending(values: _Row) -> UInt32[Array, "vocab"]:
 def _start(
   keys: UInt32[Array, "vocab"],
   weights: _Row,
-  limit: Float32[Array, ""] | Int32[Array, ""],
+  limit: Float32[Array, ""],
 ) -> Bool[Array, "vocab"]:
   """Finds the shortest start of the descending order that weighs enough.
 
@@ -342,7 +342,7 @@ def _start(
     limit: What the start weighs at least, if all do.
   """
   # A share may round to 0; the first id is always kept.
-  limit = jnp.maximum(limit.astype(jnp.float32), _LEAST_LIMIT)
+  limit = jnp.maximum(limit, _LEAST_LIMIT)
 
   def above(key: UInt32[Array, ""]) -> Float32[Array, ""]:
     return jnp.sum(jnp.where(keys > key, weights, 0))
