@@ -43,12 +43,24 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.runtime.memory_plan import memory_plan as memory_plan
   from sparse_prefix_jax.serving.decode import DecodeOutput as DecodeOutput
   from sparse_prefix_jax.serving.decode import decode as decode
+  from sparse_prefix_jax.serving.engine import Engine as Engine
   from sparse_prefix_jax.serving.measure import (
     measure_prefill as measure_prefill,
   )
   from sparse_prefix_jax.serving.prefill import PrefillOutput as PrefillOutput
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
+  from sparse_prefix_jax.serving.sampling import Sampling as Sampling
+  from sparse_prefix_jax.serving.scheduler import Finished as Finished
+  from sparse_prefix_jax.serving.scheduler import (
+    RequestHandle as RequestHandle,
+  )
+  from sparse_prefix_jax.serving.scheduler import Scheduler as Scheduler
+  from sparse_prefix_jax.serving.scheduler import Started as Started
+  from sparse_prefix_jax.serving.scheduler import TokenEvent as TokenEvent
+  from sparse_prefix_jax.serving.text.tokenizer import (
+    TextTokenizer as TextTokenizer,
+  )
   from sparse_prefix_jax.workloads import Trace as Trace
   from sparse_prefix_jax.workloads import interleave as interleave
   from sparse_prefix_jax.workloads import load_mooncake as load_mooncake
@@ -93,8 +105,18 @@ _MODULES = {
   ),
   "runtime.memory_plan": ("memory_plan",),
   "serving.decode": ("DecodeOutput", "decode"),
+  "serving.engine": ("Engine",),
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
+  "serving.sampling": ("Sampling",),
+  "serving.scheduler": (
+    "Finished",
+    "RequestHandle",
+    "Scheduler",
+    "Started",
+    "TokenEvent",
+  ),
+  "serving.text.tokenizer": ("TextTokenizer",),
   "workloads": (
     "Trace",
     "interleave",

@@ -7,6 +7,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
 from sparse_prefix_jax.contract import ColdRuns
+from sparse_prefix_jax.contract.traffic import Answers
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.placement import PlacementPolicy
@@ -63,3 +64,9 @@ def cold_runs(**changes) -> ColdRuns:
 def last_placement() -> PlacementPolicy:
   """A state at the end of every entry."""
   return PlacementPolicy("last", chunk=16)
+
+
+@functools.cache
+def answers() -> Answers:
+  """What requests to `small_model` answer alone, to compare with."""
+  return Answers(cold_runs(), seed=0, longest=LONGEST)

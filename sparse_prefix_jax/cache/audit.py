@@ -7,13 +7,17 @@ from sparse_prefix_jax.cache.running import Running
 
 
 def audit_sequences(
-  index: PrefixIndex, running: Sequence[Running], chunk: int
+  index: PrefixIndex,
+  running: Sequence[Running],
+  swapped: Sequence[Running],
+  chunk: int,
 ) -> None:
   """Compares leases and pins with the sequences that hold them.
 
   Args:
     index: Checked already.
-    running: All sequences of its store.
+    running: All sequences of its store in the pools.
+    swapped: Those in the host: they pin, and lease nothing.
     chunk: Tokens of a chunk, c.
 
   Raises:
@@ -33,9 +37,13 @@ def audit_sequences(
   for one in running:
     if min(one.running_slot, one.own_slot) < 0:
       raise AssertionError(f"prefix store: {one.handle} lacks a slot.")
-  if stats.pins != len(running):
+  for one in swapped:
+    if one.leased_slots() or one.leased_pages() or one.captures:
+      raise AssertionError(f"prefix store: {one.handle} holds what is freed.")
+  sequences = len(running) + len(swapped)
+  if stats.pins != sequences:
     raise AssertionError(
-      f"prefix store: {stats.pins} pins for {len(running)} sequences."
+      f"prefix store: {stats.pins} pins for {sequences} sequences."
     )
   captures = {(one.number, p // chunk) for one in running for p in one.captures}
   awaited = index.worth.awaited if index.worth is not None else ()

@@ -74,6 +74,10 @@ class TokenBuffer:
     self._array[self._size] = token
     self._size += 1
 
+  def pop(self) -> None:
+    """Takes the last id back."""
+    self._size -= 1
+
   def copy(self) -> "TokenBuffer":
     """The same ids, to go on differently."""
     return TokenBuffer(self.ids.copy())
@@ -108,6 +112,8 @@ class Running:
     entry: What is remembered of its prompt.
     features: What the placement knows of its prompt.
     exact: Whether it decodes by re-running its chunk; None before it decodes.
+    overwritten: Whether its running slot holds a token that was taken back; it
+      can only be closed then.
   """
 
   number: int
@@ -132,6 +138,7 @@ class Running:
   entry: Entry | None = None
   features: Features | None = None
   exact: bool | None = None
+  overwritten: bool = False
 
   @property
   def handle(self) -> SequenceHandle:
@@ -149,6 +156,25 @@ class Running:
     return self.length - self.request.length
 
   @property
+  def prefilled(self) -> bool:
+    """Whether all of its prompt was dispatched."""
+    return self.computed >= self.request.length
+
+  @property
+  def unread(self) -> int:
+    """Tokens booked whose ids are not known yet; hashed blocks have none."""
+    return self.length - self.tokens.ids.size if self.tokens.ids.size else 0
+
+  def completed(self, chunk: int) -> bool:
+    """Whether steps completed a chunk that is not canonical yet.
+
+    Args:
+      chunk: Tokens of a chunk, c.
+    """
+    steps = self.computed < self.length and not self.exact
+    return self.prefilled and steps and self.length % chunk == 0
+
+  @property
   def states(self) -> int:
     """How many states that it claims are stored now."""
     return sum(state.alive for state in self.claims.values())
@@ -159,11 +185,16 @@ class Running:
     return self.own_slot >= 0 and self.lattice_slot == self.own_slot
 
   def check_form(self, exact: bool) -> None:
-    """Refuses to decode in another form than before.
+    """Refuses to decode in another form than before, or after a retraction.
 
     Raises:
-      ValueError: If it has decoded in the other form.
+      ValueError: If it has decoded in the other form, or a token of it was
+        taken back.
     """
+    if self.overwritten:
+      raise ValueError(
+        f"{self.handle} had a token taken back; it can only be closed."
+      )
     if self.exact not in (None, exact):
       raise ValueError(
         f"{self.handle} has been decoded with exact={self.exact}; a sequence "
@@ -185,13 +216,13 @@ class Running:
     return kept
 
   def leased_slots(self) -> list[int]:
-    """Slots that no tree owns."""
+    """Slots that no tree owns; none while it waits in the host."""
     held = [self.running_slot, self.own_slot, *self.captures.values()]
     return [slot for slot in held if slot >= 0]
 
   def leased_pages(self) -> list[int]:
-    """Pages that no tree owns."""
-    return self.pages[self.stored :]
+    """Pages that no tree owns; none while it waits in the host."""
+    return [page for page in self.pages[self.stored :] if page >= 0]
 
 
 class Copies(NamedTuple):

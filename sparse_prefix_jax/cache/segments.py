@@ -17,12 +17,12 @@ def next_segment(
   Returns:
     The segment, or None where nothing is left to compute.
   """
-  if running.computed < running.prompt_length:
+  if not running.prefilled:
     return _prompt_segment(running, chunk, limit)
-  done = running.length % chunk == 0 and not running.exact
-  if running.computed == running.length or not (done or running.exact):
-    return None
-  return _last_chunk(running, chunk)
+  partial = running.exact and running.computed < running.length
+  if partial or running.completed(chunk):
+    return _last_chunk(running, chunk)
+  return None
 
 
 def _prompt_segment(running: Running, chunk: int, limit: int | None) -> Segment:

@@ -8,37 +8,31 @@ prefix cache is this store with the pools of a model; a simulation is this store
 alone.
 """
 
-import contextlib
-import dataclasses
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS
 from sparse_prefix_jax.cache.canonical import (
   commit_decoded,
   commit_prompt,
-  grow,
-  renumber,
   store_past,
 )
-from sparse_prefix_jax.cache.index import (
-  Lease,
-  Renumbering,
-  token_blocks,
-)
+from sparse_prefix_jax.cache.decoding import append, book, fork, retract
+from sparse_prefix_jax.cache.index import Lease
 from sparse_prefix_jax.cache.request import Request
-from sparse_prefix_jax.cache.running import (
-  Copies,
-  Running,
-  copies_of,
-  twin_of,
-)
+from sparse_prefix_jax.cache.resizing import Resizing
+from sparse_prefix_jax.cache.running import Copies, Running, copies_of
 from sparse_prefix_jax.cache.segments import next_segment
-from sparse_prefix_jax.cache.store_view import StoreView
+from sparse_prefix_jax.cache.swapping import (
+  await_state,
+  come_back,
+  leave,
+  private_parts,
+)
 from sparse_prefix_jax.cache.verbs import entirely
 from sparse_prefix_jax.runtime.segment import Segment
 
 
-class PrefixStore(StoreView):
+class PrefixStore(Resizing):
   """Index, planner and running sequences, for one model or none.
 
   Args:
@@ -55,8 +49,7 @@ class PrefixStore(StoreView):
     counts: What requests found, over the life of the store.
     chooser: Follows requests to choose a share for states; None for none.
 
-  >>> from sparse_prefix_jax.cache.index import Budget
-  >>> from sparse_prefix_jax.placement import PlacementPolicy, Planner
+  >>> from sparse_prefix_jax.placement import PlacementPolicy
   >>> planner = Planner(PlacementPolicy("last"), depths=16)
   >>> store = PrefixStore(Budget(10_000, 100, 10), planner, chunk=64)
   >>> for question in (b"a", b"b"):
@@ -98,7 +91,7 @@ class PrefixStore(StoreView):
     self._running |= {running.number: running for running in opened}
     try:
       for running in opened:
-        if self.chooser:
+        if self.chooser and not running.request.observed:
           self.chooser.follow(running)
         self.index.use(running.match)
     except BaseException:
@@ -106,7 +99,8 @@ class PrefixStore(StoreView):
         self.drop(running)
       raise
     for running in opened:
-      self.counts.open(running)
+      if not running.request.observed:
+        self.counts.open(running)
     return opened
 
   def next_segment(
@@ -135,11 +129,11 @@ class PrefixStore(StoreView):
     the states captured in them; after its last token the prompt is remembered.
     A chunk that decoding completed stays the sequence's own until it is closed.
     """
-    if running.computed >= running.prompt_length:
+    if running.prefilled:
       commit_decoded(running, segment, self.chunk)
       return
     commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
-    if running.computed == running.prompt_length:
+    if running.prefilled and not running.request.observed:
       self._window.prompt(running)
 
   @entirely
@@ -162,25 +156,27 @@ class PrefixStore(StoreView):
       exact: Whether they decode by re-running their chunk, all of it or never.
 
     Raises:
-      ValueError: If a sequence has decoded in the other form.
+      ValueError: If a sequence has decoded in the other form, or had a token
+        taken back.
       CapacityError: If there is no page for a new chunk. Nothing has changed.
     """
-    for running in sequences:
-      running.check_form(exact)
-    begin = [r for r in sequences if r.length % self.chunk == 0]
-    pages = self.index.reserve(0, len(begin)).pages
-    for running, page in zip(begin, pages):
-      running.pages.append(page)
-    for running in sequences:
-      running.length += 1
-      running.exact = exact
+    book(self.index, sequences, self.chunk, exact)
 
   def append(self, running: Running, token: int) -> None:
     """Notes the id of the token that was booked; it may complete a chunk."""
-    running.tokens.append(token)
-    if running.length % self.chunk == 0:
-      last = running.tokens.ids[running.length - self.chunk : running.length]
-      running.blocks += token_blocks(last, self.chunk)[0]
+    append(running, token, self.chunk)
+
+  @entirely
+  def retract(self, running: Running) -> None:
+    """Takes the last token back: it was booked, and discarded when it was read.
+
+    Its running slot is overwritten by then: it can only be closed.
+
+    Raises:
+      ValueError: If nothing was decoded, or the chunk that the token completed
+        is canonical; nothing has changed then.
+    """
+    retract(self.index, running, self.chunk)
 
   @entirely
   def fork(self, running: Running) -> tuple[Running, Copies]:
@@ -194,24 +190,51 @@ class PrefixStore(StoreView):
     Raises:
       CapacityError: If there is no room; nothing has changed then.
     """
-    depth = running.length // self.chunk
-    partial = len(running.pages) - depth
-    lease, pin = self.index.reserve(2, partial), None
-    try:
-      grow(self.index, running, depth, self.chunk)
-      self.index.raise_failure()
-      pin = self.index.pin(running.pin.node, salt=running.request.salt)
-      claims = self.index.claim(pin, running.claims)
-      if running.entry:
-        self.index.share(running.entry)
-    except BaseException:
-      self.index.free(lease.slots, lease.pages)
-      if pin:
-        self.index.unpin(pin)
-      raise
-    twin = twin_of(running, next(SEQUENCE_NUMBERS), lease, pin, claims)
+    partial = len(running.pages) - running.length // self.chunk
+    number = next(SEQUENCE_NUMBERS)
+    twin = fork(self.index, running, number, self.chunk)
     self._running[twin.number] = twin
     return twin, copies_of(running, twin, partial)
+
+  @entirely
+  def await_state(self, running: Running, position: int) -> bool:
+    """A sequence captures one more state of its prompt: somebody waits for it.
+
+    Args:
+      running: The sequence.
+      position: A lattice point of its prompt.
+
+    Returns:
+      Whether it will; not where it has passed the point, where it is in the
+      host, or where there is no room.
+    """
+    if not self.stores or running.number not in self._running:
+      return False
+    return await_state(self.index, running, position)
+
+  def private_parts(self, running: Running) -> Lease:
+    """What to copy of a sequence to the host, or back from it; a look."""
+    return private_parts(running, self.chunk)
+
+  @entirely
+  def swap_out(self, running: Running) -> None:
+    """Frees what a sequence leases; its parts were copied to the host.
+
+    It keeps its pin, captures nothing more, and can only be swapped in, closed
+    or dropped.
+    """
+    leave(self.index, running)
+    self._swapped[running.number] = self._running.pop(running.number)
+
+  @entirely
+  def swap_in(self, running: Running) -> None:
+    """Leases slots and pages for a sequence in the host, to copy its parts to.
+
+    Raises:
+      CapacityError: If there is no room; nothing has changed then.
+    """
+    come_back(self.index, running)
+    self._running[running.number] = self._swapped.pop(running.number)
 
   @entirely
   def close(self, running: Running, keep: int | None = None) -> None:
@@ -220,7 +243,8 @@ class PrefixStore(StoreView):
     Its prompt keeps what it was given. If anything was decoded, the state at
     the last lattice point joins, where the sequence holds it, and those that
     its prompt captured go on probation: whoever goes on resumes from the new
-    one.
+    one. A token whose id was not read, or whose chunk is not canonical yet, is
+    taken back; of a sequence in the host only its prompt is stored.
 
     Args:
       running: The sequence; it is gone then.
@@ -231,8 +255,13 @@ class PrefixStore(StoreView):
       ValueError: If `keep` is negative or more than its tokens.
     """
     kept = running.kept_tokens(keep)
+    if running.number in self._swapped:
+      kept = min(kept, max(running.prompt_length, running.stored * self.chunk))
+    elif running.unread or running.completed(self.chunk):
+      retract(self.index, running, self.chunk)
+      kept = min(kept, running.length)
     try:
-      if self.stores and running.computed >= running.prompt_length:
+      if self.stores and running.prefilled:
         store_past(self.index, running, kept, self.chunk)
     finally:
       self.drop(running)
@@ -249,63 +278,14 @@ class PrefixStore(StoreView):
       running: The sequence.
       why: What its handle says from here on, if it was not asked for.
     """
-    if self._running.pop(running.number, None) is None:
+    known = self._running, self._swapped
+    if not any([held.pop(running.number, None) for held in known]):
       return  # The store has started over since.
     if why:
       self._ended.note(running, why)
     self.index.free(running.leased_slots(), running.leased_pages())
     self.index.unpin(running.pin)
     self.index.withdraw(running.number)
-
-  @contextlib.contextmanager
-  def spare(self, slots: int, pages: int) -> Iterator[Lease]:
-    """Lends free slots and pages to try something in.
-
-    Raises:
-      CapacityError: If running sequences leave no room for them.
-    """
-    lease = self.index.reserve(slots, pages)
-    try:
-      yield lease
-    finally:
-      self.index.free(lease.slots, lease.pages)
-
-  @entirely
-  def begin_resize(
-    self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
-  ) -> Renumbering:
-    """Makes room for pools of another size, evicting where one is smaller.
-
-    Args:
-      slots: That there will be.
-      pages: That there will be.
-      spare: Slots and pages that must be left beside what runs.
-
-    Returns:
-      What has to be copied within the pools, before either is made smaller.
-
-    Raises:
-      CapacityError: If running sequences hold more; nothing has changed.
-    """
-    now = self.index.budget
-    fewer = min(slots, now.slots or slots), min(pages, now.pages or pages)
-    low = dataclasses.replace(now, slots=fewer[0], pages=fewer[1])
-    self.index.check_room(*spare, low)
-    self.index.set_budget(low)
-    return self.index.renumbering(low.slots or 0, low.pages or 0)
-
-  def renumber(self, moved: Renumbering) -> None:
-    """What `begin_resize` named has been copied: it has new numbers now."""
-    low = self.index.budget
-    self.index.renumber(moved, low.slots or 0, low.pages or 0)
-    for running in self.running:
-      renumber(running, moved)
-
-  @entirely
-  def end_resize(self, slots: int, pages: int) -> None:
-    """The pools have their new size."""
-    budget = self.index.budget
-    self.index.set_budget(dataclasses.replace(budget, slots=slots, pages=pages))
 
   @entirely
   def flush(self) -> None:
@@ -322,6 +302,6 @@ class PrefixStore(StoreView):
     Args:
       why: What their handles say from here on.
     """
-    for running in self.running:
+    for running in (*self.running, *self.swapped):
       self.drop(running, why)
     self.flush()

@@ -58,12 +58,18 @@ class StoreView:
     self.chooser: ShareFollower | None = None
     self._admission = Admission(self.index, planner, chunk=chunk, stores=stores)
     self._running: dict[int, Running] = {}
+    self._swapped: dict[int, Running] = {}
     self._ended = Endings()
 
   @property
   def running(self) -> tuple[Running, ...]:
     """All running sequences, oldest first."""
     return tuple(self._running.values())
+
+  @property
+  def swapped(self) -> tuple[Running, ...]:
+    """All sequences that wait in the memory of the host."""
+    return tuple(self._swapped.values())
 
   @property
   def learned_bytes(self) -> int:
@@ -81,6 +87,8 @@ class StoreView:
     """
     check_handle(handle)
     running = self._running.get(handle.number)
+    if handle.number in self._swapped:
+      raise ValueError(f"{handle} waits in the host; swap it in first.")
     if running is None:
       raise ValueError(f"{handle} {self._ended.why(handle)}.")
     if running.length != handle.length:
@@ -122,8 +130,8 @@ class StoreView:
       index, planner, chunk=self.chunk, stores=self.stores
     )
     self._window.clear()
-    self.index, ended = index, self.running
-    self._running = {}
+    self.index, ended = index, (*self.running, *self.swapped)
+    self._running, self._swapped = {}, {}
     for running in ended:
       self._ended.note(running, why)
 
@@ -146,4 +154,4 @@ class StoreView:
       AssertionError: One sentence on the first thing that does not add up.
     """
     self.index.check()
-    audit_sequences(self.index, self.running, self.chunk)
+    audit_sequences(self.index, self.running, self.swapped, self.chunk)

@@ -19,6 +19,10 @@ _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
       count what fits into a device's memory: weights, programs, sequences
   train --out=DIR --steps=N [--seed=N]
       train a small hybrid to recall facts; an interrupted one goes on
+  generate [--model=DIR] [--prompt=TEXT] [--temperature=T] [...]
+      continue a text, or talk: a line of stdin is a message, Ctrl-D ends it
+  serve [--model=DIR] [--port=8000] [--api_keys=FILE] [...]
+      answer many clients over HTTP, in the form of OpenAI's interface
 
 flags:
 """
@@ -52,6 +56,32 @@ _COMMAND_FLAGS = {
     "max_length",
     "report",
   ),
+  "generate": (
+    "model",
+    "prompt",
+    "system",
+    "max_tokens",
+    "stop",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "capacity",
+    "dtype",
+    "max_length",
+  ),
+  "serve": (
+    "model",
+    "host",
+    "port",
+    "api_keys",
+    "max_running",
+    "max_waiting",
+    "capacity",
+    "dtype",
+    "max_length",
+  ),
 }
 _REQUIRED = {
   "demo": ("out",),
@@ -59,6 +89,8 @@ _REQUIRED = {
   "place": ("histogram", "budget"),
   "memory_plan": ("memory",),
   "train": ("out", "steps"),
+  "generate": (),
+  "serve": (),
 }
 
 SEED, WARMUP = 42, 0.6
@@ -92,14 +124,16 @@ _TEXTS = {
   "out": "Folder for what is written: report.json and pareto.png (demo),"
   " checkpoint, weights, tokenizer and curve (train).",
   "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
-  "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB.",
+  "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB;"
+  " a size for generate (default 256MiB) and serve (default 1GiB).",
   "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
   " last for sequences and beside --eviction=lru or fifo, else adaptive).",
   "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
   " sequences, lru otherwise; adaptive evicts by its own index).",
   "preset": "Model whose sizes count for bytes (simulate: by default"
   " qwen3_5_0_8b).",
-  "model": "Folder of a model; only its config.json is read.",
+  "model": "Folder of a model; only its config.json is read, but by generate"
+  " and serve, which answer with the model of the demo where none is named.",
   "memory": "Bytes of the device that may be used, such as 24GiB.",
   "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
@@ -108,6 +142,12 @@ _TEXTS = {
   "report": "JSON file to write.",
   "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
   "cost": "linear or quadratic:RATIO (default linear).",
+  "prompt": "Text to continue; without it, a conversation.",
+  "system": "First message of a conversation.",
+  "host": "Address to listen at (default 127.0.0.1, this machine alone).",
+  "api_keys": "File with an API key in each line; callers with different keys"
+  " share no states (default: whoever reaches the address may ask).",
+  "stop": "Text before which an answer ends.",
 }
 _INTEGERS = {
   "block_size": "Tokens per block of a trace whose name does not say it"
@@ -115,8 +155,24 @@ _INTEGERS = {
   "max_length": "Longest sequence in tokens (default: that of the preset or"
   " folder).",
   "steps": "Steps of a training, which its rate depends on.",
-  "seed": "What weights and documents are drawn from (default 0).",
+  "seed": "What weights and documents, or ids, are drawn from (default 0).",
+  "max_tokens": "Most tokens of an answer (default 256; 1 with the demo's).",
+  "port": "Port to listen at, 0 for any free one (default 8000).",
+  "max_running": "Most requests that run at once (default 64).",
+  "max_waiting": "Most requests that wait; more are told to come again"
+  " (default 256).",
+  "top_k": "How many of the most probable ids are kept (default all).",
   "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
+}
+
+
+_FLOATS = {
+  "warmup_fraction": f"Share of the requests not measured (default {WARMUP} for"
+  " token files, 0 for traces).",
+  "temperature": "0 takes the most probable id (default 0).",
+  "top_p": "Which share of the probability is kept (default 1).",
+  "min_p": "Least probability that is kept, as a share of the largest"
+  " (default 0).",
 }
 
 
@@ -132,6 +188,8 @@ def _define_flags() -> flags.FlagValues:
     flags.DEFINE_string(name, None, meaning, flag_values=values)
   for name, meaning in _INTEGERS.items():
     flags.DEFINE_integer(name, None, meaning, flag_values=values)
+  for name, meaning in _FLOATS.items():
+    flags.DEFINE_float(name, None, meaning, flag_values=values)
   flags.DEFINE_enum(
     "time_unit",
     None,
@@ -147,13 +205,6 @@ def _define_flags() -> flags.FlagValues:
     flag_values=values,
   )
   flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)
-  flags.DEFINE_float(
-    "warmup_fraction",
-    None,
-    f"Share of the requests not measured (default {WARMUP} for token files,"
-    " 0 for traces).",
-    flag_values=values,
-  )
   return values
 
 

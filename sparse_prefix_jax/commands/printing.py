@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-def say(text: str, *, stream: Any = None) -> None:
+def say(text: str, *, stream: Any = None, end: str = "\n") -> None:
   """Prints a line at once, whether or not somebody still reads.
 
   `python -m sparse_prefix_jax --help | head -1` closes the pipe early, which is
@@ -15,13 +15,14 @@ def say(text: str, *, stream: Any = None) -> None:
   Args:
     text: what to print.
     stream: where to print it, stdout by default.
+    end: what follows it.
 
   Raises:
     OSError: the line cannot be written, because the disk is full, say.
   """
   stream = stream or sys.stdout
   try:
-    print(text, file=stream, flush=True)
+    print(text, file=stream, flush=True, end=end)
   except OSError as error:
     hush(stream)
     if not isinstance(error, BrokenPipeError):

@@ -6,15 +6,14 @@ all free slots and pages are filled with NaN.
 """
 
 import dataclasses
-from collections.abc import Iterator
 
-import jax
 import numpy as np
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.running import SequenceHandle
 from sparse_prefix_jax.contract.bits import differing_bits, poison
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
+from sparse_prefix_jax.contract.stored import compare_stored
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.serving.decode import decode
 from sparse_prefix_jax.serving.prefill import prefill
@@ -83,9 +82,9 @@ class Schedule:
       poison(self.cache)
       bits += verbs[self.random.integers(len(verbs))]()
       self.cache.audit()
-    bits += sum(self._stored())
+    bits += self._stored()
     self.cache.release([life.sequence for life in self.lives])
-    return bits + sum(self._stored())
+    return bits + self._stored()
 
   def _shrink(self) -> None:
     """Allows a random share of the pools, so that it evicts and refuses."""
@@ -237,24 +236,11 @@ class Schedule:
       self.cache.flush()
     return 0
 
-  def _stored(self) -> Iterator[int]:
+  def _stored(self) -> int:
     """Differing bits of every state and page in the tree."""
-    arrays = [
-      (paged, np.asarray(leaf))
-      for kept in self.cache.pools
-      for paged, part in ((False, kept.slots), (True, kept.pages))
-      for leaf in jax.tree.leaves(part)
-    ]
-    for state in self.cache.store.index.states:
-      nodes = list(state.node.upwards())[::-1]
-      keys = b"".join(n.key for n in nodes if isinstance(n.key, bytes))
-      cold = self.cold.prefill(np.frombuffer(keys, ">i4").astype(np.int32))
-      for node in nodes:
-        held = node.state.number if node.state else None
-        for (paged, pool), expected in zip(arrays, cold.pools, strict=True):
-          number = node.page if paged else held
-          if number is not None:
-            yield self._compare(pool[number], expected[node.depth - 1])
+    found = compare_stored(self.cache, self.cold)
+    self.compared += found.size
+    return found.bits
 
   def _compare(self, x: np.ndarray, y: np.ndarray) -> int:
     self.compared += x.nbytes

@@ -1,6 +1,7 @@
 """Runs a plan through the programs, group by group, and the head on rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,6 +9,18 @@ import numpy as np
 from sparse_prefix_jax.models.decoder import Pools
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan
+
+
+class HeadRows(NamedTuple):
+  """Logits of up to `head_rows` rows, on the device.
+
+  Attributes:
+    logits: Float32; free rows repeat the first. [head_rows vocab]
+    count: How many of them were asked for.
+  """
+
+  logits: jax.Array
+  count: int
 
 
 def run_groups(
@@ -31,16 +44,34 @@ def run_groups(
     The pools after a group, and the logits of its rows in float32 on the host.
     [rows vocab]
   """
+  for after, blocks in dispatch_groups(model, pools, plan, rows):
+    yield after, _fetched(model, blocks)
+
+
+def dispatch_groups(
+  model: programs.FrozenModel, pools: Pools, plan: Plan, rows: np.ndarray
+) -> Iterator[tuple[Pools, list[HeadRows]]]:
+  """Runs a plan as `run_groups` does; the logits stay on the device.
+
+  Args:
+    model: The parameters and the configuration.
+    pools: Donated; whoever iterates keeps what is yielded in their place.
+    plan: What to run.
+    rows: The tokens to give to the head, as `run_groups` takes them.
+
+  Yields:
+    The pools after a group, and the logits of its rows.
+  """
   numerics, before = model.config.numerics, None
   for chunks, group in plan.groups(numerics.ladder):
     hidden, pools = programs.prefill_group(model, pools, group)
     first, stop = chunks.start * numerics.chunk, chunks.stop * numerics.chunk
     here = rows[(rows >= first) & (rows < stop)] - first
     # Handed back before anything that may fail: the old pools are gone.
-    yield pools, np.zeros((0, model.config.vocab_size), np.float32)
+    yield pools, []
     jax.block_until_ready(before)
     before = hidden
-    yield pools, head_rows(model, hidden, here)
+    yield pools, head_blocks(model, hidden, here)
 
 
 def run_plan(
@@ -76,14 +107,37 @@ def head_rows(
   Returns:
     The logits in float32, on the host. [rows vocab]
   """
-  size, parts = model.config.numerics.head_rows, []
+  return _fetched(model, head_blocks(model, hidden, rows))
+
+
+def head_blocks(
+  model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
+) -> list[HeadRows]:
+  """Computes the logits of some rows, which stay on the device.
+
+  Args:
+    model: The parameters and the configuration.
+    hidden: What a prefill or decode program returned. [... d]
+    rows: The indices of rows in it.
+
+  Returns:
+    The rows in order, `head_rows` at a time.
+  """
+  size, blocks = model.config.numerics.head_rows, []
   for start in range(0, rows.size, size):
     part = rows[start : start + size].astype(np.int32)
     padded = np.pad(part, (0, size - part.size))
     logits = programs.head(model, programs.gather_rows(hidden, padded))
-    parts.append(np.asarray(logits)[: part.size])
-  if not parts:
-    return np.zeros((0, model.config.vocab_size), np.float32)
+    blocks.append(HeadRows(logits, part.size))
+  return blocks
+
+
+def _fetched(
+  model: programs.FrozenModel, blocks: Sequence[HeadRows]
+) -> np.ndarray:
+  """The logits of all rows in float32, on the host. [rows vocab]"""
+  parts = [np.zeros((0, model.config.vocab_size), np.float32)]
+  parts += [np.asarray(block.logits)[: block.count] for block in blocks]
   return np.concatenate(parts)
 
 

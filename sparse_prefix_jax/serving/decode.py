@@ -17,6 +17,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_ids
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
+from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.plan import Plan, page_table
 from sparse_prefix_jax.runtime.programs import Step
@@ -129,29 +130,44 @@ def _step_rows(cache: PrefixCache, running: Sequence[Running]) -> np.ndarray:
   parts = [np.zeros((0, cache.config.vocab_size), np.float32)]
   for start in range(0, len(running), rows):
     part = running[start : start + rows]
-    parts.append(cache.run_step(_step(cache, part), len(part)))
+    tokens = np.zeros(rows, np.int32)
+    tokens[: len(part)] = [one.tokens.ids[-1] for one in part]
+    step = step_input(cache.config, part, tokens)
+    parts.append(cache.run_step(step, len(part)))
   return np.concatenate(parts)
 
 
-def _step(cache: PrefixCache, running: Sequence[Running]) -> Step:
-  """Input of the decode program; free rows are inactive."""
-  config = cache.config
+def step_input(
+  config: ModelConfig,
+  running: Sequence[Running],
+  tokens: np.ndarray | jax.Array,
+) -> Step:
+  """Input of the decode program for tokens that were booked.
+
+  Args:
+    config: Of the model.
+    running: At most `decode_rows`; the other rows are free.
+    tokens: The id of the last token of each, and of free rows any.
+
+  Returns:
+    The input, on the device.
+  """
   size, chunk = config.numerics.decode_rows, config.numerics.chunk
-  tokens, read, write, position = np.zeros((4, size), np.int32)
+  read, write, position = np.zeros((3, size), np.int32)
   read[:], write[:] = ZERO, NONE
   for i, one in enumerate(running):
     begins = (one.length - 1) % chunk == 0
-    tokens[i], position[i] = one.tokens.ids[-1], one.length - 1
+    position[i] = one.length - 1
     read[i] = one.lattice_slot if begins else one.running_slot
     write[i] = one.running_slot
   pages = [one.pages for one in running]
   pages += [[]] * (size - len(running))
   active = np.arange(size) < len(running)
   table = page_table(config, pages)
-  tokens, table, *rows = jax.device_put(
+  ids, table, *rows = jax.device_put(
     (tokens, table, read, write, position, active)
   )
-  return Step(tokens, Rows(*rows), table)
+  return Step(ids, Rows(*rows), table)
 
 
 def _no_rows(plan: Plan) -> np.ndarray:

@@ -57,6 +57,7 @@ def test_examples_of_docstrings_run(module: str) -> None:
 # What is returned or raised is shown by the examples of what does it.
 RESULTS = {"CapacityError", "CapturedScan", "DecodeOutput", "Placement"}
 RESULTS |= {"PrefillOutput", "PrefillReport", "SequenceHandle", "TreePlacement"}
+RESULTS |= {"Finished", "RequestHandle", "Started", "TokenEvent"}
 
 
 def test_what_is_called_has_an_example() -> None:

@@ -18,7 +18,7 @@ OPERATIONS = sorted(
 )
 HEAVY = {"jax", "jaxlib", "flax", "numpy", "absl", "tqdm"}
 # What only one command draws, serves or reads with.
-EXTRAS = {"matplotlib", "tokenizers", "starlette", "uvicorn"}
+EXTRAS = {"jinja2", "matplotlib", "tokenizers", "starlette", "uvicorn"}
 TESTS_ONLY = {"chex", "optax", "hypothesis", "beartype", "pytest"}
 
 
@@ -103,6 +103,26 @@ def test_the_demo_without_an_extra_ends_in_one_sentence(
   assert not list(tmp_path.iterdir())
 
 
+def test_generate_without_its_extra_ends_in_one_sentence() -> None:
+  program = (
+    "import sys; sys.modules['jinja2'] = None; "
+    "from sparse_prefix_jax import __main__ as main; "
+    "sys.exit(main.run(['', 'generate', '--prompt=a']))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=checkout.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr == (
+    "sparse_prefix_jax: jinja2 is not installed; "
+    "`pip install 'sparse-prefix-jax[text]'` installs it\n"
+  )
+
+
 def _imported() -> set[str]:
   """Top-level names of everything foreign that the library imports."""
   names = set()
@@ -138,5 +158,7 @@ def test_extras_hold_what_one_command_imports() -> None:
   extras = _project()["optional-dependencies"]
   assert _names(extras["plot"]) == {"matplotlib"}
   assert _names(extras["demo"]) == {"matplotlib", "tokenizers"}
+  assert _names(extras["text"]) == {"jinja2", "tokenizers"}
   assert _names(extras["train"]) == {"matplotlib", "optax", "safetensors"}
-  assert _names(extras["demo"]) | {"chex"} <= _names(extras["test"])
+  needed = _names(extras["demo"]) | _names(extras["text"]) | {"chex"}
+  assert needed <= _names(extras["test"])

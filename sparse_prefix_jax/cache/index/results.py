@@ -56,6 +56,16 @@ class Match(NamedTuple):
   deepest: Node | None = None
   features: Features | None = None
 
+  @property
+  def state_blocks(self) -> tuple[int, ...]:
+    """Block counts at which states of the known prefix are kept, ascending."""
+    depths, node = [], self.deepest
+    while node is not None:
+      if node.state is not None:
+        depths.append(node.depth)
+      node = node.parent
+    return tuple(reversed(depths))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pin:

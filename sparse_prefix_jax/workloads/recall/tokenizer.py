@@ -15,6 +15,17 @@ from sparse_prefix_jax.workloads.recall.vocabulary import (
   WORDS,
 )
 
+RECALL_TEMPLATE = """\
+{% for message in messages %}
+{{ '' if loop.first else ' ' }}{{ message.content | trim }}
+{%- if message.role == 'assistant' %} .{% endif %}
+{%- if message.role == 'user' and message.content.endswith('?')
+    and not (loop.last and not add_generation_prompt) %}
+{{- ' In' if 'Where' in message.content else ' A' }}
+{%- endif %}
+{%- endfor %}"""
+"""The chat template of the task: an answer is one word, after In or A."""
+
 
 def recall_tokenizer_json() -> str:
   """Returns the content of tokenizer.json.

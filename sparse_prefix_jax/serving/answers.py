@@ -1,0 +1,213 @@
+"""What an engine returns, and how an answer grows."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.serving.text.detokenizer import Detokenizer
+from sparse_prefix_jax.serving.text.stop_strings import StopScanner
+from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+
+
+class BestIds(NamedTuple):
+  """The most probable ids at one position.
+
+  Attributes:
+    ids: Most probable first.
+    logprobs: Their log probabilities.
+  """
+
+  ids: tuple[int, ...]
+  logprobs: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """One sample.
+
+  Attributes:
+    text: Up to the stop string or the end.
+    ids: All that were drawn, those of a stop string or an end among them.
+    logprobs: Log probability of each.
+    best: The most probable ids at each, where they were asked for.
+    finish_reason: "stop", or "length" where there was no more room.
+  """
+
+  text: str
+  ids: tuple[int, ...]
+  logprobs: tuple[float, ...]
+  best: tuple[BestIds, ...]
+  finish_reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What came of one prompt.
+
+  Attributes:
+    completions: Its samples.
+    chosen: Which of them is stored with its answer.
+    prompt_ids: Of the prompt.
+    restored: Tokens of the prompt whose state was kept.
+    computed: Tokens of the prompt that were computed.
+    reason: Why not more of them were restored.
+  """
+
+  completions: tuple[Completion, ...]
+  chosen: int
+  prompt_ids: tuple[int, ...]
+  restored: int
+  computed: int
+  reason: Reason
+
+  @property
+  def text(self) -> str:
+    """The text of the chosen sample."""
+    return self.completions[self.chosen].text
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+  """What is new of one sample.
+
+  Attributes:
+    text: What follows; never has to be taken back.
+    ids: Those drawn since the delta before.
+    logprobs: Log probability of each.
+    best: The most probable ids at each, where they were asked for.
+    sample: Which of the samples.
+    finish_reason: None until the last delta of a sample.
+    restored: Tokens of the prompt whose state was kept.
+    computed: Tokens of the prompt that were computed.
+  """
+
+  text: str
+  ids: tuple[int, ...]
+  logprobs: tuple[float, ...]
+  best: tuple[BestIds, ...]
+  sample: int
+  finish_reason: str | None
+  restored: int
+  computed: int
+
+
+class GrowingAnswer:
+  """An answer, id by id.
+
+  Attributes:
+    text: What is certain of its text.
+    ids: All ids so far.
+    logprobs: Log probability of each.
+    best: The most probable ids at each.
+    finish_reason: None as long as it grows.
+
+  Example:
+    >>> from sparse_prefix_jax.workloads.recall.tokenizer import (
+    ...   recall_tokenizer,
+    ... )
+    >>> tokenizer = TextTokenizer(recall_tokenizer())
+    >>> answer = GrowingAnswer(tokenizer, [" ."], end_ids=())
+    >>> for token in tokenizer.encode("In Oslo . Where").tolist():
+    ...   answer.add(token, -0.1)
+    >>> answer.text, answer.finish_reason
+    ('In Oslo', 'stop')
+  """
+
+  def __init__(
+    self,
+    tokenizer: TextTokenizer,
+    stops: Sequence[str],
+    end_ids: Iterable[int],
+  ) -> None:
+    """Begins with nothing.
+
+    Args:
+      tokenizer: Of the ids.
+      stops: Stop strings.
+      end_ids: Ids that end it and have no text.
+    """
+    self.text = ""
+    self.ids: list[int] = []
+    self.logprobs: list[float] = []
+    self.best: list[BestIds] = []
+    self.finish_reason: str | None = None
+    self._pieces = Detokenizer(tokenizer)
+    self._stops = StopScanner(stops)
+    self._end_ids = frozenset(end_ids)
+    self._told = (0, 0)
+
+  def add(
+    self, token: int, logprob: float, best: Sequence[tuple[int, float]] = ()
+  ) -> None:
+    """Adds an id; a stop string may end the answer with it.
+
+    Args:
+      token: The id.
+      logprob: Its log probability.
+      best: The most probable ids with theirs.
+    """
+    if self.finish_reason is not None:
+      return
+    self.ids.append(token)
+    self.logprobs.append(logprob)
+    if best:
+      ids, logprobs = zip(*best, strict=True)
+      self.best.append(BestIds(ids, logprobs))
+    if token not in self._end_ids:
+      self._write(self._pieces.push(token))
+
+  def finish(self, why: str) -> None:
+    """Ends the answer, unless a stop string has.
+
+    Args:
+      why: "stop" or "length".
+    """
+    if self.finish_reason is None:
+      self._write(self._pieces.finish())
+    if self.finish_reason is None:
+      self.text += self._stops.finish()
+      self.finish_reason = why
+
+  def completion(self) -> Completion:
+    """The answer as a result, once it has ended."""
+    return Completion(
+      text=self.text,
+      ids=tuple(self.ids),
+      logprobs=tuple(self.logprobs),
+      best=tuple(self.best),
+      finish_reason=self.finish_reason or "length",
+    )
+
+  def delta(self, sample: int, restored: int, computed: int) -> Delta | None:
+    """What is new since the last call.
+
+    Args:
+      sample: Which sample it is.
+      restored: Tokens of the prompt.
+      computed: The others of the prompt.
+
+    Returns:
+      None as long as there is neither text nor an end.
+    """
+    characters, ids = self._told
+    text = self.text[characters:]
+    if not text and self.finish_reason is None:
+      return None
+    self._told = (len(self.text), len(self.ids))
+    return Delta(
+      text=text,
+      ids=tuple(self.ids[ids:]),
+      logprobs=tuple(self.logprobs[ids:]),
+      best=tuple(self.best[ids:]),
+      sample=sample,
+      finish_reason=self.finish_reason,
+      restored=restored,
+      computed=computed,
+    )
+
+  def _write(self, text: str) -> None:
+    """Adds text up to a stop string."""
+    self.text += self._stops.push(text)
+    if self._stops.stopped is not None:
+      self.finish_reason = "stop"

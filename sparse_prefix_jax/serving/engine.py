@@ -1,0 +1,383 @@
+"""Engine: text in, text out, over a model and its cache."""
+
+import contextlib
+import dataclasses
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import check_tokens, check_whole
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.serving.answers import (
+  Completion,
+  Delta,
+  Generation,
+  GrowingAnswer,
+)
+from sparse_prefix_jax.serving.checks import check_cache
+from sparse_prefix_jax.serving.decode_loop import (
+  DecodeLoop,
+  LoopEvent,
+  PromptStarted,
+  SampleEnded,
+  SampleHandle,
+)
+from sparse_prefix_jax.serving.sampling import Sampling
+from sparse_prefix_jax.serving.text.stop_strings import checked_stops
+from sparse_prefix_jax.serving.text.template import Message
+from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+
+TextPrompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
+"""A text, its ids, or the messages of a conversation."""
+SampleChoice: TypeAlias = Callable[[tuple[Completion, ...]], int]
+"""Which of the samples of a prompt goes on, and so is worth storing."""
+
+_MOST_SAMPLES = 128
+_NEXT = {"role": "user", "content": "And?"}
+
+
+def first_sample(completions: tuple[Completion, ...]) -> int:
+  """Chooses the first of the samples."""
+  del completions
+  return 0
+
+
+class Engine:
+  """Text in, text out.
+
+  Texts are what they would be without the cache, bit for bit before they are
+  letters. What is drawn depends on prompt, sampling and sample index alone. The
+  ends of the messages of a conversation are anchors, the one before the
+  generation prompt among them, so the next turn resumes there.
+
+  Attributes:
+    model: The model.
+    cache: Its cache.
+    tokenizer: With the chat template.
+
+  Example:
+    >>> from sparse_prefix_jax import PrefixCache
+    >>> from sparse_prefix_jax.training.trained import trained_model
+    >>> from sparse_prefix_jax.workloads.recall.tokenizer import (
+    ...   recall_tokenizer,
+    ... )
+    >>> model = trained_model(ladder=(1,))
+    >>> cache = PrefixCache(model, capacity="16MiB")
+    >>> engine = Engine(model, cache, recall_tokenizer())
+    >>> fact = "Anna Berg lives in Oslo . It rained near Lima ."
+    >>> question = " Where does Anna Berg live ? In"
+    >>> (out,) = engine.generate([fact + question], max_tokens=1)
+    >>> out.text
+    'Oslo'
+  """
+
+  def __init__(
+    self, model: HybridDecoder, cache: PrefixCache, tokenizer: Any
+  ) -> None:
+    """Puts the three together.
+
+    Args:
+      model: The model of the cache.
+      cache: Where states, keys and values are kept.
+      tokenizer: A `TextTokenizer`, or a `tokenizers.Tokenizer`, which gets a
+        plain chat template.
+
+    Raises:
+      ValueError: If they do not belong together.
+      MissingExtraError: If `tokenizers` or `jinja2` is not installed.
+    """
+    check_cache(cache)
+    cache.check_model(model)
+    if not isinstance(tokenizer, TextTokenizer):
+      tokenizer = TextTokenizer(tokenizer)
+    tokenizer.check_vocabulary(model.config.vocab_size)
+    self.model, self.cache, self.tokenizer = model, cache, tokenizer
+    self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
+
+  def generate(
+    self,
+    prompts: Sequence[TextPrompt],
+    sampling: Sampling | None = None,
+    *,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] | None = None,
+    n: int = 1,
+    choose: SampleChoice = first_sample,
+    salt: bytes = b"",
+    template: Mapping[str, Any] | None = None,
+  ) -> tuple[Generation, ...]:
+    """Answers prompts, decoded together.
+
+    Args:
+      prompts: Each a text, its ids, or the messages of a conversation.
+      sampling: How ids are drawn; None takes the most probable.
+      max_tokens: How many to draw for a sample at most.
+      stop: Strings before which a text ends.
+      n: Samples of each prompt: forks of one prefill.
+      choose: Which sample is stored with its answer, given all of a prompt. Of
+        the others the prompt is kept; of a conversation, what its template
+        would repeat in the next turn: thinking that it drops is not stored.
+      salt: Requests with different salts share nothing.
+      template: What the chat template reads besides, such as tools.
+
+    Returns:
+      A result per prompt.
+
+    Raises:
+      ValueError: If an argument cannot be meant; nothing was computed then.
+      CapacityError: If the sequences do not fit into the cache; what was
+        computed stays stored.
+    """
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
+      raise ValueError(
+        f"prompts is {reprlib.repr(prompts)}; it must be a list of texts, ids "
+        "or conversations."
+      )
+    variables = dict(template or {})
+    tasks = [
+      self._task(f"prompts[{i}]", prompt, stop, n, variables)
+      for i, prompt in enumerate(prompts)
+    ]
+    asked = self._checked(sampling, max_tokens)
+    with self._submitted(tasks, asked, max_tokens, salt) as loop:
+      for task, _ in _events(loop, tasks):
+        if task.complete:
+          self._close(loop, task, choose)
+    return tuple(task.result() for task in tasks)
+
+  def stream(
+    self,
+    prompt: TextPrompt,
+    sampling: Sampling | None = None,
+    *,
+    max_tokens: int = 128,
+    stop: str | Sequence[str] | None = None,
+    n: int = 1,
+    choose: SampleChoice = first_sample,
+    salt: bytes = b"",
+    template: Mapping[str, Any] | None = None,
+  ) -> Iterator[Delta]:
+    """Answers one prompt, piece by piece.
+
+    Whoever stops to iterate ends the answer; what was decoded is stored.
+
+    Args:
+      prompt: A text, its ids, or the messages of a conversation.
+      sampling: As in `generate`, as are all others.
+      max_tokens: How many to draw for a sample at most.
+      stop: Strings before which a text ends.
+      n: Samples.
+      choose: Which sample is stored with its answer.
+      salt: Requests with different salts share nothing.
+      template: What the chat template reads besides.
+
+    Returns:
+      Deltas: those of a sample in a row are its text.
+
+    Raises:
+      ValueError: At once, if an argument cannot be meant.
+    """
+    task = self._task("prompt", prompt, stop, n, dict(template or {}))
+    asked = self._checked(sampling, max_tokens)
+    context = self._submitted([task], asked, max_tokens, salt)
+    return self._deltas(task, context, choose)
+
+  def _deltas(
+    self,
+    task: "_Task",
+    context: contextlib.AbstractContextManager[DecodeLoop],
+    choose: SampleChoice,
+  ) -> Iterator[Delta]:
+    """The deltas of a task that was submitted."""
+    with context as loop:
+      for _, sample in _events(loop, [task]):
+        delta = task.answers[sample].delta(sample, task.restored, task.computed)
+        if task.complete:
+          self._close(loop, task, choose)
+        if delta is not None:
+          yield delta
+
+  def _task(
+    self,
+    name: str,
+    prompt: Any,
+    stop: Any,
+    samples: Any,
+    variables: dict[str, Any],
+  ) -> "_Task":
+    """A prompt as ids, checked."""
+    stops = checked_stops(stop)
+    if not 1 <= check_whole("n", samples) <= _MOST_SAMPLES:
+      raise ValueError(f"n is {samples}; it must be 1 to {_MOST_SAMPLES}.")
+    anchors, messages = (), None
+    if isinstance(prompt, str):
+      ids = self.tokenizer.encode(prompt)
+    elif isinstance(prompt, Mapping):
+      raise ValueError(
+        f"{name} is one message; a conversation is a list of messages, and "
+        "prompts are a list of conversations."
+      )
+    elif _is_conversation(prompt):
+      messages = list(prompt)
+      ids, anchors = self.tokenizer.encode_chat(messages, **variables)
+    else:
+      ids = prompt
+    ids = check_tokens(name, ids, self.cache.limits)
+    answers = [
+      GrowingAnswer(self.tokenizer, stops, self._end_ids)
+      for _ in range(samples)
+    ]
+    return _Task(ids, anchors, messages, variables, answers)
+
+  def _checked(self, sampling: Any, max_tokens: Any) -> Sampling:
+    """How ids are drawn, if that can be meant."""
+    sampling = Sampling() if sampling is None else sampling
+    if not isinstance(sampling, Sampling):
+      raise ValueError(
+        f"sampling is {reprlib.repr(sampling)}; it must be a Sampling."
+      )
+    sampling.check_vocabulary(self.model.config.vocab_size)
+    if check_whole("max_tokens", max_tokens) < 1:
+      raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
+    return sampling
+
+  @contextlib.contextmanager
+  def _submitted(
+    self,
+    tasks: Sequence["_Task"],
+    sampling: Sampling,
+    max_tokens: int,
+    salt: bytes,
+  ) -> Iterator[DecodeLoop]:
+    """A loop with the tasks, of which nothing runs afterwards."""
+    loop = DecodeLoop(self.model, self.cache)
+    for task in tasks:
+      task.handles = loop.submit(
+        task.ids,
+        sampling=sampling,
+        max_tokens=max_tokens,
+        salt=salt,
+        anchors=task.anchors,
+        stop_tokens=self._end_ids,
+        judged=True,
+        samples=len(task.answers),
+      )
+    try:
+      yield loop
+    finally:
+      loop.abandon()
+
+  def _close(
+    self, loop: DecodeLoop, task: "_Task", choose: SampleChoice
+  ) -> None:
+    """Ends all samples of a task; one of them is stored with its answer."""
+    completions = tuple(answer.completion() for answer in task.answers)
+    chosen = check_whole("choose: its result", choose(completions))
+    if not 0 <= chosen < len(completions):
+      raise ValueError(
+        f"choose returned {chosen}; there are {len(completions)} samples."
+      )
+    task.chosen = chosen
+    for sample, handle in enumerate(task.handles):
+      keep: int | None = task.ids.size
+      if sample == chosen:
+        keep = self._repeated(task, loop.length(handle))
+      loop.cancel(handle, keep=keep)
+
+  def _repeated(self, task: "_Task", length: int) -> int | None:
+    """How many tokens the next turn of a conversation would begin with.
+
+    At least the prompt, which may be asked again; None for all.
+    """
+    answer = task.answers[task.chosen]
+    if task.messages is None:
+      return None
+    said = {"role": "assistant", "content": answer.text}
+    try:
+      following = self.tokenizer.encode_chat(
+        [*task.messages, said, _NEXT], **task.variables
+      )
+    except ValueError:
+      return None  # a template that takes no further turn drops nothing
+    past = np.concatenate([task.ids, np.array(answer.ids, np.int32)])[:length]
+    return max(_shared(past, following.ids), task.ids.size)
+
+
+@dataclasses.dataclass(eq=False)
+class _Task:
+  """A prompt and its answers, while they grow."""
+
+  ids: np.ndarray
+  anchors: tuple[int, ...]
+  messages: list[Message] | None
+  variables: dict[str, Any]
+  answers: list[GrowingAnswer]
+  handles: tuple[SampleHandle, ...] = ()
+  restored: int = 0
+  computed: int = 0
+  reason: Reason = Reason.NO_OVERLAP
+  chosen: int = 0
+
+  @property
+  def complete(self) -> bool:
+    """Whether all answers have ended."""
+    return all(answer.finish_reason is not None for answer in self.answers)
+
+  def take(self, event: LoopEvent) -> bool:
+    """Notes an event; whether it changed an answer."""
+    if isinstance(event, PromptStarted):
+      self.restored, self.computed = event.restored, event.computed
+      self.reason = event.reason
+      return False
+    answer = self.answers[event.handle.sample]
+    if answer.finish_reason is not None:
+      return False
+    if isinstance(event, SampleEnded):
+      answer.finish(event.why)
+    else:
+      answer.add(event.id, event.logprob, event.best)
+    return True
+
+  def result(self) -> Generation:
+    """What came of it."""
+    return Generation(
+      completions=tuple(answer.completion() for answer in self.answers),
+      chosen=self.chosen,
+      prompt_ids=tuple(self.ids.tolist()),
+      restored=self.restored,
+      computed=self.computed,
+      reason=self.reason,
+    )
+
+
+def _events(
+  loop: DecodeLoop, tasks: Sequence[_Task]
+) -> Iterator[tuple[_Task, int]]:
+  """Steps until all tasks are complete; which sample of which task grew."""
+  by_number = {task.handles[0].number: task for task in tasks}
+  while not all(task.complete for task in tasks):
+    for event in loop.step():
+      task = by_number[event.handle.number]
+      if not task.take(event):
+        continue
+      sample = event.handle.sample
+      if task.answers[sample].finish_reason is not None:
+        loop.hold(event.handle)
+      yield task, sample
+
+
+def _is_conversation(prompt: Any) -> bool:
+  """Whether a prompt is a list of messages rather than of ids."""
+  many = isinstance(prompt, Sequence) and len(prompt) > 0
+  return many and isinstance(prompt[0], Mapping)
+
+
+def _shared(first: np.ndarray, second: np.ndarray) -> int:
+  """Leading ids that two rows share."""
+  size = min(first.size, second.size)
+  differs = np.flatnonzero(first[:size] != second[:size])
+  return int(differs[0]) if differs.size else size

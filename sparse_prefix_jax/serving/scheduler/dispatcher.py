@@ -1,0 +1,141 @@
+"""What the scheduler dispatches: nothing here waits for the device.
+
+Ids go from one step to the next in an array of the device, one place per seat,
+so that nobody has to read them in between.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int32
+
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.plan import build_plan
+from sparse_prefix_jax.runtime.run import (
+  HeadRows,
+  dispatch_groups,
+  head_blocks,
+  last_rows,
+)
+from sparse_prefix_jax.runtime.sampler import Sampled
+from sparse_prefix_jax.runtime.segment import Segment
+from sparse_prefix_jax.serving.decode import step_input
+from sparse_prefix_jax.serving.scheduler.life import Life
+from sparse_prefix_jax.serving.scheduler.sampler import Sampler, SampleRows
+
+
+class Chosen(NamedTuple):
+  """Ids of some requests, chosen on the device and not read yet.
+
+  Attributes:
+    lives: The requests, in the order of the first rows.
+    sampled: What was chosen.
+    logits: That it was chosen from; None where nobody keeps them.
+  """
+
+  lives: tuple[Life, ...]
+  sampled: Sampled
+  logits: jax.Array | None
+
+
+class Dispatcher:
+  """Prefill, decode and sampling of one cache, dispatched.
+
+  Args:
+    cache: Its programs and pools.
+    sampler: Chooses ids.
+    seats: How many requests may run at once.
+  """
+
+  def __init__(self, cache: PrefixCache, sampler: Sampler, seats: int) -> None:
+    """Nobody sits anywhere yet."""
+    self._cache, self._sampler, self._seats = cache, sampler, seats
+    self._ids = jnp.zeros(seats, jnp.int32)
+
+  def prefill(
+    self, segments: Sequence[Segment], choosing: Sequence[Life | None]
+  ) -> list[Chosen]:
+    """Runs segments packed together.
+
+    Args:
+      segments: At least one.
+      choosing: Per segment, the request that chooses an id after it, or None.
+
+    Returns:
+      What was chosen.
+    """
+    cache, budget = self._cache, self._cache.store.index.budget
+    plan = build_plan(
+      cache.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
+    )
+    rows = last_rows(plan)[[life is not None for life in choosing]]
+    lives = iter([life for life in choosing if life is not None])
+    chosen = []
+    for pools, blocks in dispatch_groups(cache.frozen, cache.pools, plan, rows):
+      cache.pools = pools
+      chosen += self._choose(blocks, lives)
+    return chosen
+
+  def decode(self, lives: Sequence[Life]) -> list[Chosen]:
+    """Runs one token of up to `decode_rows` requests.
+
+    Args:
+      lives: Booked already; the id of a token may be on the device only.
+
+    Returns:
+      What was chosen, by those who do.
+    """
+    cache = self._cache
+    running = [life.sequence for life in lives]
+    size = cache.config.numerics.decode_rows
+    known = np.full(size, -1, np.int32)
+    known[: len(lives)] = [life.last_id for life in lives]
+    tokens = _next_tokens(self._ids, self._seat(lives, size), known)
+    step = step_input(cache.config, running, tokens)
+    hidden, cache.pools = programs.decode_step(cache.frozen, cache.pools, step)
+    choosing = [i for i, life in enumerate(lives) if life.chooses]
+    blocks = head_blocks(cache.frozen, hidden, np.array(choosing, np.int32))
+    return self._choose(blocks, iter([lives[i] for i in choosing]))
+
+  def _choose(
+    self, blocks: Sequence[HeadRows], lives: Iterator[Life]
+  ) -> list[Chosen]:
+    """Chooses an id for every row, and keeps it for the next step."""
+    size, chosen = self._cache.config.numerics.head_rows, []
+    for logits, count in blocks:
+      here = tuple(next(lives) for _ in range(count))
+      seats, position = self._seat(here, size), np.zeros(size, np.int32)
+      position[:count] = [life.sequence.length for life in here]
+      sampled = self._sampler.sample(logits, SampleRows(seats, position))
+      self._ids = _keep_ids(self._ids, seats, sampled.ids)
+      kept = logits if any(life.asked.keep_logits for life in here) else None
+      chosen.append(Chosen(here, sampled, kept))
+    return chosen
+
+  def _seat(self, lives: Sequence[Life], size: int) -> np.ndarray:
+    """Seats of some rows; free ones lie past the end. [size]"""
+    seats = np.full(size, self._seats, np.int32)
+    seats[: len(lives)] = [life.seat for life in lives]
+    return seats
+
+
+@jax.jit
+def _next_tokens(
+  ids: Int32[Array, "seats"], seats: Int32[Array, "b"], known: Int32[Array, "b"]
+) -> Int32[Array, "b"]:
+  """What the host knows, and else what was chosen last in the seat."""
+  return jnp.where(known >= 0, known, ids.at[seats].get(mode="clip"))
+
+
+@jax.jit
+def _keep_ids(
+  ids: Int32[Array, "seats"],
+  seats: Int32[Array, "b"],
+  chosen: Int32[Array, "b"],
+) -> Int32[Array, "seats"]:
+  """Puts what was chosen into its seats; those past the end are nobody's."""
+  return ids.at[seats].set(chosen, mode="drop")

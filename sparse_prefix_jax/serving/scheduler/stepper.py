@@ -1,0 +1,352 @@
+"""A step: who runs, what is computed, what is read; `run` is the whole idea.
+
+Programs are dispatched and never waited for, but for the ids of the last one.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.running import Running
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.runtime.sampler import Sampled
+from sparse_prefix_jax.runtime.segment import Segment
+from sparse_prefix_jax.serving.scheduler.dispatcher import Chosen, Dispatcher
+from sparse_prefix_jax.serving.scheduler.events import (
+  Ending,
+  Event,
+  Finished,
+  Started,
+  TokenEvent,
+)
+from sparse_prefix_jax.serving.scheduler.life import Life
+from sparse_prefix_jax.serving.scheduler.line import Line
+from sparse_prefix_jax.serving.scheduler.sampler import Sampler
+
+
+class Stepper:
+  """The steps of a scheduler, one after another.
+
+  Attributes:
+    line: Who runs and who waits.
+    lives: All requests that are not finished, by number.
+    events: What happened and was not told yet.
+    number: How many steps were begun.
+
+  Args:
+    model: Of the cache.
+    cache: Where requests run.
+    sampler: Chooses ids.
+    seats: Most requests that run at once.
+    chunks: Most chunks of prompts per step.
+    swap_bytes: Most bytes of the host for those that make room.
+    overlap: Whether a step is dispatched before the last ids are read.
+  """
+
+  def __init__(
+    self,
+    model: HybridDecoder,
+    cache: PrefixCache,
+    sampler: Sampler,
+    *,
+    seats: int,
+    chunks: int,
+    swap_bytes: int,
+    overlap: bool,
+  ) -> None:
+    """No step yet; see the class."""
+    self._model, self._cache, self._store = model, cache, cache.store
+    self._chunk, self._budget = cache.store.chunk, chunks
+    self._overlap, self._sampler = overlap, sampler
+    self._dispatcher = Dispatcher(cache, sampler, seats)
+    self.line = Line(
+      cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
+    )
+    self._unread = collections.deque[list[Chosen]]()
+    self.lives: dict[int, Life] = {}
+    self.events: list[Event] = []
+    self.number = 0
+
+  def run(self, mine: list[Running]) -> None:
+    """One step; everything that it changes happens here, in this order.
+
+    Args:
+      mine: The sequences that an exception would end, at any moment.
+    """
+    self._cache.check_model(self._model)
+    self._cache.move_if_due()
+    self.number += 1
+    self.forget_lost()
+    self._expire()
+    self._admit(mine)
+    chosen: list[Chosen] = []
+    self._unread.append(chosen)
+    ready = self._ready()
+    self.line.counts["sat_out_judged"] += len(self._wanting()) - len(ready)
+    self._prefill(mine, chosen)
+    self._decode(ready, mine, chosen)
+    while self._unread and not (self._overlap and self._unread[0] is chosen):
+      self._read(self._unread.popleft(), mine)
+    if not self.lives:
+      self._read_all(mine)  # All of it is discarded.
+
+  def told(self) -> tuple[Event, ...]:
+    """What happened since it was asked last."""
+    events, self.events = self.events, []
+    return tuple(events)
+
+  def forget_lost(self) -> None:
+    """Finishes whoever has lost its sequence, to a failure or a release."""
+    for life in self.line.forget_lost():
+      self._finish(life, Ending.FAILED)
+
+  def enter(self, life: Life) -> None:
+    """A request waits for its first step."""
+    self.lives[life.handle.number] = life
+    self.line.enter(life)
+
+  def fork(
+    self, life: Life, twin: Callable[[], Life], mine: list[Running]
+  ) -> Life | None:
+    """A request goes on twice.
+
+    Args:
+      life: The request; its unread ids are read first.
+      twin: Makes the second one then.
+      mine: As `run` takes them.
+
+    Returns:
+      The twin; None if the request has ended by what was read.
+    """
+    self._read_all(mine)
+    if life.ended:
+      return None
+    other = twin()
+    self.line.fork(life, other)
+    self.lives[other.handle.number] = other
+    if other.running is not None:
+      self._started(other, other.sequence.length)
+    return other
+
+  def _expire(self) -> None:
+    """Ends those whose last step has passed."""
+    for life in [*self.lives.values()]:
+      last = life.asked.deadline
+      if last is not None and last < self.number:
+        self.end(life, Ending.DEADLINE)
+
+  def _admit(self, mine: list[Running]) -> None:
+    """Begins those who wait, if there is room for those who run."""
+    if not self._has_room():
+      self._make_room(mine)
+      return
+    with self._store.spare(0, self._pages_to_begin()):
+      self.line.admit()
+    for life in self.line.running:
+      if not life.started:
+        self._started(life, life.sequence.resumed)
+
+  def _started(self, life: Life, restored: int) -> None:
+    """Tells that a request runs."""
+    life.started, one = True, life.sequence
+    computed = one.length - restored
+    self._tell(Started(life.handle, restored, computed, one.match.reason))
+
+  def _pages_to_begin(self) -> int:
+    """Pages that the tokens of this step need."""
+    lengths = [life.sequence.length for life in self._ready()]
+    return sum(length % self._chunk == 0 for length in lengths)
+
+  def _has_room(self) -> bool:
+    """Whether there are pages for the tokens of this step."""
+    try:
+      with self._store.spare(0, self._pages_to_begin()):
+        return True
+    except CapacityError:
+      return False
+
+  def _make_room(self, mine: list[Running]) -> None:
+    """Sets the last ones aside until the others have room."""
+    self._read_all(mine)  # Who is set aside has nothing unread.
+    while not self._has_room():
+      running = self.line.running
+      if len(running) > 1:
+        self.line.set_aside(running[-1])
+      elif not self.line.drop_swapped():
+        self._give_up(running[0])
+        return
+
+  def _give_up(self, life: Life) -> None:
+    """It is alone and has no room: it fails, unless others hold the cache."""
+    if len(self._store.running) == 1:
+      error = CapacityError(f"there is no page for a token of {life.handle}.")
+      self._fail(life, error)
+
+  def _prefill(self, mine: list[Running], chosen: list[Chosen]) -> None:
+    """Completed chunks once more, and prompts up to the budget, in one plan."""
+    packed = [*self._segments()]
+    if not packed:
+      return
+    mine += [life.sequence for life, _ in packed]
+    choosing = [
+      life if self._ends_prompt(life, segment) else None
+      for life, segment in packed
+    ]
+    ids = self._dispatcher.prefill([segment for _, segment in packed], choosing)
+    for life, segment in packed:
+      self._store.commit(life.sequence, segment)
+    self._note(ids, chosen)
+    mine.clear()
+
+  def _segments(self) -> Iterator[tuple[Life, Segment]]:
+    """What the prefill program computes in this step."""
+    chunks = self._budget
+    for life in self.line.running:
+      one = life.sequence
+      if not one.prefilled and not chunks:
+        continue
+      segment = self._store.next_segment(one, chunks * self._chunk)
+      if segment is None:
+        continue
+      if not one.prefilled:
+        chunks -= -(-segment.tokens.size // self._chunk)
+      yield life, segment
+
+  def _ends_prompt(self, life: Life, segment: Segment) -> bool:
+    """Whether an id is chosen after a segment."""
+    whole = segment.stop == life.sequence.prompt_length
+    return whole and not life.sequence.prefilled and life.chooses
+
+  def _decode(
+    self, ready: Sequence[Life], mine: list[Running], chosen: list[Chosen]
+  ) -> None:
+    """One token of all who are ready."""
+    rows = self._cache.config.numerics.decode_rows
+    for start in range(0, len(ready), rows):
+      lives = self._book(ready[start : start + rows])
+      if lives:
+        mine += [life.sequence for life in lives]
+        self._note(self._dispatcher.decode(lives), chosen)
+        mine.clear()
+
+  def _ready(self) -> list[Life]:
+    """Whose next token is there: a step computes with it."""
+    return [x for x in self._wanting() if not self._judging(x)]
+
+  def _wanting(self) -> list[Life]:
+    """Whose prompt is computed, and whose answer is not."""
+    done = [x for x in self.line.running if x.sequence.prefilled]
+    return [life for life in done if life.wants_token]
+
+  def _judging(self, life: Life) -> bool:
+    """Whether the caller has to see an id first, and the request sits out."""
+    return life.asked.judged and life.unread > 0
+
+  def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
+    """Books a token for each; not for those that lack a page."""
+    store = self._store
+    try:
+      store.advance([life.sequence for life in lives])
+    except CapacityError:  # Others hold the cache, or it would have been made.
+      able = [x for x in lives if x.sequence.length % self._chunk]
+      self.line.counts["sat_out_no_room"] += len(lives) - len(able)
+      lives = able
+      store.advance([life.sequence for life in lives])
+    for life in lives:
+      if life.last_id >= 0:
+        store.append(life.sequence, life.last_id)
+    return lives
+
+  def _note(self, ids: Sequence[Chosen], chosen: list[Chosen]) -> None:
+    """Ids were chosen, and will be read."""
+    for one in ids:
+      for life in one.lives:
+        life.unread += 1
+    chosen += ids
+
+  def _read_all(self, mine: list[Running]) -> None:
+    """Reads whatever was chosen."""
+    while self._unread:
+      self._read(self._unread.popleft(), mine)
+
+  def _read(self, chosen: Sequence[Chosen], mine: list[Running]) -> None:
+    """Reads the ids of a step; those of who has ended are discarded."""
+    for one in chosen:
+      alive = [life for life in one.lives if not life.ended]
+      self.line.counts["discarded"] += len(one.lives) - len(alive)
+      if not alive:
+        continue
+      mine += [life.sequence for life in alive]
+      drawn = jax.device_get(one.sampled)
+      logits = None if one.logits is None else np.asarray(one.logits)
+      mine.clear()
+      for i, life in enumerate(one.lives):
+        if not life.ended:
+          row = None
+          if logits is not None and life.asked.keep_logits:
+            row = logits[i].copy()
+          self._take(life, jax.tree.map(lambda x, i=i: x[i], drawn), row)
+
+  def _take(
+    self, life: Life, drawn: Sampled, logits: np.ndarray | None
+  ) -> None:
+    """Tells an id; it may be the last one."""
+    token = int(drawn.ids)
+    best = zip(drawn.best_ids.tolist(), drawn.best_logprobs.tolist())
+    told = TokenEvent(
+      life.handle,
+      token,
+      life.known,
+      float(drawn.logprobs),
+      tuple(pair for pair in best if pair[0] >= 0),
+      logits,
+    )
+    self._tell(told)
+    life.unread -= 1
+    self._sampler.note(life.seat, token)
+    life.ids.append(token)
+    if token in life.asked.stop_tokens:
+      self.end(life, Ending.STOP)
+    elif life.answered == life.asked.max_tokens:
+      self.end(life, Ending.LENGTH)
+    elif life.sequence.unread:  # A step has taken it already.
+      self._store.append(life.sequence, token)
+
+  def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
+    """Stores what a request leaves and finishes it.
+
+    Args:
+      life: The request.
+      why: What ended it.
+      keep: Tokens from the start to store; None for all.
+    """
+    try:
+      if life.running is not None:
+        kept = None if keep is None else min(keep, life.sequence.length)
+        self._store.close(life.sequence, kept)
+    finally:
+      self._finish(life, why)
+
+  def _fail(self, life: Life, error: Exception) -> None:
+    """Finishes a request with an exception of its own."""
+    if life.running is not None:
+      self._store.drop(life.sequence)
+    self._finish(life, Ending.FAILED, error)
+
+  def _finish(
+    self, life: Life, why: Ending, error: Exception | None = None
+  ) -> None:
+    """Takes a request out of the line; its sequence is gone."""
+    self.line.leave(life)
+    life.running = life.parked = None
+    life.ended = True
+    del self.lives[life.handle.number]
+    self._tell(Finished(life.handle, why, error))
+
+  def _tell(self, event: Event) -> None:
+    """Keeps an event for the caller."""
+    self.events.append(event)

@@ -1,0 +1,1 @@
+"""An HTTP interface in the form of OpenAI's: Starlette over a scheduler."""

@@ -1,0 +1,351 @@
+"""Who steps the scheduler: one thread, which everybody else talks to by queues.
+
+Texts grow in that thread, right after the step that chose their ids, so that a
+stop string ends an answer before more of it is computed.
+"""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import check_requests
+from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
+from sparse_prefix_jax.serving.scheduler import (
+  Event,
+  Finished,
+  RequestHandle,
+  Scheduler,
+  Started,
+)
+from sparse_prefix_jax.serving.server.calls import Call, Prompt
+from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+
+_T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
+
+
+class QueueFullError(RuntimeError):
+  """As many requests wait as may."""
+
+
+class ShutDownError(RuntimeError):
+  """No request is taken any more."""
+
+
+class Piece(NamedTuple):
+  """What is new of one answer of a call.
+
+  Attributes:
+    index: Which answer: sample s of prompt p is p * samples + s.
+    delta: What is new; None as long as it only started.
+    prompt_tokens: Tokens of its prompt.
+    restored: How many of them were restored; None before it started.
+    error: What it failed with, or None.
+  """
+
+  index: int
+  delta: Delta | None
+  prompt_tokens: int
+  restored: int | None = None
+  error: str | None = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Answer:
+  """An answer while it grows: of which call, where it stands."""
+
+  tell: Callable[[Piece], None]
+  index: int
+  grown: GrowingAnswer
+  prompt_tokens: int
+  best: int
+  started: Started | None = None
+
+  def piece(self, *, error: str | None = None) -> Piece | None:
+    """What is new of it, if anything is."""
+    restored = self.started.restored if self.started else 0
+    computed = self.started.computed if self.started else 0
+    delta = self.grown.delta(self.index, restored, computed)
+    if delta is None and error is None:
+      return None
+    return Piece(self.index, delta, self.prompt_tokens, restored, error)
+
+
+class Service:
+  """Answers calls of any number of tasks of an event loop.
+
+  Args:
+    model: The model of the cache.
+    cache: Where sequences run.
+    tokenizer: Of the model.
+    scheduler: Of the two, which nobody else steps.
+    max_waiting: Most requests that wait; more are refused.
+  """
+
+  def __init__(
+    self,
+    model: HybridDecoder,
+    cache: PrefixCache,
+    tokenizer: TextTokenizer,
+    scheduler: Scheduler,
+    *,
+    max_waiting: int = 256,
+  ) -> None:
+    """Answers nobody until `start`."""
+    self.model, self.cache, self.tokenizer = model, cache, tokenizer
+    self._scheduler, self._most = scheduler, max_waiting
+    self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
+    self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    self._answers: dict[RequestHandle, _Answer] = {}
+    self._closing = False
+    self._thread = threading.Thread(target=self._run, name="scheduler")
+
+  def start(self) -> None:
+    """Begins to step."""
+    self._thread.start()
+
+  def stop(self) -> None:
+    """Ends once everything that was begun is finished; waits for that."""
+    self._commands.put(self._close)
+    self._thread.join()
+
+  def counts(self) -> Mapping[str, int]:
+    """How many requests wait and run, and what the scheduler counts."""
+    answers = list(self._answers.values())
+    waiting = sum(answer.started is None for answer in answers)
+    return {
+      "waiting": waiting,
+      "running": len(answers) - waiting,
+      "steps": self._scheduler.steps,
+      **self._scheduler.counts,
+    }
+
+  async def answer(self, call: Call, salt: bytes) -> AsyncIterator[Piece]:
+    """Answers a call; whoever stops to iterate ends it within a step.
+
+    Args:
+      call: What is asked.
+      salt: Callers with different salts share nothing.
+
+    Returns:
+      Pieces of its answers, in the order in which they come.
+
+    Raises:
+      ValueError: If prompts cannot be meant.
+      CapacityError: If an answer could never fit.
+      QueueFullError: If too many wait.
+      ShutDownError: If no request is taken any more.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[Piece] = asyncio.Queue()
+
+    def tell(piece: Piece) -> None:
+      if not loop.is_closed():
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    handles = await self._ask(lambda: self._submit(call, salt, tell))
+    left = len(handles)
+    try:
+      while left:
+        piece = await pieces.get()
+        ended = (
+          piece.delta is not None and piece.delta.finish_reason is not None
+        )
+        left -= ended or piece.error is not None
+        yield piece
+    finally:
+      if left:
+        self._commands.put(lambda: self._cancel(handles))
+
+  async def states(self, prompt: Prompt, salt: bytes) -> dict[str, Any]:
+    """What is stored of a prompt; nothing changes.
+
+    Args:
+      prompt: As in a call.
+      salt: As in `answer`.
+
+    Returns:
+      Numbers of tokens: of the prompt, of the known prefix, of what would be
+      restored, and the positions of the states that are kept.
+    """
+
+    def look() -> dict[str, Any]:
+      ids, _ = self._prompt(prompt)
+      with self.cache.call():
+        (request,) = check_requests(self.cache.limits, [ids], salt=salt)
+        match, chunk = self.cache.store.match(request), self.cache.store.chunk
+      return {
+        "prompt_tokens": request.length,
+        "known_tokens": match.overlap_tokens,
+        "restored_tokens": match.resume_blocks * chunk,
+        "state_positions": [depth * chunk for depth in match.state_blocks],
+      }
+
+    return await self._ask(look)
+
+  async def _ask(self, command: Callable[[], _T]) -> _T:
+    """Lets the thread do something, and waits for what comes of it."""
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+    def run() -> None:
+      try:
+        future.set_result(command())
+      except Exception as error:
+        future.set_exception(error)
+
+    self._commands.put(run)
+    # Whoever is cancelled here has submitted all the same, and must end it.
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+  def _run(self) -> None:
+    """Steps as long as there is something to do."""
+    while not (self._closing and self._scheduler.idle):
+      self._obey()
+      if self._scheduler.idle:
+        continue
+      try:
+        events = self._scheduler.step()
+      except Exception:
+        # It has ended the requests that it was computing, which the next step
+        # tells; the others go on.
+        _LOG.exception("a step failed")
+        continue
+      for event in events:
+        self._take(event)
+
+  def _obey(self) -> None:
+    """Runs the commands that came; waits for one where nothing else is."""
+    block = self._scheduler.idle and not self._closing
+    while True:
+      try:
+        command = self._commands.get(block=block)
+      except queue.Empty:
+        return
+      command()
+      block = False
+
+  def _close(self) -> None:
+    self._closing = True
+
+  def _submit(
+    self, call: Call, salt: bytes, tell: Callable[[Piece], None]
+  ) -> list[RequestHandle]:
+    """Submits all answers of a call, or none."""
+    if self._closing:
+      raise ShutDownError("the server is about to end.")
+    prompts = [self._prompt(prompt) for prompt in call.prompts]
+    waiting = sum(one.started is None for one in self._answers.values())
+    if waiting + len(prompts) * call.samples > self._most:
+      raise QueueFullError(f"{waiting} requests wait; try again later.")
+    handles: list[RequestHandle] = []
+    try:
+      for ids, anchors in prompts:
+        for sample in range(call.samples):
+          handles.append(
+            self._scheduler.submit(
+              ids,
+              sampling=(call.sampling, sample),
+              max_tokens=self._most_tokens(call, len(ids)),
+              salt=salt,
+              anchors=anchors,
+              stop_tokens=self._end_ids,
+              judged=bool(call.stops),
+            )
+          )
+          self._answers[handles[-1]] = _Answer(
+            tell,
+            len(handles) - 1,
+            GrowingAnswer(self.tokenizer, call.stops, self._end_ids),
+            len(ids),
+            call.sampling.best,
+          )
+    except Exception:
+      self._cancel(handles)
+      raise
+    return handles
+
+  def _prompt(self, prompt: Prompt) -> tuple[np.ndarray, tuple[int, ...]]:
+    """A prompt as ids, and its anchors."""
+    if isinstance(prompt, str):
+      ids = self.tokenizer.encode(prompt)
+      if not ids.size:
+        raise ValueError("prompt is empty; it must have at least one token.")
+      return ids, ()
+    if isinstance(prompt[0], dict):
+      return self.tokenizer.encode_chat(prompt)
+    size = self.model.config.vocab_size
+    wrong = [x for x in prompt if not 0 <= x < size]
+    if wrong:
+      raise ValueError(
+        f"prompt holds id {wrong[0]}; the vocabulary is 0 to {size - 1}."
+      )
+    return np.array(prompt, np.int32), ()
+
+  def _most_tokens(self, call: Call, prompt: int) -> int:
+    """What a call asks for, or what there is room for."""
+    longest = self.model.config.numerics.max_length
+    if prompt > longest:
+      raise ValueError(
+        f"the prompt has {prompt} tokens; the model takes at most {longest}."
+      )
+    if call.max_tokens is not None:
+      return call.max_tokens
+    return max(1, longest - prompt)
+
+  def _cancel(self, handles: list[RequestHandle]) -> None:
+    """Ends what still runs; what was told of it stays stored."""
+    for handle in handles:
+      if self._answers.pop(handle, None) is not None:
+        self._scheduler.cancel(handle)
+
+  def _take(self, event: Event) -> None:
+    """Lets an answer grow, and tells what is new of it."""
+    answer = self._answers.get(event.handle)
+    if answer is None:
+      return
+    if isinstance(event, Started):
+      answer.started = event
+      return
+    if isinstance(event, Finished):
+      del self._answers[event.handle]
+      self._finish(answer, event)
+      return
+    answer.grown.add(event.id, event.logprob, event.best[: answer.best])
+    piece = answer.piece()
+    if answer.grown.finish_reason is not None:
+      del self._answers[event.handle]
+      self._scheduler.cancel(event.handle)
+    if piece is not None:
+      answer.tell(piece)
+
+  def _finish(self, answer: _Answer, event: Finished) -> None:
+    """Tells how an answer ended."""
+    if event.why in ("stop", "length"):
+      answer.grown.finish(event.why.value)
+      piece = answer.piece()
+      if piece is not None:
+        answer.tell(piece)
+      return
+    reason = event.error or f"the request ended: {event.why}"
+    answer.tell(
+      Piece(answer.index, None, answer.prompt_tokens, None, str(reason))
+    )
+
+
+REFUSALS: dict[type[Exception], int] = {
+  QueueFullError: 429,
+  ShutDownError: 503,
+  CapacityError: 400,
+  ValueError: 400,
+}
+"""The status of what `Service.answer` raises."""

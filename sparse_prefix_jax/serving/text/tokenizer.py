@@ -1,0 +1,269 @@
+"""A tokenizer with what serving needs besides: a chat template, ends, bytes."""
+
+import bisect
+import json
+import pathlib
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparse_prefix_jax import extras
+from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
+from sparse_prefix_jax.serving.text.template import (
+  PLAIN_TEMPLATE,
+  ChatTemplate,
+  Message,
+  checked_messages,
+)
+
+_FILE = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class ChatPrompt(NamedTuple):
+  """A conversation as ids.
+
+  Attributes:
+    ids: Int32. [t]
+    boundaries: How many ids there are up to the end of each message, ascending.
+      The last is the boundary before the generation prompt.
+  """
+
+  ids: np.ndarray
+  boundaries: tuple[int, ...]
+
+
+class TextTokenizer:
+  """Text to ids and back, and conversations to prompts.
+
+  Attributes:
+    vocab_size: One more than the largest id that it knows.
+    end_ids: Ids that end a text.
+    template: The chat template.
+
+  Example:
+    >>> from sparse_prefix_jax.workloads.recall.tokenizer import (
+    ...   recall_tokenizer,
+    ... )
+    >>> tokenizer = TextTokenizer(recall_tokenizer())
+    >>> tokenizer.decode(tokenizer.encode("Anna lives in Oslo .").tolist())
+    'Anna lives in Oslo .'
+  """
+
+  def __init__(
+    self,
+    tokenizer: Any,
+    *,
+    chat_template: str | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    end_ids: Sequence[int] = (),
+  ) -> None:
+    """Wraps a tokenizer.
+
+    Args:
+      tokenizer: A `tokenizers.Tokenizer`.
+      chat_template: Jinja; None for a plain one, a name before each text.
+      special_tokens: Variables of the template, such as eos_token; that one
+        ends a text too.
+      end_ids: What else ends a text.
+
+    Raises:
+      ValueError: If it is no tokenizer, it cuts or pads texts, or the template
+        is no Jinja.
+      MissingExtraError: If `tokenizers` or `jinja2` is not installed.
+    """
+    library = extras.optional("tokenizers", "text")
+    if not isinstance(tokenizer, library.Tokenizer):
+      raise ValueError(
+        f"tokenizer is a {type(tokenizer).__name__}; it must be a "
+        "tokenizers.Tokenizer, such as Tokenizer.from_file makes."
+      )
+    if tokenizer.truncation or tokenizer.padding:
+      raise ValueError(
+        "tokenizer cuts or pads texts; call its no_truncation() and "
+        "no_padding()."
+      )
+    self._tokenizer = tokenizer
+    tokens = dict(special_tokens or {})
+    self.template = ChatTemplate(chat_template or PLAIN_TEMPLATE, tokens)
+    self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    added = tokenizer.get_added_tokens_decoder()
+    self._special = {i for i, token in added.items() if token.special}
+    self._falls_back = "ByteFallback" in _decoder_types(tokenizer)
+    end = tokenizer.token_to_id(tokens.get("eos_token", ""))
+    self.end_ids = frozenset(end_ids) | ({end} - {None})
+
+  @classmethod
+  def from_directory(cls, directory: str | pathlib.Path) -> "TextTokenizer":
+    """Reads the tokenizer of a model's folder.
+
+    Args:
+      directory: Holds tokenizer.json; beside it tokenizer_config.json and
+        chat_template.jinja are read where they are.
+
+    Raises:
+      FileNotFoundError: If there is no tokenizer.json.
+      ValueError: If a file is damaged.
+      MissingExtraError: If `tokenizers` or `jinja2` is not installed.
+    """
+    folder = pathlib.Path(directory)
+    library = extras.optional("tokenizers", "text")
+    if not (folder / _FILE).is_file():
+      raise FileNotFoundError(f"{folder} holds no {_FILE}.")
+    try:
+      tokenizer = library.Tokenizer.from_file(str(folder / _FILE))
+    # The library raises Exception itself, whatever is wrong.
+    except Exception as error:
+      reason = " ".join(str(error).split()).rstrip(".")
+      raise ValueError(f"{folder / _FILE} is damaged: {reason}.") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = {}
+    if (folder / _CONFIG).exists():
+      config = read_json_object(folder / _CONFIG)
+    return cls(
+      tokenizer,
+      chat_template=_chat_template(folder, config),
+      special_tokens=_special_tokens(config),
+    )
+
+  def check_vocabulary(self, vocab_size: int) -> None:
+    """Refuses a model of another vocabulary.
+
+    Models often have a few ids more than their tokenizer, for nothing but even
+    shapes; never fewer, nor twice as many.
+
+    Args:
+      vocab_size: Ids of the model.
+
+    Raises:
+      ValueError: If this cannot be its tokenizer.
+    """
+    if not self.vocab_size <= vocab_size < 2 * self.vocab_size:
+      raise ValueError(
+        f"tokenizer knows {self.vocab_size} ids and the model {vocab_size}; "
+        "they do not belong together."
+      )
+
+  def encode(self, text: str) -> np.ndarray:
+    """The ids of a text, with what the tokenizer puts around it.
+
+    Args:
+      text: Any text.
+
+    Returns:
+      Int32. [t]
+
+    Raises:
+      ValueError: If it is no text.
+    """
+    if not isinstance(text, str):
+      raise ValueError(f"text is {reprlib.repr(text)}; it must be a string.")
+    return np.array(self._tokenizer.encode(text).ids, np.int32)
+
+  def encode_chat(
+    self, messages: Sequence[Message], **variables: Any
+  ) -> ChatPrompt:
+    """The ids of a conversation, up to where the next answer begins.
+
+    Args:
+      messages: So far.
+      **variables: What else the template reads.
+
+    Raises:
+      ValueError: If they are no messages, or the template refuses them.
+    """
+    checked = checked_messages(messages)
+    text = self.template.render(checked, **variables)
+    encoding = self._tokenizer.encode(text, add_special_tokens=False)
+    ends = [end for _, end in encoding.offsets]
+    starts = self._starts(checked, text, variables)
+    # Ids that reach over the end of a message are not of the message alone.
+    counts = {bisect.bisect_right(ends, size) for size in starts}
+    ids = np.array(encoding.ids, np.int32)
+    return ChatPrompt(ids, tuple(sorted(counts - {0})))
+
+  def _starts(
+    self, messages: Sequence[Message], text: str, variables: dict[str, Any]
+  ) -> list[int]:
+    """Characters up to the end of each message, where the text has it so.
+
+    A template may refuse the start of a conversation, or write it in another
+    way once more follows.
+    """
+    found = []
+    for count in range(1, len(messages) + 1):
+      try:
+        start = self.template.render(
+          messages[:count], generation_prompt=False, **variables
+        )
+      except ValueError:
+        continue
+      if text.startswith(start):
+        found.append(len(start))
+    return found
+
+  def decode(self, ids: list[int]) -> str:
+    """The text of ids, without special tokens."""
+    return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+  def is_silent(self, token: int) -> bool:
+    """Whether an id has no text at all: a special token, or an unknown id."""
+    return token in self._special or self._tokenizer.id_to_token(token) is None
+
+  def is_byte(self, token: int) -> bool:
+    """Whether an id is one byte of a run that is decoded as a whole."""
+    if not self._falls_back:
+      return False
+    return _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
+
+def _decoder_types(tokenizer: Any) -> set[str]:
+  """The kinds of steps that its decoder takes."""
+  state = tokenizer.decoder and tokenizer.decoder.__getstate__()
+  decoder = json.loads(state) if state else {}
+  steps = [decoder, *decoder.get("decoders", [])]
+  return {step.get("type", "") for step in steps}
+
+
+def _chat_template(
+  folder: pathlib.Path, config: Mapping[str, Any]
+) -> str | None:
+  """The template of a folder: its own file, or of tokenizer_config.json."""
+  file = folder / _TEMPLATE
+  if file.is_file():
+    try:
+      return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+      raise ValueError(f"{file} is not UTF-8.") from None
+  template = config.get("chat_template")
+  if isinstance(template, list):
+    named = {
+      one.get("name"): one.get("template")
+      for one in template
+      if isinstance(one, dict)
+    }
+    template = named.get("default")
+  if template is not None and not isinstance(template, str):
+    raise ValueError(
+      f"chat_template in {folder / _CONFIG} is {reprlib.repr(template)}; it "
+      "must be a text."
+    )
+  return template
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+  """The tokens that tokenizer_config.json names, as texts."""
+  tokens = {}
+  for name, value in config.items():
+    if not name.endswith("_token"):
+      continue
+    text = value.get("content") if isinstance(value, dict) else value
+    if isinstance(text, str):
+      tokens[name] = text
+  return tokens

@@ -1,0 +1,146 @@
+"""Sampling in a scheduler: what is drawn depends on nobody else."""
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax import Sampling
+from sparse_prefix_jax.serving.scheduler import (
+  DeviceSampler,
+  Finished,
+  Scheduler,
+)
+from tests.models_for_tests import answers, cold_runs, small_model
+from tests.serving.scheduler.scenes import new_cache, serve
+
+VOCAB = 512
+LONG, MIDDLE, SHORT = 3, 6, 2  # 100, 74 and 22 tokens
+
+
+def even(decoded):
+  """A grammar: even ids, and each at most once."""
+  mask = np.arange(VOCAB) % 2 == 0
+  mask[list(decoded)] = False
+  return mask
+
+
+ASKED = [
+  (LONG, Sampling(temperature=0.9, top_p=0.9, seed=3, best=3), 0),
+  (LONG, Sampling(temperature=0.9, top_p=0.9, seed=3, best=3), 1),
+  (
+    MIDDLE,
+    Sampling(
+      temperature=1.5,
+      seed=5,
+      repetition_penalty=1.3,
+      presence_penalty=0.5,
+      frequency_penalty=0.5,
+    ),
+    0,
+  ),
+  (SHORT, Sampling(repetition_penalty=2.0), 0),
+  (SHORT, Sampling(temperature=1.0, allowed=even), 0),
+  (MIDDLE, None, 0),
+]
+
+
+def submitted(scheduler, asked, size=24):
+  prompt, sampling, sample = asked
+  return scheduler.submit(
+    answers().prompts[prompt], sampling=(sampling, sample), max_tokens=size
+  )
+
+
+def told(cache, scheduler):
+  """Ids, log probabilities and the best ids of every request."""
+  return [
+    [(event.id, event.logprob, event.best) for event in events]
+    for events in serve(cache, scheduler)
+  ]
+
+
+@pytest.mark.parametrize("swap", ["1GiB", None])
+def test_what_is_drawn_is_what_each_draws_alone(swap):
+  alone = []
+  for asked in ASKED:
+    cache = new_cache("no_cache")
+    scheduler = Scheduler(small_model(), cache, token_budget=64)
+    submitted(scheduler, asked)
+    alone += told(cache, scheduler)
+  # Pages for two of the long ones: the others make room, again and again.
+  cache = new_cache(pages=20)
+  scheduler = Scheduler(
+    small_model(), cache, token_budget=64, swap_capacity=swap
+  )
+  for asked in ASKED:
+    submitted(scheduler, asked)
+  assert told(cache, scheduler) == alone
+  counts = scheduler.counts
+  assert counts["swapped_out" if swap else "dropped"] > 0
+  assert alone[0] != alone[1]
+  assert all(token % 2 == 0 for token, *_ in alone[4])
+  assert len({token for token, *_ in alone[4]}) == len(alone[4])
+  assert [len(best) for *_, best in alone[0]] == [20] * 24
+  assert not any(best for *_, best in alone[2])
+
+
+def test_the_most_probable_id_is_drawn_where_nothing_is_asked():
+  prompt = answers().prompts[SHORT]
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache, token_budget=64)
+  scheduler.submit(prompt, max_tokens=1, keep_logits=True)
+  ((event,),) = serve(cache, scheduler)
+  logits = cold_runs().prefill(prompt).logits[-1]
+  assert event.id == logits.argmax()
+  exact = logits.astype(np.float64)
+  assert abs(event.logprob - exact.max() + np.log(np.exp(exact).sum())) < 1e-5
+
+
+def test_a_forked_sample_goes_on_by_its_own_choice():
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache, token_budget=64)
+  handle = submitted(scheduler, ASKED[5], 8)
+  scheduler.step()
+  scheduler.fork(handle, sampling=Sampling(allowed=even))
+  first, second = told(cache, scheduler)
+  assert all(token % 2 == 0 for token, *_ in second)
+  assert len(second) in (7, 8) and first != second
+
+
+@pytest.mark.parametrize(
+  ("sampling", "sentence"),
+  [
+    (7, "sampling is 7; it must be a Sampling, None, or a Sampling and"),
+    ((Sampling(), -1), "it must be a Sampling, None, or a Sampling and"),
+    ((Sampling(), 0, 1), "it must be a Sampling, None, or a Sampling and"),
+    (Sampling(logit_bias={VOCAB: 1.0}), "logit_bias names id 512"),
+  ],
+)
+def test_what_is_no_choice_is_refused(sampling, sentence):
+  sampler = DeviceSampler(small_model().config, 4)
+  with pytest.raises(ValueError) as caught:
+    sampler.check(sampling)
+  assert sentence in str(caught.value)
+
+
+def test_a_grammar_that_fails_ends_its_request_and_no_other():
+  def broken(decoded):
+    if decoded:
+      raise ZeroDivisionError("no rule follows")
+    return np.ones(VOCAB, bool)
+
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache, token_budget=64)
+  bad = submitted(scheduler, (SHORT, Sampling(allowed=broken), 0))
+  good = submitted(scheduler, ASKED[5], 4)
+  why, raised = {}, 0
+  for _ in range(100):
+    if scheduler.idle:
+      break
+    try:
+      events = scheduler.step()
+    except ZeroDivisionError:
+      raised += 1
+      continue
+    why |= {e.handle: e.why for e in events if isinstance(e, Finished)}
+  assert (raised, why[bad]) == (1, "failed")
+  assert why[good] in ("length", "failed")

@@ -1,0 +1,146 @@
+"""TextTokenizer: folders, boundaries of messages, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+from sparse_prefix_jax.workloads.demo_corpus import load_demo_tokenizer
+from tests.serving.text.tokenizers_for_tests import KINDS, text_tokenizer
+
+MESSAGES = [
+  {"role": "system", "content": "Be brief."},
+  {"role": "user", "content": "When does the tide turn?"},
+  {"role": "assistant", "content": "At noon."},
+  {"role": "user", "content": "And then?"},
+]
+MARKED = (
+  "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def folder_with(path, config=None, template=None, tokenizer="byte_level"):
+  KINDS[tokenizer]().save(str(path / "tokenizer.json"))
+  if config is not None:
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+  if template is not None:
+    (path / "chat_template.jinja").write_text(template)
+  return path
+
+
+def spelled(tokenizer, ids):
+  """The text of ids, special tokens as well."""
+  return tokenizer._tokenizer.decode(ids.tolist(), skip_special_tokens=False)
+
+
+def test_a_folder_is_read(tmp_path):
+  config = {"eos_token": {"content": "<|end|>"}, "chat_template": MARKED}
+  read = TextTokenizer.from_directory(folder_with(tmp_path, config))
+  assert read.end_ids == {read.vocab_size - 1}
+  assert read.template.source == MARKED
+  ids = read.encode("The tide turns.")
+  assert (
+    ids.dtype == np.int32 and read.decode(ids.tolist()) == "The tide turns."
+  )
+
+
+def test_which_template_counts(tmp_path):
+  several = [
+    {"name": "tools", "template": "t"},
+    {"name": "default", "template": "d"},
+  ]
+  folder = folder_with(tmp_path, {"chat_template": several})
+  assert TextTokenizer.from_directory(folder).template.source == "d"
+  folder = folder_with(tmp_path, {"chat_template": several}, "f")
+  assert TextTokenizer.from_directory(folder).template.source == "f"
+  (tmp_path / "chat_template.jinja").unlink()
+  (tmp_path / "tokenizer_config.json").unlink()
+  plain = TextTokenizer.from_directory(folder).template
+  assert "message.role" in plain.source
+
+
+def test_texts_are_neither_cut_nor_padded(tmp_path):
+  cutting = tokenizers.Tokenizer.from_str(load_demo_tokenizer().to_str())
+  cutting.enable_truncation(3)
+  cutting.save(str(tmp_path / "tokenizer.json"))
+  assert TextTokenizer.from_directory(tmp_path).encode("a b c d e f").size > 3
+  with pytest.raises(ValueError, match="cuts or pads texts"):
+    TextTokenizer(cutting)
+
+
+@pytest.mark.parametrize("template", [None, MARKED])
+def test_boundaries_lie_after_each_message(template):
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=template)
+  prompt = tokenizer.encode_chat(MESSAGES)
+  assert len(prompt.boundaries) == 4
+  for count, boundary in enumerate(prompt.boundaries, 1):
+    expected = tokenizer.template.render(
+      MESSAGES[:count], generation_prompt=False
+    )
+    assert spelled(tokenizer, prompt.ids[:boundary]) == expected
+  assert prompt.boundaries[-1] < prompt.ids.size
+
+
+def test_the_next_turn_shares_the_last_boundary():
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=MARKED)
+  first = tokenizer.encode_chat(MESSAGES[:2])
+  second = tokenizer.encode_chat(MESSAGES)
+  boundary = first.boundaries[-1]
+  np.testing.assert_array_equal(second.ids[:boundary], first.ids[:boundary])
+  assert boundary == second.boundaries[1]
+
+
+def test_a_template_that_refuses_starts_has_fewer_boundaries():
+  template = (
+    "{% if messages[-1].role != 'user' %}{{ raise_exception('user last') }}"
+    "{% endif %}" + MARKED
+  )
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=template)
+  assert len(tokenizer.encode_chat(MESSAGES).boundaries) == 2
+
+
+def test_a_template_that_rewrites_the_past_has_fewer_boundaries():
+  last_only = (
+    "{% for m in messages %}{{ m.content if loop.last else '' }};{% endfor %}!"
+  )
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=last_only)
+  assert tokenizer.encode_chat(MESSAGES).boundaries == (
+    tokenizer.encode_chat(MESSAGES).ids.size,
+  )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_vocabulary_is_refused(kind):
+  tokenizer = text_tokenizer(kind)
+  tokenizer.check_vocabulary(tokenizer.vocab_size)
+  for size in (tokenizer.vocab_size - 1, 2 * tokenizer.vocab_size):
+    with pytest.raises(ValueError, match="do not belong together"):
+      tokenizer.check_vocabulary(size)
+
+
+def test_faults_of_a_folder_are_one_sentence(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json"):
+    TextTokenizer.from_directory(tmp_path)
+  (tmp_path / "tokenizer.json").write_text("{}")
+  with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+    TextTokenizer.from_directory(tmp_path)
+  folder = folder_with(tmp_path, {"chat_template": 5})
+  with pytest.raises(ValueError, match=r"chat_template in .* is 5"):
+    TextTokenizer.from_directory(folder)
+  folder_with(tmp_path, {"chat_template": "{% if %}"})
+  with pytest.raises(ValueError, match="is no Jinja"):
+    TextTokenizer.from_directory(folder)
+  (tmp_path / "tokenizer_config.json").write_text("{")
+  with pytest.raises(ValueError, match="is not JSON"):
+    TextTokenizer.from_directory(folder)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_is_no_tokenizer_or_text_is_refused():
+  with pytest.raises(ValueError, match="tokenizer is a str"):
+    TextTokenizer("tokenizer.json")
+  with pytest.raises(ValueError, match="text is 5; it must be a string"):
+    text_tokenizer("words").encode(5)
