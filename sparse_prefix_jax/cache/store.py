@@ -278,8 +278,8 @@ class PrefixStore(Resizing):
       running: The sequence.
       why: What its handle says from here on, if it was not asked for.
     """
-    known = self._running, self._swapped
-    if not any([held.pop(running.number, None) for held in known]):
+    number = running.number
+    if not (self._running.pop(number, 0) or self._swapped.pop(number, 0)):
       return  # The store has started over since.
     if why:
       self._ended.note(running, why)

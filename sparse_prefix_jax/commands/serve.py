@@ -38,7 +38,7 @@ def serve_command(values: flags.FlagValues) -> None:
     if values[name].value is not None
   }
   server = importlib.import_module("sparse_prefix_jax.serving.server.serve")
-  server.serve(
+  server.run_server(
     served.model,
     cache,
     served.tokenizer,

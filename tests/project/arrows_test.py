@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
   # One file per command; what only one needs is imported late.
-  "commands": {"evaluation", "placement", "workloads", "writable"},
+  "commands": {"evaluation", "placement", "workloads", "writable", "extras"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes", "extras"},
 }

@@ -144,13 +144,15 @@ def test_bazel_and_pip_know_the_same_requirements() -> None:
   tested = {_name(r) for r in project["optional-dependencies"]["test"]}
   demo = {_name(r) for r in project["optional-dependencies"]["demo"]}
   text = {_name(r) for r in project["optional-dependencies"]["text"]}
+  server = {_name(r) for r in project["optional-dependencies"]["server"]}
   assert needed == set(VARIABLES["DEPENDENCIES"])
+  assert server == set(VARIABLES["SERVER_DEPENDENCIES"])
   assert demo == set(VARIABLES["DEMO_DEPENDENCIES"])
   assert text == set(VARIABLES["TEXT_DEPENDENCIES"])
   assert tested == set(VARIABLES["TEST_DEPENDENCIES"])
   lock = (checkout.ROOT / "requirements_lock.txt").read_text(encoding="utf-8")
   locked = {_name(line) for line in lock.splitlines() if line[:1].isalnum()}
-  assert needed | demo | text | tested <= locked
+  assert needed | demo | text | server | tested <= locked
 
 
 def test_the_version_is_the_same_everywhere() -> None:

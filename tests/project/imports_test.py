@@ -123,10 +123,49 @@ def test_generate_without_its_extra_ends_in_one_sentence() -> None:
   )
 
 
+EXTRA_FOLDERS = ("sparse_prefix_jax/serving/server",)
+
+
+def test_nobody_imports_a_folder_that_is_an_extra() -> None:
+  for folder in EXTRA_FOLDERS:
+    name = folder.replace("/", ".")
+    users = {
+      path.parent.relative_to(checkout.ROOT).as_posix()
+      for path in checkout.library_files()
+      if f"from {name}" in path.read_text(encoding="utf-8")
+    }
+    assert users == {folder}
+
+
+def test_serve_without_its_extra_ends_in_one_sentence() -> None:
+  program = (
+    "import sys; sys.modules['uvicorn'] = None; "
+    "from sparse_prefix_jax import __main__ as main; "
+    "sys.exit(main.run(['', 'serve']))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=checkout.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr == (
+    "sparse_prefix_jax: uvicorn is not installed; "
+    "`pip install 'sparse-prefix-jax[server]'` installs it\n"
+  )
+
+
 def _imported() -> set[str]:
-  """Top-level names of everything foreign that the library imports."""
+  """Top-level names of everything foreign that the library imports.
+
+  But for folders that are an extra as a whole: a command imports them late.
+  """
   names = set()
   for path in checkout.library_files():
+    if path.parent.relative_to(checkout.ROOT).as_posix() in EXTRA_FOLDERS:
+      continue
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
       if isinstance(node, ast.Import):
         names |= {alias.name for alias in node.names}

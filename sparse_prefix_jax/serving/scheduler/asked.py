@@ -87,7 +87,7 @@ class Asked:
     return request
 
 
-def checked_stops(stop_tokens: Any, vocab_size: int) -> frozenset[int]:
+def checked_stop_tokens(stop_tokens: Any, vocab_size: int) -> frozenset[int]:
   """Ids that end a request.
 
   Args:

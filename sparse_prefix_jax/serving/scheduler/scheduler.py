@@ -17,7 +17,7 @@ from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
   check_at_least,
   check_places,
-  checked_stops,
+  checked_stop_tokens,
 )
 from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
 from sparse_prefix_jax.serving.scheduler.events import (
@@ -187,7 +187,9 @@ class Scheduler:
       priority=priority,
       deadline=deadline,
       anchors=anchors,
-      stop_tokens=checked_stops(stop_tokens, self._cache.config.vocab_size),
+      stop_tokens=checked_stop_tokens(
+        stop_tokens, self._cache.config.vocab_size
+      ),
       judged=judged or judges,
       keep_logits=keep_logits,
     )

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 
-Prompt: TypeAlias = str | list[int] | list[dict[str, Any]]
+AskedPrompt: TypeAlias = str | list[int] | list[dict[str, Any]]
 """A text, its ids, or the messages of a conversation."""
 
 MOST_SAMPLES = 16
@@ -63,7 +63,7 @@ class Call:
       probabilities at all.
   """
 
-  prompts: tuple[Prompt, ...]
+  prompts: tuple[AskedPrompt, ...]
   chat: bool
   sampling: Sampling
   max_tokens: int | None
@@ -255,7 +255,7 @@ def _bias(body: Mapping[str, Any], bias: Any) -> dict[int, float]:
   return {int(key): _as_float(value) for key, value in bias.items()}
 
 
-def _prompts(body: Mapping[str, Any]) -> tuple[Prompt, ...]:
+def _prompts(body: Mapping[str, Any]) -> tuple[AskedPrompt, ...]:
   """The prompts of a completion: one or several, texts or ids."""
   prompt = body.get("prompt")
   many = prompt if isinstance(prompt, list) else [prompt]

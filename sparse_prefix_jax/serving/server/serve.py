@@ -13,7 +13,7 @@ from sparse_prefix_jax.serving.server.service import Service
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 
-def serve(
+def run_server(
   model: HybridDecoder,
   cache: PrefixCache,
   tokenizer: TextTokenizer,

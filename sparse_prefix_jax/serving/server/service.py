@@ -27,7 +27,7 @@ from sparse_prefix_jax.serving.scheduler import (
   Scheduler,
   Started,
 )
-from sparse_prefix_jax.serving.server.calls import Call, Prompt
+from sparse_prefix_jax.serving.server.calls import AskedPrompt, Call
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 _T = TypeVar("_T")
@@ -167,7 +167,7 @@ class Service:
       if left:
         self._commands.put(lambda: self._cancel(handles))
 
-  async def states(self, prompt: Prompt, salt: bytes) -> dict[str, Any]:
+  async def states(self, prompt: AskedPrompt, salt: bytes) -> dict[str, Any]:
     """What is stored of a prompt; nothing changes.
 
     Args:
@@ -274,7 +274,7 @@ class Service:
       raise
     return handles
 
-  def _prompt(self, prompt: Prompt) -> tuple[np.ndarray, tuple[int, ...]]:
+  def _prompt(self, prompt: AskedPrompt) -> tuple[np.ndarray, tuple[int, ...]]:
     """A prompt as ids, and its anchors."""
     if isinstance(prompt, str):
       ids = self.tokenizer.encode(prompt)
