@@ -8,9 +8,16 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.cache import share_chooser, share_mover
 from sparse_prefix_jax.contract import differing_bits, poison
+from sparse_prefix_jax.contract.traffic import NoisySampler
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs, resize
-from tests.models_for_tests import cold_runs, small_config, small_model
+from sparse_prefix_jax.serving.scheduler import Scheduler, TokenEvent
+from tests.models_for_tests import (
+  answers,
+  cold_runs,
+  small_config,
+  small_model,
+)
 
 CHUNK = 16
 
@@ -76,6 +83,34 @@ def test_a_move_keeps_bits_and_entries(share):
   assert after.stored_states == before.stored_states
   assert after.held_bytes == before.held_bytes
   check(cache, running)
+
+
+def test_a_move_between_the_steps_of_a_scheduler():
+  """One prompt is cut, one request decodes, and one waits in the host."""
+  policy = PlacementPolicy("last", chunk=CHUNK)
+  cache = PrefixCache(small_model(), capacity=2 << 20, placement=policy)
+  scheduler = Scheduler(
+    small_model(), cache, token_budget=2 * CHUNK, sampler=NoisySampler()
+  )
+  prompts = (2, 1, 3)  # of 22, 16 and 100 tokens
+  for prompt in prompts:
+    scheduler.submit(answers().prompts[prompt], sampling=0, max_tokens=12)
+  events = [event for _ in range(4) for event in scheduler.step()]
+  stepper = scheduler._stepper
+  stepper._read_all([])
+  stepper.line.set_aside(stepper.line.running[1])
+  assert cache.store.running[-1].computed < 100
+  due(cache, 0.3)
+  while not scheduler.idle:
+    poison(cache)
+    events += scheduler.step()
+    cache.audit()
+  assert cache.store.chooser.moves == 1
+  told = [e for e in events if isinstance(e, TokenEvent)]
+  for number, prompt in enumerate(prompts):
+    expected = answers().of(prompt, ((0, 0),), 12)
+    ids = [event.id for event in told if event.handle.number == number]
+    assert ids == [token.id for token in expected]
 
 
 def test_there_and_back_again():
