@@ -6,6 +6,9 @@ from benchmarks import policy_table
 from benchmarks.policy_table import Case
 from sparse_prefix_jax.workloads import changed_regime
 
+# Checks of types would take most of the time: they are long replays.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def test_a_row_of_every_number_of_states():
   trace = changed_regime(before=60, after=60, documents_first=True)

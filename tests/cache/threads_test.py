@@ -4,23 +4,24 @@ import concurrent.futures
 import functools
 
 import numpy as np
+import pytest
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import cold_runs, small_model
 
-THREADS, CALLS = 8, 200
+THREADS = 8
 DOCUMENTS = [
   np.random.default_rng(seed).integers(0, 512, 60).astype(np.int32)
   for seed in range(4)
 ]
 
 
-def calls_of(cache, thread):
-  """200 calls: a prompt, a token after it, and so on; their differing bits."""
+def calls_of(cache, thread, calls):
+  """So many: a prompt, a token after it, and so on; their differing bits."""
   random, bits, model = np.random.default_rng(thread), [], small_model()
-  while len(bits) < CALLS:
+  while len(bits) < calls:
     prompt = np.append(DOCUMENTS[random.integers(4)], random.integers(8))
     prompt = prompt.astype(np.int32)
     out = prefill(model, cache, [prompt])
@@ -44,14 +45,19 @@ def expected():
   return found
 
 
-def test_all_results_come_and_have_their_bits():
+@pytest.mark.parametrize(
+  "calls", [40, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_all_results_come_and_have_their_bits(calls):
   placement = PlacementPolicy("block", budget=16, chunk=16)
   expected()
   cache = PrefixCache(small_model(), capacity=1 << 20, placement=placement)
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-    results = list(pool.map(lambda t: calls_of(cache, t), range(THREADS)))
-  assert [len(bits) for bits in results] == [CALLS] * THREADS
+    results = list(
+      pool.map(lambda t: calls_of(cache, t, calls), range(THREADS))
+    )
+  assert [len(bits) for bits in results] == [calls] * THREADS
   assert sum(map(sum, results)) == 0
   cache.audit()
   assert cache.sequences == ()
-  assert cache.stats().requests == THREADS * CALLS // 2
+  assert cache.stats().requests == THREADS * calls // 2

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sparse_prefix_jax.layers import ExplicitCarry, explicit
 from sparse_prefix_jax.models.decoder import Branches
@@ -163,6 +164,7 @@ def one_by_one(slots, pages, x, length):
   return *jax.tree.map(lambda leaf: leaf[0], whole), captured
 
 
+@pytest.mark.slow
 def test_mapped_requests_have_gradients_of_the_same_bits():
   weights = jax.tree.map(jnp.float32, cotangents())
 
@@ -184,6 +186,7 @@ def test_recomputed_gradients_have_the_same_bits():
   assert_same_bits(run(branches, carry.slots, carry.pages, x), gradients())
 
 
+@pytest.mark.slow
 def test_a_longer_document_keeps_no_pages_per_group():
   """Beside inputs and outputs, a group costs one state."""
   model = small_model(ladder=(4,), max_length=2048)

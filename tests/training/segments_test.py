@@ -73,6 +73,7 @@ def test_the_gradient_in_segments_is_that_of_one_pass():
     assert np.array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_a_cut_gradient_is_that_of_segments_on_their_own():
   model, carry, data = problem()
   total = jax.tree.map(jnp.zeros_like, model)

@@ -14,6 +14,9 @@ from tests.models.loaded_logits import CHOICES, model_logits
 from tests.models.mutations import BASES, change_nothing, mutate, write_base
 from tests.trees import assert_same_bits
 
+# Checks of types would take most of the time: hundreds of files are read.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 TOKENS = np.random.default_rng(0).integers(0, 32, 50)
 ORDINARY = 60
 BLOCK = 50
