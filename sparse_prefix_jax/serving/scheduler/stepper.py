@@ -61,7 +61,7 @@ class Stepper:
     """No step yet; see the class."""
     self._model, self._cache, self._store = model, cache, cache.store
     self._chunk, self._budget = cache.store.chunk, chunks
-    self._overlap, self._sampler = overlap, sampler
+    self._ahead, self._sampler = int(overlap), sampler
     self._dispatcher = Dispatcher(cache, sampler, seats)
     self.line = Line(
       cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
@@ -81,6 +81,7 @@ class Stepper:
     self._cache.move_if_due()
     self.number += 1
     self.forget_lost()
+    self._read(self._ahead, mine)  # What is left if the last step failed.
     self._expire()
     self._admit(mine)
     chosen: list[Chosen] = []
@@ -89,10 +90,15 @@ class Stepper:
     self.line.counts["sat_out_judged"] += len(self._wanting()) - len(ready)
     self._prefill(mine, chosen)
     self._decode(ready, mine, chosen)
-    while self._unread and not (self._overlap and self._unread[0] is chosen):
-      self._read(self._unread.popleft(), mine)
-    if not self.lives:
-      self._read_all(mine)  # All of it is discarded.
+    self._store.catch_up()  # The device computes meanwhile.
+    self._read(self._ahead, mine)
+    if not self.busy:
+      self._read(0, mine)  # All of it is discarded.
+
+  @property
+  def busy(self) -> bool:
+    """Whether a request is not over."""
+    return any(not life.over for life in self.lives.values())
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
@@ -122,7 +128,7 @@ class Stepper:
     Returns:
       The twin; None if the request has ended by what was read.
     """
-    self._read_all(mine)
+    self._read(0, mine)
     if life.ended:
       return None
     other = twin()
@@ -171,14 +177,23 @@ class Stepper:
 
   def _make_room(self, mine: list[Running]) -> None:
     """Sets the last ones aside until the others have room."""
-    self._read_all(mine)  # Who is set aside has nothing unread.
+    self._read(0, mine)  # Who is set aside has nothing unread.
     while not self._has_room():
       running = self.line.running
-      if len(running) > 1:
+      over = [life for life in running if life.over]
+      if over:
+        self._let_go(over[-1])
+      elif len(running) > 1:
         self.line.set_aside(running[-1])
       elif not self.line.drop_swapped():
         self._give_up(running[0])
         return
+
+  def _let_go(self, life: Life) -> None:
+    """Stores the prompt of one that is over; its caller came too late."""
+    self.line.leave(life)
+    self._store.close(life.sequence, life.prompt)
+    life.running = None
 
   def _give_up(self, life: Life) -> None:
     """It is alone and has no room: it fails, unless others hold the cache."""
@@ -207,7 +222,7 @@ class Stepper:
     chunks = self._budget
     for life in self.line.running:
       one = life.sequence
-      if not one.prefilled and not chunks:
+      if life.over or (not one.prefilled and not chunks):
         continue
       segment = self._store.next_segment(one, chunks * self._chunk)
       if segment is None:
@@ -268,28 +283,35 @@ class Stepper:
         life.unread += 1
     chosen += ids
 
-  def _read_all(self, mine: list[Running]) -> None:
-    """Reads whatever was chosen."""
-    while self._unread:
-      self._read(self._unread.popleft(), mine)
+  def _read(self, left: int, mine: list[Running]) -> None:
+    """Reads what was chosen, but for the last steps.
 
-  def _read(self, chosen: Sequence[Chosen], mine: list[Running]) -> None:
-    """Reads the ids of a step; those of who has ended are discarded."""
-    for one in chosen:
-      alive = [life for life in one.lives if not life.ended]
-      self.line.counts["discarded"] += len(one.lives) - len(alive)
-      if not alive:
-        continue
-      mine += [life.sequence for life in alive]
-      drawn = jax.device_get(one.sampled)
-      logits = None if one.logits is None else np.asarray(one.logits)
-      mine.clear()
-      for i, life in enumerate(one.lives):
-        if not life.ended:
-          row = None
-          if logits is not None and life.asked.keep_logits:
-            row = logits[i].copy()
-          self._take(life, jax.tree.map(lambda x, i=i: x[i], drawn), row)
+    Args:
+      left: How many steps' ids are not read.
+      mine: As `run` takes them.
+    """
+    while len(self._unread) > left:
+      chosen = self._unread[0]
+      while chosen:
+        self._read_some(chosen.pop(0), mine)
+      self._unread.popleft()
+
+  def _read_some(self, one: Chosen, mine: list[Running]) -> None:
+    """Reads some ids; those of who has ended are discarded."""
+    alive = [life for life in one.lives if not (life.ended or life.over)]
+    self.line.counts["discarded"] += len(one.lives) - len(alive)
+    if not alive:
+      return
+    mine += [life.sequence for life in alive]
+    drawn = jax.device_get(one.sampled)
+    logits = None if one.logits is None else np.asarray(one.logits)
+    mine.clear()
+    for i, life in enumerate(one.lives):
+      if life in alive:
+        row = None
+        if logits is not None and life.asked.keep_logits:
+          row = logits[i].copy()
+        self._take(life, jax.tree.map(lambda x, i=i: x[i], drawn), row)
 
   def _take(
     self, life: Life, drawn: Sampled, logits: np.ndarray | None
@@ -319,21 +341,33 @@ class Stepper:
   def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
     """Stores what a request leaves and finishes it.
 
+    One that is held ends twice: when it chooses no more, which is told, and
+    when its caller says what to store.
+
     Args:
       life: The request.
       why: What ended it.
       keep: Tokens from the start to store; None for all.
     """
+    if (
+      life.asked.held and not life.over and why in (Ending.STOP, Ending.LENGTH)
+    ):
+      life.over = True
+      self._tell(Finished(life.handle, why))
+      return
     try:
       if life.running is not None:
         kept = None if keep is None else min(keep, life.sequence.length)
         self._store.close(life.sequence, kept)
-    finally:
+    except Exception as error:  # of a placement or an eviction, for example
+      self._fail(life, error)
+    else:
       self._finish(life, why)
 
   def _fail(self, life: Life, error: Exception) -> None:
     """Finishes a request with an exception of its own."""
-    if life.running is not None:
+    held = (*self._store.running, *self._store.swapped)
+    if life.running in held:
       self._store.drop(life.sequence)
     self._finish(life, Ending.FAILED, error)
 
@@ -345,7 +379,8 @@ class Stepper:
     life.running = life.parked = None
     life.ended = True
     del self.lives[life.handle.number]
-    self._tell(Finished(life.handle, why, error))
+    if not life.over:
+      self._tell(Finished(life.handle, why, error))
 
   def _tell(self, event: Event) -> None:
     """Keeps an event for the caller."""

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax import CapacityError, HybridDecoder, prefill
+from sparse_prefix_jax.cache import canonical
 from sparse_prefix_jax.contract import poison
 from sparse_prefix_jax.contract.traffic import NoisySampler
 from sparse_prefix_jax.runtime import programs
@@ -283,12 +284,37 @@ def test_a_request_that_fails_ends_nobody_else(monkeypatch):
   assert ids(events, good) == expected_ids(SHORT, 16)
 
 
-def test_a_program_that_fails_ends_those_that_it_computes(monkeypatch):
-  """Six rows are two programs; the second one fails."""
+def test_who_cannot_be_stored_fails_alone(monkeypatch):
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  bad, good = submit(scheduler, SHORT, max_tokens=3), submit(scheduler, OTHER)
+  close = canonical.store_past
+
+  def failing(index, running, kept, chunk):
+    if running.prompt_length == 22 and running.decoded:
+      raise RuntimeError("an eviction of the user's own")
+    close(index, running, kept, chunk)
+
+  monkeypatch.setattr("sparse_prefix_jax.cache.store.store_past", failing)
+  events = [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert endings(events) == {
+    bad.number: Ending.FAILED,
+    good.number: Ending.LENGTH,
+  }
+  assert ids(events, good) == expected_ids(OTHER, 16)
+
+
+@pytest.mark.parametrize("steps", [4, 12, 13])
+def test_a_program_that_fails_ends_those_that_it_computes(monkeypatch, steps):
+  """Six rows are two programs; the second one fails.
+
+  Those of the first one have two steps that are unread, some at a lattice
+  point.
+  """
   cache = new_cache()
   scheduler = new_scheduler(cache)
   handles = [submit(scheduler, SHORT, seed=i % 2) for i in range(6)]
-  events = [event for _ in range(4) for event in scheduler.step()]
+  events = [event for _ in range(steps) for event in scheduler.step()]
   calls, real = [], programs.decode_step
 
   def failing(*arguments):
