@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.cache.index import CapacityError, Reason
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_tokens, check_whole
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -396,7 +396,13 @@ def _events(
   """Steps until all tasks are complete; which sample of which task grew."""
   owners = {handle: task for task in tasks for handle in task.handles}
   while not all(task.complete for task in tasks):
-    for event in scheduler.step():
+    events = scheduler.step()
+    if not events and not scheduler.active:
+      raise CapacityError(
+        "sequences of others hold the cache, and no prompt can begin; release "
+        "them first."
+      )
+    for event in events:
       task = owners[event.handle]
       if not task.take(event):
         continue

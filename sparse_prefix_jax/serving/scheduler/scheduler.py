@@ -130,6 +130,11 @@ class Scheduler:
     return not (self._stepper.busy or self._stepper.events)
 
   @property
+  def active(self) -> bool:
+    """Whether a request has begun and goes on; others may wait for room."""
+    return self._stepper.active
+
+  @property
   def counts(self) -> Mapping[str, int]:
     """How often something happened, over the life of the scheduler.
 

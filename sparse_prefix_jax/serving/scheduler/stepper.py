@@ -100,6 +100,11 @@ class Stepper:
     """Whether a request is not over."""
     return any(not life.over for life in self.lives.values())
 
+  @property
+  def active(self) -> bool:
+    """Whether a request runs that is not over."""
+    return any(not life.over for life in self.line.running)
+
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
     events, self.events = self.events, []
@@ -151,6 +156,10 @@ class Stepper:
       self._make_room(mine)
       return
     with self._store.spare(0, self._pages_to_begin()):
+      self.line.admit()
+    while self.line.waiting and self.line.running and not self.active:
+      # Those that are over hold what the others wait for.
+      self._let_go(self.line.running[-1])
       self.line.admit()
     for life in self.line.running:
       if not life.started:
