@@ -101,6 +101,8 @@ class GrowingAnswer:
     logprobs: Log probability of each.
     best: The most probable ids at each.
     finish_reason: None as long as it grows.
+    judged: Whether a stop string may end it, so that every id has to be seen
+      before the next one is computed.
 
   Example:
     >>> from sparse_prefix_jax.workloads.recall.tokenizer import (
@@ -132,6 +134,7 @@ class GrowingAnswer:
     self.logprobs: list[float] = []
     self.best: list[BestIds] = []
     self.finish_reason: str | None = None
+    self.judged = bool(stops)
     self._pieces = Detokenizer(tokenizer)
     self._stops = StopScanner(stops)
     self._end_ids = frozenset(end_ids)

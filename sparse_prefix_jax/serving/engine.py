@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.cache.index import CapacityError, Reason
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_tokens, check_whole
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -19,14 +19,14 @@ from sparse_prefix_jax.serving.answers import (
   GrowingAnswer,
 )
 from sparse_prefix_jax.serving.checks import check_cache
-from sparse_prefix_jax.serving.decode_loop import (
-  DecodeLoop,
-  LoopEvent,
-  PromptStarted,
-  SampleEnded,
-  SampleHandle,
-)
 from sparse_prefix_jax.serving.sampling import Sampling
+from sparse_prefix_jax.serving.scheduler import (
+  Event,
+  Finished,
+  RequestHandle,
+  Scheduler,
+  Started,
+)
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import Message
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
@@ -143,10 +143,10 @@ class Engine:
       for i, prompt in enumerate(prompts)
     ]
     asked = self._checked(sampling, max_tokens)
-    with self._submitted(tasks, asked, max_tokens, salt) as loop:
-      for task, _ in _events(loop, tasks):
+    with self._submitted(tasks, asked, max_tokens, salt) as scheduler:
+      for task, _ in _events(scheduler, tasks):
         if task.complete:
-          self._close(loop, task, choose)
+          self._close(scheduler, task, choose)
     return tuple(task.result() for task in tasks)
 
   def stream(
@@ -189,15 +189,15 @@ class Engine:
   def _deltas(
     self,
     task: "_Task",
-    context: contextlib.AbstractContextManager[DecodeLoop],
+    context: contextlib.AbstractContextManager[Scheduler],
     choose: SampleChoice,
   ) -> Iterator[Delta]:
     """The deltas of a task that was submitted."""
-    with context as loop:
-      for _, sample in _events(loop, [task]):
+    with context as scheduler:
+      for _, sample in _events(scheduler, [task]):
         delta = task.answers[sample].delta(sample, task.restored, task.computed)
         if task.complete:
-          self._close(loop, task, choose)
+          self._close(scheduler, task, choose)
         if delta is not None:
           yield delta
 
@@ -252,27 +252,30 @@ class Engine:
     sampling: Sampling,
     max_tokens: int,
     salt: bytes,
-  ) -> Iterator[DecodeLoop]:
-    """A loop with the tasks, of which nothing runs afterwards."""
-    loop = DecodeLoop(self.model, self.cache)
-    for task in tasks:
-      task.handles = loop.submit(
-        task.ids,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        salt=salt,
-        anchors=task.anchors,
-        stop_tokens=self._end_ids,
-        judged=True,
-        samples=len(task.answers),
-      )
+  ) -> Iterator[Scheduler]:
+    """A scheduler with the tasks, of which nothing runs afterwards."""
+    scheduler = Scheduler(self.model, self.cache)
     try:
-      yield loop
+      for task in tasks:
+        task.submit(
+          scheduler,
+          sampling,
+          max_tokens=self._most_tokens(task, max_tokens),
+          salt=salt,
+          stop_tokens=self._end_ids,
+        )
+      yield scheduler
     finally:
-      loop.abandon()
+      for task in tasks:
+        task.abandon(scheduler)
+
+  def _most_tokens(self, task: "_Task", asked: int) -> int:
+    """What is asked for, or what there is room for."""
+    longest = self.model.config.numerics.max_length
+    return min(asked, max(1, longest - task.ids.size + 1))
 
   def _close(
-    self, loop: DecodeLoop, task: "_Task", choose: SampleChoice
+    self, scheduler: Scheduler, task: "_Task", choose: SampleChoice
   ) -> None:
     """Ends all samples of a task; one of them is stored with its answer."""
     completions = tuple(answer.completion() for answer in task.answers)
@@ -285,10 +288,11 @@ class Engine:
     for sample, handle in enumerate(task.handles):
       keep: int | None = task.ids.size
       if sample == chosen:
-        keep = self._repeated(task, loop.length(handle))
-      loop.cancel(handle, keep=keep)
+        keep = self._repeated(task)
+      scheduler.cancel(handle, keep=keep)
+    task.open = []
 
-  def _repeated(self, task: "_Task", length: int) -> int | None:
+  def _repeated(self, task: "_Task") -> int | None:
     """How many tokens the next turn of a conversation would begin with.
 
     At least the prompt, which may be asked again; None for all.
@@ -303,7 +307,7 @@ class Engine:
       )
     except ValueError:
       return None  # a template that takes no further turn drops nothing
-    past = np.concatenate([task.ids, np.array(answer.ids, np.int32)])[:length]
+    past = np.concatenate([task.ids, np.array(answer.ids, np.int32)])
     return max(_shared(past, following.ids), task.ids.size)
 
 
@@ -316,7 +320,9 @@ class _Task:
   messages: list[Message] | None
   variables: dict[str, Any]
   answers: list[GrowingAnswer]
-  handles: tuple[SampleHandle, ...] = ()
+  handles: tuple[RequestHandle, ...] = ()
+  open: list[RequestHandle] = dataclasses.field(default_factory=list)
+  best: int = 0
   restored: int = 0
   computed: int = 0
   reason: Reason = Reason.NO_OVERLAP
@@ -327,19 +333,49 @@ class _Task:
     """Whether all answers have ended."""
     return all(answer.finish_reason is not None for answer in self.answers)
 
-  def take(self, event: LoopEvent) -> bool:
+  def submit(
+    self, scheduler: Scheduler, sampling: Sampling, **asked: Any
+  ) -> None:
+    """Submits its samples; those after the first share its prompt's states."""
+    # A stop string may end an answer before its next id is computed.
+    judged = any(answer.judged for answer in self.answers)
+    self.best = sampling.best
+    for sample in range(len(self.answers)):
+      handle = scheduler.submit(
+        self.ids,
+        sampling=(sampling, sample),
+        anchors=self.anchors,
+        judged=judged,
+        held=True,
+        **asked,
+      )
+      self.handles += (handle,)
+      self.open.append(handle)
+
+  def abandon(self, scheduler: Scheduler) -> None:
+    """Ends what is still open, for a caller who gives up."""
+    for handle in self.open:
+      with contextlib.suppress(ValueError):  # It failed, and is gone.
+        scheduler.cancel(handle)
+    self.open = []
+
+  def take(self, event: Event) -> bool:
     """Notes an event; whether it changed an answer."""
-    if isinstance(event, PromptStarted):
-      self.restored, self.computed = event.restored, event.computed
-      self.reason = event.reason
+    sample = self.handles.index(event.handle)
+    if isinstance(event, Started):
+      if sample == 0:
+        self.restored, self.computed = event.restored, event.computed
+        self.reason = event.reason
       return False
-    answer = self.answers[event.handle.sample]
+    answer = self.answers[sample]
     if answer.finish_reason is not None:
       return False
-    if isinstance(event, SampleEnded):
-      answer.finish(event.why)
+    if not isinstance(event, Finished):
+      answer.add(event.id, event.logprob, event.best[: self.best])
+    elif event.error is not None:
+      raise event.error
     else:
-      answer.add(event.id, event.logprob, event.best)
+      answer.finish(event.why.value)
     return True
 
   def result(self) -> Generation:
@@ -355,18 +391,25 @@ class _Task:
 
 
 def _events(
-  loop: DecodeLoop, tasks: Sequence[_Task]
+  scheduler: Scheduler, tasks: Sequence[_Task]
 ) -> Iterator[tuple[_Task, int]]:
   """Steps until all tasks are complete; which sample of which task grew."""
-  by_number = {task.handles[0].number: task for task in tasks}
+  owners = {handle: task for task in tasks for handle in task.handles}
   while not all(task.complete for task in tasks):
-    for event in loop.step():
-      task = by_number[event.handle.number]
+    events = scheduler.step()
+    if not events and not scheduler.active:
+      raise CapacityError(
+        "sequences of others hold the cache, and no prompt can begin; release "
+        "them first."
+      )
+    for event in events:
+      task = owners[event.handle]
       if not task.take(event):
         continue
-      sample = event.handle.sample
-      if task.answers[sample].finish_reason is not None:
-        loop.hold(event.handle)
+      sample = task.handles.index(event.handle)
+      ended = task.answers[sample].finish_reason is not None
+      if ended and not isinstance(event, Finished):
+        scheduler.end(event.handle)
       yield task, sample
 
 

@@ -1,10 +1,13 @@
 """Engine: the same text with and without the cache, turns that resume."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from sparse_prefix_jax import CapacityError, PrefixCache, decode, prefill
 from sparse_prefix_jax.placement import PlacementPolicy
+from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.engine import Engine
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
@@ -246,15 +249,15 @@ def test_whoever_stops_to_listen_ends_the_answer():
 def test_an_interrupted_step_leaves_nothing_behind(interruption, monkeypatch):
   engine = new_engine()
   (expected,) = engine.generate([PROMPT], WARM, max_tokens=8)
-  run_step, steps = engine.cache.run_step, iter(range(100))
+  decode_step, steps = programs.decode_step, iter(range(100))
 
   def broken(*arguments):
     if next(steps) == 3:
       raise interruption
-    return run_step(*arguments)
+    return decode_step(*arguments)
 
-  monkeypatch.setattr(engine.cache, "run_step", broken)
-  with pytest.raises(interruption):
+  with monkeypatch.context() as patch, pytest.raises(interruption):
+    patch.setattr(programs, "decode_step", broken)
     engine.generate([PROMPT, OTHER], WARM, max_tokens=8)
   assert_nothing_runs(engine)
   (again,) = engine.generate([PROMPT], WARM, max_tokens=8)
@@ -267,22 +270,36 @@ def test_a_grammar_that_fails_ends_only_its_call():
   with pytest.raises(ValueError, match="lets no id follow"):
     engine.generate([PROMPT], sampling)
   assert_nothing_runs(engine)
-  assert engine.generate([PROMPT], max_tokens=2)[0].computed < len(
-    demo_tokenizer().encode(PROMPT)
-  )
+  assert engine.generate([PROMPT], max_tokens=2)[0].text
 
 
 def test_prompts_that_do_not_fit_at_once_wait():
   engine, cold = new_engine(), new_engine(NO_CACHE)
-  with pytest.raises(CapacityError):
-    engine.generate([PROMPT], max_tokens=4, n=30)
+  (many,) = engine.generate([PROMPT], WARM, max_tokens=4, n=30)
   assert_nothing_runs(engine)
+  (few,) = cold.generate([PROMPT], WARM, max_tokens=4, n=3)
+  assert many.completions[:3] == few.completions
   prompts = [TEXT[start : start + 30] for start in range(30)]
   outs = engine.generate(prompts, max_tokens=2)
   for i in (0, 15, 29):
     (expected,) = cold.generate(prompts[i : i + 1], max_tokens=2)
     assert outs[i].completions == expected.completions
   assert_nothing_runs(engine)
+
+
+def test_a_cache_that_others_hold_is_told():
+  engine = new_engine()
+  tokens = demo_tokenizer().encode(TEXT)[:250]
+  held, salts = [], map(bytes, itertools.product(range(256)))
+  for size in (250, 20):
+    with pytest.raises(CapacityError):
+      for salt in salts:
+        out = prefill(engine.model, engine.cache, [tokens[:size]], salt=salt)
+        held += out.sequences
+  with pytest.raises(CapacityError, match="sequences of others hold"):
+    engine.generate([TEXT[:900]], max_tokens=2)
+  engine.cache.release(held)
+  assert engine.generate([TEXT[:900]], max_tokens=2)[0].text
 
 
 @pytest.mark.usefixtures("unchecked_types")

@@ -28,6 +28,7 @@ class Asked:
     anchors: Positions worth a state.
     stop_tokens: Ids that end it.
     judged: Whether the caller sees every id before the next is computed.
+    held: Whether its sequence stays open once it has ended, until `cancel`.
     keep_logits: Whether the caller gets logits.
   """
 
@@ -39,6 +40,7 @@ class Asked:
   anchors: Sequence[int]
   stop_tokens: frozenset[int]
   judged: bool
+  held: bool
   keep_logits: bool
 
   def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class Asked:
     check_whole("priority", self.priority)
     if self.deadline is not None:
       check_at_least("deadline", self.deadline, 0)
-    for name in ("judged", "keep_logits"):
+    for name in ("judged", "held", "keep_logits"):
       if not isinstance(getattr(self, name), bool):
         raise ValueError(
           f"{name} must be True or False, got {getattr(self, name)!r}."

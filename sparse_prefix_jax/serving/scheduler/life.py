@@ -29,6 +29,7 @@ class Life:
     seat: Its place in the arrays of the device while it runs.
     unread: Ids chosen on the device and not read yet, 0 or 1.
     started: Whether that it started was told.
+    over: Whether it chooses no more, and its sequence waits for the caller.
     ended: Whether it is finished.
   """
 
@@ -42,6 +43,7 @@ class Life:
   seat: int = -1
   unread: int = 0
   started: bool = False
+  over: bool = False
   ended: bool = False
 
   @property
@@ -68,6 +70,8 @@ class Life:
   @property
   def wants_token(self) -> bool:
     """Whether a step could compute its next token, once its prompt is."""
+    if self.over:
+      return False
     chosen = self.known + self.unread
     unfinished = self.answered + self.unread < self.asked.max_tokens
     return self.sequence.length < chosen and unfinished

@@ -127,7 +127,12 @@ class Scheduler:
   @property
   def idle(self) -> bool:
     """Whether every request is finished and every event was told."""
-    return not (self._stepper.lives or self._stepper.events)
+    return not (self._stepper.busy or self._stepper.events)
+
+  @property
+  def active(self) -> bool:
+    """Whether a request has begun and goes on; others may wait for room."""
+    return self._stepper.active
 
   @property
   def counts(self) -> Mapping[str, int]:
@@ -152,6 +157,7 @@ class Scheduler:
     anchors: Sequence[int] = (),
     stop_tokens: Collection[int] = (),
     judged: bool = False,
+    held: bool = False,
     keep_logits: bool = False,
   ) -> RequestHandle:
     """Lets a request wait for its first step.
@@ -169,6 +175,9 @@ class Scheduler:
       judged: Whether the caller sees every id before the next token is
         computed, as stop strings and masks made on the host need it: with
         `overlap` the request takes part in every other step only.
+      held: Whether its sequence stays open once it has ended, for the caller to
+        say by `cancel` how much of it is stored. Where room is short only its
+        prompt is.
       keep_logits: Whether events carry the logits.
 
     Returns:
@@ -191,6 +200,7 @@ class Scheduler:
         stop_tokens, self._cache.config.vocab_size
       ),
       judged=judged or judges,
+      held=held,
       keep_logits=keep_logits,
     )
     with self._cache.call():
@@ -224,6 +234,22 @@ class Scheduler:
           f"{handle}."
         )
       self._stepper.end(life, Ending.CANCELLED, keep)
+
+  def end(self, handle: RequestHandle) -> None:
+    """A held request chooses no more, as after a stop token.
+
+    Args:
+      handle: Of a request that is `held`.
+
+    Raises:
+      ValueError: If the handle is unknown, or its request is not held.
+    """
+    with self._call():
+      life = self._find(handle)
+      if not life.asked.held:
+        raise ValueError(f"{handle} is not held; cancel it.")
+      if not life.over:
+        self._stepper.end(life, Ending.STOP)
 
   def fork(
     self, handle: RequestHandle, *, sampling: object = None

@@ -92,8 +92,18 @@ class Stepper:
     self._decode(ready, mine, chosen)
     self._store.catch_up()  # The device computes meanwhile.
     self._read(self._ahead, mine)
-    if not self.lives:
+    if not self.busy:
       self._read(0, mine)  # All of it is discarded.
+
+  @property
+  def busy(self) -> bool:
+    """Whether a request is not over."""
+    return any(not life.over for life in self.lives.values())
+
+  @property
+  def active(self) -> bool:
+    """Whether a request runs that is not over."""
+    return any(not life.over for life in self.line.running)
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
@@ -147,6 +157,10 @@ class Stepper:
       return
     with self._store.spare(0, self._pages_to_begin()):
       self.line.admit()
+    while self.line.waiting and self.line.running and not self.active:
+      # Those that are over hold what the others wait for.
+      self._let_go(self.line.running[-1])
+      self.line.admit()
     for life in self.line.running:
       if not life.started:
         self._started(life, life.sequence.resumed)
@@ -175,11 +189,20 @@ class Stepper:
     self._read(0, mine)  # Who is set aside has nothing unread.
     while not self._has_room():
       running = self.line.running
-      if len(running) > 1:
+      over = [life for life in running if life.over]
+      if over:
+        self._let_go(over[-1])
+      elif len(running) > 1:
         self.line.set_aside(running[-1])
       elif not self.line.drop_swapped():
         self._give_up(running[0])
         return
+
+  def _let_go(self, life: Life) -> None:
+    """Stores the prompt of one that is over; its caller came too late."""
+    self.line.leave(life)
+    self._store.close(life.sequence, life.prompt)
+    life.running = None
 
   def _give_up(self, life: Life) -> None:
     """It is alone and has no room: it fails, unless others hold the cache."""
@@ -208,7 +231,7 @@ class Stepper:
     chunks = self._budget
     for life in self.line.running:
       one = life.sequence
-      if not one.prefilled and not chunks:
+      if life.over or (not one.prefilled and not chunks):
         continue
       segment = self._store.next_segment(one, chunks * self._chunk)
       if segment is None:
@@ -284,7 +307,7 @@ class Stepper:
 
   def _read_some(self, one: Chosen, mine: list[Running]) -> None:
     """Reads some ids; those of who has ended are discarded."""
-    alive = [life for life in one.lives if not life.ended]
+    alive = [life for life in one.lives if not (life.ended or life.over)]
     self.line.counts["discarded"] += len(one.lives) - len(alive)
     if not alive:
       return
@@ -293,7 +316,7 @@ class Stepper:
     logits = None if one.logits is None else np.asarray(one.logits)
     mine.clear()
     for i, life in enumerate(one.lives):
-      if not life.ended:
+      if life in alive:
         row = None
         if logits is not None and life.asked.keep_logits:
           row = logits[i].copy()
@@ -327,11 +350,20 @@ class Stepper:
   def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
     """Stores what a request leaves and finishes it.
 
+    One that is held ends twice: when it chooses no more, which is told, and
+    when its caller says what to store.
+
     Args:
       life: The request.
       why: What ended it.
       keep: Tokens from the start to store; None for all.
     """
+    if (
+      life.asked.held and not life.over and why in (Ending.STOP, Ending.LENGTH)
+    ):
+      life.over = True
+      self._tell(Finished(life.handle, why))
+      return
     try:
       if life.running is not None:
         kept = None if keep is None else min(keep, life.sequence.length)
@@ -356,7 +388,8 @@ class Stepper:
     life.running = life.parked = None
     life.ended = True
     del self.lives[life.handle.number]
-    self._tell(Finished(life.handle, why, error))
+    if not life.over:
+      self._tell(Finished(life.handle, why, error))
 
   def _tell(self, event: Event) -> None:
     """Keeps an event for the caller."""

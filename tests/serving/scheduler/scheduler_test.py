@@ -448,3 +448,35 @@ def test_the_model_is_the_cache_s():
   other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
   with pytest.raises(ValueError, match="other weights"):
     Scheduler(other, new_cache())
+
+
+def test_what_is_held_stays_until_its_caller_says_what_to_store():
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  held = submit(scheduler, LONG, max_tokens=30, held=True)
+  other = submit(scheduler, OTHER, max_tokens=4)
+  events = [e for s in steps_until_idle(cache, scheduler) for e in s]
+  assert endings(events) == {held.number: "length", other.number: "length"}
+  assert ids(events, held) == expected_ids(LONG, 30)
+  assert len(cache.sequences) == 1
+  scheduler.cancel(held, keep=110)
+  assert cache.sequences == () and scheduler.step() == ()
+  past = np.append(answers().prompts[LONG], ids(events, held)).astype(np.int32)
+  report = prefill(small_model(), cache, [past]).reports[0]
+  assert (report.overlap, report.resumed) == (110, 96)
+
+
+def test_a_held_request_ends_when_its_caller_says_so():
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  held = submit(scheduler, SHORT, max_tokens=30, held=True)
+  other = submit(scheduler, OTHER, max_tokens=2)
+  scheduler.step()
+  with pytest.raises(ValueError, match="is not held; cancel it"):
+    scheduler.end(other)
+  scheduler.end(held)
+  scheduler.end(held)
+  events = [e for s in steps_until_idle(cache, scheduler) for e in s]
+  assert endings(events) == {held.number: "stop", other.number: "length"}
+  scheduler.cancel(held)
+  cache.audit()
