@@ -4,10 +4,10 @@
         [--bytes=FILE@SIZE,SIZE,... ...] [--output=FILE.json]
 
 With `--bytes` it replays the traces that are named with so many bytes for
-states and pages of Qwen3.5-0.8B in float32, undivided and divided, and nothing
-else. Otherwise it replays the streams of `workloads.adversarial_streams` and
-the traces that are named (`FILE:N@K` takes the first N requests), and tells
-what two tenants in turn get and what a change of regime costs.
+states and pages of Qwen3.5-0.8B in float32, and nothing else. Otherwise it
+replays the streams of `workloads.adversarial_streams` and the traces that are
+named (`FILE:N@K` takes the first N requests), and tells what two tenants in
+turn get and what a change of regime costs.
 """
 
 from absl import app, flags

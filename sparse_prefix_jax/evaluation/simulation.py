@@ -18,6 +18,7 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
 )
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
+from sparse_prefix_jax.evaluation.outcomes import expected_and_realised
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
   look_up,
@@ -316,6 +317,8 @@ def _report(
   bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""
+  lost = expected_and_realised(tally.outcomes, run.policy.chunk)
+  expected, realised = lost or (None, None)
   return SimulationReport(
     trace=run.requests.name,
     placement=run.policy.name,
@@ -343,4 +346,7 @@ def _report(
     state_share=tally.state_share,
     reasons=sizes and dict(sorted(tally.reasons.items())),
     upper_bound_tokens=bound,
+    expected_lost_tokens=expected,
+    realised_lost_tokens=realised,
+    outcomes=tuple(tally.outcomes),
   )
