@@ -1,6 +1,5 @@
 """Replay a request stream against a placement policy, without a model."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   tree_paths,
   wanted_depths,
 )
+from sparse_prefix_jax.evaluation.bounds_over_time import passages_of
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.outcomes import expected_and_realised
@@ -33,7 +33,6 @@ from sparse_prefix_jax.evaluation.store_rules import (
 )
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
-  Passage,
   intervals_of,
   upper_bound,
   upper_bound_of_bytes,
@@ -247,15 +246,8 @@ def _bound_of_bytes(run: _Run, tally: Tally, sizes: ModelSizes) -> int:
   chunk, refused = run.policy.chunk, {*tally.refused}
   served = [i for i in range(len(run.requests)) if i not in refused]
   asked = [run.requests.requests[i] for i in served]
-  paths = tree_paths(
-    dataclasses.replace(run.requests, requests=tuple(asked)), chunk
-  )
-  lengths = [request.prompt_length for request in asked]
   bound = upper_bound_of_bytes(
-    [
-      Passage(path.nodes, (length - 1) // chunk, -(-length // chunk))
-      for path, length in zip(paths, lengths)
-    ],
+    passages_of(run.requests, asked, chunk),
     capacity=run.capacity.amount,
     state_bytes=sizes.state_bytes,
     page_bytes=sizes.page_bytes,
