@@ -241,10 +241,12 @@ class Placed(NamedTuple):
   Attributes:
     resumed: Depth of the state that it resumed from, in blocks.
     depths: Where it added states that are held still, in blocks, ascending.
+    expected: Tokens that it was expected to lose, before it came.
   """
 
   resumed: int
   depths: tuple[int, ...]
+  expected: float
 
 
 def place_adaptively(
@@ -261,17 +263,20 @@ def place_adaptively(
     What was done, request by request.
 
   >>> paths = [Path((0, 1), 0, -1), Path((0, 1), 2, 0)]
-  >>> list(place_adaptively(Adaptive(block=64), paths, slots=2))
-  [Placed(resumed=0, depths=(1, 2)), Placed(resumed=2, depths=())]
+  >>> placed = list(place_adaptively(Adaptive(block=64), paths, slots=2))
+  >>> [(one.resumed, one.depths) for one in placed]
+  [(0, (1, 2)), (2, ())]
   """
   for path in paths:
+    expected = policy.expected_lost()
     visit = policy.observe(path.nodes)
     offered = policy.candidates(visit, roomy=policy.held_count < slots)
     policy.hold(offered[-slots:])
     while policy.held_count > slots:
       policy.release(policy.choose())
     kept = filter(policy.is_held, offered)
-    yield Placed(visit.resumed, tuple(map(policy.depth_of, kept)))
+    depths = tuple(map(policy.depth_of, kept))
+    yield Placed(visit.resumed, depths, expected)
 
 
 def replay_adaptive(
@@ -307,7 +312,7 @@ def replay_adaptive(
     tally.peak = max(tally.peak, policy.held_count)
     if position >= warmup:
       tally.add(
-        _outcome(request, path, one.resumed, one.depths, chunk),
+        _outcome(request, path, *one[:2], chunk, one.expected),
         states=len(one.depths),
       )
   return tally

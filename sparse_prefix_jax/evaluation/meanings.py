@@ -21,8 +21,9 @@ _SHARES = {
 }
 
 _LOST = {
-  "expected_lost_tokens": "Tokens that placements expected to be computed again"
-  " by prompts that matched an entry, as they placed it; whole blocks.",
+  "expected_lost_tokens": "Tokens that the placement expected to be computed"
+  " again: as it placed the entry that a prompt matched or, if it weighs all"
+  " states (adaptive), before each prompt.",
   "realised_lost_tokens": "Tokens of whole blocks that these prompts computed"
   " again though they were known: misplaced, evicted or not stored.",
 }

@@ -12,9 +12,9 @@ class Outcome(NamedTuple):
     overlap: Tokens that equalled a known prefix: how deep it matched.
     restored: Tokens before the state that it resumed from, 0 for none.
     positions: Where states were kept for it, in tokens, ascending.
-    expected: Tokens that the next prompt was expected to lose when the entry
-      was placed that this one matched; None where its placement knows no
-      overlaps, or nothing was matched.
+    expected: Tokens that it was expected to lose: when the entry was placed
+      that it matched, or by what weighs all states before it came. None where
+      its placement knows no overlaps, or nothing was matched.
     reason: Why it went no deeper; None unless a store was replayed.
   """
 

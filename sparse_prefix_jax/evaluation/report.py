@@ -66,9 +66,10 @@ class SimulationReport:
     reasons: How many requests went no deeper, for each reason.
     upper_bound_tokens: What no policy can save more than, knowing the future;
       None for a capacity of sequences, by rules of which there is no bound.
-    expected_lost_tokens: What placements expected, as they placed an entry,
-      that the next prompt which matches it computes again of what is known.
-      None, like the next, where they have no statistics of overlaps.
+    expected_lost_tokens: What the placement expected prompts to compute again
+      of what is known: as it placed the entries that they matched, and of
+      `adaptive` before each of them. None, like the next, where it has no
+      statistics of overlaps.
     realised_lost_tokens: What those prompts did compute again of it.
     outcomes: What became of each measured request, in order; not in the JSON.
   """

@@ -5,7 +5,7 @@ commit, append the answer where the stream tells it, close.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.expectations import Expectations
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
@@ -322,7 +323,7 @@ def replay_store(
     Counts of the measured requests.
   """
   tally, since = Tally(bytes_peak=0, refused_requests=0), _Since.now(store)
-  expected: dict[int, float | None] = {}
+  expectations = Expectations(store)
   requests = tqdm(
     trace.requests,
     store.planner.policy.name,
@@ -333,12 +334,13 @@ def replay_store(
     if position == warmup:
       store.planner.end_warmup()
       since = _Since.now(store)
+    ahead = expectations.ahead()
     served = _replay_request(store, asked, trace, tally)
     tally.refused += [position] * (served is None)
     if position >= warmup:
+      expected = expectations.of(served) if ahead is None else ahead
       _count(tally, asked, served, expected)
-    if served is not None:
-      _expect(expected, served, store)
+    expectations.note(served)
   end = _Since.now(store)
   tally.evicted_states = end.evicted - since.evicted
   tally.moves = end.moves - since.moves
@@ -369,7 +371,7 @@ def _count(
   tally: Tally,
   asked: TraceRequest,
   served: Running | None,
-  expected: Mapping[int, float | None],
+  expected: float | None,
 ) -> None:
   """Adds a measured request; None where it was refused."""
   if served is None:
@@ -377,24 +379,12 @@ def _count(
     tally.add(Outcome(asked.prompt_length, 0, 0), states=0)
     return
   match = served.match
-  known = match.features if match.overlap_blocks else None
   outcome = Outcome(
     length=asked.prompt_length,
     overlap=match.overlap_tokens,
     restored=served.resumed,
     positions=served.captured,
-    expected=expected.get(known.born) if known else None,
+    expected=expected,
     reason=str(match.reason),
   )
   tally.add(outcome, states=len(served.entry.states) if served.entry else 0)
-
-
-def _expect(
-  expected: dict[int, float | None], served: Running, store: PrefixStore
-) -> None:
-  """Notes, by the number of its prompt, what an entry is expected to lose."""
-  entry, features = served.entry, served.features
-  if entry is None or features is None:
-    return
-  positions = [store.chunk * depth for depth in entry.states]
-  expected[features.born] = store.planner.expected_lost(positions, features)

@@ -92,3 +92,24 @@ def test_whole_blocks_of_those_with_an_expectation_count():
   ]
   assert expected_and_realised(outcomes, chunk=64) == (11.0, 64)
   assert expected_and_realised(outcomes[2:], chunk=64) is None
+
+
+@pytest.mark.parametrize(
+  "capacity", [Capacity("states", 8), Capacity("bytes", 1 << 40)]
+)
+def test_who_weighs_all_states_expects_something_of_every_prompt(capacity):
+  """With room for all, and much seen, little is expected, and little lost."""
+  stream = adversarial_streams()["regime_change"]
+  report = simulate(
+    stream,
+    PlacementPolicy("adaptive", chunk=stream.block),
+    capacity,
+    sizes=ModelSizes(state_bytes=1000, page_bytes=10),
+    warmup_fraction=0.2,
+  )
+  told = [one.expected for one in report.outcomes]
+  assert None not in told and min(told) >= 0
+  assert report.expected_lost_tokens == pytest.approx(sum(told))
+  lost = sum(one.lost for one in report.outcomes)
+  assert report.realised_lost_tokens == lost
+  assert report.expected_lost_tokens < 0.2 * report.reusable_tokens
