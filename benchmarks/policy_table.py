@@ -137,21 +137,27 @@ def _outcomes(
   slots: int,
 ) -> dict[str, Sequence[Outcome]]:
   """What becomes of every request under every policy with K states."""
-  common = {"chunk": trace.block, "slots": slots, "warmup": 0}
-  found = {
-    policy_name(name, budget, eviction): replay_states(
-      *(trace, wanted[name, budget], paths), eviction=eviction, **common
+  found: dict[str, Sequence[Outcome]] = {}
+  for name, budget, eviction in PLACED:
+    found[policy_name(name, budget, eviction)] = replay_states(
+      trace,
+      wanted[name, budget],
+      paths,
+      chunk=trace.block,
+      slots=slots,
+      warmup=0,
+      eviction=eviction,
     ).outcomes
-    for name, budget, eviction in PLACED
-  }
   weighed = Adaptive(block=trace.block)
-  found["adaptive"] = replay_adaptive(trace, weighed, paths, **common).outcomes
+  found["adaptive"] = replay_adaptive(
+    trace, weighed, paths, chunk=trace.block, slots=slots, warmup=0
+  ).outcomes
   return found
 
 
 def figures(
   outcomes: Mapping[str, Sequence[Outcome]], bound: int
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Mapping[str, float]]:
   """What policies save: tokens, operations of a prefill, and of the bound.
 
   Args:

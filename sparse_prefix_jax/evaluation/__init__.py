@@ -6,8 +6,6 @@ they need matplotlib.
 
 from sparse_prefix_jax.cache.index import EVICTIONS as EVICTIONS
 
-from .bounds_over_time import Stretch as Stretch
-from .bounds_over_time import bounds_over_time as bounds_over_time
 from .capacity import Capacity as Capacity
 from .capacity import parse_capacity as parse_capacity
 from .meanings import meanings_of as meanings_of
@@ -21,3 +19,5 @@ from .report import SimulationReport as SimulationReport
 from .report import write_json as write_json
 from .simulation import default_placement as default_placement
 from .simulation import simulate as simulate
+from .stretches import Stretch as Stretch
+from .stretches import bounds_over_time as bounds_over_time

@@ -2,29 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.evaluation.bounds_over_time import Stretch
 from sparse_prefix_jax.evaluation.report import SimulationReport
-
-if TYPE_CHECKING:
-  from matplotlib.axes import Axes
+from sparse_prefix_jax.evaluation.stretches import Stretch
 
 _BINS = 64
 
 
-def draw_overlaps(
-  chosen: "Axes", overlaps: "Axes", report: SimulationReport
-) -> None:
+def draw_overlaps(chosen: Any, overlaps: Any, report: SimulationReport) -> None:
   """Draws where states were kept, over how deep requests matched.
 
   Args:
-    chosen: For the positions of every request, in order, downwards.
-    overlaps: For the depths at which requests left what was known, and those
-      that they were restored to: bars and a line.
+    chosen: Axes of matplotlib for the positions of every request, downwards in
+      their order.
+    overlaps: Axes for the depths at which requests left what was known, and
+      those that they were restored to: bars and a line.
     report: Of a replay by `simulate`, with its outcomes.
 
   Raises:
@@ -43,7 +39,7 @@ def draw_overlaps(
   matched = [one.overlap for one in outcomes if one.overlap]
   restored = [one.restored for one in outcomes if one.restored]
   end = max([*matched, *positions, 1])
-  edges = np.linspace(0, end, _BINS + 1)
+  edges = np.linspace(0, end, _BINS + 1).tolist()
   overlaps.hist(matched, edges, color="#bbbbbb", label="matched")
   overlaps.hist(
     restored, edges, histtype="step", color="#0072b2", label="restored"
@@ -55,14 +51,14 @@ def draw_overlaps(
 
 
 def draw_saved(
-  axes: "Axes",
+  axes: Any,
   reports: Sequence[SimulationReport],
   stretches: Sequence[Stretch],
 ) -> None:
   """Draws what replays saved over time, against what could be saved.
 
   Args:
-    axes: Where to draw: percent of the prompt tokens of every stretch.
+    axes: Axes of matplotlib: percent of the prompt tokens of every stretch.
     reports: Of one stream and capacity, with outcomes; a line for each.
     stretches: What `bounds_over_time` gave for one of them.
 

@@ -15,7 +15,6 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
   tree_paths,
   wanted_depths,
 )
-from sparse_prefix_jax.evaluation.bounds_over_time import passages_of
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.outcomes import expected_and_realised
@@ -31,6 +30,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   replay_store,
   store_planner,
 )
+from sparse_prefix_jax.evaluation.stretches import passages_of
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
   intervals_of,

@@ -332,7 +332,7 @@ class Adaptive:
     It is the mean under the demand of all candidates for one request, as it
     was last computed, and with the states that are held now.
     """
-    return self._block * flow.expected_lost(self._table)
+    return self._block * flow.lost_blocks(self._table)
 
   def limit_memory(self, memory_bytes: int) -> None:
     """Changes what may be remembered; it is kept from the next refit on.

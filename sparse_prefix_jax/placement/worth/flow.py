@@ -145,7 +145,7 @@ def worths(
   return np.maximum(table.rate[rows], _LEAST_RATE) * spared
 
 
-def expected_lost(table: Table) -> float:
+def lost_blocks(table: Table) -> float:
   """Returns the blocks that the next request computes again, on average.
 
   It leaves what is known at a candidate, and resumes from the holder of that.
