@@ -3,19 +3,39 @@
 The replay is that of the store: what a server with this capacity would save.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from benchmarks.policy_table import PLACED, parse_trace
+from benchmarks.policy_table import (
+  figures,
+  parse_trace,
+  policy_name,
+  shares,
+)
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.evaluation import Capacity, ModelSizes, simulate
+from sparse_prefix_jax.evaluation import (
+  Capacity,
+  ModelSizes,
+  SimulationReport,
+  simulate,
+)
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace
 
-SHARES: tuple[str | None, ...] = (None, "chosen")
-"""A capacity that is not divided, and one divided as the requests say."""
+POLICIES: tuple[tuple[str, float | None, str | None, str | None], ...] = (
+  ("last", None, "fifo", None),
+  ("last", None, "lru", None),
+  ("last", None, "branch_lru", None),
+  ("last", None, "marconi", None),
+  ("last", None, "greedy_dual", None),
+  ("conditional", 1, "lru", None),
+  ("conditional", 2, "lru", None),
+  ("adaptive", None, None, None),
+  ("adaptive", None, None, "chosen"),
+)
+"""Placement, budget, which state goes first, and how the capacity is divided:
+not at all, or as the requests say, which is what a server does."""
 
 
 class BytesCase(NamedTuple):
@@ -42,7 +62,7 @@ def parse_bytes_case(text: str) -> BytesCase:
 def rows_of_bytes(
   case: BytesCase, model: str, dtype: str
 ) -> Iterator[dict[str, Any]]:
-  """Replays every policy with every capacity, undivided and divided.
+  """Replays every policy with every capacity.
 
   Args:
     case: What to replay.
@@ -50,45 +70,58 @@ def rows_of_bytes(
     dtype: Of its keys and values.
 
   Yields:
-    A row per capacity and division: the percentage of the prompt tokens that
-    each policy saves.
+    A row per capacity: the bound and, by policy, what `figures` says.
   """
   sizes = ModelSizes.of_model(preset(model, dtype=dtype), case.trace.block)
-  for amount, share in itertools.product(case.capacities, SHARES):
+  for amount in case.capacities:
+    reports = _reports(case.trace, sizes, amount)
+    bounds = [report.upper_bound_tokens or 0 for report in reports.values()]
+    # They differ only where a divided capacity refuses what another one takes.
+    bound = max(bounds)
+    outcomes = {name: report.outcomes for name, report in reports.items()}
     yield {
       "stream": case.trace.name,
       "requests": len(case.trace),
       "capacity_bytes": amount,
-      "state_share": share,
-      "percent_of_prompt_tokens": _saved(case.trace, sizes, amount, share),
+      "refused": max(r.refused_requests or 0 for r in reports.values()),
+      "upper_bound_tokens": bound,
+      **figures(outcomes, bound),
     }
 
 
-def _saved(
-  trace: Trace, sizes: ModelSizes, amount: int, share: str | None
-) -> dict[str, float]:
-  """Percent of the prompt tokens that each policy saves."""
-  saved = {}
-  for name, budget in (*PLACED, ("adaptive", None)):
-    report = simulate(
+def _reports(
+  trace: Trace, sizes: ModelSizes, amount: int
+) -> dict[str, SimulationReport]:
+  """A replay by every policy."""
+  return {
+    policy_name(name, budget, eviction)
+    + (" divided" if share else ""): simulate(
       trace,
       PlacementPolicy(name, budget, trace.block),
       Capacity("bytes", amount),
+      eviction=eviction,
       sizes=sizes,
       state_share=share,
     )
-    percent = 100 * report.tokens_saved / report.tokens_total
-    saved[name if budget is None else f"{name}:{budget}"] = round(percent, 2)
-  return saved
+    for name, budget, eviction, share in POLICIES
+  }
 
 
 def bytes_line(row: dict[str, Any]) -> str:
   """A row as it is printed."""
   saved = "  ".join(
     f"{name} {percent}"
-    for name, percent in row["percent_of_prompt_tokens"].items()
+    for name, percent in row["percent_of_upper_bound"].items()
   )
-  return (
-    f"{row['stream']} {row['capacity_bytes'] / 2**30:g} GiB"
-    f" {row['state_share'] or 'undivided'}: {saved}"
-  )
+  return f"{row['stream']} {row['capacity_bytes'] / 2**30:g} GiB: {saved}"
+
+
+def bytes_table(rows: Iterable[dict[str, Any]]) -> list[str]:
+  """The lines of a table in Markdown, as docs/results.md has it."""
+  lines = []
+  for row in rows:
+    cells = [row["stream"].replace(".jsonl.xz", "")]
+    cells.append(f"{row['capacity_bytes'] / 2**30:g} GiB")
+    cells += [f"{row['upper_bound_tokens'] / 1e6:,.2f} M", *shares(row)]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines

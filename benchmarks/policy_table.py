@@ -4,16 +4,23 @@ What `benchmarks/policies.py` measures and the tests try.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparse_prefix_jax import prefill_flops, preset
 from sparse_prefix_jax.evaluation.anchor_rules import (
+  Path as TreePath,
+)
+from sparse_prefix_jax.evaluation.anchor_rules import (
+  Wanted,
   place_adaptively,
+  replay_adaptive,
   replay_states,
   tree_paths,
   wanted_depths,
 )
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
   hindsight,
@@ -28,14 +35,19 @@ from sparse_prefix_jax.workloads import (
   load_mooncake,
 )
 
-PLACED: tuple[tuple[str, float | None], ...] = (
-  ("last", None),
-  ("conditional", 0.5),
-  ("conditional", 1),
-  ("conditional", 2),
-  ("conditional", 4),
+PLACED: tuple[tuple[str, float | None, str], ...] = (
+  ("last", None, "fifo"),
+  ("last", None, "lru"),
+  ("conditional", 0.5, "lru"),
+  ("conditional", 1, "fifo"),
+  ("conditional", 1, "lru"),
+  ("conditional", 2, "lru"),
+  ("conditional", 4, "lru"),
 )
-"""Placements under which the state that was used longest ago goes first."""
+"""Placements with their budgets, and which state goes first."""
+
+MODEL = "qwen3_5_0_8b"
+"""Whose operations of a prefill are counted."""
 
 SLOTS = {
   "hot_prefix": (4, 8),
@@ -99,33 +111,82 @@ def rows_of(case: Case) -> Iterator[dict[str, Any]]:
 
   Yields:
     A row per number of states: the bound, what one plan with hindsight reaches
-    and, by policy, the tokens saved and their percentage of the bound.
+    and, by policy, what `figures` says.
   """
   trace, block = case.trace, case.trace.block
   paths = tree_paths(trace, block)
   intervals = intervals_of(paths)
-  placed = {_name(*one): _wanted(trace, paths, *one) for one in PLACED}
+  wanted = {one[:2]: _wanted(trace, paths, *one[:2]) for one in PLACED}
   for slots in case.slots:
     bound = upper_bound(intervals, slots)
-    saved = {
-      name: replay_states(
-        trace, wanted, paths, chunk=block, slots=slots, warmup=0
-      ).tokens_saved
-      for name, wanted in placed.items()
-    }
-    saved["adaptive"] = block * sum(_resumed(trace, slots))
+    outcomes = _outcomes(trace, paths, wanted, slots)
     yield {
       "stream": trace.name,
       "requests": len(trace),
       "slots": slots,
       "upper_bound_tokens": block * bound.blocks,
       "hindsight_tokens": block * hindsight(intervals, bound, slots),
-      "tokens_saved": saved,
-      "percent_of_upper_bound": {
-        name: round(100 * tokens / (block * max(bound.blocks, 1)), 2)
-        for name, tokens in saved.items()
-      },
+      **figures(outcomes, block * bound.blocks),
     }
+
+
+def _outcomes(
+  trace: Trace,
+  paths: list[TreePath],
+  wanted: Mapping[tuple[str, float | None], list[Wanted]],
+  slots: int,
+) -> dict[str, Sequence[Outcome]]:
+  """What becomes of every request under every policy with K states."""
+  found: dict[str, Sequence[Outcome]] = {}
+  for name, budget, eviction in PLACED:
+    found[policy_name(name, budget, eviction)] = replay_states(
+      trace,
+      wanted[name, budget],
+      paths,
+      chunk=trace.block,
+      slots=slots,
+      warmup=0,
+      eviction=eviction,
+    ).outcomes
+  weighed = Adaptive(block=trace.block)
+  found["adaptive"] = replay_adaptive(
+    trace, weighed, paths, chunk=trace.block, slots=slots, warmup=0
+  ).outcomes
+  return found
+
+
+def figures(
+  outcomes: Mapping[str, Sequence[Outcome]], bound: int
+) -> dict[str, Mapping[str, float]]:
+  """What policies save: tokens, operations of a prefill, and of the bound.
+
+  Args:
+    outcomes: What became of the requests of one stream, by policy.
+    bound: What none can save more tokens than.
+
+  Returns:
+    `tokens_saved`, `percent_of_flops` (of all prompts, computed whole, by
+    `MODEL`) and `percent_of_upper_bound`, each by policy.
+  """
+  saved = {
+    n: sum(one.restored for one in found) for n, found in outcomes.items()
+  }
+  return {
+    "tokens_saved": saved,
+    "percent_of_flops": {n: _flops(found) for n, found in outcomes.items()},
+    "percent_of_upper_bound": {
+      name: round(100 * tokens / max(bound, 1), 2)
+      for name, tokens in saved.items()
+    },
+  }
+
+
+def _flops(outcomes: Sequence[Outcome]) -> float:
+  """Percent of the operations of all prefills that are spared."""
+  cost = prefill_flops(preset(MODEL))
+  spared = cost.at([one.restored for one in outcomes]).sum()
+  whole = cost.at([one.length for one in outcomes]).sum()
+  return round(100 * float(spared / whole), 2)
 
 
 def percent(case: Case) -> float:
@@ -174,13 +235,12 @@ def changes(
 
 def line(row: dict[str, Any]) -> str:
   """A row as it is printed."""
-  bound = max(row["upper_bound_tokens"], 1)
-  figures = " ".join(
+  shown = " ".join(
     f"{name} {percent:.1f}"
     for name, percent in row["percent_of_upper_bound"].items()
   )
-  plan = 100 * row["hindsight_tokens"] / bound
-  return f"{row['stream']} {row['slots']}: {figures} (hindsight {plan:.1f})"
+  plan = 100 * row["hindsight_tokens"] / max(row["upper_bound_tokens"], 1)
+  return f"{row['stream']} {row['slots']}: {shown} (hindsight {plan:.1f})"
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -188,21 +248,32 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
   lines = []
   for row in rows:
     bound = row["upper_bound_tokens"]
-    figures = [*row["percent_of_upper_bound"].values()]
-    figures.append(100 * row["hindsight_tokens"] / max(bound, 1))
+    plan = 100 * row["hindsight_tokens"] / max(bound, 1)
     cells = [row["stream"].replace(".jsonl.xz", ""), f"{row['slots']:,}"]
-    cells += [f"{bound / 1e6:,.2f} M", *(f"{x:.1f}" for x in figures)]
+    cells += [f"{bound / 1e6:,.2f} M", *shares(row), f"{plan:.1f}"]
     lines.append(f"| {' | '.join(cells)} |")
   return lines
 
 
-def _name(name: str, budget: float | None) -> str:
-  return name if budget is None else f"{name}:{budget:g}"
+def shares(row: dict[str, Any]) -> list[str]:
+  """Per policy, percent of the bound and, in brackets, of the operations."""
+  of_bound, of_flops = row["percent_of_upper_bound"], row["percent_of_flops"]
+  return [f"{of_bound[n]:.1f} ({of_flops[n]:.1f})" for n in of_bound]
+
+
+def policy_name(name: str, budget: float | None, eviction: str | None) -> str:
+  """A policy as results name it; `lru` is left out, and what others bring.
+
+  >>> policy_name("conditional", 0.5, "fifo"), policy_name("last", None, "lru")
+  ('conditional:0.5 fifo', 'last')
+  """
+  placed = name if budget is None else f"{name}:{budget:g}"
+  return placed if eviction in (None, "lru") else f"{placed} {eviction}"
 
 
 def _wanted(
-  trace: Trace, paths: list, name: str, budget: float | None
-) -> list[tuple[int, ...]]:
+  trace: Trace, paths: list[TreePath], name: str, budget: float | None
+) -> list[Wanted]:
   """What a placement wants, however many states are held."""
   policy = PlacementPolicy(name, budget, chunk=trace.block)
   depths = max(2, trace.longest // trace.block + 1)

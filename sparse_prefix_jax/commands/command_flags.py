@@ -45,6 +45,7 @@ _COMMAND_FLAGS = {
     "dtype",
     "state_share",
     "report",
+    "plot",
   ),
   "place": ("histogram", "budget", "cost"),
   "train": ("out", "steps", "seed"),
@@ -140,6 +141,9 @@ _TEXTS = {
   " (0, 1), undivided, or chosen by the requests as in a server (default"
   " chosen).",
   "report": "JSON file to write.",
+  "plot": "PNG file to draw: overlap depths with the positions of states over"
+  " them, and what was saved over time against what could be. It needs the"
+  " extra plot.",
   "histogram": "NumPy file (.npy) with the weights of the overlap depths.",
   "cost": "linear or quadratic:RATIO (default linear).",
   "prompt": "Text to continue; without it, a conversation.",

@@ -4,10 +4,11 @@ import importlib
 import reprlib
 import warnings
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from sparse_prefix_jax import evaluation, placement, workloads
+from sparse_prefix_jax import evaluation, extras, placement, workloads
 from sparse_prefix_jax.writable import check_writable
 
 from .command_flags import SEED, WARMUP
@@ -108,8 +109,25 @@ def _state_share(text: str | None) -> float | str | None:
   )
 
 
+def _plots(path: str | None) -> Any:
+  """The module that draws, before a long replay; None where nothing is drawn.
+
+  Raises:
+    ValueError: it is no PNG file.
+    MissingExtraError: matplotlib is not installed.
+    OSError: the picture cannot be written.
+  """
+  if path is None:
+    return None
+  if not path.endswith(".png"):
+    raise ValueError(f"--plot must end in .png, got {path}")
+  check_writable(Path(path))
+  extras.optional("matplotlib.figure", "plot")
+  return importlib.import_module("sparse_prefix_jax.evaluation.replay_plots")
+
+
 def simulate_command(values: flags.FlagValues) -> None:
-  """Replays a stream, writes the report and prints it.
+  """Replays a stream, writes the report and the picture, and prints it.
 
   Args:
     values: the flags of the command.
@@ -131,6 +149,7 @@ def simulate_command(values: flags.FlagValues) -> None:
     warmup = values.warmup_fraction
   sizes = _sizes(values, chunk) if capacity.kind == "bytes" else None
   check_writable(report_path)
+  plots = _plots(values.plot)
   report = evaluation.simulate(
     trace,
     policy,
@@ -142,6 +161,11 @@ def simulate_command(values: flags.FlagValues) -> None:
     progress=True,
   )
   evaluation.write_json(report_path, report)
+  if plots is not None:
+    stretches = evaluation.bounds_over_time(
+      trace, report, chunk=chunk, sizes=sizes
+    )
+    plots.plot_replay(report, stretches, values.plot)
   say(
     f"{report.placement}: {report.tokens_saved} of {report.tokens_total} prompt"
     f" tokens saved ({report.saved_fraction:.1%})\n{report.table()}"

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.evaluation.capacity import check_eviction
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.placement.worth import Adaptive
@@ -112,13 +113,26 @@ class _Slots:
       self.held[node] = None
 
 
+class Wanted(NamedTuple):
+  """What a placement says of one request.
+
+  Attributes:
+    depths: Where it wants states, in blocks, ascending.
+    expected: Tokens that it expected to be lost when it placed the entry which
+      this request matches; None where it knows no overlaps, or none matches.
+  """
+
+  depths: tuple[int, ...]
+  expected: float | None = None
+
+
 def wanted_depths(
   trace: Trace,
   planner: Planner,
   paths: Iterable[Path],
   *,
   warmup: int,
-) -> Iterator[tuple[int, ...]]:
+) -> Iterator[Wanted]:
   """Says where a placement wants states; it does not know what is held.
 
   Args:
@@ -128,9 +142,10 @@ def wanted_depths(
     warmup: How many leading requests only fill the cache.
 
   Yields:
-    Depths in blocks, ascending, request by request.
+    Depths and what they were expected to lose, request by request.
   """
   known: list[Features] = []
+  expected: list[float | None] = []
   chunk = planner.policy.chunk
   for position, (request, path) in enumerate(zip(trace.requests, paths)):
     if position == warmup:
@@ -142,12 +157,14 @@ def wanted_depths(
     planner.observe(overlap, entry=features, matched=matched, prompt=prompt)
     known.append(features)
     positions = planner.positions(request.length, features)
-    yield tuple(position // chunk for position in positions)
+    matches = expected[path.entry] if path.seen else None
+    expected.append(planner.expected_lost(positions, features))
+    yield Wanted(tuple(p // chunk for p in positions), matches)
 
 
 def replay_states(
   trace: Trace,
-  wanted: Iterable[tuple[int, ...]],
+  wanted: Iterable[Wanted],
   paths: Sequence[Path],
   *,
   chunk: int,
@@ -182,24 +199,40 @@ def replay_states(
   requests = tqdm(
     trace.requests, "states", unit="request", disable=not progress
   )
-  for position, (request, path, depths) in enumerate(
+  for position, (request, path, (depths, expected)) in enumerate(
     zip(requests, paths, wanted)
   ):
     resumed = held.match(path.nodes)
     if eviction == "lru" and resumed:
       first = 0 if whole_path else resumed - 1
       held.refresh(path.nodes[first:resumed])
-    added = [path.nodes[k - 1] for k in depths if k > resumed]
-    held.add(added)
+    added = [k for k in depths if k > resumed]
+    held.add([path.nodes[k - 1] for k in added])
     tally.peak = max(tally.peak, len(held.held))
     if position >= warmup:
       tally.add(
-        length=request.length,
-        saved=resumed * chunk,
-        overlap=path.seen * chunk,
+        _outcome(request, path, resumed, added, chunk, expected),
         states=len(added),
       )
   return tally
+
+
+def _outcome(
+  request: TraceRequest,
+  path: Path,
+  resumed: int,
+  added: Iterable[int],
+  chunk: int,
+  expected: float | None = None,
+) -> Outcome:
+  """What became of a request, in tokens."""
+  return Outcome(
+    length=request.length,
+    overlap=path.seen * chunk,
+    restored=resumed * chunk,
+    positions=tuple(depth * chunk for depth in added),
+    expected=expected,
+  )
 
 
 class Placed(NamedTuple):
@@ -207,11 +240,13 @@ class Placed(NamedTuple):
 
   Attributes:
     resumed: Depth of the state that it resumed from, in blocks.
-    added: States that it added, and that are held still.
+    depths: Where it added states that are held still, in blocks, ascending.
+    expected: Tokens that it was expected to lose, before it came.
   """
 
   resumed: int
-  added: int
+  depths: tuple[int, ...]
+  expected: float
 
 
 def place_adaptively(
@@ -228,16 +263,20 @@ def place_adaptively(
     What was done, request by request.
 
   >>> paths = [Path((0, 1), 0, -1), Path((0, 1), 2, 0)]
-  >>> list(place_adaptively(Adaptive(block=64), paths, slots=2))
-  [Placed(resumed=0, added=2), Placed(resumed=2, added=0)]
+  >>> placed = list(place_adaptively(Adaptive(block=64), paths, slots=2))
+  >>> [(one.resumed, one.depths) for one in placed]
+  [(0, (1, 2)), (2, ())]
   """
   for path in paths:
+    expected = policy.expected_lost()
     visit = policy.observe(path.nodes)
     offered = policy.candidates(visit, roomy=policy.held_count < slots)
     policy.hold(offered[-slots:])
     while policy.held_count > slots:
       policy.release(policy.choose())
-    yield Placed(visit.resumed, sum(map(policy.is_held, offered)))
+    kept = filter(policy.is_held, offered)
+    depths = tuple(map(policy.depth_of, kept))
+    yield Placed(visit.resumed, depths, expected)
 
 
 def replay_adaptive(
@@ -273,9 +312,7 @@ def replay_adaptive(
     tally.peak = max(tally.peak, policy.held_count)
     if position >= warmup:
       tally.add(
-        length=request.length,
-        saved=one.resumed * chunk,
-        overlap=path.seen * chunk,
-        states=one.added,
+        _outcome(request, path, *one[:2], chunk, one.expected),
+        states=len(one.depths),
       )
   return tally

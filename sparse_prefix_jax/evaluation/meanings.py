@@ -20,6 +20,14 @@ _SHARES = {
   " tokens_saved.",
 }
 
+_LOST = {
+  "expected_lost_tokens": "Tokens that the placement expected to be computed"
+  " again: as it placed the entry that a prompt matched or, if it weighs all"
+  " states (adaptive), before each prompt.",
+  "realised_lost_tokens": "Tokens of whole blocks that these prompts computed"
+  " again though they were known: misplaced, evicted or not stored.",
+}
+
 _KINDS = {
   "sequences": {
     "tokens_saved": "Tokens before the deepest place that the matched entry"
@@ -88,4 +96,4 @@ def meanings_of(kind: str) -> dict[str, str]:
   >>> meanings_of("states")["tokens_total"]
   'Prompt tokens of the measured requests.'
   """
-  return _ALL | _KINDS[kind] | _SHARES
+  return _ALL | _KINDS[kind] | _LOST | _SHARES

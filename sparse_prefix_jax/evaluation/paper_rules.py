@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from sparse_prefix_jax.evaluation.capacity import check_eviction
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.workloads import Trace, TraceRequest, common_prefix
@@ -113,6 +114,8 @@ class Decision:
     resumed: Position of the state that it resumes from, 0 for none.
     marks: Positions at which its entry keeps states.
     held: States held by all entries after it was stored.
+    expected: Tokens that the matched entry's placement expected to be lost;
+      None where it knows no overlaps, or nothing was matched.
   """
 
   length: int
@@ -120,6 +123,7 @@ class Decision:
   resumed: int
   marks: tuple[int, ...]
   held: int
+  expected: float | None = None
 
 
 def replay_decisions(
@@ -144,6 +148,7 @@ def replay_decisions(
   """
   stored: dict[int, tuple[int, ...]] = {}
   known: dict[int, Features] = {}
+  expected: dict[int, float | None] = {}
   held, uses_cache = 0, planner.policy.name != "no_cache"
   requests = tqdm(
     trace.requests, planner.policy.name, unit="request", disable=not progress
@@ -159,10 +164,26 @@ def replay_decisions(
     below = [p for p in stored.get(found.entry, ()) if p <= overlap]
     marks = planner.marks(request.length, features)
     stored[position], known[position] = marks, features
+    matches = (
+      expected.get(found.entry) if overlap >= planner.policy.chunk else None
+    )
+    expected[position] = planner.expected_lost(marks, features)
     known.pop(found.evicted, None)
+    expected.pop(found.evicted, None)
     held += len(marks) - len(stored.pop(found.evicted, ()))
     resumed = max(below, default=0)
-    yield Decision(request.length, overlap, resumed, marks, held)
+    yield Decision(request.length, overlap, resumed, marks, held, matches)
+
+
+def _outcome(decision: Decision) -> Outcome:
+  """What became of the request of a decision."""
+  return Outcome(
+    decision.length,
+    decision.overlap,
+    decision.resumed,
+    decision.marks,
+    decision.expected,
+  )
 
 
 def tally_decisions(decisions: Iterable[Decision], warmup: int) -> Tally:
@@ -179,10 +200,5 @@ def tally_decisions(decisions: Iterable[Decision], warmup: int) -> Tally:
   for position, decision in enumerate(decisions):
     tally.peak = max(tally.peak, decision.held)
     if position >= warmup:
-      tally.add(
-        length=decision.length,
-        saved=decision.resumed,
-        overlap=decision.overlap,
-        states=len(decision.marks),
-      )
+      tally.add(_outcome(decision), states=len(decision.marks))
   return tally

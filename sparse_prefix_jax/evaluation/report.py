@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparse_prefix_jax.evaluation.meanings import meanings_of
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class SimulationReport:
     reasons: How many requests went no deeper, for each reason.
     upper_bound_tokens: What no policy can save more than, knowing the future;
       None for a capacity of sequences, by rules of which there is no bound.
+    expected_lost_tokens: What the placement expected prompts to compute again
+      of what is known: as it placed the entries that they matched, and of
+      `adaptive` before each of them. None, like the next, where it has no
+      statistics of overlaps.
+    realised_lost_tokens: What those prompts did compute again of it.
+    outcomes: What became of each measured request, in order; not in the JSON.
   """
 
   trace: str
@@ -93,6 +100,11 @@ class SimulationReport:
   reasons: Mapping[str, int] | None = None
   interleave_seed: int | None = None
   upper_bound_tokens: int | None = None
+  expected_lost_tokens: float | None = None
+  realised_lost_tokens: int | None = None
+  outcomes: tuple[Outcome, ...] = dataclasses.field(
+    default=(), repr=False, compare=False
+  )
 
   @property
   def saved_fraction(self) -> float:
@@ -116,7 +128,9 @@ class SimulationReport:
   def to_json(self) -> dict[str, Any]:
     """Returns the fields, the shares that follow from them, and meanings."""
     reusable = max(self.reusable_tokens, 1)
-    return dataclasses.asdict(self) | {
+    fields = dataclasses.asdict(dataclasses.replace(self, outcomes=()))
+    del fields["outcomes"]
+    return fields | {
       "saved_fraction": self.saved_fraction,
       "saved_fraction_of_reusable": self.tokens_saved / reusable,
       "percent_of_upper_bound": self.percent_of_upper_bound,
@@ -185,6 +199,7 @@ class Tally:
     state_share: See there.
     reasons: See there; empty unless a store is replayed.
     refused: Places in the stream of those that were refused.
+    outcomes: See there.
   """
 
   requests: int = 0
@@ -205,20 +220,22 @@ class Tally:
     default_factory=collections.Counter
   )
   refused: list[int] = dataclasses.field(default_factory=list)
+  outcomes: list[Outcome] = dataclasses.field(default_factory=list)
 
-  def add(self, *, length: int, saved: int, overlap: int, states: int) -> None:
+  def add(self, outcome: Outcome, *, states: int) -> None:
     """Counts one measured request.
 
     Args:
-      length: Prompt tokens.
-      saved: Tokens restored.
-      overlap: Tokens that equalled a known prefix.
+      outcome: What became of it.
       states: States that it kept.
     """
     self.requests += 1
-    self.tokens_total += length
-    self.tokens_saved += saved
-    self.reusable_tokens += overlap
-    self.hits += saved > 0
-    self.overlapping_requests += overlap > 0
+    self.tokens_total += outcome.length
+    self.tokens_saved += outcome.restored
+    self.reusable_tokens += outcome.overlap
+    self.hits += outcome.restored > 0
+    self.overlapping_requests += outcome.overlap > 0
     self.states += states
+    if outcome.reason is not None:
+      self.reasons[outcome.reason] += 1
+    self.outcomes.append(outcome)

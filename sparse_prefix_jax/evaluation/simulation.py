@@ -1,6 +1,5 @@
 """Replay a request stream against a placement policy, without a model."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from sparse_prefix_jax.evaluation.anchor_rules import (
 )
 from sparse_prefix_jax.evaluation.capacity import Capacity, check_eviction
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
+from sparse_prefix_jax.evaluation.outcomes import expected_and_realised
 from sparse_prefix_jax.evaluation.paper_rules import (
   Lookup,
   look_up,
@@ -30,9 +30,9 @@ from sparse_prefix_jax.evaluation.store_rules import (
   replay_store,
   store_planner,
 )
+from sparse_prefix_jax.evaluation.stretches import passages_of
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
-  Passage,
   intervals_of,
   upper_bound,
   upper_bound_of_bytes,
@@ -246,15 +246,8 @@ def _bound_of_bytes(run: _Run, tally: Tally, sizes: ModelSizes) -> int:
   chunk, refused = run.policy.chunk, {*tally.refused}
   served = [i for i in range(len(run.requests)) if i not in refused]
   asked = [run.requests.requests[i] for i in served]
-  paths = tree_paths(
-    dataclasses.replace(run.requests, requests=tuple(asked)), chunk
-  )
-  lengths = [request.prompt_length for request in asked]
   bound = upper_bound_of_bytes(
-    [
-      Passage(path.nodes, (length - 1) // chunk, -(-length // chunk))
-      for path, length in zip(paths, lengths)
-    ],
+    passages_of(run.requests, asked, chunk),
     capacity=run.capacity.amount,
     state_bytes=sizes.state_bytes,
     page_bytes=sizes.page_bytes,
@@ -316,6 +309,8 @@ def _report(
   bound: int | None = None,
 ) -> SimulationReport:
   """The record of a replay."""
+  lost = expected_and_realised(tally.outcomes, run.policy.chunk)
+  expected, realised = lost or (None, None)
   return SimulationReport(
     trace=run.requests.name,
     placement=run.policy.name,
@@ -343,4 +338,7 @@ def _report(
     state_share=tally.state_share,
     reasons=sizes and dict(sorted(tally.reasons.items())),
     upper_bound_tokens=bound,
+    expected_lost_tokens=expected,
+    realised_lost_tokens=realised,
+    outcomes=tuple(tally.outcomes),
   )

@@ -25,7 +25,9 @@ from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
+from sparse_prefix_jax.evaluation.expectations import Expectations
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace, TraceRequest
@@ -321,6 +323,7 @@ def replay_store(
     Counts of the measured requests.
   """
   tally, since = Tally(bytes_peak=0, refused_requests=0), _Since.now(store)
+  expectations = Expectations(store)
   requests = tqdm(
     trace.requests,
     store.planner.policy.name,
@@ -331,10 +334,13 @@ def replay_store(
     if position == warmup:
       store.planner.end_warmup()
       since = _Since.now(store)
+    ahead = expectations.ahead()
     served = _replay_request(store, asked, trace, tally)
     tally.refused += [position] * (served is None)
     if position >= warmup:
-      _count(tally, asked, served)
+      expected = expectations.of(served) if ahead is None else ahead
+      _count(tally, asked, served, expected)
+    expectations.note(served)
   end = _Since.now(store)
   tally.evicted_states = end.evicted - since.evicted
   tally.moves = end.moves - since.moves
@@ -361,16 +367,24 @@ def _replay_request(
   return running
 
 
-def _count(tally: Tally, asked: TraceRequest, served: Running | None) -> None:
+def _count(
+  tally: Tally,
+  asked: TraceRequest,
+  served: Running | None,
+  expected: float | None,
+) -> None:
   """Adds a measured request; None where it was refused."""
   if served is None:
     tally.refused_requests = (tally.refused_requests or 0) + 1
-    tally.add(length=asked.prompt_length, saved=0, overlap=0, states=0)
+    tally.add(Outcome(asked.prompt_length, 0, 0), states=0)
     return
-  tally.reasons[str(served.match.reason)] += 1
-  tally.add(
+  match = served.match
+  outcome = Outcome(
     length=asked.prompt_length,
-    saved=served.resumed,
-    overlap=served.match.overlap_tokens,
-    states=len(served.entry.states) if served.entry else 0,
+    overlap=match.overlap_tokens,
+    restored=served.resumed,
+    positions=served.captured,
+    expected=expected,
+    reason=str(match.reason),
   )
+  tally.add(outcome, states=len(served.entry.states) if served.entry else 0)

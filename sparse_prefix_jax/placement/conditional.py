@@ -13,6 +13,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Float64
 
 from sparse_prefix_jax.placement.background import PlanWork, pause
 from sparse_prefix_jax.placement.cues import Prompt
@@ -128,7 +129,7 @@ class Conditional:
     # More states than depths are of no use, and may exceed any float.
     self.budget = float(min(budget, depths))
     self.observations = 0
-    self._chunk = chunk
+    self._chunk, self._last = chunk, depths - 1
     self._cost = None if cost is None else np.asarray(cost, np.float64)
     self._beside = beside
     nothing = Mixture.create(chunk=chunk, depths=depths, decay=decay)
@@ -229,6 +230,23 @@ class Conditional:
       return 0
     sure = overlap >= self._chunk
     return self._placed_by().cues.position(prompt, sure=sure)
+
+  def survival(self, features: Features) -> Float64[np.ndarray, "n"]:
+    """Says how many requests will reach each depth of an entry, as `Mixture`.
+
+    Args:
+      features: What is known of the entry.
+
+    Returns:
+      [n] The survival at the depths 1 to its last whole chunk.
+
+    >>> Conditional(budget=1, chunk=64, depths=8).survival(Features(128))
+    array([0.5 , 0.25])
+    """
+    end = min(features.length // self._chunk, self._last)
+    if end < 1:
+      return np.zeros(0)
+    return self._placed_by().survival_at(np.arange(1, end + 1), features)
 
   def _placed_by(self) -> Mixture:
     """The statistics that the next entry is placed by."""

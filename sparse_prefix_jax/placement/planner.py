@@ -17,6 +17,7 @@ import numpy as np
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import Prompt
+from sparse_prefix_jax.placement.expectation import expected_lost
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import (
   Vector,
@@ -260,6 +261,26 @@ class Planner:
     (128, 256)
     """
     return tuple(p for p in self.marks(length, features) if p > 0)
+
+  def expected_lost(
+    self, positions: Iterable[int], features: Features
+  ) -> float | None:
+    """Says how many tokens the next prompt that matches an entry will lose.
+
+    Args:
+      positions: Where the entry keeps states, ascending multiples of the
+        chunk.
+      features: What `describe` said of it.
+
+    Returns:
+      The mean by its statistics; None for a placement without any.
+    """
+    learner, chunk = self._learner, self.policy.chunk
+    if learner is None or not learner.observations:
+      return None
+    survival = learner.survival(features)
+    depths = [min(p // chunk, survival.size) for p in positions if p >= chunk]
+    return chunk * expected_lost(survival, sorted({*depths} - {0}))
 
   def marks(
     self, length: int, features: Features | None = None

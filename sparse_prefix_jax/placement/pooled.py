@@ -116,6 +116,24 @@ class Pooled:
       return None
     return [d for d in self._plan if d * self._chunk <= features.length]
 
+  def survival(self, features: Features) -> Float64[np.ndarray, "n"]:
+    """Counts the overlaps that reach each depth of an entry, from the first.
+
+    Args:
+      features: What is known of the entry, of which only its length counts:
+        no overlap with it is longer.
+
+    Returns:
+      [n] Counts at the depths 1 to its last whole chunk.
+
+    >>> pooled = Pooled("optimal", budget=1, chunk=64, depths=16)
+    >>> pooled.observe(130)
+    >>> pooled.survival(Features(length=200)).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    within = self.histogram.counts[1 : features.length // self._chunk + 1]
+    return np.asarray(within, np.float64)[::-1].cumsum()[::-1]
+
   def compile(self) -> None:
     """Compiles the solver, so that no plan has to."""
     if self._exact:

@@ -10,20 +10,23 @@ from sparse_prefix_jax.workloads import changed_regime
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 
-def test_a_row_of_every_capacity_undivided_and_divided():
+def test_a_row_of_every_capacity():
   trace = changed_regime(before=20, after=20, documents_first=True)
   rows = list(
     policy_bytes.rows_of_bytes(
       BytesCase(trace, (1 << 30,)), "qwen3_5_0_8b", "float32"
     )
   )
-  assert [row["state_share"] for row in rows] == [None, "chosen"]
-  for row in rows:
-    saved = row["percent_of_prompt_tokens"]
-    assert [*saved][-2:] == ["conditional:4", "adaptive"]
-    assert all(0 <= percent < 100 for percent in saved.values())
-    assert saved["adaptive"] > 0
-    assert policy_bytes.bytes_line(row).startswith("changed_regime 1 GiB")
+  (row,) = rows
+  names = ["last fifo", "last", "last branch_lru", "last marconi"]
+  names += ["last greedy_dual", "conditional:1", "conditional:2"]
+  assert [*row["tokens_saved"]] == [*names, "adaptive", "adaptive divided"]
+  bound = row["upper_bound_tokens"]
+  assert all(0 <= tokens <= bound for tokens in row["tokens_saved"].values())
+  assert row["tokens_saved"]["adaptive"] > 0 and row["refused"] == 0
+  assert policy_bytes.bytes_line(row).startswith("changed_regime 1 GiB")
+  (line,) = policy_bytes.bytes_table(rows)
+  assert line.startswith("| changed_regime | 1 GiB |")
 
 
 def test_traces_are_named_with_bytes(tmp_path):

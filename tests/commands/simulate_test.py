@@ -320,3 +320,31 @@ def test_an_average_budget_may_be_a_fraction(command, tmp_path, tokens):
   for bad in ("half", "nan"):
     status, _, err = command(*line, f"--budget={bad}")
     assert status == 2 and "budget" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("capacity", ["sequences:9", "states:9", "bytes:4GiB"])
+def test_simulate_draws_a_picture(command, tmp_path, tokens, capacity):
+  picture, report = tmp_path / "new" / "plot.png", tmp_path / "report.json"
+  status, _, err = command(
+    "simulate",
+    f"--requests={tokens}",
+    f"--capacity={capacity}",
+    f"--report={report}",
+    f"--plot={picture}",
+  )
+  assert status == 0, err
+  assert picture.read_bytes().startswith(b"\x89PNG")
+  assert "outcomes" not in json.loads(report.read_text())
+
+
+def test_a_picture_of_another_form_is_refused(command, tmp_path, tokens):
+  report = tmp_path / "report.json"
+  asked = command(
+    "simulate",
+    f"--requests={tokens}",
+    "--capacity=states:9",
+    f"--report={report}",
+    "--plot=plot.svg",
+  )
+  assert "--plot must end in .png, got plot.svg" in refused(asked)
+  assert not report.exists()

@@ -107,10 +107,10 @@ def test_adaptive_resumes_from_what_it_holds(slots):
     placed.append(one)
     assert policy.held_count <= slots
   assert all(one.resumed <= path.seen for one, path in zip(placed, paths))
-  assert sum(one.added for one in placed) >= policy.held_count
+  assert sum(len(one.depths) for one in placed) >= policy.held_count
   tally = replay_adaptive(
     trace, Adaptive(block=2), paths, chunk=2, slots=slots, warmup=30
   )
   assert tally.requests == 120 and tally.peak == min(slots, tally.peak)
   assert tally.tokens_saved == 2 * sum(one.resumed for one in placed[30:])
-  assert tally.states == sum(one.added for one in placed[30:])
+  assert tally.states == sum(len(one.depths) for one in placed[30:])

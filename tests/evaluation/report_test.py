@@ -5,6 +5,7 @@ import pytest
 
 from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.evaluation.meanings import meanings_of
+from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import SimulationReport, Tally
 
 # What the files of `simulate` have to have.
@@ -36,12 +37,15 @@ def report(capacity="states:3", **fields):
 
 def test_tally_adds_up():
   tally = Tally()
-  tally.add(length=10, saved=4, overlap=6, states=2)
-  tally.add(length=20, saved=0, overlap=1, states=1)
+  tally.add(Outcome(length=10, restored=4, overlap=6), states=2)
+  tally.add(Outcome(length=20, restored=0, overlap=1), states=1)
   assert (tally.requests, tally.tokens_total, tally.tokens_saved) == (2, 30, 4)
   assert (tally.reusable_tokens, tally.states) == (7, 3)
   assert (tally.hits, tally.overlapping_requests) == (1, 2)
   assert tally.reasons == collections.Counter()
+  tally.add(Outcome(5, 0, 0, reason="no_overlap"), states=0)
+  assert tally.reasons == {"no_overlap": 1}
+  assert [one.lost for one in tally.outcomes] == [2, 1, 0]
 
 
 def test_report_goes_to_json():
@@ -51,12 +55,14 @@ def test_report_goes_to_json():
   assert content["budget"] is None and content["bytes_peak"] is None
   assert content.keys() >= REQUIRED
   assert content["meanings"] == meanings_of("states")
+  assert "outcomes" not in content
 
 
 @pytest.mark.parametrize("kind", ["sequences", "states", "bytes"])
 def test_every_figure_has_one_sentence_for_its_kind(kind):
   bound = None if kind == "sequences" else 16
-  content = report(f"{kind}:9", upper_bound_tokens=bound).to_json()
+  lost = {"expected_lost_tokens": 1.5, "realised_lost_tokens": 2}
+  content = report(f"{kind}:9", upper_bound_tokens=bound, **lost).to_json()
   meanings = content["meanings"]
   assert meanings.keys() >= REQUIRED
   figures = content.keys() - SETTINGS

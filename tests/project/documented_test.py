@@ -1,4 +1,4 @@
-"""What is written for readers runs: docstrings, pages, the notebook."""
+"""What is written for readers runs: docstrings, pages, notebooks."""
 
 import ast
 import doctest
@@ -15,7 +15,7 @@ import pytest
 import sparse_prefix_jax
 from tests.project import checkout
 
-NOTEBOOK = checkout.ROOT / "colab" / "quickstart.ipynb"
+NOTEBOOKS = sorted((checkout.ROOT / "colab").glob("*.ipynb"))
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted(
   str(page.relative_to(checkout.ROOT))
@@ -123,18 +123,24 @@ def test_the_examples_of_a_page_run(
     exec(compile(block, page, "exec"), scope)
 
 
-def test_the_notebook_runs(tmp_path: pathlib.Path) -> None:
+def test_there_are_notebooks() -> None:
+  names = {path.stem for path in NOTEBOOKS}
+  assert names >= {"quickstart", "placement"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
   """Every cell but those tagged `install`, in a kernel of its own."""
-  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  notebook = nbformat.read(path, as_version=4)
   tagged = [
     c for c in notebook.cells if "install" in c.metadata.get("tags", [])
   ]
   notebook.cells = [c for c in notebook.cells if c not in tagged]
   assert len(tagged) == 1
-  path = os.pathsep.join([str(checkout.ROOT), os.environ.get("PYTHONPATH", "")])
+  paths = [str(checkout.ROOT), os.environ.get("PYTHONPATH", "")]
   client = nbclient.NotebookClient(
     notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}
   )
-  client.execute(env={**os.environ, "PYTHONPATH": path})
+  client.execute(env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
   executed = [c for c in notebook.cells if c.get("execution_count")]
   assert len(executed) >= 4

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from benchmarks import policy_table
+from benchmarks import policy_bytes, policy_table
 from tests.project import checkout
 
 PAGE = checkout.ROOT / "docs" / "results.md"
@@ -44,3 +44,17 @@ def test_the_page_has_the_table_of_policies() -> None:
   lines = policy_table.table(kept["rows"])
   assert len(lines) >= 20
   assert [x for x in lines if x not in PAGE.read_text("utf-8")] == []
+
+
+def test_the_page_has_the_table_of_policies_by_bytes() -> None:
+  path = RESULTS / "policies_bytes.json"
+  lines = policy_bytes.bytes_table(json.loads(path.read_text("utf-8"))["rows"])
+  assert len(lines) >= 8
+  assert [x for x in lines if x not in PAGE.read_text("utf-8")] == []
+
+
+def test_the_page_shows_the_pictures_of_policies() -> None:
+  text = PAGE.read_text("utf-8")
+  pictures = [*(PAGE.parent / "images").glob("policies*.png")]
+  assert len(pictures) >= 4
+  assert [x.name for x in pictures if f"images/{x.name}" not in text] == []

@@ -98,7 +98,7 @@ class Adaptive:
         f" {block} and {memory_bytes}"
       )
     tokens = cost or (lambda depth: float(depth * block))
-    self.held_count = 0
+    self.held_count, self._block = 0, block
     self._learner = Learner(block, tokens, memory_bytes, key_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = self._caught_up = 0
@@ -325,6 +325,14 @@ class Adaptive:
     up to a quarter more candidates.
     """
     return self._learner.bytes
+
+  def expected_lost(self) -> float:
+    """Says how many tokens of what is known the next prompt computes again.
+
+    It is the mean under the demand of all candidates for one request, as it
+    was last computed, and with the states that are held now.
+    """
+    return self._block * flow.lost_blocks(self._table)
 
   def limit_memory(self, memory_bytes: int) -> None:
     """Changes what may be remembered; it is kept from the next refit on.

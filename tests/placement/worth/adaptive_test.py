@@ -239,3 +239,19 @@ def test_memory_is_counted_as_it_is_taken(blocks):
   taken = tracemalloc.get_traced_memory()[0] - before
   tracemalloc.stop()
   assert 0.9 * taken <= policy.remembered_bytes <= 1.2 * taken
+
+
+def test_expects_to_lose_what_lies_below_the_deepest_held_above():
+  policy, expected = Adaptive(block=64), []
+  for keys in streams.conversations(3):
+    table, total = policy._table, 0.0
+    for row in table.current_rows:
+      holder = row
+      while holder and not table.held[holder]:
+        holder = table.parent[holder]
+      blocks = int(table.depth[row] - table.depth[holder])
+      total += float(table.demand[row, 0]) * blocks
+    assert policy.expected_lost() == pytest.approx(64 * total)
+    expected.append(total)
+    served(policy, keys, 4)
+  assert expected[0] == 0 and max(expected) > 0
