@@ -117,7 +117,7 @@ class Engine:
       sampling: How ids are drawn; None takes the most probable.
       max_tokens: How many to draw for a sample at most.
       stop: Strings before which a text ends.
-      n: Samples of each prompt: forks of one prefill.
+      n: Samples of each prompt; they share the states of one prefill.
       choose: Which sample is stored with its answer, given all of a prompt. Of
         the others the prompt is kept; of a conversation, what its template
         would repeat in the next turn: thinking that it drops is not stored.
