@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 import pathlib
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -240,7 +240,7 @@ def _refusing() -> Iterator[None]:
     raise Refused(status, " ".join(str(error).split())) from None
 
 
-async def _collect(reply: Reply, pieces: AsyncIterator[Piece]) -> None:
+async def _collect(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> None:
   """Takes all pieces."""
   async for piece in pieces:
     if piece.error is not None:
@@ -267,7 +267,7 @@ async def _unless(gone: asyncio.Task[None], work: Any) -> None:
 
 
 async def _events(
-  reply: Reply, first: Piece, pieces: AsyncIterator[Piece]
+  reply: Reply, first: Piece, pieces: AsyncGenerator[Piece, None]
 ) -> AsyncIterator[bytes]:
   """Server-sent events: chunks, the numbers of tokens, the end."""
   async with contextlib.aclosing(_with_first(first, pieces)) as all_pieces:
@@ -282,7 +282,9 @@ async def _events(
   yield b"data: [DONE]\n\n"
 
 
-async def _with_first(first: Piece, pieces: Any) -> AsyncIterator[Piece]:
+async def _with_first(
+  first: Piece, pieces: AsyncGenerator[Piece, None]
+) -> AsyncGenerator[Piece, None]:
   """Pieces, the first of which was taken already."""
   async with contextlib.aclosing(pieces):
     yield first

@@ -10,13 +10,24 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 
-AskedPrompt: TypeAlias = str | list[int] | list[dict[str, Any]]
-"""A text, its ids, or the messages of a conversation."""
+
+class Conversation(NamedTuple):
+  """The messages of a conversation.
+
+  Attributes:
+    messages: Each has a role and a text as its content.
+  """
+
+  messages: list[dict[str, Any]]
+
+
+AskedPrompt: TypeAlias = str | list[int] | Conversation
+"""A text, its ids, or a conversation."""
 
 MOST_SAMPLES = 16
 """How many samples of how many prompts a call may ask for."""
@@ -104,7 +115,7 @@ def read_call(content: bytes, model: str, *, chat: bool) -> Call:
   )
   options = _field(body, "stream_options", dict, {})
   _refuse_others(options, {"include_usage", "include_obfuscation"})
-  prompts = (_messages(body),) if chat else _prompts(body)
+  prompts = (_conversation(body),) if chat else _prompts(body)
   samples = _count(body, "n", 1, MOST_SAMPLES) or 1
   if samples * len(prompts) > MOST_SAMPLES:
     raise ValueError(
@@ -258,7 +269,7 @@ def _bias(body: Mapping[str, Any], bias: Any) -> dict[int, float]:
 def _prompts(body: Mapping[str, Any]) -> tuple[AskedPrompt, ...]:
   """The prompts of a completion: one or several, texts or ids."""
   prompt = body.get("prompt")
-  many = prompt if isinstance(prompt, list) else [prompt]
+  many: list[Any] = prompt if isinstance(prompt, list) else [prompt]
   if isinstance(prompt, list) and all(map(_is_id, prompt)):
     many = [prompt]
   if not many or not all(map(_is_prompt, many)):
@@ -285,12 +296,12 @@ def _is_id(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _conversation(body: Mapping[str, Any]) -> Conversation:
   """The messages of a conversation; texts in parts are joined."""
   messages = body.get("messages")
   if not isinstance(messages, list) or not messages:
     raise _error(body, "messages", "it must be a list of messages")
-  return [_message(i, message) for i, message in enumerate(messages)]
+  return Conversation([_message(i, x) for i, x in enumerate(messages)])
 
 
 def _message(index: int, message: Any) -> dict[str, Any]:

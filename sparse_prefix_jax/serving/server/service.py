@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +27,11 @@ from sparse_prefix_jax.serving.scheduler import (
   Scheduler,
   Started,
 )
-from sparse_prefix_jax.serving.server.calls import AskedPrompt, Call
+from sparse_prefix_jax.serving.server.calls import (
+  AskedPrompt,
+  Call,
+  Conversation,
+)
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 _T = TypeVar("_T")
@@ -130,7 +134,9 @@ class Service:
       **self._scheduler.counts,
     }
 
-  async def answer(self, call: Call, salt: bytes) -> AsyncIterator[Piece]:
+  async def answer(
+    self, call: Call, salt: bytes
+  ) -> AsyncGenerator[Piece, None]:
     """Answers a call; whoever stops to iterate ends it within a step.
 
     Args:
@@ -281,8 +287,8 @@ class Service:
       if not ids.size:
         raise ValueError("prompt is empty; it must have at least one token.")
       return ids, ()
-    if isinstance(prompt[0], dict):
-      return self.tokenizer.encode_chat(prompt)
+    if isinstance(prompt, Conversation):
+      return self.tokenizer.encode_chat(prompt.messages)
     size = self.model.config.vocab_size
     wrong = [x for x in prompt if not 0 <= x < size]
     if wrong:

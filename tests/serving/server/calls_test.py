@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sparse_prefix_jax.serving.sampling import Sampling
-from sparse_prefix_jax.serving.server.calls import read_call
+from sparse_prefix_jax.serving.server.calls import Conversation, read_call
 
 
 def read(chat=False, **body):
@@ -88,7 +88,8 @@ def test_a_chat_says_whether_and_how_many_logprobs():
 def test_texts_in_parts_are_one_text():
   parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
   call = talk(messages=[{"role": "user", "content": parts}])
-  assert call.prompts == ([{"role": "user", "content": "ab"}],)
+  (prompt,) = call.prompts
+  assert prompt == Conversation([{"role": "user", "content": "ab"}])
 
 
 @pytest.mark.parametrize(
