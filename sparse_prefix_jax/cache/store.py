@@ -49,7 +49,8 @@ class PrefixStore(Resizing):
     counts: What requests found, over the life of the store.
     chooser: Follows requests to choose a share for states; None for none.
 
-  >>> from sparse_prefix_jax.placement import PlacementPolicy
+  >>> from sparse_prefix_jax.cache.index import Budget
+  >>> from sparse_prefix_jax.placement import PlacementPolicy, Planner
   >>> planner = Planner(PlacementPolicy("last"), depths=16)
   >>> store = PrefixStore(Budget(10_000, 100, 10), planner, chunk=64)
   >>> for question in (b"a", b"b"):

@@ -141,7 +141,7 @@ def test_train_tells_what_it_learned(command, monkeypatch):
 
 def test_commands_and_help(command):
   assert "command must be one of demo, simulate, place" in refused(command())
-  assert "got serve" in refused(command("serve"))
+  assert "got fly" in refused(command("fly"))
   assert "got place now" in refused(command("place", "now"))
   status, out, _ = command("--help")
   assert status == 0 and "simulate --requests=FILE" in out
