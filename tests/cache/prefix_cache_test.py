@@ -158,12 +158,12 @@ def test_learning_overlaps_the_device(monkeypatch, verb):
 
   noted(programs, "prefill_group", "dispatch")
   noted(cache.store, "catch_up", "learn")
-  noted(run, "head_rows", "fetch")
+  noted(run, "head_blocks", "head")
   noted(cache.store, "commit", "commit")
   if verb == "prefill":
     prefill(small_model(), cache, [np.append(tokens, 5)])
-    assert calls[:3] == ["dispatch", "learn", "fetch"]
+    assert calls[:3] == ["dispatch", "learn", "head"]
   else:  # completes a chunk
     decode(small_model(), cache, [handle], [7])
-    assert calls[:2] == ["dispatch", "learn"]
+    assert calls[:3] == ["head", "dispatch", "learn"]
   assert calls.index("learn") < calls.index("commit")

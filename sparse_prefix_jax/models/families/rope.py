@@ -125,7 +125,8 @@ def _read_object(
   rope.refuse_unread(_HARMLESS)
   length = context or _CONTEXT
   if scaling is not None and kind == "yarn":
-    length = max(length, int(scaling.factor * scaling.original_length))
+    scaled = int(scaling.factor * scaling.original_length)
+    length = max(context or 0, scaled)
   return Rope(int(head_width * partial), theta, scaling, min(length, 2**30))
 
 
@@ -166,13 +167,15 @@ def _scaling(
     return RopeScaling(kind="linear", factor=factor)
   if theta <= 1:
     raise rope.error("rope_theta", "with yarn it must be above 1")
-  if context is None:
+  stated = ("original_max_position_embeddings", "factor")
+  if context is None and None in map(rope.get, stated):
     raise ValueError(
       f"{rope.where} is yarn, which depends on max_position_embeddings, and "
       "the configuration has none."
     )
   original = rope.count("original_max_position_embeddings", context, most=2**30)
-  factor = rope.number("factor", context / original, least=1e-3, most=1e6)
+  stretched = context / original if context else None
+  factor = rope.number("factor", stretched, least=1e-3, most=1e6)
   return RopeScaling(
     kind="yarn",
     factor=factor,

@@ -93,6 +93,7 @@ def test_yarn_makes_the_context_longer():
   context = {"max_position_embeddings": 64}
   assert read({"rope_parameters": FULL} | context).length == 64
   assert read({"rope_parameters": FULL | YARN} | context).length == 256
+  assert read({"rope_parameters": FULL | YARN}).length == 256
   longer = {"max_position_embeddings": 1024}
   assert read({"rope_parameters": FULL | YARN} | longer).length == 1024
 
