@@ -28,26 +28,27 @@ def serve_command(values: flags.FlagValues) -> None:
   for package in ("starlette", "uvicorn"):
     extras.optional(package, "server")
   keys = _keys(values.api_keys)
-  served = open_served_model(values)
-  cache = importlib.import_module("sparse_prefix_jax.cache").PrefixCache(
-    served.model, capacity=values.capacity or _CAPACITY
-  )
+  server = importlib.import_module("sparse_prefix_jax.serving.server.serve")
+  port = _PORT if values.port is None else values.port
   counts = {
     name: values[name].value
     for name in ("max_running", "max_waiting")
     if values[name].value is not None
   }
-  server = importlib.import_module("sparse_prefix_jax.serving.server.serve")
-  server.run_server(
-    served.model,
-    cache,
-    served.tokenizer,
-    name=served.name,
-    host=values.host or _HOST,
-    port=_PORT if values.port is None else values.port,
-    keys=keys,
-    **counts,
-  )
+  with server.listen(values.host or _HOST, port) as listener:
+    served = open_served_model(values)
+    cache = importlib.import_module("sparse_prefix_jax.cache").PrefixCache(
+      served.model, capacity=values.capacity or _CAPACITY
+    )
+    server.run_server(
+      served.model,
+      cache,
+      served.tokenizer,
+      name=served.name,
+      listener=listener,
+      keys=keys,
+      **counts,
+    )
 
 
 def _keys(path: str | None) -> tuple[str, ...]:
@@ -59,7 +60,10 @@ def _keys(path: str | None) -> tuple[str, ...]:
   """
   if path is None:
     return ()
-  lines = Path(path).read_text(encoding="utf-8").splitlines()
+  try:
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+  except UnicodeDecodeError:
+    raise ValueError(f"{path} is not UTF-8") from None
   keys = tuple(line.strip() for line in lines if line.strip())
   if not keys:
     raise ValueError(f"{path} holds no API key")

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 from collections.abc import Collection
 
 from sparse_prefix_jax import extras
@@ -13,14 +14,34 @@ from sparse_prefix_jax.serving.server.service import Service
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 
+def listen(host: str, port: int) -> socket.socket:
+  """Listens at an address, before anything is loaded for it.
+
+  Args:
+    host: A name or an address; 127.0.0.1 is reached by this machine alone.
+    port: 0 for any free one.
+
+  Raises:
+    ValueError: If the port is none.
+    OSError: If the address is taken, or is none of this machine.
+  """
+  if not 0 <= port < 2**16:
+    raise ValueError(f"port is {port}; it must be 0 to {2**16 - 1}.")
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family)
+  except OSError as error:
+    reason = (error.strerror or str(error)).partition(" (while")[0]
+    raise OSError(f"cannot listen at {host}:{port}: {reason}") from None
+
+
 def run_server(
   model: HybridDecoder,
   cache: PrefixCache,
   tokenizer: TextTokenizer,
   *,
   name: str,
-  host: str = "127.0.0.1",
-  port: int = 8000,
+  listener: socket.socket,
   keys: Collection[str] = (),
   max_running: int = 64,
   max_waiting: int = 256,
@@ -33,8 +54,7 @@ def run_server(
     cache: Where requests run.
     tokenizer: Of the model.
     name: What clients call the model.
-    host: The address to listen at; by default nobody else's machine reaches it.
-    port: The port; 0 for any free one.
+    listener: Of `listen`; it is closed in the end.
     keys: API keys; whoever reaches the address may ask, if there are none.
     max_running: Most requests that run at once.
     max_waiting: Most requests that wait; more are told to come again.
@@ -43,7 +63,6 @@ def run_server(
 
   Raises:
     ValueError: If an argument is out of range.
-    OSError: If the address cannot be listened at.
     MissingExtraError: If `starlette` or `uvicorn` is not installed.
   """
   uvicorn = extras.optional("uvicorn", "server")
@@ -51,22 +70,20 @@ def run_server(
   service = Service(model, cache, tokenizer, scheduler, max_waiting=max_waiting)
   config = uvicorn.Config(
     make_app(service, name, keys=keys),
-    host=host,
-    port=port,
     log_level=logging.WARNING,
     timeout_graceful_shutdown=grace,
     lifespan="on",
   )
-  sockets = [config.bind_socket()]
-  host, port = sockets[0].getsockname()[:2]
-  print(f"http://{host}:{port} serves {name}", flush=True)
+  host, port = listener.getsockname()[:2]
+  address = f"[{host}]" if ":" in host else host
+  print(f"http://{address}:{port} serves {name}", flush=True)
   # The server raises a signal again once it has ended; ending is all it means.
   before = {
     number: signal.signal(number, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT)
   }
   try:
-    uvicorn.Server(config).run(sockets=sockets)
+    uvicorn.Server(config).run(sockets=[listener])
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

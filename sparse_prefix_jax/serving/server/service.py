@@ -159,7 +159,14 @@ class Service:
       if not loop.is_closed():
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-    handles = await self._ask(lambda: self._submit(call, salt, tell))
+    submitted = asyncio.ensure_future(
+      self._ask(lambda: self._submit(call, salt, tell))
+    )
+    try:
+      handles = await asyncio.shield(submitted)
+    except asyncio.CancelledError:
+      submitted.add_done_callback(self._abandon)
+      raise
     left = len(handles)
     try:
       while left:
@@ -210,8 +217,13 @@ class Service:
         future.set_exception(error)
 
     self._commands.put(run)
-    # Whoever is cancelled here has submitted all the same, and must end it.
-    return await asyncio.shield(asyncio.wrap_future(future))
+    return await asyncio.wrap_future(future)
+
+  def _abandon(self, submitted: "asyncio.Task[list[RequestHandle]]") -> None:
+    """Ends what was submitted for somebody who has gone meanwhile."""
+    if not submitted.cancelled() and submitted.exception() is None:
+      handles = submitted.result()
+      self._commands.put(lambda: self._cancel(handles))
 
   def _run(self) -> None:
     """Steps as long as there is something to do."""

@@ -1,5 +1,8 @@
 """Who may ask, and how many: the application without a process."""
 
+import asyncio
+import contextlib
+
 import pytest
 from flax import nnx
 from starlette.testclient import TestClient
@@ -7,6 +10,7 @@ from starlette.testclient import TestClient
 from sparse_prefix_jax import HybridDecoder, PrefixCache, preset
 from sparse_prefix_jax.serving.scheduler import Scheduler
 from sparse_prefix_jax.serving.server.app import make_app
+from sparse_prefix_jax.serving.server.calls import read_call
 from sparse_prefix_jax.serving.server.service import Service
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer
@@ -76,3 +80,34 @@ def test_an_error_of_a_step_is_told_and_the_next_call_is_answered(
       reply = client.post("/v1/completions", json=PROMPT)
     assert reply.status_code == 500
     assert client.post("/v1/completions", json=PROMPT).status_code == 200
+
+
+def test_who_goes_before_it_was_submitted_leaves_nothing_running(model):
+  call = read_call(
+    b'{"prompt": "Anna lives in Oslo .", "max_tokens": 500}', "m", chat=False
+  )
+  cache = PrefixCache(model, capacity="16MiB")
+  service = Service(
+    model, cache, TextTokenizer(recall_tokenizer()), Scheduler(model, cache)
+  )
+
+  async def go():
+    pieces = service.answer(call, b"")
+    first = asyncio.ensure_future(anext(pieces))
+    await asyncio.sleep(0)
+    first.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+      await first
+    service.start()  # It hears of the request only now.
+    for _ in range(1000):
+      await asyncio.sleep(0.01)
+      if service.counts()["steps"] and cache.sequences == ():
+        return
+
+  try:
+    asyncio.run(go())
+    counts = service.counts()
+    assert counts["waiting"] == counts["running"] == 0
+    assert counts["steps"] < 100
+  finally:
+    service.stop()
