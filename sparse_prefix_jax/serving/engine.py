@@ -1,14 +1,13 @@
 """Engine: text in, text out, over a model and its cache."""
 
 import contextlib
-import dataclasses
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import CapacityError, Reason
+from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_tokens, check_whole
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -19,13 +18,11 @@ from sparse_prefix_jax.serving.answers import (
   GrowingAnswer,
 )
 from sparse_prefix_jax.serving.checks import check_cache
+from sparse_prefix_jax.serving.engine_task import EngineTask
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.scheduler import (
-  Event,
   Finished,
-  RequestHandle,
   Scheduler,
-  Started,
 )
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import Message
@@ -188,7 +185,7 @@ class Engine:
 
   def _deltas(
     self,
-    task: "_Task",
+    task: EngineTask,
     context: contextlib.AbstractContextManager[Scheduler],
     choose: SampleChoice,
   ) -> Iterator[Delta]:
@@ -208,7 +205,7 @@ class Engine:
     stop: Any,
     samples: Any,
     variables: dict[str, Any],
-  ) -> "_Task":
+  ) -> EngineTask:
     """A prompt as ids, checked."""
     stops = checked_stops(stop)
     if not 1 <= check_whole("n", samples) <= _MOST_SAMPLES:
@@ -231,7 +228,7 @@ class Engine:
       GrowingAnswer(self.tokenizer, stops, self._end_ids)
       for _ in range(samples)
     ]
-    return _Task(ids, anchors, messages, variables, answers)
+    return EngineTask(ids, anchors, messages, variables, answers)
 
   def _checked(self, sampling: Any, max_tokens: Any) -> Sampling:
     """How ids are drawn, if that can be meant."""
@@ -248,7 +245,7 @@ class Engine:
   @contextlib.contextmanager
   def _submitted(
     self,
-    tasks: Sequence["_Task"],
+    tasks: Sequence[EngineTask],
     sampling: Sampling,
     max_tokens: int,
     salt: bytes,
@@ -269,13 +266,13 @@ class Engine:
       for task in tasks:
         task.abandon(scheduler)
 
-  def _most_tokens(self, task: "_Task", asked: int) -> int:
+  def _most_tokens(self, task: EngineTask, asked: int) -> int:
     """What is asked for, or what there is room for."""
     longest = self.model.config.numerics.max_length
     return min(asked, max(1, longest - task.ids.size + 1))
 
   def _close(
-    self, scheduler: Scheduler, task: "_Task", choose: SampleChoice
+    self, scheduler: Scheduler, task: EngineTask, choose: SampleChoice
   ) -> None:
     """Ends all samples of a task; one of them is stored with its answer."""
     completions = tuple(answer.completion() for answer in task.answers)
@@ -292,7 +289,7 @@ class Engine:
       scheduler.cancel(handle, keep=keep)
     task.open = []
 
-  def _repeated(self, task: "_Task") -> int | None:
+  def _repeated(self, task: EngineTask) -> int | None:
     """How many tokens the next turn of a conversation would begin with.
 
     At least the prompt, which may be asked again; None for all.
@@ -311,88 +308,9 @@ class Engine:
     return max(_shared(past, following.ids), task.ids.size)
 
 
-@dataclasses.dataclass(eq=False)
-class _Task:
-  """A prompt and its answers, while they grow."""
-
-  ids: np.ndarray
-  anchors: tuple[int, ...]
-  messages: list[Message] | None
-  variables: dict[str, Any]
-  answers: list[GrowingAnswer]
-  handles: tuple[RequestHandle, ...] = ()
-  open: list[RequestHandle] = dataclasses.field(default_factory=list)
-  best: int = 0
-  restored: int = 0
-  computed: int = 0
-  reason: Reason = Reason.NO_OVERLAP
-  chosen: int = 0
-
-  @property
-  def complete(self) -> bool:
-    """Whether all answers have ended."""
-    return all(answer.finish_reason is not None for answer in self.answers)
-
-  def submit(
-    self, scheduler: Scheduler, sampling: Sampling, **asked: Any
-  ) -> None:
-    """Submits its samples; those after the first share its prompt's states."""
-    # A stop string may end an answer before its next id is computed.
-    judged = any(answer.judged for answer in self.answers)
-    self.best = sampling.best
-    for sample in range(len(self.answers)):
-      handle = scheduler.submit(
-        self.ids,
-        sampling=(sampling, sample),
-        anchors=self.anchors,
-        judged=judged,
-        held=True,
-        **asked,
-      )
-      self.handles += (handle,)
-      self.open.append(handle)
-
-  def abandon(self, scheduler: Scheduler) -> None:
-    """Ends what is still open, for a caller who gives up."""
-    for handle in self.open:
-      with contextlib.suppress(ValueError):  # It failed, and is gone.
-        scheduler.cancel(handle)
-    self.open = []
-
-  def take(self, event: Event) -> bool:
-    """Notes an event; whether it changed an answer."""
-    sample = self.handles.index(event.handle)
-    if isinstance(event, Started):
-      if sample == 0:
-        self.restored, self.computed = event.restored, event.computed
-        self.reason = event.reason
-      return False
-    answer = self.answers[sample]
-    if answer.finish_reason is not None:
-      return False
-    if not isinstance(event, Finished):
-      answer.add(event.id, event.logprob, event.best[: self.best])
-    elif event.error is not None:
-      raise event.error
-    else:
-      answer.finish(event.why.value)
-    return True
-
-  def result(self) -> Generation:
-    """What came of it."""
-    return Generation(
-      completions=tuple(answer.completion() for answer in self.answers),
-      chosen=self.chosen,
-      prompt_ids=tuple(self.ids.tolist()),
-      restored=self.restored,
-      computed=self.computed,
-      reason=self.reason,
-    )
-
-
 def _events(
-  scheduler: Scheduler, tasks: Sequence[_Task]
-) -> Iterator[tuple[_Task, int]]:
+  scheduler: Scheduler, tasks: Sequence[EngineTask]
+) -> Iterator[tuple[EngineTask, int]]:
   """Steps until all tasks are complete; which sample of which task grew."""
   owners = {handle: task for task in tasks for handle in task.handles}
   while not all(task.complete for task in tasks):

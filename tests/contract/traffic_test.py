@@ -221,14 +221,14 @@ def test_a_token_that_was_discarded_is_not_stored():
 def test_a_canonical_chunk_before_its_last_id_is_judged_is_caught(monkeypatch):
   real = Stepper._take
 
-  def hasty(stepper, life, token, *rest):
+  def hasty(stepper, life, drawn, *rest):
     one = life.sequence
     if one.unread and one.length % CHUNK == 0:
-      one.tokens.append(token)
+      one.tokens.append(int(drawn.ids))
       segment = stepper._store.next_segment(one)
       stepper._dispatcher.prefill([segment], [None])
       one.tokens.pop()
-    real(stepper, life, token, *rest)
+    real(stepper, life, drawn, *rest)
 
   monkeypatch.setattr(Stepper, "_take", hasty)
   cache, scheduler, prompts = stopped_at_the_end_of_a_chunk()

@@ -20,7 +20,7 @@ from tests.project import checkout
 
 SHIPPED = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md"}
 SHIPPED |= {"LICENSE", "CHANGELOG.md", "sparse_prefix_jax", "kernels"}
-DATA = {".json", ".safetensors", ".txt", ".typed"}
+DATA = {".html", ".json", ".safetensors", ".txt", ".typed"}
 
 USE_EVERY_NAME = """
 import sparse_prefix_jax
