@@ -257,7 +257,7 @@ class Engine:
         task.submit(
           scheduler,
           sampling,
-          max_tokens=self._most_tokens(task, max_tokens),
+          max_tokens=min(max_tokens, scheduler.most_tokens(task.ids.size)),
           salt=salt,
           stop_tokens=self._end_ids,
         )
@@ -265,11 +265,6 @@ class Engine:
     finally:
       for task in tasks:
         task.abandon(scheduler)
-
-  def _most_tokens(self, task: EngineTask, asked: int) -> int:
-    """What is asked for, or what there is room for."""
-    longest = self.model.config.numerics.max_length
-    return min(asked, max(1, longest - task.ids.size + 1))
 
   def _close(
     self, scheduler: Scheduler, task: EngineTask, choose: SampleChoice

@@ -1,58 +1,20 @@
 """PrefixStore: each verb happens entirely or not at all, and counts add up."""
 
-import numpy as np
 import pytest
 
-from sparse_prefix_jax.cache.index import Budget, CapacityError
-from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.running import SequenceHandle
-from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.cache.waves import next_wave
 from sparse_prefix_jax.evaluation.store_rules import commit_all, serve
-from sparse_prefix_jax.placement import PlacementPolicy, Planner
-
-CHUNK = 4
-
-
-def new_store(
-  placement="last", budget=None, *, slots=20, pages=60, eviction="lru"
-):
-  policy = PlacementPolicy(placement, budget, CHUNK)
-  room = Budget(100 * slots + 10 * pages, 100, 10, slots, pages)
-  return PrefixStore(
-    room,
-    Planner(policy, depths=64, serving=True),
-    chunk=CHUNK,
-    eviction=eviction,
-    stores=placement != "no_cache",
-  )
-
-
-def ids(size, seed=0):
-  return np.random.default_rng(seed).integers(0, 500, size).astype(np.int32)
-
-
-def request(tokens, **fields):
-  return Request.of_tokens(np.asarray(tokens, np.int32), CHUNK, **fields)
-
-
-def opened(store, tokens, **fields):
-  (running,) = store.open([request(tokens, **fields)])
-  return running
-
-
-def computed(store, tokens, **fields):
-  running = opened(store, tokens, **fields)
-  commit_all(store, running)
-  store.audit()
-  return running
-
-
-def decode(store, running, tokens):
-  for token in tokens:
-    store.advance([running])
-    store.append(running, int(token))
-    commit_all(store, running)
+from tests.cache.store_scenes import (
+  CHUNK,
+  computed,
+  decode,
+  ids,
+  new_store,
+  opened,
+  request,
+)
 
 
 def test_a_match_changes_nothing():
@@ -235,60 +197,6 @@ def test_no_cache_holds_nothing_after_its_sequences():
     store.close(one)
     store.audit()
   assert store.index.held_bytes == len(store.index) == 0
-
-
-@pytest.mark.parametrize("keep", [-1, 16])
-def test_keep_is_checked(keep):
-  store = new_store()
-  running = computed(store, ids(15))
-  with pytest.raises(ValueError, match=f"keep is {keep}; it must be 0 to the"):
-    store.close(running, keep)
-  assert store.find(running.handle) is running
-
-
-def test_keep_takes_back_what_is_beyond():
-  store = new_store("block", CHUNK)
-  running = computed(store, ids(17))
-  decode(store, running, range(7))
-  store.close(running, keep=10)
-  store.audit()
-  match = store.match(request([*ids(17), *range(7)]))
-  assert (match.overlap_tokens, match.resume_blocks) == (10, 2)
-
-
-def test_keep_spares_what_others_claim():
-  store = new_store("block", CHUNK)
-  first, second = computed(store, ids(17)), computed(store, ids(17))
-  store.close(second, keep=0)
-  assert store.match(request([*ids(17), 1])).resume_blocks == 4
-  store.close(first)
-  third = computed(store, ids(17))
-  store.close(third, keep=4)
-  assert store.match(request([*ids(17), 1])).resume_blocks == 4
-  store.audit()
-
-
-def test_keep_of_a_fork_spares_its_twin():
-  store = new_store("block", CHUNK)
-  running = computed(store, ids(17))
-  twin, _ = store.fork(running)
-  store.close(running, keep=0)
-  assert store.match(request([*ids(17), 1])).resume_blocks == 4
-  store.close(twin)
-  assert store.match(request([*ids(17), 1])).resume_blocks == 4
-  store.audit()
-
-
-@pytest.mark.parametrize("keep", [17, 20, 22, 24])
-def test_keep_within_the_answer_stores_its_pages(keep):
-  store = new_store()
-  running = computed(store, ids(17))
-  decode(store, running, range(8))
-  store.close(running, keep=keep)
-  store.audit()
-  match = store.match(request([*ids(17), *range(8), 9]))
-  assert match.overlap_tokens == keep
-  assert match.resume_blocks == (6 if keep >= 24 else 4)
 
 
 def test_waves_wait_for_what_another_computes():

@@ -77,16 +77,23 @@ def test_the_command_line_loads_no_extra() -> None:
 
 
 @pytest.mark.parametrize(
-  ("package", "extra"), [("matplotlib", "plot"), ("tokenizers", "demo")]
+  ("package", "extra", "words"),
+  [
+    ("matplotlib", "plot", "demo --out={out}"),
+    ("tokenizers", "demo", "demo --out={out}"),
+    ("jinja2", "text", "generate --prompt=a"),
+    ("uvicorn", "server", "serve"),
+  ],
 )
-def test_the_demo_without_an_extra_ends_in_one_sentence(
-  package: str, extra: str, tmp_path: pathlib.Path
+def test_a_command_without_its_extra_ends_in_one_sentence(
+  package: str, extra: str, words: str, tmp_path: pathlib.Path
 ) -> None:
-  """Before anything is served, and so with nothing written."""
+  """Before anything is done, and so with nothing written."""
+  argv = ["", *words.format(out=tmp_path).split()]
   program = (
     f"import sys; sys.modules[{package!r}] = None; "
     "from sparse_prefix_jax import __main__ as main; "
-    f"sys.exit(main.run(['', 'demo', '--out={tmp_path}']))"
+    f"sys.exit(main.run({argv!r}))"
   )
   done = subprocess.run(
     [sys.executable, "-c", program],
@@ -103,26 +110,6 @@ def test_the_demo_without_an_extra_ends_in_one_sentence(
   assert not list(tmp_path.iterdir())
 
 
-def test_generate_without_its_extra_ends_in_one_sentence() -> None:
-  program = (
-    "import sys; sys.modules['jinja2'] = None; "
-    "from sparse_prefix_jax import __main__ as main; "
-    "sys.exit(main.run(['', 'generate', '--prompt=a']))"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=checkout.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr == (
-    "sparse_prefix_jax: jinja2 is not installed; "
-    "`pip install 'sparse-prefix-jax[text]'` installs it\n"
-  )
-
-
 EXTRA_FOLDERS = ("sparse_prefix_jax/serving/server",)
 
 
@@ -135,26 +122,6 @@ def test_nobody_imports_a_folder_that_is_an_extra() -> None:
       if f"from {name}" in path.read_text(encoding="utf-8")
     }
     assert users == {folder}
-
-
-def test_serve_without_its_extra_ends_in_one_sentence() -> None:
-  program = (
-    "import sys; sys.modules['uvicorn'] = None; "
-    "from sparse_prefix_jax import __main__ as main; "
-    "sys.exit(main.run(['', 'serve']))"
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    cwd=checkout.ROOT,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert (done.returncode, done.stdout) == (2, "")
-  assert done.stderr == (
-    "sparse_prefix_jax: uvicorn is not installed; "
-    "`pip install 'sparse-prefix-jax[server]'` installs it\n"
-  )
 
 
 def _imported() -> set[str]:

@@ -7,6 +7,8 @@ import dataclasses
 import numbers
 from typing import NamedTuple
 
+_UNBOUNDED = 2**31 - 1
+
 
 class CapacityError(ValueError):
   """A reservation that no eviction could have made room for."""
@@ -80,6 +82,12 @@ class Budget:
       and (self.slots is None or slots <= self.slots)
       and (self.pages is None or pages <= self.pages)
     )
+
+  def most_pages(self, slots: int) -> int:
+    """How many pages may be held beside so many slots, at most."""
+    left = self.capacity_bytes - self.slot_bytes * slots
+    room = left // self.page_bytes if self.page_bytes else _UNBOUNDED
+    return max(0, min(room, _UNBOUNDED if self.pages is None else self.pages))
 
   def shortage(self, tokens: int, slots: int, pages: int) -> CapacityError:
     """What to raise of a sequence that could never be held.

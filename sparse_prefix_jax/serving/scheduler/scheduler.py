@@ -145,6 +145,22 @@ class Scheduler:
     """
     return self._stepper.line.counts
 
+  def most_tokens(self, prompt: int) -> int:
+    """How many ids a request may ask for, if it were alone.
+
+    Args:
+      prompt: Tokens of its prompt.
+
+    Returns:
+      At least 1, also where the prompt itself does not fit: `submit` says so.
+    """
+    cache = self._cache
+    # A running slot and one on the lattice, besides the pages.
+    pages = cache.store.index.budget.most_pages(2)
+    longest = min(cache.limits.max_length, pages * cache.store.chunk)
+    # The last id is told and never computed with.
+    return max(1, longest - prompt + 1)
+
   def submit(
     self,
     prompt: at.Tokens,

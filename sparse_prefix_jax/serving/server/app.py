@@ -164,8 +164,7 @@ class _Routes:
     salt = self._salt(request)
     content = await _content(request)
     with _refusing():
-      chat = b'"messages"' in content
-      call = read_call(content, self._model, chat=chat)
+      call = read_call(content, self._model, chat=None)
       found = [await self._service.states(p, salt) for p in call.prompts]
     return JSONResponse({"object": "list", "data": found})
 

@@ -85,13 +85,13 @@ class Call:
   best: int | None
 
 
-def read_call(content: bytes, model: str, *, chat: bool) -> Call:
+def read_call(content: bytes, model: str, *, chat: bool | None) -> Call:
   """Reads the body of a request.
 
   Args:
     content: JSON.
     model: The name of the only model.
-    chat: Whether it came to `/v1/chat/completions`.
+    chat: Whether it must be a conversation; None for either.
 
   Raises:
     ValueError: One sentence on what is wrong with it.
@@ -105,6 +105,7 @@ def read_call(content: bytes, model: str, *, chat: bool) -> Call:
     ValueError: model is 'x'; the only one here is 'm'.
   """
   body = _read_object(content)
+  chat = "messages" in body if chat is None else chat
   own = {"messages", "max_completion_tokens", "logprobs", "top_logprobs"}
   known = _BOTH | _SAMPLING | (own if chat else {"prompt", "logprobs"})
   _refuse_others(body, known)

@@ -273,7 +273,8 @@ class Service:
             self._scheduler.submit(
               ids,
               sampling=(call.sampling, sample),
-              max_tokens=self._most_tokens(call, len(ids)),
+              max_tokens=call.max_tokens
+              or self._scheduler.most_tokens(len(ids)),
               salt=salt,
               anchors=anchors,
               stop_tokens=self._end_ids,
@@ -308,17 +309,6 @@ class Service:
         f"prompt holds id {wrong[0]}; the vocabulary is 0 to {size - 1}."
       )
     return np.array(prompt, np.int32), ()
-
-  def _most_tokens(self, call: Call, prompt: int) -> int:
-    """What a call asks for, or what there is room for."""
-    longest = self.model.config.numerics.max_length
-    if prompt > longest:
-      raise ValueError(
-        f"the prompt has {prompt} tokens; the model takes at most {longest}."
-      )
-    if call.max_tokens is not None:
-      return call.max_tokens
-    return max(1, longest - prompt)
 
   def _cancel(self, handles: list[RequestHandle]) -> None:
     """Ends what still runs; what was told of it stays stored."""

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import numpy as np
+
 from sparse_prefix_jax import PrefixCache
 from sparse_prefix_jax.contract import poison
+from sparse_prefix_jax.contract.traffic import NoisySampler
 from sparse_prefix_jax.placement import PlacementPolicy
-from sparse_prefix_jax.serving.scheduler import TokenEvent
-from tests.models_for_tests import cold_runs
+from sparse_prefix_jax.serving.scheduler import Finished, Scheduler, TokenEvent
+from tests.models_for_tests import answers, cold_runs, small_model
 
 CHUNK = 16
 
@@ -41,3 +44,47 @@ def serve(cache, scheduler) -> list[list[TokenEvent]]:
     cache.audit()
   assert scheduler.idle
   return [told[number] for number in sorted(told)]
+
+
+def random_tokens(size, seed=0):
+  return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
+
+
+def new_scheduler(cache, **fields):
+  fields = {"sampler": NoisySampler(), "token_budget": 64} | fields
+  return Scheduler(small_model(), cache, **fields)
+
+
+def submit(scheduler, prompt, seed=0, **fields):
+  """A request with a prompt of `answers`."""
+  prompt = answers().prompts[prompt]
+  return scheduler.submit(prompt, sampling=seed, **fields)
+
+
+def ids(events, handle):
+  return [
+    e.id for e in events if isinstance(e, TokenEvent) and e.handle == handle
+  ]
+
+
+def endings(events):
+  return {e.handle.number: e.why for e in events if isinstance(e, Finished)}
+
+
+def steps_until_idle(cache, scheduler, limit=500):
+  """All events, step by step, with NaN in all that is free."""
+  steps = []
+  while not scheduler.idle and len(steps) < limit:
+    poison(cache)
+    steps.append(scheduler.step())
+    cache.audit()
+  assert scheduler.idle
+  return steps
+
+
+def expected_ids(prompt, size, seed=0):
+  return [step.id for step in answers().of(prompt, ((0, seed),), size)]
+
+
+LONG, MIDDLE, SHORT = 3, 6, 2  # 100, 74 and 22 tokens
+OTHER = 1  # 16 tokens of another document

@@ -45,6 +45,24 @@ def test_a_burst_is_told_to_come_again(model):
     assert client.post("/v1/completions", json=PROMPT).status_code == 200
 
 
+def test_an_answer_without_a_bound_ends_where_the_room_does(model):
+  """max_length is 4096; the cache has room for much less."""
+  cache = PrefixCache(model, capacity="500KiB", placement="last")
+  service = Service(
+    model, cache, TextTokenizer(recall_tokenizer()), Scheduler(model, cache)
+  )
+  messages = [{"role": "user", "content": "Anna lives in Oslo ."}]
+  with TestClient(make_app(service, "m")) as client:
+    reply = client.post(
+      "/v1/chat/completions", json={"messages": messages, "temperature": 0}
+    )
+  total = reply.json()["usage"]["total_tokens"]
+  assert reply.status_code == 200
+  assert reply.json()["choices"][0]["finish_reason"] == "length"
+  pages = cache.store.index.budget.most_pages(2)
+  assert total - 1 == pages * 64 < 4096
+
+
 def test_a_key_is_needed_and_keeps_callers_apart(model):
   def cached(client, key):
     reply = client.post(

@@ -85,6 +85,13 @@ def test_a_chat_says_whether_and_how_many_logprobs():
   assert (call.best, call.sampling.best, call.max_tokens) == (4, 4, 3)
 
 
+def test_where_both_are_allowed_the_field_decides():
+  content = b'{"prompt": "messages"}'
+  assert read_call(content, "m", chat=None).prompts == ("messages",)
+  content = b'{"messages": [{"role": "user", "content": "prompt"}]}'
+  assert read_call(content, "m", chat=None).chat
+
+
 def test_texts_in_parts_are_one_text():
   parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
   call = talk(messages=[{"role": "user", "content": parts}])

@@ -183,7 +183,7 @@ def test_who_hangs_up_ends_the_answer(server):
     (b'{"prompt": "a", "model": "x"}', "model is 'x'; the only one here is"),
     (
       json.dumps({"prompt": "Anna " * 20_000}).encode(),
-      "the prompt has 20001 tokens; the model takes at most",
+      "has 20001 tokens; max_length of the model's",
     ),
     (b'{"prompt": "a", "max_tokens": 100000}', "max_length"),
     (b'{"prompt": ""}', "prompt is empty; it must have at least one token."),

@@ -1,0 +1,66 @@
+"""How much of a sequence is stored when it ends: `close(keep=)`."""
+
+import pytest
+
+from tests.cache.store_scenes import (
+  CHUNK,
+  computed,
+  decode,
+  ids,
+  new_store,
+  request,
+)
+
+
+@pytest.mark.parametrize("keep", [-1, 16])
+def test_keep_is_checked(keep):
+  store = new_store()
+  running = computed(store, ids(15))
+  with pytest.raises(ValueError, match=f"keep is {keep}; it must be 0 to the"):
+    store.close(running, keep)
+  assert store.find(running.handle) is running
+
+
+def test_keep_takes_back_what_is_beyond():
+  store = new_store("block", CHUNK)
+  running = computed(store, ids(17))
+  decode(store, running, range(7))
+  store.close(running, keep=10)
+  store.audit()
+  match = store.match(request([*ids(17), *range(7)]))
+  assert (match.overlap_tokens, match.resume_blocks) == (10, 2)
+
+
+def test_keep_spares_what_others_claim():
+  store = new_store("block", CHUNK)
+  first, second = computed(store, ids(17)), computed(store, ids(17))
+  store.close(second, keep=0)
+  assert store.match(request([*ids(17), 1])).resume_blocks == 4
+  store.close(first)
+  third = computed(store, ids(17))
+  store.close(third, keep=4)
+  assert store.match(request([*ids(17), 1])).resume_blocks == 4
+  store.audit()
+
+
+def test_keep_of_a_fork_spares_its_twin():
+  store = new_store("block", CHUNK)
+  running = computed(store, ids(17))
+  twin, _ = store.fork(running)
+  store.close(running, keep=0)
+  assert store.match(request([*ids(17), 1])).resume_blocks == 4
+  store.close(twin)
+  assert store.match(request([*ids(17), 1])).resume_blocks == 4
+  store.audit()
+
+
+@pytest.mark.parametrize("keep", [17, 20, 22, 24])
+def test_keep_within_the_answer_stores_its_pages(keep):
+  store = new_store()
+  running = computed(store, ids(17))
+  decode(store, running, range(8))
+  store.close(running, keep=keep)
+  store.audit()
+  match = store.match(request([*ids(17), *range(8), 9]))
+  assert match.overlap_tokens == keep
+  assert match.resume_blocks == (6 if keep >= 24 else 4)

@@ -1,0 +1,210 @@
+"""The scheduler: what fails or is interrupted ends itself and nobody else."""
+
+import signal
+import sys
+
+import jax
+import pytest
+
+from sparse_prefix_jax import prefill
+from sparse_prefix_jax.cache import canonical
+from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.serving.scheduler import (
+  Ending,
+  Finished,
+)
+from tests.models_for_tests import small_model
+from tests.serving.scheduler.scenes import (
+  MIDDLE,
+  OTHER,
+  SHORT,
+  endings,
+  expected_ids,
+  ids,
+  new_cache,
+  new_scheduler,
+  random_tokens,
+  serve,
+  steps_until_idle,
+  submit,
+)
+
+
+def test_a_request_that_fails_ends_nobody_else(monkeypatch):
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  good, bad = submit(scheduler, SHORT), submit(scheduler, MIDDLE)
+  real = cache.store.open
+
+  def failing(requests, also=None):
+    if requests[0].length == 74:
+      raise RuntimeError("a placement of the user's own")
+    return real(requests, also)
+
+  monkeypatch.setattr(cache.store, "open", failing)
+  steps = steps_until_idle(cache, scheduler)
+  events = [event for step in steps for event in step]
+  assert endings(events)[bad.number] is Ending.FAILED
+  (error,) = [e.error for e in events if isinstance(e, Finished) and e.error]
+  assert "of the user's own" in str(error)
+  assert ids(events, good) == expected_ids(SHORT, 16)
+
+
+def test_who_cannot_be_stored_fails_alone(monkeypatch):
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  bad, good = submit(scheduler, SHORT, max_tokens=3), submit(scheduler, OTHER)
+  close = canonical.store_past
+
+  def failing(index, running, kept, chunk):
+    if running.prompt_length == 22 and running.decoded:
+      raise RuntimeError("an eviction of the user's own")
+    close(index, running, kept, chunk)
+
+  monkeypatch.setattr("sparse_prefix_jax.cache.store.store_past", failing)
+  events = [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert endings(events) == {
+    bad.number: Ending.FAILED,
+    good.number: Ending.LENGTH,
+  }
+  assert ids(events, good) == expected_ids(OTHER, 16)
+
+
+@pytest.mark.parametrize("steps", [4, 12, 13])
+def test_a_program_that_fails_ends_those_that_it_computes(monkeypatch, steps):
+  """Six rows are two programs; the second one fails.
+
+  Those of the first one have two steps that are unread, some at a lattice
+  point.
+  """
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  handles = [submit(scheduler, SHORT, seed=i % 2) for i in range(6)]
+  events = [event for _ in range(steps) for event in scheduler.step()]
+  calls, real = [], programs.decode_step
+
+  def failing(*arguments):
+    calls.append(0)
+    if len(calls) == 2:
+      raise RuntimeError("out of memory")
+    return real(*arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(programs, "decode_step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+      scheduler.step()
+  cache.audit()
+  later = submit(scheduler, OTHER)
+  events += [e for step in steps_until_idle(cache, scheduler) for e in step]
+  failed = [n for n, why in endings(events).items() if why is Ending.FAILED]
+  assert failed == [4, 5]
+  for i, handle in enumerate(handles):
+    if handle.number not in failed:
+      assert ids(events, handle) == expected_ids(SHORT, 16, seed=i % 2)
+  assert ids(events, later) == expected_ids(OTHER, 16)
+
+
+def test_a_sequence_that_somebody_else_released_is_finished():
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  taken, other = submit(scheduler, SHORT), submit(scheduler, OTHER)
+  events = [*scheduler.step()]
+  cache.release(cache.sequences[:1])
+  events += [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert endings(events) == {
+    taken.number: Ending.FAILED,
+    other.number: Ending.LENGTH,
+  }
+  assert ids(events, other) == expected_ids(OTHER, 16)
+
+
+def test_lost_pools_end_who_runs_and_who_is_swapped_out_is_replayed(
+  monkeypatch,
+):
+  cache = new_cache("last", slots=8, pages=9)
+  scheduler = new_scheduler(cache)
+  first = submit(scheduler, MIDDLE, max_tokens=30)
+  second = submit(scheduler, 7, max_tokens=30)
+  events = []
+  while not scheduler.counts["swapped_out"]:
+    events += scheduler.step()
+
+  def losing(*arguments):
+    for leaf in jax.tree.leaves(cache.pools):
+      leaf.delete()
+    raise RuntimeError("the device is gone")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(programs, "decode_step", losing)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+      scheduler.step()
+  events += [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert endings(events)[first.number] is Ending.FAILED
+  assert ids(events, second) == expected_ids(7, 30)
+
+
+class AtLine:
+  """Raises SIGINT when the n-th line of the library runs."""
+
+  def __init__(self, line):
+    self.line, self.lines = line, 0
+
+  def _trace(self, frame, event, argument):
+    del argument
+    if "sparse_prefix_jax" not in frame.f_code.co_filename:
+      return None
+    if event == "line":
+      self.lines += 1
+      if self.lines == self.line:
+        signal.raise_signal(signal.SIGINT)
+    return self._trace
+
+  def __enter__(self):
+    self.before = sys.gettrace()
+    sys.settrace(self._trace)
+    return self
+
+  def __exit__(self, *_):
+    sys.settrace(self.before)
+
+
+def test_an_interruption_at_any_line_of_a_step_ends_nobody():
+  """12 evenly spaced lines; who had begun and who had not goes on."""
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  submit(scheduler, SHORT, max_tokens=40)
+  scheduler.step()
+  with AtLine(0) as counter:
+    scheduler.step()
+  interrupted = 0
+  for point in range(12):
+    if point % 4 == 0:
+      submit(scheduler, OTHER, max_tokens=5)
+    try:
+      with AtLine(1 + point * counter.lines // 12):
+        scheduler.step()
+    except KeyboardInterrupt:
+      interrupted += 1
+    cache.audit()
+  assert interrupted == 12
+  told = serve(cache, scheduler)
+  last = [event.id for event in told[0]]
+  assert last == expected_ids(SHORT, 40)[-len(last) :]
+  assert scheduler.counts["discarded"] == 0
+
+
+def test_a_cache_that_others_hold_is_waited_for():
+  """A sequence of `prefill` has the pages; nobody fails, nobody runs."""
+  cache = new_cache("no_cache", slots=8, pages=6)
+  out = prefill(small_model(), cache, [random_tokens(60)])
+  scheduler = new_scheduler(cache)
+  running = submit(scheduler, SHORT, max_tokens=20)
+  for _ in range(15):
+    scheduler.step()
+  assert scheduler.counts["sat_out_no_room"] > 0
+  assert cache.store.running[-1].length == 32
+  cache.release(out.sequences)
+  steps = steps_until_idle(cache, scheduler)
+  assert endings([e for s in steps for e in s]) == {
+    running.number: Ending.LENGTH
+  }
