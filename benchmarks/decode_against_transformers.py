@@ -38,6 +38,10 @@ _CONTEXTS = flags.DEFINE_list(
 _BATCHES = flags.DEFINE_list("batches", ["1", "4", "16"], "Sequences.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Decoded tokens per sequence.", 2)
 _THREADS = flags.DEFINE_integer("threads", os.cpu_count() or 1, "Theirs.", 1)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of both sides."
+)
+_DEVICE = flags.DEFINE_string("device", "cpu", "Theirs, as PyTorch names it.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
@@ -45,7 +49,9 @@ class Ours:
   """A batch of running sequences with one prompt."""
 
   def __init__(self, directory: str, prompt: np.ndarray, batch: int) -> None:
-    self.model, config = load_pretrained(directory, decode_rows=max(2, batch))
+    self.model, config = load_pretrained(
+      directory, decode_rows=max(2, batch), dtype=_DTYPE.value
+    )
     pages = -(-(prompt.size + _STEPS.value) // config.numerics.chunk)
     states = (2 * batch + 8) * state_bytes(config)
     room = states + (pages + 2) * (batch + 2) * page_bytes(config)
@@ -141,14 +147,21 @@ def main(argv: list[str]) -> None:
 
   with tempfile.TemporaryDirectory() as directory:
     write_checkpoint(directory)
-    theirs = Transformers(directory, int(_THREADS.value or 1))
+    theirs = Transformers(
+      directory, int(_THREADS.value or 1), _DTYPE.value, _DEVICE.value
+    )
     rows = [
       _measure(directory, theirs, context, batch)
       for context in contexts
       for batch in batches
     ]
   if _OUTPUT.value:
-    result = {"threads": int(_THREADS.value or 1), "rows": rows}
+    result = {
+      "threads": int(_THREADS.value or 1),
+      "dtype": _DTYPE.value,
+      "device": _DEVICE.value,
+      "rows": rows,
+    }
     write_result(_OUTPUT.value, result)
 
 

@@ -15,7 +15,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +44,17 @@ _HEADS = flags.DEFINE_list("heads", ["16", "32"], "Value heads.")
 _CAPTURES = flags.DEFINE_list("captures", ["0", "1", "8"], "States captured.")
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Inputs.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed turns.", 1)
+_CALLS = flags.DEFINE_integer(
+  "calls", 1, "Calls of a turn: more than one hides the time of a launch.", 1
+)
 _MOST = flags.DEFINE_integer(
   "most_tokens", 65536, "Cases of more tokens in all are left out.", 1
 )
 _TUNE = flags.DEFINE_bool("tune", False, "Try sizes, print the best.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+Run: TypeAlias = Callable[..., Any]
+"""Calls an operation as often as it is told and waits for the last result."""
 
 _APART = 2e-2
 """Of the largest number: what bfloat16 products may differ by."""
@@ -92,7 +98,7 @@ def cases() -> list[Case]:
   return found
 
 
-def ours(call: Call, case: Case, choice: Any) -> Callable[[], Any]:
+def ours(call: Call, case: Case, choice: Any) -> Run:
   """Our operation as a function that returns its result when it is there."""
   run = jax.jit(
     functools.partial(call.run, implementation=choice), donate_argnums=1
@@ -100,14 +106,16 @@ def ours(call: Call, case: Case, choice: Any) -> Callable[[], Any]:
   chunks = case.chunks()
   held = {"pools": jax.tree.map(lambda x: x + 0, call.pools)}
 
-  def once() -> Any:
-    out, held["pools"] = run(call.inputs, held["pools"], chunks)
+  def several(calls: int = 1) -> Any:
+    out = None
+    for _ in range(calls):
+      out, held["pools"] = run(call.inputs, held["pools"], chunks)
     return jax.block_until_ready((out, held["pools"]))
 
-  return once
+  return several
 
 
-def contenders(case: Case, call: Call) -> dict[str, Callable[[], Any]]:
+def contenders(case: Case, call: Call) -> dict[str, Run]:
   """Whoever can run a case on this machine, by name.
 
   Raises:
@@ -125,6 +133,7 @@ def contenders(case: Case, call: Call) -> dict[str, Callable[[], Any]]:
     run = kernels_fla.prepare(case, call)
     results["flash_linear_attention"] = kernels_fla.as_ours(case, run())
     found["flash_linear_attention"] = run
+    found["flash_linear_attention_graph"] = kernels_fla.graphed(run)
   for name, result in results.items():
     _agree(name, result, results["xla"])
   return found
@@ -140,24 +149,28 @@ def _agree(name: str, result: Any, expected: Any) -> None:
       raise AssertionError(f"{name} is {apart:.1e} from xla, above {_APART}")
 
 
-def take_turns(
-  runs: Mapping[str, Callable[[], None]], repeats: int
-) -> dict[str, list[float]]:
+def take_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
   """Seconds of every run, in turns; the first turn warms up."""
+  calls = _CALLS.value
   times: dict[str, list[float]] = {name: [] for name in runs}
   for turn in range(repeats + 1):
     for name, run in runs.items():
       start = time.perf_counter()
-      run()
+      run(calls=calls)
       if turn:
-        times[name].append(time.perf_counter() - start)
+        times[name].append((time.perf_counter() - start) / calls)
   return times
+
+
+def _repeated(function: Callable[..., Any], *inputs: Any, calls: int) -> Any:
+  return jax.block_until_ready([function(*inputs) for _ in range(calls)][-1])
 
 
 @functools.cache
 def limits(dtype: str) -> dict[str, float]:
   """Measured here: operations per second of a product, bytes of a copy."""
-  size, length = 2048, 1 << 26
+  # Large enough that a launch is nothing beside it.
+  size, length = 8192 if jax.default_backend() == "gpu" else 2048, 1 << 26
   x = jnp.ones((size, size), dtype)
   long = jnp.ones(length, jnp.float32)
   product = jax.jit(
@@ -166,8 +179,8 @@ def limits(dtype: str) -> dict[str, float]:
   move = jax.jit(lambda x: x + 1)
   times = take_turns(
     {
-      "product": lambda: jax.block_until_ready(product(x, x)),
-      "copy": lambda: jax.block_until_ready(move(long)),
+      "product": functools.partial(_repeated, product, x, x),
+      "copy": functools.partial(_repeated, move, long),
     },
     5,
   )
@@ -219,7 +232,7 @@ def sizes_to_try(case: Case) -> Iterator[implementations.Config]:
 def tune(case: Case) -> Iterator[dict[str, Any]]:
   """All sizes that fit a case, best first; and what the heuristic takes."""
   call = make(case)
-  runs: dict[str, Callable[[], None]] = {}
+  runs: dict[str, Run] = {}
   for choice in (None, *sizes_to_try(case)):
     run, name = ours(call, case, choice), str(choice or "heuristic")
     try:

@@ -6,6 +6,7 @@ captured states take m + 1 calls, one after another. Needs an NVIDIA GPU, and
 `pip install torch flash-linear-attention`.
 """
 
+import functools
 import importlib
 import itertools
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def unavailable(case: Case) -> str | None:
 
 def prepare(
   case: Case, call: Call, device: str = "cuda"
-) -> Callable[[], tuple[Any, Any]]:
+) -> functools.partial[Any]:
   """The same case as one function that returns when the GPU is done.
 
   What is no work of a server is outside of it: inputs are copied and cut at the
@@ -64,7 +65,7 @@ def prepare(
   # Captures in their slots, and the last state in that of the first.
   slots = [*(first + 1 + index for index in range(len(parts) - 1)), first]
 
-  def run() -> tuple[Any, Any]:
+  def call() -> tuple[Any, Any]:
     state, outs = pool[first], []
     for part, slot in zip(parts, slots, strict=True):
       out, state = fla.chunk_gated_delta_rule(
@@ -72,11 +73,34 @@ def prepare(
       )
       outs.append(out)
       pool[slot] = state
-    if device == "cuda":
-      torch.cuda.synchronize()
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0], pool
 
-  return run
+  return functools.partial(_repeat, call)
+
+
+def graphed(run: functools.partial[Any]) -> Callable[..., Any]:
+  """The same calls without the time that Python takes to launch them.
+
+  A CUDA graph of one call, which has run before, so that it is tuned.
+  """
+  torch: Any = importlib.import_module("torch")
+  graph = torch.cuda.CUDAGraph()
+  (call,) = run.args
+  with torch.inference_mode(), torch.cuda.graph(graph):
+    call()
+  return functools.partial(_repeat, graph.replay)
+
+
+def _repeat(call: Callable[[], Any], calls: int = 1) -> Any:
+  """Calls, and waits until the GPU is done."""
+  torch: Any = importlib.import_module("torch")
+  result = None
+  with torch.inference_mode():
+    for _ in range(calls):
+      result = call()
+  if torch.cuda.is_available():
+    torch.cuda.synchronize()
+  return result
 
 
 def as_ours(case: Case, result: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -51,6 +51,11 @@ _RESTORED = flags.DEFINE_list(
 _SUFFIXES = flags.DEFINE_list("suffixes", ["32", "128", "512"], "In tokens.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
 _THREADS = flags.DEFINE_integer("threads", os.cpu_count() or 1, "Theirs.", 1)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of both sides."
+)
+_DEVICE = flags.DEFINE_string("device", "cpu", "Theirs, as PyTorch names it.")
+_COLD = flags.DEFINE_bool("cold", False, "Only the comparison of prompts.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Only our profile.")
 _PROFILE_TOKENS = flags.DEFINE_integer("profile_tokens", 4096, "Its prompt.", 1)
 _ALONE = flags.DEFINE_enum(
@@ -98,8 +103,9 @@ def _checkpoint_models(directory: str, longest: int) -> tuple[Ours, Any]:
   from benchmarks.transformers_model import Transformers, write_checkpoint
 
   write_checkpoint(directory)
-  return Ours(load_pretrained(directory)[0], longest), Transformers(
-    directory, int(_THREADS.value or 1)
+  model, _ = load_pretrained(directory, dtype=_DTYPE.value)
+  return Ours(model, longest), Transformers(
+    directory, int(_THREADS.value or 1), _DTYPE.value, _DEVICE.value
   )
 
 
@@ -202,6 +208,16 @@ def _peak(side: str, directory: str, length: int) -> float:
   return json.loads(done.stdout.splitlines()[-1])
 
 
+def _peaks(directory: str, lengths: list[int]) -> dict[int, Any]:
+  """Peaks of both sides, each in a process of its own."""
+  return {
+    length: {
+      side: _peak(side, directory, length) for side in ("ours", "theirs")
+    }
+    for length in lengths
+  }
+
+
 def _run_alone(directory: str, length: int) -> None:
   """One prefill by one side; prints the peak of this process in GiB."""
   if _ALONE.value == "ours":
@@ -284,21 +300,20 @@ def main(argv: list[str]) -> None:
   if _ALONE.value:
     _run_alone(str(_CHECKPOINT.value), lengths[0])
     return
-  result: dict[str, Any] = {"profile": _print_profile(_PROFILE_TOKENS.value)}
+  result: dict[str, Any] = {"dtype": _DTYPE.value, "device": _DEVICE.value}
+  if not _COLD.value:
+    result["profile"] = _print_profile(_PROFILE_TOKENS.value)
   if not _PROFILE.value:
     with tempfile.TemporaryDirectory() as directory:
       ours, theirs = _checkpoint_models(directory, max(lengths))
       result["threads"] = int(_THREADS.value or 1)
       result["cold"] = [_cold(ours, theirs, n) for n in tqdm(lengths)]
-      result["peak_gib"] = {
-        length: {
-          side: _peak(side, directory, length) for side in ("ours", "theirs")
-        }
-        for length in lengths
-      }
-    print("peak GiB:", result["peak_gib"])
-    pairs = [(r, s) for r in restored for s in suffixes]
-    result |= _cached(lengths, pairs)
+      if not _COLD.value:
+        result["peak_gib"] = _peaks(directory, lengths)
+    if not _COLD.value:
+      print("peak GiB:", result["peak_gib"])
+      pairs = [(r, s) for r in restored for s in suffixes]
+      result |= _cached(lengths, pairs)
   if _OUTPUT.value:
     write_result(_OUTPUT.value, result)
 

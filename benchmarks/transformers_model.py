@@ -46,18 +46,28 @@ def write_checkpoint(directory: str) -> None:
 
 
 class Transformers:
-  """The model of a checkpoint as transformers runs it, in float32.
+  """The model of a checkpoint as transformers runs it.
 
   Args:
     directory: With config.json and weights.
     threads: Of PyTorch, for the whole process.
+    dtype: Of weights and activations.
+    device: As PyTorch names it.
   """
 
-  def __init__(self, directory: str, threads: int) -> None:
+  def __init__(
+    self,
+    directory: str,
+    threads: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+  ) -> None:
     torch.set_num_threads(threads)
-    self.model = transformers.Qwen3_5ForCausalLM.from_pretrained(
-      directory, dtype=torch.float32
-    ).eval()
+    self.device = device
+    model = transformers.Qwen3_5ForCausalLM.from_pretrained(
+      directory, dtype=getattr(torch, dtype)
+    )
+    self.model = model.eval().to(device)
 
   def prefill(self, prompts: np.ndarray) -> tuple[np.ndarray, Any]:
     """Logits [b vocab] of the last tokens, and the cache to go on with.
@@ -79,14 +89,16 @@ class Transformers:
   @staticmethod
   def widen(past: Any, batch: int) -> None:
     """Repeats a cache of one prompt for `batch` sequences, in place."""
-    past.reorder_cache(torch.zeros(batch, dtype=torch.long))
+    device = past.layers[0].device if hasattr(past, "layers") else "cpu"
+    past.reorder_cache(torch.zeros(batch, dtype=torch.long, device=device))
 
   def _run(self, ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
     with torch.inference_mode():
       out = self.model(
-        torch.tensor(ids),
+        torch.tensor(ids, device=self.device),
         past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
       )
-    return out.logits[:, -1].numpy(), out.past_key_values
+    logits = out.logits[:, -1].float().cpu().numpy()
+    return logits, out.past_key_values

@@ -1,0 +1,176 @@
+"""What `make device` runs, part by part, on a GPU and, tiny, on a CPU."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Part(NamedTuple):
+  """One process.
+
+  Attributes:
+    name: Of its result.
+    module: What Python runs.
+    arguments: Of the module; `{output}` is the file of its result.
+    seconds: How long it may take.
+    alone: Whether nothing runs beside it, since it takes times.
+    environment: Variables of the process, beside those of the device.
+  """
+
+  name: str
+  module: str
+  arguments: Sequence[str] = ()
+  seconds: int = 120
+  alone: bool = False
+  environment: tuple[tuple[str, str], ...] = ()
+
+
+_FLAGS_OF_XLA = {
+  "default": "",
+  "not_tuned": "--xla_gpu_autotune_level=0",
+  "no_triton": "--xla_gpu_enable_triton_gemm=false",
+  "neither": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+}
+
+_MODELS_ON_GPU = (
+  ("demo", "bfloat16"),
+  ("demo", "float32"),
+  ("qwen3_5_0_8b_group", "bfloat16"),
+  ("qwen3_5_0_8b_group", "float32"),
+)
+
+
+def _suite(workers: int, seconds: int) -> Part:
+  arguments = (
+    "tests/kernels/device_test.py",
+    "-m",
+    "device",
+    f"-n{workers}",
+    "-q",
+  )
+  # Warnings of a driver are no faults of a kernel.
+  # A class compiles its programs once, in one process.
+  quiet = "-o", "filterwarnings=default", "--dist=loadscope"
+  return Part(
+    "kernels_right",
+    "pytest",
+    (*arguments, *quiet, "--junitxml={output}"),
+    seconds,
+  )
+
+
+def _rows(name: str, sizes: str, widths: str) -> Part:
+  return Part(
+    f"rows_{name}",
+    "benchmarks.device.rows",
+    (f"--sizes={sizes}", f"--widths={widths}", "--output={output}"),
+    environment=(("XLA_FLAGS", _FLAGS_OF_XLA[name]),),
+  )
+
+
+def _contract(model: str, dtype: str, ladder: str, seconds: int) -> Part:
+  return Part(
+    f"contract_{model}_{dtype}",
+    "benchmarks.device.contract",
+    (
+      *(f"--model={model}", f"--dtype={dtype}", f"--ladder={ladder}"),
+      "--output={output}",
+    ),
+    seconds,
+  )
+
+
+def _timed(name: str, module: str, *arguments: str, seconds: int) -> Part:
+  return Part(name, module, (*arguments, "--output={output}"), seconds, True)
+
+
+def on_gpu() -> list[Part]:
+  """At most eight minutes on an H100 or H200."""
+  kernels, against = "benchmarks.kernels", "against_transformers"
+  steady = "--calls=20", "--repeats=5"
+  return [
+    _suite(10, 210),
+    *(
+      _rows(name, "2,4,16,64,128,256,512,1024", "1024,3584")
+      for name in _FLAGS_OF_XLA
+    ),
+    *(_contract(*model, "1,2,4,16", 180) for model in _MODELS_ON_GPU),
+    _timed(
+      "gated_delta_rule",
+      kernels,
+      *(
+        "--operations=gated_delta_rule",
+        "--requests=1,4",
+        "--tokens=512,2048,8192",
+      ),
+      *("--heads=16,32", "--captures=0,8", *steady),
+      seconds=150,
+    ),
+    _timed(
+      "other_kernels",
+      kernels,
+      "--operations=kimi_delta_attention,linear_attention,diagonal_scan,"
+      "selective_scan,causal_conv1d,lattice_attention",
+      *(
+        "--requests=1,4",
+        "--tokens=2048",
+        "--heads=16",
+        "--captures=0",
+        *steady,
+      ),
+      seconds=120,
+    ),
+    _timed("decode_steps", "benchmarks.device.decode_steps", seconds=90),
+    _timed(
+      "prefill",
+      f"benchmarks.prefill_{against}",
+      *(
+        "--dtype=bfloat16",
+        "--device=cuda",
+        "--cold",
+        "--lengths=512,2048,8192",
+      ),
+      seconds=120,
+    ),
+    _timed(
+      "decode",
+      f"benchmarks.decode_{against}",
+      *(
+        "--dtype=bfloat16",
+        "--device=cuda",
+        "--contexts=2048",
+        "--batches=1,16",
+      ),
+      seconds=120,
+    ),
+    _timed(
+      "tuned",
+      kernels,
+      *(
+        "--tune",
+        "--operations=gated_delta_rule",
+        "--requests=1",
+        "--captures=0",
+      ),
+      *("--tokens=2048", "--heads=16", *steady),
+      seconds=90,
+    ),
+  ]
+
+
+def on_cpu() -> list[Part]:
+  """The same parts, tiny: that the command works, not how fast anything is."""
+  kernels = "benchmarks.kernels"
+  once = "--repeats=1", "--requests=1", "--heads=1", "--captures=0"
+  return [
+    _suite(2, 600),
+    _rows("default", "2,64", "64"),
+    _contract("tiny", "float32", "1,2", 600),
+    _timed("kernels", kernels, "--tokens=64", *once, seconds=600),
+    _timed(
+      "decode_steps",
+      "benchmarks.device.decode_steps",
+      *("--rows=2", "--context=128", "--heads=1", "--calls=1", "--repeats=1"),
+      seconds=600,
+    ),
+    _timed("tuned", kernels, "--tune", "--tokens=64", *once, seconds=600),
+  ]

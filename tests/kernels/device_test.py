@@ -1,0 +1,117 @@
+"""The suites on the device at hand, which `make device` runs.
+
+On a GPU the Mosaic kernels run as they are, compiled, and the XLA forms beside
+them; where there is no accelerator, XLA forms of narrow heads, so that the
+command itself is tried.
+"""
+
+import jax
+import pytest
+
+from tests.kernels import operations
+from tests.kernels.attention_suite import AttentionSuite, Sizes
+from tests.kernels.matrix_suite import MatrixSuite
+from tests.kernels.suite import InPlaceSuite, PackedSuite, StepSuite
+
+pytestmark = pytest.mark.device
+
+KERNELS = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(
+  jax.default_backend(), "xla"
+)
+HAS_KERNELS = KERNELS != "xla"
+HARDEST = (
+  *("repeated-0.0-1.0", "repeated-0.0-gates", "repeated--0.0001-gates"),
+  *("random-gates-gates", "random--20.0-gates", "correlated-0.0-gates"),
+  *("correlated-mixed-gates", "correlated--inf-gates"),
+)
+
+
+class InPlace(InPlaceSuite if HAS_KERNELS else object):
+  """Kernels update the pool where it lies; XLA's own forms are tested apart."""
+
+
+class Matrices(MatrixSuite, PackedSuite, InPlace):
+  """The recurrences on matrix states, in the device's kernels."""
+
+  dtype, implementation = "bfloat16", KERNELS
+
+
+class TestOfWidth64(Matrices):
+  sizes = (1, 2, 64, 64)
+  cases = None if HAS_KERNELS else HARDEST
+
+
+class TestOfWidth128(Matrices):
+  sizes = (2, 4, 128, 128) if HAS_KERNELS else (1, 1, 32, 32)
+  cases = None if HAS_KERNELS else HARDEST[:1]
+
+
+class TestOfWidth256(Matrices):
+  sizes = (1, 1, 256, 256) if HAS_KERNELS else (1, 1, 16, 16)
+  cases = HARDEST if HAS_KERNELS else HARDEST[:1]
+
+
+class TestXlaOfFloat32(Matrices):
+  sizes, dtype, implementation = (1, 2, 64, 64), "float32", "xla"
+  cases = HARDEST if HAS_KERNELS else HARDEST[:1]
+
+
+class TestXlaOfBfloat16(TestXlaOfFloat32):
+  dtype = "bfloat16"
+
+
+class TestSteps(MatrixSuite, StepSuite):
+  sizes = (1, 2, 64, 64)
+
+
+class TestConvolution(PackedSuite, InPlace, StepSuite):
+  operation = operations.causal_conv1d_at(256, 4, "bfloat16", 64)
+  implementation = KERNELS
+
+
+class TestConvolutionOfFloat32(PackedSuite, StepSuite):
+  operation = operations.causal_conv1d_at(128, 2, "float32", 64)
+  implementation = KERNELS
+
+
+class TestDiagonalScan(PackedSuite, InPlace, StepSuite):
+  operation = operations.diagonal_scan_at(256, "float32")
+  implementation = KERNELS
+
+
+class TestDiagonalScanOfBfloat16(PackedSuite):
+  operation = operations.diagonal_scan_at(256, "bfloat16")
+  implementation = KERNELS
+
+
+class TestSelectiveScan(PackedSuite, InPlace, StepSuite):
+  operation = operations.selective_scan_at(128, 16, "float32")
+  implementation = KERNELS
+
+
+class TestSelectiveScanOfBfloat16(PackedSuite):
+  operation = operations.selective_scan_at(128, 16, "bfloat16")
+  implementation = KERNELS
+
+
+class Attention(AttentionSuite):
+  """Prefill attention, in the device's kernel."""
+
+  implementation = KERNELS
+
+
+class TestAttentionOfWidth64(Attention):
+  sizes = Sizes(64, 4, 2, 64, 60, 14, None, "bfloat16")
+
+
+class TestAttentionOfWidth128(Attention):
+  sizes = Sizes(64, 8, 2, 128 if HAS_KERNELS else 32, 60, 14, 200, "bfloat16")
+
+
+class TestAttentionOfWidth256(Attention):
+  sizes = Sizes(64, 4, 2, 256 if HAS_KERNELS else 16, 60, 14, None, "bfloat16")
+
+
+class TestXlaAttention(AttentionSuite):
+  sizes = Sizes(64, 2, 1, 64, 40, 14, None, "float32")
+  implementation = "xla"
