@@ -4,6 +4,7 @@
 #   make test       the tests                make test-slow  the long sweeps
 #   make test-kernels     every kernel at all widths and dtypes
 #   make aot        compile every kernel for TPUs and GPUs that are not here
+#   make device     bits, errors and times on the device at hand, as one JSON
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     logits again from transformers, compared with the golden
 #                   files, and ours with both
@@ -14,7 +15,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-kernels aot lint format parity wheel lock clean
+.PHONY: demo test test-slow test-kernels aot device lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -46,6 +47,16 @@ test-kernels: $(VENV)/.test
 
 aot: .venv-aot/.aot
 	.venv-aot/bin/python -m benchmarks.aot --platforms=tpu,cuda $(AOT_FLAGS)
+
+# With the Python that the device's packages are installed in; on a CPU, with
+# ours, and tiny.
+DEVICE ?= gpu
+DEVICE_PYTHON ?= $(if $(filter cpu,$(DEVICE)),$(BIN)/python,python3)
+DEVICE_OUT ?= device.json
+
+device: $(if $(filter cpu,$(DEVICE)),$(VENV)/.test)
+	$(DEVICE_PYTHON) -m benchmarks.device --device=$(DEVICE) \
+	  --output=$(DEVICE_OUT)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

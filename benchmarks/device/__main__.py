@@ -35,12 +35,12 @@ _PLATFORM = {"gpu": "cuda", "cpu": "cpu"}
 _LAST_LINES = 25
 
 
-def _outcome(part: Part, folder: Path) -> dict[str, Any]:
+def _outcome(part: Part, folder: Path, device: str) -> dict[str, Any]:
   """Runs a part: how it ended, how long it took, what it found."""
   output = folder / f"{part.name}.out"
   arguments = [x.replace("{output}", str(output)) for x in part.arguments]
   environment = os.environ | {
-    "JAX_PLATFORMS": _PLATFORM[_DEVICE.value],
+    "JAX_PLATFORMS": _PLATFORM[device],
     # Several processes share the device.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     **dict(part.environment),
@@ -116,18 +116,20 @@ def _wanted() -> list[Part]:
 
 
 def _outcomes(
-  wanted: Iterable[Part], folder: Path
+  wanted: Iterable[Part], folder: Path, device: str
 ) -> Iterable[tuple[Part, dict[str, Any]]]:
   """First what may run side by side, then what takes times."""
   wanted = list(wanted)
   beside = [part for part in wanted if not part.alone]
   with concurrent.futures.ThreadPoolExecutor(max(len(beside), 1)) as pool:
-    running = {pool.submit(_outcome, part, folder): part for part in beside}
+    running = {
+      pool.submit(_outcome, part, folder, device): part for part in beside
+    }
     for done in concurrent.futures.as_completed(running):
       yield running[done], done.result()
   for part in wanted:
     if part.alone:
-      yield part, _outcome(part, folder)
+      yield part, _outcome(part, folder, device)
 
 
 def main(argv: list[str]) -> None:
@@ -137,7 +139,7 @@ def main(argv: list[str]) -> None:
     writable(_OUTPUT)
   found: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as folder:
-    for part, outcome in _outcomes(wanted, Path(folder)):
+    for part, outcome in _outcomes(wanted, Path(folder), _DEVICE.value):
       found[part.name] = outcome
       text = json.dumps({"device": _DEVICE.value, "parts": found}, indent=1)
       Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")

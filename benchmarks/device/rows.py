@@ -5,14 +5,15 @@
 What a layer does to all rows of a program at once is XLA's: wide products,
 norms, activations. Its rows must not depend on their number, or a prompt cut
 otherwise has other bits. Rows of every size are compared with the first rows of
-the largest, under the flags of XLA that the process was started with.
+the largest: in programs compiled as the library compiles a model's, or, with
+`--nochosen`, as XLA would.
 """
 
 import hashlib
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,13 @@ from benchmarks.record import write_result
 from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.layers.dense import dense
 from sparse_prefix_jax.layers.normalization import Norm, residual_norm
+from sparse_prefix_jax.runtime.compiling import Program
 
 _SIZES = flags.DEFINE_list(
   "sizes", ["2", "4", "16", "64", "128", "256", "512", "1024"], "Rows."
 )
 _WIDTHS = flags.DEFINE_list("widths", ["1024", "3584"], "Of the model.")
+_CHOSEN = flags.DEFINE_bool("chosen", True, "As the library compiles.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
@@ -37,46 +40,51 @@ def _normal(seed: int, *shape: int, dtype: str) -> jax.Array:
   return jnp.asarray(random.standard_normal(shape, np.float32), dtype)
 
 
-def _programs(
-  width: int, dtype: str
-) -> dict[str, Callable[[jax.Array], jax.Array]]:
-  """What is done to rows [m width], by name."""
-  weights = {
-    columns: _normal(columns, width, columns, dtype=dtype)
-    for columns in (width, 2048, 512)
-  }
-  scale = _normal(1, width, dtype=dtype)
+_Rows: TypeAlias = Callable[[Any, jax.Array], jax.Array]
+"""What is done to rows [m width], given a weight."""
+
+
+def _programs(width: int, dtype: str) -> dict[str, tuple[_Rows, Any]]:
+  """What is done to rows, and with which weight, by name."""
   norm = Norm(centred=True)
 
-  def product(columns: int) -> Callable[[jax.Array], jax.Array]:
-    return lambda x: dense(x, weights[columns], "highest")
+  def product(weight: Any, x: jax.Array) -> jax.Array:
+    return dense(x, weight, "highest")
 
-  return {
-    **{
-      f"product with {columns} columns": product(columns) for columns in weights
-    },
-    "residual norm": lambda x: residual_norm(x, scale, norm),
-    "silu": lambda x: jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype),
-    "softmax": lambda x: jax.nn.softmax(x.astype(jnp.float32), axis=-1),
+  def normed(weight: Any, x: jax.Array) -> jax.Array:
+    # [k c d], as prefill has it: a decode step has one number of rows.
+    return residual_norm(x[:, None], weight, norm)[:, 0]
+
+  def silu(_: Any, x: jax.Array) -> jax.Array:
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+  products = {
+    f"product with {columns} columns": (
+      product,
+      _normal(columns, width, columns, dtype=dtype),
+    )
+    for columns in sorted({min(width, 4096), 2048, 512})
   }
+  scale = _normal(1, width, dtype=dtype)
+  return {**products, "residual norm": (normed, scale), "silu": (silu, None)}
 
 
-def _row(
-  name: str, run: Callable[[jax.Array], jax.Array], x: jax.Array
-) -> dict[str, Any]:
+def _row(name: str, run: _Rows, weight: Any, x: jax.Array) -> dict[str, Any]:
   """Sizes whose bits differ from those of all rows, and what all rows cost."""
-  compiled = jax.jit(run)
-  expected = np.asarray(compiled(x))
+  compiled = Program(run) if _CHOSEN.value else jax.jit(run)
+  expected = np.asarray(compiled(weight, x))
   sizes = whole_numbers(_SIZES, least=2, most=len(x))
   differing = {
-    size: differing_bits(np.asarray(compiled(x[:size])), expected[:size])
+    size: differing_bits(
+      np.asarray(compiled(weight, x[:size])), expected[:size]
+    )
     for size in sizes
   }
   times = []
-  for _ in range(20):
+  for _ in range(5):
     start = time.perf_counter()
-    jax.block_until_ready([compiled(x) for _ in range(20)])
-    times.append((time.perf_counter() - start) / 20)
+    jax.block_until_ready([compiled(weight, x) for _ in range(10)])
+    times.append((time.perf_counter() - start) / 10)
   return {
     "program": name,
     "dtype": str(x.dtype),
@@ -98,8 +106,8 @@ def main(argv: list[str]) -> None:
   for width in widths:
     for dtype in ("float32", "bfloat16"):
       x = _normal(0, largest, width, dtype=dtype)
-      for name, run in _programs(width, dtype).items():
-        rows.append(_row(f"{name}", run, x))
+      for name, (run, weight) in _programs(width, dtype).items():
+        rows.append(_row(name, run, weight, x))
         print(
           f"{dtype:9} {width:5} {name:26} {1e6 * rows[-1]['seconds']:8.1f} us "
           f"{rows[-1]['differing_bits'] or 'equal'}",

@@ -11,6 +11,7 @@ from sparse_prefix_jax.contract.bits import differing_bits, litter_of
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.layers import BranchPools, Sublayer, SublayerModule
 from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.runtime.compiling import Program
 
 Place: TypeAlias = tuple[int, int]
 """A chunk: the number of its request, and its own in it."""
@@ -24,8 +25,8 @@ _LAST = (0, 2), (1, 1)
 _STEPPED = 7, 8
 _PAGES_PER_REQUEST = 8
 
-_run_program = jax.jit(lambda layer, *inputs: layer(*inputs))
-_step_program = jax.jit(lambda layer, *inputs: layer.step(*inputs))
+_run_program = Program(lambda layer, *inputs: layer(*inputs))
+_step_program = Program(lambda layer, *inputs: layer.step(*inputs))
 
 
 class Ran(NamedTuple):

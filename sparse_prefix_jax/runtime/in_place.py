@@ -9,7 +9,6 @@ a result is in XLA's order unless `jax.jit` is told otherwise. Other devices
 have one order, and nothing is asked of them.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jax.core import Tracer
 from jax.experimental.layout import Format, Layout
 
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+from sparse_prefix_jax.runtime.compiling import Program
 
 
 def kernel_format(
@@ -102,14 +102,14 @@ def _on_tpu(x: Any) -> bool:
   return next(iter(x.sharding.device_set)).platform == "tpu"
 
 
-class PoolProgram:
-  """A jitted function of `pools`, which are donated and returned as they came.
+class PoolProgram(Program):
+  """A program of `pools`, which are donated and returned as they came.
 
-  It is called and lowered as a jitted function is, by position. On a TPU the
-  formats are read in every call: nothing else tells apart two pools of one
-  shape in one place. Left to `jax.jit` are pools on other devices; those not
-  bound to a device, as all are that nobody has placed; and traced ones, whose
-  memory order is that of the program around them.
+  Its arguments are taken by position. On a TPU the formats are read in every
+  call: nothing else tells apart two pools of one shape in one place. Left to
+  `jax.jit` are pools on other devices; those not bound to a device, as all are
+  that nobody has placed; and traced ones, whose memory order is that of the
+  program around them.
 
   Example:
     >>> import jax.numpy as jnp
@@ -133,53 +133,31 @@ class PoolProgram:
       results: What it returns, given pools: where they are in it, and None for
         everything else.
     """
-    functools.update_wrapper(self, function)
-    self._function, self._results = function, results
+    super().__init__(function)
+    self._results = results
     self._index = list(inspect.signature(function).parameters).index("pools")
-    self._programs: dict[Any, Any] = {}
 
-  def __call__(self, *arguments: Any, **named: Any) -> Any:
-    """Runs the function, compiled for the format of these pools.
+  def _program(self, arguments: tuple[Any, ...]) -> Any:
+    """Finds the jitted function for these pools; there is one per format.
+
+    Pools may be shapes, with their formats.
 
     Raises:
-      TypeError: If an argument is given by name, or too few by position.
+      TypeError: If too few arguments are given.
     """
-    return self._program(arguments, named)(*arguments)
-
-  def lower(self, *arguments: Any, **named: Any) -> jax.stages.Lowered:
-    """Lowers the function, as `lower` of a jitted function does.
-
-    Arguments may be shapes, with their formats.
-    """
-    return self._program(arguments, named).lower(*arguments)
-
-  def trace(self, *arguments: Any, **named: Any) -> jax.stages.Traced:
-    """Traces the function, as `trace` of a jitted function does."""
-    return self._program(arguments, named).trace(*arguments)
-
-  def _program(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Finds the jitted function for these pools; there is one per format."""
-    if named or len(arguments) <= self._index:
+    if len(arguments) <= self._index:
       raise TypeError(
-        "arguments are taken by position, and `pools` is number "
-        f"{self._index + 1}; given are {len(arguments)} by position and "
-        f"{list(named)} by name."
+        f"`pools` is argument {self._index + 1}; given are {len(arguments)}."
       )
     leaves, structure = jax.tree.flatten(arguments[self._index])
     formats = _formats(leaves)
     key = (structure, formats) if any(formats) else None
-    if key not in self._programs:
-      given = None if key is None else jax.tree.unflatten(structure, formats)
-      self._programs[key] = jax.jit(
-        self._function,
-        donate_argnums=self._index,
-        out_shardings=None if given is None else self._results(given),
-      )
-    return self._programs[key]
-
-  def _cache_size(self) -> int:
-    """Counts the compiled programs, as `_cache_size` of a jitted function."""
-    return sum(program._cache_size() for program in self._programs.values())
+    given = None if key is None else jax.tree.unflatten(structure, formats)
+    return self._jitted(
+      key,
+      donate_argnums=self._index,
+      out_shardings=None if given is None else self._results(given),
+    )
 
 
 def _formats(pools: Sequence[Any]) -> tuple[Format | None, ...]:

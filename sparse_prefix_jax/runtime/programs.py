@@ -12,6 +12,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
+from sparse_prefix_jax.runtime.compiling import Program
 from sparse_prefix_jax.runtime.in_place import PoolProgram
 
 
@@ -110,7 +111,7 @@ prefill_group = PoolProgram(_prefill_group, _with_pools)
 """Runs k packed chunks; pools are donated. It is compiled once per rung."""
 decode_step = PoolProgram(_decode_step, _with_pools)
 """Runs one token of `decode_rows` sequences; pools are donated."""
-gather_rows = jax.jit(_gather_rows)
+gather_rows = Program(_gather_rows)
 """Gathers the rows of a group that the head is asked for."""
-head = jax.jit(_head)
+head = Program(_head)
 """Computes the logits of `head_rows` rows."""

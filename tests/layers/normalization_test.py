@@ -1,5 +1,8 @@
 """Norms against float64."""
 
+import functools
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from sparse_prefix_jax.layers.normalization import (
   rms_norm,
   scaled_rms_norm,
 )
+from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.layers import reference
 
 EPS = 1e-6
@@ -47,6 +51,27 @@ def test_rms_norm(centred, dtype):
   assert_close(apply(x, weight, EPS), expected, dtype)
   norm = Norm(centred=centred, eps=EPS)
   assert_close(residual_norm(x, weight, norm), expected, dtype)
+
+
+@pytest.mark.parametrize("rows", [2, 64, 1024, 1030])
+def test_on_a_gpu_any_number_of_rows_is_reduced_in_the_same_shape(rows):
+  x, weight = values(2, rows, 1, 32), values(1, 32)
+  run = functools.partial(residual_norm, norm=Norm(eps=EPS))
+  with traced_for(HOPPER):
+    out = run(x, weight)
+  expected = reference.rms(reference.wide(x), EPS) * (
+    1 + reference.wide(weight)
+  )
+  assert_close(out, expected, "float32")
+  text = lowered(run, x, weight, kind=HOPPER)
+  reduced = set(re.findall(r"stablehlo.reduce.*\(tensor<([0-9x]+)xf32>", text))
+  assert reduced == {"1024x32"}
+
+
+def test_a_decode_step_is_reduced_as_it_is():
+  x, weight = values(2, 4, 32), values(1, 32)
+  text = lowered(lambda x: residual_norm(x, weight, Norm()), x, kind=HOPPER)
+  assert "1024x32" not in text
 
 
 def test_rms_norm_of_bfloat16_rounds_once():

@@ -123,12 +123,10 @@ def test_arguments_are_taken_by_position():
   program = in_place.PoolProgram(put, lambda pools: (None, pools))
   pools = jnp.zeros((4, 2, 8, 16))
   for call in (program, program.lower, program.trace):
-    with pytest.raises(TypeError, match="0 by position"):
+    with pytest.raises(TypeError, match="`pools` is argument 1; given are 0"):
       call()
-    with pytest.raises(TypeError, match=r"1 by position.*\['slot'\]"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'slot'"):
       call(pools, slot=2)
-    with pytest.raises(TypeError, match="`pools` is number 1"):
-      call(pools=pools, slot=2)
 
 
 @pytest.mark.usefixtures("like_a_tpu")

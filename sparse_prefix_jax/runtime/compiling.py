@@ -1,0 +1,90 @@
+"""How programs are compiled where XLA would choose by the number of rows.
+
+On a GPU XLA measures several kernels for a product and takes the fastest: one
+for 64 rows, another for 1,024, and perhaps others in the next process. They add
+up in other orders, so rows have other bits (measured on an H200: up to a third
+of all bits of a float32 product). Programs of a model are compiled without that
+choice: then the library of products takes the kernel, by shape alone, and from
+64 rows up its rows are the same for every number of them.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from sparse_prefix_jax.kernels.implementations import current_device
+
+_ON_GPU: Mapping[str, bool | int] = {
+  "xla_gpu_autotune_level": 0,
+  "xla_gpu_enable_triton_gemm": False,
+}
+
+
+def compiler_options() -> dict[str, bool | int] | None:
+  """Returns what `jax.jit` has to be told for the bits of the contract.
+
+  Programs of the library are compiled with it. Whoever wraps a model in a
+  `jax.jit` of their own, and wants rows whose bits do not depend on their
+  number, passes it on.
+
+  Returns:
+    Options by name on a GPU, None elsewhere.
+
+  Example:
+    >>> import jax
+    >>> double = jax.jit(lambda x: 2 * x, compiler_options=compiler_options())
+    >>> double(21).item()
+    42
+  """
+  return dict(_ON_GPU) if current_device().platform == "gpu" else None
+
+
+class Program:
+  """A function that is jitted with those options when it is first called.
+
+  It is called and lowered as a jitted function is. Until then no device is
+  looked for: that a module is imported must not choose one.
+
+  Example:
+    >>> Program(lambda x: 2 * x)(21).item()
+    42
+  """
+
+  def __init__(self, function: Callable[..., Any]) -> None:
+    """Compiles nothing yet."""
+    functools.update_wrapper(self, function)
+    self._function = function
+    self._programs: dict[Any, Any] = {}
+
+  def __call__(self, *arguments: Any) -> Any:
+    """Runs the function."""
+    return self._program(arguments)(*arguments)
+
+  def lower(self, *arguments: Any) -> jax.stages.Lowered:
+    """Lowers the function, as `lower` of a jitted function does."""
+    return self._program(arguments).lower(*arguments)
+
+  def trace(self, *arguments: Any) -> jax.stages.Traced:
+    """Traces the function, as `trace` of a jitted function does."""
+    return self._program(arguments).trace(*arguments)
+
+  def _cache_size(self) -> int:
+    """Counts the compiled programs, as `_cache_size` of a jitted function."""
+    return sum(program._cache_size() for program in self._programs.values())
+
+  def _program(self, arguments: tuple[Any, ...]) -> Any:
+    """Finds the jitted function for these arguments."""
+    del arguments
+    return self._jitted(None)
+
+  def _jitted(self, key: Any, **options: Any) -> Any:
+    """Makes the jitted function of a key; there is one for each, and device."""
+    chosen = compiler_options()
+    key = key, chosen is None
+    if key not in self._programs:
+      self._programs[key] = jax.jit(
+        self._function, compiler_options=chosen, **options
+      )
+    return self._programs[key]

@@ -1,0 +1,50 @@
+"""Programs are compiled so that rows do not depend on their number."""
+
+import jax
+import jax.numpy as jnp
+
+from sparse_prefix_jax.runtime.compiling import Program, compiler_options
+from tests.kernels.devices import BLACKWELL, HOPPER, TPUS, traced_for
+
+
+def test_only_a_gpu_is_told_not_to_choose():
+  assert compiler_options() is None
+  for kind in TPUS:
+    with traced_for(kind):
+      assert compiler_options() is None
+  for kind in (HOPPER, BLACKWELL):
+    with traced_for(kind):
+      options = compiler_options()
+    assert options == {
+      "xla_gpu_autotune_level": 0,
+      "xla_gpu_enable_triton_gemm": False,
+    }
+
+
+def test_the_options_reach_the_compiler(monkeypatch):
+  told = []
+  jit = jax.jit
+
+  def watched(function, **options):
+    told.append(options["compiler_options"])
+    return jit(function, **options)
+
+  monkeypatch.setattr(jax, "jit", watched)
+  program = Program(lambda x: x @ x)
+  for around in (HOPPER, None, HOPPER):
+    if around is None:
+      out = program(jnp.ones((2, 2)))
+    else:
+      with traced_for(around):
+        out = program(jnp.ones((2, 2)))
+    assert out.tolist() == [[2, 2], [2, 2]]
+  assert [options is None for options in told] == [False, True]
+
+
+def test_a_program_is_lowered_and_counted_as_a_jitted_function():
+  program = Program(lambda x: 2 * x)
+  assert program._cache_size() == 0
+  program(1)
+  program(2)
+  assert program._cache_size() == 1
+  assert program.lower(1).as_text() == program.trace(1).lower().as_text()
