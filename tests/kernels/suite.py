@@ -212,7 +212,8 @@ class InPlaceSuite:
     assert few.alias_size_in_bytes == bytes_of_few
     assert many.alias_size_in_bytes == bytes_of_many
     # How many states are captured is data: only the slots could cost anything.
-    assert many.temp_size_in_bytes == few.temp_size_in_bytes
+    temporary = many.temp_size_in_bytes, few.temp_size_in_bytes
+    assert temporary[0] == temporary[1], temporary
 
 
 class StepSuite:
