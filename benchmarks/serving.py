@@ -1,0 +1,132 @@
+"""Load: users arrive by chance, with and without what a cache keeps.
+
+    python -m benchmarks.serving --output=benchmarks/results/serving.json
+
+Questions about shared documents and conversations that go on, as a Poisson
+process, against one scheduler in real time, for every placement at every load.
+Loads are shares of the rate at which a server without a cache saturates, which
+is measured first: requests that wait for each other, one stream of them. The
+model is the 0.8B layer group; `--preset` names another one. Answers are
+compared: whatever was restored, a request that two servers answered has the
+same ids.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from flax import nnx
+from tqdm import tqdm
+
+from benchmarks import command_line, serving_load
+from benchmarks.record import write_result
+from benchmarks.serving_load import Arrival, Load, Server
+from sparse_prefix_jax import HybridDecoder, PrefixCache
+from sparse_prefix_jax.models import ModelConfig
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+
+_PRESET = flags.DEFINE_string("preset", "qwen3_5_0_8b_group", "Which model.")
+_PLACEMENTS = flags.DEFINE_list(
+  "placements", ["no_cache", "last", "adaptive"], "Who serves."
+)
+_LOADS = flags.DEFINE_list(
+  "loads", ["0.4", "0.8", "1.6"], "Shares of no cache."
+)
+_SECONDS = flags.DEFINE_integer("seconds", 600, "Of arrivals, each.", 1)
+_WARM = flags.DEFINE_integer("warm", 24, "Requests that measure the rate.", 2)
+_PROMPT = flags.DEFINE_integer("document", 1024, "Tokens of a document.", 64)
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
+
+_ROWS, _TOKEN_BUDGET = 8, 512
+
+
+def _server(
+  config: ModelConfig, model: HybridDecoder, load: Load, placement: str
+) -> Server:
+  """A server with an empty cache: room for a state of every other request."""
+  pages = -(-load.longest // config.numerics.chunk)
+  running = (_ROWS + 2) * (pages * page_bytes(config) + 2 * state_bytes(config))
+  shared = load.documents + load.conversations
+  kept = shared * (pages * page_bytes(config) + 3 * state_bytes(config))
+  cache = PrefixCache(model, capacity=running + kept, placement=placement)
+  return Server(model, cache, load.answer, _TOKEN_BUDGET)
+
+
+def _saturation(server: Server, load: Load) -> float:
+  """Requests a second of a server that always has one more."""
+  stream = list(serving_load.arrivals(load, 1.0, 10.0 * _WARM.value))
+  stream = [x._replace(at=0.0) for x in stream[: _WARM.value]]
+  start = time.monotonic()
+  serving_load.serve(server, stream, 1e6)
+  return len(stream) / (time.monotonic() - start)
+
+
+def _compile(config: ModelConfig, server: Server, load: Load) -> None:
+  """Compiles what measured servers run: every rung, then ordinary requests."""
+  for rung in config.numerics.ladder:
+    prompt = np.zeros(rung * config.numerics.chunk, np.int32)
+    alone = [Arrival(-1, 0.0, prompt, None, False)]
+    serving_load.serve(server, alone, 1e6)
+  _saturation(server, load)
+
+
+def _line(name: str, share: float, row: Mapping[str, float]) -> str:
+  if row["answered"] == 0:
+    return f"{name:14} {share:4.1f} answered none"
+  return (
+    f"{name:14} {share:4.1f} answered {row['answered']:4.0%} first token "
+    f"{row['first_token_p50']:7.2f} {row['first_token_p95']:7.2f} s, "
+    f"{1e3 * row['per_token_p50']:6.1f} ms a token, "
+    f"{row['tokens_per_second']:6.1f} tokens/s, "
+    f"restored {row['restored_share']:4.0%}"
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Serves, prints, and keeps the result where it was asked for."""
+  with command_line.one_sentence(argv):
+    config = command_line.model(_PRESET).replace(decode_rows=_ROWS)
+    loads = [
+      float(command_line.number(x, f"--loads: {x!r}")) for x in _LOADS.value
+    ]
+    load = Load(document=_PROMPT.value, vocabulary=config.vocab_size)
+    command_line.at_most(_PROMPT, config.numerics.max_length // 2)
+    command_line.writable(_OUTPUT)
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  for placement in _PLACEMENTS.value:
+    _compile(config, _server(config, model, load, placement), load)
+  rate = _saturation(_server(config, model, load, "no_cache"), load)
+  print(f"without a cache {rate:.3f} requests a second at most", flush=True)
+  rows: list[dict[str, Any]] = []
+  answers: dict[Any, tuple[int, ...]] = {}
+  for share in tqdm(loads, unit="load"):
+    stream = list(serving_load.arrivals(load, share * rate, _SECONDS.value))
+    for placement in _PLACEMENTS.value:
+      server = _server(config, model, load, placement)
+      served = serving_load.serve(server, stream, _SECONDS.value / 2)
+      row = dict(serving_load.summary(served, len(stream)))
+      differing = sum(
+        answers.setdefault((share, x.number), x.ids) != x.ids for x in served
+      )
+      rows.append(
+        {"placement": placement, "load": share, "requests": len(stream)}
+        | row
+        | {"differing_answers": differing}
+      )
+      tqdm.write(_line(placement, share, row))
+  if _OUTPUT.value:
+    write_result(
+      _OUTPUT.value,
+      {
+        "preset": _PRESET.value,
+        "load": load._asdict(),
+        "requests_per_second_without_a_cache": rate,
+        "rows": rows,
+      },
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)
