@@ -29,6 +29,7 @@ from benchmarks.device.parts import Part
 
 _DEVICE = flags.DEFINE_enum("device", "gpu", ["gpu", "cpu"], "Where to run.")
 _ONLY = flags.DEFINE_list("only", None, "Parts; all where it is not given.")
+_TESTS = flags.DEFINE_string("tests", "", "As -k of pytest; all by default.")
 _OUTPUT = flags.DEFINE_string("output", "device.json", "The result.")
 
 _PLATFORM = {"gpu": "cuda", "cpu": "cpu"}
@@ -107,7 +108,9 @@ def _wanted() -> list[Part]:
   Raises:
     ValueError: There is no such part.
   """
-  every = {"gpu": parts.on_gpu, "cpu": parts.on_cpu}[_DEVICE.value]()
+  every = {"gpu": parts.on_gpu, "cpu": parts.on_cpu}[_DEVICE.value](
+    _TESTS.value
+  )
   names = [part.name for part in every]
   for name in _ONLY.value or ():
     if name not in names:

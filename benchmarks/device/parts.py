@@ -32,7 +32,7 @@ _MODELS_ON_GPU = (
 )
 
 
-def _suite(workers: int, seconds: int) -> Part:
+def _suite(workers: int, seconds: int, tests: str) -> Part:
   arguments = (
     "tests/kernels/device_test.py",
     "-m",
@@ -46,7 +46,7 @@ def _suite(workers: int, seconds: int) -> Part:
   return Part(
     "kernels_right",
     "pytest",
-    (*arguments, *quiet, "--junitxml={output}"),
+    (*arguments, *quiet, "-k", tests, "--junitxml={output}"),
     seconds,
   )
 
@@ -79,12 +79,16 @@ def _timed(name: str, module: str, *arguments: str, seconds: int) -> Part:
   return Part(name, module, arguments, seconds, True, quick)
 
 
-def on_gpu() -> list[Part]:
-  """At most eight minutes on an H100 or H200."""
+def on_gpu(tests: str = "") -> list[Part]:
+  """At most eight minutes on an H100 or H200.
+
+  Args:
+    tests: Which of the suite's; all if it is empty.
+  """
   kernels, against = "benchmarks.kernels", "against_transformers"
   steady = "--calls=20", "--repeats=5"
   return [
-    _suite(10, 210),
+    _suite(10, 210, tests),
     _rows("64,128,256,512,1024", "1024,3584,14336"),
     *(_contract(*model, "1,2,4,16", 180) for model in _MODELS_ON_GPU),
     _timed(
@@ -95,7 +99,7 @@ def on_gpu() -> list[Part]:
         "--requests=1,4",
         "--tokens=512,2048,8192",
       ),
-      *("--heads=16,32", "--captures=0,8", *steady),
+      *("--heads=16,32", "--captures=0,8", "--noxla", *steady),
       seconds=150,
     ),
     _timed(
@@ -150,12 +154,12 @@ def on_gpu() -> list[Part]:
   ]
 
 
-def on_cpu() -> list[Part]:
+def on_cpu(tests: str = "") -> list[Part]:
   """The same parts, tiny: that the command works, not how fast anything is."""
   kernels = "benchmarks.kernels"
   once = "--repeats=1", "--requests=1", "--heads=1", "--captures=0"
   return [
-    _suite(2, 600),
+    _suite(2, 600, tests),
     _rows("64,128", "64"),
     _contract("tiny", "float32", "1,2", 600),
     _timed("kernels", kernels, "--tokens=64", *once, seconds=600),
