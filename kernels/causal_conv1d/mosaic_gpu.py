@@ -59,7 +59,8 @@ def packed(
   places = [field.astype(jnp.int32) for field in (chunks.length, chunks.write)]
 
   def body(operands: Any, results: Any, _: Any) -> None:
-    _Program(*operands, *results, tokens, config.columns).run()
+    fields: Any = *operands, *results, tokens, config.columns
+    _Program(*fields).run()
 
   y, pool = launch(
     body,

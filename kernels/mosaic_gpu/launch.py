@@ -47,7 +47,7 @@ class MosaicGpuConfig(Config):
   name: ClassVar[str] = "mosaic_gpu"
   platform: ClassVar[str | None] = "gpu"
   tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
-    {"columns": (16, 32, 64, 128), "stages": (1, 2, 3, 4)}
+    {"columns": (16, 32, 64, 128, 256), "stages": (1, 2, 3, 4)}
   )
   columns: int = 64
   stages: int = 2

@@ -40,16 +40,27 @@ def test_causal_conv1d_is_right_and_of_one_set_of_bits():
   )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("window", [2, 3, 4])
-def test_requests_of_few_tokens_keep_a_part_of_what_was_before(window, dtype):
-  """Each ends in the slot that it began with; the last two go on for longer."""
-  operation = convolution(window, dtype, chunk=24)
+@pytest.mark.parametrize(
+  ("window", "dtype", "chunk"),
+  [
+    *((2, "float32", 24), (3, "bfloat16", 24), (4, "float32", 24)),
+    *((2, "bfloat16", 5), (3, "float32", 5), (4, "bfloat16", 5)),
+  ],
+)
+def test_requests_of_few_tokens_keep_a_part_of_what_was_before(
+  window, dtype, chunk
+):
+  """Each ends in the slot that it began with; the last goes on for a token.
+
+  Chunks of 5 tokens are cut into programs of one, in order: the first of a
+  request has written the slot before the others look at what was there.
+  """
+  operation = convolution(window, dtype, chunk=chunk)
   suite, pool = suite_of(operation), poisoned_pool((9, window - 1, 128), dtype)
-  lengths = (1, 2, 3, 4, 24, 25)
+  lengths = (1, 2, 3, 4, chunk, chunk + 1)
   inputs = [operation.tokens(i, t) for i, t in enumerate(lengths)]
   jobs = [
-    Job(t, read=i, writes={count(Job(t), 24) - 1: i})
+    Job(t, read=i, writes={count(Job(t), chunk) - 1: i})
     for i, t in enumerate(lengths)
   ]
   for slot in range(len(jobs)):
