@@ -64,11 +64,7 @@ def packed(
   if rate is not None:
     arrays = x, log_decay, b, c
     return _selective(arrays, rate, pool, chunks, config)
-  one = pool[:, None]  # carries of one vector
-  y, one = rows.scan(
-    _cell, [x, log_decay], None, one, chunks, config, "diagonal_scan"
-  )
-  return y, one[:, 0]
+  return rows.scan(_cell, [x, log_decay], pool, chunks, config, "diagonal_scan")
 
 
 def refusal(
@@ -138,17 +134,17 @@ IMPLEMENTATION = Implementation(
 
 
 def _cell(
-  state: rows.Carry, x: Array, log_decay: Array, _: rows.Carry
-) -> tuple[rows.Carry, Float32[Array, "d"]]:
+  state: Float32[Array, "d"], x: Float[Array, "d"], log_decay: Array
+) -> tuple[Float32[Array, "d"], Float32[Array, "d"]]:
   """One token: h = exp(a) h + x, and y = h.
 
   Args:
-    state: The number h, in a tuple of its own.
+    state: The number h of each channel.
     x: The input.
     log_decay: The log decay a.
   """
-  h = _decay(log_decay) * state[0] + x.astype(jnp.float32)
-  return (h,), h
+  h = _decay(log_decay) * state + x.astype(jnp.float32)
+  return h, h
 
 
 def _decay(log_decay: Array) -> Array:

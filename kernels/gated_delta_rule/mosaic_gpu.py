@@ -100,8 +100,7 @@ class _Buffers(NamedTuple):
   Attributes:
     q: The queries of one chunk and head. [c k]
     k: The keys, zero at padding once `_load` is through. [c k]
-    keys: The transposed keys. [k c]
-    v: Some columns of V. [c 64]
+    keys: The transposed keys, then `v`. [k c]
     log_decay: The log decay of each token. [c]
     beta: Strengths, to lie along rows. [c]
     beta_again: The strengths again, to lie along columns. [c]
@@ -115,7 +114,6 @@ class _Buffers(NamedTuple):
   q: Ref
   k: Ref
   keys: Ref
-  v: Ref
   log_decay: Ref
   beta: Ref
   beta_again: Ref
@@ -124,6 +122,40 @@ class _Buffers(NamedTuple):
   work: algebra.Work
   arrived: Ref
   loading: Ref
+
+  @property
+  def v(self) -> Ref:
+    """Some columns of V [c 64], where K^T was: a second program fits so.
+
+    The last product with K^T is that of K and K^T. The inverse is made of what
+    comes out of it, and on the way there all threads wait for one another, so
+    nobody reads K^T any more when the first copy of V begins.
+    """
+    return self.keys.at[pl.ds(0, CHUNK)]
+
+
+def buffers_of(width: int) -> _Buffers:
+  """The shared memory to ask for.
+
+  At 128 keys a multiprocessor has room for two programs.
+
+  Args:
+    width: Keys of a head.
+  """
+  gate = vector(CHUNK)
+  return _Buffers(
+    q=tile(CHUNK, width),
+    k=tile(CHUNK, width),
+    keys=tile(width, CHUNK),
+    log_decay=gate,
+    beta=gate,
+    beta_again=gate,
+    scales=vector(2 * CHUNK),
+    decay=vector(width),
+    work=algebra.work(),
+    arrived=plgpu.Barrier(num_arrivals=6),
+    loading=plgpu.Barrier(),
+  )
 
 
 def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
@@ -142,26 +174,11 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     new(n, heads, 2 * CHUNK, dtype=jnp.float32),
     new(n, heads, width, dtype=jnp.float32),
   ]
-  gate = vector(CHUNK)
-  buffers = _Buffers(
-    q=tile(CHUNK, width),
-    k=tile(CHUNK, width),
-    keys=tile(width, CHUNK),
-    v=tile(CHUNK, CHUNK),
-    log_decay=gate,
-    beta=gate,
-    beta_again=gate,
-    scales=vector(2 * CHUNK),
-    decay=vector(width),
-    work=algebra.work(),
-    arrived=plgpu.Barrier(num_arrivals=6),
-    loading=plgpu.Barrier(),
-  )
   made = launch(
     _prepare,
     of,
     results,
-    buffers,
+    buffers_of(width),
     grid={"chunk": n, "head": heads},
     config=config,
     name="gated_delta_prepare",

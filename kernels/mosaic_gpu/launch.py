@@ -47,7 +47,7 @@ class MosaicGpuConfig(Config):
   name: ClassVar[str] = "mosaic_gpu"
   platform: ClassVar[str | None] = "gpu"
   tunable: ClassVar[Mapping[str, Sequence[int]]] = types.MappingProxyType(
-    {"columns": (16, 32, 64, 128), "stages": (1, 2, 3, 4)}
+    {"columns": (16, 32, 64, 128, 256), "stages": (1, 2, 3, 4)}
   )
   columns: int = 64
   stages: int = 2
@@ -62,6 +62,7 @@ def launch(
   grid: Mapping[str, int],
   config: Config,
   name: str,
+  apart: bool = False,
 ) -> list[Array]:
   """Runs `body(operands, results, scratch)` once per point of `grid`.
 
@@ -78,6 +79,9 @@ def launch(
     grid: Size by name; `lax.axis_index(name)` tells a program its place.
     config: Its `interpret` says whether the interpreter runs the kernel.
     name: What a profile calls it.
+    apart: Whether no thread ever reads what another one wrote: without shared
+      memory, on elements of its own. Nobody waits for anybody then; otherwise
+      all threads wait for one another before and after every store.
 
   Returns:
     The results.
@@ -93,7 +97,7 @@ def launch(
     "compiler_params": plgpu.CompilerParams(
       lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
       # All warps have read before any writes: products of warps rely on it.
-      unsafe_no_auto_barriers=False,
+      unsafe_no_auto_barriers=apart,
     )
   }
   if config.interpret is not None:

@@ -1,11 +1,11 @@
 """Scans whose channels do not mix, on GPU: token by token, channels apart.
 
-The carry of such a scan is a few vectors over channels (the window of a
-convolution, the state of a diagonal recurrence). A program owns some channels
-of one segment, keeps its carry in registers from the first chunk
-to the last, restored from a slot and captured to slots on the way, and walks
-through the tokens: a row of shared memory in, a row of global memory out. The
-next chunk is on its way to shared memory while one is walked through.
+The carry of such a scan is a vector over channels, the state of a diagonal
+recurrence. A program owns some channels of one segment, keeps its carry in
+registers from the first chunk to the last, restored from a slot and captured to
+slots on the way, and walks through the tokens: a row of shared memory in, a row
+of global memory out. The next chunk is on its way to shared memory while one is
+walked through.
 
 Tokens past a chunk's length are not visited, so the carry stays as it was; and
 no arithmetic depends on where a token stands, so bits do not either.
@@ -39,10 +39,9 @@ from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   scan_segment,
 )
 
-Carry: TypeAlias = tuple[Array, ...]
-"""Vectors over the channels of a program, in the dtype of the pool."""
-Cell: TypeAlias = Callable[..., tuple[Carry, Array]]
-"""`(carry, one vector per array, constants) -> (carry, y)`, y in float32."""
+Cell: TypeAlias = Callable[..., tuple[Array, Array]]
+"""`(carry, one vector per array) -> (carry, y)`, y in float32; the carry is a
+vector over the channels of a program, in the dtype of the pool."""
 
 _LANES = 128  # threads of a warpgroup: what a vector is a multiple of
 _TOGETHER = 8  # tokens per turn of the loop, whose loads overlap
@@ -106,19 +105,17 @@ def unfit_inputs(x: Array) -> str | None:
 def scan(
   cell: Cell,
   arrays: Sequence[Float[Array, "n c d"]],
-  constants: Float32[Array, "m d"] | None,
-  pool: Float[Array, "s r d"],
+  pool: Float[Array, "s d"],
   chunks: Chunks,
   config: MosaicGpuConfig,
   name: str,
-) -> tuple[Float32[Array, "n c d"], Float[Array, "s r d"]]:
+) -> tuple[Float32[Array, "n c d"], Float[Array, "s d"]]:
   """Restores, scans and captures in one launch, with the pool in place.
 
   Args:
     cell: One token of some channels.
     arrays: What a token reads; padding is never read.
-    constants: Vectors that `cell` gets as a tuple, or None for none.
-    pool: Carries of r vectors, donated.
+    pool: Carries, donated.
     chunks: What each chunk reads, writes and holds.
     config: `columns` (channels) per program and `stages` of loads.
     name: What a profile calls the kernel.
@@ -137,7 +134,7 @@ def scan(
 
   y, pool = launch(
     body,
-    (plan(chunks), list(arrays), constants),
+    (plan(chunks), list(arrays)),
     [new(n, c, width, dtype=jnp.float32), pool],
     (loaded, arrived),
     grid={"chunk": n, "tile": width // columns},
@@ -154,9 +151,8 @@ class _Program(NamedTuple):
     cell: What one token does to the carry.
     plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
     arrays: What tokens read, in global memory. [n c d] each
-    constants: The vectors that `cell` gets [m d], or None.
     y: The outputs. [n c d]
-    pool: The pool of carries. [s r d]
+    pool: The pool of carries. [s d]
     loaded: `arrays` of the chunks under way, in shared memory. [stage c d]
     arrived: One barrier per stage.
     config: The static sizes of the kernel.
@@ -165,7 +161,6 @@ class _Program(NamedTuple):
   cell: Cell
   plan: Ref
   arrays: list[Ref]
-  constants: Ref
   y: Ref
   pool: Ref
   loaded: list[Ref]
@@ -189,19 +184,10 @@ class _Program(NamedTuple):
     width = self.config.columns
     return pl.ds(pl.multiple_of(lax.axis_index("tile") * width, width), width)
 
-  def _constants(self) -> Carry:
-    if self.constants is None:
-      return ()
-    count = self.constants.shape[0]
-    return tuple(self.constants[row, self._columns] for row in range(count))
-
-  def _restore(self, slot: Array) -> Carry:
+  def _restore(self, slot: Array) -> Array:
     """The carry that a slot holds, or zeros at ZERO: slot 0 is read then."""
-    vectors = []
-    for row in range(self.pool.shape[1]):
-      stored = self.pool[lax.max(slot, 0), row, self._columns]
-      vectors.append(choose(slot >= 0, stored, jnp.zeros_like(stored)))
-    return tuple(vectors)
+    stored = self.pool[lax.max(slot, 0), self._columns]
+    return choose(slot >= 0, stored, jnp.zeros_like(stored))
 
   def _load(self, chunk: Array, stage: Array | int) -> None:
     """Starts the copies of one chunk to a stage's buffers."""
@@ -212,7 +198,7 @@ class _Program(NamedTuple):
         self.arrived.at[stage],
       )
 
-  def _step(self, chunk: Array, stage: Array, carry: Carry) -> Carry:
+  def _step(self, chunk: Array, stage: Array, carry: Array) -> Array:
     """Takes one chunk: its real tokens, zeros behind them, and the capture.
 
     Tokens go in groups, whose loads do not wait for one another; the last few
@@ -226,15 +212,15 @@ class _Program(NamedTuple):
     Returns:
       The carry after its real tokens.
     """
-    length, constants = self.plan[LENGTH, chunk], self._constants()
+    length = self.plan[LENGTH, chunk]
 
-    def token(t: Array, carry: Carry) -> Carry:
+    def token(t: Array, carry: Array) -> Array:
       inputs = [buffer[stage, t] for buffer in self.loaded]
-      carry, y = self.cell(carry, *inputs, constants)
+      carry, y = self.cell(carry, *inputs)
       self.y[chunk, t, self._columns] = y
       return carry
 
-    def together(group: Array, carry: Carry) -> Carry:
+    def together(group: Array, carry: Array) -> Array:
       for offset in range(_TOGETHER):
         carry = token(group * _TOGETHER + offset, carry)
       return carry
@@ -261,10 +247,9 @@ class _Program(NamedTuple):
 
     lax.fori_loop(start, stop, token, None)
 
-  def _capture(self, slot: Array, carry: Carry) -> None:
+  def _capture(self, slot: Array, carry: Array) -> None:
     """Writes the carry to its slot, if it has one."""
 
     @pl.when(slot >= 0)
     def _() -> None:
-      for row, vector in enumerate(carry):
-        self.pool[slot, row, self._columns] = vector
+      self.pool[slot, self._columns] = carry

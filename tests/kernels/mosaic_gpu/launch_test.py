@@ -6,6 +6,7 @@ import pytest
 
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from sparse_prefix_jax.kernels.implementations import DoesNotFit
 from sparse_prefix_jax.kernels.mosaic_gpu import devices, rows
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import shared_bytes, sizes
@@ -55,6 +56,33 @@ def test_odd_chunks_do_what_the_packed_scan_does():
     *arguments, odd_chunks(), implementation="xla"
   )
   assert bits(states) == bits(wanted)
+  check_outputs(y, expected)
+
+
+def test_odd_segments_do_what_the_packed_scan_does():
+  random, n = np.random.default_rng(0), len(ODD["read"])
+  x = random.standard_normal((n, 64, 128), np.float32)
+  log_decay = -np.abs(random.standard_normal(x.shape, np.float32))
+  pool = poisoned_pool((9, 128))
+  pool[5] = random.standard_normal(128)
+  arguments = [jnp.asarray(u) for u in (x, log_decay, pool)]
+  config = interpreted(MosaicGpuConfig(columns=128))
+  with traced_for(HOPPER):
+    y, states = diagonal_scan(*arguments, odd_chunks(), implementation=config)
+  expected, wanted = diagonal_scan(
+    *arguments, odd_chunks(), implementation="xla"
+  )
+  written = [slot for slot in ODD["write"] if slot != NONE]
+  np.testing.assert_allclose(
+    states[jnp.array(written)], wanted[jnp.array(written)], rtol=1e-6, atol=1e-6
+  )
+  for slot in set(range(9)) - set(written):
+    assert bits(states[slot]) == bits(pool[slot])
+  check_outputs(y, expected)
+
+
+def check_outputs(y, expected):
+  """Outputs of odd chunks are right, and zero at padding."""
   for chunk, length in enumerate(ODD["length"]):
     np.testing.assert_allclose(
       y[chunk, :length], expected[chunk, :length], rtol=1e-6, atol=1e-6

@@ -3,8 +3,12 @@
 Of gated_delta_rule, kimi_delta_attention and linear_attention; see `suite.py`.
 """
 
+import math
+
+import jax
 import pytest
 
+from sparse_prefix_jax.kernels.gated_delta_rule.mosaic_gpu import buffers_of
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import HOPPER, lowered
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
@@ -27,6 +31,19 @@ def test_is_picked_and_lowers(width, name):
   operation = operation_at(name, (2, 4, width, width), "bfloat16")
   call = operation.empty_call(4, 9)
   assert "mosaic_gpu" in lowered(operation.packed, *call, kind=HOPPER)
+
+
+def test_a_multiprocessor_has_room_for_two_preparations():
+  """233,472 bytes, of which it keeps 1,024 for each program.
+
+  Pallas puts every buffer at a multiple of 1,024 bytes, and takes 2,048 for
+  sums over rows.
+  """
+  shapes = [x for x in jax.tree.leaves(buffers_of(128)) if hasattr(x, "dtype")]
+  sizes = [math.prod(x.shape) * x.dtype.itemsize for x in shapes]
+  barriers = 2 * 8
+  taken = sum(-(-size // 1024) * 1024 for size in sizes) + 2048 + barriers
+  assert taken <= 233_472 // 2 - 1024
 
 
 @each_operation
