@@ -24,13 +24,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float32
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
-  SHARED_BYTES,
-  refused_device,
-)
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -47,66 +44,153 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
 
 _ROWS = 64
 """Rows of a warpgroup's tile, of which the keys of a head are a multiple."""
-_MOST_KEYS = 256
+_MOST_ROWS = 256
 """Rows of one bulk copy."""
-_FEWEST_COLUMNS = 16
-_TILE = 8192
-"""Numbers of a tile, at most: 64 registers of each thread."""
+_COLUMNS = (128, 64, 32, 16)
+"""Columns of a tile: what is tried, and the fewest."""
+_NUMBERS = 64 * 128
+"""Numbers of a tile that fill 64 registers of each thread."""
 _MOST_PROGRAMS = 65_535
 """Along the first axis of a grid."""
 
 
-def step(
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b h k"],
-  v: Float[Array, "b hv v"],
-  log_decay: Float32[Array, "b hv *k"],
-  beta: Float32[Array, "b hv"] | None,
+def implementation(name: str) -> Implementation:
+  """The step of an operation on states [s hv k v].
+
+  It is called with q, k, v, log_decay, beta if it is a delta rule, pool, read
+  and write.
+
+  Args:
+    name: What a profile calls the kernel.
+  """
+
+  def run(
+    q: Array, k: Array, v: Array, *rest: Array, config: MosaicGpuConfig
+  ) -> tuple[Array, Array]:
+    log_decay, *beta, pool, read, write = rest
+    operands = _Operands(q, k, v, log_decay, *(beta or [None]), read, write)
+    return _step(operands, pool, config, name)
+
+  return Implementation(MosaicGpuConfig, run, _refusal, _heuristic)
+
+
+def _refusal(
+  device: Device,
+  config: MosaicGpuConfig,
+  q: Array,
+  k: Array,
+  v: Array,
+  *rest: Array,
+) -> str | None:
+  """Why the kernel does not take these arguments, or None."""
+  refused = refused_device(device, config, products=False)
+  return refused or _unfit(q, k, v, rest[0]) or _unfit_tile(q, v, config)
+
+
+def _unfit(q: Array, k: Array, v: Array, log_decay: Array) -> str | None:
+  """Why the kernel does not take these arrays, or None."""
+  dtypes = {x.dtype for x in (q, k, v)}
+  if not dtypes <= {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}:
+    told = ", ".join(sorted(str(dtype) for dtype in dtypes))
+    return f"takes bfloat16 and float32, and these are {told}"
+  if log_decay.dtype != jnp.float32:
+    return f"takes decays of float32, and these are {log_decay.dtype}"
+  if v.shape[0] > _MOST_PROGRAMS:
+    return f"takes {_MOST_PROGRAMS} rows at most, not {v.shape[0]}"
+  width = q.shape[2]
+  if width % _ROWS or width > _MOST_ROWS:
+    return f"takes 64, 128, 192 or 256 keys of a head, not {width}"
+  return None
+
+
+def _unfit_tile(q: Array, v: Array, config: MosaicGpuConfig) -> str | None:
+  """Why a tile of these columns cannot be, or None."""
+  columns, fewest = config.columns, _COLUMNS[-1]
+  if columns % fewest or columns < fewest or v.shape[2] % columns:
+    return (
+      f"cannot cut {v.shape[2]} value columns into {columns}; it takes a "
+      f"multiple of {fewest} that divides them"
+    )
+  numbers, most = q.shape[2] * columns, 2 * _NUMBERS
+  if numbers > most:
+    return f"holds {most} numbers of a state in registers, not {numbers}"
+  return None
+
+
+def _heuristic(
+  device: Device, q: Array, k: Array, v: Array, *_: Array
+) -> MosaicGpuConfig:
+  """Chooses the columns: as many as leave room for several programs.
+
+  How many rows there are must not be asked: their number would change bits.
+  """
+  del device, k
+  fitting = (
+    columns
+    for columns in _COLUMNS
+    if v.shape[2] % columns == 0 and q.shape[2] * columns <= _NUMBERS
+  )
+  return MosaicGpuConfig(columns=next(fitting, _COLUMNS[-1]))
+
+
+class _Operands(NamedTuple):
+  """What a program reads, but for the states.
+
+  Attributes:
+    q: The queries. [b h k]
+    k: The keys. [b h k]
+    v: The values. [b hv v]
+    log_decay: a, per head or per key channel. [b hv] or [b hv k]
+    beta: Strengths of a delta rule, or None. [b hv]
+    read: Slots, or ZERO. [b]
+    write: Slots that no other row reads or writes, or NONE. [b]
+  """
+
+  q: Ref
+  k: Ref
+  v: Ref
+  log_decay: Ref
+  beta: Ref
+  read: Ref
+  write: Ref
+
+
+def _step(
+  of: _Operands,
   pool: Float32[Array, "s hv k v"],
-  read: Int32[Array, "b"],
-  write: Int32[Array, "b"],
-  *,
   config: MosaicGpuConfig,
   name: str,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """Advances b rows by one token in one launch, with the pool in place.
 
   Args:
-    q: Queries, bfloat16 or float32.
-    k: Keys, likewise.
-    v: Values, likewise.
-    log_decay: a, per head or per key channel.
-    beta: Strength of a delta rule, or None where nothing is subtracted.
+    of: The arrays that it reads.
     pool: States, donated.
-    read: A slot, or ZERO.
-    write: A slot that no other row reads or writes, or NONE.
     config: `columns` of a program.
     name: What a profile calls the kernel.
 
   Returns:
-    out and pool.
+    The outputs and the pool.
   """
-  b, heads, value_width = v.shape
-  width, columns = q.shape[2], config.columns
-  channels = log_decay.ndim == 3
+  b, heads, value_width = of.v.shape
+  width, columns = of.q.shape[2], config.columns
+  channels = of.log_decay.ndim == 3
   buffers = _Buffers(
     state=tile(width, columns, dtype=jnp.float32),
-    q=plgpu.SMEM((width,), q.dtype),
-    k=plgpu.SMEM((width,), k.dtype),
-    v=plgpu.SMEM((columns,), v.dtype),
+    q=plgpu.SMEM((width,), of.q.dtype),
+    k=plgpu.SMEM((width,), of.k.dtype),
+    v=plgpu.SMEM((columns,), of.v.dtype),
     log_decay=vector(width) if channels else None,
     arrived=plgpu.Barrier(num_arrivals=4 if channels else 3),
     restored=plgpu.Barrier(),
   )
 
-  def body(operands: Any, results: Any, buffers: Any) -> None:
-    fields: Any = *operands, *results, buffers, config
-    _Program(*fields).run()
+  def body(operands: Ref, results: Ref, buffers: Ref) -> None:
+    _Program(operands, *results, buffers, config).run()
 
-  operands = q, k, v, log_decay, beta, read, write
   out, pool = launch(
     body,
-    operands,
+    of,
     [new(b, heads, value_width, dtype=jnp.float32), pool],
     buffers,
     grid={"row": b, "head": heads, "tile": value_width // columns},
@@ -142,26 +226,14 @@ class _Program(NamedTuple):
   """Some value columns of one head of one row.
 
   Attributes:
-    q: The queries, in global memory. [b h k]
-    k: The keys. [b h k]
-    v: The values. [b hv v]
-    log_decay: a. [b hv] or [b hv k]
-    beta: Strengths, or None. [b hv]
-    read: Slots, or ZERO. [b]
-    write: Slots, or NONE. [b]
+    of: Operands, in global memory.
     out: The outputs. [b hv v]
     pool: The pool of states. [s hv k v]
     buffers: Buffers, in shared memory.
     config: Sizes of the program.
   """
 
-  q: Ref
-  k: Ref
-  v: Ref
-  log_decay: Ref
-  beta: Ref
-  read: Ref
-  write: Ref
+  of: _Operands
   out: Ref
   pool: Ref
   buffers: _Buffers
@@ -177,13 +249,13 @@ class _Program(NamedTuple):
       for x in (self.buffers.q, self.buffers.k, self.buffers.v)
     )
     query, key = (along_rows(x, columns) for x in (query, key))
-    state = self._decay(self._restore(self.read[row]))
-    if self.beta is not None:
+    state = self._decay(self._restore(self.of.read[row]))
+    if self.of.beta is not None:
       predicted = jnp.sum(state * key, axis=0)
-      update = self.beta[row, head] * (update - predicted)
+      update = self.of.beta[row, head] * (update - predicted)
     state = state + key * along_columns(update, width)
     self.out[row, head, self._columns] = jnp.sum(state * query, axis=0)
-    self._capture(self.write[row], state)
+    self._capture(self.of.write[row], state)
 
   @property
   def _columns(self) -> Any:
@@ -197,22 +269,20 @@ class _Program(NamedTuple):
 
   def _fetch(self, row: Array, head: Array) -> None:
     """Loads all that the token brings; the state is on its way meanwhile."""
-    slot, buffers = self.read[row], self.buffers
+    slot, buffers = self.of.read[row], self.buffers
 
     @pl.when(slot >= 0)
     def _() -> None:
-      plgpu.copy_gmem_to_smem(
-        self._slot(slot), buffers.state, buffers.restored
-      )
+      plgpu.copy_gmem_to_smem(self._slot(slot), buffers.state, buffers.restored)
 
-    key_head = head // (self.v.shape[1] // self.k.shape[1])
+    key_head = head // (self.of.v.shape[1] // self.of.k.shape[1])
     copies = [
-      (self.q.at[row, key_head], buffers.q),
-      (self.k.at[row, key_head], buffers.k),
-      (self.v.at[row, head, self._columns], buffers.v),
+      (self.of.q.at[row, key_head], buffers.q),
+      (self.of.k.at[row, key_head], buffers.k),
+      (self.of.v.at[row, head, self._columns], buffers.v),
     ]
     if buffers.log_decay is not None:
-      copies.append((self.log_decay.at[row, head], buffers.log_decay))
+      copies.append((self.of.log_decay.at[row, head], buffers.log_decay))
     load(copies, buffers.arrived)
 
   def _restore(self, slot: Array) -> Float32[Array, "k v"]:
@@ -235,11 +305,11 @@ class _Program(NamedTuple):
     zeros = jnp.zeros_like(state)
     if self.buffers.log_decay is None:
       row, head = lax.axis_index("row"), lax.axis_index("head")
-      decay = jnp.exp(self.log_decay[row, head])
-      return choose(decay > 0, state * decay, zeros)
+      decay = jnp.exp(self.of.log_decay[row, head])
+      return choose(decay == 0, zeros, state * decay)
     decay = jnp.exp(self.buffers.log_decay[...])
     decay = along_rows(decay, state.shape[1])
-    return jnp.where(decay > 0, state * decay, zeros)
+    return jnp.where(decay == 0, zeros, state * decay)
 
   def _capture(self, slot: Array, state: Float32[Array, "k v"]) -> None:
     """Writes the state to its slot, if it has one."""

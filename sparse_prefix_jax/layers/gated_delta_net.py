@@ -231,7 +231,9 @@ class GatedDeltaNet(ExplicitModule):
       mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
     )
     out, recurrent_state = gated_delta_rule_step(
-      *self._heads(x, mixed), pools.slots.recurrent_state, rows.read, rows.write
+      *(*self._heads(x, mixed), pools.slots.recurrent_state),
+      *(rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)
     state = GatedDeltaNetState(recurrent_state, conv_state)

@@ -282,6 +282,7 @@ class Mamba2(ExplicitModule):
     out, recurrent_state = linear_attention_step(
       *(q, k, v, log_decay, pools.slots.recurrent_state),
       *(rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     out = self._gated_norm(out, skipped, gate)
     state = Mamba2State(recurrent_state, conv_state)

@@ -55,7 +55,8 @@ class Operation:
     tokens: `(seed, t, **choices)` -> inputs [t ...] of one request.
     token: The recurrence of `reference.py`.
     packed: `(*packed inputs, pool, chunks, implementation=)` -> out, pool.
-    step: `(*inputs [b ...], pool, read, write)` -> out, pool.
+    step: `(*inputs [b ...], pool, read, write)` -> out, pool; with kernels it
+      takes `implementation=` too.
     core: `(*packed inputs, length, initial_state=, capture_at=)` -> Scanned.
     dtype: Of the inputs.
     pool_dtype: Of the pool.
@@ -359,6 +360,7 @@ def compiled(packed: Callable[..., Any], implementation: Any) -> Any:
 
 
 @functools.cache
-def compiled_step(step: Callable[..., Any]) -> Any:
-  """One jitted program per step."""
-  return jax.jit(step)
+def compiled_step(step: Callable[..., Any], implementation: Any = None) -> Any:
+  """One jitted program per step and implementation, if one is chosen."""
+  chosen = {} if implementation is None else {"implementation": implementation}
+  return jax.jit(functools.partial(step, **chosen))
