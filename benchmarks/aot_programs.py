@@ -13,10 +13,20 @@ from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
-from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
-from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
+from sparse_prefix_jax.kernels.gated_delta_rule import (
+  gated_delta_rule,
+  gated_delta_rule_step,
+)
+from sparse_prefix_jax.kernels.implementations import Choice
+from sparse_prefix_jax.kernels.kimi_delta_attention import (
+  kimi_delta_attention,
+  kimi_delta_attention_step,
+)
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
-from sparse_prefix_jax.kernels.linear_attention import linear_attention
+from sparse_prefix_jax.kernels.linear_attention import (
+  linear_attention,
+  linear_attention_step,
+)
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.runtime import programs
@@ -27,6 +37,7 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 
 _CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
+_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +120,45 @@ def _kimi(width: int, dtype: Any) -> Program:
 
 def _linear(width: int, dtype: Any) -> Program:
   return _packed(linear_attention, *_heads(width, dtype), _GATE)
+
+
+def _step(
+  width: int,
+  dtype: Any,
+  *,
+  operation: Callable[..., Any],
+  gates: Sequence[tuple[int, ...]],
+  value_width: int | None = None,
+) -> Program:
+  """One token of rows that go on in slots of their own.
+
+  Args:
+    width: Of a key head.
+    dtype: Of q, k and v.
+    operation: On states [s hv k v].
+    gates: What follows the lead [b hv] in the shape of each.
+    value_width: Of a value head; None for that of a key head.
+  """
+
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    *arrays, read, write = inputs
+    # There is no kernel for TPU: what runs there is XLA's form.
+    chosen = None if implementation == "mosaic_tpu" else implementation
+    out, pool = operation(*arrays, *pools, read, write, implementation=chosen)
+    return out, (pool,)
+
+  values = value_width or width
+  key = jax.ShapeDtypeStruct((_ROWS, _HEADS, width), dtype)
+  value = jax.ShapeDtypeStruct((_ROWS, _VALUE_HEADS, values), dtype)
+  slots = jax.ShapeDtypeStruct((_ROWS,), jnp.int32)
+  each = (_float32(_ROWS, _VALUE_HEADS, *gate) for gate in gates)
+  pools = _pools(_VALUE_HEADS, width, values, dtype=jnp.float32)
+  return Program(run, (key, key, value, *each, slots, slots), pools)
+
+
+def _kimi_step(width: int, dtype: Any) -> Program:
+  gates = (width,), ()
+  return _step(width, dtype, operation=kimi_delta_attention_step, gates=gates)
 
 
 def _convolution(width: int, dtype: Any) -> Program:
@@ -244,6 +294,21 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "diagonal_scan": (_scan, (0,)),
   "selective_scan": (functools.partial(_scan, selective=True), (0,)),
   "lattice_attention": (_attention, (64, 128, 256)),
+  "gated_delta_rule_step": (
+    functools.partial(_step, operation=gated_delta_rule_step, gates=((), ())),
+    (64, 128, 256),
+  ),
+  "kimi_delta_attention_step": (_kimi_step, (64, 128, 256)),
+  "linear_attention_step": (
+    functools.partial(_step, operation=linear_attention_step, gates=((),)),
+    (64, 128, 256),
+  ),
+  "mamba_2_step": (
+    functools.partial(
+      _step, operation=linear_attention_step, gates=((),), value_width=64
+    ),
+    (128,),
+  ),
 } | {
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()

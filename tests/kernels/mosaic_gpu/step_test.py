@@ -9,7 +9,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
 from tests.kernels.mosaic_gpu.suite import OnGpu, interpreted
-from tests.kernels.suite import KernelStepSuite
+from tests.kernels.step_suite import KernelStepSuite
 
 
 class Steps(OnGpu, MatrixSuite, KernelStepSuite):
