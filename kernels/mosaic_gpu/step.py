@@ -46,7 +46,7 @@ _ROWS = 64
 """Rows of a warpgroup's tile, of which the keys of a head are a multiple."""
 _MOST_ROWS = 256
 """Rows of one bulk copy."""
-_COLUMNS = (128, 64, 32, 16)
+_COLUMNS = (64, 32, 16)
 """Columns of a tile: what is tried, and the fewest."""
 _NUMBERS = 64 * 128
 """Numbers of a tile that fill 64 registers of each thread."""
@@ -319,4 +319,5 @@ class _Program(NamedTuple):
       self.buffers.state[...] = state
       plgpu.commit_smem()
       plgpu.copy_smem_to_gmem(self.buffers.state, self._slot(slot))
-      plgpu.wait_smem_to_gmem(0)
+      # Shared memory must not go while it is read; memory may come later.
+      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
