@@ -276,7 +276,8 @@ class Mamba2(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     q, k, v, log_decay, skipped = self._heads(x, mixed)
     out, recurrent_state = linear_attention_step(

@@ -11,7 +11,11 @@ import pytest
 from tests.kernels import operations
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.matrix_suite import MatrixSuite
-from tests.kernels.step_suite import KernelStepSuite, StepSuite
+from tests.kernels.step_suite import (
+  DecayingStepSuite,
+  KernelStepSuite,
+  StepSuite,
+)
 from tests.kernels.suite import InPlaceSuite, PackedSuite
 
 pytestmark = pytest.mark.device
@@ -62,10 +66,16 @@ class TestXlaOfBfloat16(TestXlaOfFloat32):
   dtype = "bfloat16"
 
 
-class Steps(MatrixSuite, KernelStepSuite if STEPS != "xla" else StepSuite):
-  """Their steps of one token, in the kernel where there is one."""
+class Decaying(DecayingStepSuite if STEPS != "xla" else StepSuite):
+  """Steps of one token, in the kernel where there is one."""
 
-  dtype, implementation = "bfloat16", STEPS
+  implementation = STEPS
+
+
+class Steps(MatrixSuite, Decaying):
+  """Those of the recurrences on matrix states."""
+
+  dtype = "bfloat16"
 
 
 class TestStepsOfWidth64(Steps):
@@ -93,7 +103,13 @@ class TestConvolution(PackedSuite, InPlace):
   implementation = KERNELS
 
 
-class TestConvolutionStep(StepSuite):
+class Windows(KernelStepSuite if STEPS != "xla" else StepSuite):
+  """Steps of the convolution, in the kernel where there is one."""
+
+  implementation = STEPS
+
+
+class TestConvolutionStep(Windows):
   operation = operations.causal_conv1d_at(256, 4, "bfloat16", 64)
 
 
@@ -102,7 +118,7 @@ class TestConvolutionOfFloat32(PackedSuite):
   implementation = KERNELS
 
 
-class TestConvolutionStepOfFloat32(StepSuite):
+class TestConvolutionStepOfFloat32(Windows):
   operation = operations.causal_conv1d_at(128, 2, "float32", 64)
 
 
@@ -111,7 +127,7 @@ class TestDiagonalScan(PackedSuite, InPlace):
   implementation = KERNELS
 
 
-class TestDiagonalStep(StepSuite):
+class TestDiagonalStep(Decaying):
   operation = operations.diagonal_scan_at(256, "float32")
 
 
@@ -125,7 +141,7 @@ class TestSelectiveScan(PackedSuite, InPlace):
   implementation = KERNELS
 
 
-class TestSelectiveStep(StepSuite):
+class TestSelectiveStep(Decaying):
   operation = operations.selective_scan_at(128, 16, "float32")
 
 

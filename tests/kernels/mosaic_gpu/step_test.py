@@ -9,10 +9,10 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
 from tests.kernels.mosaic_gpu.suite import OnGpu, interpreted
-from tests.kernels.step_suite import KernelStepSuite
+from tests.kernels.step_suite import DecayingStepSuite
 
 
-class Steps(OnGpu, MatrixSuite, KernelStepSuite):
+class Steps(OnGpu, MatrixSuite, DecayingStepSuite):
   """The steps of the recurrences on matrix states, in the kernel."""
 
 
