@@ -61,8 +61,8 @@ STEP = Implementation(
 
 
 def _cell(
-  window: rows.Carry, inputs: rows.Carry, weight: rows.Carry
-) -> tuple[rows.Carry, Float32[Array, "d"]]:
+  window: rows.Vectors, inputs: rows.Vectors, weight: rows.Vectors
+) -> tuple[rows.Vectors, Float32[Array, "d"]]:
   """Takes one token: the products of the window and the taps, in their order.
 
   Args:

@@ -90,7 +90,7 @@ def refusal(
     return f"takes decays of float32, and these are {log_decay.dtype}"
   if rate is None:
     return refused or rows.unfit(x, config)
-  return refused or rows.unfit_inputs(x) or _unfit_tile(x, rate, config)
+  return refused or rows.unfit_tokens(x) or _unfit_tile(x, rate, config)
 
 
 def _unfit_tile(x: Array, rate: Array, config: MosaicGpuConfig) -> str | None:
@@ -125,8 +125,8 @@ STEP = Implementation(
 
 
 def _cell(
-  state: rows.Carry, inputs: rows.Carry, _: rows.Carry
-) -> tuple[rows.Carry, Float32[Array, "d"]]:
+  state: rows.Vectors, inputs: rows.Vectors, _: rows.Vectors
+) -> tuple[rows.Vectors, Float32[Array, "d"]]:
   """Takes one token: h = exp(a) h + x, and y = h.
 
   Args:
@@ -211,7 +211,8 @@ def _selective(
   )
 
   def body(operands: Ref, results: Ref, buffers: Ref) -> None:
-    _Selective(operands, *results, buffers, config).run()
+    fields: Any = operands, *results, buffers, config
+    _Selective(*fields).run()
 
   y, pool = launch(
     body,

@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
-from sparse_prefix_jax.kernels.mosaic_gpu import step as token
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -38,6 +37,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 _SQUARE = (CHUNK, CHUNK)
 
@@ -73,7 +73,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=4, operands=3)
-STEP = token.implementation("gated_delta_rule_step")
+STEP = step_implementation("gated_delta_rule_step")
 
 
 class _Operands(NamedTuple):

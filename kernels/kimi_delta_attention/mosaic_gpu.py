@@ -25,7 +25,6 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu import pairs
 from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
-from sparse_prefix_jax.kernels.mosaic_gpu import step as token
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -42,6 +41,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 
 def packed(
@@ -80,7 +80,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=4, operands=5)
-STEP = token.implementation("kimi_delta_attention_step")
+STEP = step_implementation("kimi_delta_attention_step")
 
 
 class _Operands(NamedTuple):

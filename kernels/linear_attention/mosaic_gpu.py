@@ -16,7 +16,6 @@ from jaxtyping import Array, BFloat16, Float, Float32
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu import state as state_scan
-from sparse_prefix_jax.kernels.mosaic_gpu import step as token
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -30,6 +29,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 
 def packed(
@@ -60,7 +60,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=2, operands=2)
-STEP = token.implementation("linear_attention_step")
+STEP = step_implementation("linear_attention_step")
 
 
 class _Operands(NamedTuple):

@@ -22,9 +22,11 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   new,
 )
 
-Carry: TypeAlias = tuple[Array, ...]
+Vectors: TypeAlias = tuple[Array, ...]
 """Vectors over the channels of a program, in the dtype of the pool."""
-Cell: TypeAlias = Callable[[Carry, Carry, Carry], tuple[Carry, Array]]
+TokenCell: TypeAlias = Callable[
+  [Vectors, Vectors, Vectors], tuple[Vectors, Array]
+]
 """`(carry, a vector per array, constants) -> (carry, y)`, y in float32."""
 
 _LANES = 128  # threads of a warpgroup: what a vector is a multiple of
@@ -55,10 +57,10 @@ def unfit(x: Array, config: MosaicGpuConfig) -> str | None:
     return f"cannot cut {x.shape[1]} channels into {columns}"
   if columns > _MOST_COLUMNS:
     return f"takes {_MOST_COLUMNS} channels per program at most, not {columns}"
-  return unfit_inputs(x)
+  return unfit_tokens(x)
 
 
-def unfit_inputs(x: Array) -> str | None:
+def unfit_tokens(x: Array) -> str | None:
   """Why no kernel takes the inputs, however they are cut, or None.
 
   Args:
@@ -72,7 +74,7 @@ def unfit_inputs(x: Array) -> str | None:
 
 
 def step(
-  cell: Cell,
+  cell: TokenCell,
   arrays: Sequence[Float[Array, "b d"]],
   constants: Float[Array, "m d"] | None,
   pool: Float[Array, "s r d"],
@@ -98,7 +100,8 @@ def step(
   b, width = arrays[0].shape
 
   def body(operands: Any, results: Any, _: Any) -> None:
-    _Program(cell, *operands, *results, config).run()
+    fields: Any = cell, *operands, *results, config
+    _Program(*fields).run()
 
   y, pool = launch(
     body,
@@ -125,7 +128,7 @@ class _Program(NamedTuple):
     config: Sizes of the program.
   """
 
-  cell: Cell
+  cell: TokenCell
   arrays: list[Ref]
   constants: Ref
   slots: tuple[Ref, Ref]
@@ -151,13 +154,13 @@ class _Program(NamedTuple):
     width = self.config.columns
     return pl.ds(pl.multiple_of(lax.axis_index("tile") * width, width), width)
 
-  def _constants(self) -> Carry:
+  def _constants(self) -> Vectors:
     if self.constants is None:
       return ()
     count = self.constants.shape[0]
     return tuple(self.constants[index, self._columns] for index in range(count))
 
-  def _restore(self, slot: Array) -> Carry:
+  def _restore(self, slot: Array) -> Vectors:
     """The carry that a slot holds, or zeros at ZERO: slot 0 is read then."""
     vectors = []
     for index in range(self.pool.shape[1]):

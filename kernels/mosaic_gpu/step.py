@@ -54,7 +54,7 @@ _MOST_PROGRAMS = 65_535
 """Along the first axis of a grid."""
 
 
-def implementation(name: str) -> Implementation:
+def step_implementation(name: str) -> Implementation:
   """The step of an operation on states [s hv k v].
 
   It is called with q, k, v, log_decay, beta if it is a delta rule, pool, read
@@ -68,7 +68,8 @@ def implementation(name: str) -> Implementation:
     q: Array, k: Array, v: Array, *rest: Array, config: MosaicGpuConfig
   ) -> tuple[Array, Array]:
     log_decay, *beta, pool, read, write = rest
-    operands = _Operands(q, k, v, log_decay, *(beta or [None]), read, write)
+    strength = beta[0] if beta else None
+    operands = _Operands(q, k, v, log_decay, strength, read, write)
     return _step(operands, pool, config, name)
 
   return Implementation(MosaicGpuConfig, run, _refusal, _heuristic)
@@ -186,7 +187,8 @@ def _step(
   )
 
   def body(operands: Ref, results: Ref, buffers: Ref) -> None:
-    _Program(operands, *results, buffers, config).run()
+    fields: Any = operands, *results, buffers, config
+    _Program(*fields).run()
 
   out, pool = launch(
     body,
@@ -249,7 +251,7 @@ class _Program(NamedTuple):
       for x in (self.buffers.q, self.buffers.k, self.buffers.v)
     )
     query, key = (along_rows(x, columns) for x in (query, key))
-    state = self._decay(self._restore(self.of.read[row]))
+    state = self._decayed(self.of.read[row])
     if self.of.beta is not None:
       predicted = jnp.sum(state * key, axis=0)
       update = self.of.beta[row, head] * (update - predicted)
@@ -285,31 +287,33 @@ class _Program(NamedTuple):
       copies.append((self.of.log_decay.at[row, head], buffers.log_decay))
     load(copies, buffers.arrived)
 
-  def _restore(self, slot: Array) -> Float32[Array, "k v"]:
-    """The state before the token: that of the slot, or zeros at ZERO.
+  def _decayed(self, slot: Array) -> Float32[Array, "k v"]:
+    """exp(a) S, and zeros where exp(a) is zero, whatever S holds there.
 
-    A sentinel reaches no index, and what the buffer holds at ZERO is selected
-    away.
+    So at ZERO exp(a) is taken for zero: what the buffer holds is selected away.
+    A sentinel reaches no index.
     """
     buffers = self.buffers
+    decay = self._decay()
+    decay = choose(slot >= 0, decay, jnp.zeros_like(decay))
 
     @pl.when(slot >= 0)
     def _() -> None:
       plgpu.barrier_wait(buffers.restored)
 
     stored = as_accumulator(buffers.state[...], self.config)
-    return choose(slot >= 0, stored, jnp.zeros_like(stored))
+    zeros = jnp.zeros_like(stored)
+    if decay.ndim == 0:
+      return choose(decay == 0, zeros, stored * decay)
+    decay = along_rows(decay, stored.shape[1])
+    return jnp.where(decay == 0, zeros, stored * decay)
 
-  def _decay(self, state: Float32[Array, "k v"]) -> Float32[Array, "k v"]:
-    """exp(a) S, and zeros where exp(a) is zero, whatever S holds there."""
-    zeros = jnp.zeros_like(state)
-    if self.buffers.log_decay is None:
-      row, head = lax.axis_index("row"), lax.axis_index("head")
-      decay = jnp.exp(self.of.log_decay[row, head])
-      return choose(decay == 0, zeros, state * decay)
-    decay = jnp.exp(self.buffers.log_decay[...])
-    decay = along_rows(decay, state.shape[1])
-    return jnp.where(decay == 0, zeros, state * decay)
+  def _decay(self) -> Float32[Array, "*k"]:
+    """exp(a) of the head, or of each of its key channels."""
+    if self.buffers.log_decay is not None:
+      return jnp.exp(self.buffers.log_decay[...])
+    row, head = lax.axis_index("row"), lax.axis_index("head")
+    return jnp.exp(self.of.log_decay[row, head])
 
   def _capture(self, slot: Array, state: Float32[Array, "k v"]) -> None:
     """Writes the state to its slot, if it has one."""

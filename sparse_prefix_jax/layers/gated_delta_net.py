@@ -231,8 +231,9 @@ class GatedDeltaNet(ExplicitModule):
       *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
       implementation=self.numerics.forced_step_implementation,
     )
+    q, k, v, log_decay, beta = self._heads(x, mixed)
     out, recurrent_state = gated_delta_rule_step(
-      *(*self._heads(x, mixed), pools.slots.recurrent_state),
+      *(q, k, v, log_decay, beta, pools.slots.recurrent_state),
       *(rows.read, rows.write),
       implementation=self.numerics.forced_step_implementation,
     )

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from sparse_prefix_jax.kernels.implementations import Device, DoesNotFit
-from sparse_prefix_jax.kernels.mosaic_gpu import step
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
 from tests.kernels.mosaic_gpu.suite import OnGpu, interpreted
@@ -14,6 +14,8 @@ from tests.kernels.step_suite import DecayingStepSuite
 
 class Steps(OnGpu, MatrixSuite, DecayingStepSuite):
   """The steps of the recurrences on matrix states, in the kernel."""
+
+  tokens = 8
 
 
 class TestOfWidth64(Steps):
@@ -75,12 +77,12 @@ def test_is_picked_and_lowers(dtype, kind, name):
 def test_columns_leave_room_for_several_programs(k, v, columns):
   q, k, v = jnp.zeros((2, 1, k)), jnp.zeros((2, 1, k)), jnp.zeros((2, 1, v))
   device = Device("gpu", HOPPER)
-  config = step.implementation("any").heuristic(device, q, k, v)
+  config = step_implementation("any").heuristic(device, q, k, v)
   assert config == MosaicGpuConfig(columns=columns)
 
 
 def test_columns_do_not_depend_on_how_many_rows_there_are():
-  heuristic = step.implementation("any").heuristic
+  heuristic = step_implementation("any").heuristic
   found = set()
   for b in (1, 16, 64):
     x = jnp.zeros((b, 16, 128), jnp.bfloat16)
@@ -110,7 +112,7 @@ def test_other_dtypes_and_too_many_rows_are_refused():
   def refusal(b, dtype="float32", gates="float32"):
     x, gate = jnp.zeros((b, 1, 64), dtype), jnp.zeros((b, 1), gates)
     device, config = Device("gpu", HOPPER), MosaicGpuConfig()
-    return step.implementation("any").refusal(device, config, x, x, x, gate)
+    return step_implementation("any").refusal(device, config, x, x, x, gate)
 
   assert refusal(65_535) is None
   assert refusal(65_536) == "takes 65535 rows at most, not 65536"
