@@ -10,13 +10,29 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder
-from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
+from sparse_prefix_jax.kernels.causal_conv1d import (
+  causal_conv1d,
+  causal_conv1d_step,
+)
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
-from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
-from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
-from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
+from sparse_prefix_jax.kernels.diagonal_scan import (
+  diagonal_scan,
+  diagonal_scan_step,
+)
+from sparse_prefix_jax.kernels.gated_delta_rule import (
+  gated_delta_rule,
+  gated_delta_rule_step,
+)
+from sparse_prefix_jax.kernels.implementations import Choice
+from sparse_prefix_jax.kernels.kimi_delta_attention import (
+  kimi_delta_attention,
+  kimi_delta_attention_step,
+)
 from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
-from sparse_prefix_jax.kernels.linear_attention import linear_attention
+from sparse_prefix_jax.kernels.linear_attention import (
+  linear_attention,
+  linear_attention_step,
+)
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models import hybrid
 from sparse_prefix_jax.runtime import programs
@@ -27,6 +43,7 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 
 _CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
+_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +126,78 @@ def _kimi(width: int, dtype: Any) -> Program:
 
 def _linear(width: int, dtype: Any) -> Program:
   return _packed(linear_attention, *_heads(width, dtype), _GATE)
+
+
+def _token(
+  operation: Callable[..., Any],
+  pools: Callable[[int], Any],
+  *inputs: Shape,
+  **options: Shape,
+) -> Program:
+  """A step of one token, inputs in its order, then what it takes by name."""
+
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    arrays, slots, options = inputs
+    # There is no kernel for TPU: what runs there is XLA's form.
+    chosen = None if implementation == "mosaic_tpu" else implementation
+    out, pool = operation(
+      *(*arrays, *pools, *slots), **options, implementation=chosen
+    )
+    return out, (pool,)
+
+  slots = (jax.ShapeDtypeStruct((_ROWS,), jnp.int32),) * 2
+  return Program(run, (inputs, slots, options), pools)
+
+
+def _matrix_step(
+  width: int,
+  dtype: Any,
+  *,
+  operation: Callable[..., Any],
+  gates: Sequence[tuple[int, ...]] = ((), ()),
+  value_width: int | None = None,
+) -> Program:
+  """A step of a recurrence on matrix states.
+
+  Args:
+    width: Of a key head.
+    dtype: Of q, k and v.
+    operation: On states [s hv k v].
+    gates: What follows [b hv] in the shape of each.
+    value_width: Of a value head; None for that of a key head.
+  """
+  values = value_width or width
+  key = jax.ShapeDtypeStruct((_ROWS, _HEADS, width), dtype)
+  value = jax.ShapeDtypeStruct((_ROWS, _VALUE_HEADS, values), dtype)
+  each = (_float32(_ROWS, _VALUE_HEADS, *gate) for gate in gates)
+  pools = _pools(_VALUE_HEADS, width, values, dtype=jnp.float32)
+  return _token(operation, pools, key, key, value, *each)
+
+
+def _kimi_step(width: int, dtype: Any) -> Program:
+  gates = (width,), ()
+  return _matrix_step(
+    width, dtype, operation=kimi_delta_attention_step, gates=gates
+  )
+
+
+def _convolution_step(width: int, dtype: Any) -> Program:
+  x = jax.ShapeDtypeStruct((_ROWS, _CHANNELS), dtype)
+  weight = jax.ShapeDtypeStruct((_WINDOW, _CHANNELS), dtype)
+  pools = _pools(_WINDOW - 1, _CHANNELS, dtype=dtype)
+  return _token(causal_conv1d_step, pools, x, weight)
+
+
+def _scan_step(width: int, dtype: Any, selective: bool = False) -> Program:
+  x = jax.ShapeDtypeStruct((_ROWS, _CHANNELS), dtype)
+  given = x, _float32(*x.shape)
+  if not selective:
+    pools = _pools(_CHANNELS, dtype=jnp.float32)
+    return _token(diagonal_scan_step, pools, *given)
+  b = jax.ShapeDtypeStruct((_ROWS, _STATES), dtype)
+  pools = _pools(_CHANNELS, _STATES, dtype=jnp.float32)
+  rate = _float32(_CHANNELS, _STATES)
+  return _token(diagonal_scan_step, pools, *given, rate=rate, b=b, c=b)
 
 
 def _convolution(width: int, dtype: Any) -> Program:
@@ -229,6 +318,10 @@ def _table(model: programs.FrozenModel, rows: int) -> jax.Array:
   return _int32(rows, model.config.numerics.max_length // _TOKENS)
 
 
+_linear_step = functools.partial(
+  _matrix_step, operation=linear_attention_step, gates=((),)
+)
+
 _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
   "model_prefill": (programs.prefill_group, _prefill),
   "model_decode": (programs.decode_step, _decode),
@@ -244,6 +337,16 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "diagonal_scan": (_scan, (0,)),
   "selective_scan": (functools.partial(_scan, selective=True), (0,)),
   "lattice_attention": (_attention, (64, 128, 256)),
+  "gated_delta_rule_step": (
+    functools.partial(_matrix_step, operation=gated_delta_rule_step),
+    (64, 128, 256),
+  ),
+  "kimi_delta_attention_step": (_kimi_step, (64, 128, 256)),
+  "linear_attention_step": (_linear_step, (64, 128, 256)),
+  "mamba_2_step": (functools.partial(_linear_step, value_width=64), (128,)),
+  "causal_conv1d_step": (_convolution_step, (0,)),
+  "diagonal_scan_step": (_scan_step, (0,)),
+  "selective_scan_step": (functools.partial(_scan_step, selective=True), (0,)),
 } | {
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()

@@ -116,7 +116,8 @@ def check_rows(
   Args:
     operation: The name of the operation, for the message.
     read: The slot of each row, or ZERO. [b]
-    write: The slot of each row, or NONE; no slot stands twice. [b]
+    write: The slot of each row, or NONE; no slot stands twice, and none is one
+      that another row reads. [b]
     **arrays: An array and its axes, those of the rows "b ..."; one of them has
       an axis s, the slots.
 
@@ -139,7 +140,23 @@ def check_rows(
   reads, writes = concrete(name("read"), read), concrete(name("write"), write)
   _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")
   _check_write(name("write"), writes, s)
+  _check_apart(name("write"), reads, writes)
   return sizes
+
+
+def _check_apart(
+  name: str, reads: np.ndarray | None, writes: np.ndarray | None
+) -> None:
+  """Refuses a slot that one row writes and another reads, before or after."""
+  if reads is None or writes is None:
+    return
+  shared = (writes[:, None] == reads[None]) & (writes[:, None] != NONE)
+  np.fill_diagonal(shared, False)
+  if shared.any():
+    raise ValueError(
+      f"{name} names slot {writes[shared.any(axis=1)][0]}, which another row "
+      "reads; rows may run at the same time."
+    )
 
 
 def check_pages(

@@ -1,14 +1,18 @@
 """causal_conv1d: a depthwise convolution whose window outlives a chunk."""
 
-import functools
 from collections.abc import Mapping
 
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.causal_conv1d import mosaic_gpu, mosaic_tpu, xla
+from sparse_prefix_jax.kernels.causal_conv1d import (
+  mosaic_gpu,
+  mosaic_gpu_step,
+  mosaic_tpu,
+  xla,
+)
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
-from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
@@ -17,6 +21,7 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
+STEP_IMPLEMENTATIONS = (mosaic_gpu_step.STEP, plain(xla.step))
 
 
 def causal_conv1d(
@@ -119,6 +124,8 @@ def causal_conv1d_step(
   pool: Float[Array, "s w-1 d"],
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
+  *,
+  implementation: Choice = None,
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
@@ -127,13 +134,16 @@ def causal_conv1d_step(
     weight: Depthwise filter, oldest tap first.
     pool: The last w-1 inputs per slot, in the dtype of x; donated.
     read: Slot of the inputs before the token, or ZERO.
-    write: Slot that receives the inputs after it, or NONE; no slot twice.
+    write: Slot that receives the inputs after it, or NONE; no slot twice, and
+      none that another row reads.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     y in float32 and the pool.
 
   Raises:
-    ValueError: Shapes do not belong together, or a slot is none.
+    ValueError: Shapes do not belong together, a slot is none, or no
+      implementation fits, with the reason of each.
   """
   sizes = check_rows(
     "causal_conv1d_step",
@@ -144,8 +154,12 @@ def causal_conv1d_step(
     pool=(pool, "s window d"),
   )
   _check_window("causal_conv1d_step", x, pool, sizes)
-  cell = functools.partial(xla.step, weight)
-  return step_rows(cell, pool, (x,), read, write)
+  return dispatch(
+    "causal_conv1d_step",
+    implementation,
+    STEP_IMPLEMENTATIONS,
+    *(x, weight, pool, read, write),
+  )
 
 
 def _check_window(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan, step_rows
 
 
 def packed(
@@ -39,6 +39,18 @@ def chunk(
 
 
 def step(
+  x: Float[Array, "b d"],
+  weight: Float[Array, "w d"],
+  pool: Float[Array, "s w-1 d"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
+  """Takes one token of b rows; called as `causal_conv1d_step`."""
+  cell = functools.partial(_token, weight)
+  return step_rows(cell, pool, (x,), read, write)
+
+
+def _token(
   weight: Float[Array, "w d"],
   state: Float[Array, "b w-1 d"],
   x: Float[Array, "b d"],

@@ -7,8 +7,13 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
-from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
-from sparse_prefix_jax.kernels.diagonal_scan import mosaic_gpu, mosaic_tpu, xla
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks
+from sparse_prefix_jax.kernels.diagonal_scan import (
+  mosaic_gpu,
+  mosaic_gpu_step,
+  mosaic_tpu,
+  xla,
+)
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
 
@@ -17,6 +22,7 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
+STEP_IMPLEMENTATIONS = (mosaic_gpu_step.STEP, plain(xla.step))
 
 
 def diagonal_scan(
@@ -156,6 +162,7 @@ def diagonal_scan_step(
   rate: Float32[Array, "d e"] | None = None,
   b: Float[Array, "b e"] | None = None,
   c: Float[Array, "b e"] | None = None,
+  implementation: Choice = None,
 ) -> tuple[Float32[Array, "b d"], Float32[Array, "s d *e"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
@@ -164,10 +171,12 @@ def diagonal_scan_step(
     log_decay: Log decay a_t <= 0; -inf resets the channel.
     pool: States, [s d] or [s d e]; donated.
     read: Slot of the state before the token, or ZERO.
-    write: Slot that receives the state after it, or NONE; no slot twice.
+    write: Slot that receives the state after it, or NONE; no slot twice, and
+      none that another row reads.
     rate: Positive factors of the log decay.
     b: What an input adds, per state channel.
     c: How the state is read out.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     y in float32 and the pool.
@@ -187,8 +196,12 @@ def diagonal_scan_step(
     **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
   )
   check_pool("diagonal_scan_step", pool, jnp.float32)
-  xs = (x, log_decay, rate, b, c)
-  return step_rows(xla.step, pool, xs, read, write)
+  return dispatch(
+    "diagonal_scan_step",
+    implementation,
+    STEP_IMPLEMENTATIONS,
+    *(x, log_decay, pool, read, write, rate, b, c),
+  )
 
 
 def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:

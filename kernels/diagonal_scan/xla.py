@@ -4,10 +4,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import chunk_algebra as algebra
-from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan, step_rows
 
 
 def packed(
@@ -61,6 +61,21 @@ def chunk(
 
 
 def step(
+  x: Float[Array, "b d"],
+  log_decay: Float32[Array, "b d"],
+  pool: Float32[Array, "s d *e"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+  rate: Float32[Array, "d e"] | None,
+  b: Float[Array, "b e"] | None,
+  c: Float[Array, "b e"] | None,
+) -> tuple[Float32[Array, "b d"], Float32[Array, "s d *e"]]:
+  """Takes one token of b rows; called as `diagonal_scan_step`."""
+  xs = (x, log_decay, rate, b, c)
+  return step_rows(_token, pool, xs, read, write)
+
+
+def _token(
   state: Float32[Array, "b d *e"],
   x: Float[Array, "b d"],
   log_decay: Float32[Array, "b d"],

@@ -37,6 +37,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 _SQUARE = (CHUNK, CHUNK)
 
@@ -72,6 +73,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=4, operands=3)
+STEP = step_implementation("gated_delta_rule_step")
 
 
 class _Operands(NamedTuple):

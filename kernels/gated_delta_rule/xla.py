@@ -16,10 +16,10 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import chunk_algebra as algebra
-from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan
+from sparse_prefix_jax.kernels.chunks import Chunks, packed_scan, step_rows
 
 
 def packed(
@@ -39,6 +39,21 @@ def packed(
     return chunk(state, *x, length=length, precision=precision)
 
   return packed_scan(cell, pool, (q, k, v, log_decay, beta), chunks)
+
+
+def step(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b h k"],
+  v: Float[Array, "b hv v"],
+  log_decay: Float32[Array, "b hv"],
+  beta: Float32[Array, "b hv"],
+  pool: Float32[Array, "s hv k v"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
+  """Takes one token of b rows; called as `gated_delta_rule_step` is."""
+  xs = (q, k, v, log_decay[..., None], beta)
+  return step_rows(algebra.step, pool, xs, read, write)
 
 
 def chunk(

@@ -3,10 +3,9 @@
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels import chunk_algebra as algebra
 from sparse_prefix_jax.kernels import differentiable
 from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
-from sparse_prefix_jax.kernels.chunks import Captures, Chunks, step_rows
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.kimi_delta_attention import (
   mosaic_gpu,
@@ -21,6 +20,7 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
+STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, plain(xla.step))
 
 
 def kimi_delta_attention(
@@ -151,6 +151,8 @@ def kimi_delta_attention_step(
   pool: Float32[Array, "s hv k v"],
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
+  *,
+  implementation: Choice = None,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`.
 
@@ -162,13 +164,16 @@ def kimi_delta_attention_step(
     beta: Strength of the update, 0 to 1.
     pool: States, donated: the new ones appear in the result.
     read: Slot of the state before the token, or ZERO.
-    write: Slot that receives the state after it, or NONE; no slot twice.
+    write: Slot that receives the state after it, or NONE; no slot twice, and
+      none that another row reads.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
     out and pool.
 
   Raises:
-    ValueError: Shapes do not belong together, or a slot is none.
+    ValueError: Shapes do not belong together, a slot is none, or no
+      implementation fits, with the reason of each.
   """
   sizes = check_rows(
     "kimi_delta_attention_step",
@@ -182,5 +187,9 @@ def kimi_delta_attention_step(
     pool=(pool, "s hv k v"),
   )
   check_heads("kimi_delta_attention_step", sizes, pool)
-  xs = (q, k, v, log_decay, beta)
-  return step_rows(algebra.step, pool, xs, read, write)
+  return dispatch(
+    "kimi_delta_attention_step",
+    implementation,
+    STEP_IMPLEMENTATIONS,
+    *(q, k, v, log_decay, beta, pool, read, write),
+  )

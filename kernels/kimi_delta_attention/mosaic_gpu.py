@@ -41,6 +41,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 
 def packed(
@@ -79,6 +80,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=4, operands=5)
+STEP = step_implementation("kimi_delta_attention_step")
 
 
 class _Operands(NamedTuple):

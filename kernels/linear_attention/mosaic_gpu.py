@@ -29,6 +29,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
+from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
 
 def packed(
@@ -59,6 +60,7 @@ def packed(
 
 
 IMPLEMENTATION = implementation(packed, value_bytes=2, operands=2)
+STEP = step_implementation("linear_attention_step")
 
 
 class _Operands(NamedTuple):

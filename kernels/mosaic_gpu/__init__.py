@@ -8,6 +8,8 @@ pairs       Gram matrices where decays are per channel
 heads       the preparations of operations on matrix states
 state       restore, scan and capture of matrix states: [k v] per head
 rows        the same for states of independent channels
+step        one token of matrix states, in decoding
+rows_step   one token of states of independent channels
 """
 
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (

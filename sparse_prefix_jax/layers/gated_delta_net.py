@@ -228,10 +228,14 @@ class GatedDeltaNet(ExplicitModule):
     mixed = dense(x, self.in_qkv[...], precision)
     gate = dense(x, self.in_gate[...], precision)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
+    q, k, v, log_decay, beta = self._heads(x, mixed)
     out, recurrent_state = gated_delta_rule_step(
-      *self._heads(x, mixed), pools.slots.recurrent_state, rows.read, rows.write
+      *(q, k, v, log_decay, beta, pools.slots.recurrent_state),
+      *(rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)
     state = GatedDeltaNetState(recurrent_state, conv_state)

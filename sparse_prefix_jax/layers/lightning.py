@@ -177,6 +177,7 @@ class Lightning(ExplicitModule):
     out, state = linear_attention_step(
       *(q, k, v, log_decay, pools.slots.recurrent_state),
       *(rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     out = self._close(self._gated_norm(out, gate))
     return out, pools._replace(slots=LightningState(state))

@@ -225,7 +225,8 @@ class Mamba(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     u, log_decay, b, c, skipped = self._parts(mixed)
     out, recurrent_state = diagonal_scan_step(
@@ -234,6 +235,7 @@ class Mamba(ExplicitModule):
       rate=jnp.exp(self.log_rate[...]),
       b=b,
       c=c,
+      implementation=self.numerics.forced_step_implementation,
     )
     out = _gated(out, skipped, gate)
     state = MambaState(recurrent_state, conv_state)

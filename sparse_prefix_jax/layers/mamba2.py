@@ -276,12 +276,14 @@ class Mamba2(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     q, k, v, log_decay, skipped = self._heads(x, mixed)
     out, recurrent_state = linear_attention_step(
       *(q, k, v, log_decay, pools.slots.recurrent_state),
       *(rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     out = self._gated_norm(out, skipped, gate)
     state = Mamba2State(recurrent_state, conv_state)

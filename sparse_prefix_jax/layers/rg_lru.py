@@ -200,11 +200,13 @@ class RGLRU(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     u, log_decay = self._gates(mixed, rows.position)
     out, recurrent_state = diagonal_scan_step(
-      *(u, log_decay, pools.slots.recurrent_state, rows.read, rows.write)
+      *(u, log_decay, pools.slots.recurrent_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     out = _opened(out, gate)
     state = RGLRUState(recurrent_state, conv_state)

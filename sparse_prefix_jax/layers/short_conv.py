@@ -168,7 +168,8 @@ class ShortConv(ExplicitModule):
     del page_table
     mixed, leave = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write
+      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      implementation=self.numerics.forced_step_implementation,
     )
     out = self._close(self._opened(mixed, leave))
     return out, pools._replace(slots=ShortConvState(conv_state))

@@ -11,7 +11,12 @@ import pytest
 from tests.kernels import operations
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.matrix_suite import MatrixSuite
-from tests.kernels.suite import InPlaceSuite, PackedSuite, StepSuite
+from tests.kernels.step_suite import (
+  DecayingStepSuite,
+  KernelStepSuite,
+  StepSuite,
+)
+from tests.kernels.suite import InPlaceSuite, PackedSuite
 
 pytestmark = pytest.mark.device
 
@@ -19,6 +24,7 @@ KERNELS = {"gpu": "mosaic_gpu", "tpu": "mosaic_tpu"}.get(
   jax.default_backend(), "xla"
 )
 HAS_KERNELS = KERNELS != "xla"
+STEPS = "mosaic_gpu" if KERNELS == "mosaic_gpu" else "xla"
 HARDEST = (
   *("repeated-0.0-1.0", "repeated-0.0-gates", "repeated--0.0001-gates"),
   *("random-gates-gates", "random--20.0-gates", "correlated-0.0-gates"),
@@ -60,23 +66,69 @@ class TestXlaOfBfloat16(TestXlaOfFloat32):
   dtype = "bfloat16"
 
 
-class TestSteps(MatrixSuite, StepSuite):
+class Decaying(DecayingStepSuite if STEPS != "xla" else StepSuite):
+  """Steps of one token, in the kernel where there is one."""
+
+  implementation = STEPS
+
+
+class Steps(MatrixSuite, Decaying):
+  """Those of the recurrences on matrix states."""
+
+  dtype = "bfloat16"
+
+
+class TestStepsOfWidth64(Steps):
   sizes = (1, 2, 64, 64)
 
 
-class TestConvolution(PackedSuite, InPlace, StepSuite):
+class TestStepsOfWidth128(Steps):
+  sizes = (2, 4, 128, 128) if HAS_KERNELS else (2, 4, 32, 32)
+
+
+class TestStepsOfWidth256(Steps):
+  sizes = (1, 1, 256, 256) if HAS_KERNELS else (1, 1, 16, 16)
+
+
+class TestStepsOfFloat32(Steps):
+  sizes, dtype = (1, 2, 128, 64), "float32"
+
+
+class TestXlaSteps(MatrixSuite, StepSuite):
+  sizes, implementation = (1, 2, 64, 64), "xla"
+
+
+class TestConvolution(PackedSuite, InPlace):
   operation = operations.causal_conv1d_at(256, 4, "bfloat16", 64)
   implementation = KERNELS
 
 
-class TestConvolutionOfFloat32(PackedSuite, StepSuite):
+class Windows(KernelStepSuite if STEPS != "xla" else StepSuite):
+  """Steps of the convolution, in the kernel where there is one."""
+
+  implementation = STEPS
+
+
+class TestConvolutionStep(Windows):
+  operation = operations.causal_conv1d_at(256, 4, "bfloat16", 64)
+
+
+class TestConvolutionOfFloat32(PackedSuite):
   operation = operations.causal_conv1d_at(128, 2, "float32", 64)
   implementation = KERNELS
 
 
-class TestDiagonalScan(PackedSuite, InPlace, StepSuite):
+class TestConvolutionStepOfFloat32(Windows):
+  operation = operations.causal_conv1d_at(128, 2, "float32", 64)
+
+
+class TestDiagonalScan(PackedSuite, InPlace):
   operation = operations.diagonal_scan_at(256, "float32")
   implementation = KERNELS
+
+
+class TestDiagonalStep(Decaying):
+  operation = operations.diagonal_scan_at(256, "float32")
 
 
 class TestDiagonalScanOfBfloat16(PackedSuite):
@@ -84,9 +136,13 @@ class TestDiagonalScanOfBfloat16(PackedSuite):
   implementation = KERNELS
 
 
-class TestSelectiveScan(PackedSuite, InPlace, StepSuite):
+class TestSelectiveScan(PackedSuite, InPlace):
   operation = operations.selective_scan_at(128, 16, "float32")
   implementation = KERNELS
+
+
+class TestSelectiveStep(Decaying):
+  operation = operations.selective_scan_at(128, 16, "float32")
 
 
 class TestSelectiveScanOfBfloat16(PackedSuite):

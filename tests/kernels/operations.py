@@ -55,7 +55,7 @@ class Operation:
     tokens: `(seed, t, **choices)` -> inputs [t ...] of one request.
     token: The recurrence of `reference.py`.
     packed: `(*packed inputs, pool, chunks, implementation=)` -> out, pool.
-    step: `(*inputs [b ...], pool, read, write)` -> out, pool.
+    step: `(*inputs [b ...], pool, read, write, implementation=)` -> out, pool.
     core: `(*packed inputs, length, initial_state=, capture_at=)` -> Scanned.
     dtype: Of the inputs.
     pool_dtype: Of the pool.
@@ -292,9 +292,13 @@ def selective_scan_at(
       implementation=implementation,
     )
 
-  def step(x, log_decay, b, c, pool, read, write):
+  def step(x, log_decay, b, c, pool, read, write, implementation=None):
     return diagonal_scan_step(
-      *(x, log_decay, pool, read, write), rate=jnp.asarray(rate), b=b, c=c
+      *(x, log_decay, pool, read, write),
+      rate=jnp.asarray(rate),
+      b=b,
+      c=c,
+      implementation=implementation,
     )
 
   def core(x, log_decay, b, c, length, **options):
@@ -331,8 +335,11 @@ def causal_conv1d_at(
       x, jnp.asarray(weight), pool, chunks, implementation=implementation
     )
 
-  def step(x, pool, read, write):
-    return causal_conv1d_step(x, jnp.asarray(weight), pool, read, write)
+  def step(x, pool, read, write, implementation=None):
+    return causal_conv1d_step(
+      *(x, jnp.asarray(weight), pool, read, write),
+      implementation=implementation,
+    )
 
   def core(x, length, **options):
     return causal_conv1d_core(x, jnp.asarray(weight), length, **options)
@@ -359,6 +366,7 @@ def compiled(packed: Callable[..., Any], implementation: Any) -> Any:
 
 
 @functools.cache
-def compiled_step(step: Callable[..., Any]) -> Any:
-  """One jitted program per step."""
-  return jax.jit(step)
+def compiled_step(step: Callable[..., Any], implementation: Any = None) -> Any:
+  """One jitted program per step and implementation, if one is chosen."""
+  chosen = {} if implementation is None else {"implementation": implementation}
+  return jax.jit(functools.partial(step, **chosen))

@@ -127,6 +127,7 @@ def step(at, read, write):
     ([0, 0], [1, SLOTS], r"^write of \w+_step holds 3; .* below 3 or NONE"),
     ([0, 0], [1, -2], "^write of .* holds -2; it must be a slot below 3"),
     ([0, 0], [1, 1], "^write of .* names slot 1 twice"),
+    ([0, 1], [2, 0], "^write of .* names slot 0, which another row reads; row"),
     ([0, SLOTS], [1, 0], r"^read of .* holds 3; .* a slot below 3 or ZERO"),
     ([0, CARRY], [1, 0], "^read of .* holds -2; it must be a slot below 3 or"),
     (
@@ -148,6 +149,7 @@ def test_rows_that_are_allowed(operation):
   _, at = operation
   out, pool = step(at, [ZERO, 2], [NONE, 2])
   assert len(out) == N and len(pool) == SLOTS
+  assert len(step(at, [0, 0], [1, 2])[0]) == N
   # Free rows write nothing, all of them to the same slot.
   assert len(step(at, [ZERO, ZERO], [NONE, NONE])[0]) == N
 

@@ -18,14 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.kernels.chunks import NONE, ZERO
+from sparse_prefix_jax.kernels.chunks import ZERO
 from tests.kernels import reference
-from tests.kernels.operations import (
-  TOLERANCE,
-  Operation,
-  compiled,
-  compiled_step,
-)
+from tests.kernels.operations import TOLERANCE, Operation, compiled
 from tests.kernels.packing import (
   Job,
   bits,
@@ -214,59 +209,6 @@ class InPlaceSuite:
     # How many states are captured is data: only the slots could cost anything.
     temporary = many.temp_size_in_bytes, few.temp_size_in_bytes
     assert temporary[0] == temporary[1], temporary
-
-
-class StepSuite:
-  """One token of several running sequences, in XLA operations.
-
-  Attributes:
-    operation: What is tested, at which shape.
-  """
-
-  operation: Operation
-
-  def step(self, *arguments):
-    """One compiled step."""
-    return compiled_step(self.operation.step)(*arguments)
-
-  def test_steps_equal_the_recurrence(self):
-    operation, t = self.operation, 30
-    inputs = [operation.tokens(seed, t) for seed in range(3)]
-    stacked = [np.stack(x) for x in zip(*inputs, strict=True)]
-    pool = poisoned_pool((SLOTS, *operation.slot), operation.pool_dtype)
-    pool[4], pool[5] = map(operation.initial_state, (1, 2))
-    read, write = jnp.array([ZERO, 4, 5]), jnp.array([299, 7, 5])
-    outs, after = [], jnp.asarray(pool)
-    for i in range(t):
-      out, after = self.step(*(x[:, i] for x in stacked), after, read, write)
-      outs.append(out)
-      read = write
-    starts = np.zeros(operation.slot), pool[4], pool[5]
-    for row, before in enumerate(starts):
-      expected, states = operation.reference(inputs[row], before)
-      error = reference.relative_error(np.stack(outs)[:, row], expected)
-      assert error <= 1e-5
-      error = reference.relative_error(after[write[row]], states[-1])
-      assert error <= 1e-5
-    changed = [s for s in range(SLOTS) if not same_bits(after[s], pool[s])]
-    assert changed == [5, 7, 299]
-
-  def test_a_step_has_the_same_bits_in_any_row(self):
-    inputs = [np.asarray(x[:4]) for x in self.operation.tokens(0, 4)]
-    shape = (SLOTS, *self.operation.slot)
-    pool = poisoned_pool(shape, self.operation.pool_dtype)
-    for slot in range(4):
-      pool[slot] = self.operation.initial_state(slot)
-    read = np.arange(4)
-    out, after = self.step(*inputs, pool, read, read + 10)
-    order = np.array([2, 0, 3, 1])
-    write = np.array([20, 21, NONE, 23])
-    moved = [x[order] for x in inputs]
-    again, later = self.step(*moved, pool, read[order], write)
-    assert same_bits(again, np.asarray(out)[order])
-    for slot, row in ((20, 2), (21, 0), (23, 1)):
-      assert same_bits(later[slot], after[row + 10])
-    assert same_bits(later[-1], pool[-1])
 
 
 class CoreSuite:

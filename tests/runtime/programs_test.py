@@ -10,7 +10,7 @@ from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs
-from tests.kernels.devices import TPUS, lowered
+from tests.kernels.devices import HOPPER, TPUS, lowered
 from tests.models_for_tests import small_config, small_model
 
 PROGRAMS = ("prefill_group", "decode_step", "gather_rows", "head")
@@ -140,11 +140,8 @@ def test_models_of_one_configuration_share_their_programs():
   assert jax.tree.structure(programs.freeze(other)) != jax.tree.structure(one)
 
 
-@pytest.mark.parametrize(
-  ("implementation", "kernels"), [("auto", 3), ("xla", 0)]
-)
-def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
-  """Convolution, delta rule, attention: what layers share is lowered once."""
+def of_wide_heads(implementation):
+  """A model whose heads kernels take, as shapes, and the shapes of pools."""
   config = small_config(
     chunk=64,
     ladder=(2,),
@@ -157,6 +154,33 @@ def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
   model = jax.eval_shape(
     lambda: programs.freeze(HybridDecoder(config, rngs=nnx.Rngs(0)))
   )
+  return model, pools
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kernels"), [("auto", 3), ("xla", 0)]
+)
+def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
+  """Convolution, delta rule, attention: what layers share is lowered once."""
+  model, pools = of_wide_heads(implementation)
   group = programs.Group(shapes(2, 64), Chunks(*[shapes(2)] * 5), shapes(2, 8))
   text = lowered(programs.prefill_group, model, pools, group, kind=TPUS[0])
   assert text.count("tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kind", "has_kernel"),
+  [
+    *(("auto", HOPPER, True), ("mosaic_gpu", HOPPER, True)),
+    *(("xla", HOPPER, False), ("mosaic_tpu", TPUS[0], False)),
+  ],
+)
+def test_a_decode_step_advances_states_in_a_kernel(
+  implementation, kind, has_kernel
+):
+  """On a TPU there is none, and its name takes XLA's form there."""
+  model, pools = of_wide_heads(implementation)
+  text = lowered(
+    *(programs.decode_step, model, pools, inputs_of("decode_step")), kind=kind
+  )
+  assert ("gated_delta_rule_step" in text) == has_kernel

@@ -14,11 +14,11 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from tests.kernels import operations, reference
 from tests.kernels.packing import Job, chunks_of, pack
+from tests.kernels.step_suite import StepSuite
 from tests.kernels.suite import (
   CoreSuite,
   InPlaceSuite,
   PackedSuite,
-  StepSuite,
   same_bits,
 )
 

@@ -8,7 +8,8 @@ import pytest
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from tests.kernels import operations
 from tests.kernels.packing import Job, chunks_of
-from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
+from tests.kernels.step_suite import StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite
 
 PLAIN = operations.diagonal_scan_at()
 SELECTIVE = operations.selective_scan_at()

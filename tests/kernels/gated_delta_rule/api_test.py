@@ -6,7 +6,8 @@ import numpy as np
 
 from tests.kernels import operations
 from tests.kernels.packing import Job
-from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
+from tests.kernels.step_suite import StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite
 
 FLOAT32 = operations.gated_delta_rule_at()
 

@@ -1,7 +1,8 @@
 """linear_attention: right, of one set of bits, differentiable."""
 
 from tests.kernels import operations
-from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite, StepSuite
+from tests.kernels.step_suite import StepSuite
+from tests.kernels.suite import CoreSuite, InPlaceSuite, PackedSuite
 
 FLOAT32 = operations.linear_attention_at()
 
