@@ -14,8 +14,12 @@ from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
+from sparse_prefix_jax.kernels.implementations import Choice
 from sparse_prefix_jax.kernels.kimi_delta_attention import kimi_delta_attention
-from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
+from sparse_prefix_jax.kernels.lattice_attention import (
+  lattice_attention,
+  lattice_attention_step,
+)
 from sparse_prefix_jax.kernels.linear_attention import linear_attention
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models import hybrid
@@ -27,6 +31,7 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 
 _CHUNKS, _TOKENS, _HEADS, _VALUE_HEADS = 8, 64, 4, 8
 _CHANNELS, _STATES, _WINDOW, _KEY_HEADS = 2048, 16, 4, 2
+_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +158,25 @@ def _attention(width: int, dtype: Any) -> Program:
   return Program(run, (q, k, k, _chunks(), table), pools)
 
 
+def _attention_step(width: int, dtype: Any) -> Program:
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    q, k, v, *rows = inputs
+    # There is no kernel for TPU: what runs there is XLA's form.
+    chosen = None if implementation == "mosaic_tpu" else implementation
+    out, *pools = lattice_attention_step(
+      *(q, k, v, *pools, *rows), implementation=chosen
+    )
+    return out, tuple(pools)
+
+  q = jax.ShapeDtypeStruct((_ROWS, 2 * _VALUE_HEADS, width), dtype)
+  k = jax.ShapeDtypeStruct((_ROWS, _KEY_HEADS, width), dtype)
+  position = jax.ShapeDtypeStruct((_ROWS,), jnp.int32)
+  active = jax.ShapeDtypeStruct((_ROWS,), jnp.bool_)
+  table = jax.ShapeDtypeStruct((_ROWS, 128), jnp.int32)
+  pools = _pools(_TOKENS, _KEY_HEADS, width, dtype=dtype, count=2)
+  return Program(run, (q, k, k, position, active, table), pools)
+
+
 def _model(
   width: int,
   dtype: Any,
@@ -244,6 +268,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "diagonal_scan": (_scan, (0,)),
   "selective_scan": (functools.partial(_scan, selective=True), (0,)),
   "lattice_attention": (_attention, (64, 128, 256)),
+  "lattice_attention_step": (_attention_step, (64, 128, 256)),
 } | {
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()

@@ -71,6 +71,12 @@ class Numerics:
     """The implementation as operations take it, where None chooses."""
     return None if self.implementation == "auto" else self.implementation
 
+  @property
+  def forced_step_implementation(self) -> str | None:
+    """That of one token; there are no kernels for TPU, where None chooses."""
+    forced = self.forced_implementation
+    return None if forced == "mosaic_tpu" else forced
+
   def _check_ladder(self) -> None:
     """Refuses rungs that are no sizes, or whose bits would differ."""
     if (
