@@ -256,7 +256,8 @@ def with_transposed(
       copy[...] = buffer[...].T
     return use(*copies)
 
-  return pl.run_scoped(copied, *(tile(*x.shape[::-1]) for x in buffers))
+  plain = (plgpu.SMEM(x.shape[::-1], x.dtype) for x in buffers)
+  return pl.run_scoped(copied, *plain)
 
 
 def store_transposed(
