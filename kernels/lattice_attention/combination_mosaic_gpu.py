@@ -36,7 +36,7 @@ _MOST_STAGES = 8
 
 def combine(
   out: Float32[Array, "b hkv ranges k g"],
-  sums: Float32[Array, "b hkv ranges 2 c g"],
+  sums: Float32[Array, "b hkv ranges rows g"],
   row: Row,
   config: MosaicGpuConfig,
 ) -> Float32[Array, "b hkv k g"]:
@@ -53,7 +53,7 @@ def combine(
   stages = min(_MOST_STAGES, room)
   buffers = (
     plgpu.SMEM((stages, CHUNK, columns), jnp.float32),
-    plgpu.SMEM((stages, 2, CHUNK, columns), jnp.float32),
+    plgpu.SMEM((stages, 2 * CHUNK, columns), jnp.float32),
     plgpu.Barrier(num_arrivals=2, num_barriers=stages),
   )
 
@@ -93,10 +93,10 @@ class _Combination(NamedTuple):
   Attributes:
     row: Which pages a row sees.
     partial: o of each range. [b hkv ranges k g]
-    sums: m and l of each range. [b hkv ranges 2 64 g]
+    sums: m and l of each range. [b hkv ranges 2*64 g]
     out: The outputs, transposed. [b hkv k g]
     partials: o of the ranges under way, in shared memory. [stage 64 g]
-    totals: m and l of the ranges under way, likewise. [stage 2 64 g]
+    totals: m and l of the ranges under way, likewise. [stage 2*64 g]
     arrived: One barrier per stage.
     config: Says whether the interpreter runs the kernel.
   """
@@ -155,7 +155,8 @@ class _Combination(NamedTuple):
     """Takes one range; its maximum is finite, as that of every range is."""
     place = functools.partial(as_accumulator, config=self.config)
     out = place(self.partials[stage])
-    known, total = place(self.totals[stage, 0]), place(self.totals[stage, 1])
+    known = place(self.totals[stage, pl.ds(0, CHUNK)])
+    total = place(self.totals[stage, pl.ds(CHUNK, CHUNK)])
     maximum = jnp.maximum(carry.maximum, known)
     rescale = jnp.exp(carry.maximum - maximum)
     scale = jnp.exp(known - maximum)

@@ -46,8 +46,9 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 
-_MOST_HEADS = 64
-"""Query heads per key head at most."""
+_MOST_HEADS = {64: 64, 128: 40, 256: 24}
+"""Query heads per key head at most, by width: with more of them the compiler
+runs out of registers."""
 _MOST_PROGRAMS = 65535
 """Of one axis of a grid, but for the last."""
 _STAGES = {64: (4, 2, 1), 128: (2, 1), 256: (3, 2, 1)}
@@ -139,8 +140,11 @@ def refusal(
   if width not in WIDTHS:
     return f"takes heads of {WIDTHS}, and these are {width} wide"
   groups = heads // k.shape[1]
-  if groups > _MOST_HEADS:
-    return f"takes {_MOST_HEADS} query heads per key head at most, not {groups}"
+  if groups > _MOST_HEADS[width]:
+    return (
+      f"takes {_MOST_HEADS[width]} query heads of {width} per key head at "
+      f"most, not {groups}"
+    )
   if max(b, k.shape[1]) > _MOST_PROGRAMS:
     return (
       f"takes {_MOST_PROGRAMS} rows, and key heads, at most, not "

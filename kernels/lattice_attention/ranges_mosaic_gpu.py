@@ -85,7 +85,7 @@ def attend(
 
   Returns:
     o, transposed, and m and l, in every row of a tile: [b hkv ranges k g] and
-    [b hkv ranges 2 64 g]. Those of other ranges hold anything.
+    [b hkv ranges 2*64 g]. Those of other ranges hold anything.
   """
   b, kv_heads, columns, width = q.shape
   ranges = page_table.shape[1] // RANGE_PAGES
@@ -109,7 +109,7 @@ def attend(
     (row, q, key_pages, value_pages, page_table),
     [
       new(*lead, width, columns, dtype=jnp.float32),
-      new(*lead, 2, CHUNK, columns, dtype=jnp.float32),
+      new(*lead, 2 * CHUNK, columns, dtype=jnp.float32),
     ],
     buffers,
     grid={"row": b, "head": kv_heads, "range": programs},
@@ -142,7 +142,7 @@ class _Program(NamedTuple):
     value_pages: The pool of values. [p c hkv k]
     page_table: The pages of each row. [b pages]
     out: o of each range. [b hkv ranges k g]
-    sums: m and l of each range. [b hkv ranges 2 64 g]
+    sums: m and l of each range. [b hkv ranges 2*64 g]
     queries: The queries, in shared memory like all that follows. [g k]
     keys: Keys of the pages under way. [stage c k]
     values: The values of the pages under way. [stage c k]
@@ -275,9 +275,7 @@ class _Program(NamedTuple):
     """
     position = self.row.position[lax.axis_index("row")]
     exist = position + 1 - page * CHUNK
-    pl.when(exist < CHUNK)(
-      lambda: algebra.clear_padding(self.values.at[stage], exist)
-    )
+    pl.when(exist < CHUNK)(lambda: self._clear(stage, exist))
     shape = (CHUNK, self.queries.shape[0])
     scores = with_transposed(
       [self.queries],
@@ -290,10 +288,22 @@ class _Program(NamedTuple):
       seen &= token >= exist - self.window
     return jnp.where(seen, scores, -jnp.inf)
 
+  def _clear(self, stage: Array, exist: Array) -> None:
+    """Selects values behind those that exist to zero, a few at a time.
+
+    Args:
+      stage: The stage of the buffers that holds the last page.
+      exist: How many of its tokens are there.
+    """
+    for start in range(0, self.values.shape[2], CHUNK):
+      values = self.values.at[stage, :, pl.ds(start, CHUNK)]
+      algebra.clear_padding(values, exist)
+
   def _emit(self, index: Array, carry: _Softmax) -> None:
     """Writes o, and m and l as tiles: what the second kernel copies."""
     place = lax.axis_index("row"), lax.axis_index("head"), index
     self.out[(*place, slice(None), slice(None))] = carry.out
     for which, vector in enumerate((carry.maximum, carry.total)):
       whole = as_accumulator(along_columns(vector, CHUNK), self.config)
-      self.sums[(*place, which, slice(None), slice(None))] = whole
+      rows = pl.ds(which * CHUNK, CHUNK)
+      self.sums[(*place, rows, slice(None))] = whole

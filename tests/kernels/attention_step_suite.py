@@ -56,7 +56,7 @@ class AttentionStepSuite:
     """Called after every run."""
 
   def long(self):
-    """Tokens of the longest sequence: two pages and a part in its last block."""
+    """Tokens of the longest sequence; its last block has two pages and more."""
     return (self.blocks * BLOCK_PAGES + 2) * self.sizes.chunk + 5
 
   def pools(self, sequences, pages):
