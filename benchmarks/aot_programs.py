@@ -28,7 +28,10 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
   kimi_delta_attention,
   kimi_delta_attention_step,
 )
-from sparse_prefix_jax.kernels.lattice_attention import lattice_attention
+from sparse_prefix_jax.kernels.lattice_attention import (
+  lattice_attention,
+  lattice_attention_step,
+)
 from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention,
   linear_attention_step,
@@ -242,6 +245,25 @@ def _attention(width: int, dtype: Any) -> Program:
   return Program(run, (q, k, k, _chunks(), table), pools)
 
 
+def _attention_step(width: int, dtype: Any) -> Program:
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    q, k, v, *rows = inputs
+    # There is no kernel for TPU: what runs there is XLA's form.
+    chosen = None if implementation == "mosaic_tpu" else implementation
+    out, *pools = lattice_attention_step(
+      *(q, k, v, *pools, *rows), implementation=chosen
+    )
+    return out, tuple(pools)
+
+  q = jax.ShapeDtypeStruct((_ROWS, 2 * _VALUE_HEADS, width), dtype)
+  k = jax.ShapeDtypeStruct((_ROWS, _KEY_HEADS, width), dtype)
+  position = jax.ShapeDtypeStruct((_ROWS,), jnp.int32)
+  active = jax.ShapeDtypeStruct((_ROWS,), jnp.bool_)
+  table = jax.ShapeDtypeStruct((_ROWS, 128), jnp.int32)
+  pools = _pools(_TOKENS, _KEY_HEADS, width, dtype=dtype, count=2)
+  return Program(run, (q, k, k, position, active, table), pools)
+
+
 def _model(
   width: int,
   dtype: Any,
@@ -347,6 +369,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "causal_conv1d_step": (_convolution_step, (0,)),
   "diagonal_scan_step": (_scan_step, (0,)),
   "selective_scan_step": (functools.partial(_scan_step, selective=True), (0,)),
+  "lattice_attention_step": (_attention_step, (64, 128, 256)),
 } | {
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()

@@ -10,6 +10,7 @@ from sparse_prefix_jax.kernels.checks import check_axes, check_shapes
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
+  decode_mosaic_gpu,
   mosaic_gpu,
   mosaic_tpu,
   pages_vjp,
@@ -28,6 +29,10 @@ IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
   mosaic_tpu.IMPLEMENTATION,
   plain(pages_vjp.attend_chunks),
+)
+STEP_IMPLEMENTATIONS = (
+  decode_mosaic_gpu.IMPLEMENTATION,
+  plain(pages_vjp.attend_rows),
 )
 
 
@@ -114,6 +119,7 @@ def lattice_attention_step(
   *,
   window: int | None = None,
   precision: lax.Precision = _PRECISION,
+  implementation: Choice = None,
 ) -> tuple[
   Float32[Array, "b h k"],
   Float[Array, "p c hkv k"],
@@ -132,14 +138,15 @@ def lattice_attention_step(
     page_table: Page of each chunk of each row, in order.
     window: Keys that a token sees, itself included; None for all before it.
     precision: Of the products.
+    implementation: A name, a config, or None for the best that fits.
 
   Returns:
-    out, key_pages, value_pages.
+    out, key_pages, value_pages. Rows that are free are unspecified.
 
   Raises:
     ValueError: Shapes do not belong together, a position or a page is none, the
-      page table is not a multiple of BLOCK_PAGES wide, or the window is below
-      1.
+      page table is not a multiple of BLOCK_PAGES wide, the window is below 1,
+      or no implementation fits, with the reason of each.
   """
   sizes = check_axes(
     "lattice_attention_step",
@@ -157,15 +164,12 @@ def lattice_attention_step(
   position, page_table = (
     jnp.asarray(x, jnp.int32) for x in (position, page_table)
   )
-  return pages_vjp.attend_rows(
-    q,
-    k,
-    v,
-    key_pages,
-    value_pages,
-    position,
-    active,
-    page_table,
+  active = jnp.asarray(active, bool)
+  return dispatch(
+    "lattice_attention_step",
+    implementation,
+    STEP_IMPLEMENTATIONS,
+    *(q, k, v, key_pages, value_pages, position, active, page_table),
     block_pages=BLOCK_PAGES,
     window=window,
     precision=precision,

@@ -44,7 +44,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   tile,
 )
 
-_WIDTHS = (64, 128, 256)
+WIDTHS = (64, 128, 256)
+"""Widths of heads that kernels take."""
 
 
 class _Softmax(NamedTuple):
@@ -125,8 +126,8 @@ def refusal(
     return "takes bfloat16 only, the operands of its products"
   if q.shape[1] != CHUNK:
     return f"takes chunks of {CHUNK} tokens, and these have {q.shape[1]}"
-  if q.shape[3] not in _WIDTHS:
-    return f"takes heads of {_WIDTHS}, and these are {q.shape[3]} wide"
+  if q.shape[3] not in WIDTHS:
+    return f"takes heads of {WIDTHS}, and these are {q.shape[3]} wide"
   return refused_device(device, config, products=True) or refused_sizes(
     config.stages, _shared_bytes(q.shape[3], config.stages)
   )

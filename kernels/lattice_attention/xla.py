@@ -102,15 +102,11 @@ def attend_rows(
   Shapes and meaning as in `lattice_attention_step`. Rows are scanned, so that
   a row has the same bits wherever it stands and whoever joins it.
   """
-  size, heads = key_pages.shape[1:3]
+  heads = key_pages.shape[2]
   groups = q.shape[1] // heads
-  page = page_table[jnp.arange(q.shape[0]), position // size]
-  page = jnp.where(active, page, key_pages.shape[0])
-  offset = position % size
-  alone = heads == 1 and current_device().platform == "tpu"
-  write = _write_one_by_one if alone else _write
-  key_pages = write(key_pages, (page, offset), k)
-  value_pages = write(value_pages, (page, offset), v)
+  key_pages, value_pages = write_rows(
+    (key_pages, value_pages), (k, v), position, active, page_table
+  )
   # A product of one row has bits of its own: a single query is doubled.
   copies = 2 if groups == 1 else 1
 
@@ -132,6 +128,35 @@ def attend_rows(
 
   out = lax.scan(attend, None, (q, position, page_table))[1]
   return out, key_pages, value_pages
+
+
+def write_rows(
+  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
+  tokens: tuple[Float[Array, "b hkv k"], Float[Array, "b hkv k"]],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+) -> tuple[Array, Array]:
+  """Writes the key and value of one token of each active row to its page.
+
+  Args:
+    pools: Pages of keys and of values.
+    tokens: Keys and values.
+    position: Absolute position of each token.
+    active: False for a free row, which writes nothing.
+    page_table: Pages of each row, in order.
+
+  Returns:
+    Both pools.
+  """
+  size, heads = pools[0].shape[1:3]
+  page = page_table[jnp.arange(position.shape[0]), position // size]
+  page = jnp.where(active, page, pools[0].shape[0])
+  alone = heads == 1 and current_device().platform == "tpu"
+  write = _write_one_by_one if alone else _write
+  index = page, position % size
+  keys, values = (write(*x) for x in zip(pools, (index,) * 2, tokens))
+  return keys, values
 
 
 def _attend(

@@ -271,6 +271,7 @@ class GatedAttention(ExplicitModule):
       *(rows.position, rows.active, page_table),
       window=self.config.attention_window,
       precision=self.numerics.product_precision,
+      implementation=self.numerics.forced_step_implementation,
     )
     pools = pools._replace(pages=KeysValues(keys, values))
     return self._close(self._side_by_side(out, gate)), pools

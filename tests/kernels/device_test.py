@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from tests.kernels import operations
+from tests.kernels.attention_step_suite import AttentionStepSuite
 from tests.kernels.attention_suite import AttentionSuite, Sizes
 from tests.kernels.matrix_suite import MatrixSuite
 from tests.kernels.step_suite import (
@@ -166,6 +167,44 @@ class TestAttentionOfWidth128(Attention):
 
 class TestAttentionOfWidth256(Attention):
   sizes = Sizes(64, 4, 2, 256 if HAS_KERNELS else 16, 60, 14, None, "bfloat16")
+
+
+class AttentionSteps(AttentionStepSuite):
+  """One token of running sequences, in the kernel where there is one."""
+
+  implementation = "mosaic_gpu" if KERNELS == "mosaic_gpu" else "xla"
+
+
+class TestAttentionStepsOfWidth64(AttentionSteps):
+  sizes = Sizes(64, 2, 2, 64, 70, 14, None, "bfloat16")
+
+
+class TestAttentionStepsOfWidth128(AttentionSteps):
+  sizes = Sizes(64, 16, 2, 128 if HAS_KERNELS else 32, 70, 14, None, "bfloat16")
+
+
+class TestAttentionStepsWithAWindow(AttentionSteps):
+  sizes = Sizes(64, 4, 2, 128 if HAS_KERNELS else 32, 70, 14, 200, "bfloat16")
+
+
+class TestAttentionStepsOfWidth256(AttentionSteps):
+  sizes = Sizes(64, 12, 1, 256 if HAS_KERNELS else 16, 70, 14, None, "bfloat16")
+
+
+class TestAttentionStepsOfManyHeads(AttentionSteps):
+  sizes = Sizes(64, 40, 1, 128 if HAS_KERNELS else 16, 70, 14, None, "bfloat16")
+
+
+class TestAttentionStepsOfLongSequences(AttentionSteps):
+  """More ranges than a program's buffers take at a time."""
+
+  sizes = Sizes(64, 8, 1, 128 if HAS_KERNELS else 16, 300, 14, None, "bfloat16")
+  blocks = 20 if HAS_KERNELS else 3
+
+
+class TestXlaAttentionSteps(AttentionStepSuite):
+  sizes = Sizes(64, 4, 2, 64, 70, 14, None, "float32")
+  implementation = "xla"
 
 
 class TestXlaAttention(AttentionSuite):

@@ -11,6 +11,7 @@ from flax import nnx
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
 from sparse_prefix_jax.layers import AttentionConfig, Numerics
+from tests.kernels.devices import HOPPER, TPUS, lowered
 from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import causal_attention, relative_error
 from tests.layers import reference
@@ -172,6 +173,29 @@ def test_steps_are_close_to_the_chunk(config):
   wide = reference.wide(expected[120:])
   assert relative_error(np.stack(outs), wide) <= 1e-4
   assert np.isnan(pools.pages.keys[0]).all()  # the free row wrote nothing
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kind", "has_kernels"),
+  [
+    *(("auto", HOPPER, True), ("mosaic_gpu", HOPPER, True)),
+    *(("xla", HOPPER, False), ("mosaic_tpu", TPUS[0], False)),
+  ],
+)
+def test_steps_are_computed_by_the_kernels_of_a_gpu(
+  implementation, kind, has_kernels
+):
+  """On a TPU there are none, and its name takes XLA's form there."""
+  config = dataclasses.replace(CONFIG, head_width=64)
+  numerics = Numerics(dtype="bfloat16", implementation=implementation)
+  layer = config.make(D, numerics, rngs=nnx.Rngs(0))
+  pools = config.keeps(D, numerics).zeros(slots=0, pages=PAGES)
+  index = jnp.zeros(N, jnp.int32)
+  rows = Rows(index, index, index, index == 0)
+  x = jnp.zeros((N, D), jnp.bfloat16)
+  text = lowered(step, layer, x, pools, rows, jnp.asarray(TABLE), kind=kind)
+  for kernel in ("lattice_attention_ranges", "lattice_attention_combine"):
+    assert (kernel in text) == has_kernels
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   xla,
 )
 from tests.kernels import reference
+from tests.kernels.attention_step_suite import AttentionStepSuite
 from tests.kernels.attention_suite import (
   WIDTH,
   AttentionSuite,
@@ -49,6 +50,22 @@ class TestLatticeAttentionOfAWindow(AttentionSuite):
 
 class TestLatticeAttentionOfAWindowOfBlocks(AttentionSuite):
   sizes = Sizes(window=130, dtype="bfloat16")
+
+
+class TestStep(AttentionStepSuite):
+  sizes = SIZES
+
+
+class TestStepOfAHeadPerQuery(AttentionStepSuite):
+  sizes = Sizes(kv_heads=4)
+
+
+class TestStepOfBfloat16(AttentionStepSuite):
+  sizes = Sizes(dtype="bfloat16")
+
+
+class TestStepOfAWindow(AttentionStepSuite):
+  sizes = Sizes(window=40)
 
 
 @functools.cache
@@ -171,6 +188,16 @@ def test_unknown_implementation_is_refused():
   with pytest.raises(ValueError, match="'nonsense' of lattice_attention"):
     lattice_attention(
       q, k, v, pool, pool, chunks, table, implementation="nonsense"
+    )
+
+
+def test_an_unknown_implementation_of_a_step_is_refused():
+  q, k, v = map(jnp.asarray, SIZES.tokens(0, 1))
+  pool, table = jnp.asarray(SIZES.free_pages()), jnp.zeros((1, WIDTH), int)
+  row = jnp.zeros(1, jnp.int32), jnp.ones(1, bool), table
+  with pytest.raises(ValueError, match="'mosaic_tpu' of lattice_attention_st"):
+    lattice_attention_step(
+      q, k, v, pool, pool, *row, implementation="mosaic_tpu"
     )
 
 

@@ -1,0 +1,309 @@
+"""The first kernel of lattice_attention_step on GPU: a program per range.
+
+See `decode_mosaic_gpu.py`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, BFloat16, Float32, Int32
+
+from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
+  CHUNK,
+  MosaicGpuConfig,
+  Ref,
+  along_columns,
+  as_accumulator,
+  dot,
+  launch,
+  new,
+  split,
+  store_transposed,
+  tile,
+  with_transposed,
+)
+
+RANGE_PAGES = 8
+"""Pages of a range. It decides in which order keys are summed, so it is the
+same for all shapes; page tables are a multiple of it wide."""
+PARTS = 2
+"""How many parts the weights have, as operands of products."""
+_ENOUGH_PROGRAMS = 2048
+"""So many programs keep the largest device busy; with more ranges than that, a
+program takes several, one after another."""
+
+
+class Row(NamedTuple):
+  """What the programs of a row ask, one number per row.
+
+  Attributes:
+    position: Of its token: the last key that it sees.
+    first: The first page that holds a key that it sees.
+    stop: The end of these pages; 0 for an inactive row.
+  """
+
+  position: Int32[Array, "b"]
+  first: Int32[Array, "b"]
+  stop: Int32[Array, "b"]
+
+
+def ranges_of(row: Row, index: Array) -> tuple[Array, Array]:
+  """The ranges [first, stop) that hold keys of a row; none if it is inactive.
+
+  Args:
+    row: References to what is known of all rows.
+    index: The number of the row.
+  """
+  stop = lax.div(row.stop[index] + RANGE_PAGES - 1, RANGE_PAGES)
+  return lax.div(row.first[index], RANGE_PAGES), stop
+
+
+def attend(
+  q: BFloat16[Array, "b hkv g k"],
+  key_pages: BFloat16[Array, "p c hkv k"],
+  value_pages: BFloat16[Array, "p c hkv k"],
+  row: Row,
+  page_table: Int32[Array, "b pages"],
+  window: int | None,
+  config: MosaicGpuConfig,
+) -> list[Array]:
+  """Computes o, and m and l, of the ranges that hold keys of a row.
+
+  Args:
+    q: Queries, scaled and rotated, grouped by key head, padded with zeros.
+    key_pages: Pages of keys, with those of the tokens.
+    value_pages: Pages of values, likewise.
+    row: Which pages a row sees.
+    page_table: Pages of each row, in order.
+    window: Keys that a token sees, or None for all before it.
+    config: `stages` of pages.
+
+  Returns:
+    o, transposed, and m and l, in every row of a tile: [b hkv ranges k g] and
+    [b hkv ranges 2*64 g]. Those of other ranges hold anything.
+  """
+  b, kv_heads, columns, width = q.shape
+  ranges = page_table.shape[1] // RANGE_PAGES
+  lead, stages = (b, kv_heads, ranges), config.stages
+  programs = min(ranges, -(-_ENOUGH_PROGRAMS // (b * kv_heads)))
+  buffers = (
+    tile(columns, width),
+    tile(stages, CHUNK, width),
+    tile(stages, CHUNK, width),
+    tile(PARTS, columns, CHUNK),
+    plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+    plgpu.Barrier(),
+  )
+
+  def body(operands: Any, results: Any, buffers: Any) -> None:
+    fields: Any = *operands, *results, *buffers, programs, window, config
+    _Program(*fields).run()
+
+  return launch(
+    body,
+    (row, q, key_pages, value_pages, page_table),
+    [
+      new(*lead, width, columns, dtype=jnp.float32),
+      new(*lead, 2 * CHUNK, columns, dtype=jnp.float32),
+    ],
+    buffers,
+    grid={"row": b, "head": kv_heads, "range": programs},
+    config=config,
+    name="lattice_attention_ranges",
+  )
+
+
+class _Softmax(NamedTuple):
+  """The carry of the online softmax over the pages of a range.
+
+  Attributes:
+    maximum: m, -inf before the first key. [g]
+    total: l. [g]
+    out: o, transposed. [k g]
+  """
+
+  maximum: Array
+  total: Array
+  out: Array
+
+
+class _Program(NamedTuple):
+  """The query heads of one key head of one row, and some ranges.
+
+  Attributes:
+    row: Which pages a row sees.
+    q: The queries. [b hkv g k]
+    key_pages: The pool of keys. [p c hkv k]
+    value_pages: The pool of values. [p c hkv k]
+    page_table: The pages of each row. [b pages]
+    out: o of each range. [b hkv ranges k g]
+    sums: m and l of each range. [b hkv ranges 2*64 g]
+    queries: The queries, in shared memory like all that follows. [g k]
+    keys: Keys of the pages under way. [stage c k]
+    values: The values of the pages under way. [stage c k]
+    weights: Parts of e^{s-m'}. [part g c]
+    arrived: One barrier per stage.
+    loading: Barrier of the queries.
+    programs: How many share the ranges of a row.
+    window: Keys that a token sees, or None.
+    config: The static sizes of the kernel.
+  """
+
+  row: Row
+  q: Ref
+  key_pages: Ref
+  value_pages: Ref
+  page_table: Ref
+  out: Ref
+  sums: Ref
+  queries: Ref
+  keys: Ref
+  values: Ref
+  weights: Ref
+  arrived: Ref
+  loading: Ref
+  programs: int
+  window: int | None
+  config: MosaicGpuConfig
+
+  def run(self) -> None:
+    """Takes every so many-th range that holds keys of the row, if any."""
+    row, head = lax.axis_index("row"), lax.axis_index("head")
+    first, stop = ranges_of(self.row, row)
+    first = first + lax.axis_index("range")
+
+    @pl.when(first < stop)
+    def _() -> None:
+      source = self.q.at[row, head]
+      plgpu.copy_gmem_to_smem(source, self.queries, self.loading)
+      plgpu.barrier_wait(self.loading)
+      step = self.programs
+      count = lax.div(stop - first + step - 1, step)
+      lax.fori_loop(0, count, lambda i, _: self._range(first + i * step), None)
+
+  def _range(self, index: Array) -> None:
+    """Attends to the pages of a range, in absolute order; emits m, l and o."""
+    row, stages = lax.axis_index("row"), self.config.stages
+    first = lax.max(self.row.first[row], index * RANGE_PAGES)
+    stop = lax.min(self.row.stop[row], (index + 1) * RANGE_PAGES)
+    for stage in range(stages):
+      pl.when(first + stage < stop)(
+        functools.partial(self._load, first + stage, stage)
+      )
+
+    def advance(page: Array, carry: _Softmax) -> _Softmax:
+      stage = lax.rem(page - first, stages)
+      plgpu.barrier_wait(self.arrived.at[stage])
+      carry = self._page(page, stage, carry)
+      plgpu.commit_smem()  # all have read this stage, before it is overwritten
+      after = page + stages
+      pl.when(after < stop)(functools.partial(self._load, after, stage))
+      return carry
+
+    self._emit(index, lax.fori_loop(first, stop, advance, self._empty()))
+
+  def _load(self, page: Array, stage: Array | int) -> None:
+    """Starts the copies of one page's keys and values to a stage's buffers.
+
+    Args:
+      page: The number of the page in its sequence.
+      stage: The stage of the buffers to copy to.
+    """
+    slot = self.page_table[lax.axis_index("row"), page]
+    head = lax.axis_index("head")
+    for pages, buffer in (
+      (self.key_pages, self.keys),
+      (self.value_pages, self.values),
+    ):
+      plgpu.copy_gmem_to_smem(
+        pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
+      )
+
+  def _empty(self) -> _Softmax:
+    columns, width = self.queries.shape
+    return _Softmax(
+      jnp.full((columns,), -jnp.inf, jnp.float32),
+      jnp.zeros((columns,), jnp.float32),
+      jnp.zeros((width, columns), jnp.float32),
+    )
+
+  def _page(self, page: Array, stage: Array, carry: _Softmax) -> _Softmax:
+    """Takes one step of the online softmax; exp(-inf) = 0 masks keys out.
+
+    Every page that is visited holds a key that the row sees, so the maximum is
+    finite.
+
+    Args:
+      page: The number of the page in its sequence.
+      stage: The stage of the buffers that holds its keys and values.
+      carry: Sums over the pages before.
+    """
+    scores = self._scores(page, stage)
+    maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=0))
+    weights = jnp.exp(scores - along_columns(maximum, CHUNK))
+    rescale = jnp.exp(carry.maximum - maximum)
+    total = carry.total * rescale + jnp.sum(weights, axis=0)
+    for part, value in enumerate(split(weights, PARTS)):
+      store_transposed(self.weights.at[part], value, self.config)
+    plgpu.commit_smem()
+
+    def added(values: Ref, *parts: Ref) -> Array:
+      return dot([(values, part) for part in parts], carry.out.shape)
+
+    out = carry.out * along_columns(rescale, carry.out.shape[0])
+    out = out + with_transposed(
+      [self.values.at[stage], *(self.weights.at[x] for x in range(PARTS))],
+      added,
+      self.config,
+    )
+    return _Softmax(maximum, total, out)
+
+  def _scores(self, page: Array, stage: Array) -> Float32[Array, "c g"]:
+    """K q^T, -inf where the row does not see a key; clears absent values.
+
+    Only the last page can have fewer keys than rows. What stands there behind
+    them may be NaN, and 0 times it too.
+
+    Args:
+      page: The number of the page in its sequence.
+      stage: The stage of the buffers that holds its keys and values.
+    """
+    position = self.row.position[lax.axis_index("row")]
+    exist = position + 1 - page * CHUNK
+    pl.when(exist < CHUNK)(lambda: self._clear(stage, exist))
+    shape = (CHUNK, self.queries.shape[0])
+    scores = with_transposed(
+      [self.queries],
+      lambda queries: dot([(self.keys.at[stage], queries)], shape),
+      self.config,
+    )
+    token = lax.broadcasted_iota(jnp.int32, shape, 0)
+    seen = token < exist
+    if self.window is not None:
+      seen &= token >= exist - self.window
+    return jnp.where(seen, scores, -jnp.inf)
+
+  def _clear(self, stage: Array, exist: Array) -> None:
+    """Selects values behind those that exist to zero, a few at a time.
+
+    Args:
+      stage: The stage of the buffers that holds the last page.
+      exist: How many of its tokens are there.
+    """
+    for start in range(0, self.values.shape[2], CHUNK):
+      values = self.values.at[stage, :, pl.ds(start, CHUNK)]
+      algebra.clear_padding(values, exist)
+
+  def _emit(self, index: Array, carry: _Softmax) -> None:
+    """Writes o, and m and l as tiles: what the second kernel copies."""
+    place = lax.axis_index("row"), lax.axis_index("head"), index
+    self.out[(*place, slice(None), slice(None))] = carry.out
+    for which, vector in enumerate((carry.maximum, carry.total)):
+      whole = as_accumulator(along_columns(vector, CHUNK), self.config)
+      rows = pl.ds(which * CHUNK, CHUNK)
+      self.sums[(*place, rows, slice(None))] = whole
