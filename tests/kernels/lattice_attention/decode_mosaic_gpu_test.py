@@ -79,9 +79,9 @@ def arguments(width=128, dtype=jnp.bfloat16, c=64, heads=16, kv_heads=2, b=3):
   return q, k, k, pool, pool, position, active, table
 
 
-@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize(
-  ("width", "heads"), [(64, 2), (128, 16), (256, 6), (256, 48)]
+  ("width", "heads", "window"),
+  [(64, 2, 100), (128, 16, None), (256, 6, 100), (256, 48, None)],
 )
 def test_is_picked_and_lowers(width, heads, window):
   attend = functools.partial(lattice_attention_step, window=window)
