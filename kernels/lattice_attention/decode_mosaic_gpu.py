@@ -98,12 +98,11 @@ def attend_rows(
   grouped = q.reshape(b, kv_heads, groups, width)
   missing = _columns(groups) - groups
   grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
-  partials = ranges_mosaic_gpu.attend(
+  partial, sums = ranges_mosaic_gpu.attend(
     grouped, *pools, row, page_table, window, config
   )
-  out = combination_mosaic_gpu.combine(*partials, row, config).swapaxes(2, 3)[
-    :, :, :groups
-  ]
+  out = combination_mosaic_gpu.combine(partial, sums, row, config)
+  out = out.swapaxes(2, 3)[:, :, :groups]
   return out.reshape(b, heads, width), *pools
 
 

@@ -252,10 +252,12 @@ class _Program(NamedTuple):
       store_transposed(self.weights.at[part], value, self.config)
     plgpu.commit_smem()
 
-    def added(values: Ref, *parts: Ref) -> Array:
-      return dot([(values, part) for part in parts], carry.out.shape)
+    columns, width = self.queries.shape
 
-    out = carry.out * along_columns(rescale, carry.out.shape[0])
+    def added(values: Ref, *parts: Ref) -> Array:
+      return dot([(values, part) for part in parts], (width, columns))
+
+    out = carry.out * along_columns(rescale, width)
     out = out + with_transposed(
       [self.values.at[stage], *(self.weights.at[x] for x in range(PARTS))],
       added,

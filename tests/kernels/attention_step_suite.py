@@ -21,6 +21,9 @@ from tests.kernels.attention_suite import Sizes
 from tests.kernels.operations import TOLERANCE
 from tests.kernels.packing import bits
 
+ROWS = 7
+"""Rows of a step; a sequence that is alone in the first row has no others."""
+
 
 @functools.cache
 def compiled(window, implementation):
@@ -81,7 +84,7 @@ class AttentionStepSuite:
       width: Of the page table; None for the blocks of the longest sequence.
     """
     rows = range(len(sequences)) if rows is None else rows
-    b, sizes = max(rows) + 1, self.sizes
+    b, sizes = ROWS if max(rows) else 1, self.sizes
     table = np.zeros((b, width or (self.blocks + 1) * BLOCK_PAGES), np.int32)
     active, position = np.zeros(b, bool), np.zeros(b, np.int32)
     arrays = [

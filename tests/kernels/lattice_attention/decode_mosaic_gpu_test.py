@@ -7,12 +7,15 @@ are valid is shown by lowering, and by real compilation.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_prefix_jax.kernels.implementations import Device
 from sparse_prefix_jax.kernels.lattice_attention import (
   BLOCK_PAGES,
+  decode_mosaic_gpu,
   lattice_attention_step,
   ranges_mosaic_gpu,
 )
@@ -76,15 +79,33 @@ def arguments(width=128, dtype=jnp.bfloat16, c=64, heads=16, kv_heads=2, b=3):
   return q, k, k, pool, pool, position, active, table
 
 
-@pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize(
-  ("width", "heads"), [(64, 2), (128, 16), (256, 6), (256, 48)]
+  ("width", "heads", "window"),
+  [(64, 2, 100), (128, 16, None), (256, 6, 100), (256, 48, None)],
 )
 def test_is_picked_and_lowers(width, heads, window):
   attend = functools.partial(lattice_attention_step, window=window)
   text = lowered(attend, *arguments(width, heads=heads), kind=HOPPER)
   assert "lattice_attention_ranges" in text
   assert "lattice_attention_combine" in text
+
+
+def test_a_gradient_goes_through_the_form_in_xla_operations():
+  def loss(q, *rest):
+    return jnp.sum(lattice_attention_step(q, *rest)[0])
+
+  text = lowered(jax.value_and_grad(loss), *arguments(), kind=HOPPER)
+  assert "lattice_attention_ranges" in text
+
+
+@pytest.mark.parametrize(
+  ("width", "heads", "stages"),
+  [(64, 2, 4), (128, 16, 2), (256, 16, 3), (256, 48, 3), (64, 128, 4)],
+)
+def test_takes_the_stages_that_there_is_room_for(width, heads, stages):
+  q, k, *_ = arguments(width, heads=heads)
+  config = decode_mosaic_gpu.heuristic(Device("gpu", HOPPER), q, k)
+  assert config.stages == stages
 
 
 def test_xla_is_picked_where_the_kernel_does_not_fit():
