@@ -46,10 +46,10 @@ class TestCausalConv1d(PackedSuite):
     (x,), run = self.operation.tokens(6, 10), self.operation.step
     pool = self.pool()
     pool[5] = self.operation.initial_state(1)
-    stepped, slot = jnp.asarray(pool), jnp.array([5, 5])
+    stepped, read = jnp.asarray(pool), jnp.array([5, ZERO])
     for row in x:
       pair = jnp.asarray(np.stack([row, row]))
-      _, stepped = run(pair, stepped, slot, jnp.array([5, NONE]))
+      _, stepped = run(pair, stepped, read, jnp.array([5, NONE]))
     _, chunked = self.call([Job(10, read=5, writes={0: 5})], [(x,)], pool)
     assert same_bits(stepped, chunked)
 
