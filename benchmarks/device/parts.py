@@ -166,7 +166,14 @@ def on_cpu(tests: str = "") -> list[Part]:
     _timed(
       "decode_steps",
       "benchmarks.device.decode_steps",
-      *("--rows=2", "--context=128", "--heads=1", "--calls=1", "--repeats=1"),
+      *(
+        "--rows=2",
+        "--context=128",
+        "--heads=1",
+        "--steps=2",
+        "--calls=1",
+        "--repeats=1",
+      ),
       seconds=600,
     ),
     _timed("tuned", kernels, "--tune", "--tokens=64", *once, seconds=600),

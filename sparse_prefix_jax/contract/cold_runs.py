@@ -50,6 +50,9 @@ class ColdRuns:
     # so that cold runs and schedules share their compiled programs.
     chunks = -(-longest // model.config.numerics.chunk)
     self._capacity = 8 * chunks * _chunk_bytes(model)
+    # What a cache reserves for the longest sequence may leave few slots.
+    while min(self._split()) < chunks + 2:
+      self._capacity *= 2
     self._runs: dict[bytes, Cold] = {}
     self._twins: dict[tuple[bytes, int], _Twin] = {}
 
@@ -78,15 +81,20 @@ class ColdRuns:
       self._runs[key] = self._run(tokens)
     return self._runs[key]
 
-  def _run(self, tokens: np.ndarray) -> Cold:
-    config, chunk = self.model.config, self.model.config.numerics.chunk
+  def _split(self) -> tuple[int, int]:
+    """Slots and pages that a cache begins with."""
+    config = self.model.config
     divided = DividedCapacity(
       self._capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),
-      longest=-(-config.numerics.max_length // chunk),
+      longest=-(-config.numerics.max_length // config.numerics.chunk),
     )
-    slots, pages = divided.split(divided.first)  # as a cache begins
+    return divided.split(divided.first)
+
+  def _run(self, tokens: np.ndarray) -> Cold:
+    config, chunk = self.model.config, self.model.config.numerics.chunk
+    slots, pages = self._split()
     pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // chunk)
     segment = Segment(

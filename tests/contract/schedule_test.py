@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import pytest
 
 from sparse_prefix_jax.contract import ColdRuns, Schedule
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import LONGEST, cold_runs, small_model
 
@@ -44,3 +45,16 @@ def test_schedules_compile_nothing_after_the_first():
   for seed in range(1, 6):
     Schedule(cold, seed, longest=LONGEST).run()
   assert [program._cache_size() for program in compiled] == before
+
+
+def test_a_model_with_long_sequences_has_room_for_states():
+  # One of the longest takes most of the capacity that short ones would need:
+  # what was left were two slots.
+  config = small_model().config
+  chunk, page = config.numerics.chunk, page_bytes(config)
+  short = 8 * (LONGEST // chunk) * (state_bytes(config) + page)
+  longest = chunk * int(0.93 * short / page)
+  cold = ColdRuns(small_model(max_length=longest), longest=LONGEST)
+  for seed in range(3):
+    budget = Schedule(cold, seed, longest=LONGEST).cache.store.index.budget
+    assert min(budget.slots, budget.pages) >= LONGEST // chunk + 2

@@ -207,8 +207,10 @@ class InPlaceSuite:
     assert few.alias_size_in_bytes == bytes_of_few
     assert many.alias_size_in_bytes == bytes_of_many
     # How many states are captured is data: only the slots could cost anything.
-    temporary = many.temp_size_in_bytes, few.temp_size_in_bytes
-    assert temporary[0] == temporary[1], temporary
+    # (The compiler may lay out the inputs' temporaries otherwise beside a pool
+    # of another size; a copy of the pool would be 512 times the small one.)
+    growth = many.temp_size_in_bytes - few.temp_size_in_bytes
+    assert abs(growth) < bytes_of_few, growth
 
 
 class CoreSuite:
