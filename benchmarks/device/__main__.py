@@ -3,8 +3,9 @@
     python -m benchmarks.device --device=gpu --output=FILE.json
     make device
 
-Each part is a process of its own with a limit. Parts that compare bits run side
-by side, then those that take times, one after another. The result is written
+Each part is a process of its own with a limit, and all together have one. Parts
+that compare bits run side by side, then those that take times, one after
+another, in the order of what they are worth. The result is written
 after every part, so that an end in between loses nothing; a part that fails is
 told and does not stop the rest.
 """
@@ -30,14 +31,20 @@ from benchmarks.device.parts import Part
 _DEVICE = flags.DEFINE_enum("device", "gpu", ["gpu", "cpu"], "Where to run.")
 _ONLY = flags.DEFINE_list("only", None, "Parts; all where it is not given.")
 _TESTS = flags.DEFINE_string("tests", "", "As -k of pytest; all by default.")
+_SECONDS = flags.DEFINE_integer("seconds", 480, "For all parts.", 1)
 _OUTPUT = flags.DEFINE_string("output", "device.json", "The result.")
 
 _PLATFORM = {"gpu": "cuda", "cpu": "cpu"}
 _LAST_LINES = 25
 
 
-def _outcome(part: Part, folder: Path, device: str) -> dict[str, Any]:
+def _outcome(
+  part: Part, folder: Path, device: str, end: float
+) -> dict[str, Any]:
   """Runs a part: how it ended, how long it took, what it found."""
+  seconds = min(part.seconds, int(end - time.monotonic()))
+  if seconds < 1:
+    return {"ended": "no time was left", "seconds": 0.0, "result": None}
   output = folder / f"{part.name}.out"
   arguments = [x.replace("{output}", str(output)) for x in part.arguments]
   environment = os.environ | {
@@ -54,11 +61,11 @@ def _outcome(part: Part, folder: Path, device: str) -> dict[str, Any]:
         stdout=text,
         stderr=subprocess.STDOUT,
         env=environment,
-        timeout=part.seconds,
+        timeout=seconds,
         check=False,
       ).returncode
     except subprocess.TimeoutExpired:
-      ended = f"stopped after {part.seconds} s"
+      ended = f"stopped after {seconds} s"
   lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
   outcome: dict[str, Any] = {
     "ended": ended,
@@ -119,20 +126,20 @@ def _wanted() -> list[Part]:
 
 
 def _outcomes(
-  wanted: Iterable[Part], folder: Path, device: str
+  wanted: Iterable[Part], folder: Path, device: str, end: float
 ) -> Iterable[tuple[Part, dict[str, Any]]]:
   """First what may run side by side, then what takes times."""
   wanted = list(wanted)
   beside = [part for part in wanted if not part.alone]
   with concurrent.futures.ThreadPoolExecutor(max(len(beside), 1)) as pool:
     running = {
-      pool.submit(_outcome, part, folder, device): part for part in beside
+      pool.submit(_outcome, part, folder, device, end): part for part in beside
     }
     for done in concurrent.futures.as_completed(running):
       yield running[done], done.result()
   for part in wanted:
     if part.alone:
-      yield part, _outcome(part, folder, device)
+      yield part, _outcome(part, folder, device, end)
 
 
 def main(argv: list[str]) -> None:
@@ -141,8 +148,9 @@ def main(argv: list[str]) -> None:
     wanted = _wanted()
     writable(_OUTPUT)
   found: dict[str, Any] = {}
+  end = time.monotonic() + _SECONDS.value
   with tempfile.TemporaryDirectory() as folder:
-    for part, outcome in _outcomes(wanted, Path(folder), _DEVICE.value):
+    for part, outcome in _outcomes(wanted, Path(folder), _DEVICE.value, end):
       found[part.name] = outcome
       text = json.dumps({"device": _DEVICE.value, "parts": found}, indent=1)
       Path(_OUTPUT.value).write_text(text + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -25,6 +26,11 @@ def script(path, text):
   return "module_of_a_part"
 
 
+def later():
+  """Time enough."""
+  return time.monotonic() + 600
+
+
 @pytest.fixture
 def modules(monkeypatch, tmp_path):
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -34,7 +40,7 @@ def modules(monkeypatch, tmp_path):
 def test_what_a_part_wrote_is_its_result(tmp_path):
   text = "import sys; open(sys.argv[1], 'w').write('[1, 2]')"
   part = Part("good", script(tmp_path, text), ("{output}",))
-  outcome = device._outcome(part, tmp_path, "cpu")
+  outcome = device._outcome(part, tmp_path, "cpu", later())
   assert outcome["ended"] == 0
   assert outcome["result"] == [1, 2]
   assert "last_lines" not in outcome
@@ -44,7 +50,7 @@ def test_what_a_part_wrote_is_its_result(tmp_path):
 def test_a_part_that_fails_tells_its_last_lines(tmp_path):
   text = "print('before'); raise SystemExit('no such device')"
   part = Part("bad", script(tmp_path, text), ("{output}",))
-  outcome = device._outcome(part, tmp_path, "cpu")
+  outcome = device._outcome(part, tmp_path, "cpu", later())
   assert outcome["ended"] == 1
   assert outcome["result"] is None
   assert sorted(outcome["last_lines"]) == ["before", "no such device"]
@@ -54,8 +60,15 @@ def test_a_part_that_fails_tells_its_last_lines(tmp_path):
 def test_a_part_that_does_not_end_is_stopped(tmp_path):
   text = "import time\nwhile True: time.sleep(1)"
   part = Part("endless", script(tmp_path, text), seconds=1)
-  outcome = device._outcome(part, tmp_path, "cpu")
+  outcome = device._outcome(part, tmp_path, "cpu", later())
   assert outcome["ended"] == "stopped after 1 s"
+
+
+@pytest.mark.usefixtures("modules")
+def test_no_part_begins_when_the_time_is_over(tmp_path):
+  part = Part("late", script(tmp_path, "raise SystemExit(1)"))
+  outcome = device._outcome(part, tmp_path, "cpu", time.monotonic())
+  assert outcome["ended"] == "no time was left"
 
 
 @pytest.mark.usefixtures("modules")
@@ -66,7 +79,9 @@ def test_times_are_taken_alone_and_last(tmp_path):
     Part("bits", name),
     Part("also_timed", name, alone=True),
   ]
-  ran = [part.name for part, _ in device._outcomes(wanted, tmp_path, "cpu")]
+  ran = [
+    part.name for part, _ in device._outcomes(wanted, tmp_path, "cpu", later())
+  ]
   assert ran == ["bits", "timed", "also_timed"]
 
 
