@@ -65,7 +65,7 @@ def prepare(
   # Captures in their slots, and the last state in that of the first.
   slots = [*(first + 1 + index for index in range(len(parts) - 1)), first]
 
-  def call() -> tuple[Any, Any]:
+  def once() -> tuple[Any, Any]:
     state, outs = pool[first], []
     for part, slot in zip(parts, slots, strict=True):
       out, state = fla.chunk_gated_delta_rule(
@@ -75,7 +75,7 @@ def prepare(
       pool[slot] = state
     return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0], pool
 
-  return functools.partial(_repeat, call)
+  return functools.partial(_repeat, once)
 
 
 def graphed(run: functools.partial[Any]) -> Callable[..., Any]:
