@@ -26,7 +26,10 @@ from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.chunks import CARRY, Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  refused_device,
+  within_grid,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -230,5 +233,8 @@ def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:
 
 
 IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
+  config=MosaicGpuConfig,
+  run=packed,
+  refusal=within_grid(refusal),
+  heuristic=heuristic,
 )

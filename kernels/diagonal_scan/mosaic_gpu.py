@@ -22,6 +22,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   SHARED_BYTES,
   refused_device,
   refused_sizes,
+  within_grid,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
@@ -129,7 +130,10 @@ def _selective_bytes(x: Array, rate: Array, stages: int) -> int:
 
 
 IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
+  config=MosaicGpuConfig,
+  run=packed,
+  refusal=within_grid(refusal),
+  heuristic=heuristic,
 )
 
 

@@ -15,7 +15,10 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu import rows_step as rows
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  refused_device,
+  within_grid,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -120,7 +123,10 @@ def heuristic(device: Device, x: Array, *rest: Any) -> MosaicGpuConfig:
 
 
 STEP = Implementation(
-  config=MosaicGpuConfig, run=step, refusal=refusal, heuristic=heuristic
+  config=MosaicGpuConfig,
+  run=step,
+  refusal=within_grid(refusal),
+  heuristic=heuristic,
 )
 
 

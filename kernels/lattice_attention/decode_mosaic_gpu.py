@@ -43,14 +43,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   gpu_of,
   refused_device,
   refused_sizes,
+  within_grid,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 
 _MOST_HEADS = {64: 64, 128: 40, 256: 24}
 """Query heads per key head at most, by width: with more of them the compiler
 runs out of registers."""
-_MOST_PROGRAMS = 65535
-"""Of one axis of a grid, but for the last."""
 _STAGES = {64: (4, 2, 1), 128: (2, 1), 256: (3, 2, 1)}
 """Stages to try, by width: three programs share a multiprocessor at 64 and 128,
 and one has it alone at 256."""
@@ -135,7 +134,7 @@ def refusal(
     return "takes bfloat16 only, the operands of its products"
   if key_pages.shape[1] != CHUNK:
     return f"takes pages of {CHUNK} tokens, and these have {key_pages.shape[1]}"
-  b, heads, width = q.shape
+  _, heads, width = q.shape
   if width not in WIDTHS:
     return f"takes heads of {WIDTHS}, and these are {width} wide"
   groups = heads // k.shape[1]
@@ -143,11 +142,6 @@ def refusal(
     return (
       f"takes {_MOST_HEADS[width]} query heads of {width} per key head at "
       f"most, not {groups}"
-    )
-  if max(b, k.shape[1]) > _MOST_PROGRAMS:
-    return (
-      f"takes {_MOST_PROGRAMS} rows, and key heads, at most, not "
-      f"{max(b, k.shape[1])}"
     )
   refused = refused_device(device, config, products=True) or refused_sizes(
     config.stages, _shared_bytes(width, groups, config.stages)
@@ -173,7 +167,7 @@ def heuristic(
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
   run=attend_rows,
-  refusal=refusal,
+  refusal=within_grid(refusal),
   heuristic=heuristic,
 )
 

@@ -30,6 +30,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   refused_device,
   refused_sizes,
+  within_grid,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -149,7 +150,10 @@ def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:
 
 
 IMPLEMENTATION = Implementation(
-  config=MosaicGpuConfig, run=packed, refusal=refusal, heuristic=heuristic
+  config=MosaicGpuConfig,
+  run=packed,
+  refusal=within_grid(refusal),
+  heuristic=heuristic,
 )
 
 

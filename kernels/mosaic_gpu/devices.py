@@ -6,8 +6,11 @@ memory (wgmma), and no device after it. Every device has those of single warps
 (mma), which read registers.
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from jax import Array
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from sparse_prefix_jax.kernels.implementations import Config, Device
@@ -33,6 +36,9 @@ BLACKWELL = Gpu(148, False)
 SHARED_BYTES = 223 * 1024
 """Shared memory that the buffers of a program may take: 227 KiB, but for
 barriers and scratch of the compiler. Both families have it."""
+
+MOST_PROGRAMS = 65_535
+"""Along one axis of a grid, but for the last."""
 
 _INTERPRETER_HAS_MMA = False
 """Whether the interpreter has mma; tests put a substitute in its place."""
@@ -85,6 +91,34 @@ def refused_device(
   if not hasattr(plgpu, "mma"):
     return f"needs JAX 0.11 for the products of a {device.kind} (mma)"
   return None
+
+
+def within_grid(
+  refusal: Callable[..., str | None],
+) -> Callable[..., str | None]:
+  """The refusal of a kernel that has a program per chunk, or per row.
+
+  An axis of a grid has a limit that a launch would stumble over.
+
+  Args:
+    refusal: `(device, config, *arguments)` -> why it does not fit, or None; the
+      first argument is [n ...] or [b ...].
+
+  Returns:
+    A refusal that has counted them before.
+  """
+
+  @functools.wraps(refusal)
+  def counted(
+    device: Device, config: Config, first: Array, *rest: Any, **options: Any
+  ) -> str | None:
+    if first.shape[0] > MOST_PROGRAMS:
+      return (
+        f"takes {MOST_PROGRAMS} chunks or rows at most, not {first.shape[0]}"
+      )
+    return refusal(device, config, first, *rest, **options)
+
+  return counted
 
 
 def refused_sizes(stages: int, taken: int) -> str | None:

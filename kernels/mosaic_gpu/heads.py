@@ -13,6 +13,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   gpu_of,
   refused_device,
   refused_sizes,
+  within_grid,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -115,7 +116,7 @@ def implementation(
       gpu_of(device), q.shape[3], value_columns, value_bytes, operands
     )
 
-  return Implementation(MosaicGpuConfig, run, refusal, heuristic)
+  return Implementation(MosaicGpuConfig, run, within_grid(refusal), heuristic)
 
 
 def unfit(q: Array, k: Array, v: Array, config: MosaicGpuConfig) -> str | None:

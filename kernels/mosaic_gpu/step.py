@@ -27,7 +27,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float32
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.mosaic_gpu.devices import refused_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
+  refused_device,
+  within_grid,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
   Ref,
@@ -50,8 +53,6 @@ _COLUMNS = (64, 32, 16)
 """Columns of a tile: what is tried, and the fewest."""
 _NUMBERS = 64 * 128
 """Numbers of a tile that fill 64 registers of each thread."""
-_MOST_PROGRAMS = 65_535
-"""Along the first axis of a grid."""
 
 
 def step_implementation(name: str) -> Implementation:
@@ -72,7 +73,7 @@ def step_implementation(name: str) -> Implementation:
     operands = _Operands(q, k, v, log_decay, strength, read, write)
     return _step(operands, pool, config, name)
 
-  return Implementation(MosaicGpuConfig, run, _refusal, _heuristic)
+  return Implementation(MosaicGpuConfig, run, within_grid(_refusal), _heuristic)
 
 
 def _refusal(
@@ -96,8 +97,6 @@ def _unfit(q: Array, k: Array, v: Array, log_decay: Array) -> str | None:
     return f"takes bfloat16 and float32, and these are {told}"
   if log_decay.dtype != jnp.float32:
     return f"takes decays of float32, and these are {log_decay.dtype}"
-  if v.shape[0] > _MOST_PROGRAMS:
-    return f"takes {_MOST_PROGRAMS} rows at most, not {v.shape[0]}"
   width = q.shape[2]
   if width % _ROWS or width > _MOST_ROWS:
     return f"takes 64, 128, 192 or 256 keys of a head, not {width}"

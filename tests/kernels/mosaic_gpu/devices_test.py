@@ -1,5 +1,7 @@
 """Which GPUs take the kernels, and the products of those without wgmma."""
 
+import importlib
+
 import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -12,6 +14,10 @@ from tests.kernels.lattice_attention import mosaic_gpu_test as attention
 from tests.kernels.matrix_suite import each_operation, operation_at
 from tests.kernels.mosaic_gpu.suite import check_short, interpreted
 
+OPERATIONS = (
+  *("gated_delta_rule", "kimi_delta_attention", "linear_attention"),
+  *("diagonal_scan", "causal_conv1d", "lattice_attention"),
+)
 HAS_PRODUCTS_OF_WARPS = hasattr(plgpu, "mma")
 
 
@@ -47,6 +53,26 @@ def interpreted_mma(monkeypatch):
 )
 def test_a_gpu_is_known_by_its_name(kind, gpu):
   assert devices.known(Device("gpu", kind)) == gpu
+
+
+def mosaic_gpu_kernels():
+  """Every kernel for GPUs, by its operation."""
+  for name in OPERATIONS:
+    api = importlib.import_module(f"sparse_prefix_jax.kernels.{name}.api")
+    for found in (*api.IMPLEMENTATIONS, *api.STEP_IMPLEMENTATIONS):
+      if found.config is MosaicGpuConfig:
+        yield pytest.param(found, id=name)
+
+
+@pytest.mark.parametrize("kernel", [*mosaic_gpu_kernels()])
+def test_more_programs_than_a_grid_has_are_refused(kernel):
+  many = jnp.zeros((65_536, 1))
+  told = kernel.refusal(Device("gpu", HOPPER), MosaicGpuConfig(), many)
+  assert told == "takes 65535 chunks or rows at most, not 65536"
+
+
+def test_every_operation_has_two_kernels():
+  assert len([*mosaic_gpu_kernels()]) == 2 * len(OPERATIONS)
 
 
 def refused(kind, products):
