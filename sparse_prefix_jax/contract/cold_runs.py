@@ -1,6 +1,7 @@
 """Cold runs: what the same tokens alone give, without a cache."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -46,13 +47,7 @@ class ColdRuns:
   def __init__(self, model: HybridDecoder, longest: int) -> None:
     self.model = model
     self._frozen = freeze(model)
-    # Room for a few sequences with a state at every lattice point; one size,
-    # so that cold runs and schedules share their compiled programs.
-    chunks = -(-longest // model.config.numerics.chunk)
-    self._capacity = 8 * chunks * _chunk_bytes(model)
-    # What a cache reserves for the longest sequence may leave few slots.
-    while min(self._split()) < chunks + 2:
-      self._capacity *= 2
+    self._chunks = -(-longest // model.config.numerics.chunk)
     self._runs: dict[bytes, Cold] = {}
     self._twins: dict[tuple[bytes, int], _Twin] = {}
 
@@ -81,11 +76,23 @@ class ColdRuns:
       self._runs[key] = self._run(tokens)
     return self._runs[key]
 
-  def _split(self) -> tuple[int, int]:
-    """Slots and pages that a cache begins with."""
+  @functools.cached_property
+  def _capacity(self) -> int:
+    """Room for a few sequences with a state at every lattice point.
+
+    One size, so that cold runs and schedules share their compiled programs.
+    """
+    capacity = 8 * self._chunks * _chunk_bytes(self.model)
+    # What a cache reserves for the longest sequence may leave few slots.
+    while min(self._split(capacity)) < self._chunks + 2:
+      capacity *= 2
+    return capacity
+
+  def _split(self, capacity: int) -> tuple[int, int]:
+    """Slots and pages that a cache of that many bytes begins with."""
     config = self.model.config
     divided = DividedCapacity(
-      self._capacity,
+      capacity,
       slot_bytes=state_bytes(config),
       page_bytes=page_bytes(config),
       longest=-(-config.numerics.max_length // config.numerics.chunk),
@@ -94,7 +101,7 @@ class ColdRuns:
 
   def _run(self, tokens: np.ndarray) -> Cold:
     config, chunk = self.model.config, self.model.config.numerics.chunk
-    slots, pages = self._split()
+    slots, pages = self._split(self._capacity)
     pools = allocate(self.model, slots=slots, pages=pages)
     full = range(tokens.size // chunk)
     segment = Segment(

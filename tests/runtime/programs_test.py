@@ -140,7 +140,7 @@ def test_models_of_one_configuration_share_their_programs():
   assert jax.tree.structure(programs.freeze(other)) != jax.tree.structure(one)
 
 
-def of_wide_heads(implementation):
+def of_wide_heads(implementation, dtype="float32"):
   """A model whose heads kernels take, as shapes, and the shapes of pools."""
   config = small_config(
     chunk=64,
@@ -149,6 +149,7 @@ def of_wide_heads(implementation):
     value_width=64,
     head_width=64,
     implementation=implementation,
+    dtype=dtype,
   )
   pools = jax.eval_shape(lambda: small_pools(config, 8, 32))
   model = jax.eval_shape(
@@ -179,7 +180,8 @@ def test_a_decode_step_advances_states_in_a_kernel(
   implementation, kind, has_kernel
 ):
   """On a TPU there is none, and its name takes XLA's form there."""
-  model, pools = of_wide_heads(implementation)
+  # The kernels of attention, prefill and step, take no float32 where forced.
+  model, pools = of_wide_heads(implementation, "bfloat16")
   text = lowered(
     *(programs.decode_step, model, pools, inputs_of("decode_step")), kind=kind
   )
