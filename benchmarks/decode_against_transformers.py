@@ -65,9 +65,17 @@ class Ours:
     self.cache = PrefixCache(
       self.model, capacity=room, state_share=states / room
     )
-    self.scheduler = Scheduler(self.model, self.cache, max_running=batch)
-    # Compiles the program that makes that many chunks canonical.
-    self._answer(np.arange(chunk - 1, dtype=np.int32), batch, tokens=3)
+    self.scheduler = Scheduler(
+      self.model,
+      self.cache,
+      max_running=batch,
+      token_budget=max(config.numerics.ladder) * chunk,
+    )
+    # Compiles all that makes chunks canonical: as many as a rung takes.
+    for rung in config.numerics.ladder:
+      self._submit(np.full(rung * chunk, rung, np.int32), 2)
+      while not self.scheduler.idle:
+        self.scheduler.step()
     self.ids: list[list[int]] = [[] for _ in range(batch)]
     self.rows = {
       self._submit(prompt, _STEPS.value + 2): row for row in range(batch)
@@ -88,12 +96,6 @@ class Ours:
 
   def _submit(self, prompt: np.ndarray, tokens: int) -> RequestHandle:
     return self.scheduler.submit(prompt, max_tokens=tokens)
-
-  def _answer(self, prompt: np.ndarray, batch: int, tokens: int) -> None:
-    for row in range(batch):
-      self._submit((prompt + row) % 512, tokens)
-    while not self.scheduler.idle:
-      self.scheduler.step()
 
   def _step(self) -> None:
     for event in self.scheduler.step():
