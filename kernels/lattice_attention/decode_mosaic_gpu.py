@@ -134,7 +134,7 @@ def refusal(
     return "takes bfloat16 only, the operands of its products"
   if key_pages.shape[1] != CHUNK:
     return f"takes pages of {CHUNK} tokens, and these have {key_pages.shape[1]}"
-  _, heads, width = q.shape
+  heads, width = q.shape[1:]
   if width not in WIDTHS:
     return f"takes heads of {WIDTHS}, and these are {width} wide"
   groups = heads // k.shape[1]
