@@ -11,6 +11,7 @@ compared: whatever was restored, a request that two servers answered has the
 same ids.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,7 @@ from benchmarks import command_line, serving_load
 from benchmarks.record import write_result
 from benchmarks.serving_load import Arrival, Load, Server
 from sparse_prefix_jax import HybridDecoder, PrefixCache
+from sparse_prefix_jax.cache.choices import checked_policy
 from sparse_prefix_jax.models import ModelConfig
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
@@ -84,13 +86,41 @@ def _line(name: str, share: float, row: Mapping[str, float]) -> str:
   )
 
 
+def _shares() -> list[float]:
+  """The loads.
+
+  Raises:
+    ValueError: One is no number above 0, or there are none.
+  """
+  shares = []
+  for text in _LOADS.value:
+    share = float(command_line.number(text, f"--loads: {text!r}"))
+    if not 0 < share < math.inf:
+      raise ValueError(f"--loads has {text!r}; a load is above 0")
+    shares.append(share)
+  if not shares:
+    raise ValueError("--loads needs at least one")
+  return shares
+
+
+def _check_placements(config: ModelConfig) -> None:
+  """Before minutes of measuring.
+
+  Raises:
+    ValueError: There is no such placement, or none at all.
+  """
+  if not _PLACEMENTS.value:
+    raise ValueError("--placements needs at least one")
+  for text in _PLACEMENTS.value:
+    checked_policy(text, config.numerics.chunk, None)
+
+
 def main(argv: list[str]) -> None:
   """Serves, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
     config = command_line.model(_PRESET).replace(decode_rows=_ROWS)
-    loads = [
-      float(command_line.number(x, f"--loads: {x!r}")) for x in _LOADS.value
-    ]
+    loads = _shares()
+    _check_placements(config)
     load = Load(document=_PROMPT.value, vocabulary=config.vocab_size)
     command_line.at_most(_PROMPT, config.numerics.max_length // 2)
     command_line.writable(_OUTPUT)

@@ -112,6 +112,10 @@ def test_errors_of_ours_keep_their_traceback():
     (["capture", "--states=9999"], "capture: --states is 9999; it must be <="),
     (["placement", "--output=/"], "placement: Is a directory: /"),
     (["path_independence", "word"], "path_independence: takes no words"),
+    (["serving", "--loads=0.8,0"], "serving: --loads has '0'; a load is above"),
+    (["serving", "--loads="], "serving: --loads needs at least one"),
+    (["serving", "--placements=last,x"], "serving: placement must be one of"),
+    (["serving", "--placements="], "serving: --placements needs at least one"),
     (
       ["decode_against_transformers", "--batches=0"],
       "decode_against_transformers: --batches has '0'",
