@@ -26,6 +26,7 @@ from jaxtyping import Array, BFloat16, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.lattice_attention.page_stream import PageStream
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   refused_device,
@@ -251,42 +252,22 @@ class _Program(NamedTuple):
     """Attends, page by page, in absolute order; none for an inactive chunk."""
     chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
     first, stop = self.meta[_FIRST, chunk], self.meta[_STOP, chunk]
-    stages = self.config.stages
     source = self.q.at[chunk, :, head]
     plgpu.copy_gmem_to_smem(source, self.queries, self.loading)
-    for stage in range(stages):
-      pl.when(first + stage < stop)(lambda s=stage: self._load(first + s, s))
+    pages = PageStream(
+      *(self.key_pages, self.value_pages, self.keys, self.values),
+      *(self.arrived, self._find),
+    )
+    pages.begin(first, stop)
     plgpu.barrier_wait(self.loading)
+    self._emit(pages.reduce(first, stop, self._page, self._empty()))
 
-    def advance(page: Array, carry: _Softmax) -> _Softmax:
-      stage = lax.rem(page - first, stages)
-      plgpu.barrier_wait(self.arrived.at[stage])
-      carry = self._page(page, stage, carry)
-      plgpu.commit_smem()  # all have read this stage, before it is overwritten
-      after = page + stages
-      pl.when(after < stop)(lambda: self._load(after, stage))
-      return carry
-
-    self._emit(lax.fori_loop(first, stop, advance, self._empty()))
-
-  def _load(self, page: Array, stage: Array | int) -> None:
-    """Starts the copies of one page's keys and values to a stage's buffers.
-
-    Args:
-      page: The number of the page in its request.
-      stage: The stage of the buffers to copy to.
-    """
+  def _find(self, page: Array) -> tuple[Array, Array]:
+    """The slot of a page of the request, and the key head."""
     request = self.meta[_REQUEST, lax.axis_index("chunk")]
     slot = self.page_table[request, page]
     groups = self.q.shape[2] // self.key_pages.shape[2]
-    head = lax.div(lax.axis_index("head"), groups)
-    for pages, buffer in (
-      (self.key_pages, self.keys),
-      (self.value_pages, self.values),
-    ):
-      plgpu.copy_gmem_to_smem(
-        pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
-      )
+    return slot, lax.div(lax.axis_index("head"), groups)
 
   def _empty(self) -> _Softmax:
     blocks = self.q.shape[3] // CHUNK

@@ -3,7 +3,6 @@
 See `decode_mosaic_gpu.py`.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float32, Int32
 
+from sparse_prefix_jax.kernels.lattice_attention.page_stream import PageStream
 from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
@@ -188,41 +188,20 @@ class _Program(NamedTuple):
 
   def _range(self, index: Array) -> None:
     """Attends to the pages of a range, in absolute order; emits m, l and o."""
-    row, stages = lax.axis_index("row"), self.config.stages
+    row = lax.axis_index("row")
     first = lax.max(self.row.first[row], index * RANGE_PAGES)
     stop = lax.min(self.row.stop[row], (index + 1) * RANGE_PAGES)
-    for stage in range(stages):
-      pl.when(first + stage < stop)(
-        functools.partial(self._load, first + stage, stage)
-      )
+    pages = PageStream(
+      *(self.key_pages, self.value_pages, self.keys, self.values),
+      *(self.arrived, self._find),
+    )
+    pages.begin(first, stop)
+    self._emit(index, pages.reduce(first, stop, self._page, self._empty()))
 
-    def advance(page: Array, carry: _Softmax) -> _Softmax:
-      stage = lax.rem(page - first, stages)
-      plgpu.barrier_wait(self.arrived.at[stage])
-      carry = self._page(page, stage, carry)
-      plgpu.commit_smem()  # all have read this stage, before it is overwritten
-      after = page + stages
-      pl.when(after < stop)(functools.partial(self._load, after, stage))
-      return carry
-
-    self._emit(index, lax.fori_loop(first, stop, advance, self._empty()))
-
-  def _load(self, page: Array, stage: Array | int) -> None:
-    """Starts the copies of one page's keys and values to a stage's buffers.
-
-    Args:
-      page: The number of the page in its sequence.
-      stage: The stage of the buffers to copy to.
-    """
+  def _find(self, page: Array) -> tuple[Array, Array]:
+    """The slot of a page of the row, and the key head."""
     slot = self.page_table[lax.axis_index("row"), page]
-    head = lax.axis_index("head")
-    for pages, buffer in (
-      (self.key_pages, self.keys),
-      (self.value_pages, self.values),
-    ):
-      plgpu.copy_gmem_to_smem(
-        pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
-      )
+    return slot, lax.axis_index("head")
 
   def _empty(self) -> _Softmax:
     columns, width = self.queries.shape

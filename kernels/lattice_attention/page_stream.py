@@ -1,0 +1,88 @@
+"""Pages of a sequence on their way through shared memory, for GPU kernels.
+
+Some stages of pages are under way while one is reduced. The order is that of
+the sequence, always.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax import Array, lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import Ref
+
+
+class PageStream(NamedTuple):
+  """The pages of one program: from where, and into which buffers.
+
+  Attributes:
+    key_pages: The pool of keys. [p c hkv k]
+    value_pages: The pool of values. [p c hkv k]
+    keys: Keys of the pages under way. [stage c k]
+    values: The values of the pages under way. [stage c k]
+    arrived: One barrier per stage, of two arrivals.
+    find: The number of a page in its sequence -> its slot and the key head.
+  """
+
+  key_pages: Ref
+  value_pages: Ref
+  keys: Ref
+  values: Ref
+  arrived: Ref
+  find: Callable[[Array], tuple[Array, Array]]
+
+  @property
+  def stages(self) -> int:
+    """Pages under way at a time."""
+    return self.keys.shape[0]
+
+  def begin(self, first: Array, stop: Array) -> None:
+    """Starts the copies of the first pages of [first, stop)."""
+    for stage in range(self.stages):
+      pl.when(first + stage < stop)(
+        functools.partial(self._load, first + stage, stage)
+      )
+
+  def reduce(
+    self,
+    first: Array,
+    stop: Array,
+    take: Callable[[Array, Array, Any], Any],
+    carry: Any,
+  ) -> Any:
+    """Takes the pages of [first, stop), which `begin` has begun, one by one.
+
+    Args:
+      first: The number of the first page.
+      stop: The end of the pages.
+      take: `(page, stage, carry)` -> carry, with the page in that stage.
+      carry: What the first page begins with.
+
+    Returns:
+      The carry after the last page.
+    """
+
+    def advance(page: Array, carry: Any) -> Any:
+      stage = lax.rem(page - first, self.stages)
+      plgpu.barrier_wait(self.arrived.at[stage])
+      carry = take(page, stage, carry)
+      plgpu.commit_smem()  # all have read this stage, before it is overwritten
+      after = page + self.stages
+      pl.when(after < stop)(functools.partial(self._load, after, stage))
+      return carry
+
+    return lax.fori_loop(first, stop, advance, carry)
+
+  def _load(self, page: Array, stage: Array | int) -> None:
+    """Starts the copies of one page's keys and values to a stage's buffers."""
+    slot, head = self.find(page)
+    for pages, buffer in (
+      (self.key_pages, self.keys),
+      (self.value_pages, self.values),
+    ):
+      plgpu.copy_gmem_to_smem(
+        pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
+      )
