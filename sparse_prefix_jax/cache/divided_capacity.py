@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 
-SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
+SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5)
 """Shares of a capacity that states may have."""
 
 PERIOD = 50
@@ -84,6 +84,15 @@ class DividedCapacity:
     rest = self.capacity - slots * self.slot_bytes
     return slots, rest // self.page_bytes
 
+  def given(self, share: float) -> float:
+    """What a share comes to, in whole slots.
+
+    >>> DividedCapacity(1000, 150, 10, longest=8).given(0.5)
+    0.45
+    """
+    slots, _ = self.split(share)
+    return slots * self.slot_bytes / self.capacity
+
   @property
   def usable(self) -> tuple[float, ...]:
     """The shares under which one of the longest sequences can run.
@@ -93,7 +102,7 @@ class DividedCapacity:
     kind of layers takes all, one share stands for them.
 
     >>> DividedCapacity(10_000, 100, 10, 8).usable
-    (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.55)
+    (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5)
     >>> DividedCapacity(1_000, 100, 10, 60).usable
     (0.22, 0.3, 0.4)
     """
@@ -107,16 +116,7 @@ class DividedCapacity:
   @property
   def first(self) -> float:
     """The share to begin with."""
-    return nearest(self.usable, _FIRST)
-
-
-def nearest(shares: tuple[float, ...], wanted: float) -> float:
-  """The share that is closest to the one wanted.
-
-  >>> nearest(SHARES, 0.5)
-  0.55
-  """
-  return min(shares, key=lambda share: abs(share - wanted))
+    return min(self.usable, key=lambda share: abs(share - _FIRST))
 
 
 @runtime_checkable

@@ -9,11 +9,7 @@ weighs for itself: what a divided store captures is what it had slots for.
 import collections
 import dataclasses
 
-from sparse_prefix_jax.cache.divided_capacity import (
-  PERIOD,
-  DividedCapacity,
-  nearest,
-)
+from sparse_prefix_jax.cache.divided_capacity import PERIOD, DividedCapacity
 from sparse_prefix_jax.cache.index import CapacityError, Eviction
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
@@ -23,26 +19,28 @@ from sparse_prefix_jax.placement import PlacementPolicy, Planner
 LEAD = 10
 """Requests from a choice to its move: meanwhile its programs are compiled."""
 
+PATIENCE = 6
+"""Periods in a row after which a share that was only a bit closer is taken."""
+
 
 def _smooth(mean: float, new: float) -> float:
   """What is wanted over the last periods."""
   return mean + 0.3 * (new - mean)
 
 
-def _next_share(usable: tuple[float, ...], here: float, wanted: float) -> float:
-  """The share to have next: another one only if it is clearly closer.
+def _clearly_closer(there: float, here: float, wanted: float) -> bool:
+  """Whether another share is so much closer to what is wanted that it moves.
 
   A move copies the whole capacity and costs states. What is wanted lies between
   two shares as a rule, and would be followed to and fro.
 
-  >>> _next_share((0.04, 0.08), here=0.08, wanted=0.055)
-  0.08
-  >>> _next_share((0.04, 0.08), here=0.08, wanted=0.045)
-  0.04
+  >>> _clearly_closer(0.04, here=0.08, wanted=0.055)
+  False
+  >>> _clearly_closer(0.04, here=0.08, wanted=0.045)
+  True
   """
-  there = nearest(usable, wanted)
   closer = abs(wanted - here) - abs(wanted - there)
-  return there if closer > 0.6 * abs(there - here) else here
+  return closer > 0.6 * abs(there - here)
 
 
 class ShareChooser:
@@ -77,6 +75,7 @@ class ShareChooser:
     self._requests = self._tokens = 0
     self._sum = 0.0
     self._mean: float | None = None
+    self._closest, self._periods = divided.first, 0
     self._placed_by = store.planner
     undivided = dataclasses.replace(
       store.index.budget, slots=None, pages=None, remembered_bytes=0
@@ -179,10 +178,26 @@ class ShareChooser:
     if self._requests == PERIOD - LEAD and self._tokens:
       mean = self._sum / self._tokens
       self._mean = mean if self._mean is None else _smooth(self._mean, mean)
-      self.chosen = _next_share(self._usable, self.share, self._mean)
+      self.chosen = self._choice(self._mean)
     if self._requests == PERIOD:
       self.due = self.chosen
       self._requests, self._tokens, self._sum = 0, 0, 0.0
+
+  def _choice(self, wanted: float) -> float:
+    """The share to have next: the closest, once that is clear or has lasted.
+
+    Shares are compared as what they come to in whole slots: of few, a seventh
+    of the bytes may be a ninth.
+    """
+    given = {share: self.divided.given(share) for share in self._usable}
+    closest = min(given, key=lambda share: abs(given[share] - wanted))
+    self._periods = self._periods + 1 if closest == self._closest else 1
+    self._closest = closest
+    here = self.divided.given(self.share)
+    if self._periods >= PATIENCE:
+      return closest
+    clear = _clearly_closer(given[closest], here, wanted)
+    return closest if clear else self.share
 
   def flush(self) -> None:
     """What was stored is gone, here as in the store."""

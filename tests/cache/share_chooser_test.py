@@ -5,7 +5,7 @@ import pytest
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.request import Request
-from sparse_prefix_jax.cache.share_chooser import LEAD, PERIOD
+from sparse_prefix_jax.cache.share_chooser import LEAD, PATIENCE, PERIOD
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import make_store, run_prompt
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
@@ -58,3 +58,31 @@ def test_long_prompts_count_more_than_short_ones():
   for seed in range(PERIOD - LEAD):
     ask(store, 2_000 if seed % 10 == 0 else 4, seed)
   assert store.chooser.chosen < 0.4
+
+
+def choose(store, wanted):
+  """What is chosen, as if an undivided store had used that share."""
+  chooser = store.chooser
+  chooser.chosen = chooser._choice(wanted)
+  return chooser.chosen
+
+
+def test_shares_count_as_what_they_come_to_in_whole_slots():
+  """Of 26 slots 0.14 is three, 0.11 of the bytes, and 0.22 is five."""
+  store = store_of(capacity=2_657)
+  store.chooser.share = 0.14
+  assert choose(store, 0.155) == 0.14  # by the bytes asked for, 0.14 is closer
+  assert choose(store, 0.18) == 0.22
+
+
+def test_a_share_that_stays_a_bit_closer_is_taken_in_the_end():
+  store = store_of()
+  for _ in range(PATIENCE - 1):
+    assert choose(store, 0.345) == 0.4
+  assert choose(store, 0.345) == 0.3
+
+
+def test_what_is_closer_now_and_then_moves_nothing():
+  store = store_of()
+  for period in range(4 * PATIENCE):
+    assert choose(store, 0.345 if period % 2 else 0.355) == 0.4

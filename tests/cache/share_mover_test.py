@@ -69,7 +69,7 @@ def sizes_of(cache):
   return {budget.slots, budget.pages}, leaves
 
 
-@pytest.mark.parametrize("share", [0.3, 0.55])
+@pytest.mark.parametrize("share", [0.3, 0.5])
 def test_a_move_keeps_bits_and_entries(share):
   cache, running = lived_in()
   before = cache.store.stats()
@@ -116,7 +116,7 @@ def test_a_move_between_the_steps_of_a_scheduler():
 def test_there_and_back_again():
   cache, running = lived_in()
   first = cache.store.chooser.share
-  for share in (0.14, 0.55, first):
+  for share in (0.14, 0.5, first):
     due(cache, share)
     cache.move_if_due()
     cache.audit()
@@ -151,7 +151,7 @@ def test_running_sequences_that_hold_too_much_put_a_move_off():
 
 
 @pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])
-@pytest.mark.parametrize("share", [0.14, 0.55])
+@pytest.mark.parametrize("share", [0.14, 0.5])
 @pytest.mark.parametrize("place", range(5))
 def test_a_failure_at_any_layer_leaves_a_working_cache(place, share, error):
   """Of the copies and of the layers, the n-th one fails.
@@ -206,7 +206,7 @@ def test_a_failing_probe_moves_back():
   probe = share_mover.probe
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(share_mover, "probe", failing)
-    due(cache, 0.55)
+    due(cache, 0.5)
     cache.move_if_due()
   assert cache.store.index.budget == before
   assert cache.store.chooser.share == cache.store.chooser.due == 0.4
@@ -222,7 +222,7 @@ def test_what_does_not_compile_is_left_for_good(error):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(share_mover, "compile_ahead", failing)
-    due(cache, 0.55)
+    due(cache, 0.5)
     cache.move_if_due()
   assert cache.store.chooser.due == cache.store.chooser.share == 0.4
   cache.move_if_due()
@@ -231,7 +231,7 @@ def test_what_does_not_compile_is_left_for_good(error):
 
 def test_moves_go_on_after_other_weights():
   cache, _ = lived_in()
-  due(cache, 0.55)
+  due(cache, 0.5)
   cache.move_if_due()
   other = HybridDecoder(small_config(), rngs=nnx.Rngs(1))
   cache.replace_weights(other)
@@ -253,11 +253,11 @@ def test_a_share_of_other_bits_is_left_for_good():
   probe = share_mover.probe
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(share_mover, "probe", other_bits)
-    due(cache, 0.55)
+    due(cache, 0.5)
     cache.move_if_due()
   chooser = cache.store.chooser
   assert chooser.due == chooser.chosen == chooser.share
-  assert 0.55 not in chooser._usable
+  assert 0.5 not in chooser._usable
   slots, pages = chooser.divided.split(first)
   assert sizes_of(cache) == ({slots, pages}, {slots, pages})
   assert chooser.share == first
@@ -283,5 +283,5 @@ def test_shares_follow_what_is_asked():
     out = prefill(small_model(), cache, [random_tokens(33, 100 + seed)])
     cache.release(out.sequences)
     moves.append(chooser.share)
-  assert moves[0] == 0.4 and moves[-1] == 0.55 and chooser.moves == 1
+  assert moves[0] == 0.4 and moves[-1] == 0.5 and chooser.moves == 1
   cache.audit()
