@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
+from sparse_prefix_jax.placement.inputs import as_integer
 from sparse_prefix_jax.placement.policy import PLACEMENTS
 
 
@@ -110,3 +111,30 @@ def rule_of(name: str, budget: int | float | None) -> PlacementRule | None:
       f" positions, got {rule!r}"
     )
   return rule
+
+
+def checked_positions(positions: Iterable[int], length: int) -> list[int]:
+  """Returns what a rule wishes, each an integer within the prompt.
+
+  Args:
+    positions: What the rule returned.
+    length: Tokens of the prompt.
+
+  Raises:
+    ValueError: If they are something else.
+
+  >>> checked_positions((64, 128), 200)
+  [64, 128]
+  """
+  if not isinstance(positions, Iterable):
+    raise ValueError(
+      f"positions must be an iterable of integers, got {positions!r}"
+    )
+  wished = [as_integer(position, "positions") for position in positions]
+  for position in wished:
+    if not 0 <= position <= length:
+      raise ValueError(
+        f"positions must be 0 to the {length} tokens of the prompt, got"
+        f" {position}"
+      )
+  return wished

@@ -6,7 +6,8 @@ entry should keep states. The simulator and the prefix cache both use it.
 By the paper's rules a plan is made while the request waits that needs it, and
 placed by at once. A server cannot wait: of `Planner(serving=True)` a plan
 begins after every E observations, is computed beside the requests and takes
-effect E observations later.
+effect E observations later. `conditional`, which has no placement without
+statistics, plans after 1, 2, 4, ... observations too, for as many later.
 """
 
 from collections.abc import Iterable
@@ -19,13 +20,9 @@ from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.expectation import expected_lost
 from sparse_prefix_jax.placement.heuristics import spaced
-from sparse_prefix_jax.placement.inputs import (
-  Vector,
-  as_integer,
-  concrete_cost,
-)
+from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.mixture import Features
-from sparse_prefix_jax.placement.own import rule_of
+from sparse_prefix_jax.placement.own import checked_positions, rule_of
 from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
@@ -208,9 +205,25 @@ class Planner:
       )
     if self.observations % self.policy.every == 0:
       self._stale = True
-      if self._serving and self._may_plan():
-        due = self.observations + self.policy.every
-        self._under_way.begin(self._learner.planning(), due=due)
+      self._begin(self._learner, due=self.observations + self.policy.every)
+    elif self._is_early(self.observations):
+      self._begin(self._learner, due=2 * self.observations)
+
+  def _is_early(self, observations: int) -> bool:
+    """Whether to plan before E observations: after 1, 2, 4 and so on.
+
+    `conditional` places by statistics from the first request on, and without a
+    plan the next one would wait until they are learned.
+    """
+    powers = observations & (observations - 1) == 0
+    early = powers and observations < self.policy.every
+    again = self.policy.replan != "frozen"  # which makes its only plan later
+    return early and again and isinstance(self._learner, Conditional)
+
+  def _begin(self, learner: _Learner, *, due: int) -> None:
+    """Begins a plan beside the requests, as a server does."""
+    if self._serving and self._may_plan():
+      self._under_way.begin(learner.planning(), due=due)
 
   def end_warmup(self) -> None:
     """Makes the first plan, from everything observed so far, and waits for it.
@@ -305,7 +318,9 @@ class Planner:
     if self.worth:
       return []
     if self._own is not None:
-      return _checked(self._own.positions(length, features.overlap), length)
+      return checked_positions(
+        self._own.positions(length, features.overlap), length
+      )
     name, budget = self.policy.name, int(self.policy.budget or 0)
     if name == "last" and self._serving:
       # The last token has to be computed again for its logits. The other
@@ -349,22 +364,6 @@ class Planner:
     if self._learner is not None:
       self._learner.adopt(plan)
     self._planned, self._stale = True, False
-
-
-def _checked(positions: Iterable[int], length: int) -> list[int]:
-  """Positions of a rule that is not ours, each within the prompt."""
-  if not isinstance(positions, Iterable):
-    raise ValueError(
-      f"positions must be an iterable of integers, got {positions!r}"
-    )
-  wished = [as_integer(position, "positions") for position in positions]
-  for position in wished:
-    if not 0 <= position <= length:
-      raise ValueError(
-        f"positions must be 0 to the {length} tokens of the prompt, got"
-        f" {position}"
-      )
-  return wished
 
 
 def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:

@@ -1,4 +1,5 @@
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sparse_prefix_jax.placement import (
   PlacementPolicy,
   Planner,
 )
-from sparse_prefix_jax.placement.background import Job
+from sparse_prefix_jax.placement.background import Job, _worker
+from sparse_prefix_jax.placement.mixture import Mixture
 
 BUDGETS = {
   "block": 200,
@@ -262,14 +264,43 @@ def test_the_end_of_a_warm_up_waits_for_its_plan_and_gives_up_others():
   assert planner._learner._plan is plan
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_the_first_places_of_conditional_need_no_plan(background):
+def test_the_first_place_of_conditional_needs_no_plan():
   """An entry is placed as if all were like it."""
-  planner = serving(
-    PlacementPolicy("conditional", 1, every=100), background=background
-  )
+  planner = serving(PlacementPolicy("conditional", 1, every=100))
+  assert planner._learner._plan is None
+  planner.observe(0, entry=Features(1280))
+  assert len(planner.positions(1280)) == 1
+  assert planner._learner._plan is None
+
+
+def test_conditional_soon_places_by_what_it_has_seen():
+  planner = serving(PlacementPolicy("conditional", 1, every=100))
   converse(planner, 60, tail=64)
   assert planner.positions(1280) == (1280 - 64,)
+
+
+def test_no_request_but_the_first_waits_until_statistics_are_learned(
+  monkeypatch,
+):
+  """Nor for a plan: its thread has whole requests for it."""
+  learning = []
+  observe = Mixture.observe
+
+  def noted(mixture, *args, **kwargs):
+    learning.append(threading.current_thread())
+    return observe(mixture, *args, **kwargs)
+
+  monkeypatch.setattr(Mixture, "observe", noted)
+  planner = serving(PlacementPolicy("conditional", 1))
+  matched = None
+  for number in range(60):
+    matched = planner.describe(1280 + 64 * number, 1216, matched)
+    planner.observe(1216, entry=matched, matched=matched)
+    planner.positions(1280, matched)
+    _worker().submit(int).result()  # as a prefill would take that long
+  here = threading.current_thread()
+  assert [thread for thread in learning if thread is here] == [here]
+  assert len(learning) > 50
 
 
 @pytest.mark.parametrize("background", [True, False])
