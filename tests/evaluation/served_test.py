@@ -209,7 +209,7 @@ def moving(random):
   """Long documents first, then prompts that share nothing: shares move."""
   texts = [ids(random, 180) for _ in range(3)]
   for i in range(170):
-    if i < 60:
+    if i < 20:
       prompt = texts[i % 3] + ids(random, random.integers(1, 20))
     else:
       prompt = ids(random, 20)
