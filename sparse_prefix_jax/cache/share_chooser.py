@@ -19,7 +19,7 @@ from sparse_prefix_jax.placement import PlacementPolicy, Planner
 LEAD = 10
 """Requests from a choice to its move: meanwhile its programs are compiled."""
 
-PATIENCE = 6
+PATIENCE = 8
 """Periods in a row after which a share that was only a bit closer is taken."""
 
 
