@@ -12,7 +12,6 @@ There is no quotient but 1 / scale: XLA makes a product of some, not of others.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32
@@ -33,8 +32,8 @@ class RunningPages(NamedTuple):
     values: Values of the same. [s c hkv k]
   """
 
-  keys: Float[Array, "s c hkv k"] | jax.ShapeDtypeStruct
-  values: Float[Array, "s c hkv k"] | jax.ShapeDtypeStruct
+  keys: Float[Array, "s c hkv k"]
+  values: Float[Array, "s c hkv k"]
 
 
 class Int8Pages(NamedTuple):
@@ -47,10 +46,10 @@ class Int8Pages(NamedTuple):
     value_scales: What one of a value is. [p hkv]
   """
 
-  keys: Int8[Array, "p c hkv k"] | jax.ShapeDtypeStruct
-  values: Int8[Array, "p c hkv k"] | jax.ShapeDtypeStruct
-  key_scales: Float32[Array, "p hkv"] | jax.ShapeDtypeStruct
-  value_scales: Float32[Array, "p hkv"] | jax.ShapeDtypeStruct
+  keys: Int8[Array, "p c hkv k"]
+  values: Int8[Array, "p c hkv k"]
+  key_scales: Float32[Array, "p hkv"]
+  value_scales: Float32[Array, "p hkv"]
 
 
 def quantise(

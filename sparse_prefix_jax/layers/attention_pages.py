@@ -6,7 +6,7 @@ inside a chunk: a fork copies it, whoever waits in the host takes it along, and
 in the slots of lattice points, where no chunk runs, it is zeros.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +73,12 @@ def kept_pages(
     dtype('float32')
   """
   shape = numerics.chunk, kv_heads, head_width
-  page = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.dtype))
+  # Shapes, in the place of the arrays that the fields will hold.
+  page: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.dtype))
   if numerics.page_dtype is None:
     return BranchPools(pages=KeysValues(keys=page, values=page))
-  codes = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.page_dtype))
-  scales = jax.ShapeDtypeStruct((kv_heads,), jnp.dtype("float32"))
+  codes: Any = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.page_dtype))
+  scales: Any = jax.ShapeDtypeStruct((kv_heads,), jnp.dtype("float32"))
   return BranchPools(
     slots=RunningPages(page, page),
     pages=Int8Pages(codes, codes, scales, scales),
@@ -106,22 +107,31 @@ def attend_packed(
   Returns:
     The outputs, and the pools.
   """
-  given = chunks, page_table
   precision = numerics.product_precision
-  options = {"window": window, "precision": precision}
+  implementation = numerics.forced_implementation
   if numerics.page_dtype is None:
     out, *pages = lattice_attention(
-      *(*heads, *pools.pages, *given),
-      implementation=numerics.forced_implementation,
-      **options,
+      *heads,
+      pools.pages.keys,
+      pools.pages.values,
+      chunks,
+      page_table,
+      window=window,
+      precision=precision,
+      implementation=implementation,
     )
     return out, pools._replace(pages=KeysValues(*pages))
-  out, *kept = lattice_attention_int8(
-    *(*heads, *pools, *given),
-    implementation=numerics.forced_implementation,
-    **options,
+  out, running, pages = lattice_attention_int8(
+    *heads,
+    pools.slots,
+    pools.pages,
+    chunks,
+    page_table,
+    window=window,
+    precision=precision,
+    implementation=implementation,
   )
-  return out, BranchPools(*kept)
+  return out, BranchPools(running, pages)
 
 
 def attend_step(
@@ -147,17 +157,28 @@ def attend_step(
     The outputs, and the pools.
   """
   precision = numerics.product_precision
-  options = {"window": window, "precision": precision}
+  implementation = numerics.forced_step_implementation
   if numerics.page_dtype is None:
     out, *pages = lattice_attention_step(
-      *(*heads, *pools.pages, rows.position, rows.active, page_table),
-      implementation=numerics.forced_step_implementation,
-      **options,
+      *heads,
+      pools.pages.keys,
+      pools.pages.values,
+      rows.position,
+      rows.active,
+      page_table,
+      window=window,
+      precision=precision,
+      implementation=implementation,
     )
     return out, pools._replace(pages=KeysValues(*pages))
-  out, *kept = lattice_attention_int8_step(
-    *(*heads, *pools, rows, page_table),
-    implementation=numerics.forced_step_implementation,
-    **options,
+  out, running, pages = lattice_attention_int8_step(
+    *heads,
+    pools.slots,
+    pools.pages,
+    rows,
+    page_table,
+    window=window,
+    precision=precision,
+    implementation=implementation,
   )
-  return out, BranchPools(*kept)
+  return out, BranchPools(running, pages)
