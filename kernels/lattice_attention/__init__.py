@@ -12,3 +12,15 @@ from sparse_prefix_jax.kernels.lattice_attention.api import (
 from sparse_prefix_jax.kernels.lattice_attention.api import (
   lattice_attention_step as lattice_attention_step,
 )
+from sparse_prefix_jax.kernels.lattice_attention.int8_api import (
+  lattice_attention_int8 as lattice_attention_int8,
+)
+from sparse_prefix_jax.kernels.lattice_attention.int8_api import (
+  lattice_attention_int8_step as lattice_attention_int8_step,
+)
+from sparse_prefix_jax.kernels.lattice_attention.int8_pages import (
+  Int8Pages as Int8Pages,
+)
+from sparse_prefix_jax.kernels.lattice_attention.int8_pages import (
+  RunningPages as RunningPages,
+)

@@ -92,7 +92,7 @@ def lattice_attention(
     value_pages=(value_pages, pages),
   )
   check_pages("lattice_attention", chunks, page_table, sizes)
-  _check("lattice_attention", page_table, window, sizes)
+  check_attention("lattice_attention", page_table, window, sizes)
   # NumPy's arrays cannot be indexed inside the scan.
   chunks = Chunks(*(jnp.asarray(field, jnp.int32) for field in chunks))
   page_table = jnp.asarray(page_table, jnp.int32)
@@ -160,7 +160,7 @@ def lattice_attention_step(
     page_table=(page_table, "b pages"),
   )
   check_tokens("lattice_attention_step", position, active, page_table, sizes)
-  _check("lattice_attention_step", page_table, window, sizes)
+  check_attention("lattice_attention_step", page_table, window, sizes)
   position, page_table = (
     jnp.asarray(x, jnp.int32) for x in (position, page_table)
   )
@@ -246,13 +246,23 @@ def lattice_attention_core(
   return vjp.attend(core, q, keys, values, length)
 
 
-def _check(
+def check_attention(
   operation: str,
   page_table: Array,
   window: int | None,
   sizes: Mapping[str, int],
 ) -> None:
-  """Refuses heads, page tables and windows that the products cannot take."""
+  """Refuses heads, page tables and windows that the products cannot take.
+
+  Args:
+    operation: The name of the operation, for the message.
+    page_table: Pages of each request, in order.
+    window: Keys that a token sees, or None.
+    sizes: The sizes of its letters; h and hkv are read.
+
+  Raises:
+    ValueError: Naming what does not fit, and what is allowed.
+  """
   if sizes["h"] % sizes["hkv"]:
     raise ValueError(
       f"{operation} has {sizes['h']} query heads for {sizes['hkv']} key heads; "

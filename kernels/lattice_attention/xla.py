@@ -10,7 +10,8 @@ Every block has the same shape, a query sees the same blocks however it came
 here, and blocks past its chunk are never visited: the trip count is data.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 from jax import lax
@@ -18,6 +19,25 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
 from sparse_prefix_jax.kernels.implementations import current_device
+
+Load: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""Number of a block and its pages -> its keys and values, each [hkv keys k]."""
+
+
+class KeyBlocks(NamedTuple):
+  """The keys of one request, block by block.
+
+  Attributes:
+    load: What gathers a block.
+    pages: Pages of the request, in order.
+    block_pages: Pages of one block.
+    width: Keys of one block.
+  """
+
+  load: Load
+  pages: Int32[Array, "pages"]
+  block_pages: int
+  width: int
 
 
 class _Softmax(NamedTuple):
@@ -54,17 +74,17 @@ def attend_chunks(
   key_pages = _write(key_pages, own_page, k)
   value_pages = _write(value_pages, own_page, v)
 
+  load = _gather((key_pages, value_pages), block_pages)
+
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, length, request = lax.optimization_barrier(x)
     rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
     rows = rows.reshape(heads, groups * size, -1)
-    out = _attend(
+    out = attend_blocks(
       rows,
       jnp.tile(position + jnp.arange(size), groups),
       position + length,
-      page_table[request],
-      (key_pages, value_pages),
-      block_pages,
+      KeyBlocks(load, page_table[request], block_pages, block_pages * size),
       window,
       precision,
     )
@@ -109,17 +129,17 @@ def attend_rows(
   )
   # A product of one row has bits of its own: a single query is doubled.
   copies = 2 if groups == 1 else 1
+  load = _gather((key_pages, value_pages), block_pages)
+  width = block_pages * key_pages.shape[1]
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, pages = lax.optimization_barrier(x)
     rows = jnp.tile(q.reshape(heads, groups, -1), (1, copies, 1))
-    out = _attend(
+    out = attend_blocks(
       rows,
       jnp.broadcast_to(position, rows.shape[1:2]),
       position + 1,
-      pages,
-      (key_pages, value_pages),
-      block_pages,
+      KeyBlocks(load, pages, block_pages, width),
       window,
       precision,
     )
@@ -159,13 +179,28 @@ def write_rows(
   return keys, values
 
 
-def _attend(
+def _gather(
+  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
+  block_pages: int,
+) -> Load:
+  """What gathers a block of keys and values from their pages."""
+  width = block_pages * pools[0].shape[1]
+
+  def keys_of(pool: Array, ids: Array) -> Array:
+    block = pool[ids]
+    return block.reshape(width, *pool.shape[2:]).swapaxes(0, 1)
+
+  def load(_: Array, ids: Array) -> tuple[Array, Array]:
+    return keys_of(pools[0], ids), keys_of(pools[1], ids)
+
+  return load
+
+
+def attend_blocks(
   q: Float[Array, "hkv rows k"],
   row_position: Int32[Array, "rows"],
   end: Int32[Array, ""],
-  pages: Int32[Array, "pages"],
-  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
-  block_pages: int,
+  blocks: KeyBlocks,
   window: int | None,
   precision: lax.Precision,
 ) -> Float32[Array, "hkv rows k"]:
@@ -176,26 +211,20 @@ def _attend(
     row_position: Absolute position per row: the last key that it sees; the
       first row stands first.
     end: Tokens that exist; values from there on are selected to zero.
-    pages: Pages of the request, in order.
-    pools: Keys and values.
-    block_pages: Pages of one block.
+    blocks: Keys and values of the request.
     window: Keys that a row sees, or None for all before it.
     precision: Precision of the products.
 
   Returns:
     softmax(q K^T) V; zeros if `end` is 0.
   """
-  size = pools[0].shape[1]
-  width = block_pages * size
-
-  def keys_of(pool: Array, ids: Array) -> Array:
-    block = pool[ids]
-    return block.reshape(width, *pool.shape[2:]).swapaxes(0, 1)
+  width, block_pages = blocks.width, blocks.block_pages
 
   def block(index: Array, carry: _Softmax) -> _Softmax:
-    ids = lax.dynamic_slice_in_dim(pages, index * block_pages, block_pages)
+    start = index * block_pages
+    ids = lax.dynamic_slice_in_dim(blocks.pages, start, block_pages)
     key_position = index * width + jnp.arange(width)
-    k, v = (keys_of(pool, ids) for pool in pools)
+    k, v = blocks.load(index, ids)
     # A page that no row sees may hold anything.
     held = key_position < end
     if window is not None:

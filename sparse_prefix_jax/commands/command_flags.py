@@ -43,6 +43,7 @@ _COMMAND_FLAGS = {
     "preset",
     "model",
     "dtype",
+    "page_dtype",
     "state_share",
     "report",
     "plot",
@@ -54,6 +55,7 @@ _COMMAND_FLAGS = {
     "model",
     "memory",
     "dtype",
+    "page_dtype",
     "max_length",
     "report",
   ),
@@ -70,6 +72,7 @@ _COMMAND_FLAGS = {
     "seed",
     "capacity",
     "dtype",
+    "page_dtype",
     "max_length",
   ),
   "serve": (
@@ -81,6 +84,7 @@ _COMMAND_FLAGS = {
     "max_waiting",
     "capacity",
     "dtype",
+    "page_dtype",
     "max_length",
   ),
 }
@@ -137,6 +141,8 @@ _TEXTS = {
   " and serve, which answer with the model of the demo where none is named.",
   "memory": "Bytes of the device that may be used, such as 24GiB.",
   "dtype": "float32 or bfloat16 (default: that of the preset or folder).",
+  "page_dtype": "int8 quantises the keys and values of completed chunks"
+  " (default: they stay in the dtype).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
   " (0, 1), undivided, or chosen by the requests as in a server (default"
   " chosen).",

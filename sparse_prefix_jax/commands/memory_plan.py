@@ -22,6 +22,7 @@ def memory_plan_command(values: flags.FlagValues) -> None:
     values.preset,
     values.model,
     dtype=values.dtype,
+    page_dtype=values.page_dtype,
     max_length=values.max_length,
   )
   if values.report is not None:

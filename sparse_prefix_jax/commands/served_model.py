@@ -27,7 +27,8 @@ def open_served_model(
   """Reads the model of `--model`, or makes that of the demo.
 
   Args:
-    values: the flags of a command, among them model, dtype and max_length.
+    values: the flags of a command, among them model, dtype, page_dtype and
+      max_length.
     ladder: how many chunks a program takes; None for what fits the model.
 
   Raises:
@@ -40,6 +41,7 @@ def open_served_model(
   )
   given = {
     "dtype": values.dtype,
+    "page_dtype": values.page_dtype,
     "max_length": values.max_length,
     "ladder": ladder,
   }

@@ -63,7 +63,7 @@ def _load_trace(values: flags.FlagValues) -> tuple[workloads.Trace, float]:
 
 _PRESET = "qwen3_5_0_8b"
 # The flags that say what a byte of a capacity is for.
-_OF_BYTES = ("preset", "model", "dtype", "state_share")
+_OF_BYTES = ("preset", "model", "dtype", "page_dtype", "state_share")
 
 
 def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.ModelSizes:
@@ -82,7 +82,11 @@ def _sizes(values: flags.FlagValues, chunk: int) -> evaluation.ModelSizes:
   # One rung fits models of any width, and sizes do not depend on rungs.
   ladder = (1,) if values.model else None
   config = named.named_config(
-    name, values.model, dtype=values.dtype, ladder=ladder
+    name,
+    values.model,
+    dtype=values.dtype,
+    page_dtype=values.page_dtype,
+    ladder=ladder,
   )
   return evaluation.ModelSizes.of_model(config, chunk, name or values.model)
 

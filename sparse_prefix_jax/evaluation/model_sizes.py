@@ -66,5 +66,12 @@ class ModelSizes:
       prefill_flops(config),
       numerics.max_length,
       -(-max(numerics.ladder) * numerics.chunk // block),
-      name and f"{name} in {numerics.dtype}",
+      name and _told(name, config),
     )
+
+
+def _told(name: str, config: ModelConfig) -> str:
+  """The name of a model, with the types of what it keeps."""
+  numerics = config.numerics
+  pages = numerics.page_dtype and f", pages in {numerics.page_dtype}"
+  return f"{name} in {numerics.dtype}{pages or ''}"

@@ -4,7 +4,7 @@ from sparse_prefix_jax.layers.attention import (
   AttentionConfig as AttentionConfig,
 )
 from sparse_prefix_jax.layers.attention import GatedAttention as GatedAttention
-from sparse_prefix_jax.layers.attention import KeysValues as KeysValues
+from sparse_prefix_jax.layers.attention_pages import KeysValues as KeysValues
 from sparse_prefix_jax.layers.branch import Branch as Branch
 from sparse_prefix_jax.layers.branch import ResidualBranch as ResidualBranch
 from sparse_prefix_jax.layers.captured_scan import (

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
-from sparse_prefix_jax.kernels.lattice_attention import (
-  lattice_attention,
-  lattice_attention_step,
+from sparse_prefix_jax.layers.attention_pages import (
+  Heads,
+  attend_packed,
+  attend_step,
+  kept_pages,
 )
 from sparse_prefix_jax.layers.choices import (
   MOST,
@@ -139,11 +141,12 @@ class AttentionConfig:
     return GatedAttention(self, width, numerics, rngs=rngs)
 
   def keeps(self, width: int, numerics: Numerics) -> BranchPools:
-    """Keeps the keys and values of a chunk on each page, and no state."""
+    """Keeps the keys and values of a chunk on each page, and no state.
+
+    In int8 slots keep those of the chunk that runs (see `attention_pages`).
+    """
     del width
-    shape = (numerics.chunk, self.kv_heads, self.head_width)
-    page = jax.ShapeDtypeStruct(shape, jnp.dtype(numerics.dtype))
-    return BranchPools(pages=KeysValues(keys=page, values=page))
+    return kept_pages(self.kv_heads, self.head_width, numerics)
 
   def flops(self, width: int, numerics: Numerics) -> Flops:
     """Counts the projections, and 4 * heads * head_width per pair.
@@ -163,18 +166,6 @@ class AttentionConfig:
   def product_widths(self) -> Mapping[str, int]:
     """Names the columns of keys and values; those of queries are multiples."""
     return {"kv_heads * head_width": self.kv_heads * self.head_width}
-
-
-class KeysValues(NamedTuple):
-  """What an attention layer keeps of the tokens of a page.
-
-  Attributes:
-    keys: The keys of every page. [p c hkv k]
-    values: The values of every page. [p c hkv k]
-  """
-
-  keys: at.PagePool | jax.ShapeDtypeStruct
-  values: at.PagePool | jax.ShapeDtypeStruct
 
 
 class GatedAttention(ExplicitModule):
@@ -232,19 +223,18 @@ class GatedAttention(ExplicitModule):
     """
     tokens = jnp.arange(x.shape[1])
     position = chunks.position[:, None] + tokens[None]
-    projected, pages = self._project(x), pools.pages
+    projected = self._project(x)
     with jax.named_scope("heads"):
       q, gate, k, v = map_chunks(self._heads, *projected, position)
     with jax.named_scope("attention"):
-      out, keys, values = lattice_attention(
-        *(q, k, v, pages.keys, pages.values, chunks, page_table),
+      out, pools = attend_packed(
+        *(Heads(q, k, v), pools, chunks, page_table),
         window=self.config.attention_window,
-        precision=self.numerics.product_precision,
-        implementation=self.numerics.forced_implementation,
+        numerics=self.numerics,
       )
     with jax.named_scope("heads"):
       out = map_chunks(self._side_by_side, out, gate)
-    return self._close(out), pools._replace(pages=KeysValues(keys, values))
+    return self._close(out), pools
 
   def step(
     self,
@@ -264,16 +254,12 @@ class GatedAttention(ExplicitModule):
     Returns:
       The outputs, and the pools with the tokens' keys and values.
     """
-    pages = pools.pages
     q, gate, k, v = self._heads(*self._project(x), rows.position)
-    out, keys, values = lattice_attention_step(
-      *(q, k, v, pages.keys, pages.values),
-      *(rows.position, rows.active, page_table),
+    out, pools = attend_step(
+      *(Heads(q, k, v), pools, rows, page_table),
       window=self.config.attention_window,
-      precision=self.numerics.product_precision,
-      implementation=self.numerics.forced_step_implementation,
+      numerics=self.numerics,
     )
-    pools = pools._replace(pages=KeysValues(keys, values))
     return self._close(self._side_by_side(out, gate)), pools
 
   def _project(

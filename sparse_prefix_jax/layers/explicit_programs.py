@@ -311,6 +311,7 @@ def _with_gradient(program: _Scan | _Cell) -> Callable[..., Outputs]:
     return sequential_vmap(program.plain)(inputs, counts)
 
   def forward(inputs: Inputs, counts: Integers) -> tuple[Outputs, Any]:
+    _check_differentiable(program.numerics)
     out, kept = sequential_vmap(program.forward)(inputs, counts)
     return out, (kept, counts)
 
@@ -319,6 +320,16 @@ def _with_gradient(program: _Scan | _Cell) -> Callable[..., Outputs]:
 
   run.defvjp(forward, backward)
   return run
+
+
+def _check_differentiable(numerics: Numerics) -> None:
+  """Refuses the gradient of what is rounded to integers."""
+  if numerics.page_dtype is not None:
+    raise ValueError(
+      f"page_dtype is {numerics.page_dtype!r}, which has no gradient; "
+      "differentiate a model with page_dtype=None, and serve its weights in "
+      "the other."
+    )
 
 
 def _run_group(

@@ -34,6 +34,10 @@ class Numerics:
       at least 64 rows in the smallest.
     decode_rows: Rows of the decode program, at least 2.
     head_rows: Rows of the head program, at least 2.
+    page_dtype: "int8" quantises the keys and values of a chunk when it is
+      completed: a quarter or half of the bytes, and close to the same
+      attention; the chunk that runs is attended as it is, in `dtype`. None
+      keeps all in `dtype`.
     max_length: Longest sequence in tokens, prompt and decoded.
 
   Raises:
@@ -53,12 +57,14 @@ class Numerics:
   ladder: tuple[int, ...] = (1, 2, 4, 8, 16)
   decode_rows: int = 4
   head_rows: int = 4
+  page_dtype: str | None = None
   max_length: int = 32768
 
   def __post_init__(self) -> None:
     """Refuses what cannot work, or cannot keep the contract."""
     check_values(self, _LEAST)
     check_names(self, _NAMES)
+    self._check_pages()
     self._check_ladder()
 
   @property
@@ -76,6 +82,20 @@ class Numerics:
     """That of one token; there are no kernels for TPU, where None chooses."""
     forced = self.forced_implementation
     return None if forced == "mosaic_tpu" else forced
+
+  def _check_pages(self) -> None:
+    """Refuses what pages cannot be, and kernels that cannot read them."""
+    if self.page_dtype is None:
+      return
+    if self.page_dtype != "int8":
+      raise ValueError(
+        f"page_dtype is {self.page_dtype!r}; it must be 'int8' or None."
+      )
+    if self.implementation not in ("auto", "xla"):
+      raise ValueError(
+        f"implementation is {self.implementation!r} and page_dtype is 'int8', "
+        "which no kernel reads; it must be auto or xla."
+      )
 
   def _check_ladder(self) -> None:
     """Refuses rungs that are no sizes, or whose bits would differ."""

@@ -91,9 +91,11 @@ class MemoryPlan:
   def table(self) -> str:
     """The plan as aligned text, in units that people read."""
     name, _ = max(self.programs, key=lambda program: program[1])
-    chunk = f"one page of {self.config.numerics.chunk} tokens"
+    numerics = self.config.numerics
+    chunk = f"one page of {numerics.chunk} tokens"
+    chunk += f" in {numerics.page_dtype}" if numerics.page_dtype else ""
     parts = [
-      (f"memory ({self.config.numerics.dtype} model)", self.memory_bytes),
+      (f"memory ({numerics.dtype} model)", self.memory_bytes),
       ("weights", self.weights_bytes),
       (f"largest program on {self.platform}: {name}", self.temporary_bytes),
       ("left for the cache", self.cache_bytes),

@@ -118,6 +118,14 @@ def test_what_prefill_costs_comes_from_the_model(
   assert costs == [prefill_flops(preset("tiny")), prefill_flops(config)]
 
 
+def test_pages_may_be_quantised(command, tmp_path, tokens):
+  flags = ["--preset=tiny", "--page_dtype=int8"]
+  content, _ = simulated_bytes(command, tmp_path, tokens, *flags)
+  config = preset("tiny", page_dtype="int8")
+  assert content["page_bytes"] == page_bytes(config)
+  assert content["model"] == "tiny in float32, pages in int8"
+
+
 def test_the_dtype_of_a_preset_may_be_another(command, tmp_path, tokens):
   flags = ["--preset=tiny", "--dtype=bfloat16"]
   content, _ = simulated_bytes(command, tmp_path, tokens, *flags)

@@ -184,6 +184,11 @@ def test_a_hybrid_is_two_branches_per_layer():
   ("changes", "message"),
   [
     ({"branches": ()}, "branches is empty; .* at least one"),
+    ({"page_dtype": "int4"}, "page_dtype is 'int4'; it must be 'int8' or None"),
+    (
+      {"page_dtype": "int8", "implementation": "mosaic_gpu"},
+      "implementation is 'mosaic_gpu' and page_dtype .* no kernel reads",
+    ),
     ({"branches": []}, r"branches is \[\]; it must be a tuple"),
     ({"branches": (3,)}, r"branches\[0\] is 3; it must be a Branch"),
     ({"final_norm": 1e-6}, "final_norm is 1e-06; it must be a Norm"),

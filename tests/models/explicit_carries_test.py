@@ -34,8 +34,9 @@ head = jax.jit(lambda model, hidden: model.head(hidden))
 
 
 @functools.cache
-def tiny(dtype):
-  config = preset("tiny", dtype=dtype, head_rows=64, max_length=512)
+def tiny(dtype, page_dtype=None):
+  fields = {"dtype": dtype, "page_dtype": page_dtype}
+  config = preset("tiny", head_rows=64, max_length=512, **fields)
   return HybridDecoder(config, rngs=nnx.Rngs(0))
 
 
@@ -60,6 +61,8 @@ def rows_of(tree, row):
 MODELS = {
   "float32": lambda: tiny("float32"),
   "bfloat16": lambda: tiny("bfloat16"),
+  "int8": lambda: tiny("float32", "int8"),
+  "int8 of bfloat16": lambda: tiny("bfloat16", "int8"),
   "own layers": toy,
   "side by side": side_by_side,
 }
@@ -68,10 +71,10 @@ MODELS = {
 @pytest.mark.parametrize(
   "name",
   [
-    *("float32", "own layers"),
+    *("float32", "int8", "own layers"),
     *(
       pytest.param(x, marks=pytest.mark.slow)
-      for x in ("bfloat16", "side by side")
+      for x in ("bfloat16", "int8 of bfloat16", "side by side")
     ),
   ],
 )
@@ -144,8 +147,11 @@ class Server:
     return logits_of(self.model, out.y[0])
 
 
-def test_a_dict_of_carries_serves_conversations_with_the_bits_of_the_cache():
-  model, tokens = small_model(), random_tokens(120).tolist()
+@pytest.mark.parametrize("changes", [{}, {"page_dtype": "int8"}])
+def test_a_dict_of_carries_serves_conversations_with_the_bits_of_the_cache(
+  changes,
+):
+  model, tokens = small_model(**changes), random_tokens(120).tolist()
   server = Server(model)
   cache = PrefixCache(
     model, capacity="4MiB", placement=PlacementPolicy("last", chunk=16)
@@ -202,6 +208,13 @@ def test_the_gradient_of_an_embedding_is_that_of_its_token():
   expected = inner(model.embedding[...][jnp.array(tokens)])
   assert reference.distance(found[tokens], np.asarray(expected)) <= 1e-6
   assert not np.delete(found, tokens[0], axis=0).any()
+
+
+def test_pages_in_int8_have_no_gradient():
+  model = small_model(page_dtype="int8")
+  carry, tokens = model.initialize_carry(1, 64), jnp.zeros((1, 40), jnp.int32)
+  with pytest.raises(ValueError, match="page_dtype is 'int8', which has no gr"):
+    jax.grad(lambda model: model.scan(carry, tokens).y.sum())(model)
 
 
 @pytest.mark.parametrize("batch", [0, 1.0, True])

@@ -10,9 +10,10 @@ from tests.models_for_tests import tiny_config
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("page_dtype", [None, "int8"])
 @pytest.mark.parametrize("name", ["tiny", "demo", "qwen3_5_0_8b_group"])
-def test_bytes_are_those_of_the_pools(name, dtype):
-  config = preset(name, dtype=dtype)
+def test_bytes_are_those_of_the_pools(name, page_dtype, dtype):
+  config = preset(name, dtype=dtype, page_dtype=page_dtype)
 
   def bytes_of(slots, pages):
     def pools():
@@ -25,6 +26,20 @@ def test_bytes_are_those_of_the_pools(name, dtype):
   assert bytes_of(3, 0) == 3 * state_bytes(config)
   assert bytes_of(0, 5) == 5 * page_bytes(config)
   assert bytes_of(3, 5) == 3 * state_bytes(config) + 5 * page_bytes(config)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_a_page_in_int8_has_a_byte_for_each_number_and_two_scales_a_head(
+  dtype, size
+):
+  config = preset("qwen3_5_0_8b", dtype=dtype)
+  numbers, heads, layers = 64 * 256, 2, 6
+  kept = 2 * layers * heads * numbers  # of keys and of values
+  assert page_bytes(config) == size * kept
+  quantised = config.replace(page_dtype="int8")
+  assert page_bytes(quantised) == kept + 4 * 2 * layers * heads
+  # A slot has room for the chunk that runs.
+  assert state_bytes(quantised) == state_bytes(config) + size * kept
 
 
 def test_a_model_without_a_kind_of_layer_keeps_nothing_for_it():

@@ -47,9 +47,10 @@ def test_weights_and_pools_are_those_of_arrays_that_are_allocated(plan):
   assert asked == bytes_of(pools)
 
 
+@pytest.mark.parametrize("page_dtype", [None, "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_and_pools_of_the_tiny_preset(dtype):
-  config = preset("tiny", dtype=dtype)
+def test_weights_and_pools_of_the_tiny_preset(dtype, page_dtype):
+  config = preset("tiny", dtype=dtype, page_dtype=page_dtype)
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
   assert weights_bytes(config) == bytes_of(model)
   pools = shapes.pool_shapes(config, slots=2, pages=3)
@@ -118,6 +119,19 @@ def test_lengths_go_up_to_the_longest_sequence():
   row = plan.lengths[-1]  # 562 whole chunks, and the running one
   assert row.running_bytes == 2 * plan.state_bytes + 563 * plan.page_bytes
   assert row.stored_bytes == plan.state_bytes + 562 * plan.page_bytes
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_pages_in_int8_are_counted_and_told():
+  fields = {"ladder": (4,), "max_length": 256}
+  exact, quantised = (
+    memory_plan(small_config(page_dtype=x, **fields), MEMORY)
+    for x in (None, "int8")
+  )
+  scales = 4 * 2 * 2  # of keys and values, of two heads
+  assert quantised.page_bytes == exact.page_bytes // 4 + scales
+  assert quantised.state_bytes == exact.state_bytes + exact.page_bytes
+  assert "one page of 16 tokens in int8" in quantised.table()
 
 
 @pytest.mark.usefixtures("uncompiled")
