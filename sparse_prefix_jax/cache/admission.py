@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from sparse_prefix_jax.cache.expectations import Expectations
 from sparse_prefix_jax.cache.index import (
   CapacityError,
   Lease,
@@ -39,6 +40,7 @@ class _Seen(NamedTuple):
   number: int
   features: Features
   visit: Visit | None
+  expected_lost: float | None
 
 
 class Admission:
@@ -49,12 +51,16 @@ class Admission:
     planner: Observes overlaps and places states.
     chunk: Tokens of a chunk, c.
     stores: Whether anything outlives its sequence.
+
+  Attributes:
+    expectations: What the planner expects prompts to lose.
   """
 
   def __init__(
     self, index: PrefixIndex, planner: Planner, *, chunk: int, stores: bool
   ) -> None:
     """Begins nothing yet."""
+    self.expectations = Expectations(planner, chunk)
     self._index, self._planner = index, planner
     self._chunk, self._stores = chunk, stores
 
@@ -89,12 +95,14 @@ class Admission:
     try:
       for request, match in zip(requests, held.matches):
         seen.append(self._observe(request, match))
-      for request, one, waited_for in zip(requests, seen, shared):
+      offered = [
         self._offer(request, one, waited_for)
+        for request, one, waited_for in zip(requests, seen, shared)
+      ]
       lease = self._index.reserve(held.slots, held.pages)
       begun += self._sequences(requests, held, lease, seen)
-      for running, waited_for in zip(begun, shared):
-        self._place(running, waited_for)
+      for running, waited_for, depths in zip(begun, shared, offered):
+        self._place(running, waited_for, depths)
     except BaseException:
       self._abandon(held, lease, begun, seen)
       raise
@@ -160,17 +168,19 @@ class Admission:
         stored=match.resume_blocks,
         pin=pin,
         features=one.features,
+        expected_lost=one.expected_lost,
       )
 
   def _observe(self, request: Request, match: Match) -> _Seen:
     """Lets the placement learn from a request and its overlap."""
     overlap = min(match.overlap_tokens, request.length - 1)
     prompt = Prompt(request.ids, request.salt) if request.ids.size else None
+    expected = self.expectations.of(match)
     features = self._planner.describe(
       request.length, overlap, match.features, prompt
     )
     if request.observed:
-      return _Seen(next(SEQUENCE_NUMBERS), features, None)
+      return _Seen(next(SEQUENCE_NUMBERS), features, None, expected)
     self._planner.observe(
       overlap, entry=features, matched=match.features, prompt=prompt
     )
@@ -179,21 +189,21 @@ class Admission:
       blocks = request.blocks[: (request.length - 1) // self._chunk]
       with self._index.asked():
         visit = worth.observe(blocks, request.salt)
-    return _Seen(next(SEQUENCE_NUMBERS), features, visit)
+    return _Seen(next(SEQUENCE_NUMBERS), features, visit, expected)
 
   def _offer(
     self, request: Request, seen: _Seen, shared: Collection[int]
-  ) -> None:
+  ) -> tuple[int, ...]:
     """Offers what the prompt might keep, to be weighed when room is made."""
     worth = self._index.worth
     if worth is None or seen.visit is None:
-      return
+      return ()
     # What lies at the very end of a prompt is only of use to longer ones.
     end = (request.length - 1) // self._chunk + 1
     named = {p // self._chunk for p in request.anchors} - {end}
     wanted = {p // self._chunk for p in shared} - {end}
     with self._index.asked():
-      worth.offer(
+      return worth.offer(
         seen.visit,
         seen.number,
         anchors=named,
@@ -201,7 +211,12 @@ class Admission:
         proposes=request.placed,
       )
 
-  def _place(self, running: Running, shared: Collection[int]) -> None:
+  def _place(
+    self,
+    running: Running,
+    shared: Collection[int],
+    offered: Collection[int],
+  ) -> None:
     """Chooses where the prompt keeps states, and leases slots for new ones.
 
     The most useful first, where there is not room for all: those that room was
@@ -210,6 +225,8 @@ class Admission:
     accepted = self._accepted(running)
     kept = accepted | self._kept(running)
     running.kept = tuple(sorted(kept))
+    offers = (depth * self._chunk for depth in offered)
+    running.asked = frozenset(kept.union(shared, offers))
     ahead = [p for p in kept | {*shared} if p > running.computed]
     ahead = [p for p in ahead if not self._stored_at(running, p)]
     ahead.sort(key=lambda p: (p not in accepted, p not in shared, -p))

@@ -4,12 +4,13 @@ Only what keeps the two in step stands here: who owns a page or a slot, and when
 a node loses its page or goes.
 """
 
+import collections
 from collections.abc import Hashable, Sequence
 
 from .ledger import Ledger
 from .remembered import Remembered
 from .results import Renumbering
-from .tree import Node, State, extend, nodes_below, walk
+from .tree import Absence, Node, State, extend, nodes_below, walk
 
 
 class Forest:
@@ -19,6 +20,7 @@ class Forest:
     roots: The root of every salt that has anything; its key is the salt.
     ledger: Which numbers are free, leased or owned by the trees.
     remembered: Counts nodes without a page.
+    beginnings: How many trees have a first block, by its key.
   """
 
   def __init__(self, ledger: Ledger, remembered: Remembered) -> None:
@@ -26,6 +28,7 @@ class Forest:
     self.roots: dict[bytes, Node] = {}
     self.ledger = ledger
     self.remembered = remembered
+    self.beginnings: collections.Counter[Hashable] = collections.Counter()
 
   def root(self, salt: bytes) -> Node:
     """The root of a salt, made if there is none."""
@@ -65,6 +68,8 @@ class Forest:
         node.page = self.ledger.pages.adopt(page)
         self.remembered.remove_node(node)
     depth = len(path)
+    if start.parent is None and not path:
+      self.beginnings[keys[0]] += 1
     fresh = [self.ledger.pages.adopt(page) for page in pages[depth:]]
     added = extend(path[-1] if path else start, keys[depth:], fresh)
     return (added or path)[-1]
@@ -79,6 +84,7 @@ class Forest:
       self.ledger.slots.give_back([slot])
       return None
     node.state = State(self.ledger.slots.adopt(slot), node)
+    node.absence = Absence.NOT_PLACED
     for above in node.upwards():
       above.states += 1
     return node.state
@@ -120,5 +126,13 @@ class Forest:
         del parent.children[node.key]
         parent.drop_edge(node.key)
         self.remembered.remove_node(node)
+        if parent.parent is None:
+          self._end(node.key)
       node = parent
     self.drop_bare_root(node)
+
+  def _end(self, key: Hashable) -> None:
+    """One tree less begins with a block."""
+    self.beginnings[key] -= 1
+    if not self.beginnings[key]:
+      del self.beginnings[key]

@@ -6,14 +6,14 @@ what the rule raises when states come or go is raised when that is done.
 """
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from sparse_prefix_jax.placement import Features
 
 from .budget import Budget, Lease
 from .growth import check_growth, check_keys
 from .results import Grown, Match, Pin, Renumbering
-from .tree import Entry, Node, State
+from .tree import Absence, Entry, Node, State
 from .view import IndexView
 
 
@@ -116,6 +116,7 @@ class PrefixIndex(IndexView):
       if state := self._order.victim(short):
         self._check_own(state)
         self.drop(state)
+        state.node.absence = Absence.EVICTED
         self.evictions += 1
         self._order.raise_failure()
       elif self._order.offered >= offered:
@@ -242,6 +243,18 @@ class PrefixIndex(IndexView):
     for state in found.values():
       state.claims += 1
     return found
+
+  def refuse(self, pin: Pin, depths: Collection[int]) -> None:
+    """Notes where somebody asked for a state and got none.
+
+    Args:
+      pin: At or below all of them.
+      depths: In blocks; those that have a state, or had one, stay as they are.
+    """
+    path = pin.node.upwards() if pin.node and depths else ()
+    for node in path:
+      if node.depth in depths and not node.state and not node.absence:
+        node.absence = Absence.NOT_ADMITTED
 
   def unclaim(self, states: Iterable[State]) -> None:
     """Takes claims back; a state that nobody else claims or pins goes."""

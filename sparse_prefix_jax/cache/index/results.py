@@ -15,17 +15,27 @@ class Reason(enum.StrEnum):
   `complete`: It resumes at the last lattice point of its whole overlap.
   `no_overlap`: Not one leading token of it is stored.
   `within_chunk`: Its overlap ends before the first lattice point.
-  `no_state_checkpoint`: Tokens are known further than states are kept.
+  `other_tenant`: Nor that, but its first block is stored for another salt.
+  `not_placed`: Tokens are known further than states are kept, and nobody asked
+  for a deeper one.
+  `not_admitted`: Somebody did, and it was not worth its room, or none was left.
+  `evicted`: A deeper state was stored, and went to make room.
   `last_token`: A deeper resume is ruled out, since the logits of its last token
   have to be computed.
   `no_room`: What was matched was given up, since the capacity holds no sequence
   beside it (never said by the index itself).
+
+  Of the three reasons for a missing state the one is told that holds for the
+  deepest place that anybody asked for.
   """
 
   COMPLETE = "complete"
   NO_OVERLAP = "no_overlap"
   WITHIN_CHUNK = "within_chunk"
-  NO_STATE_CHECKPOINT = "no_state_checkpoint"
+  OTHER_TENANT = "other_tenant"
+  NOT_PLACED = "not_placed"
+  NOT_ADMITTED = "not_admitted"
+  EVICTED = "evicted"
   LAST_TOKEN = "last_token"
   NO_ROOM = "no_room"
 

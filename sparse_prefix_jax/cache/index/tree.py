@@ -9,9 +9,18 @@ blocks.
 
 import bisect
 import dataclasses
+import enum
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from sparse_prefix_jax.placement import Features
+
+
+class Absence(enum.IntEnum):
+  """Why a node has no state, if it has none."""
+
+  NOT_PLACED = 0
+  NOT_ADMITTED = 1
+  EVICTED = 2
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
@@ -55,6 +64,7 @@ class Node:
     states: State checkpoints at or below the node.
     latest: The entry remembered last through here, None once it is gone.
     sorted_edges: What `fringe` returns, once somebody has asked.
+    absence: Why there is no state, where there is none.
   """
 
   key: Hashable = None
@@ -68,6 +78,7 @@ class Node:
   states: int = 0
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
+  absence: Absence = Absence.NOT_PLACED
 
   @property
   def needs_page(self) -> bool:
@@ -126,6 +137,8 @@ class Entry:
     count: How many sequences left it here.
     claims: The states that it asked for, by depth in blocks; some may be gone.
     features: What the placement knows of it, None where nobody said.
+    expected_lost: Tokens that the next prompt which matches it is expected to
+      compute again of what both share, None where nobody said.
   """
 
   node: Node
@@ -134,6 +147,7 @@ class Entry:
   count: int = 0
   claims: dict[int, State] = dataclasses.field(default_factory=dict)
   features: Features | None = None
+  expected_lost: float | None = None
 
   @property
   def depth(self) -> int:
