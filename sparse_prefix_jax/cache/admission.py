@@ -4,7 +4,7 @@ Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from sparse_prefix_jax.cache.expectations import Expectations
@@ -38,6 +38,7 @@ class _Seen(NamedTuple):
   """The number of a sequence, and what the placement learned from it."""
 
   number: int
+  blocks: list[Hashable]
   features: Features
   visit: Visit | None
   expected_lost: float | None
@@ -157,7 +158,7 @@ class Admission:
         match=match,
         tokens=TokenBuffer(request.ids),
         length=request.length,
-        blocks=list(request.blocks),
+        blocks=one.blocks,
         pages=[*match.pages, *fresh],
         running_slot=next(slots),
         own_slot=next(slots),
@@ -176,20 +177,22 @@ class Admission:
     overlap = min(match.overlap_tokens, request.length - 1)
     prompt = Prompt(request.ids, request.salt) if request.ids.size else None
     expected = self.expectations.of(match)
+    blocks = match.blocks(request.blocks)
     features = self._planner.describe(
       request.length, overlap, match.features, prompt
     )
     if request.observed:
-      return _Seen(next(SEQUENCE_NUMBERS), features, None, expected)
+      number = next(SEQUENCE_NUMBERS)
+      return _Seen(number, blocks, features, None, expected)
     self._planner.observe(
       overlap, entry=features, matched=match.features, prompt=prompt
     )
     visit, worth = None, self._index.worth
     if worth is not None:
-      blocks = request.blocks[: (request.length - 1) // self._chunk]
+      whole = (request.length - 1) // self._chunk
       with self._index.asked():
-        visit = worth.observe(blocks, request.salt)
-    return _Seen(next(SEQUENCE_NUMBERS), features, visit, expected)
+        visit = worth.observe(blocks[:whole], request.salt)
+    return _Seen(next(SEQUENCE_NUMBERS), blocks, features, visit, expected)
 
   def _offer(
     self, request: Request, seen: _Seen, shared: Collection[int]
@@ -278,11 +281,8 @@ class Admission:
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""
-    deepest = running.match.deepest
-    depth = position // self._chunk
-    if deepest is None or deepest.depth < depth:
-      return False
-    return deepest.at_depth(depth).state is not None
+    path, depth = running.match.path, position // self._chunk
+    return depth <= len(path) and path[depth - 1].state is not None
 
   def _lease_up_to(self, wanted: int) -> tuple[int, ...]:
     """As many slots as the capacity has room for."""

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from .ledger import Ledger
 from .remembered import Remembered
 from .results import Renumbering
-from .tree import Absence, Node, State, extend, nodes_below, walk
+from .tree import Absence, Node, State, extend, nodes_below, prune, walk
 
 
 class Forest:
@@ -85,8 +85,12 @@ class Forest:
       return None
     node.state = State(self.ledger.slots.adopt(slot), node)
     node.absence = Absence.NOT_PLACED
-    for above in node.upwards():
+    above = node
+    while above.parent is not None:
       above.states += 1
+      if above.states > 1:
+        break  # Those above count it already.
+      above = above.parent
     return node.state
 
   def displace(self, state: State) -> None:
@@ -94,8 +98,12 @@ class Forest:
     node = state.node
     node.state = None
     self.ledger.slots.give_back([state.number])
-    for above in node.upwards():
+    above = node
+    while above.parent is not None:
       above.states -= 1
+      if above.states:
+        break
+      above = above.parent
     self.settle(node)
 
   def states(self) -> list[State]:
@@ -123,8 +131,7 @@ class Forest:
         node.page = -1
         self.remembered.add_node(node)
       if not node.needed:
-        del parent.children[node.key]
-        parent.drop_edge(node.key)
+        prune(node)
         self.remembered.remove_node(node)
         if parent.parent is None:
           self._end(node.key)

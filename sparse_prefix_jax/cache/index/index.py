@@ -13,7 +13,7 @@ from sparse_prefix_jax.placement import Features
 from .budget import Budget, Lease
 from .growth import check_growth, check_keys
 from .results import Grown, Match, Pin, Renumbering
-from .tree import Absence, Entry, Node, State
+from .tree import Absence, Entry, Node, State, hold_path, release_path
 from .view import IndexView
 
 
@@ -63,9 +63,7 @@ class PrefixIndex(IndexView):
     """
     pin = Pin(node, salt, node.state if node else None)
     if node:
-      for held in node.upwards():
-        self._ledger.pages.pinned += held.pins == 0
-        held.pins += 1
+      self._ledger.pages.pinned += hold_path(node)
     if pin.state:
       self._ledger.slots.pinned += pin.state.pins == 0
       pin.state.pins += 1
@@ -86,9 +84,7 @@ class PrefixIndex(IndexView):
       self._ledger.slots.pinned -= pin.state.pins == 0
     if pin.node is None:
       return
-    for node in pin.node.upwards():
-      node.pins -= 1
-      self._ledger.pages.pinned -= node.pins == 0
+    self._ledger.pages.pinned -= release_path(pin.node)
     self._forest.settle(pin.node)
     self._bound_memory()
 
@@ -208,12 +204,9 @@ class PrefixIndex(IndexView):
   def _move(self, pin: Pin, end: Node | None) -> Pin:
     """Moves a pin down its path; only what is new is counted anew."""
     self._pins.remove(pin)
-    below = itertools.takewhile(
-      lambda node: node is not pin.node, end.upwards() if end else ()
-    )
-    for node in below:
-      self._ledger.pages.pinned += node.pins == 0
-      node.pins += 1
+    pages = self._ledger.pages
+    pages.pinned += hold_path(end) if end else 0
+    pages.pinned -= release_path(pin.node) if pin.node else 0
     moved = Pin(end, pin.salt, end.state if end else None)
     for state, change in ((moved.state, 1), (pin.state, -1)):
       if state:

@@ -52,6 +52,7 @@ def describe_match(
     node=node,
     deepest=path[-1] if path else None,
     features=_features(path[-1]) if path else None,
+    path=path,
   )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from sparse_prefix_jax.placement import Features
@@ -54,6 +55,7 @@ class Match(NamedTuple):
     deepest: The last node that is known of it; None: none.
     features: Of the entry remembered last through that node, None if it is
       forgotten or had none.
+    path: All nodes that are known of it, the last of which is `deepest`.
   """
 
   overlap_blocks: int
@@ -65,16 +67,22 @@ class Match(NamedTuple):
   node: Node | None = None
   deepest: Node | None = None
   features: Features | None = None
+  path: Sequence[Node] = ()
 
   @property
   def state_blocks(self) -> tuple[int, ...]:
     """Block counts at which states of the known prefix are kept, ascending."""
-    depths, node = [], self.deepest
-    while node is not None:
-      if node.state is not None:
-        depths.append(node.depth)
-      node = node.parent
-    return tuple(reversed(depths))
+    return tuple(node.depth for node in self.path if node.state is not None)
+
+  def blocks(self, keys: Sequence[Hashable]) -> list[Hashable]:
+    """The prompt's keys, equal ones, but those that the tree has where it does.
+
+    What is kept twice otherwise is kept once, and has been hashed already.
+
+    Args:
+      keys: Of the prompt's whole blocks.
+    """
+    return [node.key for node in self.path] + [*keys[len(self.path) :]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

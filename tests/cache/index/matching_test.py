@@ -114,6 +114,29 @@ def test_the_reason_says_what_became_of_the_deepest_place_asked_for():
   assert look_up(index, range(12)).reason == "not_placed"
 
 
+def test_a_match_gives_the_keys_of_the_tree_in_place_of_equal_ones():
+  index = PrefixIndex(ROOMY)
+  entry = store(index, range(12)).entry
+  keys = blocks_of([*range(8), 9, 9, 9, 9])[0]
+  match = index.match(keys)
+  blocks = match.blocks(keys)
+  assert blocks == [*keys]
+  assert [a is b for a, b in zip(blocks, entry.blocks)] == [True, True, False]
+  assert match.path[-1] is match.deepest and len(match.path) == 2
+
+
+def test_the_oldest_child_may_go_before_the_others():
+  index = PrefixIndex(ROOMY)
+  entries = [store(index, [*range(4), *[n] * 4]).entry for n in range(3)]
+  for gone, entry in enumerate(entries):
+    index.forget(entry)
+    index.check()
+    found = [look_up(index, [*range(4), *[n] * 4]) for n in range(3)]
+    assert [m.overlap_blocks == 2 for m in found] == [
+      n > gone for n in range(3)
+    ]
+
+
 def test_a_prompt_of_another_tenant_is_told_from_an_unknown_one():
   index = PrefixIndex(ROOMY)
   first = store(index, range(12), salt=b"one").entry
