@@ -27,6 +27,8 @@ def audit(forest: Forest, rule: EvictionRule, pins: Collection[Pin]) -> None:
   _audit_roots(forest)
   _audit_shape([*forest.roots.values(), *nodes])
   _audit_states(nodes, rule)
+  held = {node.state for node in nodes if node.state}
+  _require(held == forest.stored, "the forest knows other states")
   _audit_pins(nodes, pins, slots, pages)
   _audit_entries(forest, nodes)
   _audit_memory(forest.remembered, [*forest.roots.values(), *nodes])

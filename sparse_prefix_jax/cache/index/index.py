@@ -123,9 +123,7 @@ class PrefixIndex(IndexView):
 
   def _check_own(self, state: State) -> None:
     """Refuses a state of another index: its slot has another owner here."""
-    root = state.node.at_depth(0)
-    known = isinstance(root.key, bytes) and self._forest.roots.get(root.key)
-    if known is not root:
+    if state not in self._forest.stored:
       raise ValueError(
         "eviction: victim named a state that this cache does not hold; every "
         "cache needs a rule of its own."
