@@ -6,11 +6,11 @@
 
 A store without a model (bytes of Qwen3.5-0.8B in float32) has served so many
 prompts of so many tokens; every one shares a document with others and leaves it
-somewhere. Then more come, and what is timed of each is `open`: finding it,
-learning from it, choosing what to keep of it and what leaves for it. Beside it
-stands what passes after that, while a device computes: `commit` and `close`,
-with all that is learned seldom. Times are of the thread itself, and depend on
-the machine and on who else uses it.
+somewhere. Then more come, and what is timed of each is from its ids to `open`:
+finding it, learning from it, choosing what to keep of it and what leaves for
+it. Beside it stands what passes after that, while a device computes: `commit`
+and `close`, with all that is learned seldom. Times are of the thread itself,
+and depend on the machine and on who else uses it.
 """
 
 import time
@@ -55,30 +55,28 @@ _OUTPUT = flags.DEFINE_string(
 _PROMPTS_OF_A_DOCUMENT = 500
 
 
-def prompts(tokens: int, entries: int, count: int) -> Iterator[Request]:
+def prompts(tokens: int, entries: int, count: int) -> Iterator[np.ndarray]:
   """Prompts that share a document, and leave it anywhere, mostly late.
 
   Args:
     tokens: Of each.
     entries: One document belongs to 500 of so many prompts.
     count: How many come.
+
+  Yields:
+    Int32 ids, `tokens` of each.
   """
   rng = np.random.default_rng(0)
-  blocks, fresh = tokens // DEFAULT_CHUNK, iter(range(2**62))
+  blocks = tokens // DEFAULT_CHUNK
   documents = [
-    [_block(next(fresh)) for _ in range(blocks)]
+    rng.integers(2**31, size=blocks * DEFAULT_CHUNK, dtype=np.int32)
     for _ in range(max(1, entries // _PROMPTS_OF_A_DOCUMENT))
   ]
   for _ in range(count):
-    document = documents[int(rng.integers(len(documents)))]
-    own = 1 + int(rng.geometric(0.02)) % (blocks // 2)
-    rest = [_block(next(fresh)) for _ in range(own)]
-    yield Request(tokens, (*document[: blocks - own], *rest))
-
-
-def _block(number: int) -> bytes:
-  """The ids of a block, others for every number."""
-  return number.to_bytes(8, "big") * (DEFAULT_CHUNK // 2)
+    prompt = documents[int(rng.integers(len(documents)))].copy()
+    own = (1 + int(rng.geometric(0.02)) % (blocks // 2)) * DEFAULT_CHUNK
+    prompt[-own:] = rng.integers(2**31, size=own, dtype=np.int32)
+    yield prompt
 
 
 def new_store(
@@ -96,16 +94,17 @@ def new_store(
   return make_store(planner, sizes, capacity_bytes=capacity, longest=tokens)
 
 
-def timed(store: PrefixStore, request: Request) -> tuple[float, float]:
+def timed(store: PrefixStore, prompt: np.ndarray) -> tuple[float, float]:
   """Milliseconds until a prompt is opened, and of the rest of its life.
 
   Args:
     store: Changed as a server's would be.
-    request: The prompt.
+    prompt: Ids.
   """
   if isinstance(store.chooser, ShareChooser):
     move_if_due(store, store.chooser)
   start = time.thread_time()
+  request = Request.of_tokens(prompt, DEFAULT_CHUNK)
   (running,) = store.open([request])
   opened = time.thread_time()
   commit_all(store, running)
@@ -132,8 +131,8 @@ def row_of(
   """
   store = new_store(policy, tokens, capacity)
   times = [
-    timed(store, request)
-    for request in prompts(tokens, entries, entries + requests)
+    timed(store, prompt)
+    for prompt in prompts(tokens, entries, entries + requests)
   ]
   opened, beside = np.array(times[entries:]).T
   return {

@@ -4,9 +4,10 @@ Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from sparse_prefix_jax.cache.expectations import Expectations
 from sparse_prefix_jax.cache.index import (
   CapacityError,
   Lease,
@@ -37,8 +38,10 @@ class _Seen(NamedTuple):
   """The number of a sequence, and what the placement learned from it."""
 
   number: int
+  blocks: list[Hashable]
   features: Features
   visit: Visit | None
+  expected_lost: float | None
 
 
 class Admission:
@@ -49,12 +52,16 @@ class Admission:
     planner: Observes overlaps and places states.
     chunk: Tokens of a chunk, c.
     stores: Whether anything outlives its sequence.
+
+  Attributes:
+    expectations: What the planner expects prompts to lose.
   """
 
   def __init__(
     self, index: PrefixIndex, planner: Planner, *, chunk: int, stores: bool
   ) -> None:
     """Begins nothing yet."""
+    self.expectations = Expectations(planner, chunk)
     self._index, self._planner = index, planner
     self._chunk, self._stores = chunk, stores
 
@@ -89,12 +96,14 @@ class Admission:
     try:
       for request, match in zip(requests, held.matches):
         seen.append(self._observe(request, match))
-      for request, one, waited_for in zip(requests, seen, shared):
+      offered = [
         self._offer(request, one, waited_for)
+        for request, one, waited_for in zip(requests, seen, shared)
+      ]
       lease = self._index.reserve(held.slots, held.pages)
       begun += self._sequences(requests, held, lease, seen)
-      for running, waited_for in zip(begun, shared):
-        self._place(running, waited_for)
+      for running, waited_for, depths in zip(begun, shared, offered):
+        self._place(running, waited_for, depths)
     except BaseException:
       self._abandon(held, lease, begun, seen)
       raise
@@ -149,7 +158,7 @@ class Admission:
         match=match,
         tokens=TokenBuffer(request.ids),
         length=request.length,
-        blocks=list(request.blocks),
+        blocks=one.blocks,
         pages=[*match.pages, *fresh],
         running_slot=next(slots),
         own_slot=next(slots),
@@ -160,40 +169,44 @@ class Admission:
         stored=match.resume_blocks,
         pin=pin,
         features=one.features,
+        expected_lost=one.expected_lost,
       )
 
   def _observe(self, request: Request, match: Match) -> _Seen:
     """Lets the placement learn from a request and its overlap."""
     overlap = min(match.overlap_tokens, request.length - 1)
     prompt = Prompt(request.ids, request.salt) if request.ids.size else None
+    expected = self.expectations.of(match)
+    blocks = match.blocks(request.blocks)
     features = self._planner.describe(
       request.length, overlap, match.features, prompt
     )
     if request.observed:
-      return _Seen(next(SEQUENCE_NUMBERS), features, None)
+      number = next(SEQUENCE_NUMBERS)
+      return _Seen(number, blocks, features, None, expected)
     self._planner.observe(
       overlap, entry=features, matched=match.features, prompt=prompt
     )
     visit, worth = None, self._index.worth
     if worth is not None:
-      blocks = request.blocks[: (request.length - 1) // self._chunk]
+      whole = (request.length - 1) // self._chunk
       with self._index.asked():
-        visit = worth.observe(blocks, request.salt)
-    return _Seen(next(SEQUENCE_NUMBERS), features, visit)
+        visit = worth.observe(blocks[:whole], request.salt)
+    return _Seen(next(SEQUENCE_NUMBERS), blocks, features, visit, expected)
 
   def _offer(
     self, request: Request, seen: _Seen, shared: Collection[int]
-  ) -> None:
+  ) -> tuple[int, ...]:
     """Offers what the prompt might keep, to be weighed when room is made."""
     worth = self._index.worth
     if worth is None or seen.visit is None:
-      return
+      return ()
     # What lies at the very end of a prompt is only of use to longer ones.
     end = (request.length - 1) // self._chunk + 1
     named = {p // self._chunk for p in request.anchors} - {end}
     wanted = {p // self._chunk for p in shared} - {end}
     with self._index.asked():
-      worth.offer(
+      return worth.offer(
         seen.visit,
         seen.number,
         anchors=named,
@@ -201,7 +214,12 @@ class Admission:
         proposes=request.placed,
       )
 
-  def _place(self, running: Running, shared: Collection[int]) -> None:
+  def _place(
+    self,
+    running: Running,
+    shared: Collection[int],
+    offered: Collection[int],
+  ) -> None:
     """Chooses where the prompt keeps states, and leases slots for new ones.
 
     The most useful first, where there is not room for all: those that room was
@@ -210,6 +228,8 @@ class Admission:
     accepted = self._accepted(running)
     kept = accepted | self._kept(running)
     running.kept = tuple(sorted(kept))
+    offers = (depth * self._chunk for depth in offered)
+    running.asked = frozenset(kept.union(shared, offers))
     ahead = [p for p in kept | {*shared} if p > running.computed]
     ahead = [p for p in ahead if not self._stored_at(running, p)]
     ahead.sort(key=lambda p: (p not in accepted, p not in shared, -p))
@@ -261,11 +281,8 @@ class Admission:
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""
-    deepest = running.match.deepest
-    depth = position // self._chunk
-    if deepest is None or deepest.depth < depth:
-      return False
-    return deepest.at_depth(depth).state is not None
+    path, depth = running.match.path, position // self._chunk
+    return depth <= len(path) and path[depth - 1].state is not None
 
   def _lease_up_to(self, wanted: int) -> tuple[int, ...]:
     """As many slots as the capacity has room for."""

@@ -86,6 +86,7 @@ def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
     claims=running.claims,
     features=running.features,
   )
+  index.refuse(running.pin, {p // chunk for p in running.asked})
 
 
 def commit_prompt(

@@ -23,6 +23,10 @@ class Counts:
     saved_tokens: Those that a restored state made unnecessary to compute.
     captured_states: States captured for them.
     reasons: Why each went no deeper.
+    lost_tokens: Tokens known and computed all the same, by that reason.
+    expected_lost: What of whole chunks the placement expected to be lost; None
+      until it expects anything.
+    realised_lost: What of them was lost, by those of whom it expected anything.
   """
 
   def __init__(self) -> None:
@@ -30,16 +34,31 @@ class Counts:
     self.requests = self.hits = self.prompt_tokens = 0
     self.overlap_tokens = self.saved_tokens = self.captured_states = 0
     self.reasons: collections.Counter[Reason] = collections.Counter()
+    self.lost_tokens: collections.Counter[Reason] = collections.Counter()
+    self.expected_lost: float | None = None
+    self.realised_lost: int | None = None
 
-  def open(self, running: "Running") -> None:
-    """Counts a request that was opened and has computed nothing yet."""
+  def open(self, running: "Running", chunk: int) -> None:
+    """Counts a request that was opened and has computed nothing yet.
+
+    Args:
+      running: The sequence.
+      chunk: Tokens of a chunk, c.
+    """
+    match = running.match
     self.requests += 1
     self.hits += running.computed > 0
     self.prompt_tokens += running.prompt_length
-    self.overlap_tokens += running.match.overlap_tokens
+    self.overlap_tokens += match.overlap_tokens
     self.saved_tokens += running.computed
     self.captured_states += len(running.captures)
-    self.reasons[running.match.reason] += 1
+    self.reasons[match.reason] += 1
+    lost = match.overlap_tokens - running.computed
+    self.lost_tokens[match.reason] += max(lost, 0)
+    if running.expected_lost is not None:
+      whole = match.overlap_blocks * chunk - running.computed
+      self.expected_lost = (self.expected_lost or 0.0) + running.expected_lost
+      self.realised_lost = (self.realised_lost or 0) + max(whole, 0)
 
 
 class StoreStats(NamedTuple):
@@ -75,6 +94,13 @@ class StoreStats(NamedTuple):
     moved_bytes: Bytes copied for that; while it lasts one layer of the pools
       is held twice, outside of the capacity.
     reasons: How many requests went no deeper, for each reason.
+    lost_tokens: Tokens that were known and computed all the same, for each of
+      those reasons.
+    expected_lost_tokens: What the placement expected requests to lose of whole
+      chunks that are known: as the entries ended that they matched, or, if it
+      weighs all states (`adaptive`), as a sequence ended last. None, like the
+      next, where it has no statistics of overlaps.
+    realised_lost_tokens: What those requests did lose of them.
     recent: The last requests, how many and what they saved, for a bound of
       what they could have saved.
   """
@@ -101,6 +127,9 @@ class StoreStats(NamedTuple):
   moves: int
   moved_bytes: int
   reasons: Mapping[str, int]
+  lost_tokens: Mapping[str, int]
+  expected_lost_tokens: float | None
+  realised_lost_tokens: int | None
   recent: Recent
 
   @property
@@ -163,5 +192,8 @@ def describe_store(
     moves=chooser.moves if chooser else 0,
     moved_bytes=chooser.moved_bytes if chooser else 0,
     reasons={str(r): n for r, n in sorted(counts.reasons.items())},
+    lost_tokens={str(r): n for r, n in sorted(counts.lost_tokens.items())},
+    expected_lost_tokens=counts.expected_lost,
+    realised_lost_tokens=counts.realised_lost,
     recent=recent,
   )

@@ -18,6 +18,14 @@ _COUNTERS = {
   "forgotten_entries": "Entries dropped to bound the host memory.",
   "moves": "Changes of the share of states.",
   "moved_bytes": "Bytes copied for those changes.",
+  "expected_lost_tokens": "Known tokens of whole chunks that the placement"
+  " expected to be computed again.",
+  "realised_lost_tokens": "Those that were computed again.",
+}
+
+_BY_REASON = {
+  "reasons": "Prompts that went no deeper, for each reason.",
+  "lost_tokens": "Known tokens that were computed again, for each reason.",
 }
 
 _GAUGES = {
@@ -58,8 +66,8 @@ def prometheus_text(
 
   Returns:
     One line per figure, below its meaning and its type; those that are counted
-    end in `_total`, and requests are counted by the reason why they went no
-    deeper, too.
+    end in `_total`, and requests and the tokens that they lost are counted by
+    the reason why they went no deeper, too. What nobody expects is left out.
 
   Raises:
     ValueError: If a label is not named as Prometheus names labels, or is called
@@ -89,13 +97,14 @@ def _lines(
 ) -> Iterator[str]:
   """Every figure that there is."""
   for name, meaning in _COUNTERS.items():
+    value = getattr(stats, name)
+    if value is not None:
+      yield from _head(f"{name}_total", meaning, "counter")
+      yield _sample(f"{name}_total", labels, value)
+  for name, meaning in _BY_REASON.items():
     yield from _head(f"{name}_total", meaning, "counter")
-    yield _sample(f"{name}_total", labels, getattr(stats, name))
-  yield from _head(
-    "reasons_total", "Prompts that went no deeper, for each reason.", "counter"
-  )
-  for reason, count in stats.reasons.items():
-    yield _sample("reasons_total", labels | {"reason": reason}, count)
+    for reason, count in getattr(stats, name).items():
+      yield _sample(f"{name}_total", labels | {"reason": reason}, count)
   for name, meaning in (_GAUGES | (_BOUNDS if bound else {})).items():
     value = getattr(stats, name)
     if value is not None:

@@ -108,9 +108,12 @@ class Running:
     captures: Leased slot by position, of the states still to be captured.
     captured: Positions of the states that were or will be captured.
     kept: Positions that the placement and the anchors ask to keep.
+    asked: Positions that anything asked to keep, whether or not there was room.
     claims: States of the tree that it claims, by depth in chunks.
     entry: What is remembered of its prompt.
     features: What the placement knows of its prompt.
+    expected_lost: Tokens of what was known that it was expected to compute
+      again; None where nobody can tell.
     exact: Whether it decodes by re-running its chunk; None before it decodes.
     overwritten: Whether its running slot holds a token that was taken back; it
       can only be closed then.
@@ -134,9 +137,11 @@ class Running:
   captures: dict[int, int] = dataclasses.field(default_factory=dict)
   captured: tuple[int, ...] = ()
   kept: tuple[int, ...] = ()
+  asked: frozenset[int] = frozenset()
   claims: dict[int, State] = dataclasses.field(default_factory=dict)
   entry: Entry | None = None
   features: Features | None = None
+  expected_lost: float | None = None
   exact: bool | None = None
   overwritten: bool = False
 

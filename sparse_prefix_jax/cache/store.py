@@ -101,7 +101,7 @@ class PrefixStore(Resizing):
       raise
     for running in opened:
       if not running.request.observed:
-        self.counts.open(running)
+        self.counts.open(running, self.chunk)
     return opened
 
   def next_segment(
@@ -267,6 +267,7 @@ class PrefixStore(Resizing):
     finally:
       self.drop(running)
     self._window.ended(running)
+    self._admission.expectations.note(running)
     if self.chooser and running.decoded:
       self.chooser.follow(running)
       self.chooser.catch_up()

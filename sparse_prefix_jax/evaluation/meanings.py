@@ -76,6 +76,8 @@ _KINDS = {
     " where it is undivided.",
     "reasons": "How many requests went no deeper, for each reason; refused ones"
     " have none.",
+    "lost_tokens": "Reusable tokens that were computed all the same, for each"
+    " of these reasons.",
     "upper_bound_tokens": "What no policy saves more than of the requests that"
     " were served, with as many bytes, undivided, though it knew all to come.",
     "percent_of_upper_bound": "Share of upper_bound_tokens that is"

@@ -24,7 +24,8 @@ class SimulationReport:
       tokens_total      is `prompt_tokens` of `stats()`
       tokens_saved      is `saved_tokens`
       reusable_tokens   is `overlap_tokens`
-      requests, hits, evicted_states, reasons     are those of `stats()`
+      requests, hits, evicted_states, reasons, lost_tokens     are those of
+          `stats()`, and so are expected_lost_tokens and realised_lost_tokens
       state_share, moves, moved_bytes     are, where the share is not fixed
       overlapping_requests     is not in it: the paper calls these its hits
       state_checkpoints_per_entry     is a mean over requests as they end, while
@@ -53,7 +54,7 @@ class SimulationReport:
     state_checkpoints_per_entry: States kept per request, on average.
     state_checkpoints_peak: States stored at one time, at most.
     bytes_peak: Bytes held at one time, at most. This and those that follow,
-      up to `reasons`, are None unless the capacity is in bytes.
+      up to `lost_tokens`, are None unless the capacity is in bytes.
     state_bytes: Bytes of one state checkpoint.
     page_bytes: Bytes of the keys and values of one lattice block.
     model: Whose bytes these are, and in which type; None where it is not said.
@@ -64,6 +65,7 @@ class SimulationReport:
     state_share: Share of the capacity that states have in the end; None also
       where the capacity is undivided.
     reasons: How many requests went no deeper, for each reason.
+    lost_tokens: Tokens known and computed all the same, for each of them.
     upper_bound_tokens: What no policy can save more than, knowing the future;
       None for a capacity of sequences, by rules of which there is no bound.
     expected_lost_tokens: What the placement expected prompts to compute again
@@ -98,6 +100,7 @@ class SimulationReport:
   moved_bytes: int | None = None
   state_share: float | None = None
   reasons: Mapping[str, int] | None = None
+  lost_tokens: Mapping[str, int] | None = None
   interleave_seed: int | None = None
   upper_bound_tokens: int | None = None
   expected_lost_tokens: float | None = None
@@ -198,6 +201,7 @@ class Tally:
     moved_bytes: See there.
     state_share: See there.
     reasons: See there; empty unless a store is replayed.
+    lost_tokens: See there; likewise.
     refused: Places in the stream of those that were refused.
     outcomes: See there.
   """
@@ -219,6 +223,9 @@ class Tally:
   reasons: collections.Counter[str] = dataclasses.field(
     default_factory=collections.Counter
   )
+  lost_tokens: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
   refused: list[int] = dataclasses.field(default_factory=list)
   outcomes: list[Outcome] = dataclasses.field(default_factory=list)
 
@@ -238,4 +245,5 @@ class Tally:
     self.states += states
     if outcome.reason is not None:
       self.reasons[outcome.reason] += 1
+      self.lost_tokens[outcome.reason] += outcome.lost
     self.outcomes.append(outcome)

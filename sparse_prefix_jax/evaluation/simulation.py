@@ -337,6 +337,7 @@ def _report(
     moved_bytes=tally.moved_bytes,
     state_share=tally.state_share,
     reasons=sizes and dict(sorted(tally.reasons.items())),
+    lost_tokens=sizes and dict(sorted(tally.lost_tokens.items())),
     upper_bound_tokens=bound,
     expected_lost_tokens=expected,
     realised_lost_tokens=realised,

@@ -25,7 +25,6 @@ from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.store import PrefixStore
-from sparse_prefix_jax.evaluation.expectations import Expectations
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
@@ -323,7 +322,6 @@ def replay_store(
     Counts of the measured requests.
   """
   tally, since = Tally(bytes_peak=0, refused_requests=0), _Since.now(store)
-  expectations = Expectations(store)
   requests = tqdm(
     trace.requests,
     store.planner.policy.name,
@@ -334,13 +332,10 @@ def replay_store(
     if position == warmup:
       store.planner.end_warmup()
       since = _Since.now(store)
-    ahead = expectations.ahead()
     served = _replay_request(store, asked, trace, tally)
     tally.refused += [position] * (served is None)
     if position >= warmup:
-      expected = expectations.of(served) if ahead is None else ahead
-      _count(tally, asked, served, expected)
-    expectations.note(served)
+      _count(tally, asked, served)
   end = _Since.now(store)
   tally.evicted_states = end.evicted - since.evicted
   tally.moves = end.moves - since.moves
@@ -367,12 +362,7 @@ def _replay_request(
   return running
 
 
-def _count(
-  tally: Tally,
-  asked: TraceRequest,
-  served: Running | None,
-  expected: float | None,
-) -> None:
+def _count(tally: Tally, asked: TraceRequest, served: Running | None) -> None:
   """Adds a measured request; None where it was refused."""
   if served is None:
     tally.refused_requests = (tally.refused_requests or 0) + 1
@@ -384,7 +374,7 @@ def _count(
     overlap=match.overlap_tokens,
     restored=served.resumed,
     positions=served.captured,
-    expected=expected,
+    expected=served.expected_lost,
     reason=str(match.reason),
   )
   tally.add(outcome, states=len(served.entry.states) if served.entry else 0)

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from benchmarks import deciding
+from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.placement import PlacementPolicy
 
 ADAPTIVE = PlacementPolicy("adaptive")
@@ -30,10 +31,11 @@ def opening(tokens, entries, timed=3):
   """Lines to open one more prompt, on average."""
   store, total = deciding.new_store(ADAPTIVE, tokens, 1 << 30), 0
   stream = deciding.prompts(tokens, 10, entries + timed)
-  for number, request in enumerate(stream):
+  for number, prompt in enumerate(stream):
     if number < entries:
-      deciding.timed(store, request)
+      deciding.timed(store, prompt)
       continue
+    request = Request.of_tokens(prompt, 64)
     lines, (running,) = lines_of(lambda r=request: store.open([r]))
     total += lines
     deciding.commit_all(store, running)
@@ -59,7 +61,8 @@ def test_a_row_tells_what_was_timed():
 
 @pytest.mark.parametrize("entries", [1, 1500])
 def test_prompts_share_documents_and_differ(entries):
-  requests = list(deciding.prompts(2048, entries, 12))
+  prompts = list(deciding.prompts(2048, entries, 12))
+  requests = [Request.of_tokens(prompt, 64) for prompt in prompts]
   assert {len(request.blocks) for request in requests} == {32}
   ends = {request.blocks[-1] for request in requests}
   assert len(ends) == len(requests)

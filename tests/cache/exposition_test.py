@@ -40,7 +40,7 @@ def stats():
 
 def test_every_figure_is_told_once(stats):
   found = samples(prometheus_text(stats, bound=True))
-  for name in {*StoreStats._fields} - {"reasons", "recent"}:
+  for name in {*StoreStats._fields} - {"reasons", "lost_tokens", "recent"}:
     value = getattr(stats, name)
     told = found.get((name, None), found.get((f"{name}_total", None)))
     assert told == value
@@ -49,7 +49,19 @@ def test_every_figure_is_told_once(stats):
     f'{{reason="{reason}"}}': count for reason, count in stats.reasons.items()
   }
   assert sum(by_reason.values()) == stats.requests == 2
+  lost = {k[1]: v for k, v in found.items() if k[0] == "lost_tokens_total"}
+  assert lost == {
+    f'{{reason="{reason}"}}': count
+    for reason, count in stats.lost_tokens.items()
+  }
+  assert sum(lost.values()) == stats.overlap_tokens - stats.saved_tokens
   assert found["upper_bound_tokens", None] == stats.upper_bound_tokens
+
+
+def test_what_nobody_expects_is_left_out(stats):
+  assert "expected_lost_tokens_total" in prometheus_text(stats)
+  unknown = stats._replace(expected_lost_tokens=None, realised_lost_tokens=None)
+  assert "expected" not in prometheus_text(unknown)
 
 
 def test_each_name_has_a_meaning_and_a_type(stats):

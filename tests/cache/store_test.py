@@ -226,7 +226,7 @@ def test_counts_say_what_was_found_and_why():
     "complete": 1,
     "last_token": 1,
     "no_overlap": 1,
-    "no_state_checkpoint": 1,
+    "not_placed": 1,
     "within_chunk": 1,
   }
 

@@ -180,7 +180,7 @@ def test_a_wave_is_observed_once_and_before_it_is_placed():
 
   def offered(*arguments, **named):
     calls.append("offer")
-    offer(*arguments, **named)
+    return offer(*arguments, **named)
 
   worth.observe, worth.offer = observed, offered
   store.open([request(ids(9, seed)) for seed in range(3)])

@@ -97,7 +97,8 @@ def test_a_name_of_the_store_means_what_it_means_there():
   """Whoever adds one has to decide, and to say it in the docstring."""
   names = {*report().to_json(), *meanings_of("bytes")}
   same = {"requests", "hits", "evicted_states", "reasons"}
-  same |= {"state_share", "moves", "moved_bytes"}
+  same |= {"state_share", "moves", "moved_bytes", "lost_tokens"}
+  same |= {"expected_lost_tokens", "realised_lost_tokens"}
   assert names & set(StoreStats._fields) == same
 
 

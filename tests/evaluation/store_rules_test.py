@@ -139,7 +139,13 @@ def test_why_requests_went_no_deeper_is_counted():
     "no_overlap": 2,  # the first, and the one of 40
     "last_token": 1,  # the second
     "within_chunk": 1,  # of two tokens
-    "no_state_checkpoint": 1,  # evicted by the one of 40
+    "evicted": 1,  # by the one of 40
+  }
+  assert tally.lost_tokens == {
+    "no_overlap": 0,
+    "last_token": 4,
+    "within_chunk": 2,
+    "evicted": 12,
   }
   assert tally.refused_requests == 0
   assert sum(tally.reasons.values()) == tally.requests == 5

@@ -27,6 +27,8 @@ def audit(forest: Forest, rule: EvictionRule, pins: Collection[Pin]) -> None:
   _audit_roots(forest)
   _audit_shape([*forest.roots.values(), *nodes])
   _audit_states(nodes, rule)
+  held = {node.state for node in nodes if node.state}
+  _require(held == forest.stored, "the forest knows other states")
   _audit_pins(nodes, pins, slots, pages)
   _audit_entries(forest, nodes)
   _audit_memory(forest.remembered, [*forest.roots.values(), *nodes])
@@ -65,6 +67,7 @@ def _audit_shape(nodes: Iterable[Node]) -> None:
     _require(node.needed, f"nobody needs a node at depth {node.depth}")
     for key, child in node.children.items():
       linked = child.parent is node and child.key == key
+      linked = linked and node.first is next(iter(node.children.values()))
       _require(linked and child.depth == node.depth + 1, "a child hangs wrong")
     keys = [key for key in node.children if isinstance(key, bytes)]
     edges = sorted([*keys, *node.ends])
@@ -78,9 +81,10 @@ def _audit_states(nodes: Sequence[Node], rule: EvictionRule) -> None:
   same = len(stored) == len(rule) and set(stored) == set(rule)
   _require(same, "the trees and the rule know different states")
   _require(all(s.node.state is s for s in stored), "a state is elsewhere")
-  below = collections.Counter(n for s in stored for n in s.node.upwards())
+  above = {node for state in stored for node in state.node.upwards()}
   for node in nodes:
-    _require(node.states == below[node], "a node miscounts its states")
+    counted = bool(node.state) + _count_of(node, above)
+    _require(node.states == counted, "a node miscounts its states")
     paged = node.page >= 0
     _require(paged == node.needs_page, "a page is kept in vain, or missing")
 
@@ -109,16 +113,23 @@ def _audit_pins(
 ) -> None:
   """The counts of pins on nodes and states follow from the open pins."""
   ends = [pin.node for pin in pins if pin.node]
-  passing = collections.Counter(n for end in ends for n in end.upwards())
+  passing = {node for end in ends for node in end.upwards()}
+  own = collections.Counter(ends)
   held = collections.Counter(pin.state for pin in pins if pin.state)
-  _require(set(passing) <= set(nodes), "a pinned node is gone")
+  _require(passing <= set(nodes), "a pinned node is gone")
   _require(all(state.alive for state in held), "a pinned state is gone")
   for node in nodes:
-    _require(node.pins == passing[node], "a node miscounts its pins")
+    counted = own[node] + _count_of(node, passing)
+    _require(node.pins == counted, "a node miscounts its pins")
     if node.state:
       _require(node.state.pins == held[node.state], "a state miscounts pins")
   _require(pages.pinned == len(passing), "pinned pages are miscounted")
   _require(slots.pinned == len(held), "pinned slots are miscounted")
+
+
+def _count_of(node: Node, held: Collection[Node]) -> int:
+  """How many children of a node are among others."""
+  return sum(child in held for child in node.children.values())
 
 
 def _audit_memory(remembered: Remembered, nodes: Sequence[Node]) -> None:

@@ -4,12 +4,13 @@ Only what keeps the two in step stands here: who owns a page or a slot, and when
 a node loses its page or goes.
 """
 
+import collections
 from collections.abc import Hashable, Sequence
 
 from .ledger import Ledger
 from .remembered import Remembered
 from .results import Renumbering
-from .tree import Node, State, extend, nodes_below, walk
+from .tree import Absence, Node, State, extend, nodes_below, prune, walk
 
 
 class Forest:
@@ -19,6 +20,8 @@ class Forest:
     roots: The root of every salt that has anything; its key is the salt.
     ledger: Which numbers are free, leased or owned by the trees.
     remembered: Counts nodes without a page.
+    beginnings: How many trees have a first block, by its key.
+    stored: All states of the trees.
   """
 
   def __init__(self, ledger: Ledger, remembered: Remembered) -> None:
@@ -26,6 +29,8 @@ class Forest:
     self.roots: dict[bytes, Node] = {}
     self.ledger = ledger
     self.remembered = remembered
+    self.beginnings: collections.Counter[Hashable] = collections.Counter()
+    self.stored: set[State] = set()
 
   def root(self, salt: bytes) -> Node:
     """The root of a salt, made if there is none."""
@@ -65,6 +70,8 @@ class Forest:
         node.page = self.ledger.pages.adopt(page)
         self.remembered.remove_node(node)
     depth = len(path)
+    if start.parent is None and not path:
+      self.beginnings[keys[0]] += 1
     fresh = [self.ledger.pages.adopt(page) for page in pages[depth:]]
     added = extend(path[-1] if path else start, keys[depth:], fresh)
     return (added or path)[-1]
@@ -79,24 +86,33 @@ class Forest:
       self.ledger.slots.give_back([slot])
       return None
     node.state = State(self.ledger.slots.adopt(slot), node)
-    for above in node.upwards():
+    node.absence = Absence.NOT_PLACED
+    self.stored.add(node.state)
+    above = node
+    while above.parent is not None:
       above.states += 1
+      if above.states > 1:
+        break  # Those above count it already.
+      above = above.parent
     return node.state
 
   def displace(self, state: State) -> None:
     """Removes a state and what only it needed."""
     node = state.node
     node.state = None
+    self.stored.discard(state)
     self.ledger.slots.give_back([state.number])
-    for above in node.upwards():
+    above = node
+    while above.parent is not None:
       above.states -= 1
+      if above.states:
+        break
+      above = above.parent
     self.settle(node)
 
   def states(self) -> list[State]:
     """All stored states, those above others first."""
-    nodes = (n for root in self.roots.values() for n in nodes_below(root))
-    found = [node.state for node in nodes if node.state]
-    return sorted(found, key=lambda state: state.node.depth)
+    return sorted(self.stored, key=lambda s: (s.node.depth, s.number))
 
   def renumber(self, moved: Renumbering) -> None:
     """Puts new numbers in the place of old ones, wherever a tree has them."""
@@ -117,8 +133,15 @@ class Forest:
         node.page = -1
         self.remembered.add_node(node)
       if not node.needed:
-        del parent.children[node.key]
-        parent.drop_edge(node.key)
+        prune(node)
         self.remembered.remove_node(node)
+        if parent.parent is None:
+          self._end(node.key)
       node = parent
     self.drop_bare_root(node)
+
+  def _end(self, key: Hashable) -> None:
+    """One tree less begins with a block."""
+    self.beginnings[key] -= 1
+    if not self.beginnings[key]:
+      del self.beginnings[key]

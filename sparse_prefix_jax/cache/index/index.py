@@ -6,14 +6,14 @@ what the rule raises when states come or go is raised when that is done.
 """
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 from sparse_prefix_jax.placement import Features
 
 from .budget import Budget, Lease
 from .growth import check_growth, check_keys
 from .results import Grown, Match, Pin, Renumbering
-from .tree import Entry, Node, State
+from .tree import Absence, Entry, Node, State, hold_path, release_path
 from .view import IndexView
 
 
@@ -63,9 +63,7 @@ class PrefixIndex(IndexView):
     """
     pin = Pin(node, salt, node.state if node else None)
     if node:
-      for held in node.upwards():
-        self._ledger.pages.pinned += held.pins == 0
-        held.pins += 1
+      self._ledger.pages.pinned += hold_path(node)
     if pin.state:
       self._ledger.slots.pinned += pin.state.pins == 0
       pin.state.pins += 1
@@ -86,9 +84,7 @@ class PrefixIndex(IndexView):
       self._ledger.slots.pinned -= pin.state.pins == 0
     if pin.node is None:
       return
-    for node in pin.node.upwards():
-      node.pins -= 1
-      self._ledger.pages.pinned -= node.pins == 0
+    self._ledger.pages.pinned -= release_path(pin.node)
     self._forest.settle(pin.node)
     self._bound_memory()
 
@@ -116,6 +112,7 @@ class PrefixIndex(IndexView):
       if state := self._order.victim(short):
         self._check_own(state)
         self.drop(state)
+        state.node.absence = Absence.EVICTED
         self.evictions += 1
         self._order.raise_failure()
       elif self._order.offered >= offered:
@@ -126,9 +123,7 @@ class PrefixIndex(IndexView):
 
   def _check_own(self, state: State) -> None:
     """Refuses a state of another index: its slot has another owner here."""
-    root = state.node.at_depth(0)
-    known = isinstance(root.key, bytes) and self._forest.roots.get(root.key)
-    if known is not root:
+    if state not in self._forest.stored:
       raise ValueError(
         "eviction: victim named a state that this cache does not hold; every "
         "cache needs a rule of its own."
@@ -207,12 +202,9 @@ class PrefixIndex(IndexView):
   def _move(self, pin: Pin, end: Node | None) -> Pin:
     """Moves a pin down its path; only what is new is counted anew."""
     self._pins.remove(pin)
-    below = itertools.takewhile(
-      lambda node: node is not pin.node, end.upwards() if end else ()
-    )
-    for node in below:
-      self._ledger.pages.pinned += node.pins == 0
-      node.pins += 1
+    pages = self._ledger.pages
+    pages.pinned += hold_path(end) if end else 0
+    pages.pinned -= release_path(pin.node) if pin.node else 0
     moved = Pin(end, pin.salt, end.state if end else None)
     for state, change in ((moved.state, 1), (pin.state, -1)):
       if state:
@@ -242,6 +234,18 @@ class PrefixIndex(IndexView):
     for state in found.values():
       state.claims += 1
     return found
+
+  def refuse(self, pin: Pin, depths: Collection[int]) -> None:
+    """Notes where somebody asked for a state and got none.
+
+    Args:
+      pin: At or below all of them.
+      depths: In blocks; those that have a state, or had one, stay as they are.
+    """
+    path = pin.node.upwards() if pin.node and depths else ()
+    for node in path:
+      if node.depth in depths and not node.state and not node.absence:
+        node.absence = Absence.NOT_ADMITTED
 
   def unclaim(self, states: Iterable[State]) -> None:
     """Takes claims back; a state that nobody else claims or pins goes."""

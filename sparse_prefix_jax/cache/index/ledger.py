@@ -51,16 +51,14 @@ class Numbers:
 
   def lease(self, count: int) -> tuple[int, ...]:
     """Takes `count` free numbers."""
-    numbers = tuple(self._take() for _ in range(count))
+    first = max(len(self._returned) - count, 0)
+    again = self._returned[first:][::-1]
+    fresh = count - len(again)
+    numbers = (*again, *range(self._fresh, self._fresh + fresh))
+    del self._returned[first:]
+    self._fresh += fresh
     self.leased.update(numbers)
     return numbers
-
-  def _take(self) -> int:
-    """Takes a number that came back, or else a fresh one."""
-    if self._returned:
-      return self._returned.pop()
-    self._fresh += 1
-    return self._fresh - 1
 
   def adopt(self, number: int) -> int:
     """Passes a leased number into the tree's ownership."""

@@ -6,7 +6,13 @@ from sparse_prefix_jax.placement import Features
 
 from .results import Match, Reason
 from .tokens import BYTES_PER_TOKEN, longest_common_tokens
-from .tree import Node
+from .tree import Absence, Node
+
+_REASONS = {
+  Absence.NOT_PLACED: Reason.NOT_PLACED,
+  Absence.NOT_ADMITTED: Reason.NOT_ADMITTED,
+  Absence.EVICTED: Reason.EVICTED,
+}
 
 
 def describe_match(
@@ -17,6 +23,7 @@ def describe_match(
   *,
   limit: int | None,
   block_size: int,
+  elsewhere: bool = False,
 ) -> Match:
   """Describes the deepest known prefix of a prompt.
 
@@ -27,6 +34,7 @@ def describe_match(
     tail: Key of its remaining tokens.
     limit: Deepest block count to resume at; None: no limit.
     block_size: Tokens of a block where keys are not bytes.
+    elsewhere: Whether another salt has its first block.
 
   Returns:
     The match.
@@ -40,10 +48,11 @@ def describe_match(
     resume_blocks=resume,
     slot=node.state.number if node and node.state else -1,
     pages=tuple([node.page for node in path[:resume]]),
-    reason=_reason(path, tokens, resume, limit),
+    reason=_reason(path, tokens, resume, limit, elsewhere),
     node=node,
     deepest=path[-1] if path else None,
     features=_features(path[-1]) if path else None,
+    path=path,
   )
 
 
@@ -59,16 +68,28 @@ def resume_depth(path: Sequence[Node], limit: int | None) -> int:
 
 
 def _reason(
-  path: Sequence[Node], tokens: int, resume: int, limit: int | None
+  path: Sequence[Node],
+  tokens: int,
+  resume: int,
+  limit: int | None,
+  elsewhere: bool,
 ) -> Reason:
   """Why the resume depth is not deeper."""
+  if not path and not tokens:
+    return Reason.OTHER_TENANT if elsewhere else Reason.NO_OVERLAP
   if not path:
-    return Reason.WITHIN_CHUNK if tokens else Reason.NO_OVERLAP
+    return Reason.WITHIN_CHUNK
   if resume == len(path):
     return Reason.COMPLETE
   if resume == limit or resume_depth(path, None) > resume:
     return Reason.LAST_TOKEN
-  return Reason.NO_STATE_CHECKPOINT
+  return _missing(path[resume:limit])
+
+
+def _missing(path: Sequence[Node]) -> Reason:
+  """Why none of some nodes has a state: of the deepest that was to have one."""
+  asked = (node.absence for node in reversed(path) if node.absence)
+  return _REASONS[next(asked, Absence.NOT_PLACED)]
 
 
 def _overlap_tokens(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from sparse_prefix_jax.placement import Features
@@ -15,17 +16,27 @@ class Reason(enum.StrEnum):
   `complete`: It resumes at the last lattice point of its whole overlap.
   `no_overlap`: Not one leading token of it is stored.
   `within_chunk`: Its overlap ends before the first lattice point.
-  `no_state_checkpoint`: Tokens are known further than states are kept.
+  `other_tenant`: Nor that, but its first block is stored for another salt.
+  `not_placed`: Tokens are known further than states are kept, and nobody asked
+  for a deeper one.
+  `not_admitted`: Somebody did, and it was not worth its room, or none was left.
+  `evicted`: A deeper state was stored, and went to make room.
   `last_token`: A deeper resume is ruled out, since the logits of its last token
   have to be computed.
   `no_room`: What was matched was given up, since the capacity holds no sequence
   beside it (never said by the index itself).
+
+  Of the three reasons for a missing state the one is told that holds for the
+  deepest place that anybody asked for.
   """
 
   COMPLETE = "complete"
   NO_OVERLAP = "no_overlap"
   WITHIN_CHUNK = "within_chunk"
-  NO_STATE_CHECKPOINT = "no_state_checkpoint"
+  OTHER_TENANT = "other_tenant"
+  NOT_PLACED = "not_placed"
+  NOT_ADMITTED = "not_admitted"
+  EVICTED = "evicted"
   LAST_TOKEN = "last_token"
   NO_ROOM = "no_room"
 
@@ -44,6 +55,7 @@ class Match(NamedTuple):
     deepest: The last node that is known of it; None: none.
     features: Of the entry remembered last through that node, None if it is
       forgotten or had none.
+    path: All nodes that are known of it, the last of which is `deepest`.
   """
 
   overlap_blocks: int
@@ -55,16 +67,22 @@ class Match(NamedTuple):
   node: Node | None = None
   deepest: Node | None = None
   features: Features | None = None
+  path: Sequence[Node] = ()
 
   @property
   def state_blocks(self) -> tuple[int, ...]:
     """Block counts at which states of the known prefix are kept, ascending."""
-    depths, node = [], self.deepest
-    while node is not None:
-      if node.state is not None:
-        depths.append(node.depth)
-      node = node.parent
-    return tuple(reversed(depths))
+    return tuple(node.depth for node in self.path if node.state is not None)
+
+  def blocks(self, keys: Sequence[Hashable]) -> list[Hashable]:
+    """The prompt's keys, equal ones, but those that the tree has where it does.
+
+    What is kept twice otherwise is kept once, and has been hashed already.
+
+    Args:
+      keys: Of the prompt's whole blocks.
+    """
+    return [node.key for node in self.path] + [*keys[len(self.path) :]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

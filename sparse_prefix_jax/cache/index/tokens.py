@@ -49,11 +49,11 @@ def token_blocks(
   """
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1 token, got {chunk}.")
-  data = _checked_ids(tokens).astype(">i4").tobytes()
-  size = BYTES_PER_TOKEN * chunk
-  whole = len(data) // size * size
-  blocks = tuple(data[i : i + size] for i in range(0, whole, size))
-  return blocks, data[whole:]
+  data = _checked_ids(tokens).astype(">i4")
+  whole = data.size // chunk * chunk
+  # NumPy cuts all of them at once: an item of a void type is its bytes.
+  keys = data[:whole].view(f"V{BYTES_PER_TOKEN * chunk}").tolist()
+  return tuple(keys), data[whole:].tobytes()
 
 
 def _checked_ids(tokens: TokenIds) -> np.ndarray:

@@ -9,9 +9,18 @@ blocks.
 
 import bisect
 import dataclasses
+import enum
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from sparse_prefix_jax.placement import Features
+
+
+class Absence(enum.IntEnum):
+  """Why a node has no state, if it has none."""
+
+  NOT_PLACED = 0
+  NOT_ADMITTED = 1
+  EVICTED = 2
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
@@ -50,11 +59,15 @@ class Node:
     page: Number of the last block's page, -1 where nobody needs it.
     state: The state checkpoint after the prefix, if one is kept.
     children: Prefixes one block longer, by key.
+    first: The oldest of them, None where there are none: most nodes have one
+      child, and comparing its key takes less than hashing another.
     ends: Entries without a further whole block, by tail.
-    pins: Open pins at or below the node.
-    states: State checkpoints at or below the node.
+    pins: Open pins of the node itself, and children at or below which there
+      is one: so a path is counted only as far as it was not.
+    states: Its state and children at or below which there is one, likewise.
     latest: The entry remembered last through here, None once it is gone.
     sorted_edges: What `fringe` returns, once somebody has asked.
+    absence: Why there is no state, where there is none.
   """
 
   key: Hashable = None
@@ -63,11 +76,13 @@ class Node:
   page: int = -1
   state: State | None = None
   children: "dict[Hashable, Node]" = dataclasses.field(default_factory=dict)
+  first: "Node | None" = None
   ends: "dict[bytes, Entry]" = dataclasses.field(default_factory=dict)
   pins: int = 0
   states: int = 0
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
+  absence: Absence = Absence.NOT_PLACED
 
   @property
   def needs_page(self) -> bool:
@@ -126,6 +141,8 @@ class Entry:
     count: How many sequences left it here.
     claims: The states that it asked for, by depth in blocks; some may be gone.
     features: What the placement knows of it, None where nobody said.
+    expected_lost: Tokens that the next prompt which matches it is expected to
+      compute again of what both share, None where nobody said.
   """
 
   node: Node
@@ -134,6 +151,7 @@ class Entry:
   count: int = 0
   claims: dict[int, State] = dataclasses.field(default_factory=dict)
   features: Features | None = None
+  expected_lost: float | None = None
 
   @property
   def depth(self) -> int:
@@ -167,10 +185,15 @@ def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
   if root is None:
     return path
   for key in blocks:
-    root = root.children.get(key)
-    if root is None:
+    child = root.first
+    if child is None:
       break
-    path.append(root)
+    if child.key != key:
+      child = root.children.get(key)
+      if child is None:
+        break
+    path.append(child)
+    root = child
   return path
 
 
@@ -182,10 +205,64 @@ def extend(
   for key, page in zip(keys, pages):
     child = Node(key=key, parent=node, depth=node.depth + 1, page=page)
     node.children[key] = child
+    node.first = node.first or child
     node.add_edge(key)
     path.append(child)
     node = child
   return path
+
+
+def prune(node: Node) -> None:
+  """Takes a node without children out of its parent.
+
+  >>> root = Node()
+  >>> path = extend(root, "ab", [7, 8])
+  >>> prune(path[1])
+  >>> walk(root, "ab") == path[:1]
+  True
+  """
+  parent = node.parent
+  assert parent is not None
+  del parent.children[node.key]
+  if parent.first is node:
+    parent.first = next(iter(parent.children.values()), None)
+  parent.drop_edge(node.key)
+
+
+def hold_path(node: Node) -> int:
+  """Pins a node, and with it the path to it.
+
+  Returns:
+    How many nodes of the path no pin held before.
+
+  >>> path = extend(Node(), "ab", [7, 8])
+  >>> hold_path(path[0]), hold_path(path[1]), hold_path(path[1])
+  (1, 1, 0)
+  """
+  count = 0
+  while node.parent is not None:
+    node.pins += 1
+    if node.pins > 1:
+      break
+    count += 1
+    node = node.parent
+  return count
+
+
+def release_path(node: Node) -> int:
+  """Takes one pin of a node back.
+
+  Returns:
+    How many nodes of the path no pin holds any more.
+  """
+  count = 0
+  while node.parent is not None:
+    node.pins -= 1
+    if node.pins:
+      break
+    count += 1
+    node = node.parent
+  return count
 
 
 def nodes_below(root: Node) -> Iterator[Node]:

@@ -105,6 +105,7 @@ class IndexView:
       tail,
       limit=limit,
       block_size=self._block_size,
+      elsewhere=bool(blocks) and blocks[0] in self._forest.beginnings,
     )
 
   def proposed(self, match: Match, blocks: int) -> Collection[int]:

@@ -73,13 +73,12 @@ def cells_of(
   >>> cells_of(one, one, one, np.array([UNKNOWN]), 4096 * one).tolist()
   [745]
   """
-  gaps = 1 + np.searchsorted(_GAPS, gap, "right")
   facts = (
     kind,
-    np.searchsorted(_COUNTS, passes, "right"),
-    np.searchsorted(_COUNTS, turn, "right"),
-    np.where(gap < 0, 0, gaps),
-    np.searchsorted(_TOKENS, tokens, "right"),
+    _COUNTS.searchsorted(passes, "right"),
+    _COUNTS.searchsorted(turn, "right"),
+    np.where(gap < 0, 0, 1 + _GAPS.searchsorted(gap, "right")),
+    _TOKENS.searchsorted(tokens, "right"),
   )
   cells = facts[0]
   for fact, values in zip(facts[1:], SHAPE[1:]):

@@ -89,20 +89,20 @@ class Tree:
     """
     keys = tuple(keys)
     way = Way(keys, 0, [], [], 0, self._numbers + 1, self.changes)
-    row = ROOT
+    row = last = ROOT
     while way.matched < len(keys):
       child = self._below.get((row, keys[way.matched]))
       if child is None:
         break
-      edge = self._edges[child]
+      edge, last = self._edges[child], child
       common = _common(edge, keys, way.matched)
       way.matched += common
-      way.length = int(self._table.length[child])
       if common < len(edge):
         break
       way.rows.append(child)
       way.depths.append(way.matched)
       row = child
+    way.length = int(self._table.length[last])
     return way
 
   def add(self, way: Way, depth: int) -> int:

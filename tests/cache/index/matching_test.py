@@ -3,7 +3,14 @@
 import pytest
 
 from sparse_prefix_jax.cache.index import Budget, PrefixIndex
-from tests.cache.index.short_prompts import CHUNK, ROOMY, look_up, store
+from tests.cache.index.short_prompts import (
+  CHUNK,
+  ROOMY,
+  begin,
+  blocks_of,
+  look_up,
+  store,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +87,68 @@ def test_the_reason_names_a_missing_state():
   index = PrefixIndex(ROOMY)
   store(index, range(12), depths=(1,))
   match = look_up(index, range(12), limit=2)
-  assert (match.resume_blocks, match.reason) == (1, "no_state_checkpoint")
+  assert (match.resume_blocks, match.reason) == (1, "not_placed")
   assert look_up(index, [9] * 12).reason == "no_overlap"
+
+
+def test_the_reason_says_what_became_of_the_deepest_place_asked_for():
+  index = PrefixIndex(Budget(250, slot_bytes=100, page_bytes=10))
+  pin = begin(index, range(12)).pin
+  index.refuse(pin, {1, 3})
+  index.remember(pin, b"")
+  index.unpin(pin)
+  assert look_up(index, range(12)).reason == "not_admitted"
+  assert look_up(index, range(8), limit=1).reason == "not_admitted"
+  store(index, range(12), depths=(2,))
+  assert look_up(index, range(8)).reason == "complete"
+  # The deepest place decides, and nobody takes back that one was refused.
+  assert look_up(index, range(12)).reason == "not_admitted"
+  store(index, [7] * 12, depths=(1, 3))
+  assert look_up(index, range(8)).reason == "evicted"
+  assert look_up(index, range(12)).reason == "not_admitted"
+  assert look_up(index, range(4)).reason == "not_admitted"
+  assert look_up(index, range(12), limit=2).reason == "evicted"
+  # Once a state is there again, nothing is left of what was before.
+  store(index, range(12), depths=(2, 3))
+  index.drop(index.match(blocks_of(range(12))[0]).node.state)
+  assert look_up(index, range(12)).reason == "not_placed"
+
+
+def test_a_match_gives_the_keys_of_the_tree_in_place_of_equal_ones():
+  index = PrefixIndex(ROOMY)
+  entry = store(index, range(12)).entry
+  keys = blocks_of([*range(8), 9, 9, 9, 9])[0]
+  match = index.match(keys)
+  blocks = match.blocks(keys)
+  assert blocks == [*keys]
+  assert [a is b for a, b in zip(blocks, entry.blocks)] == [True, True, False]
+  assert match.path[-1] is match.deepest and len(match.path) == 2
+
+
+def test_the_oldest_child_may_go_before_the_others():
+  index = PrefixIndex(ROOMY)
+  entries = [store(index, [*range(4), *[n] * 4]).entry for n in range(3)]
+  for gone, entry in enumerate(entries):
+    index.forget(entry)
+    index.check()
+    found = [look_up(index, [*range(4), *[n] * 4]) for n in range(3)]
+    assert [m.overlap_blocks == 2 for m in found] == [
+      n > gone for n in range(3)
+    ]
+
+
+def test_a_prompt_of_another_tenant_is_told_from_an_unknown_one():
+  index = PrefixIndex(ROOMY)
+  first = store(index, range(12), salt=b"one").entry
+  store(index, [*range(8), 9, 9], salt=b"two")
+  for salt in (b"", b"three"):
+    assert look_up(index, range(12), salt=salt).reason == "other_tenant"
+    assert look_up(index, [9, *range(11)], salt=salt).reason == "no_overlap"
+    assert look_up(index, [0], salt=salt).reason == "no_overlap"
+  index.forget(first)
+  assert look_up(index, range(12)).reason == "other_tenant"
+  index.clear()
+  assert look_up(index, range(12)).reason == "no_overlap"
 
 
 def test_the_longest_match_is_over_all_entries():

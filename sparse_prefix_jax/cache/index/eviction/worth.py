@@ -180,7 +180,7 @@ class Worth:
     anchors: Collection[int] = (),
     wanted: Collection[int] = (),
     proposes: bool = True,
-  ) -> None:
+  ) -> tuple[int, ...]:
     """Offers what a prompt might keep, as if there were room for all of it.
 
     Args:
@@ -189,6 +189,9 @@ class Worth:
       anchors: Depths in blocks that the prompt names, all within it.
       wanted: Depths that somebody waits for.
       proposes: Whether other depths come into question as well.
+
+    Returns:
+      The depths in blocks that are offered.
     """
     named, policy = {*anchors, *wanted}, self._policy
     rows = [*policy.candidates(visit, anchors=named)]
@@ -197,6 +200,7 @@ class Worth:
     policy.hold(rows)
     for row in rows:
       self._offers[row] = _Offer(owner, policy.depth_of(row) in wanted)
+    return tuple(map(policy.depth_of, rows))
 
   def accept(self, owner: int) -> tuple[int, ...]:
     """What a sequence offered, and was not turned down, is awaited from now on.
