@@ -222,7 +222,7 @@ class Traffic:
       swap_capacity=self._pick((None, self._sequence_bytes(), "1GiB")),
       overlap=draw(0, 3) > 0,
     )
-    self._asked = [self._new_request() for _ in range(draw(2, 7))]
+    self._asked = [self._new_request() for _ in range(draw(2, 9))]
     self.compared = 0
 
   def run(self) -> int:
@@ -287,13 +287,13 @@ class Traffic:
     return _Asked(
       prompt=prompt,
       seeds=seeds,
-      arrival=draw(0, 12),
+      arrival=draw(0, 16),
       cancel_at=draw(1, 60) if draw(0, 4) == 0 else -1,
       fork_at=draw(1, 50) if draw(0, 4) == 0 else -1,
       fields={
         "max_tokens": most,
         "stop_tokens": stops,
-        "priority": draw(0, 1),
+        "priority": draw(0, 2),
         "deadline": draw(1, 60) if draw(0, 7) == 0 else None,
         "judged": draw(0, 3) == 0,
         "anchors": [length] if draw(0, 2) == 0 else [],

@@ -33,16 +33,17 @@ def test_every_request_has_the_bits_of_itself_alone(data):
   assert traffic.run() == 0
 
 
-@pytest.mark.parametrize("seed", [2])
-def test_crowded_traffic_swaps_drops_and_forks(seed):
+@pytest.mark.parametrize(
+  ("seed", "kind"), [(10, "preempted"), (10, "dropped"), (11, "swapped_out")]
+)
+def test_crowded_traffic_swaps_drops_and_preempts(seed, kind):
   """Streams that are known to be crowded."""
   random = np.random.default_rng(seed)
   traffic = Traffic(
     answers(), lambda low, high: int(random.integers(low, high + 1))
   )
   assert traffic.run() == 0
-  counts = traffic.scheduler.counts
-  assert counts["swapped_out"] + counts["dropped"] > 0
+  assert traffic.scheduler.counts[kind] > 0
 
 
 def differing(cache, scheduler, prompts):

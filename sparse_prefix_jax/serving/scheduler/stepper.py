@@ -155,15 +155,30 @@ class Stepper:
     if not self._has_room():
       self._make_room(mine)
       return
-    with self._store.spare(0, self._pages_to_begin()):
-      self.line.admit()
+    passed: set[Life] = set()
+    while True:
+      with self._store.spare(0, self._pages_to_begin()):
+        blocked = self.line.admit(passed)
+      if blocked is None or not self._preempt(blocked, mine):
+        break
     while self.line.waiting and self.line.running and not self.active:
       # Those that are over hold what the others wait for.
-      self._let_go(self.line.running[-1])
-      self.line.admit()
+      self.line.let_go(self.line.running[-1])
+      self.line.admit(passed)
+    self.line.counts["waited_for_a_prefix"] += len(passed)
     for life in self.line.running:
       if not life.started:
         self._started(life, life.sequence.resumed)
+
+  def _preempt(self, blocked: Life, mine: list[Running]) -> bool:
+    """Lets one of lower priority make way, if that can help one who waits."""
+    below = self.line.below(blocked)
+    if not below or not self.line.fits_without(below, blocked):
+      return False
+    self._read(0, mine)  # Who has ended by what was read has made way.
+    if below == self.line.below(blocked):
+      self.line.make_way(below[-1])
+    return True
 
   def _started(self, life: Life, restored: int) -> None:
     """Tells that a request runs."""
@@ -188,21 +203,9 @@ class Stepper:
     """Sets the last ones aside until the others have room."""
     self._read(0, mine)  # Who is set aside has nothing unread.
     while not self._has_room():
-      running = self.line.running
-      over = [life for life in running if life.over]
-      if over:
-        self._let_go(over[-1])
-      elif len(running) > 1:
-        self.line.set_aside(running[-1])
-      elif not self.line.drop_swapped():
-        self._give_up(running[0])
+      if not self.line.make_room():
+        self._give_up(self.line.running[0])
         return
-
-  def _let_go(self, life: Life) -> None:
-    """Stores the prompt of one that is over; its caller came too late."""
-    self.line.leave(life)
-    self._store.close(life.sequence, life.prompt)
-    life.running = None
 
   def _give_up(self, life: Life) -> None:
     """It is alone and has no room: it fails, unless others hold the cache."""
