@@ -49,6 +49,11 @@ class Line:
     self.waiting: list[Life] = []
     self.counts: collections.Counter[str] = collections.Counter()
 
+  @property
+  def active(self) -> bool:
+    """Whether a request runs that is not over."""
+    return any(not life.over for life in self.running)
+
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
     bisect.insort(self.waiting, life, key=lambda one: one.order)

@@ -133,7 +133,7 @@ class Scheduler:
   @property
   def active(self) -> bool:
     """Whether a request has begun and goes on; others may wait for room."""
-    return self._stepper.active
+    return self._stepper.line.active
 
   @property
   def counts(self) -> Mapping[str, int]:
@@ -244,14 +244,14 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._call():
+    with self._call() as mine:
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._stepper.end(life, Ending.CANCELLED, keep)
+      self._stepper.end(life, Ending.CANCELLED, mine, keep)
 
   def end(self, handle: RequestHandle) -> None:
     """A held request chooses no more, as after a stop token.
@@ -267,7 +267,7 @@ class Scheduler:
       if not life.asked.held:
         raise ValueError(f"{handle} is not held; cancel it.")
       if not life.over:
-        self._stepper.end(life, Ending.STOP)
+        self._stepper.over(life, Ending.STOP)
 
   def fork(
     self, handle: RequestHandle, *, sampling: object = None
