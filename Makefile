@@ -2,6 +2,7 @@
 #
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
+#   make test-page  the server's page in a Chromium of this machine
 #   make test-kernels     every kernel at all widths and dtypes
 #   make aot        compile every kernel for TPUs and GPUs that are not here
 #   make device     bits, errors and times on the device at hand, as one JSON
@@ -15,7 +16,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-kernels aot device lint format parity wheel lock clean
+.PHONY: demo test test-slow test-page test-kernels aot device lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -40,6 +41,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow
+
+test-page: $(VENV)/.page
+	$(BIN)/python -m pytest -m browser tests/serving/server/page_test.py
 
 # One class stays with one process here: a file has hundreds of these tests.
 test-kernels: $(VENV)/.test
@@ -105,6 +109,10 @@ $(VENV)/.run: $(VENV)/.made pyproject.toml setup.py
 $(VENV)/.test: $(VENV)/.made pyproject.toml setup.py
 	@echo "Installing the package and what its tests need (a minute or two)"
 	$(BIN)/python $(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+$(VENV)/.page: $(VENV)/.test
+	$(BIN)/python $(PIP_INSTALL) -e '.[browser]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test

@@ -9,22 +9,28 @@ is measured first: requests that wait for each other, one stream of them. The
 model is the 0.8B layer group; `--preset` names another one. Answers are
 compared: whatever was restored, a request that two servers answered has the
 same ids.
+
+`--peers=transformers,llama_cpp` lets others answer the same requests with the
+same weights and cores (`serving_peers.py`), or tells why they cannot;
+transformers needs the extra `parity`.
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from benchmarks import command_line, serving_load
+from benchmarks import command_line, serving_load, serving_peers
 from benchmarks.record import write_result
 from benchmarks.serving_load import Arrival, Load, Server
-from sparse_prefix_jax import HybridDecoder, PrefixCache
+from benchmarks.serving_peers import MakePeer
+from sparse_prefix_jax import HybridDecoder, PrefixCache, load_pretrained
 from sparse_prefix_jax.cache.choices import checked_policy
 from sparse_prefix_jax.models import ModelConfig
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -39,9 +45,13 @@ _LOADS = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_integer("seconds", 600, "Of arrivals, each.", 1)
 _WARM = flags.DEFINE_integer("warm", 24, "Requests that measure the rate.", 2)
 _PROMPT = flags.DEFINE_integer("document", 1024, "Tokens of a document.", 64)
+_PEERS = flags.DEFINE_list("peers", [], "Who else serves.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 _ROWS, _TOKEN_BUDGET = 8, 512
+
+Answers: TypeAlias = dict[int, tuple[int, ...]]
+"""Ids by the number of an arrival."""
 
 
 def _server(
@@ -115,30 +125,88 @@ def _check_placements(config: ModelConfig) -> None:
     checked_policy(text, config.numerics.chunk, None)
 
 
+def _check_peers() -> None:
+  """Refuses who is no peer.
+
+  Raises:
+    ValueError: There is none of that name.
+  """
+  for name in _PEERS.value:
+    if name not in serving_peers.PEERS:
+      known = ", ".join(serving_peers.PEERS)
+      raise ValueError(f"--peers has {name!r}; it takes {known}")
+
+
+def _model(
+  config: ModelConfig, directory: str
+) -> tuple[HybridDecoder, dict[str, MakePeer | str]]:
+  """The model, and for each peer what makes it, or why it cannot serve."""
+  why = {x: serving_peers.why_not(x, _PRESET.value) for x in _PEERS.value}
+  peers: dict[str, MakePeer | str] = {x: y for x, y in why.items() if y}
+  if "transformers" not in why or "transformers" in peers:
+    return HybridDecoder(config, rngs=nnx.Rngs(0)), peers
+  from benchmarks.transformers_model import write_checkpoint
+
+  write_checkpoint(directory)
+  model, _ = load_pretrained(
+    directory, dtype=config.numerics.dtype, decode_rows=_ROWS
+  )
+  peers["transformers"] = serving_peers.transformers_peer(
+    directory, config.numerics.dtype
+  )
+  return model, peers
+
+
+def _serve_peer(
+  make: MakePeer, load: Load, stream: list[Arrival], answers: Answers
+) -> dict[str, Any]:
+  """What a peer did; its answers beside ours, which are other arithmetic."""
+  served = serving_load.serve(make(load.answer), stream, _SECONDS.value / 2)
+  both = [x for x in served if x.number in answers]
+  same = sum(answers[x.number] == x.ids for x in both)
+  shared = {"same_answers": same / len(both)} if both else {}
+  return {**serving_load.summary(served, len(stream)), **shared}
+
+
 def main(argv: list[str]) -> None:
   """Serves, prints, and keeps the result where it was asked for."""
   with command_line.one_sentence(argv):
     config = command_line.model(_PRESET).replace(decode_rows=_ROWS)
     loads = _shares()
     _check_placements(config)
+    _check_peers()
     load = Load(document=_PROMPT.value, vocabulary=config.vocab_size)
     command_line.at_most(_PROMPT, config.numerics.max_length // 2)
     command_line.writable(_OUTPUT)
-  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  with tempfile.TemporaryDirectory() as directory:
+    model, peers = _model(config, directory)
+    result = _measure(model, load, loads, peers)
+  if _OUTPUT.value:
+    write_result(_OUTPUT.value, result)
+
+
+def _measure(
+  model: HybridDecoder,
+  load: Load,
+  loads: list[float],
+  peers: Mapping[str, MakePeer | str],
+) -> dict[str, Any]:
+  """Every placement and every peer at every load."""
+  config = model.config
   for placement in _PLACEMENTS.value:
     _compile(config, _server(config, model, load, placement), load)
   rate = _saturation(_server(config, model, load, "no_cache"), load)
   print(f"without a cache {rate:.3f} requests a second at most", flush=True)
   rows: list[dict[str, Any]] = []
-  answers: dict[Any, tuple[int, ...]] = {}
   for share in tqdm(loads, unit="load"):
+    answers: Answers = {}
     stream = list(serving_load.arrivals(load, share * rate, _SECONDS.value))
     for placement in _PLACEMENTS.value:
       server = _server(config, model, load, placement)
       served = serving_load.serve(server, stream, _SECONDS.value / 2)
       row = dict(serving_load.summary(served, len(stream)))
       differing = sum(
-        answers.setdefault((share, x.number), x.ids) != x.ids for x in served
+        answers.setdefault(x.number, x.ids) != x.ids for x in served
       )
       rows.append(
         {"placement": placement, "load": share, "requests": len(stream)}
@@ -146,16 +214,21 @@ def main(argv: list[str]) -> None:
         | {"differing_answers": differing}
       )
       tqdm.write(_line(placement, share, row))
-  if _OUTPUT.value:
-    write_result(
-      _OUTPUT.value,
-      {
-        "preset": _PRESET.value,
-        "load": load._asdict(),
-        "requests_per_second_without_a_cache": rate,
-        "rows": rows,
-      },
-    )
+    for name, make in peers.items():
+      what: dict[str, Any] = {"peer": name, "load": share}
+      if isinstance(make, str):
+        rows.append(what | {"cannot": make})
+        tqdm.write(f"{name:14} {share:4.1f} cannot: {make}")
+        continue
+      row = _serve_peer(make, load, stream, answers)
+      rows.append(what | {"requests": len(stream)} | row)
+      tqdm.write(_line(name, share, row))
+  return {
+    "preset": _PRESET.value,
+    "load": load._asdict(),
+    "requests_per_second_without_a_cache": rate,
+    "rows": rows,
+  }
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 `arrivals` draws who asks what and when: questions about shared documents, and
 conversations that go on with the answers that they got. `serve` drives a
-`Scheduler` with them and writes down when everybody had what.
+`Scheduler` with them, or whoever else answers, and writes down when everybody
+had what.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,8 +133,60 @@ class Served(NamedTuple):
   ids: tuple[int, ...]
 
 
-class Server:
-  """A scheduler, and the conversations that its users have.
+class Answering:
+  """Who answers, and the conversations that its users have.
+
+  Attributes:
+    served: What was answered, in the order in which it was finished.
+  """
+
+  def __init__(self) -> None:
+    self._past: dict[int, np.ndarray] = {}
+    self._talking: set[int] = set()
+    self.served: list[Served] = []
+
+  @property
+  def idle(self) -> bool:
+    """Whether nobody waits for anything."""
+    raise NotImplementedError
+
+  def submit(self, arrival: Arrival, now: float) -> None:
+    """A request begins to wait."""
+    raise NotImplementedError
+
+  def step(self, now: Callable[[], float]) -> None:
+    """Computes a little, and notes what it told and when."""
+    raise NotImplementedError
+
+  def ready(self, arrival: Arrival) -> bool:
+    """Whether nothing that it goes on from is still being answered."""
+    return arrival.conversation not in self._talking
+
+  def begin(self, arrival: Arrival, now: float) -> dict[str, Any]:
+    """What is noted of a request: in a conversation, behind what was said."""
+    prompt, talk = arrival.prompt, arrival.conversation
+    if talk is not None:
+      prompt = np.concatenate([self._past.pop(talk, prompt[:0]), prompt])
+      self._talking.add(talk)
+    return {"arrival": arrival, "prompt": prompt, "arrived": now, "ids": []}
+
+  def finish(self, asked: dict[str, Any], last: float) -> None:
+    """A request has its last id."""
+    arrival, ids = asked["arrival"], tuple(asked["ids"])
+    talk = arrival.conversation
+    if talk is not None:
+      self._talking.discard(talk)
+      if not arrival.ends:
+        self._past[talk] = np.concatenate([asked["prompt"], ids]).astype(
+          np.int32
+        )
+    times = asked["arrived"], asked["first"], last
+    prompt = asked["restored"], asked["computed"]
+    self.served.append(Served(arrival.number, *times, *prompt, ids))
+
+
+class Server(Answering):
+  """A scheduler.
 
   Args:
     model: What answers.
@@ -149,30 +202,21 @@ class Server:
     answer: int,
     token_budget: int,
   ) -> None:
+    super().__init__()
     self.scheduler = Scheduler(model, cache, token_budget=token_budget)
     self._answer = answer
-    self._past: dict[int, np.ndarray] = {}
-    self._talking: set[int] = set()
-    self._running: dict[object, dict] = {}
-    self.served: list[Served] = []
+    self._running: dict[object, dict[str, Any]] = {}
 
-  def ready(self, arrival: Arrival) -> bool:
-    """Whether nothing that it goes on from is still being answered."""
-    return arrival.conversation not in self._talking
+  @property
+  def idle(self) -> bool:
+    """Whether nobody waits for anything."""
+    return self.scheduler.idle
 
   def submit(self, arrival: Arrival, now: float) -> None:
     """A request begins to wait."""
-    prompt, talk = arrival.prompt, arrival.conversation
-    if talk is not None:
-      prompt = np.concatenate([self._past.pop(talk, prompt[:0]), prompt])
-      self._talking.add(talk)
-    handle = self.scheduler.submit(prompt, max_tokens=self._answer)
-    self._running[handle] = {
-      "arrival": arrival,
-      "prompt": prompt,
-      "arrived": now,
-      "ids": [],
-    }
+    asked = self.begin(arrival, now)
+    handle = self.scheduler.submit(asked["prompt"], max_tokens=self._answer)
+    self._running[handle] = asked
 
   def step(self, now: Callable[[], float]) -> None:
     """One step, and what it told, at the time when it was told."""
@@ -184,24 +228,11 @@ class Server:
         asked.setdefault("first", now())
         asked["ids"].append(event.id)
       if isinstance(event, Finished):
-        self._finish(self._running.pop(event.handle), now())
-
-  def _finish(self, asked: dict, last: float) -> None:
-    arrival, ids = asked["arrival"], tuple(asked["ids"])
-    talk = arrival.conversation
-    if talk is not None:
-      self._talking.discard(talk)
-      if not arrival.ends:
-        self._past[talk] = np.concatenate([asked["prompt"], ids]).astype(
-          np.int32
-        )
-    times = asked["arrived"], asked["first"], last
-    prompt = asked["restored"], asked["computed"]
-    self.served.append(Served(arrival.number, *times, *prompt, ids))
+        self.finish(self._running.pop(event.handle), now())
 
 
 def serve(
-  server: Server, stream: Iterable[Arrival], patience: float
+  server: Answering, stream: Iterable[Arrival], patience: float
 ) -> list[Served]:
   """Serves a stream in real time.
 
@@ -215,12 +246,12 @@ def serve(
     What was served, in the order in which it was finished.
   """
   waiting, start = list(stream), time.monotonic()
-  end = waiting[-1].at + patience
+  end = (waiting[-1].at if waiting else 0.0) + patience
 
   def now() -> float:
     return time.monotonic() - start
 
-  while (waiting or not server.scheduler.idle) and now() < end:
+  while (waiting or not server.idle) and now() < end:
     # Turns of one conversation stay in order: those before go first.
     held: set[int | None] = set()
     left = []
@@ -234,7 +265,7 @@ def serve(
         if talk is not None:
           held.add(talk)
     waiting = left
-    if server.scheduler.idle:
+    if server.idle:
       time.sleep(max(0.0, min(waiting[0].at - now(), 0.05)) if waiting else 0)
     else:
       server.step(now)

@@ -3,19 +3,16 @@
 Prompts that share prefixes arrive at random steps, with priorities, deadlines
 and stop tokens; room is scarce, so that sequences are swapped out and replayed;
 some are cancelled. Before every step all free slots and pages are filled with
-NaN. Ids are drawn with noise of a seed and the position, so that one wrong bit
-leads somewhere else.
+NaN. Ids are drawn at temperature 1 by a seed, so that one wrong bit leads
+somewhere else.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.contract.bits import (
@@ -27,11 +24,12 @@ from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.contract.stored import compare_stored
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy
+from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.scheduler import (
+  DeviceSampler,
   Ending,
   Finished,
   RequestHandle,
-  Sampled,
   SampleRows,
   Scheduler,
   Started,
@@ -45,58 +43,13 @@ Seeds: TypeAlias = tuple[tuple[int, int], ...]
 _POLICIES = ("last", "no_cache", "sqrt", "balanced", "block", "adaptive")
 
 
-@jax.jit
-def _noisy(
-  logits: Float32[Array, "b vocab"],
-  seeds: Int32[Array, "b"],
-  position: Int32[Array, "b"],
-) -> Sampled:
-  """The largest logit of each row after noise of its seed and position."""
+def drawn_by(seed: int) -> Sampling:
+  """The choice of a request that draws by a seed, at temperature 1.
 
-  def noise(seed: Array, place: Array) -> Array:
-    key = jax.random.fold_in(jax.random.key(seed), place)
-    return jax.random.gumbel(key, logits.shape[1:], logits.dtype)
-
-  ids = jnp.argmax(logits + jax.vmap(noise)(seeds, position), axis=-1)
-  chances = jax.nn.log_softmax(logits, axis=-1)
-  picked = jnp.take_along_axis(chances, ids[:, None], axis=1)[:, 0]
-  none = jnp.zeros((len(ids), 0))
-  return Sampled(ids.astype(jnp.int32), picked, none.astype(jnp.int32), none)
-
-
-class NoisySampler:
-  """Draws ids by a seed per request, which is all that `sampling` is."""
-
-  def __init__(self) -> None:
-    """Nobody sits anywhere yet."""
-    self._seeds: dict[int, int] = {}
-
-  def check(self, sampling: object) -> bool:
-    """Refuses what is no seed; ids before do not matter.
-
-    Raises:
-      ValueError: If it is anything but an int.
-    """
-    if not isinstance(sampling, int):
-      raise ValueError(f"sampling is {sampling!r}; it must be a seed.")
-    return False
-
-  def note(self, seat: int, token: int) -> None:
-    """Notes nothing."""
-    del seat, token
-
-  def begin(
-    self, seat: int, sampling: object, prompt: np.ndarray, answer: np.ndarray
-  ) -> None:
-    """Notes the seed of a seat."""
-    del prompt, answer
-    assert isinstance(sampling, int)
-    self._seeds[seat] = sampling
-
-  def sample(self, logits: Array, rows: SampleRows) -> Sampled:
-    """Draws an id for every row."""
-    seeds = [self._seeds.get(int(seat), 0) for seat in rows.seat]
-    return _noisy(logits, np.array(seeds, np.int32), rows.position)
+  Args:
+    seed: Of the request.
+  """
+  return Sampling(temperature=1.0, seed=seed)
 
 
 class AnswerToken(NamedTuple):
@@ -165,10 +118,14 @@ class Answers:
 
   def _draw(self, logits: np.ndarray, seed: int, position: int) -> int:
     """The id that the sampler draws, in the first of its rows."""
-    size = self.cold.model.config.numerics.head_rows
-    rows = np.repeat(logits[None], size, axis=0)
-    same = partial(np.full, size, dtype=np.int32)
-    return int(_noisy(rows, same(seed), same(position)).ids[0])
+    config = self.cold.model.config
+    sampler, none = DeviceSampler(config, 1), np.zeros(0, np.int32)
+    sampler.begin(0, drawn_by(seed), none, none)
+    size = config.numerics.head_rows
+    where = np.full(size, position, np.int32)
+    rows = SampleRows(np.minimum(np.arange(size, dtype=np.int32), 1), where)
+    same = jnp.asarray(np.repeat(logits[None], size, axis=0))
+    return int(sampler.sample(same, rows).ids[0])
 
 
 @dataclasses.dataclass
@@ -218,11 +175,10 @@ class Traffic:
       self.cache,
       token_budget=self._chunk * draw(1, 4),
       max_running=draw(1, 6),
-      sampler=NoisySampler(),
       swap_capacity=self._pick((None, self._sequence_bytes(), "1GiB")),
       overlap=draw(0, 3) > 0,
     )
-    self._asked = [self._new_request() for _ in range(draw(2, 7))]
+    self._asked = [self._new_request() for _ in range(draw(2, 9))]
     self.compared = 0
 
   def run(self) -> int:
@@ -287,13 +243,13 @@ class Traffic:
     return _Asked(
       prompt=prompt,
       seeds=seeds,
-      arrival=draw(0, 12),
+      arrival=draw(0, 16),
       cancel_at=draw(1, 60) if draw(0, 4) == 0 else -1,
       fork_at=draw(1, 50) if draw(0, 4) == 0 else -1,
       fields={
         "max_tokens": most,
         "stop_tokens": stops,
-        "priority": draw(0, 1),
+        "priority": draw(0, 2),
         "deadline": draw(1, 60) if draw(0, 7) == 0 else None,
         "judged": draw(0, 3) == 0,
         "anchors": [length] if draw(0, 2) == 0 else [],
@@ -308,7 +264,7 @@ class Traffic:
       if one.handle is None and one.arrival <= step:
         one.handle = self.scheduler.submit(
           self._answers.prompts[one.prompt],
-          sampling=one.seeds[0][1],
+          sampling=drawn_by(one.seeds[0][1]),
           keep_logits=True,
           **one.fields,
         )
@@ -323,7 +279,7 @@ class Traffic:
     assert one.handle is not None
     one.fork_at, seed = -1, 2
     try:
-      handle = self.scheduler.fork(one.handle, sampling=seed)
+      handle = self.scheduler.fork(one.handle, sampling=drawn_by(seed))
     except ValueError:
       return
     twin = dataclasses.replace(one, handle=handle, fork_seed=seed, told=0)

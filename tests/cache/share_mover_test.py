@@ -8,7 +8,7 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder, PrefixCache, decode, prefill
 from sparse_prefix_jax.cache import share_chooser, share_mover
 from sparse_prefix_jax.contract import differing_bits, poison
-from sparse_prefix_jax.contract.traffic import NoisySampler
+from sparse_prefix_jax.contract.traffic import drawn_by
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs, resize
 from sparse_prefix_jax.serving.scheduler import Scheduler, TokenEvent
@@ -89,12 +89,12 @@ def test_a_move_between_the_steps_of_a_scheduler():
   """One prompt is cut, one request decodes, and one waits in the host."""
   policy = PlacementPolicy("last", chunk=CHUNK)
   cache = PrefixCache(small_model(), capacity=2 << 20, placement=policy)
-  scheduler = Scheduler(
-    small_model(), cache, token_budget=2 * CHUNK, sampler=NoisySampler()
-  )
+  scheduler = Scheduler(small_model(), cache, token_budget=2 * CHUNK)
   prompts = (2, 1, 3)  # of 22, 16 and 100 tokens
   for prompt in prompts:
-    scheduler.submit(answers().prompts[prompt], sampling=0, max_tokens=12)
+    scheduler.submit(
+      answers().prompts[prompt], sampling=drawn_by(0), max_tokens=12
+    )
   events = [event for _ in range(4) for event in scheduler.step()]
   stepper = scheduler._stepper
   stepper._read(0, [])

@@ -14,8 +14,12 @@ from sparse_prefix_jax.cache.index.results import Pin
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.contract import ContractError, Traffic, poison
 from sparse_prefix_jax.contract.stored import compare_stored
-from sparse_prefix_jax.contract.traffic import NoisySampler
-from sparse_prefix_jax.serving.scheduler import Scheduler, TokenEvent
+from sparse_prefix_jax.contract.traffic import drawn_by
+from sparse_prefix_jax.serving.scheduler import (
+  DeviceSampler,
+  Scheduler,
+  TokenEvent,
+)
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 from tests.models_for_tests import answers, cold_runs, small_model
@@ -33,16 +37,17 @@ def test_every_request_has_the_bits_of_itself_alone(data):
   assert traffic.run() == 0
 
 
-@pytest.mark.parametrize("seed", [2])
-def test_crowded_traffic_swaps_drops_and_forks(seed):
+@pytest.mark.parametrize(
+  ("seed", "kind"), [(10, "preempted"), (10, "dropped"), (11, "swapped_out")]
+)
+def test_crowded_traffic_swaps_drops_and_preempts(seed, kind):
   """Streams that are known to be crowded."""
   random = np.random.default_rng(seed)
   traffic = Traffic(
     answers(), lambda low, high: int(random.integers(low, high + 1))
   )
   assert traffic.run() == 0
-  counts = traffic.scheduler.counts
-  assert counts["swapped_out"] + counts["dropped"] > 0
+  assert traffic.scheduler.counts[kind] > 0
 
 
 def differing(cache, scheduler, prompts):
@@ -64,7 +69,6 @@ def crowded(swap_capacity):
     small_model(),
     cache,
     token_budget=64,
-    sampler=NoisySampler(),
     swap_capacity=swap_capacity,
   )
   prompts = [6, 7]
@@ -73,7 +77,7 @@ def crowded(swap_capacity):
   for seed, prompt in enumerate(prompts):
     scheduler.submit(
       answers().prompts[prompt],
-      sampling=seed,
+      sampling=drawn_by(seed),
       max_tokens=30,
       keep_logits=True,
     )
@@ -113,12 +117,13 @@ def long_prompt():
 def cut(placement, seed=0):
   """A request that is prefilled chunk by chunk."""
   cache = new_cache(placement)
-  scheduler = Scheduler(
-    small_model(), cache, token_budget=CHUNK, sampler=NoisySampler()
-  )
+  scheduler = Scheduler(small_model(), cache, token_budget=CHUNK)
   prompt = long_prompt()
   scheduler.submit(
-    answers().prompts[prompt], sampling=seed, max_tokens=3, keep_logits=True
+    answers().prompts[prompt],
+    sampling=drawn_by(seed),
+    max_tokens=3,
+    keep_logits=True,
   )
   return cache, scheduler, [prompt]
 
@@ -198,10 +203,10 @@ def stopped_at_the_end_of_a_chunk():
   ids = [step.id for step in steps]
   assert ids.index(ids[last]) == last
   cache = new_cache("last")
-  scheduler = Scheduler(small_model(), cache, sampler=NoisySampler())
+  scheduler = Scheduler(small_model(), cache)
   scheduler.submit(
     answers().prompts[prompt],
-    sampling=0,
+    sampling=drawn_by(0),
     max_tokens=60,
     stop_tokens=[ids[last]],
     keep_logits=True,
@@ -209,13 +214,13 @@ def stopped_at_the_end_of_a_chunk():
   return cache, scheduler, [prompt]
 
 
-def test_a_token_that_was_discarded_is_not_stored():
+def test_what_was_discarded_is_not_stored_and_the_last_chunk_is():
   cache, scheduler, prompts = stopped_at_the_end_of_a_chunk()
   assert differing(cache, scheduler, prompts) == 0
   assert scheduler.counts["discarded"] == 1
   size = answers().prompts[prompts[0]].size
   depths = [state.node.depth for state in cache.store.index.states]
-  assert max(depths) == size // CHUNK + 1
+  assert max(depths) == size // CHUNK + 2
 
 
 def test_a_canonical_chunk_before_its_last_id_is_judged_is_caught(monkeypatch):
@@ -238,13 +243,13 @@ def test_a_canonical_chunk_before_its_last_id_is_judged_is_caught(monkeypatch):
 def test_another_id_is_an_error(monkeypatch):
   """What draws by the number of a call depends on the schedule."""
   calls = iter(range(1, 10_000))
-  real = NoisySampler.sample
+  real = DeviceSampler.sample
 
   def by_call(sampler, logits, rows):
     moved = rows.position + next(calls)
     return real(sampler, logits, rows._replace(position=moved))
 
-  monkeypatch.setattr(NoisySampler, "sample", by_call)
+  monkeypatch.setattr(DeviceSampler, "sample", by_call)
   random = np.random.default_rng(0)
   traffic = Traffic(
     answers(), lambda low, high: int(random.integers(low, high + 1))

@@ -6,7 +6,7 @@ always progress.
 
 import bisect
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
@@ -49,6 +49,11 @@ class Line:
     self.waiting: list[Life] = []
     self.counts: collections.Counter[str] = collections.Counter()
 
+  @property
+  def active(self) -> bool:
+    """Whether a request runs that is not over."""
+    return any(not life.over for life in self.running)
+
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
     bisect.insort(self.waiting, life, key=lambda one: one.order)
@@ -60,18 +65,24 @@ class Line:
     if life in self.running:
       self._stand_up(life)
 
-  def admit(self) -> None:
+  def admit(self, passed: set[Life]) -> Life | None:
     """Begins those who wait, in order, until there is no room for the next.
 
-    Who waits for a prefix that another one computes lets others pass.
+    Args:
+      passed: Gets those who wait for a prefix that another one computes; they
+        let others pass.
+
+    Returns:
+      The first one that there is no room for; None if there is none.
     """
     for life in self.waiting[: self._most]:
-      if not self._seats:
-        return
+      if not (self._seats or self.below(life)):
+        return None
       if self._waits_for_another(life):
-        self.counts["waited_for_a_prefix"] += 1
-      elif not self._begin(life):
-        return
+        passed.add(life)
+      elif not (self._seats and self._begin(life)):
+        return life
+    return None
 
   def _waits_for_another(self, life: Life) -> bool:
     """Whether somebody before it computes more of its prefix than is stored.
@@ -183,6 +194,67 @@ class Line:
       store.drop(life.sequence)
       life.running, life.opening = None, life.replay(store.chunk)
       raise
+
+  def below(self, life: Life) -> list[Life]:
+    """Who holds something at a lower priority than a waiting one.
+
+    Returns:
+      Those in the host, then those that run; the first to make way last.
+    """
+    parked = [one for one in self.waiting if one.parked is not None]
+    holding = [*parked, *self.running] if self._seats else self.running
+    return [x for x in holding if x.asked.priority < life.asked.priority]
+
+  def fits_without(self, below: Sequence[Life], life: Life) -> bool:
+    """Whether a waiting request could have room if others held nothing.
+
+    Args:
+      below: The others.
+      life: The waiting request.
+    """
+    store, gone = self._store, {x.sequence.number for x in below}
+    stay = [one for one in store.running if one.number not in gone]
+    slots = sum(len(one.leased_slots()) for one in stay)
+    pages = sum(len(one.leased_pages()) for one in stay)
+    own = -(-life.opening.length // store.chunk)
+    if life.running is not None:
+      own = len(life.running.pages)
+    return store.index.budget.fits(slots + 2, pages + own)
+
+  def make_room(self) -> bool:
+    """Takes what the last one holds, over or not, or in the host.
+
+    Returns:
+      Whether there was one; who runs alone is left alone.
+    """
+    over = [life for life in self.running if life.over]
+    if over:
+      self.let_go(over[-1])
+    elif len(self.running) > 1:
+      self.set_aside(self.running[-1])
+    else:
+      return self.drop_swapped()
+    return True
+
+  def make_way(self, life: Life) -> None:
+    """Takes what one of `below` holds.
+
+    Args:
+      life: Nothing of it is unread.
+    """
+    self.counts["preempted"] += life in self.running
+    if life.over:
+      self.let_go(life)
+    elif life in self.running:
+      self.set_aside(life)
+    else:
+      self._drop(life)
+
+  def let_go(self, life: Life) -> None:
+    """Stores the prompt of one that is over; its caller came too late."""
+    self.leave(life)
+    self._store.close(life.sequence, life.prompt)
+    life.running = None
 
   def set_aside(self, life: Life) -> None:
     """Makes room: swaps a running request out, or drops it.

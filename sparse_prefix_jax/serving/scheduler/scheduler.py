@@ -37,8 +37,9 @@ class Scheduler:
 
   A step computes one token of every running request, and prompts up to a budget
   of tokens; a prompt that is cut goes on in the next step. Requests begin by
-  priority, then by arrival. Out of room, the last one in that order makes room:
-  its sequence is copied to the host and back, or dropped and replayed. Whatever
+  priority, then by arrival. Out of room, the last one in that order makes room,
+  and so it does for who waits with a higher priority: its
+  sequence is copied to the host and back, or dropped and replayed. Whatever
   happens, ids and logits are those of the request alone in an empty cache, and
   what is stored has the bits of a cold prefill.
 
@@ -132,13 +133,14 @@ class Scheduler:
   @property
   def active(self) -> bool:
     """Whether a request has begun and goes on; others may wait for room."""
-    return self._stepper.active
+    return self._stepper.line.active
 
   @property
   def counts(self) -> Mapping[str, int]:
     """How often something happened, over the life of the scheduler.
 
-    `swapped_out` and `dropped` requests made room; `discarded` tokens were
+    `swapped_out` and `dropped` requests made room, `preempted` ones for a
+    higher priority; `discarded` tokens were
     computed after the end; `sat_out_judged` and `sat_out_no_room` are steps
     that a running request could not take part in; `waited_for_a_prefix` are
     steps in which one waited for another.
@@ -183,7 +185,7 @@ class Scheduler:
       sampling: What the sampler takes.
       max_tokens: Most ids to choose, at least one.
       salt: Requests with different salts share nothing.
-      priority: Larger ones come first, and make room last.
+      priority: Larger ones come first, with the room of smaller ones that run.
       deadline: The last step that may serve it, as `steps` counts; None for no
         last one.
       anchors: Positions of the prompt worth a state, as `prefill` takes them.
@@ -242,14 +244,14 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._call():
+    with self._call() as mine:
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._stepper.end(life, Ending.CANCELLED, keep)
+      self._stepper.end(life, Ending.CANCELLED, mine, keep)
 
   def end(self, handle: RequestHandle) -> None:
     """A held request chooses no more, as after a stop token.
@@ -265,7 +267,7 @@ class Scheduler:
       if not life.asked.held:
         raise ValueError(f"{handle} is not held; cancel it.")
       if not life.over:
-        self._stepper.end(life, Ending.STOP)
+        self._stepper.over(life, Ending.STOP)
 
   def fork(
     self, handle: RequestHandle, *, sampling: object = None

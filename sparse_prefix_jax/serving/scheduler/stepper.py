@@ -4,7 +4,7 @@ Programs are dispatched and never waited for, but for the ids of the last one.
 """
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
+from sparse_prefix_jax.serving.scheduler import work
 from sparse_prefix_jax.serving.scheduler.dispatcher import Chosen, Dispatcher
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
@@ -67,6 +68,7 @@ class Stepper:
       cache, sampler, seats=seats, swap_bytes=swap_bytes, fail=self._fail
     )
     self._unread = collections.deque[list[Chosen]]()
+    self._ending: list[tuple[Life, Ending]] = []
     self.lives: dict[int, Life] = {}
     self.events: list[Event] = []
     self.number = 0
@@ -82,12 +84,13 @@ class Stepper:
     self.number += 1
     self.forget_lost()
     self._read(self._ahead, mine)  # What is left if the last step failed.
-    self._expire()
+    self._expire(mine)
     self._admit(mine)
     chosen: list[Chosen] = []
     self._unread.append(chosen)
-    ready = self._ready()
-    self.line.counts["sat_out_judged"] += len(self._wanting()) - len(ready)
+    ready = work.ready(self.line)
+    judged = len(work.wanting(self.line)) - len(ready)
+    self.line.counts["sat_out_judged"] += judged
     self._prefill(mine, chosen)
     self._decode(ready, mine, chosen)
     self._store.catch_up()  # The device computes meanwhile.
@@ -99,11 +102,6 @@ class Stepper:
   def busy(self) -> bool:
     """Whether a request is not over."""
     return any(not life.over for life in self.lives.values())
-
-  @property
-  def active(self) -> bool:
-    """Whether a request runs that is not over."""
-    return any(not life.over for life in self.line.running)
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
@@ -143,27 +141,42 @@ class Stepper:
       self._started(other, other.sequence.length)
     return other
 
-  def _expire(self) -> None:
+  def _expire(self, mine: list[Running]) -> None:
     """Ends those whose last step has passed."""
     for life in [*self.lives.values()]:
       last = life.asked.deadline
       if last is not None and last < self.number:
-        self.end(life, Ending.DEADLINE)
+        self.end(life, Ending.DEADLINE, mine)
 
   def _admit(self, mine: list[Running]) -> None:
     """Begins those who wait, if there is room for those who run."""
     if not self._has_room():
       self._make_room(mine)
       return
-    with self._store.spare(0, self._pages_to_begin()):
-      self.line.admit()
-    while self.line.waiting and self.line.running and not self.active:
+    passed: set[Life] = set()
+    while True:
+      with self._store.spare(0, work.begun_pages(self.line, self._chunk)):
+        blocked = self.line.admit(passed)
+      if blocked is None or not self._preempt(blocked, mine):
+        break
+    while self.line.waiting and self.line.running and not self.line.active:
       # Those that are over hold what the others wait for.
-      self._let_go(self.line.running[-1])
-      self.line.admit()
+      self.line.let_go(self.line.running[-1])
+      self.line.admit(passed)
+    self.line.counts["waited_for_a_prefix"] += len(passed)
     for life in self.line.running:
       if not life.started:
         self._started(life, life.sequence.resumed)
+
+  def _preempt(self, blocked: Life, mine: list[Running]) -> bool:
+    """Lets one of lower priority make way, if that can help one who waits."""
+    below = self.line.below(blocked)
+    if not below or not self.line.fits_without(below, blocked):
+      return False
+    self._read(0, mine)  # Who has ended by what was read has made way.
+    if below == self.line.below(blocked):
+      self.line.make_way(below[-1])
+    return True
 
   def _started(self, life: Life, restored: int) -> None:
     """Tells that a request runs."""
@@ -171,15 +184,10 @@ class Stepper:
     computed = one.length - restored
     self._tell(Started(life.handle, restored, computed, one.match.reason))
 
-  def _pages_to_begin(self) -> int:
-    """Pages that the tokens of this step need."""
-    lengths = [life.sequence.length for life in self._ready()]
-    return sum(length % self._chunk == 0 for length in lengths)
-
   def _has_room(self) -> bool:
     """Whether there are pages for the tokens of this step."""
     try:
-      with self._store.spare(0, self._pages_to_begin()):
+      with self._store.spare(0, work.begun_pages(self.line, self._chunk)):
         return True
     except CapacityError:
       return False
@@ -188,21 +196,9 @@ class Stepper:
     """Sets the last ones aside until the others have room."""
     self._read(0, mine)  # Who is set aside has nothing unread.
     while not self._has_room():
-      running = self.line.running
-      over = [life for life in running if life.over]
-      if over:
-        self._let_go(over[-1])
-      elif len(running) > 1:
-        self.line.set_aside(running[-1])
-      elif not self.line.drop_swapped():
-        self._give_up(running[0])
+      if not self.line.make_room():
+        self._give_up(self.line.running[0])
         return
-
-  def _let_go(self, life: Life) -> None:
-    """Stores the prompt of one that is over; its caller came too late."""
-    self.line.leave(life)
-    self._store.close(life.sequence, life.prompt)
-    life.running = None
 
   def _give_up(self, life: Life) -> None:
     """It is alone and has no room: it fails, unless others hold the cache."""
@@ -212,12 +208,12 @@ class Stepper:
 
   def _prefill(self, mine: list[Running], chosen: list[Chosen]) -> None:
     """Completed chunks once more, and prompts up to the budget, in one plan."""
-    packed = [*self._segments()]
+    packed = [*work.segments(self.line, self._store, self._budget)]
     if not packed:
       return
     mine += [life.sequence for life, _ in packed]
     choosing = [
-      life if self._ends_prompt(life, segment) else None
+      life if work.ends_prompt(life, segment) else None
       for life, segment in packed
     ]
     ids = self._dispatcher.prefill([segment for _, segment in packed], choosing)
@@ -225,25 +221,6 @@ class Stepper:
       self._store.commit(life.sequence, segment)
     self._note(ids, chosen)
     mine.clear()
-
-  def _segments(self) -> Iterator[tuple[Life, Segment]]:
-    """What the prefill program computes in this step."""
-    chunks = self._budget
-    for life in self.line.running:
-      one = life.sequence
-      if life.over or (not one.prefilled and not chunks):
-        continue
-      segment = self._store.next_segment(one, chunks * self._chunk)
-      if segment is None:
-        continue
-      if not one.prefilled:
-        chunks -= -(-segment.tokens.size // self._chunk)
-      yield life, segment
-
-  def _ends_prompt(self, life: Life, segment: Segment) -> bool:
-    """Whether an id is chosen after a segment."""
-    whole = segment.stop == life.sequence.prompt_length
-    return whole and not life.sequence.prefilled and life.chooses
 
   def _decode(
     self, ready: Sequence[Life], mine: list[Running], chosen: list[Chosen]
@@ -256,19 +233,6 @@ class Stepper:
         mine += [life.sequence for life in lives]
         self._note(self._dispatcher.decode(lives), chosen)
         mine.clear()
-
-  def _ready(self) -> list[Life]:
-    """Whose next token is there: a step computes with it."""
-    return [x for x in self._wanting() if not self._judging(x)]
-
-  def _wanting(self) -> list[Life]:
-    """Whose prompt is computed, and whose answer is not."""
-    done = [x for x in self.line.running if x.sequence.prefilled]
-    return [life for life in done if life.wants_token]
-
-  def _judging(self, life: Life) -> bool:
-    """Whether the caller has to see an id first, and the request sits out."""
-    return life.asked.judged and life.unread > 0
 
   def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
     """Books a token for each; not for those that lack a page."""
@@ -304,6 +268,8 @@ class Stepper:
       while chosen:
         self._read_some(chosen.pop(0), mine)
       self._unread.popleft()
+    ending, self._ending = self._ending, []
+    self._close([x for x in ending if x[0].handle.number in self.lives], mine)
 
   def _read_some(self, one: Chosen, mine: list[Running]) -> None:
     """Reads some ids; those of who has ended are discarded."""
@@ -341,29 +307,67 @@ class Stepper:
     self._sampler.note(life.seat, token)
     life.ids.append(token)
     if token in life.asked.stop_tokens:
-      self.end(life, Ending.STOP)
+      self._answered(life, Ending.STOP)
     elif life.answered == life.asked.max_tokens:
-      self.end(life, Ending.LENGTH)
+      self._answered(life, Ending.LENGTH)
     elif life.sequence.unread:  # A step has taken it already.
       self._store.append(life.sequence, token)
 
-  def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
-    """Stores what a request leaves and finishes it.
+  def _answered(self, life: Life, why: Ending) -> None:
+    """A request has its last id; once all ids are read, it is closed."""
+    if life.asked.held:
+      self.over(life, why)
+      return
+    life.ended = True
+    self._ending.append((life, why))
 
-    One that is held ends twice: when it chooses no more, which is told, and
-    when its caller says what to store.
+  def over(self, life: Life, why: Ending) -> None:
+    """A held request chooses no more, which is told."""
+    life.over = True
+    self._tell(Finished(life.handle, why))
+
+  def end(
+    self, life: Life, why: Ending, mine: list[Running], keep: int | None = None
+  ) -> None:
+    """Stores what a request leaves and finishes it.
 
     Args:
       life: The request.
       why: What ended it.
+      mine: As `run` takes them.
       keep: Tokens from the start to store; None for all.
     """
-    if (
-      life.asked.held and not life.over and why in (Ending.STOP, Ending.LENGTH)
-    ):
-      life.over = True
-      self._tell(Finished(life.handle, why))
+    self._close([(life, why)], mine, keep)
+
+  def _close(
+    self,
+    ending: Sequence[tuple[Life, Ending]],
+    mine: list[Running],
+    keep: int | None = None,
+  ) -> None:
+    """Computes chunks that last ids completed, then stores and finishes."""
+    due: list[tuple[Life, Ending, Segment]] = []
+    for life, why in ending:
+      segment = work.last_chunk(life, self._store, keep)
+      if segment is None:
+        self._store_and_finish(life, why, keep)
+      else:
+        due.append((life, why, segment))
+    if not due:
       return
+    mine += [life.sequence for life, _, _ in due]
+    segments = [segment for _, _, segment in due]
+    self._dispatcher.prefill(segments, [None] * len(due))
+    for life, _, segment in due:
+      self._store.commit(life.sequence, segment)
+    mine.clear()
+    for life, why, _ in due:
+      self._store_and_finish(life, why, keep)
+
+  def _store_and_finish(
+    self, life: Life, why: Ending, keep: int | None
+  ) -> None:
+    """Closes the sequence of a request; an error is its own."""
     try:
       if life.running is not None:
         kept = None if keep is None else min(keep, life.sequence.length)

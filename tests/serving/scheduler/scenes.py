@@ -6,7 +6,7 @@ import numpy as np
 
 from sparse_prefix_jax import PrefixCache
 from sparse_prefix_jax.contract import poison
-from sparse_prefix_jax.contract.traffic import NoisySampler
+from sparse_prefix_jax.contract.traffic import drawn_by
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.serving.scheduler import Finished, Scheduler, TokenEvent
 from tests.models_for_tests import answers, cold_runs, small_model
@@ -51,14 +51,14 @@ def random_tokens(size, seed=0):
 
 
 def new_scheduler(cache, **fields):
-  fields = {"sampler": NoisySampler(), "token_budget": 64} | fields
+  fields = {"token_budget": 64} | fields
   return Scheduler(small_model(), cache, **fields)
 
 
 def submit(scheduler, prompt, seed=0, **fields):
   """A request with a prompt of `answers`."""
   prompt = answers().prompts[prompt]
-  return scheduler.submit(prompt, sampling=seed, **fields)
+  return scheduler.submit(prompt, sampling=drawn_by(seed), **fields)
 
 
 def ids(events, handle):

@@ -13,6 +13,7 @@ from flax import nnx
 
 from sparse_prefix_jax import CapacityError, HybridDecoder, prefill
 from sparse_prefix_jax.contract import poison
+from sparse_prefix_jax.contract.traffic import drawn_by
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
@@ -74,7 +75,7 @@ def test_who_shares_a_prefix_waits_for_it():
   document = random_tokens(80, seed=5)
   for i in range(3):
     prompt = np.append(document, random_tokens(9, seed=10 + i))
-    scheduler.submit(prompt, sampling=i, max_tokens=2)
+    scheduler.submit(prompt, sampling=drawn_by(i), max_tokens=2)
   lone = submit(scheduler, SHORT, max_tokens=2)
   steps = steps_until_idle(cache, scheduler)
   started = [e for s in steps for e in s if isinstance(e, Started)]
@@ -154,8 +155,10 @@ def test_a_fork_goes_on_from_what_was_chosen():
   scheduler = new_scheduler(cache)
   one = submit(scheduler, SHORT, max_tokens=20)
   events = [event for _ in range(6) for event in scheduler.step()]
-  two = scheduler.fork(one, sampling=1)
-  early = scheduler.fork(submit(scheduler, OTHER, max_tokens=3), sampling=1)
+  two = scheduler.fork(one, sampling=drawn_by(1))
+  early = scheduler.fork(
+    submit(scheduler, OTHER, max_tokens=3), sampling=drawn_by(1)
+  )
   events += [e for step in steps_until_idle(cache, scheduler) for e in step]
   assert ids(events, one) == expected_ids(SHORT, 20)
   told = ids(events, two)
@@ -188,7 +191,7 @@ REFUSALS = (
 def test_refusals_of_requests_change_nothing(fields, match):
   scheduler = new_scheduler(new_cache())
   with pytest.raises(ValueError, match=match):
-    scheduler.submit(**({"sampling": 0} | fields))
+    scheduler.submit(**fields)
   assert scheduler.idle
 
 
