@@ -50,18 +50,10 @@ def attend_chunks(
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, k, v, position, length, request = lax.optimization_barrier(x)
-    heads, groups = k.shape[1], q.shape[1] // k.shape[1]
-    rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
-    out = xla.attend_blocks(
-      rows.reshape(heads, groups * size, -1),
-      jnp.tile(position + jnp.arange(size), groups),
-      position + length,
-      _blocks(pages, page_table[request], (k, v), position, block_pages),
-      window,
-      precision,
+    blocks = _blocks(pages, page_table[request], (k, v), position, block_pages)
+    out = xla.attend_chunk(
+      q, position, length, blocks, k.shape[1], window, precision
     )
-    out = out.reshape(heads, groups, size, -1).transpose(2, 0, 1, 3)
-    out = out.reshape(size, heads * groups, -1)
     return None, lax.optimization_barrier(out)
 
   q, k, v, position, length, request = two_steps(
@@ -95,27 +87,16 @@ def attend_rows(
   written.
   """
   size, heads = pages.keys.shape[1:3]
-  groups = q.shape[1] // heads
   own = _with_tokens(running, slots[0], position % size, (k, v))
   running = capture_rows(running, slots[1], own)
   page = page_table[jnp.arange(position.shape[0]), position // size]
   completed = active & (position % size == size - 1)
   pages = write_completed(pages, page, completed, *own)
-  # A product of one row has bits of its own: a single query is doubled.
-  copies = 2 if groups == 1 else 1
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, k, v, position, table = lax.optimization_barrier(x)
-    rows = jnp.tile(q.reshape(heads, groups, -1), (1, copies, 1))
-    out = xla.attend_blocks(
-      rows,
-      jnp.broadcast_to(position, rows.shape[1:2]),
-      position + 1,
-      _blocks(pages, table, (k, v), position, block_pages),
-      window,
-      precision,
-    )
-    out = out[:, :groups].reshape(heads * groups, -1)
+    blocks = _blocks(pages, table, (k, v), position, block_pages)
+    out = xla.attend_row(q, position, blocks, heads, window, precision)
     return None, lax.optimization_barrier(out)
 
   steps = q, *own, position, page_table

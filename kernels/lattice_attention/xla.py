@@ -68,7 +68,6 @@ def attend_chunks(
   are gathered for one product.
   """
   size, heads = q.shape[1], k.shape[2]
-  groups = q.shape[2] // heads
   own_page = page_table[chunks.request, chunks.position // size]
   own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
   key_pages = _write(key_pages, own_page, k)
@@ -78,18 +77,10 @@ def attend_chunks(
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, length, request = lax.optimization_barrier(x)
-    rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
-    rows = rows.reshape(heads, groups * size, -1)
-    out = attend_blocks(
-      rows,
-      jnp.tile(position + jnp.arange(size), groups),
-      position + length,
-      KeyBlocks(load, page_table[request], block_pages, block_pages * size),
-      window,
-      precision,
+    blocks = KeyBlocks(
+      load, page_table[request], block_pages, block_pages * size
     )
-    out = out.reshape(heads, groups, size, -1).transpose(2, 0, 1, 3)
-    out = out.reshape(size, heads * groups, -1)
+    out = attend_chunk(q, position, length, blocks, heads, window, precision)
     return None, lax.optimization_barrier(out)
 
   n = q.shape[0]
@@ -123,31 +114,87 @@ def attend_rows(
   a row has the same bits wherever it stands and whoever joins it.
   """
   heads = key_pages.shape[2]
-  groups = q.shape[1] // heads
   key_pages, value_pages = write_rows(
     (key_pages, value_pages), (k, v), position, active, page_table
   )
-  # A product of one row has bits of its own: a single query is doubled.
-  copies = 2 if groups == 1 else 1
   load = _gather((key_pages, value_pages), block_pages)
   width = block_pages * key_pages.shape[1]
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, pages = lax.optimization_barrier(x)
-    rows = jnp.tile(q.reshape(heads, groups, -1), (1, copies, 1))
-    out = attend_blocks(
-      rows,
-      jnp.broadcast_to(position, rows.shape[1:2]),
-      position + 1,
-      KeyBlocks(load, pages, block_pages, width),
-      window,
-      precision,
-    )
-    out = out[:, :groups].reshape(heads * groups, -1)
+    blocks = KeyBlocks(load, pages, block_pages, width)
+    out = attend_row(q, position, blocks, heads, window, precision)
     return None, lax.optimization_barrier(out)
 
   out = lax.scan(attend, None, (q, position, page_table))[1]
   return out, key_pages, value_pages
+
+
+def attend_chunk(
+  q: Float[Array, "c h k"],
+  position: Int32[Array, ""],
+  length: Int32[Array, ""],
+  blocks: KeyBlocks,
+  heads: int,
+  window: int | None,
+  precision: lax.Precision,
+) -> Float32[Array, "c h k"]:
+  """Attends with all queries of a chunk.
+
+  Args:
+    q: Its queries, scaled.
+    position: Of its first token.
+    length: How many tokens it has.
+    blocks: Keys and values, its own among them.
+    heads: Heads of keys and values.
+    window: Tokens that a token sees, or None.
+    precision: Of the products.
+  """
+  size, groups = q.shape[0], q.shape[1] // heads
+  rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
+  out = attend_blocks(
+    rows.reshape(heads, groups * size, -1),
+    jnp.tile(position + jnp.arange(size), groups),
+    position + length,
+    blocks,
+    window,
+    precision,
+  )
+  out = out.reshape(heads, groups, size, -1).transpose(2, 0, 1, 3)
+  return out.reshape(size, heads * groups, -1)
+
+
+def attend_row(
+  q: Float[Array, "h k"],
+  position: Int32[Array, ""],
+  blocks: KeyBlocks,
+  heads: int,
+  window: int | None,
+  precision: lax.Precision,
+) -> Float32[Array, "h k"]:
+  """Attends with the queries of one token.
+
+  Args:
+    q: Its queries, scaled.
+    position: Of the token.
+    blocks: Keys and values, its own among them.
+    heads: Heads of keys and values.
+    window: Tokens that a token sees, or None.
+    precision: Of the products.
+  """
+  groups = q.shape[0] // heads
+  # A product of one row has bits of its own: a single query is doubled.
+  copies = 2 if groups == 1 else 1
+  rows = jnp.tile(q.reshape(heads, groups, -1), (1, copies, 1))
+  out = attend_blocks(
+    rows,
+    jnp.broadcast_to(position, rows.shape[1:2]),
+    position + 1,
+    blocks,
+    window,
+    precision,
+  )
+  return out[:, :groups].reshape(heads * groups, -1)
 
 
 def write_rows(
