@@ -126,18 +126,23 @@ class Forest:
 
   def settle(self, node: Node) -> None:
     """From a node upwards: frees pages nobody needs, removes bare nodes."""
-    while node.parent is not None and not node.needs_page:
+    freed: list[int] = []
+    bare: list[Hashable] = []
+    # A long way may end here: what is counted is counted once for all of it.
+    while node.parent is not None and not (node.pins or node.states):
       parent = node.parent
       if node.page >= 0:
-        self.ledger.pages.give_back([node.page])
+        freed.append(node.page)
+        bare.append(node.key)
         node.page = -1
-        self.remembered.add_node(node)
-      if not node.needed:
+      if not node.children and not node.ends:
         prune(node)
         self.remembered.remove_node(node)
         if parent.parent is None:
           self._end(node.key)
       node = parent
+    self.ledger.pages.give_back(freed)
+    self.remembered.add_keys(bare)
     self.drop_bare_root(node)
 
   def _end(self, key: Hashable) -> None:

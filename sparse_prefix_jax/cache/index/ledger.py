@@ -65,11 +65,10 @@ class Numbers:
     self.leased.remove(number)
     return number
 
-  def give_back(self, numbers: Iterable[int]) -> None:
+  def give_back(self, numbers: Sequence[int]) -> None:
     """Frees numbers that nobody holds any more, leased or owned."""
-    for number in numbers:
-      self.leased.discard(number)
-      self._returned.append(number)
+    self.leased.difference_update(numbers)
+    self._returned.extend(numbers)
 
   def renumbering(self, limit: int) -> dict[int, int]:
     """New numbers below a limit for what is held at or above it; a look.

@@ -6,7 +6,7 @@ recently seen entries are forgotten first.
 """
 
 import collections
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 from .tree import Entry, Node
 
@@ -77,6 +77,17 @@ class Remembered:
   def add_node(self, node: Node) -> None:
     """Counts a node that has lost its page."""
     self.bytes += node_bytes(node)
+
+  def add_keys(self, keys: Sequence[Hashable]) -> None:
+    """Counts nodes that have lost their pages, by their keys.
+
+    Args:
+      keys: One of every node.
+    """
+    sizes = [len(key) for key in keys if isinstance(key, bytes)]
+    hashed = len(keys) - len(sizes)
+    self.bytes += NODE_BYTES * len(keys) + _HASHED_KEY_BYTES * hashed
+    self.bytes += key_bytes(b"") * len(sizes) + sum(sizes)
 
   def remove_node(self, node: Node) -> None:
     """Counts a node no more: it got a page again, or is gone."""
