@@ -49,7 +49,7 @@ class DividedCapacity:
 
   Attributes:
     capacity: Bytes for both kinds.
-    slot_bytes: Bytes of a state checkpoint, 0 without recurrent layers.
+    slot_bytes: Bytes of a slot, 0 where nothing is kept in slots.
     page_bytes: Bytes of a page, 0 without attention.
     longest: Chunks of the longest sequence.
     probed: Pages that a probe of the programs takes: chunks of the largest.

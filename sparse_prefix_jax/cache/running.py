@@ -229,6 +229,15 @@ class Running:
     """Pages that no tree owns; none while it waits in the host."""
     return [page for page in self.pages[self.stored :] if page >= 0]
 
+  def held_slots(self) -> set[int]:
+    """Slots that nobody else gets before it ends, leased or pinned."""
+    pinned = [self.pin.state.number] if self.pin.state else []
+    return {*self.leased_slots(), *pinned}
+
+  def held_pages(self) -> set[int]:
+    """Pages that nobody else gets before it ends, leased or pinned."""
+    return {page for page in self.pages if page >= 0}
+
 
 class Copies(NamedTuple):
   """What a fork has to copy in the pools, all numbers by position.

@@ -44,15 +44,19 @@ class Asked:
   keep_logits: bool
 
   def __post_init__(self) -> None:
-    """Refuses what is out of range.
+    """Refuses what is out of range; integers of NumPy, which wrap, become ints.
 
     Raises:
       ValueError: Naming the argument, its value and what is allowed.
     """
-    check_at_least("max_tokens", self.max_tokens, 1)
-    check_whole("priority", self.priority)
+    whole = {
+      "max_tokens": check_at_least("max_tokens", self.max_tokens, 1),
+      "priority": check_whole("priority", self.priority),
+    }
     if self.deadline is not None:
-      check_at_least("deadline", self.deadline, 0)
+      whole["deadline"] = check_at_least("deadline", self.deadline, 0)
+    for name, number in whole.items():
+      object.__setattr__(self, name, number)
     for name in ("judged", "held", "keep_logits"):
       if not isinstance(getattr(self, name), bool):
         raise ValueError(

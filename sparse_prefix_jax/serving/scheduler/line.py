@@ -212,14 +212,20 @@ class Line:
       below: The others.
       life: The waiting request.
     """
-    store, gone = self._store, {x.sequence.number for x in below}
-    stay = [one for one in store.running if one.number not in gone]
-    slots = sum(len(one.leased_slots()) for one in stay)
-    pages = sum(len(one.leased_pages()) for one in stay)
-    own = -(-life.opening.length // store.chunk)
-    if life.running is not None:
-      own = len(life.running.pages)
-    return store.index.budget.fits(slots + 2, pages + own)
+    store, gone = (
+      self._store,
+      {x.running.number for x in (*below, life) if x.running},
+    )
+    stay = [x for x in (*store.running, *store.swapped) if x.number not in gone]
+    slots = {slot for one in stay for slot in one.held_slots()}
+    pages = {page for one in stay for page in one.held_pages()}
+    if life.running is None:
+      own = -(-life.opening.length // store.chunk)
+      shared = store.match(life.opening).pages
+    else:
+      own, shared = len(life.running.pages), life.running.held_pages()
+    new = own - len(pages.intersection(shared))
+    return store.index.budget.fits(len(slots) + 2, len(pages) + new)
 
   def make_room(self) -> bool:
     """Takes what the last one holds, over or not, or in the host.

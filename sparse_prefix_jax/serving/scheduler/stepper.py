@@ -150,23 +150,32 @@ class Stepper:
 
   def _admit(self, mine: list[Running]) -> None:
     """Begins those who wait, if there is room for those who run."""
-    if not self._has_room():
+    if work.has_room(self.line, self._store):
+      self._begin_waiting(mine)
+    else:
       self._make_room(mine)
-      return
+    for life in self.line.running:
+      if not life.started:
+        self._started(life, life.sequence.resumed)
+
+  def _begin_waiting(self, mine: list[Running]) -> None:
+    """Begins those who wait, in the room that others hold if need be."""
     passed: set[Life] = set()
     while True:
       with self._store.spare(0, work.begun_pages(self.line, self._chunk)):
         blocked = self.line.admit(passed)
       if blocked is None or not self._preempt(blocked, mine):
         break
+      if not work.has_room(
+        self.line, self._store
+      ):  # What was read lets others go on.
+        self._make_room(mine)
+        break
     while self.line.waiting and self.line.running and not self.line.active:
       # Those that are over hold what the others wait for.
       self.line.let_go(self.line.running[-1])
       self.line.admit(passed)
     self.line.counts["waited_for_a_prefix"] += len(passed)
-    for life in self.line.running:
-      if not life.started:
-        self._started(life, life.sequence.resumed)
 
   def _preempt(self, blocked: Life, mine: list[Running]) -> bool:
     """Lets one of lower priority make way, if that can help one who waits."""
@@ -184,27 +193,17 @@ class Stepper:
     computed = one.length - restored
     self._tell(Started(life.handle, restored, computed, one.match.reason))
 
-  def _has_room(self) -> bool:
-    """Whether there are pages for the tokens of this step."""
-    try:
-      with self._store.spare(0, work.begun_pages(self.line, self._chunk)):
-        return True
-    except CapacityError:
-      return False
-
   def _make_room(self, mine: list[Running]) -> None:
     """Sets the last ones aside until the others have room."""
     self._read(0, mine)  # Who is set aside has nothing unread.
-    while not self._has_room():
-      if not self.line.make_room():
-        self._give_up(self.line.running[0])
-        return
-
-  def _give_up(self, life: Life) -> None:
-    """It is alone and has no room: it fails, unless others hold the cache."""
-    if len(self._store.running) == 1:
-      error = CapacityError(f"there is no page for a token of {life.handle}.")
-      self._fail(life, error)
+    while not work.has_room(self.line, self._store):
+      if self.line.make_room():
+        continue
+      if len(self._store.running) == 1:  # No others hold the cache.
+        life = self.line.running[0]
+        error = CapacityError(f"there is no page for a token of {life.handle}.")
+        self._fail(life, error)
+      return
 
   def _prefill(self, mine: list[Running], chosen: list[Chosen]) -> None:
     """Completed chunks once more, and prompts up to the budget, in one plan."""

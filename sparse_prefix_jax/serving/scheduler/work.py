@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.runtime.segment import Segment
 from sparse_prefix_jax.serving.scheduler.life import Life
@@ -38,6 +39,20 @@ def begun_pages(line: Line, chunk: int) -> int:
   """
   lengths = [life.sequence.length for life in ready(line)]
   return sum(length % chunk == 0 for length in lengths)
+
+
+def has_room(line: Line, store: PrefixStore) -> bool:
+  """Whether there are pages for the tokens of a step.
+
+  Args:
+    line: Who runs.
+    store: Of the sequences.
+  """
+  try:
+    with store.spare(0, begun_pages(line, store.chunk)):
+      return True
+  except CapacityError:
+    return False
 
 
 def segments(

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.serving.scheduler import Ending, Started, TokenEvent
+from sparse_prefix_jax.cache.index import CapacityError
+from sparse_prefix_jax.serving.scheduler import (
+  Ending,
+  Finished,
+  Started,
+  TokenEvent,
+)
 from tests.serving.scheduler.scenes import (
   CHUNK,
   LONG,
@@ -15,6 +21,7 @@ from tests.serving.scheduler.scenes import (
   ids,
   new_cache,
   new_scheduler,
+  random_tokens,
   steps_until_idle,
   submit,
 )
@@ -122,9 +129,10 @@ def test_who_made_way_stays_away_while_the_higher_one_waits():
   assert ids(events, low) == expected_ids(MIDDLE, 30)
 
 
-def test_nobody_makes_way_where_that_is_no_help():
+@pytest.mark.parametrize("placement", ["no_cache", "last"])
+def test_nobody_makes_way_where_that_is_no_help(placement):
   """An equal one holds 7 of 10 pages; 3 are too few, whoever goes."""
-  cache = new_cache("no_cache", pages=10)
+  cache = new_cache(placement, pages=10)
   scheduler = new_scheduler(cache)
   submit(scheduler, LONG, max_tokens=12, priority=1)
   low = submit(scheduler, OTHER, max_tokens=12)
@@ -173,3 +181,37 @@ def test_one_that_is_held_and_over_makes_way_for_good():
   assert endings(events) == {0: Ending.LENGTH, 1: Ending.LENGTH}
   assert ids(events, busy) == expected_ids(SHORT, 3)
   assert np.array_equal(ids(events, held), expected_ids(MIDDLE, 3))
+
+
+def test_who_goes_on_by_what_was_read_for_another_finds_room_or_waits():
+  """Two judged ones fill ten pages, and each would begin one more."""
+  cache = new_cache("last", pages=10)
+  scheduler = new_scheduler(cache, token_budget=256)
+  for priority in (1, 0):
+    prompt = random_tokens(5 * CHUNK, seed=priority)
+    scheduler.submit(prompt, max_tokens=5, judged=True, priority=priority)
+  events = run(cache, scheduler, 1)
+  scheduler.submit(random_tokens(3), max_tokens=2, priority=1)
+  events = finish(cache, scheduler, events)
+  assert endings(events) == dict.fromkeys(range(3), Ending.LENGTH)
+  assert scheduler.counts["preempted"] == 1
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("kind", [int, np.uint8, np.uint64, np.int8])
+def test_integers_of_numpy_are_priorities_like_others(kind):
+  cache = new_cache("no_cache")
+  scheduler = new_scheduler(cache, max_running=1)
+  submit(scheduler, MIDDLE, max_tokens=kind(20))
+  events = run(cache, scheduler, 4)
+  submit(scheduler, SHORT, max_tokens=kind(8), priority=kind(5))
+  events = finish(cache, scheduler, events)
+  order = [e.handle.number for e in events if isinstance(e, Finished)]
+  assert order == [1, 0] and scheduler.counts["preempted"] == 1
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_what_fits_is_counted_without_wrapping():
+  scheduler = new_scheduler(new_cache("no_cache", pages=10))
+  with pytest.raises(CapacityError, match="needs 2 states and 14 pages"):
+    submit(scheduler, MIDDLE, max_tokens=np.uint8(150))
