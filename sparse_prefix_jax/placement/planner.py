@@ -7,7 +7,7 @@ By the paper's rules a plan is made while the request waits that needs it, and
 placed by at once. A server cannot wait: of `Planner(serving=True)` a plan
 begins after every E observations, is computed beside the requests and takes
 effect E observations later. `conditional`, which has no placement without
-statistics, plans after 1, 2, 4, ... observations too, for as many later.
+statistics, plans after each of the first observations too, for the next one.
 """
 
 from collections.abc import Iterable
@@ -29,6 +29,9 @@ from sparse_prefix_jax.placement.worth import Adaptive
 
 # A store has keys of blocks for `worth` alone: hashes of 64 bits.
 _KEY_BYTES = 8 + 40
+
+# So many first observations have a plan each; then powers of two, up to E.
+_SOON = 10
 
 _Learner: TypeAlias = Conditional | Pooled
 
@@ -207,16 +210,16 @@ class Planner:
       self._stale = True
       self._begin(self._learner, due=self.observations + self.policy.every)
     elif self._is_early(self.observations):
-      self._begin(self._learner, due=2 * self.observations)
+      self._begin(self._learner, due=self.observations + 1)
 
   def _is_early(self, observations: int) -> bool:
-    """Whether to plan before E observations: after 1, 2, 4 and so on.
+    """Whether to plan before E observations, for the next request.
 
     `conditional` places by statistics from the first request on, and without a
     plan the next one would wait until they are learned.
     """
-    powers = observations & (observations - 1) == 0
-    early = powers and observations < self.policy.every
+    soon = observations < _SOON or observations & (observations - 1) == 0
+    early = soon and observations < self.policy.every
     again = self.policy.replan != "frozen"  # which makes its only plan later
     return early and again and isinstance(self._learner, Conditional)
 

@@ -13,6 +13,8 @@ import nbformat
 import pytest
 
 import sparse_prefix_jax
+from sparse_prefix_jax.cache.index import EVICTIONS, unregister_eviction
+from sparse_prefix_jax.placement import PLACEMENTS, unregister_placement
 from tests.project import checkout
 
 NOTEBOOKS = sorted((checkout.ROOT / "colab").glob("*.ipynb"))
@@ -119,8 +121,15 @@ def test_the_examples_of_a_page_run(
   blocks = PYTHON_BLOCK.findall(text)
   assert blocks
   scope: dict[str, object] = {"__name__": "page"}
-  for block in blocks:
-    exec(compile(block, page, "exec"), scope)
+  evictions, placements = {*EVICTIONS}, {*PLACEMENTS}
+  try:
+    for block in blocks:
+      exec(compile(block, page, "exec"), scope)
+  finally:  # Other tests of this process give the same names.
+    for name in {*EVICTIONS} - evictions:
+      unregister_eviction(name)
+    for name in {*PLACEMENTS} - placements:
+      unregister_placement(name)
 
 
 def test_there_are_notebooks() -> None:

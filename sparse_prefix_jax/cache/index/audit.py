@@ -28,7 +28,7 @@ def audit(forest: Forest, rule: EvictionRule, pins: Collection[Pin]) -> None:
   _audit_shape([*forest.roots.values(), *nodes])
   _audit_states(nodes, rule)
   held = {node.state for node in nodes if node.state}
-  _require(held == forest.stored, "the forest knows other states")
+  _require(held == forest.all_states, "the forest knows other states")
   _audit_pins(nodes, pins, slots, pages)
   _audit_entries(forest, nodes)
   _audit_memory(forest.remembered, [*forest.roots.values(), *nodes])

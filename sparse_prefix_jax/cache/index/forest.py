@@ -21,7 +21,7 @@ class Forest:
     ledger: Which numbers are free, leased or owned by the trees.
     remembered: Counts nodes without a page.
     beginnings: How many trees have a first block, by its key.
-    stored: All states of the trees.
+    all_states: All states of the trees.
   """
 
   def __init__(self, ledger: Ledger, remembered: Remembered) -> None:
@@ -30,7 +30,7 @@ class Forest:
     self.ledger = ledger
     self.remembered = remembered
     self.beginnings: collections.Counter[Hashable] = collections.Counter()
-    self.stored: set[State] = set()
+    self.all_states: set[State] = set()
 
   def root(self, salt: bytes) -> Node:
     """The root of a salt, made if there is none."""
@@ -87,7 +87,7 @@ class Forest:
       return None
     node.state = State(self.ledger.slots.adopt(slot), node)
     node.absence = Absence.NOT_PLACED
-    self.stored.add(node.state)
+    self.all_states.add(node.state)
     above = node
     while above.parent is not None:
       above.states += 1
@@ -100,7 +100,7 @@ class Forest:
     """Removes a state and what only it needed."""
     node = state.node
     node.state = None
-    self.stored.discard(state)
+    self.all_states.discard(state)
     self.ledger.slots.give_back([state.number])
     above = node
     while above.parent is not None:
@@ -112,7 +112,7 @@ class Forest:
 
   def states(self) -> list[State]:
     """All stored states, those above others first."""
-    return sorted(self.stored, key=lambda s: (s.node.depth, s.number))
+    return sorted(self.all_states, key=lambda s: (s.node.depth, s.number))
 
   def renumber(self, moved: Renumbering) -> None:
     """Puts new numbers in the place of old ones, wherever a tree has them."""

@@ -123,7 +123,7 @@ class PrefixIndex(IndexView):
 
   def _check_own(self, state: State) -> None:
     """Refuses a state of another index: its slot has another owner here."""
-    if state not in self._forest.stored:
+    if state not in self._forest.all_states:
       raise ValueError(
         "eviction: victim named a state that this cache does not hold; every "
         "cache needs a rule of its own."
