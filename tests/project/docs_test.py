@@ -13,7 +13,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 README_MAX = 150
 FIRST_CODE_BY = 60
 
-LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
 IMAGE = re.compile(r"!\[[^\]]*\]\(")
 
 
@@ -24,7 +24,7 @@ def _name(path: pathlib.Path) -> str:
 def _links(page: pathlib.Path) -> list[str]:
   """What a page links to within the checkout."""
   found = [target for target, _ in LINK.findall(page.read_text("utf-8"))]
-  return [target for target in found if "://" not in target]
+  return [target for target in found if target and "://" not in target]
 
 
 def _anchors(page: pathlib.Path) -> set[str]:
@@ -47,7 +47,7 @@ def test_links_lead_to_files_and_headings(page: pathlib.Path) -> None:
   wrong = [x for x in _links(page) if not (page.parent / x).exists()]
   for target, anchor in LINK.findall(page.read_text("utf-8")):
     if anchor and "://" not in target:
-      known = _anchors(page.parent / target)
+      known = _anchors(page.parent / target if target else page)
       wrong += [target + anchor] if anchor not in known else []
   assert not wrong
 
