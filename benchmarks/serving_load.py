@@ -6,6 +6,7 @@ conversations that go on with the answers that they got. `serve` drives a
 had what.
 """
 
+import abc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -133,7 +134,7 @@ class Served(NamedTuple):
   ids: tuple[int, ...]
 
 
-class Answering:
+class Answering(abc.ABC):
   """Who answers, and the conversations that its users have.
 
   Attributes:
@@ -146,17 +147,17 @@ class Answering:
     self.served: list[Served] = []
 
   @property
+  @abc.abstractmethod
   def idle(self) -> bool:
     """Whether nobody waits for anything."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def submit(self, arrival: Arrival, now: float) -> None:
     """A request begins to wait."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def step(self, now: Callable[[], float]) -> None:
     """Computes a little, and notes what it told and when."""
-    raise NotImplementedError
 
   def ready(self, arrival: Arrival) -> bool:
     """Whether nothing that it goes on from is still being answered."""

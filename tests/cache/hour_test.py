@@ -17,7 +17,7 @@ from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.models.cost import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.cache.interruptions_test import AtLine
-from tests.models_for_tests import cold_runs, small_model
+from tests.models_for_tests import cold_runs
 
 # Long replays on the host: checks of types would take most of the time.
 pytestmark = pytest.mark.usefixtures("unchecked_types")
@@ -33,18 +33,21 @@ PLACEMENTS = (
 class Person:
   """One cache, one conversation at a time, and a source of chance."""
 
-  def __init__(self, placement):
-    self.placement, self.random = placement, np.random.default_rng(0)
+  def __init__(self, placement, states=9, **changes):
+    self.states, self.placement = states, placement
+    self.random = np.random.default_rng(0)
+    self.cold = cold_runs(**changes)
+    self.model = self.cold.model
     self.document = self.tokens(40)
     self.interrupted = 0
     self.restart()
 
   def restart(self):
     """A new process has the weights, and an empty cache."""
-    config = small_model().config
-    room = 9 * state_bytes(config) + 40 * page_bytes(config)
+    config = self.model.config
+    room = self.states * state_bytes(config) + 40 * page_bytes(config)
     self.cache = PrefixCache(
-      small_model(), capacity=room, placement=self.placement
+      self.model, capacity=room, placement=self.placement
     )
 
   def tokens(self, size):
@@ -52,28 +55,28 @@ class Person:
 
   def ask(self, prompt, answer=0):
     """A prompt and its answer, token by token; returns both."""
-    out = prefill(small_model(), self.cache, [prompt])
-    expected = cold_runs().prefill(prompt).logits[-1]
+    out = prefill(self.model, self.cache, [prompt])
+    expected = self.cold.prefill(prompt).logits[-1]
     assert differing_bits(out.logits[0], expected) == 0
     said, (handle,) = prompt, out.sequences
     for token in self.tokens(answer):
       said = np.append(said, token)
-      out = decode(small_model(), self.cache, [handle], [int(token)])
+      out = decode(self.model, self.cache, [handle], [int(token)])
       (handle,) = out.sequences
-      expected = cold_runs().decode(said, prompt.size)
+      expected = self.cold.decode(said, prompt.size)
       assert differing_bits(out.logits[0], expected) == 0
     self.cache.release([handle])
     return said
 
   def fork(self, prompt):
     """Two answers to one prompt, at the same time."""
-    out = prefill(small_model(), self.cache, [prompt])
+    out = prefill(self.model, self.cache, [prompt])
     (handle,) = out.sequences
     twin = self.cache.fork(handle)
-    out = decode(small_model(), self.cache, [handle, twin], [3, 4])
+    out = decode(self.model, self.cache, [handle, twin], [3, 4])
     for row, token in enumerate((3, 4)):
       said = np.append(prompt, token).astype(np.int32)
-      expected = cold_runs().decode(said, prompt.size)
+      expected = self.cold.decode(said, prompt.size)
       assert differing_bits(out.logits[row], expected) == 0
     self.cache.release(out.sequences)
 
@@ -82,7 +85,7 @@ class Person:
     line = int(self.random.integers(1, 4000))
     try:
       with AtLine(line):
-        out = prefill(small_model(), self.cache, [prompt])
+        out = prefill(self.model, self.cache, [prompt])
       self.cache.release(out.sequences)
     except KeyboardInterrupt:
       self.interrupted += 1
@@ -114,7 +117,7 @@ def both(person):
   """Two programs ask about one document at once."""
   prompts = [np.append(person.document, person.tokens(n)) for n in (3, 30)]
   for prompt in prompts:  # Cold runs are of one thread.
-    cold_runs().prefill(prompt)
+    person.cold.prefill(prompt)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     list(pool.map(person.ask, prompts))
   person.check()
@@ -122,7 +125,17 @@ def both(person):
 
 @pytest.mark.parametrize("placement", PLACEMENTS, ids=lambda p: p.name)
 def test_an_hour_with_one_cache(placement):
-  person, hits = Person(placement), 0
+  spend(Person(placement))
+
+
+def test_an_hour_with_pages_in_int8():
+  """Pages are small: of so many bytes states have less than half."""
+  spend(Person(PLACEMENTS[-1], states=16, page_dtype="int8"))
+
+
+def spend(person):
+  """All that a person does in an hour."""
+  hits = 0
   for number in range(ROUNDS):
     live(person)
     both(person)

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import threading
 
 import chex
 import numpy as np
@@ -9,11 +10,15 @@ from sparse_prefix_jax.placement import (
   CommonPrice,
   Conditional,
   Features,
+  PlacementPolicy,
+  Planner,
   common_price,
   solve_placement,
   solve_priced,
 )
+from sparse_prefix_jax.placement.background import _worker
 from sparse_prefix_jax.placement.conditional import PricedPlan, steps_of
+from sparse_prefix_jax.placement.mixture import Mixture
 from sparse_prefix_jax.placement.priced import solve_steps
 from tests.placement import reference
 from tests.placement.streams import random_rows
@@ -248,3 +253,28 @@ def test_statistics_are_learned_once():
   chex.assert_trees_all_equal(
     dataclasses.asdict(later), dataclasses.asdict(expected.learned().mixture())
   )
+
+
+def test_no_request_but_the_first_waits_until_statistics_are_learned(
+  monkeypatch,
+):
+  """Nor for a plan: its thread has whole requests for it."""
+  learning = []
+  observe = Mixture.observe
+
+  def noted(mixture, *args, **kwargs):
+    learning.append(threading.current_thread())
+    return observe(mixture, *args, **kwargs)
+
+  monkeypatch.setattr(Mixture, "observe", noted)
+  policy = PlacementPolicy("conditional", 1)
+  planner = Planner(policy, depths=64, serving=True)
+  matched = None
+  for number in range(60):
+    matched = planner.describe(1280 + 64 * number, 1216, matched)
+    planner.observe(1216, entry=matched, matched=matched)
+    planner.positions(1280, matched)
+    _worker().submit(int).result()  # as a prefill would take that long
+  here = threading.current_thread()
+  assert [thread for thread in learning if thread is here] == [here]
+  assert len(learning) > 50

@@ -1,5 +1,4 @@
 import dataclasses
-import threading
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from sparse_prefix_jax.placement import (
   PlacementPolicy,
   Planner,
 )
-from sparse_prefix_jax.placement.background import Job, _worker
-from sparse_prefix_jax.placement.mixture import Mixture
+from sparse_prefix_jax.placement.background import Job
 
 BUDGETS = {
   "block": 200,
@@ -277,30 +275,6 @@ def test_conditional_soon_places_by_what_it_has_seen():
   planner = serving(PlacementPolicy("conditional", 1, every=100))
   converse(planner, 60, tail=64)
   assert planner.positions(1280) == (1280 - 64,)
-
-
-def test_no_request_but_the_first_waits_until_statistics_are_learned(
-  monkeypatch,
-):
-  """Nor for a plan: its thread has whole requests for it."""
-  learning = []
-  observe = Mixture.observe
-
-  def noted(mixture, *args, **kwargs):
-    learning.append(threading.current_thread())
-    return observe(mixture, *args, **kwargs)
-
-  monkeypatch.setattr(Mixture, "observe", noted)
-  planner = serving(PlacementPolicy("conditional", 1))
-  matched = None
-  for number in range(60):
-    matched = planner.describe(1280 + 64 * number, 1216, matched)
-    planner.observe(1216, entry=matched, matched=matched)
-    planner.positions(1280, matched)
-    _worker().submit(int).result()  # as a prefill would take that long
-  here = threading.current_thread()
-  assert [thread for thread in learning if thread is here] == [here]
-  assert len(learning) > 50
 
 
 @pytest.mark.parametrize("background", [True, False])
