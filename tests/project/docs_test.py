@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from sparse_prefix_jax.commands.command_flags import _COMMAND_FLAGS
 from tests.project import checkout
 
 README = checkout.ROOT / "README.md"
@@ -14,6 +15,7 @@ README_MAX = 150
 FIRST_CODE_BY = 60
 
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+COMMAND = re.compile(r"-m sparse_prefix_jax ([a-z_]+)([^`\n\"\\]*)")
 IMAGE = re.compile(r"!\[[^\]]*\]\(")
 
 
@@ -70,3 +72,20 @@ def test_docstrings_name_headings_of_the_design_that_exist() -> None:
       f"{_name(path)}: {x}" for x in named.findall(flat) if x not in headings
     ]
   assert not wrong
+
+
+def test_written_commands_have_flags_that_exist() -> None:
+  """In pages and notebooks; a line that ends in a backslash goes on."""
+  notebooks = (checkout.ROOT / "colab").glob("*.ipynb")
+  wrong, count = [], 0
+  for page in [*PAGES, *notebooks]:
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    for command, rest in COMMAND.findall(text):
+      named = re.findall(r"--([a-z_]+)", rest)
+      count += len(named)
+      wrong += [
+        f"{_name(page)}: {command} --{flag}"
+        for flag in named
+        if flag not in _COMMAND_FLAGS[command]
+      ]
+  assert count > 20 and not wrong, wrong
