@@ -22,7 +22,6 @@ from tqdm import tqdm
 from benchmarks import command_line, record
 from benchmarks.aot_compile import (
   Case,
-  check_known,
   compiled,
   in_a_process,
   platform_of,
@@ -42,10 +41,10 @@ def _cases() -> Iterator[Case]:
   Raises:
     ValueError: A name that is not known.
   """
-  check_known(_PLATFORMS, ("tpu", "cuda"))
-  check_known(_OPERATIONS, PROGRAMS)
+  command_line.known(_PLATFORMS, ("tpu", "cuda"))
+  command_line.known(_OPERATIONS, PROGRAMS)
   targets = [t for name in _PLATFORMS.value for t in platform_of(name).TARGETS]
-  check_known(_TARGETS, targets)
+  command_line.known(_TARGETS, targets)
   for name in _PLATFORMS.value:
     for target in platform_of(name).TARGETS:
       if not _TARGETS.value or target in _TARGETS.value:

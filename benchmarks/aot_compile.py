@@ -11,13 +11,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.aot_programs import PROGRAMS, Program, Shape
@@ -49,19 +48,6 @@ class Case:
 def platform_of(name: str) -> Any:
   """The module that knows the devices of a platform."""
   return importlib.import_module(f"benchmarks.aot_{name}")
-
-
-def check_known(flag: flags.FlagHolder[Any], names: Collection[str]) -> None:
-  """Makes sure that a list holds nothing but these names.
-
-  Raises:
-    ValueError: It does.
-  """
-  for name in flag.value:
-    if name not in names:
-      raise ValueError(
-        f"--{flag.name} has {name!r}; it knows {', '.join(names)}"
-      )
 
 
 def program_of(case: Case) -> Program:

@@ -23,7 +23,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import aot_tpu, command_line, record
-from benchmarks.aot_compile import Case, check_known, compiled, in_a_process
+from benchmarks.aot_compile import Case, compiled, in_a_process
 from benchmarks.aot_programs import PROGRAMS
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
@@ -55,8 +55,8 @@ def _cases() -> Iterator[tuple[Case, int]]:
   Raises:
     ValueError: A name that is not known.
   """
-  check_known(_TARGETS, aot_tpu.TARGETS)
-  check_known(_OPERATIONS, _KERNELS)
+  command_line.known(_TARGETS, aot_tpu.TARGETS)
+  command_line.known(_OPERATIONS, _KERNELS)
   for target, operation in itertools.product(_TARGETS.value, _OPERATIONS.value):
     for width in PROGRAMS[operation][1]:
       case = Case("tpu", target, operation, width, _DTYPE.value)

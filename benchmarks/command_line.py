@@ -8,7 +8,7 @@ with a traceback.
 import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,23 @@ def _bounds(least: int, most: int | None) -> str:
   return f" from {least}" + ("" if most is None else f" to {most}")
 
 
+def known(flag: flags.FlagHolder[Any], names: Collection[str]) -> None:
+  """Makes sure that a list holds nothing but these names.
+
+  Args:
+    flag: made by `flags.DEFINE_list`.
+    names: those that there are.
+
+  Raises:
+    ValueError: It has another.
+  """
+  for name in flag.value:
+    if name not in names:
+      raise ValueError(
+        f"--{flag.name} has {name!r}; it knows {', '.join(names)}"
+      )
+
+
 def number(text: str, what: str) -> int | float:
   """An integer where it is one, else a fraction.
 
@@ -135,6 +152,15 @@ def figures(flag: flags.FlagHolder[Any]) -> Any:
   return extras.optional("matplotlib.figure", "plot") if flag.value else None
 
 
+def has(*packages: str) -> bool:
+  """Whether all of these can be imported.
+
+  Args:
+    *packages: Their names.
+  """
+  return all(importlib.util.find_spec(package) for package in packages)
+
+
 def installed(*packages: str) -> None:
   """Makes sure that what an extra of ours brings is there.
 
@@ -142,7 +168,7 @@ def installed(*packages: str) -> None:
     ImportError: It is not.
   """
   for package in packages:
-    if importlib.util.find_spec(package) is None:
+    if not has(package):
       raise ImportError(
         f"{package} is not installed; pip install '.[parity]' brings it"
       )

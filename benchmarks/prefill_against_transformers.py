@@ -4,7 +4,8 @@
     python -m benchmarks.prefill_against_transformers --profile
 
 One process, the same weights, the same threads, runs in turn: for every length
-ours, theirs, ours, theirs, ...; medians. Then what only a cache can do: resumed
+ours, theirs, ours, theirs, ...; medians. llama.cpp takes its turn too, where its
+Python binding is installed. Then what only a cache can do: resumed
 from half, and the time to first token of short suffixes on long prefixes. The
 peak of memory is that of a process which does nothing else.
 
@@ -33,14 +34,8 @@ from tqdm import tqdm
 from benchmarks import command_line, layer_profile
 from benchmarks.latency import Case, LatencyMeter
 from benchmarks.record import write_result
-from sparse_prefix_jax import (
-  HybridDecoder,
-  PrefixCache,
-  load_pretrained,
-  prefill,
-  preset,
-)
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from benchmarks.sides import OtherModel, OurPrompts, in_turn, other_models
+from sparse_prefix_jax import HybridDecoder, load_pretrained, preset
 
 _LENGTHS = flags.DEFINE_list(
   "lengths", ["1024", "2048", "4096", "8192"], "Prompts in tokens."
@@ -78,67 +73,52 @@ def _prompt(length: int) -> np.ndarray:
   return np.random.default_rng(length).integers(0, 512, length)
 
 
-class Ours:
-  """The library with a cache that keeps nothing between calls."""
-
-  def __init__(self, model: HybridDecoder, longest: int) -> None:
-    self.model, config = model, model.config
-    room = 2 * -(-longest // config.numerics.chunk) * page_bytes(config)
-    self.cache = PrefixCache(
-      model,
-      capacity=room + 8 * state_bytes(config),
-      state_share=8 * state_bytes(config) / (room + 8 * state_bytes(config)),
-      placement="no_cache",
-    )
-
-  def prefill(self, tokens: np.ndarray) -> np.ndarray:
-    """Logits of the last token, cold."""
-    out = prefill(self.model, self.cache, [tokens])
-    self.cache.release(out.sequences)
-    return out.logits[0]
-
-
-def _checkpoint_models(directory: str, longest: int) -> tuple[Ours, Any]:
-  """Both sides around one checkpoint."""
-  from benchmarks.transformers_model import Transformers, write_checkpoint
-
-  write_checkpoint(directory)
-  model, _ = load_pretrained(directory, dtype=_DTYPE.value)
-  return Ours(model, longest), Transformers(
-    directory, int(_THREADS.value or 1), _DTYPE.value, _DEVICE.value
+def _checkpoint_models(
+  directory: str, longest: int
+) -> tuple[OurPrompts, dict[str, OtherModel]]:
+  """All sides around one checkpoint: ours, and the others by name."""
+  others = other_models(
+    directory,
+    threads=int(_THREADS.value or 1),
+    dtype=str(_DTYPE.value),
+    device=str(_DEVICE.value),
+    longest=longest,
   )
+  model, _ = load_pretrained(directory, dtype=_DTYPE.value)
+  return OurPrompts(model, longest), others
 
 
-def _cold(ours: Ours, theirs: Any, length: int) -> dict[str, Any]:
-  """Both sides over one prompt, in turn."""
+def _cold(
+  ours: OurPrompts, others: dict[str, OtherModel], length: int
+) -> dict[str, Any]:
+  """All sides over one prompt, in turn."""
   tokens = _prompt(length)
-  sides = {
-    "ours": lambda: ours.prefill(tokens),
-    "transformers": lambda: theirs.prefill(tokens[None])[0][0],
+  sides: dict[str, Callable[[], np.ndarray]] = {
+    "ours": lambda: ours.prefill(tokens)
   }
+  for name, side in others.items():
+    sides[name] = lambda side=side: side.prefill(tokens[None])[0][0]
   logits = {name: run() for name, run in sides.items()}  # compiles, warms up
-  times: dict[str, list[float]] = {name: [] for name in sides}
-  for _ in range(_REPEATS.value):
-    for name, run in sides.items():
-      times[name].append(_seconds(run))
-  mine, other = (statistics.median(times[name]) for name in sides)
+  times = in_turn(sides, _REPEATS.value)
+  medians = {name: statistics.median(times[name]) for name in sides}
+  mine, other = medians["ours"], medians["transformers"]
   products = 2 * _product_weights(ours.model) * length
   row = {
     "tokens": length,
     "seconds": times,
-    "ours_median_seconds": mine,
-    "transformers_median_seconds": other,
+    **{f"{name}_median_seconds": median for name, median in medians.items()},
     "times_as_fast": other / mine,
     "goal": GOALS.get(length),
     "share_of_products": products / _product_rate(1024) / mine,
-    "max_logit_difference": float(
-      np.abs(logits["ours"] - logits["transformers"]).max()
+    "max_logit_difference": max(
+      float(np.abs(logits["ours"] - logits[name]).max()) for name in others
     ),
   }
+  told = ", ".join(f"{name} {median:.2f} s" for name, median in medians.items())
   print(
-    f"{length:6d} tokens: ours {mine:6.2f} s, transformers {other:6.2f} s, "
-    f"{other / mine:.2f} times as fast; matrix products alone "
-    f"{row['share_of_products']:.0%} of ours"
+    f"{length:6d} tokens: {told}; {other / mine:.2f} times as fast as"
+    f" transformers; matrix products alone {row['share_of_products']:.0%} of"
+    f" ours; logits within {row['max_logit_difference']:.1e}"
   )
   return row
 
@@ -221,7 +201,7 @@ def _peaks(directory: str, lengths: list[int]) -> dict[int, Any]:
 def _run_alone(directory: str, length: int) -> None:
   """One prefill by one side; prints the peak of this process in GiB."""
   if _ALONE.value == "ours":
-    Ours(load_pretrained(directory)[0], length).prefill(_prompt(length))
+    OurPrompts(load_pretrained(directory)[0], length).prefill(_prompt(length))
   else:
     from benchmarks.transformers_model import Transformers
 
@@ -238,7 +218,7 @@ def _print_profile(tokens: int) -> dict[str, Any]:
   """Where our time goes, of one prompt of whole groups."""
   config = preset("qwen3_5_0_8b_group")
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
-  ours, prompt = Ours(model, tokens), _prompt(tokens)
+  ours, prompt = OurPrompts(model, tokens), _prompt(tokens)
   ours.prefill(prompt)
   shares = layer_profile.profile(
     ours.cache,
@@ -305,9 +285,9 @@ def main(argv: list[str]) -> None:
     result["profile"] = _print_profile(_PROFILE_TOKENS.value)
   if not _PROFILE.value:
     with tempfile.TemporaryDirectory() as directory:
-      ours, theirs = _checkpoint_models(directory, max(lengths))
+      ours, others = _checkpoint_models(directory, max(lengths))
       result["threads"] = int(_THREADS.value or 1)
-      result["cold"] = [_cold(ours, theirs, n) for n in tqdm(lengths)]
+      result["cold"] = [_cold(ours, others, n) for n in tqdm(lengths)]
       if not _COLD.value:
         result["peak_gib"] = _peaks(directory, lengths)
     if not _COLD.value:

@@ -125,36 +125,21 @@ def _check_placements(config: ModelConfig) -> None:
     checked_policy(text, config.numerics.chunk, None)
 
 
-def _check_peers() -> None:
-  """Refuses who is no peer.
-
-  Raises:
-    ValueError: There is none of that name.
-  """
-  for name in _PEERS.value:
-    if name not in serving_peers.PEERS:
-      known = ", ".join(serving_peers.PEERS)
-      raise ValueError(f"--peers has {name!r}; it takes {known}")
-
-
 def _model(
   config: ModelConfig, directory: str
 ) -> tuple[HybridDecoder, dict[str, MakePeer | str]]:
   """The model, and for each peer what makes it, or why it cannot serve."""
   why = {x: serving_peers.why_not(x, _PRESET.value) for x in _PEERS.value}
   peers: dict[str, MakePeer | str] = {x: y for x, y in why.items() if y}
-  if "transformers" not in why or "transformers" in peers:
+  serving = [name for name, reason in why.items() if not reason]
+  if not serving:
     return HybridDecoder(config, rngs=nnx.Rngs(0)), peers
-  from benchmarks.transformers_model import write_checkpoint
-
-  write_checkpoint(directory)
-  model, _ = load_pretrained(
-    directory, dtype=config.numerics.dtype, decode_rows=_ROWS
+  numerics = config.numerics
+  made = serving_peers.make_peers(
+    serving, directory, numerics.dtype, numerics.max_length
   )
-  peers["transformers"] = serving_peers.transformers_peer(
-    directory, config.numerics.dtype
-  )
-  return model, peers
+  model, _ = load_pretrained(directory, dtype=numerics.dtype, decode_rows=_ROWS)
+  return model, peers | made
 
 
 def _serve_peer(
@@ -174,7 +159,7 @@ def main(argv: list[str]) -> None:
     config = command_line.model(_PRESET).replace(decode_rows=_ROWS)
     loads = _shares()
     _check_placements(config)
-    _check_peers()
+    command_line.known(_PEERS, serving_peers.PEERS)
     load = Load(document=_PROMPT.value, vocabulary=config.vocab_size)
     command_line.at_most(_PROMPT, config.numerics.max_length // 2)
     command_line.writable(_OUTPUT)

@@ -1,37 +1,30 @@
 """Peers under the same load: who else answers, or why not.
 
-`transformers` runs the checkpoint on PyTorch, one request after another, each
-from its first token to its last: what it keeps, it keeps within a request.
-Batches of prompts of several lengths would have to be padded, and would wait
-for each other. `llama_cpp`, the Python binding of llama.cpp, takes files in a
-format of its own, which nobody writes for the layer group.
+`transformers` runs the checkpoint on PyTorch and `llama_cpp` the same weights by
+the Python binding of llama.cpp, one request after another, each from its first
+token to its last: what they keep, they keep within a request. Batches of prompts
+of several lengths would have to be padded, and would wait for each other.
 """
 
 import collections
-import importlib.util
 import os
-from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Collection
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from benchmarks import command_line
 from benchmarks.serving_load import Answering, Arrival
+from benchmarks.sides import OtherModel, other_models
 
-PEERS = ("transformers", "llama_cpp")
+PEERS = {
+  "transformers": ("torch", "transformers"),
+  "llama_cpp": ("llama_cpp", "gguf", "torch", "transformers"),
+}
+"""What each needs installed; transformers writes the checkpoint of both."""
+
 PRESET = "qwen3_5_0_8b_group"
 """What the checkpoint of both sides is."""
-
-
-class OneByOne(Protocol):
-  """A model that goes on from what it returned."""
-
-  def prefill(self, prompts: np.ndarray) -> tuple[np.ndarray, Any]:
-    """Logits [b vocab] of the last tokens, and what to go on with."""
-    ...
-
-  def decode(self, tokens: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
-    """Logits [b vocab] of one more token each, and what to go on with."""
-    ...
 
 
 MakePeer: TypeAlias = Callable[[int], Answering]
@@ -46,7 +39,7 @@ class Peer(Answering):
     answer: Ids of an answer.
   """
 
-  def __init__(self, model: OneByOne, answer: int) -> None:
+  def __init__(self, model: OtherModel, answer: int) -> None:
     super().__init__()
     self._model, self._answer = model, answer
     self._waiting: collections.deque[dict[str, Any]] = collections.deque()
@@ -86,25 +79,29 @@ def why_not(name: str, preset: str) -> str | None:
     name: Of `PEERS`.
     preset: Of the model.
   """
-  needed = {"transformers": ("torch", "transformers")}.get(name, (name,))
-  missing = [x for x in needed if importlib.util.find_spec(x) is None]
+  missing = [x for x in PEERS[name] if not command_line.has(x)]
   if missing:
     return f"{missing[0]} is not installed"
-  if name == "llama_cpp":
-    return "it takes GGUF files, and the layer group has none"
   if preset != PRESET:
     return f"both sides have a checkpoint of {PRESET} alone"
   return None
 
 
-def transformers_peer(directory: str, dtype: str) -> MakePeer:
-  """Loads a checkpoint into transformers, with all cores.
+def make_peers(
+  names: Collection[str], directory: str, dtype: str, longest: int
+) -> dict[str, MakePeer]:
+  """What makes each peer, around one checkpoint, with all cores.
 
   Args:
-    directory: With config.json and weights.
+    names: Of `PEERS`, of those that can serve.
+    directory: Gets the checkpoint.
     dtype: Of weights and activations.
+    longest: Tokens of the longest request, its answer included.
   """
-  from benchmarks.transformers_model import Transformers
-
-  model = Transformers(directory, os.cpu_count() or 1, dtype)
-  return lambda answer: Peer(model, answer)
+  threads = os.cpu_count() or 1
+  others = other_models(
+    directory, threads=threads, dtype=dtype, device="cpu", longest=longest
+  )
+  return {
+    name: lambda answer, name=name: Peer(others[name], answer) for name in names
+  }

@@ -1,10 +1,11 @@
 """The other side of the comparisons: PyTorch and transformers.
 
-A random checkpoint of the 0.8B layer group, written by transformers, is what
-both sides run. Needs the extra `parity`.
+A random checkpoint, written by transformers, is what both sides run. Needs the
+extra `parity`.
 """
 
 import importlib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,18 @@ LAYER_GROUP = {
 """The layer group as transformers' configuration names it."""
 
 
-def write_checkpoint(directory: str) -> None:
-  """Writes a random checkpoint of the layer group, always the same.
+def write_checkpoint(directory: str, config: Any = None) -> None:
+  """Writes a random checkpoint, always the same.
 
   Args:
     directory: Gets config.json and the weights as safetensors.
+    config: A configuration of transformers; of the layer group if None.
   """
   torch.manual_seed(0)
-  config = transformers.Qwen3_5TextConfig(**LAYER_GROUP)
-  transformers.Qwen3_5ForCausalLM(config).save_pretrained(directory)
+  if config is None:
+    config = transformers.Qwen3_5TextConfig(**LAYER_GROUP)
+  model = transformers.AutoModelForCausalLM.from_config(config)
+  model.save_pretrained(directory)
 
 
 class Transformers:
@@ -64,10 +68,14 @@ class Transformers:
   ) -> None:
     torch.set_num_threads(threads)
     self.device = device
-    model = transformers.Qwen3_5ForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
       directory, dtype=getattr(torch, dtype)
     )
     self.model = model.eval().to(device)
+    takes = inspect.signature(model.forward).parameters
+    names = ("cache", "past_key_values", "cache_params")
+    # Its name changes from version to version.
+    self.past_name = next(name for name in names if name in takes)
 
   def prefill(self, prompts: np.ndarray) -> tuple[np.ndarray, Any]:
     """Logits [b vocab] of the last tokens, and the cache to go on with.
@@ -75,7 +83,10 @@ class Transformers:
     Args:
       prompts: Ids of prompts of one length. [b t]
     """
-    return self._run(prompts, None)
+    # RecurrentGemma returns no cache, and fills the one that it is given.
+    fills = self.model.config.model_type == "recurrent_gemma"
+    fresh = transformers.DynamicCache(config=self.model.config)
+    return self._run(prompts, fresh if fills else None)
 
   def decode(self, tokens: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
     """Logits [b vocab] of one more token each, and the cache.
@@ -86,19 +97,29 @@ class Transformers:
     """
     return self._run(tokens[:, None], past)
 
-  @staticmethod
-  def widen(past: Any, batch: int) -> None:
-    """Repeats a cache of one prompt for `batch` sequences, in place."""
+  def widen(self, past: Any, batch: int) -> None:
+    """Repeats a cache of one prompt for `batch` sequences, in place.
+
+    Args:
+      past: What a call returned.
+      batch: Sequences to go on with.
+    """
     device = past.layers[0].device if hasattr(past, "layers") else "cpu"
     past.reorder_cache(torch.zeros(batch, dtype=torch.long, device=device))
+    for module in self.model.modules():
+      # RecurrentGemma has its states here, and not in its cache.
+      for name in ("conv1d_state", "recurrent_states"):
+        state = getattr(module, name, None)
+        if state is not None:
+          setattr(module, name, state.repeat_interleave(batch, 0))
 
   def _run(self, ids: np.ndarray, past: Any) -> tuple[np.ndarray, Any]:
     with torch.inference_mode():
       out = self.model(
         torch.tensor(ids, device=self.device),
-        past_key_values=past,
         use_cache=True,
         logits_to_keep=1,
+        **{self.past_name: past},
       )
     logits = out.logits[:, -1].float().cpu().numpy()
-    return logits, out.past_key_values
+    return logits, getattr(out, self.past_name, past)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks import serving_peers
+from benchmarks import command_line, serving_peers
 from benchmarks.serving_load import arrivals, serve, summary
 from benchmarks.serving_peers import Peer
 from tests.benchmarks.serving_load_test import LOAD
@@ -58,14 +58,12 @@ def test_a_conversation_goes_on_from_what_the_peer_said():
   [
     ("transformers", serving_peers.PRESET, False, "torch is not installed"),
     ("llama_cpp", serving_peers.PRESET, False, "llama_cpp is not installed"),
-    ("llama_cpp", serving_peers.PRESET, True, "it takes GGUF files"),
+    ("llama_cpp", serving_peers.PRESET, True, None),
     ("transformers", "tiny", True, "a checkpoint of qwen3_5_0_8b_group"),
     ("transformers", serving_peers.PRESET, True, None),
   ],
 )
 def test_a_peer_that_cannot_says_why(name, preset, installed, why, monkeypatch):
-  monkeypatch.setattr(
-    serving_peers.importlib.util, "find_spec", lambda _: installed or None
-  )
+  monkeypatch.setattr(command_line, "has", lambda _: installed)
   told = serving_peers.why_not(name, preset)
   assert told is None if why is None else why in told
