@@ -4,8 +4,8 @@
     python -m benchmarks.prefill_against_transformers --profile
 
 One process, the same weights, the same threads, runs in turn: for every length
-ours, theirs, ours, theirs, ...; medians. llama.cpp takes its turn too, where its
-Python binding is installed. Then what only a cache can do: resumed
+ours, theirs, ours, theirs, ...; medians. llama.cpp takes its turn too, where
+its Python binding is installed. Then what only a cache can do: resumed
 from half, and the time to first token of short suffixes on long prefixes. The
 peak of memory is that of a process which does nothing else.
 

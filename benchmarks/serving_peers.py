@@ -1,9 +1,10 @@
 """Peers under the same load: who else answers, or why not.
 
-`transformers` runs the checkpoint on PyTorch and `llama_cpp` the same weights by
-the Python binding of llama.cpp, one request after another, each from its first
-token to its last: what they keep, they keep within a request. Batches of prompts
-of several lengths would have to be padded, and would wait for each other.
+`transformers` runs the checkpoint on PyTorch and `llama_cpp` the same weights
+by the Python binding of llama.cpp, one request after another, each from its
+first token to its last: what they keep, they keep within a request. Batches of
+prompts of several lengths would have to be padded, and would wait for each
+other.
 """
 
 import collections

@@ -1,8 +1,8 @@
 """The sides of a comparison: prompts and answers, ours and theirs.
 
-All have the same weights and threads and take turns in one process, so that what
-else the machine does meets all. The others are transformers on PyTorch and,
-where its Python binding is installed, llama.cpp.
+All have the same weights and threads and take turns in one process, so that
+what else the machine does meets all. The others are transformers on PyTorch
+and, where its Python binding is installed, llama.cpp.
 """
 
 import time
