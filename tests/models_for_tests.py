@@ -61,6 +61,12 @@ def cold_runs(**changes) -> ColdRuns:
   return ColdRuns(small_model(**changes), longest=LONGEST)
 
 
+@functools.cache
+def cold_capacity() -> int:
+  """Bytes of a cache of `small_model` that runs the programs of `cold_runs`."""
+  return cold_runs().cache(last_placement()).stats().capacity_bytes
+
+
 def last_placement() -> PlacementPolicy:
   """A state at the end of every entry."""
   return PlacementPolicy("last", chunk=16)

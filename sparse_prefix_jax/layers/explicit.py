@@ -225,11 +225,15 @@ def scan(
   at = _check_captures(capture_at, t, c)
   counts = carry.position, length.astype(jnp.int32), at
   pools = BranchPools(carry.slots, carry.pages)
+  # Outside of the program: where nothing else is compiled around it, prompts
+  # of as many chunks share one.
+  x = jnp.pad(x, ((0, 0), (0, -t % c), (0, 0)))
   out = run_scan(module, pools, x, counts, numerics=numerics)
   allowed = (length >= 0) & (length <= t) & (carry.position >= 0)
   allowed &= (carry.position % c == 0) | (length == 0)
   allowed &= carry.position + length <= _capacity(carry, c)
-  y, slots, captured = _allow(allowed, (out.y, out.slots, out.captured))
+  shown = out.y[:, :t], out.slots, out.captured
+  y, slots, captured = _allow(allowed, shown)
   captured = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), captured)
   after = ExplicitCarry(carry.position + counts[1], slots, out.pages)
   return ExplicitScan(after, y, captured)

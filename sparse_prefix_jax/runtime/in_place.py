@@ -9,6 +9,7 @@ a result is in XLA's order unless `jax.jit` is told otherwise. Other devices
 have one order, and nothing is asked of them.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,19 +61,31 @@ def make_pools(make: Callable[[], Any], beside: Any) -> Any:
 
 
 def place_like(
-  function: Callable[[Any], Any], pool: jax.Array, shape: tuple[int, ...]
+  function: Callable[[Any, int], Any], pool: jax.Array, rows: int
 ) -> jax.Array:
   """Runs a function of a pool; its result is where the pool is, in its order.
 
+  It is compiled once for all pools of one shape, if it is the same function.
+
   Args:
-    function: A function of one array.
+    function: A function of one array and of the rows of its result.
     pool: What it is given.
-    shape: The shape of its result.
+    rows: How many slots or pages its result has.
   """
-  if not _on_one_tpu(pool):
-    return jax.jit(function)(pool)
-  chosen = kernel_format(shape, pool.dtype, pool.sharding) or pool.sharding
-  return jax.jit(function, out_shardings=chosen)(pool)
+  chosen = None
+  if _on_one_tpu(pool):
+    shape = (rows, *pool.shape[1:])
+    chosen = kernel_format(shape, pool.dtype, pool.sharding) or pool.sharding
+  return _placing(function, chosen)(pool, rows)
+
+
+@functools.cache
+def _placing(
+  function: Callable[[Any, int], Any],
+  chosen: Format | jax.sharding.Sharding | None,
+) -> Callable[[Any, int], Any]:
+  """The function, compiled with a place for its result."""
+  return jax.jit(function, static_argnums=1, out_shardings=chosen)
 
 
 def shape_like(pool: jax.Array, rows: int) -> jax.ShapeDtypeStruct:

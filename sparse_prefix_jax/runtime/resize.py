@@ -98,12 +98,11 @@ def resized_pools(pools: Pools, slots: int, pages: int) -> Iterator[Pools]:
 
 def _resized(pool: Array, count: int) -> Array:
   """The first rows of a pool, and zeros after them."""
-  if pool.shape[0] == count:
-    return pool
+  return pool if pool.shape[0] == count else place_like(_cut, pool, count)
 
-  def resize(pool: Array) -> Array:
-    kept = pool[:count]
-    missing = (count - kept.shape[0], *pool.shape[1:])
-    return jnp.concatenate([kept, jnp.zeros(missing, pool.dtype)])
 
-  return place_like(resize, pool, (count, *pool.shape[1:]))
+def _cut(pool: Array, count: int) -> Array:
+  """Its first rows, and zeros after them, as one program."""
+  kept = pool[:count]
+  missing = (count - kept.shape[0], *pool.shape[1:])
+  return jnp.concatenate([kept, jnp.zeros(missing, pool.dtype)])

@@ -10,11 +10,10 @@ import sys
 import threading
 
 import jax
-import jaxtyping
 import numpy as np
 import pytest
 
-from sparse_prefix_jax import PrefixCache, decode, prefill
+from sparse_prefix_jax import decode, prefill
 from sparse_prefix_jax.cache import prefix_cache
 from sparse_prefix_jax.cache.call_lock import CallLock
 from sparse_prefix_jax.cache.index.ledger import Ledger
@@ -23,6 +22,9 @@ from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import plan, pools, programs
 from tests.models_for_tests import cold_runs, small_model
+
+# Hundreds of scenes: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 CHUNK = 16
 POINTS = 60
@@ -41,9 +43,7 @@ class Scene:
 
   def __init__(self):
     placement = PlacementPolicy("block", budget=CHUNK, chunk=CHUNK)
-    self.cache = PrefixCache(
-      small_model(), capacity=1 << 20, placement=placement
-    )
+    self.cache = cold_runs().cache(placement)
     self.entry, self.bystander = random_tokens(50), random_tokens(30, seed=1)
     out = prefill(small_model(), self.cache, [self.entry])
     self.cache.release(out.sequences)
@@ -271,9 +271,7 @@ def test_a_program_that_fails_late_counts_as_having_taken_the_pools():
   layer, *others = Scene().cache.pools
   assert not pools.are_lost((layer, *others))
   poisoned = jax.tree.map(lambda leaf: Poisoned(), layer)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    assert pools.are_lost((poisoned, *others))
+  assert pools.are_lost((poisoned, *others))
 
 
 def test_sigints_in_a_row_leave_a_working_cache():

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-from sparse_prefix_jax import PrefixCache, decode, prefill
+from sparse_prefix_jax import decode, prefill
 from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import cold_runs, small_model
@@ -51,7 +51,7 @@ def expected():
 def test_all_results_come_and_have_their_bits(calls):
   placement = PlacementPolicy("block", budget=16, chunk=16)
   expected()
-  cache = PrefixCache(small_model(), capacity=1 << 20, placement=placement)
+  cache = cold_runs().cache(placement)
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     results = list(
       pool.map(lambda t: calls_of(cache, t, calls), range(THREADS))

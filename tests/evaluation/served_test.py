@@ -218,7 +218,7 @@ def moving(random):
 
 @pytest.mark.parametrize(
   ("name", "capacity"),
-  [("last", 450_000), ("last", 900_000), ("adaptive", 450_000)],
+  [("last", 400_000), ("last", 1 << 20), ("adaptive", 400_000)],
 )
 def test_a_server_and_a_bare_store_make_the_same_moves(name, capacity):
   policy = PlacementPolicy(name, chunk=CHUNK)
@@ -240,7 +240,7 @@ def test_simulate_promises_what_is_served(name):
   for i in range(24):
     prompt = texts[i % 2] + ids(random, random.integers(1, 20))
     rows.append((prompt, ids(random, random.integers(0, 9))))
-  capacity, server = 300_000, Server(policy, 300_000, None)
+  capacity, server = 400_000, Server(policy, 400_000, None)
   for prompt, answer in rows:
     (sequence,), _ = server.prefill([prompt])
     for token in answer:

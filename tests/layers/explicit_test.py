@@ -21,6 +21,7 @@ from sparse_prefix_jax.layers import (
   RGLRUConfig,
   ShortConvConfig,
   SwiGLUConfig,
+  explicit_programs,
   scan_with_capture,
 )
 from sparse_prefix_jax.layers.numerics import chunks_per_group
@@ -66,10 +67,16 @@ def empty(name, batch=2, capacity=256):
   return make_layer(name).initialize_carry((batch, D), capacity=capacity)
 
 
+def scanned(name, carry, lengths=LENGTHS, x=None):
+  """A scan of the inputs: one program of each layer for all tests."""
+  at, x = jnp.array([64, 128]), inputs() if x is None else x
+  return scan(make_layer(name), carry, x, jnp.array(lengths), at)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_scan_has_the_bits_of_the_packed_form(name):
   layer, x = make_layer(name), inputs()
-  out = scan(layer, empty(name), x, jnp.array(LENGTHS), jnp.array([64, 128]))
+  out = scanned(name, empty(name))
   jobs = Job(150, writes={0: 2, 1: 3, 2: 0}), Job(70, writes={0: 4, 1: 1})
   pools = LAYERS[name].keeps(D, NUMERICS).zeros(slots=5, pages=8)
   table = np.zeros((2, 8), np.int32)
@@ -110,7 +117,7 @@ def test_a_scan_has_the_bits_of_the_packed_form(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_cell_has_the_bits_of_a_step(name):
   layer, x = make_layer(name), inputs()
-  carry = scan(layer, empty(name), x, jnp.array(LENGTHS)).carry
+  carry = scanned(name, empty(name)).carry
   flat = jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), carry.pages)
   index, active = np.array([0, 1, -1, -1]), np.array([True, True, False, False])
   rows = Rows(
@@ -137,12 +144,20 @@ def test_a_cell_has_the_bits_of_a_step(name):
   assert advanced.position.tolist() == [151, 71]
 
 
-@pytest.mark.parametrize("name", ["gated_delta_net", "parallel"])
+# The second one holds the first one.
+TRANSFORMED = [
+  pytest.param("gated_delta_net", marks=pytest.mark.slow),
+  "parallel",
+]
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
 def test_every_transformation_gives_the_same_bits(name):
   layer, x = make_layer(name), inputs()
   carry = empty(name)
-  expected = scan(layer, carry, x)
-  assert_same_bits(layer.scan(carry, x), expected)
+  expected = scanned(name, carry, (T, T))._replace(captured=None)
+  eager = layer.scan(carry, x)
+  assert_same_bits(eager._replace(captured=None), expected)
 
   def one(carry, x):
     alone = jax.tree.map(lambda leaf: leaf[None], carry)
@@ -151,7 +166,8 @@ def test_every_transformation_gives_the_same_bits(name):
 
   assert_same_bits(jax.jit(jax.vmap(one))(carry, x), expected[:2])
   kept = jax.checkpoint(lambda carry, x: layer.scan(carry, x))
-  assert_same_bits(jax.jit(kept)(carry, x), expected)
+  checkpointed = jax.jit(kept)(carry, x)
+  assert_same_bits(checkpointed._replace(captured=None), expected)
   parts = x[:, :128].reshape(2, 2, C, D).swapaxes(0, 1)
 
   def body(carry, x):
@@ -161,11 +177,12 @@ def test_every_transformation_gives_the_same_bits(name):
   after, y = jax.jit(lambda c, xs: jax.lax.scan(body, c, xs))(carry, parts)
   y = y.swapaxes(0, 1).reshape(2, 128, D)
   assert_same_bits(y, expected.y[:, :128])
-  at = scan(layer, after, x[:, 128:])
-  assert_same_bits(at.carry, expected.carry)
+  rest = jnp.pad(x[:, 128:], ((0, 0), (0, 128), (0, 0)))
+  last = scanned(name, after, (T - 128, T - 128), rest)
+  assert_same_bits(last.carry, expected.carry)
 
 
-@pytest.mark.parametrize("name", ["gated_delta_net", "parallel"])
+@pytest.mark.parametrize("name", TRANSFORMED)
 def test_cells_are_mapped_scanned_and_captured_with_the_same_bits(name):
   layer, x = make_layer(name), inputs().swapaxes(0, 1)[:6]
   carry, ys, states = empty(name), [], []
@@ -206,7 +223,7 @@ def moved(tree, direction, step):
 def test_a_cell_has_a_gradient_through_states_and_keys():
   """Against differences of the cell itself, in a random direction."""
   layer, x = make_layer("parallel"), inputs()
-  carry = scan(layer, empty("parallel"), x[:, :70]).carry
+  carry = scanned("parallel", empty("parallel"), (70, 70)).carry
   given = carry.slots, carry.pages, x[:, 0]
 
   def loss(given):
@@ -227,6 +244,16 @@ def test_a_cell_has_a_gradient_through_states_and_keys():
     )
     slope = (ahead - back) / 2e-2
     assert abs(slope - norm) <= 1e-2 * norm
+
+
+def test_inputs_of_as_many_chunks_share_a_program():
+  layer, carry = make_layer("swiglu"), empty("swiglu")
+  whole = layer.scan(carry, inputs()).y
+  before = explicit_programs.run_scan._cache_size()
+  for tokens in (129, 140, 149):
+    y = layer.scan(carry, inputs()[:, :tokens]).y
+    assert_same_bits(y, whole[:, :tokens])
+  assert explicit_programs.run_scan._cache_size() == before
 
 
 def test_a_rung_is_chosen_that_pads_little():
@@ -288,11 +315,10 @@ def test_a_shape_of_no_requests_is_refused(shape):
 
 def test_what_cannot_be_refused_is_not_a_number_and_changes_no_other():
   layer, x = make_layer("parallel"), inputs()
-  at = jnp.array([64])
   carry = shifted(empty("parallel"), 64, 70)
-  out = scan(layer, carry, x, jnp.array([100, 100]), at)
-  right = scan(layer, shifted(empty("parallel"), 64, 64), x, None, at)
-  assert_same_bits(out.y[0, :100], right.y[0, :100])
+  out = scanned("parallel", carry, (130, 130))
+  right = scanned("parallel", shifted(empty("parallel"), 64, 64), (T, T))
+  assert_same_bits(out.y[0, :130], right.y[0, :130])
   for leaf in jax.tree.leaves((out.y[1], out.carry.slots)):
     assert np.isnan(leaf.reshape(-1)[-1])
   for leaf in jax.tree.leaves(out.captured):
@@ -303,8 +329,8 @@ def test_what_cannot_be_refused_is_not_a_number_and_changes_no_other():
 
 
 def test_a_request_without_tokens_stays_wherever_it_is():
-  layer, carry = make_layer("parallel"), shifted(empty("parallel"), 70, 0)
-  out = scan(layer, carry, inputs(), jnp.array([0, 10]))
+  carry = shifted(empty("parallel"), 70, 0)
+  out = scanned("parallel", carry, (0, 10))
   assert out.carry.position.tolist() == [70, 10]
   first = jax.tree.map(lambda leaf: leaf[0], (out.carry, carry))
   assert_same_bits(first[0], first[1])

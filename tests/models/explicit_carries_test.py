@@ -12,20 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import (
-  HybridDecoder,
-  PlacementPolicy,
-  PrefixCache,
-  decode,
-  prefill,
-  preset,
-)
+from sparse_prefix_jax import HybridDecoder, decode, prefill, preset
 from sparse_prefix_jax.contract import ColdRuns
 from sparse_prefix_jax.layers import explicit
 from sparse_prefix_jax.models.decoder import Branches
 from tests.layers import reference
 from tests.models.own_layer_test import side_by_side, toy
-from tests.models_for_tests import small_model
+from tests.models_for_tests import cold_runs, last_placement, small_model
 from tests.trees import assert_same_bits
 
 scan = jax.jit(lambda model, *arguments: model.scan(*arguments))
@@ -54,8 +47,8 @@ def logits_of(model, hidden):
   return np.concatenate(parts)
 
 
-def rows_of(tree, row):
-  return jax.tree.map(lambda leaf: leaf[row : row + 1], tree)
+def rows_of(tree, *rows):
+  return jax.tree.map(lambda leaf: leaf[np.array(rows)], tree)
 
 
 MODELS = {
@@ -96,15 +89,19 @@ def test_cold_and_resumed_have_the_bits_of_prefill(name):
     for leaf in jax.tree.leaves(pages):
       assert_same_bits(leaf[1, :4], next(kept))
   assert next(kept, None) is None
-  # The final pages serve every earlier position.
-  for index, position in enumerate((3 * c, c)):
-    carry = rows_of(out.carry, 1)._replace(
-      position=jnp.array([position]),
-      slots=jax.tree.map(lambda leaf, i=index: leaf[i, 1:], out.captured),
-    )
-    rest = scan(model, carry, tokens[None, position:])
-    assert_same_bits(rest.y[0], out.y[1, position:])
-    assert_same_bits(rest.carry, rows_of(out.carry, 1))
+  # The final pages serve every earlier position: one request from each.
+  start = np.array([3 * c, c])
+  rest, carry = np.zeros_like(batch), rows_of(out.carry, 1, 1)
+  for row, position in enumerate(start):
+    rest[row, : size - position] = tokens[position:]
+  carry = carry._replace(
+    position=jnp.array(start),
+    slots=jax.tree.map(lambda leaf: leaf[:, 1], out.captured),
+  )
+  resumed = scan(model, carry, rest, jnp.array(size - start), at)
+  for row, position in enumerate(start):
+    assert_same_bits(resumed.y[row, : size - position], out.y[1, position:])
+    assert_same_bits(rows_of(resumed.carry, row), rows_of(out.carry, 1))
 
 
 class Server:
@@ -153,9 +150,7 @@ def test_a_dict_of_carries_serves_conversations_with_the_bits_of_the_cache(
 ):
   model, tokens = small_model(**changes), random_tokens(120).tolist()
   server = Server(model)
-  cache = PrefixCache(
-    model, capacity="4MiB", placement=PlacementPolicy("last", chunk=16)
-  )
+  cache = cold_runs(**changes).cache(last_placement())
 
   def turn(prompt, said):
     """A prompt, then tokens that were said: the logits of both servers."""
@@ -189,7 +184,7 @@ def test_a_carry_off_the_lattice_is_decoded_from_and_not_scanned_from():
 
 
 def test_the_gradient_of_an_embedding_is_that_of_its_token():
-  model = small_model()
+  model = small_model(layer_types=("attention",))
   tokens = np.random.default_rng(0).permutation(512)[None, :40]
   carry = model.initialize_carry(1, 64)
   branches, numerics = Branches(tuple(model.branches)), model.config.numerics

@@ -184,6 +184,7 @@ def command(capsys):
   return run
 
 
+@pytest.mark.usefixtures("uncompiled")
 def test_the_command_prints_a_table_and_writes_a_report(command, tmp_path):
   report = tmp_path / "made" / "plan.json"
   status, out, _ = command(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax.layers import BranchPools
+from sparse_prefix_jax.runtime import in_place, resize
 from sparse_prefix_jax.runtime.resize import moved_pools, resized_pools
 from tests.trees import assert_same_bits
 
@@ -38,6 +39,15 @@ def test_every_array_has_the_new_size_of_its_kind():
     assert_same_bits(leaf[:kept], old[:kept])
     assert not leaf[kept:].any()
   assert jax.tree.structure(steps[-1]) == jax.tree.structure(before)
+
+
+def test_the_same_sizes_again_compile_nothing():
+  """A server waits for every compilation of a move."""
+  list(resized_pools(pools(), slots=7, pages=3))
+  program = in_place._placing(resize._cut, None)
+  compiled = program._cache_size()
+  list(resized_pools(pools(), slots=7, pages=3))
+  assert program._cache_size() == compiled > 0
 
 
 def test_slots_and_pages_of_one_branch_are_moved_apart():

@@ -4,18 +4,24 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax import CapacityError, PrefixCache, decode, prefill
-from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
+from sparse_prefix_jax.contract import differing_bits, poison
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
-from tests.models_for_tests import last_placement, small_config, small_model
+from tests.models_for_tests import (
+  cold_capacity,
+  cold_runs,
+  last_placement,
+  small_config,
+  small_model,
+)
 
 CHUNK = 16
-COLD = ColdRuns(small_model(), longest=256)
+COLD = cold_runs()
 
 
 def new_cache(placement="last", **changes):
   policy = PlacementPolicy(placement, chunk=CHUNK)
-  fields = {"capacity": 1 << 20, "placement": policy}
+  fields = {"capacity": cold_capacity(), "placement": policy}
   return PrefixCache(small_model(), **(fields | changes))
 
 

@@ -12,19 +12,25 @@ from sparse_prefix_jax import (
   decode,
   prefill,
 )
-from sparse_prefix_jax.contract import ColdRuns, differing_bits, poison
+from sparse_prefix_jax.contract import differing_bits, poison
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs
-from tests.models_for_tests import last_placement, small_config, small_model
+from tests.models_for_tests import (
+  cold_capacity,
+  cold_runs,
+  last_placement,
+  small_config,
+  small_model,
+)
 
 CHUNK = 16
-COLD = ColdRuns(small_model(), longest=256)
+COLD = cold_runs()
 
 
 def new_cache(placement="last", budget=None, **changes):
   policy = PlacementPolicy(placement, budget=budget, chunk=CHUNK)
-  fields = {"capacity": 1 << 20, "placement": policy}
+  fields = {"capacity": cold_capacity(), "placement": policy}
   return PrefixCache(small_model(), **(fields | changes))
 
 

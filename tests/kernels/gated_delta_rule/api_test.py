@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
+import pytest
 
 from tests.kernels import operations
 from tests.kernels.packing import Job
@@ -56,3 +57,7 @@ class TestGatedDeltaRuleCore(CoreSuite):
 class TestGatedDeltaRuleCoreOfRepeatedKeys(CoreSuite):
   operation = FLOAT32
   choices: ClassVar = {"keys": "repeated", "decay": "mixed"}
+
+  @pytest.mark.slow  # Transformations do not look at keys.
+  def test_gradients_pass_through_jit_and_checkpoint(self):
+    super().test_gradients_pass_through_jit_and_checkpoint()
