@@ -192,7 +192,8 @@ def dot(
   def accumulate(accumulator: Ref) -> Array:
     for left, right in pairs:
       plgpu.wgmma(accumulator, left, right)
-    return accumulator[...]
+    # Nothing else ties what follows to the wait: registers are read behind it.
+    return lax.optimization_barrier(accumulator[...])
 
   return pl.run_scoped(
     accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
