@@ -66,7 +66,7 @@ class _Softmax(NamedTuple):
   out: tuple[Array, ...]
 
 
-def attend(
+def attend_chunks(
   q: BFloat16[Array, "n c h k"],
   key_pages: BFloat16[Array, "p c hkv k"],
   value_pages: BFloat16[Array, "p c hkv k"],

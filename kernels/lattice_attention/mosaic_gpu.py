@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_gpu import attend
+from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_gpu import (
+  attend_chunks,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   refused_device,
   refused_sizes,
@@ -54,7 +56,9 @@ def packed(
   own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
   key_pages = key_pages.at[own_page].set(k, mode="drop")
   value_pages = value_pages.at[own_page].set(v, mode="drop")
-  out = attend(q, key_pages, value_pages, chunks, page_table, window, config)
+  out = attend_chunks(
+    q, key_pages, value_pages, chunks, page_table, window, config
+  )
   return out, key_pages, value_pages
 
 
