@@ -95,9 +95,7 @@ def measure(folder: str, tools: str, **fields: Any) -> dict[str, Any]:
     **fields: Of the case.
   """
   case = Case(**fields)
-  # Said so late because JAX, when it is imported, says something else.
-  from jax.experimental.pallas import mosaic_gpu  # noqa: F401
-
+  # Not in the environment of the process: JAX overwrites it when imported.
   os.environ["MOSAIC_GPU_CUDA_ROOT"] = tools
   text = compiled(case, _SLOTS).as_text()
   # The kernels of a layer group are those of its operations.
