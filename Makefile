@@ -5,6 +5,7 @@
 #   make test-page  the server's page in a Chromium of this machine
 #   make test-kernels     every kernel at all widths and dtypes
 #   make aot        compile every kernel for TPUs and GPUs that are not here
+#   make machine-code  instructions of the GPU kernels, against the kept counts
 #   make device     bits, errors and times on the device at hand, as one JSON
 #   make lint       ruff and pyright         make format     let ruff format
 #   make parity     logits again from transformers, compared with the golden
@@ -16,7 +17,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-page test-kernels aot device lint format parity wheel lock clean
+.PHONY: demo test test-slow test-page test-kernels aot machine-code device lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -51,6 +52,9 @@ test-kernels: $(VENV)/.test
 
 aot: .venv-aot/.aot
 	.venv-aot/bin/python -m benchmarks.aot --platforms=tpu,cuda $(AOT_FLAGS)
+
+machine-code: .venv-aot/.aot
+	.venv-aot/bin/python -m benchmarks.machine_code --check
 
 # With the Python that the device's packages are installed in; on a CPU, with
 # ours, and tiny.
@@ -121,7 +125,7 @@ $(VENV)/.dev: $(VENV)/.test
 
 .venv-aot/.aot: .venv-aot/.made pyproject.toml setup.py
 	@echo "Installing the compilers for TPU and CUDA (some GB)"
-	.venv-aot/bin/python $(PIP_INSTALL) -e '.[cuda12,tpu]'
+	.venv-aot/bin/python $(PIP_INSTALL) -e '.[cuda12,machine_code,tpu]'
 	@touch $@
 
 .venv-parity/.parity: .venv-parity/.made pyproject.toml setup.py

@@ -6,20 +6,25 @@ Lowering a kernel says little; this makes the programs themselves. Each case has
 a process of its own, because a compiler that fails may abort, and is compiled
 twice, the second time with twice the slots. It is in place if its pools are
 aliased to its results and its temporaries do not grow with the slots. (What is
-captured is data: one program captures any subset.)
+captured is data: one program captures any subset.) Of kernels for GPUs it looks
+in the text that goes to the assembler, too: nothing may read the result of a
+product before the wait for it (`aot_ptx`).
 """
 
 import dataclasses
 import math
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from benchmarks import command_line, record
+from benchmarks import aot_ptx, command_line, record
 from benchmarks.aot_compile import (
   Case,
   compiled,
@@ -58,8 +63,13 @@ def _cases_of(platform: str, target: str) -> Iterator[Case]:
         yield Case(platform, target, operation, width, dtype)
 
 
-def measure(**fields: Any) -> dict[str, Any]:
-  """Compiles one case, by its fields, twice, and says what its memory is."""
+def measure(folder: str, **fields: Any) -> dict[str, Any]:
+  """Compiles one case twice and says what its memory is.
+
+  Args:
+    folder: Where the compiler was told to write what `aot_ptx` reads.
+    **fields: Of the case.
+  """
   case = Case(**fields)
   program = program_of(case)
   slots = program.pool_bytes // _bytes(program.pools(1))
@@ -77,12 +87,27 @@ def measure(**fields: Any) -> dict[str, Any]:
     "temporary_bytes": memory.temp_size_in_bytes,
     "growth_bytes": growth,
     "in_place": aliased and growth < pool_bytes // 1000,
+    "unwaited_reads": sum(
+      len(aot_ptx.unwaited(path.read_text()))
+      for path in Path(folder).glob("*.ptx")
+    ),
   }
 
 
 def _bytes(shapes: Any) -> int:
   leaves = jax.tree.leaves(shapes)
   return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+
+
+def _measured(case: Case) -> dict[str, Any]:
+  """`measure` in a process of its own."""
+  platform = platform_of(case.platform)
+  with tempfile.TemporaryDirectory() as folder:
+    return in_a_process(
+      "benchmarks.aot",
+      {"folder": folder, **dataclasses.asdict(case)},
+      {**platform.ENVIRONMENT, **platform.written_to(folder)},
+    )
 
 
 def _row(case: Case, result: dict[str, Any]) -> str:
@@ -95,6 +120,8 @@ def _row(case: Case, result: dict[str, Any]) -> str:
   )
   seconds = f"{result['compile_seconds']:8.1f}"
   verdict = "in place" if result["in_place"] else "COPIES"
+  if result["unwaited_reads"]:
+    verdict += f", {result['unwaited_reads']} READS BEFORE WAITS"
   return " ".join([name, seconds, *mebibytes, verdict])
 
 
@@ -107,9 +134,7 @@ def main(argv: list[str]) -> None:
   print(" " * 44, " ".join(f"{x:>9}" for x in columns))
   results = []
   for case in tqdm(cases, unit="program"):
-    fields = dataclasses.asdict(case)
-    environment = platform_of(case.platform).ENVIRONMENT
-    result = in_a_process("benchmarks.aot", fields, environment)
+    fields, result = dataclasses.asdict(case), _measured(case)
     tqdm.write(_row(case, result))
     results.append({**fields, "in_place": False, **result})
   if _OUTPUT.value is not None:
@@ -120,6 +145,9 @@ def main(argv: list[str]) -> None:
     f"{good} of {len(results) - refused} programs compiled and work in place; "
     f"{refused} more are not for their kernel, which says why."
   )
+  early = sum(result.get("unwaited_reads", 0) for result in results)
+  if early:
+    sys.exit(f"kernels read {early} results of products before their waits")
 
 
 if __name__ == "__main__":

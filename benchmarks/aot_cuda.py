@@ -24,6 +24,12 @@ second and GiB of memory."""
 ENVIRONMENT: dict[str, str] = {}
 """Variables of a compiling process: it needs none."""
 
+
+def written_to(folder: str) -> dict[str, str]:
+  """Variables with which a compiler writes the PTX of kernels to a folder."""
+  return {"MOSAIC_GPU_DUMP_TO": folder, "MOSAIC_GPU_DUMP_PTX": "1"}
+
+
 _DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder
+from sparse_prefix_jax import HybridDecoder, ModelConfig, preset
 from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
@@ -270,6 +270,7 @@ def _model(
   *,
   program: PoolProgram,
   arguments: Callable[..., tuple[Any, ...]],
+  configured: Callable[[int, Any], ModelConfig] | None = None,
 ) -> Program:
   """A program of a model of three Gated DeltaNet layers and one of attention.
 
@@ -278,8 +279,27 @@ def _model(
     dtype: Of its weights.
     program: Compiled as it is, with the pools that the library would make.
     arguments: `(model, pools)` -> those of the program.
+    configured: `(width, dtype)` -> the model; None makes a small one.
   """
-  config = hybrid(
+  config = (configured or _small_model)(width, dtype)
+
+  def model() -> HybridDecoder:
+    return HybridDecoder(config, rngs=nnx.Rngs(0))
+
+  def run(leaves: Any, pools: Any, implementation: str) -> tuple[Any, ...]:
+    chosen = config.replace(implementation=implementation)
+    return arguments(programs.FrozenModel(leaves, chosen), pools)
+
+  def pools(slots: int) -> Any:
+    return jax.eval_shape(lambda: model().init_pools(slots=slots, pages=slots))
+
+  leaves = jax.eval_shape(lambda: programs.freeze(model()).leaves)
+  return Program(run, leaves, pools, compiled=program, pool_bytes=2**31)
+
+
+def _small_model(width: int, dtype: Any) -> ModelConfig:
+  """Three Gated DeltaNet layers and one of attention, narrow."""
+  return hybrid(
     vocab_size=1024,
     width=512,
     hidden=1024,
@@ -294,18 +314,12 @@ def _model(
     numerics=Numerics(dtype=str(dtype), ladder=(_CHUNKS,), max_length=4096),
   )
 
-  def model() -> HybridDecoder:
-    return HybridDecoder(config, rngs=nnx.Rngs(0))
 
-  def run(leaves: Any, pools: Any, implementation: str) -> tuple[Any, ...]:
-    chosen = config.replace(implementation=implementation)
-    return arguments(programs.FrozenModel(leaves, chosen), pools)
-
-  def pools(slots: int) -> Any:
-    return jax.eval_shape(lambda: model().init_pools(slots=slots, pages=slots))
-
-  leaves = jax.eval_shape(lambda: programs.freeze(model()).leaves)
-  return Program(run, leaves, pools, compiled=program, pool_bytes=2**31)
+def _layer_group(width: int, dtype: Any) -> ModelConfig:
+  """The layer group of Qwen3.5-0.8B, whose heads have the width, 16 rows."""
+  del width  # of its heads of attention
+  group = preset("qwen3_5_0_8b_group")
+  return group.replace(dtype=str(dtype), decode_rows=_ROWS)
 
 
 def _prefill(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
@@ -350,28 +364,45 @@ _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
   "model_fork": (copy_sequence, _fork),
 }
 
-PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
-  "gated_delta_rule": (_delta, (64, 128, 256)),
-  "linear_attention": (_linear, (64, 128, 256)),
-  "mamba_2": (_mamba_2, (128,)),
-  "kimi_delta_attention": (_kimi, (64, 128, 256)),
-  "causal_conv1d": (_convolution, (0,)),
-  "diagonal_scan": (_scan, (0,)),
-  "selective_scan": (functools.partial(_scan, selective=True), (0,)),
-  "lattice_attention": (_attention, (64, 128, 256)),
-  "gated_delta_rule_step": (
-    functools.partial(_matrix_step, operation=gated_delta_rule_step),
-    (64, 128, 256),
-  ),
-  "kimi_delta_attention_step": (_kimi_step, (64, 128, 256)),
-  "linear_attention_step": (_linear_step, (64, 128, 256)),
-  "mamba_2_step": (functools.partial(_linear_step, value_width=64), (128,)),
-  "causal_conv1d_step": (_convolution_step, (0,)),
-  "diagonal_scan_step": (_scan_step, (0,)),
-  "selective_scan_step": (functools.partial(_scan_step, selective=True), (0,)),
-  "lattice_attention_step": (_attention_step, (64, 128, 256)),
-} | {
-  name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
-  for name, (x, arguments) in _MODEL.items()
-}
+PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = (
+  {
+    "gated_delta_rule": (_delta, (64, 128, 256)),
+    "linear_attention": (_linear, (64, 128, 256)),
+    "mamba_2": (_mamba_2, (128,)),
+    "kimi_delta_attention": (_kimi, (64, 128, 256)),
+    "causal_conv1d": (_convolution, (0,)),
+    "diagonal_scan": (_scan, (0,)),
+    "selective_scan": (functools.partial(_scan, selective=True), (0,)),
+    "lattice_attention": (_attention, (64, 128, 256)),
+    "gated_delta_rule_step": (
+      functools.partial(_matrix_step, operation=gated_delta_rule_step),
+      (64, 128, 256),
+    ),
+    "kimi_delta_attention_step": (_kimi_step, (64, 128, 256)),
+    "linear_attention_step": (_linear_step, (64, 128, 256)),
+    "mamba_2_step": (functools.partial(_linear_step, value_width=64), (128,)),
+    "causal_conv1d_step": (_convolution_step, (0,)),
+    "diagonal_scan_step": (_scan_step, (0,)),
+    "selective_scan_step": (
+      functools.partial(_scan_step, selective=True),
+      (0,),
+    ),
+    "lattice_attention_step": (_attention_step, (64, 128, 256)),
+  }
+  | {
+    name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
+    for name, (x, arguments) in _MODEL.items()
+  }
+  | {
+    "layer_group_decode": (
+      functools.partial(
+        _model,
+        program=programs.decode_step,
+        arguments=_decode,
+        configured=_layer_group,
+      ),
+      (256,),
+    ),
+  }
+)
 """How the program of each operation is made, and at which widths."""

@@ -23,6 +23,12 @@ ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 reserved."""
 
 
+def written_to(folder: str) -> dict[str, str]:
+  """Variables for what `benchmarks.aot` reads of kernels: nothing here."""
+  del folder
+  return {}
+
+
 def device(target: str) -> Any:
   """A device of the target, as far as a compiler needs one."""
   topology = topologies.get_topology_desc(

@@ -318,7 +318,7 @@ def _refusal(
   **options: Any,
 ) -> str | None:
   """Why the call does not fit a TPU, or None."""
-  q, k, v, key_pages, value_pages, _, _ = arguments
+  q, k, v, key_pages, value_pages, chunks, page_table = arguments
   size, width = k.shape[1], k.shape[3]
   if len({x.dtype for x in (q, k, v, key_pages, value_pages)}) > 1:
     return "queries, keys, values and pages differ in dtype"
@@ -326,6 +326,19 @@ def _refusal(
     return f"chunks of {size} tokens are not a multiple of 16"
   if width % 64:
     return f"heads of width {width} are not a multiple of 64"
+  there = fit.vmem_bytes(device)
+  if config.vmem_limit_bytes > there:
+    return (
+      f"vmem_limit_bytes is {config.vmem_limit_bytes}, and a {device.kind} has "
+      f"{there} bytes of VMEM"
+    )
+  scalars = fit.scalar_bytes(*chunks[2:], page_table)
+  if scalars > fit.SCALAR_BYTES:
+    requests, pages = page_table.shape
+    return (
+      f"a page table of {requests} requests and {pages} pages takes {scalars} "
+      f"bytes of SMEM, and there are {fit.SCALAR_BYTES}"
+    )
   taken = _vmem_bytes(q, k, options["block_pages"])
   if taken > config.vmem_limit_bytes * 3 // 4:
     return (
@@ -353,8 +366,12 @@ def _vmem_bytes(
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  """The one limit of memory serves all sizes that were compiled."""
-  return Config()
+  """The one limit of memory serves all sizes that were compiled.
+
+  A TPU that has less gives what it has.
+  """
+  most = min(Config.vmem_limit_bytes, fit.vmem_bytes(device))
+  return Config(vmem_limit_bytes=most)
 
 
 IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

@@ -52,6 +52,7 @@ class PageStream(NamedTuple):
     stop: Array,
     take: Callable[[Array, Array, Any], Any],
     carry: Any,
+    part: tuple[Array, Array] | None = None,
   ) -> Any:
     """Takes the pages of [first, stop), which `begin` has begun, one by one.
 
@@ -60,21 +61,42 @@ class PageStream(NamedTuple):
       stop: The end of the pages.
       take: `(page, stage, carry)` -> carry, with the page in that stage.
       carry: What the first page begins with.
+      part: Only the pages from the one number to before the other.
 
     Returns:
       The carry after the last page.
     """
+    bounds = part or (first, stop)
+    advance = functools.partial(self.take, first, stop, take)
+    return lax.fori_loop(*bounds, advance, carry)
 
-    def advance(page: Array, carry: Any) -> Any:
-      stage = lax.rem(page - first, self.stages)
-      plgpu.barrier_wait(self.arrived.at[stage])
-      carry = take(page, stage, carry)
-      plgpu.commit_smem()  # all have read this stage, before it is overwritten
-      after = page + self.stages
-      pl.when(after < stop)(functools.partial(self._load, after, stage))
-      return carry
+  def take(
+    self,
+    first: Array,
+    stop: Array,
+    use: Callable[[Array, Array, Any], Any],
+    page: Array,
+    carry: Any,
+  ) -> Any:
+    """Takes one page of [first, stop), which is the next in order.
 
-    return lax.fori_loop(first, stop, advance, carry)
+    Args:
+      first: The number of the first page.
+      stop: The end of the pages.
+      use: `(page, stage, carry)` -> carry, with the page in that stage.
+      page: The number of the page.
+      carry: What it begins with.
+
+    Returns:
+      The carry after the page.
+    """
+    stage = lax.rem(page - first, self.stages)
+    plgpu.barrier_wait(self.arrived.at[stage])
+    carry = use(page, stage, carry)
+    plgpu.commit_smem()  # all have read this stage, before it is overwritten
+    after = page + self.stages
+    pl.when(after < stop)(functools.partial(self._load, after, stage))
+    return carry
 
   def _load(self, page: Array, stage: Array | int) -> None:
     """Starts the copies of one page's keys and values to a stage's buffers."""

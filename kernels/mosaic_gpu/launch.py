@@ -192,11 +192,35 @@ def dot(
   def accumulate(accumulator: Ref) -> Array:
     for left, right in pairs:
       plgpu.wgmma(accumulator, left, right)
-    return accumulator[...]
+    # Nothing else ties what follows to the wait: registers are read behind it.
+    return lax.optimization_barrier(accumulator[...])
 
   return pl.run_scoped(
     accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
   )
+
+
+def dot_onto(
+  total: Float32[Array, "r c"],
+  pairs: Sequence[tuple[Ref, Ref]],
+  config: Config,
+) -> Float32[Array, "r c"]:
+  """Adds the products of pairs of bfloat16 buffers to a sum, in its registers.
+
+  A sum beside the product would take as many registers again. Where there are
+  no products of a warpgroup, and in the interpreter, which cannot begin with a
+  sum, it is added afterwards.
+  """
+  in_place = gpu_of(current_device()).warpgroup_products
+  if not in_place or config.interpret is not None:
+    return total + dot(pairs, (total.shape[0], total.shape[1]))
+
+  def accumulate(accumulator: Ref) -> None:
+    for left, right in pairs:
+      plgpu.wgmma(accumulator, left, right)
+
+  begun = plgpu.WGMMAAccumulatorRef.init(total)
+  return lax.optimization_barrier(pl.run_state(accumulate)(begun))
 
 
 def _dot_by_warps(

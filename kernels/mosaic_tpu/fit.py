@@ -6,6 +6,7 @@ say why arguments do not fit, in the words of the error that a caller sees, or
 give None; the sizes that they ask for are those that were compiled and tested.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,17 @@ _WIDE_UNITS = ("TPU v6 lite", "TPU7x")
 
 
 _VMEM_BYTES = 14 * 2**20
+SCALAR_BYTES = 2**20 - 2**14
+"""Bytes of scalars that a kernel may be given: those of SMEM, but for what the
+compiler keeps there."""
+_WHOLE_VMEM = {
+  "TPU v4": 16 * 2**20,
+  "TPU v5": 64 * 2**20,
+  "TPU v5p": 64 * 2**20,
+  "TPU7x": 64 * 2**20,
+}
+"""VMEM of a core by the kind of device; others have `_LARGEST_VMEM`."""
+_LARGEST_VMEM = 128 * 2**20
 """What the buffers of a step may take: 16 MiB, but for what is not counted."""
 
 
@@ -251,3 +263,23 @@ def refusal_of_state(pool: Array) -> str | None:
   if pool.dtype != jnp.float32:
     return f"states are {pool.dtype} and must be float32"
   return None
+
+
+def vmem_bytes(device: Device) -> int:
+  """The VMEM of a core, which a kernel can be given at most.
+
+  Args:
+    device: What the program is made for; the largest is taken for one that is
+      not known, such as that of an interpreter.
+  """
+  return _WHOLE_VMEM.get(device.kind, _LARGEST_VMEM)
+
+
+def scalar_bytes(*scalars: Array) -> int:
+  """The SMEM of what a kernel is given ahead; rows fill whole registers.
+
+  Args:
+    *scalars: Arrays of 32 bits.
+  """
+  rows = (math.prod(x.shape[:-1]) * -(-x.shape[-1] // LANES) for x in scalars)
+  return 4 * LANES * sum(rows)

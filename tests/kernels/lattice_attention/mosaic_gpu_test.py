@@ -98,3 +98,8 @@ class Test128WithAWindow(MosaicGpuAttentionSuite):
 @pytest.mark.slow_kernels
 class Test256(MosaicGpuAttentionSuite):
   sizes = Sizes(64, 1, 1, 256, 40, 14, None, "bfloat16")
+
+
+@pytest.mark.slow_kernels
+class Test256WithAWindowBelowAPage(MosaicGpuAttentionSuite):
+  sizes = Sizes(64, 1, 1, 256, 40, 14, 40, "bfloat16")

@@ -1,5 +1,9 @@
 """What the GPU kernels share: plans, sizes."""
 
+import functools
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -142,3 +146,19 @@ def test_rows_that_do_not_fit_are_refused():
   assert reason.startswith("takes 262144 bytes of shared memory")
   reason = rows.unfit(x, MosaicGpuConfig(columns=0), 4)
   assert reason == "cannot cut 128 channels into 0"
+
+
+@pytest.mark.parametrize("name", ["gated_delta_rule", "kimi_delta_attention"])
+def test_every_result_of_a_product_is_tied_to_the_wait_for_it(name):
+  operation = operation_at(name, (1, 1, 64, 64), "bfloat16")
+  with traced_for(HOPPER):
+    call = functools.partial(operation.packed, implementation="mosaic_gpu")
+    program = str(jax.make_jaxpr(call)(*operation.empty_call(1, 1)))
+  waits = program.count("wgmma_accumulator_deref")
+  assert waits > 3
+  tied = re.findall(
+    r"(\w+):f32\S* = wgmma_accumulator_deref.*\n"
+    r"\s*\w+:f32\S* = optimization_barrier \1\b",
+    program,
+  )
+  assert len(tied) == waits

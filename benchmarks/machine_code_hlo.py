@@ -1,0 +1,202 @@
+"""Kernels of a compiled program, counted in the text of its operations.
+
+Every operation of the text that computes is one kernel on a GPU: a fusion, a
+product of a library, a kernel of ours, a copy. Those in the body of a loop run
+as often as the loop does, and are counted apart.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$")
+_OPERATION = re.compile(
+  r"^\s+(?:ROOT )?%?([\w.\-]+) = "
+  r"(\((?:[^()]|\([^()]*\))*\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$"
+)
+_ARRAY = re.compile(r"\b[a-z]+\d+\w*\[([\d,]*)\]")
+_CALLED = re.compile(
+  r"(body|condition|to_apply|calls|true_computation|false_computation|"
+  r"branch_computations)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)\}?"
+)
+_SCOPE = re.compile(r'op_name="([^"]*)"')
+_FREE = {
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+  *("after-all", "partition-id", "replica-id", "opt-barrier"),
+}
+_CALLS = {"while", "conditional", "call", "async-start"}
+_OURS = 'custom_call_target="mosaic_gpu'
+_PRODUCT = 'custom_call_target="__cublas'
+_NO_KERNEL = ('custom_call_target="AllocateBuffer"',)
+
+
+class Operation(NamedTuple):
+  """One operation of a program.
+
+  Attributes:
+    name: Its own.
+    shape: Of its result, as text.
+    opcode: What it does.
+    operands: Names of what it reads.
+    rest: All that follows: attributes, and the scope that it comes from.
+  """
+
+  name: str
+  shape: str
+  opcode: str
+  operands: tuple[str, ...]
+  rest: str
+
+
+class Kernel(NamedTuple):
+  """One kernel that a program launches.
+
+  Attributes:
+    operation: What launches it.
+    reads: Numbers of each array that it reads.
+    writes: Numbers of each array that it writes.
+    after: Operations whose results it reads.
+    looped: Whether a loop is around it.
+  """
+
+  operation: Operation
+  reads: tuple[int, ...]
+  writes: tuple[int, ...]
+  after: tuple[Operation, ...]
+  looped: bool
+
+
+def kernels(text: str) -> list[Kernel]:
+  """The kernels that a program launches, in the order of its text.
+
+  Args:
+    text: What `as_text` of a compiled program returns.
+
+  Raises:
+    ValueError: A text without an entry.
+  """
+  entry, computations = _parsed(text)
+  if entry is None:
+    raise ValueError("the text of a compiled program has no entry")
+  return list(_launched(computations, entry, False))
+
+
+def counts(found: Sequence[Kernel]) -> dict[str, int]:
+  """How many kernels there are, how many of ours, and how many in loops."""
+  return {
+    "kernels": len(found),
+    "own_kernels": sum(_OURS in x.operation.rest for x in found),
+    "kernels_in_loops": sum(x.looped for x in found),
+  }
+
+
+def passes(found: Sequence[Kernel], numbers: int) -> int:
+  """How often arrays of at least so many numbers are read or written.
+
+  Args:
+    found: Kernels of a program.
+    numbers: Those of the states of all rows. What is updated in place is read
+      once and written once, whatever else is in its pool.
+  """
+  return sum(n >= numbers for x in found for n in (*x.reads, *x.writes))
+
+
+def others(found: Sequence[Kernel], narrow: int) -> list[Kernel]:
+  """Kernels of a decode step that are none of what every layer has to have.
+
+  That is: wide products and the conversion or sum of their results, norms over
+  the width of the model, the activation of SwiGLU and additions of residuals.
+
+  Args:
+    found: Kernels of the program.
+    narrow: A product of fewer columns is not a wide one.
+  """
+  return [x for x in found if not _expected(x, narrow)]
+
+
+def _expected(kernel: Kernel, narrow: int) -> bool:
+  of, scopes = kernel.operation, _scope(kernel.operation).split("/")
+  if _PRODUCT in of.rest:
+    first = _arrays(of.shape)[0]
+    return first[-1] >= narrow
+  if "activation" in scopes or "norms" in scopes:
+    # Norms of a head stand in the scope too, but have an axis more.
+    return "activation" in scopes or len(_arrays(of.shape)[0]) == 2
+  after_product = any(_PRODUCT in x.rest for x in kernel.after)
+  converted = scopes[-1] == "convert_element_type" and after_product
+  # Directly below the program stands what adds a branch to the residual.
+  return converted or (scopes[-1] == "add" and len(scopes) == 2)
+
+
+def _scope(operation: Operation) -> str:
+  found = _SCOPE.search(operation.rest)
+  return found[1] if found else ""
+
+
+def _parsed(text: str) -> tuple[str | None, dict[str, dict[str, Operation]]]:
+  """The name of the entry, and the operations of each computation by name."""
+  computations: dict[str, dict[str, Operation]] = {}
+  entry, current = None, None
+  for line in text.splitlines():
+    header, found = _COMPUTATION.match(line), _OPERATION.match(line)
+    if header is not None:
+      current = computations.setdefault(header[2], {})
+      entry = header[2] if header[1] else entry
+    elif found is not None and current is not None:
+      operands = tuple(re.findall(r"%([\w.\-]+)", found[4]))
+      name, shape, opcode, _, rest = found.groups()
+      current[name] = Operation(name, shape, opcode, operands, rest)
+  return entry, computations
+
+
+def _launched(
+  computations: Mapping[str, Mapping[str, Operation]], name: str, looped: bool
+) -> Iterator[Kernel]:
+  """The kernels of a computation and of those that it calls."""
+  known = computations.get(name, {})
+  for operation in known.values():
+    if operation.opcode in _CALLS:
+      inside = looped or operation.opcode == "while"
+      for called in _called(operation):
+        yield from _launched(computations, called, inside)
+    elif not _is_free(operation):
+      yield _kernel(operation, known, looped)
+
+
+def _kernel(
+  operation: Operation, known: Mapping[str, Operation], looped: bool
+) -> Kernel:
+  read = [known[x] for x in operation.operands if x in known]
+  numbers = [n for x in read for n in _numbers(x.shape)]
+  # A member of a tuple is read, not the tuple.
+  sources = [
+    known.get(x.operands[0], x) if x.opcode == "get-tuple-element" else x
+    for x in read
+  ]
+  writes = tuple(_numbers(operation.shape))
+  return Kernel(operation, tuple(numbers), writes, tuple(sources), looped)
+
+
+def _is_free(operation: Operation) -> bool:
+  nothing = any(x in operation.rest for x in _NO_KERNEL)
+  return (
+    operation.opcode in _FREE or operation.opcode.endswith("-done") or nothing
+  )
+
+
+def _called(operation: Operation) -> Iterator[str]:
+  for _, names in _CALLED.findall(operation.rest):
+    yield from (x.strip().lstrip("%") for x in names.split(","))
+
+
+def _arrays(shape: str) -> list[tuple[int, ...]]:
+  """The sizes of the axes of each array of a shape, a scalar as one of 1."""
+  return [
+    tuple(map(int, axes.split(","))) if axes else (1,)
+    for axes in _ARRAY.findall(shape)
+  ]
+
+
+def _numbers(shape: str) -> list[int]:
+  return [math.prod(axes) for axes in _arrays(shape)]

@@ -1,0 +1,103 @@
+"""Kernels of a compiled program, counted in a small text made for it."""
+
+import re
+
+import pytest
+
+from benchmarks import machine_code_hlo
+
+TEXT = """
+HloModule jit_step, is_scheduled=true
+
+%fused_add (p: f32[2,8]) -> f32[2,8] {
+  %p = f32[2,8]{1,0} parameter(0)
+  ROOT %add = f32[2,8]{1,0} add(%p, %p)
+}
+
+%body (carry: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %carry = (s32[], f32[2,8]{1,0}) parameter(0)
+  %x = f32[2,8]{1,0} get-tuple-element(%carry), index=1
+  %looped = f32[2,8]{1,0} fusion(%x), @fused
+  %i = s32[] get-tuple-element(%carry), index=0
+  ROOT %next = (s32[], f32[2,8]{1,0}) tuple(%i, %looped)
+}
+
+%condition (carry: (s32[], f32[2,8])) -> pred[] {
+  %carry.1 = (s32[], f32[2,8]{1,0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%carry.1), index=0
+  ROOT %less = pred[] compare(%i.1, %i.1), direction=LT
+}
+
+ENTRY %main (pool: f32[16,8], tokens: bf16[2,8]) -> (f32[2,8], f32[16,8]) {
+  %pool = f32[16,8]{1,0} parameter(0)
+  %tokens = bf16[2,8]{1,0} parameter(1)
+  %norm = bf16[2,8]{1,0} fusion(%tokens), @fused, #norms/convert_element_type
+  %dot = (f32[2,128]{1,0}, s8[9]{0}) @product, #projection/dot_general
+  %wide = f32[2,128]{1,0} get-tuple-element(%dot), index=0
+  %converted = bf16[2,128]{1,0} fusion(%wide), @fused, #convert_element_type
+  %gate = (f32[2,32]{1,0}, s8[99]{0}) @product, #dot_general
+  %empty = f32[2,8]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %ours = (f32[16,8]{1,0}, /*index=1*/f32[2,8]{1,0}) @ours, #step
+  %state = f32[16,8]{1,0} get-tuple-element(%ours), index=0
+  %out = f32[2,8]{1,0} get-tuple-element(%ours), index=1
+  %residual = f32[2,8]{1,0} fusion(%out, %tokens), @fused, #add
+  %silu = f32[2,8]{1,0} fusion(%residual), @fused, #activation/mul
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[2,8]{1,0}) tuple(%zero, %silu)
+  %loop = (s32[], f32[2,8]{1,0}) while(%start), condition=%condition, body=%body
+  %last = f32[2,8]{1,0} get-tuple-element(%loop), index=1
+  ROOT %result = (f32[2,8]{1,0}, f32[16,8]{1,0}) tuple(%last, %state)
+}
+"""
+WRITTEN_OUT = {
+  "@product": "custom-call(%norm, %tokens), custom_call_target="
+  '"__cublas$lt$matmul"',
+  "@ours": "custom-call(%pool, %converted, %empty), custom_call_target="
+  '"mosaic_gpu_v2"',
+  "@fused": "kind=kLoop, calls=%fused_add",
+}
+
+
+def program() -> str:
+  """The text, its abbreviations written out."""
+  text = re.sub(r"#(\S+)", r'metadata={op_name="jit(step)/\1"}', TEXT)
+  for short, long in WRITTEN_OUT.items():
+    text = text.replace(short, long)
+  return text
+
+
+def names(found) -> list[str]:
+  return [x.operation.name for x in found]
+
+
+def test_what_computes_is_a_kernel_and_what_only_names_is_none():
+  found = machine_code_hlo.kernels(program())
+  assert names(found) == [
+    *("norm", "dot", "converted", "gate", "ours", "residual", "silu"),
+    *("less", "looped"),
+  ]
+  assert names(x for x in found if x.looped) == names(found)[-2:]
+  assert machine_code_hlo.counts(found) == {
+    "kernels": 9,
+    "own_kernels": 1,
+    "kernels_in_loops": 2,
+  }
+
+
+def test_a_state_in_place_is_read_once_and_written_once():
+  found = machine_code_hlo.kernels(program())
+  own = [x for x in found if x.operation.name == "ours"]
+  assert machine_code_hlo.passes(own, numbers=128) == 3  # and an operand
+  assert machine_code_hlo.passes(own, numbers=257) == 0
+  assert machine_code_hlo.passes(found, numbers=128) == 3 + 2 + 1
+
+
+def test_what_no_layer_has_to_have_is_told_apart():
+  found = machine_code_hlo.kernels(program())
+  told = names(machine_code_hlo.others(found, narrow=64))
+  assert sorted(told) == ["gate", "less", "looped", "ours"]
+
+
+def test_a_text_without_an_entry_is_refused():
+  with pytest.raises(ValueError, match="has no entry"):
+    machine_code_hlo.kernels("HloModule nothing")
