@@ -132,12 +132,19 @@ class Ledger:
       pages: To be leased.
     """
     budget = self.budget
-    most = budget.slots, budget.pages
     used = self.slots.held + slots, self.pages.held + pages
-    few = [m is not None and u > m for u, m in zip(used, most)]
-    if few[0] == few[1]:
-      return Shortage(budget.slot_bytes, budget.page_bytes)
-    return Shortage(int(few[0]), int(few[1]))
+    many = used[0] - (used[0] if budget.slots is None else budget.slots)
+    few = many > 0, budget.pages is not None and used[1] > budget.pages
+    if few[0] != few[1]:
+      return Shortage(
+        int(few[0]), int(few[1]), many if few[0] else max(used[0], 1)
+      )
+    if few[0] or not budget.slot_bytes:
+      return Shortage(budget.slot_bytes, budget.page_bytes, max(many, 1))
+    excess = budget.bytes_of(*used) - budget.capacity_bytes
+    return Shortage(
+      budget.slot_bytes, budget.page_bytes, -(-excess // budget.slot_bytes)
+    )
 
   def unheld(self) -> Lease:
     """Numbers of both kinds that nobody holds; nothing is taken.

@@ -125,10 +125,13 @@ class Shortage(NamedTuple):
   Attributes:
     slot: What a free slot counts.
     page: What a free page counts.
+    slots: After so many free slots it is another one, or none: as many offers
+      may be turned down before it is asked for again.
   """
 
   slot: int
   page: int
+  slots: int = 1
 
 
 class Renumbering(NamedTuple):
