@@ -132,19 +132,18 @@ class Ledger:
       pages: To be leased.
     """
     budget = self.budget
+    sizes = budget.slot_bytes, budget.page_bytes
     used = self.slots.held + slots, self.pages.held + pages
     many = used[0] - (used[0] if budget.slots is None else budget.slots)
-    few = many > 0, budget.pages is not None and used[1] > budget.pages
-    if few[0] != few[1]:
-      return Shortage(
-        int(few[0]), int(few[1]), many if few[0] else max(used[0], 1)
-      )
-    if few[0] or not budget.slot_bytes:
-      return Shortage(budget.slot_bytes, budget.page_bytes, max(many, 1))
+    few_pages = budget.pages is not None and used[1] > budget.pages
+    if few_pages and many <= 0:
+      return Shortage(0, sizes[1] or 1, max(used[0], 1), beside=sizes[0])
+    if many > 0 and not few_pages:
+      return Shortage(1, 0, many)
+    if many > 0 or not sizes[0]:
+      return Shortage(*sizes, max(many, 1))
     excess = budget.bytes_of(*used) - budget.capacity_bytes
-    return Shortage(
-      budget.slot_bytes, budget.page_bytes, -(-excess // budget.slot_bytes)
-    )
+    return Shortage(*sizes, -(-excess // sizes[0]))
 
   def unheld(self) -> Lease:
     """Numbers of both kinds that nobody holds; nothing is taken.

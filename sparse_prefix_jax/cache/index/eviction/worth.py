@@ -157,13 +157,20 @@ class Worth:
   def _freed_by(
     self, short: Shortage
   ) -> Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None:
-    """What evicting rows frees of what is short; None where that is alike."""
+    """What evicting rows frees of what is short; None where that is alike.
+
+    Where pages alone are short, a state that frees none stays, and one that
+    frees few is not spared for that: its slot is free then as well.
+    """
     if short.page == 0 and short.slot > 0:
       return None
-    blocks_freed = self._policy.blocks_freed
-    return lambda rows: np.maximum(
-      short.slot + short.page * blocks_freed(rows), _NOTHING
-    )
+
+    def freed(rows: Int64[np.ndarray, "n"]) -> np.ndarray:
+      pages = self._policy.blocks_freed(rows)
+      units = short.slot + short.page * pages
+      return np.where(units > 0, units + short.beside, _NOTHING)
+
+    return freed
 
   def observe(self, blocks: Sequence[Hashable], salt: bytes) -> Visit:
     """Learns from a prompt; once, before it is placed.

@@ -155,14 +155,25 @@ def test_what_is_short_decides_between_states():
   assert index.worth.victim(Shortage(0, 1)) is above
 
 
+def test_where_pages_are_short_a_slot_counts_beside_them():
+  """Of two states one frees nine pages and its slot; no page, no use."""
+  index, _ = new_index()
+  store(index, range(40), depths=(1, 10))
+  above, end = sorted(index.states, key=lambda state: state.node.depth)
+  rows = np.array([index.worth._rows[above], index.worth._rows[end]])
+  freed = index.worth._freed_by(Shortage(0, 10, beside=100))
+  assert freed(rows).tolist() == [1e-9, 9 * 10 + 100]
+  assert index.worth._freed_by(BYTES)(rows).tolist() == [100, 9 * 10 + 100]
+
+
 def test_a_shortage_is_of_one_kind_or_of_bytes():
   ledger = Ledger(Budget(1000, 100, 10, slots=4, pages=20))
   ledger.lease(3, 18)
-  assert ledger.shortage(2, 1) == (1, 0, 1)
-  assert ledger.shortage(1, 3) == (0, 1, 4)
-  assert ledger.shortage(2, 3) == (100, 10, 1)
+  assert ledger.shortage(2, 1) == (1, 0, 1, 0)
+  assert ledger.shortage(1, 3) == (0, 10, 4, 100)
+  assert ledger.shortage(2, 3) == (100, 10, 1, 0)
   undivided = Ledger(Budget(1000, 100, 10))
-  assert undivided.shortage(99, 0) == (100, 10, 89)
+  assert undivided.shortage(99, 0) == (100, 10, 89, 0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -180,7 +191,8 @@ def test_a_shortage_is_the_same_until_so_many_slots_are_free(seed):
     assert short.slots > 0
     for fewer in range(min(short.slots, slots)):
       assert not ledger.has_room(slots - fewer, pages)
-      assert ledger.shortage(slots - fewer, pages)[:2] == short[:2]
+      again = ledger.shortage(slots - fewer, pages)
+      assert again._replace(slots=short.slots) == short
 
 
 @pytest.mark.parametrize("pages", [30, 99])
