@@ -27,9 +27,6 @@ from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
 
-# A store has keys of blocks for `worth` alone: hashes of 64 bits.
-_KEY_BYTES = 8 + 40
-
 # So many first observations have a plan each; then powers of two, up to E.
 _SOON = 10
 
@@ -372,13 +369,12 @@ class Planner:
 def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:
   """What states are worth, in the units of the cost."""
   if cost is None:
-    return Adaptive(block=policy.chunk, key_bytes=_KEY_BYTES)
+    return Adaptive(block=policy.chunk)
   last = cost.size - 1
   return Adaptive(
     block=policy.chunk,
     # Nothing resumes beyond the longest sequence.
     cost=lambda depth: float(cost[min(depth, last)]),
-    key_bytes=_KEY_BYTES,
   )
 
 

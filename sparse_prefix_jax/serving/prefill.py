@@ -32,6 +32,12 @@ class PrefillReport(NamedTuple):
     states: States on its path that it asked for and that are stored.
     reason: Why it did not resume any deeper.
     wave: Which wave of the batch it ran in.
+    expected_lost: Tokens of known whole chunks that it was expected
+      to compute again: when the entry that it matched had ended, or, if the
+      placement weighs all states (`adaptive`), when a sequence ended last. None
+      where the placement has no statistics of overlaps, or nothing was matched.
+    realised_lost: Those that it does compute again; `lost` counts those of a
+      chunk that is known in part as well, which no state could have saved.
   """
 
   length: int
@@ -41,6 +47,8 @@ class PrefillReport(NamedTuple):
   states: int
   reason: Reason
   wave: int
+  expected_lost: float | None
+  realised_lost: int
 
   @property
   def lost(self) -> int:
@@ -140,7 +148,8 @@ def prefill(
         cache.store.commit(running, segment)
       logits = _by_request(rows, segments) if all_logits else rows
       number = 1 + max((one.report.wave for one in done), default=-1)
-      done += map(partial(_done, wave=number), opened, logits)
+      tell = partial(_done, wave=number, chunk=cache.store.chunk)
+      done += map(tell, opened, logits)
       waiting = wave.later
     done.sort(key=lambda one: one.index)
     return PrefillOutput(
@@ -174,8 +183,11 @@ def _by_request(
   return np.split(rows, np.cumsum(lengths)[:-1])
 
 
-def _done(running: Running, logits: np.ndarray, wave: int) -> _Done:
+def _done(
+  running: Running, logits: np.ndarray, *, wave: int, chunk: int
+) -> _Done:
   """The result of a request that was just committed."""
+  whole = running.match.overlap_blocks * chunk
   report = PrefillReport(
     length=running.prompt_length,
     overlap=running.match.overlap_tokens,
@@ -184,5 +196,7 @@ def _done(running: Running, logits: np.ndarray, wave: int) -> _Done:
     states=running.states,
     reason=running.match.reason,
     wave=wave,
+    expected_lost=running.expected_lost,
+    realised_lost=max(whole - running.resumed, 0),
   )
   return _Done(running.request.index, logits, running.handle, report)

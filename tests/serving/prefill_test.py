@@ -107,6 +107,30 @@ def test_two_prompts_that_end_at_a_lattice_point_share_what_they_can():
   assert report.resumed == 48
 
 
+@pytest.mark.parametrize("placement", ["adaptive", "conditional", "last"])
+def test_reports_add_up_to_what_the_cache_expected_and_lost(placement):
+  """Documents of 76 tokens: 64 can be restored, and 12 by no state."""
+  cache = new_cache(placement, budget=1 if placement == "conditional" else None)
+  document, reports = random_tokens(76), []
+  for number in range(6):
+    prompt = np.append(document, random_tokens(20 + number, 1 + number))
+    reports += run(cache, [prompt])
+  for report in reports:
+    known = report.overlap // CHUNK * CHUNK
+    assert report.realised_lost == max(known - report.resumed, 0)
+    assert report.realised_lost <= report.lost
+  if placement != "conditional":  # It has planned before the second one.
+    assert (reports[1].realised_lost, reports[1].lost) == (64, 76)
+  told = [r for r in reports if r.expected_lost is not None]
+  stats = cache.stats()
+  if placement == "last":
+    assert not told and stats.expected_lost_tokens is None
+    return
+  assert len(told) > 3
+  assert sum(r.expected_lost for r in told) == stats.expected_lost_tokens
+  assert sum(r.realised_lost for r in told) == stats.realised_lost_tokens
+
+
 def test_unrelated_prompts_share_a_wave_and_a_salt_separates():
   prompts = [random_tokens(50, seed) for seed in range(3)]
   cache = new_cache()

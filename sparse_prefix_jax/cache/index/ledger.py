@@ -132,12 +132,18 @@ class Ledger:
       pages: To be leased.
     """
     budget = self.budget
-    most = budget.slots, budget.pages
+    sizes = budget.slot_bytes, budget.page_bytes
     used = self.slots.held + slots, self.pages.held + pages
-    few = [m is not None and u > m for u, m in zip(used, most)]
-    if few[0] == few[1]:
-      return Shortage(budget.slot_bytes, budget.page_bytes)
-    return Shortage(int(few[0]), int(few[1]))
+    many = used[0] - (used[0] if budget.slots is None else budget.slots)
+    few_pages = budget.pages is not None and used[1] > budget.pages
+    if few_pages and many <= 0:
+      return Shortage(0, sizes[1] or 1, max(used[0], 1), beside=sizes[0])
+    if many > 0 and not few_pages:
+      return Shortage(1, 0, many)
+    if many > 0 or not sizes[0]:
+      return Shortage(*sizes, max(many, 1))
+    excess = budget.bytes_of(*used) - budget.capacity_bytes
+    return Shortage(*sizes, -(-excess // sizes[0]))
 
   def unheld(self) -> Lease:
     """Numbers of both kinds that nobody holds; nothing is taken.

@@ -125,10 +125,16 @@ class Shortage(NamedTuple):
   Attributes:
     slot: What a free slot counts.
     page: What a free page counts.
+    slots: After so many free slots it is another one, or none: as many offers
+      may be turned down before it is asked for again.
+    beside: What a free slot counts beside pages where pages alone are short: of
+      no use to them, but to whoever comes next.
   """
 
   slot: int
   page: int
+  slots: int = 1
+  beside: int = 0
 
 
 class Renumbering(NamedTuple):

@@ -9,3 +9,4 @@ and `end_offsets` say where a prompt might keep states.
 
 from .adaptive import Adaptive as Adaptive
 from .adaptive import Visit as Visit
+from .tree import hashes as hashes

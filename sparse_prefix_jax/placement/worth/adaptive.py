@@ -14,7 +14,7 @@ future), has nothing to tune, and what it decides is a function of the calls.
 docs/design.md, "Which states are worth keeping", has the mathematics.
 """
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,12 +22,16 @@ from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
-from sparse_prefix_jax.placement.worth.forgetting import KEY_BYTES
 from sparse_prefix_jax.placement.worth.learning import Learner
+from sparse_prefix_jax.placement.worth.leaving import (
+  Freed,
+  Leaving,
+  release_least,
+)
 from sparse_prefix_jax.placement.worth.pages import blocks_freed
 from sparse_prefix_jax.placement.worth.proposals import proposals
 from sparse_prefix_jax.placement.worth.table import ROOT
-from sparse_prefix_jax.placement.worth.tree import Way
+from sparse_prefix_jax.placement.worth.tree import Keys, Way
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,6 @@ class Adaptive:
     block: int,
     cost: Callable[[int], float] | None = None,
     memory_bytes: int = 64 * 2**20,
-    key_bytes: int = KEY_BYTES,
   ) -> None:
     """Knows nothing yet.
 
@@ -86,24 +89,22 @@ class Adaptive:
       memory_bytes: What may be remembered of candidates and keys; looked at
         every fiftieth prompt. The candidates without a state that were visited
         longest ago are forgotten first; a held one never is.
-      key_bytes: What the key of a block takes of it; a reference, unless the
-        caller has keys for this object alone.
 
     Raises:
       ValueError: If there is less than one token to a block, or no memory.
     """
     if block < 1 or memory_bytes < 1:
+      given = f"{block} and {memory_bytes}"
       raise ValueError(
-        "block and memory_bytes must be at least 1, got"
-        f" {block} and {memory_bytes}"
+        f"block and memory_bytes must be at least 1, got {given}"
       )
     tokens = cost or (lambda depth: float(depth * block))
     self.held_count, self._block = 0, block
-    self._learner = Learner(block, tokens, memory_bytes, key_bytes)
+    self._learner = Learner(block, tokens, memory_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = self._caught_up = 0
 
-  def observe(self, keys: Sequence[Hashable]) -> Visit:
+  def observe(self, keys: Keys) -> Visit:
     """Learns from a prompt how often prefixes are asked for again.
 
     Args:
@@ -131,10 +132,9 @@ class Adaptive:
   def catch_up(self) -> None:
     """Learns what is learned seldom, if it is due before the next prompt.
 
-    Every tenth prompt, how much everything will be wanted is computed anew, and
-    every fiftieth the hazards are fitted. Whoever has time between two prompts
-    calls this then, and `observe` has nothing left to do; it is done by the
-    number of the prompt, and never by a clock.
+    Every tenth prompt all demand is computed anew, every fiftieth the hazards
+    are fitted. Whoever has time between two prompts calls this then: `observe`
+    has nothing left to do. The number of the prompt decides, never a clock.
     """
     if self._caught_up <= self._step:
       self._caught_up = self._step + 1
@@ -201,7 +201,7 @@ class Adaptive:
       and (row in offered or depth <= way.matched)
     )
 
-  def extend(self, keys: Sequence[Hashable]) -> int:
+  def extend(self, keys: Keys) -> int:
     """Registers the end of a path at which a state is in hand.
 
     A prompt that was decoded goes further than it did when it was observed. It
@@ -232,13 +232,12 @@ class Adaptive:
       self._learner.register(
         step, way, depth, proposed[depth], turn=turn, gap=gap
       )
-    note = self._tree.settle if way.matched == length else self._tree.finish
-    note(way)
+    (self._tree.settle if way.matched == length else self._tree.finish)(way)
     fresh = [row for row in way.rows if row not in known]
     self._learner.want(step, np.array(fresh, np.int64))
     return way.rows[-1]
 
-  def row_of(self, keys: Sequence[Hashable]) -> int | None:
+  def row_of(self, keys: Keys) -> int | None:
     """Returns the candidate at the end of a path, None where there is none.
 
     Args:
@@ -266,10 +265,7 @@ class Adaptive:
       self.held_count += len(rows)
 
   def choose(
-    self,
-    *,
-    pinned: Collection[int] = (),
-    freed: Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None = None,
+    self, *, pinned: Collection[int] = (), freed: Freed | None = None
   ) -> int:
     """Names the held state that is worth least per unit that it takes.
 
@@ -284,24 +280,39 @@ class Adaptive:
     Raises:
       ValueError: If there is none that may go, or one frees nothing.
     """
-    may_go = self._table.held[: self._table.size]
-    if pinned:
-      may_go = may_go.copy()
-      may_go[list(pinned)] = False
-    rows = np.flatnonzero(may_go)
-    if not rows.size:
-      raise ValueError(
-        f"no state may be evicted: {self.held_count} are held and"
-        f" {len(pinned)} rows pinned"
-      )
-    worth = flow.worths(self._table, rows)
-    if freed is not None:
-      units = np.asarray(freed(rows), np.float64)
-      if not (units > 0).all():
-        raise ValueError(f"freed must be positive, got {units.min()}")
-      worth = worth / units
-    least = rows[worth == worth.min()]
-    return int(least[self._table.number[least].argmin()])
+    row = Leaving(self._table, pinned=pinned, freed=freed).least()
+    if row is None:
+      stay = f"{self.held_count} are held and {len(pinned)} rows pinned"
+      raise ValueError(f"no state may be evicted: {stay}")
+    return row
+
+  def turn_down(
+    self,
+    offers: Collection[int],
+    most: int,
+    *,
+    pinned: Collection[int] = (),
+    freed: Freed | None = None,
+    stays: Callable[[int], bool] = lambda row: False,
+  ) -> tuple[list[int], int | None]:
+    """Does as `choose` and `release` in turn, while offers are worth least.
+
+    Args:
+      offers: Held rows that may be released.
+      most: How many of them at most.
+      pinned: Rows that must stay.
+      freed: As of `choose`.
+      stays: Whether another row must stay, asked when it is worth least.
+
+    Returns:
+      The offers released, in order, and the row that is worth least then; None
+      where all others stay, or as many as allowed were released.
+    """
+    gone, least = release_least(
+      self._table, offers, most, pinned=pinned, freed=freed, stays=stays
+    )
+    self.held_count -= len(gone)
+    return gone, least
 
   def release(self, row: int) -> None:
     """Counts a state as held no more.

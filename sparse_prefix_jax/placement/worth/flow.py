@@ -25,7 +25,7 @@ from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.demand import HORIZONS
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
-_LEAST_RATE = 1e-12
+LEAST_RATE = 1e-12
 
 
 def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
@@ -103,7 +103,7 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   loses[table.holder[added]] = True
   current = table.current_rows
   current = current[loses[table.holder[current]]]
-  for row in rows:
+  for row in reversed(rows):  # Deep ones first: who is above has less to look.
     pages.count_held(table, row)
   before, after = table.holder[current], _holders(table, current)
   moves = np.flatnonzero(before != after)
@@ -142,7 +142,7 @@ def worths(
   """
   above = table.holder[table.parent[rows]]
   spared = table.cost[rows] - table.cost[above]
-  return np.maximum(table.rate[rows], _LEAST_RATE) * spared
+  return np.maximum(table.rate[rows], LEAST_RATE) * spared
 
 
 def lost_blocks(table: Table) -> float:

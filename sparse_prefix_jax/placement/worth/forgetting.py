@@ -11,10 +11,7 @@ from jaxtyping import Bool, Int64
 
 from sparse_prefix_jax.placement.worth.hazards import Hazards
 from sparse_prefix_jax.placement.worth.table import ROOT, ROW_BYTES, Table
-from sparse_prefix_jax.placement.worth.tree import Tree
-
-KEY_BYTES = 8
-"""Bytes of a reference to the key of a block, where the caller has the key."""
+from sparse_prefix_jax.placement.worth.tree import KEY_BYTES, Tree
 
 EDGE_BYTES = 256
 """Bytes of what hangs a candidate in the tree: its edge, and where it is looked
@@ -24,22 +21,19 @@ up (measured with CPython 3.11)."""
 _KEPT = 0.9
 
 
-def remembered_bytes(
-  table: Table, tree: Tree, key_bytes: int = KEY_BYTES
-) -> int:
+def remembered_bytes(table: Table, tree: Tree) -> int:
   """Returns the bytes of all candidates, and of the keys between them.
 
   Args:
     table: With the rows of the tree.
     tree: With the edges.
-    key_bytes: Bytes of a key.
 
   >>> table = Table()
   >>> remembered_bytes(table, Tree(table)) == ROW_BYTES + EDGE_BYTES
   True
   """
   rows = table.size - len(table.free)
-  keys = tree.remembered_blocks * key_bytes
+  keys = tree.remembered_blocks * KEY_BYTES
   return rows * (ROW_BYTES + EDGE_BYTES) + keys
 
 
@@ -62,7 +56,6 @@ def forget(
   *,
   step: int,
   limit: int,
-  key_bytes: int = KEY_BYTES,
 ) -> None:
   """Forgets candidates, if there are too many of them.
 
@@ -75,14 +68,13 @@ def forget(
     hazards: Is told how long they waited.
     step: The one of now; whatever was visited in it stays.
     limit: Bytes that may be remembered.
-    key_bytes: Bytes of a key.
   """
-  if remembered_bytes(table, tree, key_bytes) <= limit:
+  if remembered_bytes(table, tree) <= limit:
     return
   gone: list[tuple[int, int]] = []
   leaves = _leaves(table, step)
   kept = _KEPT * limit
-  while leaves and remembered_bytes(table, tree, key_bytes) > kept:
+  while leaves and remembered_bytes(table, tree) > kept:
     _, _, row = heapq.heappop(leaves)
     gone.append((int(table.cell[row]), step - int(table.last[row])))
     parent = int(table.parent[row])

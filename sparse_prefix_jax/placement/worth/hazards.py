@@ -35,13 +35,16 @@ _FIRST_GUESS = 0.02 / (EDGES[:-1] + 2)
 # More than three visits per request and candidate are noise.
 _MOST = 3.0
 
+_Candidates = tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]
+"""Their cells and their ages."""
+
 
 class Hazards:
   """Events and exposure of every cell, and the hazards fitted to them last.
 
+  What is noted is added up when the hazards are fitted next.
+
   Attributes:
-    events: float64 [CELLS, BINS], visits that went exactly as far.
-    exposure: float64 [CELLS, BINS], requests waited, of visits that came.
     rates: float64 [CELLS, BINS], hazards of the last `refit`.
 
   >>> hazards, cell = Hazards(), np.array([7])
@@ -56,15 +59,40 @@ class Hazards:
 
   def __init__(self) -> None:
     """Starts with no events, and the hazards that follow from none."""
-    self.events = np.zeros((CELLS, BINS))
-    self.exposure = np.zeros((CELLS, BINS))
+    self._events = np.zeros((CELLS, BINS))
+    self._exposure = np.zeros((CELLS, BINS))
+    self._waited: list[_Candidates] = []
+    self._visited: list[_Candidates] = []
     nobody = np.zeros(0, np.int64)
     self.refit(nobody, nobody)
 
   @property
+  def events(self) -> Float64[np.ndarray, "cells bins"]:
+    """Visits that went exactly as far."""
+    self._settle()
+    return self._events
+
+  @property
+  def exposure(self) -> Float64[np.ndarray, "cells bins"]:
+    """Requests waited, of visits that came."""
+    self._settle()
+    return self._exposure
+
+  def _settle(self) -> None:
+    """Adds up what was noted, in its order; nobody waits for it."""
+    if self._waited:
+      cells, ages = map(np.concatenate, zip(*self._waited))
+      np.add.at(self._exposure, cells, spread(ages))
+      self._waited = []
+    if self._visited:
+      cells, ages = map(np.concatenate, zip(*self._visited))
+      np.add.at(self._events, (cells, age_bins(ages - 1)), 1)
+      self._visited = []
+
+  @property
   def bytes(self) -> int:
     """Bytes of all of it, always as many."""
-    arrays = (self.events, self.exposure, self.rates, self._to_edges)
+    arrays = (self._events, self._exposure, self.rates, self._to_edges)
     return sum(array.nbytes for array in arrays)
 
   def expose(
@@ -76,7 +104,7 @@ class Hazards:
       cells: The cell of each, as it was while it waited.
       ages: How many requests it has waited, at least 1.
     """
-    np.add.at(self.exposure, cells, spread(ages))
+    self._waited.append((cells, ages))
 
   def happen(
     self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
@@ -87,7 +115,7 @@ class Hazards:
       cells: The cell of each candidate, as it was while it waited.
       ages: How many requests it has waited, at least 1.
     """
-    np.add.at(self.events, (cells, age_bins(ages - 1)), 1)
+    self._visited.append((cells, ages))
 
   def refit(
     self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]

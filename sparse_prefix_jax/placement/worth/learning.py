@@ -13,7 +13,6 @@ from sparse_prefix_jax.placement.worth.cells import UNKNOWN, Kind, cells_of
 from sparse_prefix_jax.placement.worth.demand import demand
 from sparse_prefix_jax.placement.worth.end_offsets import EndOffsets
 from sparse_prefix_jax.placement.worth.forgetting import (
-  KEY_BYTES,
   forget,
   remembered_bytes,
   spare_bytes,
@@ -46,7 +45,6 @@ class Learner:
     block: int,
     cost: Callable[[int], float],
     memory_bytes: int,
-    key_bytes: int = KEY_BYTES,
   ) -> None:
     """Knows nothing yet.
 
@@ -54,13 +52,11 @@ class Learner:
       block: Tokens of a block.
       cost: What prefilling that many blocks costs.
       memory_bytes: What may be remembered.
-      key_bytes: Bytes of a key.
     """
     self.table = Table()
     self.tree = Tree(self.table)
     self.offsets: tuple[int, ...] = ()
     self._block, self._cost, self._memory_bytes = block, cost, memory_bytes
-    self._key_bytes = key_bytes
     self._hazards = Hazards()
     self._left_at = EndOffsets()
 
@@ -148,7 +144,7 @@ class Learner:
   @property
   def bytes(self) -> int:
     """What all of it takes."""
-    known = remembered_bytes(self.table, self.tree, self._key_bytes)
+    known = remembered_bytes(self.table, self.tree)
     return known + spare_bytes(self.table) + self._hazards.bytes
 
   def want(self, step: int, rows: Int64[np.ndarray, "n"]) -> None:
@@ -203,7 +199,6 @@ class Learner:
       *(table, self.tree, self._hazards),
       step=step,
       limit=self._memory_bytes,
-      key_bytes=self._key_bytes,
     )
     rows = table.rows()
     self._hazards.refit(table.cell[rows], step - table.last[rows])

@@ -4,16 +4,41 @@ Every end of a prompt and every place where one left another is a candidate, so
 the blocks between two neighbouring candidates are a chain without branches: one
 edge with the keys of its blocks. Finding how far a prompt is known takes one
 comparison per edge, and a new candidate within an edge cuts it in two.
+
+Of a key its hash is remembered, 64 bits, and of an edge the bytes of them all:
+the objects of a long way would lie anywhere in memory.
 """
 
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
-_NO_EDGE: tuple[Hashable, ...] = ()
+KEY_BYTES = 8
+"""Bytes of a key."""
+
+Keys: TypeAlias = Sequence[Hashable] | Int64[np.ndarray, "n"]
+"""One per whole block of a prompt: anything that can be hashed, or hashes."""
+
+
+def hashes(keys: Keys) -> Int64[np.ndarray, "n"]:
+  """Returns the hash of every key, 64 bits; of hashes, themselves.
+
+  They are of this process, and two keys may have one: they are learned from,
+  and nothing is ever resumed by them.
+
+  Args:
+    keys: One per block.
+  """
+  if isinstance(keys, np.ndarray):
+    return keys.astype(np.int64, copy=False)
+  return np.fromiter(map(hash, keys), np.int64, len(keys))
 
 
 @dataclass
@@ -21,7 +46,8 @@ class Way:
   """The way of a prompt through the tree.
 
   Attributes:
-    keys: One per whole block.
+    keys: Hashes, one per whole block.
+    packed: Their bytes.
     matched: How many leading blocks an earlier prompt had, m.
     rows: The candidates on it, the shallow ones first.
     depths: Their depths.
@@ -31,7 +57,8 @@ class Way:
     changes: What `Tree.changes` was when it was found.
   """
 
-  keys: tuple[Hashable, ...]
+  keys: Int64[np.ndarray, "n"]
+  packed: bytes
   matched: int
   rows: list[int]
   depths: list[int]
@@ -48,6 +75,15 @@ class Way:
     place = bisect_left(self.depths, depth)
     known = place < len(self.depths) and self.depths[place] == depth
     return self.rows[place] if known else None
+
+  def between(self, start: int, stop: int) -> bytes:
+    """Returns the packed keys of some of its blocks.
+
+    Args:
+      start: Blocks before them.
+      stop: Blocks before what follows them.
+    """
+    return self.packed[start * KEY_BYTES : stop * KEY_BYTES]
 
 
 class Tree:
@@ -73,12 +109,12 @@ class Tree:
       table: Its columns of structure are the tree's to change.
     """
     self._table = table
-    self._edges: dict[int, tuple[Hashable, ...]] = {ROOT: _NO_EDGE}
-    self._below: dict[tuple[int, Hashable], int] = {}
+    self._edges: dict[int, bytes] = {ROOT: b""}
+    self._below: dict[tuple[int, bytes], int] = {}
     self._numbers = 0
     self.remembered_blocks = self.changes = 0
 
-  def walk(self, keys: Sequence[Hashable]) -> Way:
+  def walk(self, keys: Keys) -> Way:
     """Finds a prompt in the tree; a look, nothing changes.
 
     Args:
@@ -87,23 +123,27 @@ class Tree:
     Returns:
       Its way, as far as it is known.
     """
-    keys = tuple(keys)
-    way = Way(keys, 0, [], [], 0, self._numbers + 1, self.changes)
-    row = last = ROOT
-    while way.matched < len(keys):
-      child = self._below.get((row, keys[way.matched]))
+    keys = hashes(keys)
+    packed, at, row, last = keys.tobytes(), 0, ROOT, ROOT
+    rows: list[int] = []
+    depths: list[int] = []
+    while at < len(packed):
+      child = self._below.get((row, packed[at : at + KEY_BYTES]))
       if child is None:
         break
       edge, last = self._edges[child], child
-      common = _common(edge, keys, way.matched)
-      way.matched += common
-      if common < len(edge):
+      if not packed.startswith(edge, at):
+        at += KEY_BYTES * _common(edge, packed[at : at + len(edge)])
         break
-      way.rows.append(child)
-      way.depths.append(way.matched)
+      at += len(edge)
       row = child
-    way.length = int(self._table.length[last])
-    return way
+      rows.append(row)
+      depths.append(at // KEY_BYTES)
+    length = int(self._table.length[last])
+    number, matched = self._numbers + 1, at // KEY_BYTES
+    return Way(
+      keys, packed, matched, rows, depths, length, number, self.changes
+    )
 
   def add(self, way: Way, depth: int) -> int:
     """Makes a candidate; the way then has it.
@@ -121,12 +161,13 @@ class Tree:
     table, place = self._table, bisect_left(way.depths, depth)
     parent = way.rows[place - 1] if place else ROOT
     start = way.depths[place - 1] if place else 0
-    child = self._below.get((parent, way.keys[start]))
+    edge = way.between(start, depth)
+    child = self._below.get((parent, edge[:KEY_BYTES]))
     row = table.new_row()
     table.parent[row], table.depth[row] = parent, depth
     table.number[row] = way.first_number + depth - way.matched - 1
-    self._edges[row] = way.keys[start:depth]
-    self._below[parent, way.keys[start]] = row
+    self._edges[row] = edge
+    self._below[parent, edge[:KEY_BYTES]] = row
     if child is None:
       table.children[parent] += 1
       self.remembered_blocks += depth - start
@@ -165,28 +206,27 @@ class Tree:
     """
     self.changes += 1
     edge, parent = self._edges.pop(row), int(self._table.parent[row])
-    del self._below[parent, edge[0]]
+    del self._below[parent, edge[:KEY_BYTES]]
     self._table.children[parent] -= 1
     self._table.free_row(row)
-    self.remembered_blocks -= len(edge)
+    self.remembered_blocks -= len(edge) // KEY_BYTES
 
   def _hang_below(self, row: int, child: int, cut: int) -> None:
     """Cuts the edge of a child in two, the upper part being the row's."""
     table, edge = self._table, self._edges[child]
-    self._edges[child] = edge[cut:]
-    self._below[row, edge[cut]] = child
+    lower = edge[cut * KEY_BYTES :]
+    self._edges[child] = lower
+    self._below[row, lower[:KEY_BYTES]] = child
     table.parent[child] = row
     table.children[row] = 1
-    table.number[row] = table.number[child] - len(edge) + cut
+    table.number[row] = table.number[child] - len(lower) // KEY_BYTES
     pages.cut(table, row, child)
 
 
-def _common(
-  edge: tuple[Hashable, ...], keys: tuple[Hashable, ...], start: int
-) -> int:
-  """How many keys of an edge follow in a prompt from `start` on."""
-  following = keys[start : start + len(edge)]
-  if following == edge:
-    return len(edge)
-  pairs = enumerate(zip(edge, following))
-  return next((n for n, (a, b) in pairs if a != b), len(following))
+def _common(edge: bytes, following: bytes) -> int:
+  """How many leading keys of an edge and of what follows are the same."""
+  most = min(len(edge), len(following)) // KEY_BYTES
+  differ = np.frombuffer(edge, np.int64, most) != np.frombuffer(
+    following, np.int64, most
+  )
+  return int(differ.argmax()) if differ.any() else most

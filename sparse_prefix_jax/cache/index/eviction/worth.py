@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from sparse_prefix_jax.placement.worth import Adaptive, Visit
+from sparse_prefix_jax.placement.worth import Adaptive, Visit, hashes
 
 from ..results import Match, Shortage
 from ..tree import Node, State
@@ -34,29 +34,28 @@ class _Offer(NamedTuple):
   wanted: bool
 
 
-def keys_of(blocks: Sequence[Hashable], salt: bytes) -> list[Hashable]:
-  """Keys of blocks as a policy remembers them: short, and apart by tenants.
+def keys_of(blocks: Sequence[Hashable], salt: bytes) -> Int64[np.ndarray, "n"]:
+  """Keys of blocks as a policy remembers them: hashes, and apart by tenants.
 
-  Of ids it remembers Python's hash: 64 bits, keyed anew in every process. They
-  are compared to learn from, never to resume by; and of a block that is stored
-  the hash is known already.
+  They are Python's, 64 bits, keyed anew in every process where blocks are ids.
+  They are compared to learn from, never to resume by; and of a block that is
+  stored the hash is known already.
 
   Args:
     blocks: Keys of whole blocks from the start.
     salt: The tenant.
 
-  >>> keys_of(["a", "b"], b"salt")
-  [(b'salt', 'a'), 'b']
+  >>> ours, theirs = keys_of([1, 2], b"ours"), keys_of([1, 2], b"theirs")
+  >>> (ours == theirs).tolist()
+  [False, True]
   """
-  if not blocks:
-    return []
-  ids = isinstance(blocks[0], bytes)
-  keys: list[Hashable] = [*map(hash, blocks)] if ids else [*blocks]
-  keys[0] = salt, keys[0]
+  keys = hashes(blocks)
+  if blocks:
+    keys[0] = hash((salt, blocks[0]))
   return keys
 
 
-def _keys_to(node: Node) -> list[Hashable]:
+def _keys_to(node: Node) -> Int64[np.ndarray, "n"]:
   """The keys of the path to a node."""
   path = [node]
   while (above := path[-1].parent) is not None:
@@ -125,39 +124,53 @@ class Worth:
     Raises:
       StopIteration: Pins hold all of them, and nothing is offered.
     """
-    wanted = [row for row, offer in self._offers.items() if offer.wanted]
-    row = self._least(short, {*self._awaited, *wanted})
-    row = self._least(short, {*self._awaited}) if row is None else row
-    if row is None:
-      raise StopIteration
-    if self._offers.pop(row, None) is None:
+    wanted = {row for row, offer in self._offers.items() if offer.wanted}
+    may_go = self._offers.keys() - wanted
+    gone, row = self._turn_down(may_go, short, {*self._awaited, *wanted})
+    if row is None and not gone:
+      gone, row = self._turn_down(wanted, short, {*self._awaited})
+    if row is not None and not gone:
       return self._stored[row]
-    self._policy.release(row)
+    if not gone:
+      raise StopIteration
     return None
 
-  def _least(self, short: Shortage, stay: set[int]) -> int | None:
-    """The row that is worth least for what it frees, None where all stay.
+  def _turn_down(
+    self, offers: Collection[int], short: Shortage, stay: Collection[int]
+  ) -> tuple[list[int], int | None]:
+    """Turns offers down that are worth less than all that is stored.
 
     Few states are pinned, and seldom are they the ones worth least: they are
     found when they would be chosen.
     """
-    while len(stay) < self._policy.held_count:
-      row = self._policy.choose(pinned=stay, freed=self._freed_by(short))
-      if row not in self._stored or not self._stored[row].pins:
-        return row
-      stay.add(row)
-    return None
+    gone, row = self._policy.turn_down(
+      offers,
+      short.slots,
+      pinned=stay,
+      freed=self._freed_by(short),
+      stays=lambda row: self._stored[row].pins > 0,
+    )
+    for one in gone:
+      del self._offers[one]
+    return gone, row
 
   def _freed_by(
     self, short: Shortage
   ) -> Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None:
-    """What evicting rows frees of what is short; None where that is alike."""
+    """What evicting rows frees of what is short; None where that is alike.
+
+    Where pages alone are short, a state that frees none stays, and one that
+    frees few is not spared for that: its slot is free then as well.
+    """
     if short.page == 0 and short.slot > 0:
       return None
-    blocks_freed = self._policy.blocks_freed
-    return lambda rows: np.maximum(
-      short.slot + short.page * blocks_freed(rows), _NOTHING
-    )
+
+    def freed(rows: Int64[np.ndarray, "n"]) -> np.ndarray:
+      pages = self._policy.blocks_freed(rows)
+      units = short.slot + short.page * pages
+      return np.where(units > 0, units + short.beside, _NOTHING)
+
+    return freed
 
   def observe(self, blocks: Sequence[Hashable], salt: bytes) -> Visit:
     """Learns from a prompt; once, before it is placed.

@@ -1,5 +1,6 @@
 """Rule `index`: rows of a policy are states, awaited ones, or offers."""
 
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.cache.index import (
@@ -56,7 +57,7 @@ def test_a_prompt_is_asked_for_by_tenant():
   store(index, range(8), depths=(2,), salt=b"other")
   assert index.worth.observe(blocks, b"other").resumed == 2
   assert policy.held_count == 2
-  assert keys_of([], b"salt") == []
+  assert keys_of([], b"salt").size == 0
 
 
 def test_an_offer_that_is_accepted_is_awaited_until_it_is_captured():
@@ -154,14 +155,77 @@ def test_what_is_short_decides_between_states():
   assert index.worth.victim(Shortage(0, 1)) is above
 
 
+def test_where_pages_are_short_a_slot_counts_beside_them():
+  """Of two states one frees nine pages and its slot; no page, no use."""
+  index, _ = new_index()
+  store(index, range(40), depths=(1, 10))
+  above, end = sorted(index.states, key=lambda state: state.node.depth)
+  rows = np.array([index.worth._rows[above], index.worth._rows[end]])
+  freed = index.worth._freed_by(Shortage(0, 10, beside=100))
+  assert freed(rows).tolist() == [1e-9, 9 * 10 + 100]
+  assert index.worth._freed_by(BYTES)(rows).tolist() == [100, 9 * 10 + 100]
+
+
 def test_a_shortage_is_of_one_kind_or_of_bytes():
   ledger = Ledger(Budget(1000, 100, 10, slots=4, pages=20))
   ledger.lease(3, 18)
-  assert ledger.shortage(2, 1) == (1, 0)
-  assert ledger.shortage(1, 3) == (0, 1)
-  assert ledger.shortage(2, 3) == (100, 10)
+  assert ledger.shortage(2, 1) == (1, 0, 1, 0)
+  assert ledger.shortage(1, 3) == (0, 10, 4, 100)
+  assert ledger.shortage(2, 3) == (100, 10, 1, 0)
   undivided = Ledger(Budget(1000, 100, 10))
-  assert undivided.shortage(99, 0) == (100, 10)
+  assert undivided.shortage(99, 0) == (100, 10, 89, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_shortage_is_the_same_until_so_many_slots_are_free(seed):
+  random = np.random.default_rng(seed)
+  sizes = random.integers(0, 30, 2).tolist()
+  limits = random.integers(0, 40, 2).tolist()
+  most = [None if random.random() < 0.3 else limit for limit in limits]
+  budget = Budget(int(random.integers(900)), *sizes, *most)
+  for slots, pages in random.integers(0, 60, (50, 2)).tolist():
+    ledger = Ledger(budget)
+    if ledger.has_room(slots, pages):
+      continue
+    short = ledger.shortage(slots, pages)
+    assert short.slots > 0
+    for fewer in range(min(short.slots, slots)):
+      assert not ledger.has_room(slots - fewer, pages)
+      again = ledger.shortage(slots - fewer, pages)
+      assert again._replace(slots=short.slots) == short
+
+
+@pytest.mark.parametrize("pages", [30, 99])
+@pytest.mark.parametrize("seed", range(4))
+def test_offers_turned_down_together_are_those_turned_down_alone(
+  seed, pages, monkeypatch
+):
+  """Branches of one document, with slots or pages or both scarce."""
+
+  def decisions():
+    random, taken = np.random.default_rng(seed), []
+    index, _ = new_index(slots=6, pages=pages)
+    for owner in range(60):
+      ids = [*range(4 * int(random.integers(3, 12)))]
+      ids += random.integers(1000, 9999, 8).tolist()
+      asked(index, ids, owner=owner)
+      index.free(*index.reserve(1, int(random.integers(3))))
+      kept = index.worth.accept(owner)
+      taken.append((kept, {(s.node.depth, s.number) for s in index.states}))
+      index.withdraw(owner)
+      store(index, ids, depths=kept)
+      index.check()
+    assert index.evictions
+    return taken
+
+  together = decisions()
+  shortage = Ledger.shortage
+
+  def alone(ledger, slots, pages):
+    return shortage(ledger, slots, pages)._replace(slots=1)
+
+  monkeypatch.setattr(Ledger, "shortage", alone)
+  assert decisions() == together
 
 
 def test_a_hit_and_a_longer_turn_change_nothing():

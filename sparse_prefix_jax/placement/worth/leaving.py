@@ -1,0 +1,201 @@
+"""Which states leave, the one worth least first: `Leaving`.
+
+What a prompt offers is held as if there were room for all of it, and most of it
+leaves again at once: a prompt that shares hundreds of branches offers dozens of
+candidates. A state that leaves changes what the next ones above and below it
+are worth, and nobody else; so all are weighed once, and those few again.
+"""
+
+from collections.abc import Callable, Collection
+from operator import add, truediv
+
+import numpy as np
+from jaxtyping import Int64
+
+from sparse_prefix_jax.placement.worth import pages
+from sparse_prefix_jax.placement.worth.demand import HORIZONS
+from sparse_prefix_jax.placement.worth.flow import LEAST_RATE, worths
+from sparse_prefix_jax.placement.worth.table import ROOT, Table
+
+Freed = Callable[[Int64[np.ndarray, "n"]], np.ndarray]
+"""What evicting each of some held rows would free, positive."""
+
+_HORIZONS = [*map(float, HORIZONS)]
+
+
+class Leaving:
+  """Held candidates by what they are worth, while some of them leave.
+
+  Nothing else may change them meanwhile, and `finish` is due at the end.
+
+  Args:
+    table: Its columns of states, flows and pages are written.
+    pinned: Rows that must stay.
+    going: Rows that may be released.
+    freed: What each would free; None where all free the same.
+  """
+
+  def __init__(
+    self,
+    table: Table,
+    *,
+    pinned: Collection[int] = (),
+    going: Collection[int] = (),
+    freed: Freed | None = None,
+  ) -> None:
+    """Weighs all that are held."""
+    self._table, self._freed = table, freed
+    self._rows = rows = np.flatnonzero(table.held[: table.size])
+    self._worth = worths(table, rows)
+    self._place = np.zeros(table.size, np.int64)
+    self._place[rows] = np.arange(rows.size)
+    stay = np.array([*pinned], np.int64)
+    self._worth[self._place[stay[table.held[stay]]]] = np.inf
+    self._above: dict[int, int] = {}
+    self._below: dict[int, list[int]] = {ROOT: []}
+    self._flows: dict[int, list[float]] = {}
+    self._rates: dict[int, float] = {}
+    self._heirs: dict[int, int] = {}
+    if going:
+      self._note_neighbours([*going])
+
+  def _note_neighbours(self, going: list[int]) -> None:
+    """Who stands above those that may go, and who below them."""
+    table, rows = self._table, self._rows
+    goes = np.zeros(table.size, np.bool_)
+    goes[going] = True
+    above = table.holder[table.parent[rows]]
+    near = np.flatnonzero(goes[rows] | goes[above])
+    for row, over in zip(rows[near].tolist(), above[near].tolist()):
+      self._above[row] = over
+      self._below.setdefault(over, []).append(row)
+
+  def least(self) -> int | None:
+    """Names the one that is worth least per unit that it takes.
+
+    Returns:
+      Its row, of equals the one whose block was seen first; None where all
+      others stay.
+
+    Raises:
+      ValueError: If one frees nothing.
+    """
+    if not self._rows.size:
+      return None
+    worth = self._worth
+    if self._freed is not None:
+      units = np.asarray(self._freed(self._rows), np.float64)
+      if not (units > 0).all():
+        raise ValueError(f"freed must be positive, got {units.min()}")
+      worth = worth / units
+    place = int(worth.argmin())
+    if worth[place] == np.inf:
+      return None
+    equal = worth == worth[place]
+    if np.count_nonzero(equal) > 1:
+      rows = self._rows[equal]
+      return int(rows[self._table.number[rows].argmin()])
+    return int(self._rows[place])
+
+  def keep(self, row: int) -> None:
+    """One that is held must stay.
+
+    Args:
+      row: Its row.
+    """
+    self._worth[self._place[row]] = np.inf
+
+  def release(self, row: int) -> None:
+    """One leaves; its flow goes to the next holder above.
+
+    Args:
+      row: One of those that may go.
+    """
+    above = self._above.pop(row)
+    pages.count_released(self._table, row)
+    flow = [*map(add, self._flow(above), self._flow(row))]
+    self._flows[above], self._flows[row] = flow, [0.0] * len(flow)
+    self._rates[above] = max(map(truediv, flow, _HORIZONS))
+    self._rates[row] = 0.0
+    self._heirs[row] = above
+    self.keep(row)
+    for heir in self._below.pop(row, ()):
+      if heir in self._above:  # It has not left itself.
+        self._above[heir] = above
+        self._below.setdefault(above, []).append(heir)
+        self._weigh(heir, above)
+    if above != ROOT:
+      self._weigh(above, self._over(above))
+
+  def finish(self) -> None:
+    """Writes what has changed, once for all that left."""
+    table, heirs = self._table, self._heirs
+    if not heirs:
+      return
+    for row in reversed([*heirs]):
+      heirs[row] = heirs.get(heirs[row], heirs[row])
+    now = np.arange(table.size)
+    now[[*heirs]] = [*heirs.values()]
+    table.holder[: table.size] = now[table.holder[: table.size]]
+    table.flow[[*self._flows]] = [*self._flows.values()]
+    table.rate[[*self._rates]] = [*self._rates.values()]
+
+  def _flow(self, row: int) -> list[float]:
+    """The flow of a holder by now."""
+    flow = self._flows.get(row)
+    return self._table.flow[row].tolist() if flow is None else flow
+
+  def _over(self, row: int) -> int:
+    """The nearest held above a row by now; `ROOT` where there is none."""
+    if row in self._above:
+      return self._above[row]
+    return int(self._table.holder[self._table.parent[row]])
+
+  def _weigh(self, row: int, over: int) -> None:
+    """Weighs one anew, unless it stays anyway."""
+    place = self._place[row]
+    if self._worth[place] == np.inf:
+      return
+    table, rate = self._table, self._rates.get(row)
+    rate = float(table.rate[row]) if rate is None else rate
+    spared = float(table.cost[row]) - float(table.cost[over])
+    self._worth[place] = max(rate, LEAST_RATE) * spared
+
+
+def release_least(
+  table: Table,
+  going: Collection[int],
+  most: int,
+  *,
+  pinned: Collection[int] = (),
+  freed: Freed | None = None,
+  stays: Callable[[int], bool] = lambda row: False,
+) -> tuple[list[int], int | None]:
+  """Releases candidates until one is worth less that is not to be released.
+
+  Args:
+    table: Written as by `Leaving`.
+    going: Held rows that may be released.
+    most: How many of them, at most.
+    pinned: Rows that must stay.
+    freed: As of `Leaving`.
+    stays: Whether another one must stay, asked when its turn has come.
+
+  Returns:
+    Those released, in order, and who would be next of those that may not: None
+    where all of them stay, or enough were released before.
+  """
+  leaving = Leaving(table, pinned=pinned, going=going, freed=freed)
+  gone: list[int] = []
+  following = None
+  while len(gone) < most and (row := leaving.least()) is not None:
+    if row in going:
+      leaving.release(row)
+      gone.append(row)
+    elif stays(row):
+      leaving.keep(row)
+    else:
+      following = row
+      break
+  leaving.finish()
+  return gone, following
