@@ -43,7 +43,6 @@ from benchmarks import (
 )
 from benchmarks.aot_compile import (
   Case,
-  check_known,
   compiled,
   in_a_process,
   program_of,
@@ -145,7 +144,7 @@ def _cases() -> list[Case]:
   Raises:
     ValueError: A name that is not known.
   """
-  check_known(_CHOSEN, _OPERATIONS)
+  command_line.known(_CHOSEN, _OPERATIONS)
   return [
     Case("cuda", _TARGET, operation, width, "bfloat16")
     for operation in _CHOSEN.value or _OPERATIONS
