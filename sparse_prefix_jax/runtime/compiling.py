@@ -5,7 +5,9 @@ for 64 rows, another for 1,024, and perhaps others in the next process. They add
 up in other orders, so rows have other bits (measured on an H200: up to a third
 of all bits of a float32 product). Programs of a model are compiled without that
 choice: then the library of products takes the kernel, by shape alone, and from
-64 rows up its rows are the same for every number of them.
+64 rows up its rows are the same for every number of them. Nor does XLA merge
+products of one input: below a size it would, with few rows and not with many,
+and each step of decoding would first copy their weights side by side.
 """
 
 import functools
@@ -19,6 +21,7 @@ from sparse_prefix_jax.kernels.implementations import current_device
 _ON_GPU: Mapping[str, bool | int] = {
   "xla_gpu_autotune_level": 0,
   "xla_gpu_enable_triton_gemm": False,
+  "xla_gpu_dot_merger_threshold_mb": 0,
 }
 
 

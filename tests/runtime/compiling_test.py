@@ -17,6 +17,7 @@ def test_only_a_gpu_is_told_not_to_choose():
       options = compiler_options()
     assert options == {
       "xla_gpu_autotune_level": 0,
+      "xla_gpu_dot_merger_threshold_mb": 0,
       "xla_gpu_enable_triton_gemm": False,
     }
 
