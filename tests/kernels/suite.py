@@ -288,6 +288,10 @@ class CoreSuite:
     assert reference.relative_error(got_state, want_state) <= 1e-4
 
   def test_gradients_pass_through_jit_and_checkpoint(self):
+    self.assert_gradients_pass_through()
+
+  def assert_gradients_pass_through(self):
+    """The gradient of the loss as it is, and under both transformations."""
     c = self.operation.chunk
     _, packed, length = self.packed_inputs(c + c // 2)
     state = jnp.asarray(self.operation.initial_state(0))
