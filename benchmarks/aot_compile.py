@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.aot_programs import PROGRAMS, Program, Shape
+from benchmarks.aot_program import Program, Shape
+from benchmarks.aot_programs import PROGRAMS
 from sparse_prefix_jax.kernels.implementations import Choice
 from sparse_prefix_jax.runtime.in_place import PoolProgram, kernel_format
 

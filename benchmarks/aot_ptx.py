@@ -22,7 +22,8 @@ def unwaited(text: str) -> list[str]:
   Products may add to one accumulator one behind the other; nothing else may
   read or write it until a wait leaves no more groups under way than began
   after. A label or a branch with products under way is told as well: what
-  happens on the other side of it is not followed.
+  happens on the other side of it is not followed; and so is a product whose
+  accumulators cannot be read.
 
   Args:
     text: PTX of a kernel.
@@ -38,6 +39,8 @@ def unwaited(text: str) -> list[str]:
     product, waited = _PRODUCT.search(code), _WAIT.search(code)
     if product is not None:
       groups[-1] |= {*_REGISTER.findall(product[1])}
+    elif "wgmma.mma_async" in code:
+      told.append(line.strip())  # Of a form whose accumulators are not known.
     elif _COMMIT.search(code):
       groups.append(set())
     elif waited is not None:

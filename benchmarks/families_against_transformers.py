@@ -152,6 +152,8 @@ def main(argv: list[str]) -> None:
     from benchmarks.family_models import FAMILIES
 
     command_line.known(_FAMILIES, FAMILIES)
+    if experts and _FAMILIES.value:
+      raise ValueError(f"--experts is of {_GROWING} alone, without --families")
   models: list[tuple[str, dict[str, Any]]] = [
     (name, {}) for name in _FAMILIES.value or FAMILIES
   ]

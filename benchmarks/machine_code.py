@@ -215,6 +215,8 @@ def main(argv: list[str]) -> None:
   with command_line.one_sentence(argv):
     cases, results = _cases(), None
     compiler = f"JAX {metadata.version('jax')}, ptxas {assembler()}"
+    if _COUNTED.value is not None and (_OUTPUT.value or _CHOSEN.value):
+      raise ValueError("--counted takes neither --output nor --operations")
     if _COUNTED.value is not None:
       compiler, results = _read(_COUNTED.value)
     kept = _kept(compiler) if _CHECK.value else []

@@ -69,8 +69,8 @@ def above(
     known = before.get((result["operation"], result["width"]))
     if known is None:
       told.append(f"{name} has no counts that are kept")
-      known = {"program": {}, "kernels": {}}
-    told += [f"{name}: {x}" for x in _raised(result, known)]
+    else:
+      told += [f"{name}: {x}" for x in _raised(result, known)]
     told += [f"{name}: {x}" for x in _over(result)]
   return told
 
@@ -78,8 +78,14 @@ def above(
 def _raised(
   result: Mapping[str, Any], known: Mapping[str, Any]
 ) -> Iterator[str]:
-  """Says which counts of a program are above the kept ones."""
+  """Says which counts of a program are above the kept ones, or not there."""
   yield from _compared("the program", result["program"], known["program"])
+  ours, before = (x["program"].get("own_kernels", 0) for x in (result, known))
+  if ours < before:
+    yield f"the program has {ours} kernels of ours, and {before} are kept"
+  for kernel in sorted({*result["kernels"]} ^ {*known["kernels"]}):
+    where = "is new" if kernel in result["kernels"] else "is gone"
+    yield f"{kernel} {where}"
   for kernel, counts in result["kernels"].items():
     yield from _compared(kernel, counts, known["kernels"].get(kernel, {}))
 

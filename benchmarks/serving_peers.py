@@ -101,7 +101,12 @@ def make_peers(
   """
   threads = os.cpu_count() or 1
   others = other_models(
-    directory, threads=threads, dtype=dtype, device="cpu", longest=longest
+    directory,
+    threads=threads,
+    dtype=dtype,
+    device="cpu",
+    longest=longest,
+    names=names,
   )
   return {
     name: lambda answer, name=name: Peer(others[name], answer) for name in names

@@ -6,7 +6,7 @@ and, where its Python binding is installed, llama.cpp.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -48,6 +48,7 @@ def other_models(
   device: str,
   longest: int,
   batch: int = 1,
+  names: Collection[str] = ("transformers", "llama_cpp"),
 ) -> dict[str, OtherModel]:
   """Who else runs the layer group, by name.
 
@@ -58,14 +59,16 @@ def other_models(
     device: As PyTorch names it.
     longest: Tokens of the longest sequence.
     batch: Sequences of the largest batch.
+    names: Of those, who is asked for.
   """
   from benchmarks.transformers_model import Transformers, write_checkpoint
 
   write_checkpoint(directory)
-  others: dict[str, OtherModel] = {
-    "transformers": Transformers(directory, threads, dtype, device)
-  }
-  if device == "cpu" and command_line.has("llama_cpp", "gguf"):
+  others: dict[str, OtherModel] = {}
+  if "transformers" in names:
+    others["transformers"] = Transformers(directory, threads, dtype, device)
+  here = device == "cpu" and command_line.has("llama_cpp", "gguf")
+  if "llama_cpp" in names and here:
     from benchmarks.gguf_file import write_gguf
     from benchmarks.llama_cpp_model import LlamaCpp
 

@@ -29,6 +29,7 @@ _WIDE_UNITS = ("TPU v6 lite", "TPU7x")
 
 
 _VMEM_BYTES = 14 * 2**20
+"""What the buffers of a step may take: 16 MiB, but for what is not counted."""
 SCALAR_BYTES = 2**20 - 2**14
 """Bytes of scalars that a kernel may be given: those of SMEM, but for what the
 compiler keeps there."""
@@ -40,7 +41,7 @@ _WHOLE_VMEM = {
 }
 """VMEM of a core by the kind of device; others have `_LARGEST_VMEM`."""
 _LARGEST_VMEM = 128 * 2**20
-"""What the buffers of a step may take: 16 MiB, but for what is not counted."""
+"""VMEM of a core where the kind of device is not among those."""
 
 
 def heads_per_step(device: Device, k: Array, v: Array) -> int:

@@ -32,10 +32,11 @@ class PrefillReport(NamedTuple):
     states: States on its path that it asked for and that are stored.
     reason: Why it did not resume any deeper.
     wave: Which wave of the batch it ran in.
-    expected_lost: Tokens of known whole chunks that it was expected
-      to compute again: when the entry that it matched had ended, or, if the
-      placement weighs all states (`adaptive`), when a sequence ended last. None
-      where the placement has no statistics of overlaps, or nothing was matched.
+    expected_lost: Tokens of known whole chunks that it was expected to compute
+      again, as the statistics were when the entry that it matched had ended.
+      None where the placement has none, or nothing was matched. If it weighs
+      all states (`adaptive`), the average over whatever prompt comes next, as
+      it was when a sequence ended last, and never None.
     realised_lost: Those that it does compute again; `lost` counts those of a
       chunk that is known in part as well, which no state could have saved.
   """

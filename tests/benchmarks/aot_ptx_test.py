@@ -49,6 +49,11 @@ def test_a_wait_that_leaves_a_group_leaves_its_accumulator():
   assert told(*lines, late, WAIT, late) == [late]
 
 
+def test_a_product_of_another_form_is_told():
+  line = "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0,"
+  assert aot_ptx.unwaited(line) == [line]
+
+
 def test_products_under_way_at_a_branch_are_told():
   branch = "@%p1 bra 	$L__BB0_2;"
   assert told(PRODUCT, COMMIT, branch, "$L__BB0_2:", WAIT) == [
