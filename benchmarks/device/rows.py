@@ -61,7 +61,7 @@ def _programs(width: int, dtype: str) -> dict[str, tuple[_Rows, Any]]:
   products = {
     f"product with {columns} columns": (
       product,
-      _normal(columns, columns, width, dtype=dtype),
+      _normal(columns, width, columns, dtype=dtype),
     )
     for columns in sorted({min(width, 4096), 2048, 512})
   }
