@@ -271,5 +271,6 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
     (0,),
   ),
   "lattice_attention_step": (_attention_step, (64, 128, 256)),
-} | MODEL_PROGRAMS
+  **MODEL_PROGRAMS,
+}
 """How the program of each operation is made, and at which widths."""
