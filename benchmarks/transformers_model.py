@@ -104,8 +104,8 @@ class Transformers:
       past: What a call returned.
       batch: Sequences to go on with.
     """
-    device = past.layers[0].device if hasattr(past, "layers") else "cpu"
-    past.reorder_cache(torch.zeros(batch, dtype=torch.long, device=device))
+    first = torch.zeros(batch, dtype=torch.long, device=self.device)
+    past.reorder_cache(first)
     for module in self.model.modules():
       # RecurrentGemma has its states here, and not in its cache.
       for name in ("conv1d_state", "recurrent_states"):
