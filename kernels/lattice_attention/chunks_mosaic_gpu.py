@@ -30,8 +30,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Bool, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.lattice_attention.page_stream import PageStream
-from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.lattice_attention.page_stream import (
+  PageStream,
+  clear_absent,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
@@ -304,23 +306,12 @@ class _Program(NamedTuple):
       stage: The stage of the buffers that holds its keys and values.
     """
     exist = self.meta[_LENGTH, self._chunk]
-    pl.when(exist < CHUNK)(functools.partial(self._clear, stage, exist))
+    clear_absent(self.values, stage, exist)
     row, column = indices()
     seen = (column <= row) & (column < exist)
     if self.window is not None:
       seen &= self._before_window(page, stage)
     return seen
-
-  def _clear(self, stage: Array, exist: Array) -> None:
-    """Selects values behind those that exist to zero, 64 columns at a time.
-
-    Args:
-      stage: The stage of the buffers that holds the last page.
-      exist: How many of its tokens are there.
-    """
-    for start in range(0, self.values.shape[2], CHUNK):
-      values = self.values.at[stage, :, pl.ds(start, CHUNK)]
-      algebra.clear_padding(values, exist)
 
   def _clear_out(self) -> None:
     """Writes the outputs of an inactive chunk, which are zeros."""

@@ -12,7 +12,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from sparse_prefix_jax.kernels.mosaic_gpu.launch import Ref
+from sparse_prefix_jax.kernels.mosaic_gpu.chunk import clear_padding
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 
 
 class PageStream(NamedTuple):
@@ -108,3 +109,21 @@ class PageStream(NamedTuple):
       plgpu.copy_gmem_to_smem(
         pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
       )
+
+
+def clear_absent(values: Ref, stage: Array, exist: Array) -> None:
+  """Selects values behind those that exist to zero, 64 columns at a time.
+
+  What stands there may be NaN, and 0 times it too.
+
+  Args:
+    values: Values of the pages under way. [stage c k]
+    stage: The one that holds the last page.
+    exist: How many of its tokens are there.
+  """
+
+  def clear() -> None:
+    for start in range(0, values.shape[2], CHUNK):
+      clear_padding(values.at[stage, :, pl.ds(start, CHUNK)], exist)
+
+  pl.when(exist < CHUNK)(clear)

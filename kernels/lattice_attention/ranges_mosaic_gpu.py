@@ -11,8 +11,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float32, Int32
 
-from sparse_prefix_jax.kernels.lattice_attention.page_stream import PageStream
-from sparse_prefix_jax.kernels.mosaic_gpu import chunk as algebra
+from sparse_prefix_jax.kernels.lattice_attention.page_stream import (
+  PageStream,
+  clear_absent,
+)
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
@@ -256,7 +258,7 @@ class _Program(NamedTuple):
     """
     position = self.row.position[lax.axis_index("row")]
     exist = position + 1 - page * CHUNK
-    pl.when(exist < CHUNK)(lambda: self._clear(stage, exist))
+    clear_absent(self.values, stage, exist)
     shape = (CHUNK, self.queries.shape[0])
     scores = with_transposed(
       [self.queries],
@@ -268,17 +270,6 @@ class _Program(NamedTuple):
     if self.window is not None:
       seen &= token >= exist - self.window
     return jnp.where(seen, scores, -jnp.inf)
-
-  def _clear(self, stage: Array, exist: Array) -> None:
-    """Selects values behind those that exist to zero, a few at a time.
-
-    Args:
-      stage: The stage of the buffers that holds the last page.
-      exist: How many of its tokens are there.
-    """
-    for start in range(0, self.values.shape[2], CHUNK):
-      values = self.values.at[stage, :, pl.ds(start, CHUNK)]
-      algebra.clear_padding(values, exist)
 
   def _emit(self, index: Array, carry: _Softmax) -> None:
     """Writes o, and m and l as tiles: what the second kernel copies."""
