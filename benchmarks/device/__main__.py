@@ -51,6 +51,8 @@ def _outcome(
     "JAX_PLATFORMS": _PLATFORM[device],
     # Several processes share the device.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # What is compiled beside the tests need not be where times are taken.
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     **dict(part.environment),
   }
   start, log = time.monotonic(), folder / f"{part.name}.log"

@@ -79,6 +79,11 @@ def _timed(name: str, module: str, *arguments: str, seconds: int) -> Part:
   return Part(name, module, arguments, seconds, True, quick)
 
 
+def _compiled(part: Part) -> Part:
+  """The same beside the tests, for what it compiles and not for its times."""
+  return part._replace(name=f"{part.name}_compiles", alone=False, seconds=200)
+
+
 def on_gpu(tests: str = "") -> list[Part]:
   """What eight minutes on an H100 or H200 have room for, the best first.
 
@@ -87,18 +92,7 @@ def on_gpu(tests: str = "") -> list[Part]:
   """
   kernels, against = "benchmarks.kernels", "against_transformers"
   steady = "--calls=20", "--repeats=5"
-  return [
-    _suite(10, 200, tests),
-    _rows("64,128,256,512,1024", "1024,3584,14336"),
-    *(_contract(*model, "1,2,4,16", 120) for model in _MODELS_ON_GPU),
-    _timed("decode_steps", "benchmarks.device.decode_steps", seconds=60),
-    _timed(
-      "gated_delta_rule",
-      kernels,
-      *("--operations=gated_delta_rule", "--requests=1", "--heads=32"),
-      *("--tokens=2048,8192", "--captures=0,8", "--noxla", *steady),
-      seconds=100,
-    ),
+  models = [
     _timed(
       "decode",
       f"benchmarks.decode_{against}",
@@ -112,6 +106,21 @@ def on_gpu(tests: str = "") -> list[Part]:
       *("--dtype=bfloat16", "--device=cuda", "--cold", "--lengths=2048,8192"),
       seconds=120,
     ),
+  ]
+  return [
+    _suite(10, 200, tests),
+    *map(_compiled, models),
+    _rows("64,128,256,512,1024", "1024,3584,14336"),
+    *(_contract(*model, "1,2,4,16", 120) for model in _MODELS_ON_GPU),
+    _timed("decode_steps", "benchmarks.device.decode_steps", seconds=60),
+    _timed(
+      "gated_delta_rule",
+      kernels,
+      *("--operations=gated_delta_rule", "--requests=1", "--heads=32"),
+      *("--tokens=2048,8192", "--captures=0,8", "--noxla", *steady),
+      seconds=100,
+    ),
+    *models,
     _timed(
       "other_kernels",
       kernels,
