@@ -77,6 +77,20 @@ def _bounds(least: int, most: int | None) -> str:
   return f" from {least}" + ("" if most is None else f" to {most}")
 
 
+def rungs(flag: flags.FlagHolder[Any]) -> dict[str, tuple[int, ...]]:
+  """The field `ladder` of a model that is loaded, if a flag asks for one.
+
+  Args:
+    flag: made by `flags.DEFINE_list`, None for the model's own.
+
+  Raises:
+    ValueError: Rungs that do not ascend, or are no whole numbers.
+  """
+  if flag.value is None:
+    return {}
+  return {"ladder": tuple(whole_numbers(flag, ascending=1))}
+
+
 def known(flag: flags.FlagHolder[Any], names: Collection[str]) -> None:
   """Makes sure that a list holds nothing but these names.
 

@@ -43,6 +43,9 @@ _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of both sides."
 )
 _DEVICE = flags.DEFINE_string("device", "cpu", "Theirs, as PyTorch names it.")
+_LADDER = flags.DEFINE_list(
+  "ladder", None, "Our rungs, in chunks; the model's own if not given."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
@@ -56,7 +59,10 @@ def _measure(
   """All sides in turns, after steps that compile and warm up."""
   prompt = np.random.default_rng(context).integers(0, 512, context)
   own, _ = load_pretrained(
-    directory, decode_rows=max(2, batch), dtype=_DTYPE.value
+    directory,
+    decode_rows=max(2, batch),
+    dtype=_DTYPE.value,
+    **command_line.rungs(_LADDER),
   )
   ours = OurAnswers(own, prompt.astype(np.int32), batch, _STEPS.value)
   theirs = {x: TheirAnswers(y, prompt, batch) for x, y in others.items()}
@@ -110,6 +116,7 @@ def main(argv: list[str]) -> None:
     )
     contexts = command_line.whole_numbers(_CONTEXTS, most=longest)
     batches = command_line.whole_numbers(_BATCHES)
+    command_line.rungs(_LADDER)
     command_line.writable(_OUTPUT)
     command_line.installed("torch", "transformers")
   with tempfile.TemporaryDirectory() as directory:

@@ -57,6 +57,9 @@ _ALONE = flags.DEFINE_enum(
   "alone", None, ["ours", "theirs"], "Only the peak of memory of one side."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Used with --alone.")
+_LADDER = flags.DEFINE_list(
+  "ladder", None, "Our rungs, in chunks; the model's own if not given."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 GOALS = {1024: 1.2, 2048: 1.3, 4096: 1.5, 8192: 1.5}
@@ -84,7 +87,9 @@ def _checkpoint_models(
     device=str(_DEVICE.value),
     longest=longest,
   )
-  model, _ = load_pretrained(directory, dtype=_DTYPE.value)
+  model, _ = load_pretrained(
+    directory, dtype=_DTYPE.value, **command_line.rungs(_LADDER)
+  )
   return OurPrompts(model, longest), others
 
 
@@ -267,6 +272,7 @@ def _asked() -> tuple[list[int], list[int], list[int]]:
     most=config.numerics.max_length - max(suffixes),
     multiple_of=config.numerics.chunk,
   )
+  command_line.rungs(_LADDER)
   command_line.writable(_OUTPUT)
   if not _PROFILE.value and _ALONE.value != "ours":
     command_line.installed("torch", "transformers")

@@ -7,7 +7,6 @@ values of a sequence. The shapes are those of a layer of Qwen3.5-0.8B, of Kimi
 Linear's and Mamba-2's forms, and of a window of the convolution.
 """
 
-import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.command_line import one_sentence, whole_numbers, writable
+from benchmarks.device.copying import bandwidth
+from benchmarks.device.kernel_times import kernel_seconds
 from benchmarks.record import write_result
 from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d_step
 from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule_step
@@ -133,8 +134,8 @@ def steps(rows: int) -> dict[str, Step]:
   }
 
 
-def _seconds(step: Step) -> float:
-  """Median time of one step, of several in one program.
+def _seconds(step: Step) -> tuple[float, float]:
+  """Seconds of one step of several in one program, and of its kernels alone.
 
   A program of one step would time its launch by the host.
   """
@@ -148,29 +149,20 @@ def _seconds(step: Step) -> float:
     return jax.lax.fori_loop(1, _STEPS.value, again, first)
 
   run = jax.jit(several, donate_argnums=1)
-  pools, times = step.pools, []
-  for turn in range(_REPEATS.value + 1):
-    start = time.perf_counter()
+  held, times, count = {"pools": step.pools}, [], _CALLS.value * _STEPS.value
+
+  def turn() -> Any:
     for _ in range(_CALLS.value):
-      _, pools = run(step.inputs, pools)
-    jax.block_until_ready(pools)
-    if turn:
-      count = _CALLS.value * _STEPS.value
-      times.append((time.perf_counter() - start) / count)
-  return statistics.median(times)
+      _, held["pools"] = run(step.inputs, held["pools"])
+    return jax.block_until_ready(held["pools"])
 
-
-@functools.cache
-def bandwidth() -> float:
-  """Bytes per second of a copy on this device."""
-  x = jnp.ones(1 << 28 if jax.default_backend() == "gpu" else 1 << 24)
-  copy = jax.jit(lambda x: x + 1)
-  times = []
-  for _ in range(6):
+  turn()
+  for _ in range(_REPEATS.value):
     start = time.perf_counter()
-    jax.block_until_ready([copy(x) for _ in range(4)])
-    times.append((time.perf_counter() - start) / 4)
-  return 2 * x.nbytes / min(times)
+    turn()
+    times.append((time.perf_counter() - start) / count)
+  kernels = kernel_seconds(turn).values()
+  return statistics.median(times), sum(map(sum, kernels)) / count
 
 
 def main(argv: list[str]) -> None:
@@ -181,19 +173,22 @@ def main(argv: list[str]) -> None:
   found = []
   for count in rows:
     for name, step in steps(count).items():
-      seconds = _seconds(step)
-      share = step.moved / seconds / bandwidth()
+      seconds, alone = _seconds(step)
+      share, own = (step.moved / x / bandwidth() for x in (seconds, alone))
       found.append(
         {
           "operation": name,
           "rows": count,
           "seconds": seconds,
           "of_bandwidth": share,
+          "kernel_seconds": alone,
+          "kernels_of_bandwidth": own,
         }
       )
       print(
         f"{name:30} {count:3} rows {1e6 * seconds:9.1f} us "
-        f"{share:6.1%} of bandwidth",
+        f"{share:6.1%} of bandwidth; kernels alone {1e6 * alone:7.1f} us "
+        f"{own:6.1%}",
         flush=True,
       )
   if _OUTPUT.value:

@@ -97,13 +97,14 @@ def on_gpu(tests: str = "") -> list[Part]:
       "decode",
       f"benchmarks.decode_{against}",
       *("--dtype=bfloat16", "--device=cuda"),
-      *("--contexts=2048", "--batches=16"),
+      *("--contexts=2048", "--batches=16", "--ladder=4"),
       seconds=120,
     ),
     _timed(
       "prefill",
       f"benchmarks.prefill_{against}",
-      *("--dtype=bfloat16", "--device=cuda", "--cold", "--lengths=2048,8192"),
+      *("--dtype=bfloat16", "--device=cuda", "--cold"),
+      *("--lengths=2048,8192", "--ladder=16"),
       seconds=120,
     ),
   ]
@@ -113,6 +114,7 @@ def on_gpu(tests: str = "") -> list[Part]:
     _rows("64,128,256,512,1024", "1024,3584,14336"),
     *(_contract(*model, "1,2,4,16", 120) for model in _MODELS_ON_GPU),
     _timed("decode_steps", "benchmarks.device.decode_steps", seconds=60),
+    _timed("layer_group", "benchmarks.device.layer_group", seconds=60),
     _timed(
       "gated_delta_rule",
       kernels,
@@ -159,6 +161,13 @@ def on_cpu(tests: str = "") -> list[Part]:
         "--calls=1",
         "--repeats=1",
       ),
+      seconds=600,
+    ),
+    _timed(
+      "layer_group",
+      "benchmarks.device.layer_group",
+      *("--model=tiny", "--dtype=float32", "--rows=2", "--context=128"),
+      *("--chunks=2", "--calls=2", "--repeats=1"),
       seconds=600,
     ),
     _timed("tuned", kernels, "--tune", "--tokens=64", *once, seconds=600),

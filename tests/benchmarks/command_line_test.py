@@ -44,6 +44,13 @@ def test_bad_lists_are_refused(text, bounds, sentence):
     command_line.whole_numbers(listed(text), **bounds)
 
 
+def test_a_ladder_is_the_models_own_unless_it_is_given():
+  assert command_line.rungs(listed("1,16")) == {"ladder": (1, 16)}
+  assert command_line.rungs(listed(None)) == {}
+  with pytest.raises(ValueError, match="must ascend"):
+    command_line.rungs(listed("4,4"))
+
+
 def test_fractions_and_integers():
   assert command_line.number("3", "it") == 3
   assert command_line.number("0.5", "it") == 0.5

@@ -81,10 +81,10 @@ def load_pretrained(
   Raises:
     FileNotFoundError: If config.json, the weights or one of their shards are
       missing.
-    ValueError: If it holds another architecture (a mixture of experts, say), a
-      rotary scaling that depends on the total length, a damaged file, values
-      that are not finite, a tensor that is missing, superfluous or of another
-      shape; or if a field does not exist.
+    ValueError: If it holds an architecture that the library has not, a rotary
+      scaling that depends on the total length, a damaged file, values that are
+      not finite, a tensor that is missing, superfluous or of another shape; or
+      if a field does not exist.
 
   Example:
     model, config = load_pretrained("Qwen3.5-0.8B", dtype="bfloat16")
