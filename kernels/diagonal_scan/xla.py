@@ -1,5 +1,6 @@
 """diagonal_scan in plain XLA operations: token by token within a chunk."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,15 +72,15 @@ def step(
   c: Float[Array, "b e"] | None,
 ) -> tuple[Float32[Array, "b d"], Float32[Array, "s d *e"]]:
   """Takes one token of b rows; called as `diagonal_scan_step`."""
-  xs = (x, log_decay, rate, b, c)
-  return step_rows(_token, pool, xs, read, write)
+  token = functools.partial(_token, rate)
+  return step_rows(token, pool, (x, log_decay, b, c), read, write)
 
 
 def _token(
+  rate: Float32[Array, "d e"] | None,
   state: Float32[Array, "b d *e"],
   x: Float[Array, "b d"],
   log_decay: Float32[Array, "b d"],
-  rate: Float32[Array, "d e"] | None,
   b: Float[Array, "b e"] | None,
   c: Float[Array, "b e"] | None,
 ) -> tuple[Float32[Array, "b d *e"], Float32[Array, "b d"]]:

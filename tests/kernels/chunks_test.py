@@ -1,5 +1,7 @@
 """Restore, scan and capture for any cell; sentinels never reach an index."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -19,6 +21,7 @@ from sparse_prefix_jax.kernels.chunks import (
   restore,
   restore_rows,
   select,
+  step_rows,
 )
 from tests.kernels.packing import bits
 
@@ -122,6 +125,45 @@ def test_rows_without_a_slot_leave_the_last_slot_alone():
   pool = jnp.asarray(a_pool())
   after = capture_rows(pool, jnp.full(4, NONE), jnp.full((4, 3), 9.0))
   assert bits(after) == bits(pool)
+
+
+def large_step(rows):
+  """A step of rows of 64 KiB each, its pool, and what each row brings."""
+
+  def token(carry, x):
+    carry = carry * 0.5 + x[:, None]
+    return carry, carry.sum(axis=-1)
+
+  run = jax.jit(functools.partial(step_rows, token), donate_argnums=0)
+  pool = np.random.default_rng(0).random((rows + 3, 128, 128), np.float32)
+  return run, pool, np.arange(rows, dtype=np.float32)[:, None] + np.ones(128)
+
+
+def test_rows_of_large_states_have_the_same_bits_in_any_number():
+  run, pool, x = large_step(9)
+  read = np.array([ZERO, 2, 2, 3, 4, 5, 6, 7, 8], np.int32)
+  write = np.array([0, 1, NONE, 3, 9, 5, 10, 7, 11], np.int32)
+  whole, after = run(jnp.asarray(pool), (x,), read, write)
+  one, two = slice(0, 4), slice(4, 9)
+  for rows in (one, two):
+    part, then = run(jnp.asarray(pool), (x[rows],), read[rows], write[rows])
+    assert bits(part) == bits(whole[rows])
+    kept = [slot for slot in write[rows] if slot != NONE]
+    assert bits(then[np.array(kept)]) == bits(after[np.array(kept)])
+  others = np.array([2, 4, 6, 8])
+  assert bits(after[others]) == bits(pool[others])
+
+
+def test_a_step_of_many_large_states_holds_few_at_a_time():
+  temporary = []
+  for rows in (8, 32):
+    run, pool, x = large_step(rows)
+    slots = np.arange(rows, dtype=np.int32)
+    compiled = run.lower(pool, (x,), slots, slots).compile()
+    temporary.append(compiled.memory_analysis().temp_size_in_bytes)
+  few, many = temporary
+  assert few < 8 * 4 * 128 * 128 * 3
+  assert many - few < 4 * 128 * 128
 
 
 @pytest.mark.parametrize("kept", [-0.0, np.nan, np.inf])
