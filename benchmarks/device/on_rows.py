@@ -24,7 +24,7 @@ def on_rows(width: int, dtype: str) -> dict[str, tuple[OnRows, Any]]:
   norm = Norm(centred=True)
 
   def product(weight: Any, x: jax.Array) -> jax.Array:
-    return dense(x, weight, "highest")
+    return dense(x[:, None], weight, "highest")[:, 0]
 
   def normed(weight: Any, x: jax.Array) -> jax.Array:
     # [k c d], as prefill has it: a decode step has one number of rows.
@@ -36,7 +36,7 @@ def on_rows(width: int, dtype: str) -> dict[str, tuple[OnRows, Any]]:
   products = {
     f"product with {columns} columns": (
       product,
-      normal(columns, width, columns, dtype=dtype),
+      normal(columns, columns, width, dtype=dtype),
     )
     for columns in sorted({min(width, 4096), 2048, 512})
   }

@@ -4,12 +4,58 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
+
+from sparse_prefix_jax.kernels.implementations import current_device
+
+_FEW = 16
+"""Rows of a step that one product takes on a CPU."""
+
+
+def product(
+  x: Float[Array, "rows i"], weight: Float[Array, "o i"], precision: str
+) -> Float32[Array, "rows o"]:
+  """Multiplies rows by a weight, accumulated in float32.
+
+  Args:
+    x: Activations.
+    weight: A row for each output, as checkpoints store it.
+    precision: The precision of the product, as `jax.lax.Precision` names it.
+  """
+  return lax.dot_general(
+    x,
+    weight,
+    (((1,), (1,)), ((), ())),
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def product_of_few(
+  rows: Float[Array, "b i"], weight: Float[Array, "o i"], precision: str
+) -> Float32[Array, "b o"]:
+  """Multiplies the rows of a step, or of the head, whose number is fixed.
+
+  On a CPU the weight is the left operand, for at most 16 rows at a time: XLA
+  reads it 1.3 to 1.6 times as fast so. With more rows, or from the right, it
+  packs the weight anew for every step.
+
+  Args:
+    rows: Activations.
+    weight: A row for each output.
+    precision: The precision of the product, as `jax.lax.Precision` names it.
+  """
+  if current_device().platform != "cpu":
+    return product(rows, weight, precision)
+  blocks = jnp.array_split(rows, -(-rows.shape[0] // _FEW))
+  parts = [product(weight, block, precision) for block in blocks]
+  # The transpose would be folded into the product, in the slowest order.
+  return jnp.concatenate([x.T for x in lax.optimization_barrier(parts)])
 
 
 def dense(
   x: Float[Array, "*rows i"],
-  weight: Float[Array, "i o"],
+  weight: Float[Array, "o i"],
   precision: str,
   *,
   bias: nnx.Param[Array] | None = None,
@@ -17,11 +63,13 @@ def dense(
   """Multiplies all rows by a weight at once, accumulated in float32.
 
   The rows of a wide product do not depend on how many rows there are, from two
-  up, provided that nothing is fused into it: hence the barriers.
+  up, provided that nothing is fused into it: hence the barriers. A step of
+  decoding, whose number of rows is fixed, has an order of its own on a CPU.
 
   Args:
-    x: Activations; the leading axes are rows.
-    weight: Widths are multiples of 64 where several row counts are in use.
+    x: Activations; the leading axes are rows: chunks [n c], or [b] of a step.
+    weight: A row for each output. Widths are multiples of 64 where several row
+      counts are in use.
     precision: The precision of the product, as `jax.lax.Precision` names it.
     bias: What is added to every row before it is rounded; None adds nothing.
 
@@ -29,22 +77,32 @@ def dense(
     The product in the dtype of x.
   """
   rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+  multiply = product_of_few if x.ndim == 2 else product
   with jax.named_scope("projection"):
-    y = jnp.matmul(
-      rows, weight, precision=precision, preferred_element_type=jnp.float32
-    )
+    y = multiply(rows, weight, precision)
   if bias is not None:
     y = lax.optimization_barrier(y) + bias[...].astype(jnp.float32)[None]
   y = lax.optimization_barrier(y.astype(x.dtype))
-  return y.reshape(*x.shape[:-1], weight.shape[-1])
+  return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def kernel(
   rngs: nnx.Rngs, inputs: int, outputs: int, dtype: str
 ) -> nnx.Param[Array]:
-  """Makes a weight [inputs, outputs], normal with variance 1 / inputs."""
+  """Makes a weight [outputs inputs], normal with variance 1 / inputs."""
+  return nnx.Param(_normal(rngs, inputs, outputs, dtype).T)
+
+
+def taps(
+  rngs: nnx.Rngs, window: int, channels: int, dtype: str
+) -> nnx.Param[Array]:
+  """Makes a convolution [window channels], normal with variance 1 / window."""
+  return nnx.Param(_normal(rngs, window, channels, dtype))
+
+
+def _normal(rngs: nnx.Rngs, inputs: int, outputs: int, dtype: str) -> Array:
   init = nnx.initializers.lecun_normal()
-  return nnx.Param(init(rngs.params(), (inputs, outputs), jnp.dtype(dtype)))
+  return init(rngs.params(), (inputs, outputs), jnp.dtype(dtype))
 
 
 def bias_row(has: bool, columns: int, dtype: str) -> nnx.Param[Array] | None:

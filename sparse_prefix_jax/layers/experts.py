@@ -20,7 +20,7 @@ from sparse_prefix_jax.layers.choices import (
   check_values,
   is_int,
 )
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import dense, kernel, product
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.router import (
@@ -273,12 +273,8 @@ class Experts(ExplicitModule):
   def _choose(self, x: Float[Array, "rows d"]) -> Routing:
     """Scores all experts and takes the best; of equal ones the first."""
     c = self.config
-    scores = jnp.matmul(
-      x.astype(self.router.dtype),
-      self.router[...],
-      precision=self.numerics.precision,
-      preferred_element_type=jnp.float32,
-    )
+    x = x.astype(self.router.dtype)
+    scores = product(x, self.router[...], self.numerics.precision)
     if c.score == "sigmoid":
       groups = c.groups, c.chosen_groups
       correction = self.correction[...]

@@ -20,7 +20,7 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
   gated_delta_rule_step,
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import gated_rms_norm, l2_norm
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -155,7 +155,7 @@ class GatedDeltaNet(ExplicitModule):
     self.in_qkv = kernel(rngs, width, c.mixed_width, dtype)
     self.in_gate = kernel(rngs, width, values, dtype)
     self.in_decay_beta = kernel(rngs, width, 2 * c.value_heads, dtype)
-    self.conv = kernel(rngs, c.window, c.mixed_width, dtype)
+    self.conv = taps(rngs, c.window, c.mixed_width, dtype)
     rate = jax.random.uniform(
       rngs.params(), (c.value_heads,), jnp.float32, 0.01, 16.0
     )
@@ -246,12 +246,7 @@ class GatedDeltaNet(ExplicitModule):
   ) -> _Heads:
     """Makes the gates from the input, and heads from convolved projections."""
     c = self.config
-    gates = jnp.matmul(
-      x,
-      self.in_decay_beta[...],
-      precision=self.numerics.precision,
-      preferred_element_type=jnp.float32,
-    )
+    gates = product(x, self.in_decay_beta[...], self.numerics.precision)
     decay, beta = jnp.split(gates, 2, axis=-1)
     rate = jnp.exp(self.log_rate[...])[None]
     log_decay = -rate * jax.nn.softplus(decay + self.decay_bias[...][None])

@@ -20,7 +20,14 @@ from sparse_prefix_jax.kernels.diagonal_scan import (
   diagonal_scan_step,
 )
 from sparse_prefix_jax.layers.choices import check_names, check_values
-from sparse_prefix_jax.layers.dense import added_row, bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import (
+  added_row,
+  bias_row,
+  dense,
+  kernel,
+  product,
+  taps,
+)
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import scaled_rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -149,7 +156,7 @@ class Mamba(ExplicitModule):
     self.in_gate = kernel(rngs, width, inner, dtype)
     self.in_mixed_bias = bias_row(c.bias, inner, dtype)
     self.in_gate_bias = bias_row(c.bias, inner, dtype)
-    self.conv = kernel(rngs, c.window, inner, dtype)
+    self.conv = taps(rngs, c.window, inner, dtype)
     self.conv_bias = bias_row(c.conv_bias, inner, dtype)
     self.parts = kernel(rngs, inner, sum(c.part_widths), dtype)
     if c.part_norm == "weighted":
@@ -255,9 +262,10 @@ class Mamba(ExplicitModule):
   def _parts(self, mixed: Float32[Array, "rows inner"]) -> _Inputs:
     """Makes steps, B and C from convolved projections, and what they weigh."""
     c, dtype = self.config, jnp.dtype(self.numerics.dtype)
+    precision = self.numerics.precision
     mixed = mixed + added_row(self.conv_bias)
     mixed = jax.nn.silu(mixed).astype(dtype)
-    parts = self._product(mixed, self.parts[...]).astype(dtype)
+    parts = product(mixed, self.parts[...], precision).astype(dtype)
     ends = [c.rank, c.rank + c.state_width]
     step, b, c_out = jnp.split(parts, ends, axis=-1)
     if c.part_norm != "none":
@@ -266,7 +274,7 @@ class Mamba(ExplicitModule):
         scaled_rms_norm(part, weight, c.eps)
         for part, weight in zip((step, b, c_out), weights, strict=True)
       )
-    step = self._product(step, self.in_step[...])
+    step = product(step, self.in_step[...], precision)
     step = jax.nn.softplus(step + self.step_bias[...][None])
     wide = mixed.astype(jnp.float32)
     skipped = wide * self.direct[...][None]
@@ -278,17 +286,6 @@ class Mamba(ExplicitModule):
       return self.part_norm[...]
     columns = sum(self.config.part_widths)
     return jnp.ones(columns, jnp.dtype(self.numerics.dtype))
-
-  def _product(
-    self, x: Float[Array, "rows i"], weight: Float[Array, "i o"]
-  ) -> Float32[Array, "rows o"]:
-    """A narrow product, with the rows of a chunk or of a step."""
-    return jnp.matmul(
-      x,
-      weight,
-      precision=self.numerics.precision,
-      preferred_element_type=jnp.float32,
-    )
 
 
 def _gated(

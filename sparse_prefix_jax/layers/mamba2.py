@@ -27,7 +27,14 @@ from sparse_prefix_jax.layers.choices import (
   check_values,
   is_positive,
 )
-from sparse_prefix_jax.layers.dense import added_row, bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import (
+  added_row,
+  bias_row,
+  dense,
+  kernel,
+  product,
+  taps,
+)
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import (
   gate_before_rms_norm,
@@ -205,7 +212,7 @@ class Mamba2(ExplicitModule):
     self.in_gate_bias = bias_row(c.bias, c.inner_width, dtype)
     self.in_mixed_bias = bias_row(c.bias, c.mixed_width, dtype)
     self.in_step_bias = bias_row(c.bias, c.heads, dtype)
-    self.conv = kernel(rngs, c.window, c.mixed_width, dtype)
+    self.conv = taps(rngs, c.window, c.mixed_width, dtype)
     self.conv_bias = bias_row(c.conv_bias, c.mixed_width, dtype)
     rate = jax.random.uniform(rngs.params(), (c.heads,), jnp.float32, 1.0, 16.0)
     self.log_rate = nnx.Param(jnp.log(rate))
@@ -312,12 +319,7 @@ class Mamba2(ExplicitModule):
   ) -> _Heads:
     """Makes steps from the input, and heads from convolved projections."""
     c = self.config
-    step = jnp.matmul(
-      x,
-      self.in_step[...],
-      precision=self.numerics.precision,
-      preferred_element_type=jnp.float32,
-    )
+    step = product(x, self.in_step[...], self.numerics.precision)
     step = step + added_row(self.in_step_bias)
     if c.part_scales is not None:
       step = step * c.part_scales[4]

@@ -20,7 +20,13 @@ from sparse_prefix_jax.kernels.diagonal_scan import (
   diagonal_scan_step,
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
-from sparse_prefix_jax.layers.dense import added_row, bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import (
+  added_row,
+  bias_row,
+  dense,
+  kernel,
+  taps,
+)
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
@@ -125,7 +131,7 @@ class RGLRU(ExplicitModule):
     self.in_gate = kernel(rngs, width, c.channels, dtype)
     self.in_mixed_bias = bias_row(True, c.channels, dtype)
     self.in_gate_bias = bias_row(True, c.channels, dtype)
-    self.conv = kernel(rngs, c.window, c.channels, dtype)
+    self.conv = taps(rngs, c.window, c.channels, dtype)
     self.conv_bias = bias_row(True, c.channels, dtype)
     block = c.channels // c.heads
     init = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=0)

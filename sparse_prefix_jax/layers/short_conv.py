@@ -22,6 +22,7 @@ from sparse_prefix_jax.layers.dense import (
   bias_row,
   dense,
   kernel,
+  taps,
 )
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -114,7 +115,7 @@ class ShortConv(ExplicitModule):
     self.in_enter_bias = bias_row(c.bias, c.channels, dtype)
     self.in_leave_bias = bias_row(c.bias, c.channels, dtype)
     self.in_mixed_bias = bias_row(c.bias, c.channels, dtype)
-    self.conv = kernel(rngs, c.window, c.channels, dtype)
+    self.conv = taps(rngs, c.window, c.channels, dtype)
     self.conv_bias = bias_row(c.bias, c.channels, dtype)
     self.out = kernel(rngs, c.channels, width, dtype)
     self.out_bias = bias_row(c.bias, width, dtype)

@@ -14,6 +14,7 @@ from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
 from sparse_prefix_jax.kernels.slot_checks import concrete
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
+from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.layers.sublayer import join_pools, split_pools
@@ -270,13 +271,7 @@ class HybridDecoder(nnx.Module):
     c = self.config
     hidden = residual_norm(hidden, self.norm[...], c.final_norm)
     weight = self.embedding if c.tie_embeddings else self.unembedding
-    logits = jnp.einsum(
-      "rd,vd->rv",
-      hidden,
-      weight[...],
-      precision=c.numerics.precision,
-      preferred_element_type=jnp.float32,
-    )
+    logits = product_of_few(hidden, weight[...], c.numerics.precision)
     if c.logits_scale != 1:
       logits = jax.lax.optimization_barrier(logits) * c.logits_scale
     if c.logits_cap is not None:

@@ -88,19 +88,25 @@ def tie_queries_to_keys(model: HybridDecoder) -> None:
     >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
     >>> tie_queries_to_keys(model)
     >>> weight = model.branches[0].sub.in_qkv[...]
-    >>> bool((weight[:, :64] == weight[:, 64:128]).all())
+    >>> bool((weight[:64] == weight[64:128]).all())
     True
   """
   for branch in model.branches:
     layer = branch.sub
     if isinstance(layer, GatedDeltaNet):
       width = layer.config.key_heads * layer.config.key_width
-      for weight in (layer.in_qkv, layer.conv):
-        keys = weight[...][:, width : 2 * width]
-        weight[...] = weight[...].at[:, :width].set(keys)
+      _repeat(layer, "in_qkv", slice(width, 2 * width), slice(width))
     elif isinstance(layer, Mamba2):
       start, width = layer.config.inner_width, layer.config.mixed_width
       keys = (width - start) // 2
-      for weight in (layer.in_mixed, layer.conv):
-        same = weight[...][:, start : start + keys]
-        weight[...] = weight[...].at[:, start + keys :].set(same)
+      key = slice(start, start + keys)
+      _repeat(layer, "in_mixed", key, slice(start + keys, None))
+
+
+def _repeat(
+  layer: GatedDeltaNet | Mamba2, name: str, source: slice, target: slice
+) -> None:
+  """Copies channels of a projection and of its convolution."""
+  weight, taps = getattr(layer, name), layer.conv
+  weight[...] = weight[...].at[target].set(weight[...][source])
+  taps[...] = taps[...].at[:, target].set(taps[...][:, source])

@@ -80,7 +80,7 @@ def expected_layer(layer, x):
   position = np.arange(x.shape[0])
 
   def heads(weight, bias, count):
-    y = x @ reference.wide(weight[...]) + reference.bias_of(bias)
+    y = x @ reference.wide(weight[...]).T + reference.bias_of(bias)
     return y.reshape(x.shape[0], count, -1)
 
   q = heads(layer.in_query_gate, layer.query_gate_bias, c.heads)
@@ -102,7 +102,7 @@ def expected_layer(layer, x):
     )
   scale = c.scale or c.head_width**-0.5
   out = opened * causal_attention(q * scale, k, v, window=c.attention_window)
-  out = out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...])
+  out = out.reshape(x.shape[0], -1) @ reference.wide(layer.out[...]).T
   return out + reference.bias_of(layer.out_bias)
 
 

@@ -36,7 +36,7 @@ def expected_branch(module, x):
   c, sub = module.config, module.sub
   normed = expected_norm(x, module.pre, c.pre)
   gate, up, down = (
-    reference.wide(w[...]) for w in (sub.gate, sub.up, sub.down)
+    reference.wide(w[...]).T for w in (sub.gate, sub.up, sub.down)
   )
   out = (reference.silu(normed @ gate) * (normed @ up)) @ down
   out = expected_norm(out, module.post, c.post)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
 from tests.trees import assert_same_bits
 
-product = jax.jit(dense, static_argnums=2)
+wide_product = jax.jit(dense, static_argnums=2)
 
 
 def values(seed, *shape, dtype="float32"):
@@ -19,10 +19,10 @@ def values(seed, *shape, dtype="float32"):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equals_the_product(dtype):
-  x, weight = values(0, 2, 16, 64, dtype=dtype), values(1, 64, 96, dtype=dtype)
-  y = product(x, weight, "highest")
-  wide = (np.asarray(u).astype(np.float64) for u in (x, weight))
-  expected = np.matmul(*wide)
+  x, weight = values(0, 2, 16, 64, dtype=dtype), values(1, 96, 64, dtype=dtype)
+  y = wide_product(x, weight, "highest")
+  wide, columns = (np.asarray(u).astype(np.float64) for u in (x, weight))
+  expected = wide @ columns.T
   tolerance = 1e-6 if dtype == "float32" else 4e-3  # rounded once, at the end
   chex.assert_shape(y, (2, 16, 96))
   chex.assert_type(y, x.dtype)
@@ -36,17 +36,53 @@ def test_equals_the_product(dtype):
 )
 def test_rows_have_the_same_bits_in_any_program(dtype, inputs, outputs):
   x = values(0, 1024, inputs, dtype=dtype)
-  weight = values(1, inputs, outputs, dtype=dtype)
-  expected = np.asarray(product(x, weight, "highest"))
-  for rows in (64, 128, 512):
-    first = 1024 - rows
-    y = product(x[first:], weight, "highest")
-    assert_same_bits(y, expected[first:])
+  weight = values(1, outputs, inputs, dtype=dtype)
+  x = x.reshape(16, 64, inputs)
+  expected = np.asarray(wide_product(x, weight, "highest"))
+  for chunks in (1, 2, 8):
+    y = wide_product(x[-chunks:], weight, "highest")
+    assert_same_bits(y, expected[-chunks:])
 
 
-def test_kernel_has_variance_one_over_inputs():
-  weight = kernel(nnx.Rngs(0), 256, 512, "bfloat16")
-  chex.assert_shape(weight[...], (256, 512))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [2, 3, 16, 17, 40])
+def test_a_row_of_a_step_has_one_set_of_bits(rows, dtype):
+  """Wherever it stands, and whatever stands beside it."""
+  x, weight = values(0, rows, 320, dtype=dtype), values(1, 192, 320)
+  weight = weight.astype(dtype)
+  y = np.asarray(wide_product(x, weight, "highest"))
+  turned = wide_product(jnp.roll(x, 1, axis=0), weight, "highest")
+  assert_same_bits(turned, np.roll(y, 1, axis=0))
+  alone = wide_product(jnp.zeros_like(x).at[0].set(x[0]), weight, "highest")
+  assert_same_bits(alone[:1], y[:1])
+  wide = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+  tolerance = 1e-6 if dtype == "float32" else 4e-3
+  apart = np.abs(np.asarray(y, np.float64) - wide).max()
+  assert apart <= tolerance * np.abs(wide).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  ("inputs", "outputs"), [(128, 320), (64, 32), (1024, 32), (20, 2)]
+)
+def test_rows_of_a_narrow_product_have_the_bits_of_many(inputs, outputs, dtype):
+  """Narrow products, of a chunk or of a step."""
+  rows = values(0, 256, inputs, dtype=dtype)
+  weight = values(1, outputs, inputs, dtype=dtype)
+  one = jax.jit(product, static_argnums=2)
+  expected = np.asarray(one(rows, weight, "highest"))
+  for count in (63, 64, 128):
+    assert_same_bits(one(rows[:count], weight, "highest"), expected[:count])
+    last = one(rows[-count:], weight, "highest")
+    assert_same_bits(last, expected[-count:])
+
+
+@pytest.mark.parametrize(
+  ("make", "shape"), [(kernel, (512, 256)), (taps, (256, 512))]
+)
+def test_a_weight_has_variance_one_over_inputs(make, shape):
+  weight = make(nnx.Rngs(0), 256, 512, "bfloat16")
+  chex.assert_shape(weight[...], shape)
   chex.assert_type(weight[...], jnp.bfloat16)
   variance = np.asarray(weight[...]).astype(np.float64).var()
   assert variance == pytest.approx(1 / 256, rel=0.05)
@@ -58,8 +94,8 @@ def test_a_bias_is_added_before_rounding(dtype):
   bias = nnx.Param(values(2, 64, dtype=dtype))
   biased = jax.jit(lambda x, bias: dense(x, weight, "highest", bias=bias))
   y = biased(x, bias)
-  wide = (np.asarray(u).astype(np.float64) for u in (x, weight))
-  expected = np.matmul(*wide) + np.asarray(bias[...]).astype(np.float64)
+  wide, columns = (np.asarray(u).astype(np.float64) for u in (x, weight))
+  expected = wide @ columns.T + np.asarray(bias[...]).astype(np.float64)
   tolerance = 1e-6 if dtype == "float32" else 4e-3
   error = np.abs(np.asarray(y).astype(np.float64) - expected).max()
   assert error <= tolerance * np.abs(expected).max()

@@ -71,7 +71,7 @@ def expected_layer(layer, x):
   x, bias_of = reference.wide(x), reference.bias_of
   convolution = layer.config.kind == "short_conv"
   mixed, gate = (
-    x @ reference.wide(weight[...]) + bias_of(bias)
+    x @ reference.wide(weight[...]).T + bias_of(bias)
     for weight, bias in (
       (layer.in_mixed, layer.in_mixed_bias),
       (layer.in_leave, layer.in_leave_bias)
@@ -80,7 +80,7 @@ def expected_layer(layer, x):
     )
   )
   if convolution:
-    enter = x @ reference.wide(layer.in_enter[...])
+    enter = x @ reference.wide(layer.in_enter[...]).T
     mixed = mixed * (enter + bias_of(layer.in_enter_bias))
   taps, window = reference.wide(layer.conv[...]), layer.config.window
   state = mixed[1 - window :]
@@ -95,7 +95,7 @@ def expected_layer(layer, x):
   else:
     outs, state = expected_rg_lru(layer, mixed)
     opened = reference.activation("gelu_tanh", gate)
-  y = (outs * opened) @ reference.wide(layer.out[...])
+  y = (outs * opened) @ reference.wide(layer.out[...]).T
   return y + bias_of(layer.out_bias), state
 
 
@@ -103,13 +103,13 @@ def expected_mamba(layer, u):
   """The recurrence of Mamba on convolved inputs."""
   c = layer.config
   ends = [c.rank, c.rank + c.state_width]
-  parts = np.split(u @ reference.wide(layer.parts[...]), ends, -1)
+  parts = np.split(u @ reference.wide(layer.parts[...]).T, ends, -1)
   if c.part_norm != "none":
     parts = [reference.rms(part, c.eps) for part in parts]
   if c.part_norm == "weighted":
     weights = np.split(reference.wide(layer.part_norm[...]), ends)
     parts = [part * weight for part, weight in zip(parts, weights)]
-  dt = parts[0] @ reference.wide(layer.in_step[...])
+  dt = parts[0] @ reference.wide(layer.in_step[...]).T
   dt = np.logaddexp(0, dt + reference.wide(layer.step_bias[...]))
   rate = -np.exp(reference.wide(layer.log_rate[...]))
   state, outs = np.zeros(rate.shape), []

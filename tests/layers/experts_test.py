@@ -43,14 +43,14 @@ def rows_of(size, dtype="float32", seed=0):
 def expected(layer, x):
   """Every expert on every row, in float64; the best are added."""
   c, x = layer.config, reference.wide(x)
-  scores = x @ reference.wide(layer.router[...])
+  scores = x @ reference.wide(layer.router[...]).T
   share, ranked = shares(layer, scores)
   kept = np.zeros_like(share)
   best = np.argsort(-ranked, -1)[:, : c.chosen]
   np.put_along_axis(kept, best, np.take_along_axis(share, best, -1), -1)
   if c.normalized:
     kept /= kept.sum(-1, keepdims=True)
-  x = x if c.latent is None else x @ reference.wide(layer.enter[...])
+  x = x if c.latent is None else x @ reference.wide(layer.enter[...]).T
   total = np.zeros_like(x)
   for e in range(c.experts):
     hidden = x @ reference.wide(layer.gate_up[e]).T
@@ -62,7 +62,9 @@ def expected(layer, x):
     total += (
       kept[:, e, None] * c.factor * (hidden @ reference.wide(layer.down[e]).T)
     )
-  return total if c.latent is None else total @ reference.wide(layer.leave[...])
+  return (
+    total if c.latent is None else total @ reference.wide(layer.leave[...]).T
+  )
 
 
 def shares(layer, scores):

@@ -71,7 +71,7 @@ def expected_layer(layer, x, pools, slot):
   """The layer token by token in float64: outputs and states."""
   c, w = layer.config, lambda p: reference.wide(p[...])
   x = reference.wide(x)
-  mixed = x @ w(layer.in_qkv)
+  mixed = x @ w(layer.in_qkv).T
   past = np.zeros((c.window - 1, c.mixed_width))
   state = np.zeros((c.value_heads, c.key_width, c.value_width))
   if slot != ZERO:
@@ -82,7 +82,7 @@ def expected_layer(layer, x, pools, slot):
   q, k, v = np.split(mixed, [keys, 2 * keys], axis=-1)
   q, k = (u.reshape(-1, c.key_heads, c.key_width) for u in (q, k))
   q, k = (u / np.sqrt((u**2).sum(-1, keepdims=True) + 1e-6) for u in (q, k))
-  decay, beta = np.split(x @ w(layer.in_decay_beta), 2, axis=-1)
+  decay, beta = np.split(x @ w(layer.in_decay_beta).T, 2, axis=-1)
   log_decay = -np.exp(w(layer.log_rate)) * np.logaddexp(
     0, decay + w(layer.decay_bias)
   )
@@ -92,8 +92,8 @@ def expected_layer(layer, x, pools, slot):
     *(c.beta_scale * reference.sigmoid(beta), state),
   )
   normed = reference.rms(out, c.eps) * w(layer.norm)
-  gate = reference.silu(x @ w(layer.in_gate)).reshape(normed.shape)
-  y = (normed * gate).reshape(x.shape[0], -1) @ w(layer.out)
+  gate = reference.silu(x @ w(layer.in_gate).T).reshape(normed.shape)
+  y = (normed * gate).reshape(x.shape[0], -1) @ w(layer.out).T
   return y, states
 
 

@@ -47,7 +47,7 @@ def expected_layer(layer, x):
   """The layer in float64: outputs, and the last state."""
   c, x = layer.config, reference.wide(x)
   q, k, v = (
-    reference.silu(x @ reference.wide(w[...])).reshape(len(x), c.heads, -1)
+    reference.silu(x @ reference.wide(w[...]).T).reshape(len(x), c.heads, -1)
     for w in (layer.in_query, layer.in_key, layer.in_value)
   )
   decay = np.exp(-(2.0 ** (-8 / c.heads * np.arange(1, c.heads + 1))))
@@ -58,8 +58,8 @@ def expected_layer(layer, x):
   normed = reference.rms(np.stack(outs), c.eps) * reference.wide(
     layer.norm[...]
   )
-  gate = reference.sigmoid(x @ reference.wide(layer.in_gate[...]))
-  return (gate * normed) @ reference.wide(layer.out[...]), state
+  gate = reference.sigmoid(x @ reference.wide(layer.in_gate[...]).T)
+  return (gate * normed) @ reference.wide(layer.out[...]).T, state
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

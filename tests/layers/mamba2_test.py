@@ -67,7 +67,7 @@ def expected_layer(layer, x):
   """The layer in float64, one token after another. [t d], [hv k v]"""
   c, x = layer.config, reference.wide(x)
   gate, mixed, dt = (
-    x @ reference.wide(weight[...]) + reference.bias_of(bias)
+    x @ reference.wide(weight[...]).T + reference.bias_of(bias)
     for weight, bias in (
       (layer.in_gate, layer.in_gate_bias),
       (layer.in_mixed, layer.in_mixed_bias),
@@ -107,7 +107,7 @@ def expected_layer(layer, x):
     out = out.reshape(len(x), -1) * reference.wide(layer.norm[...])
   if c.norm == "before_gate":
     out = out * reference.silu(gate)
-  return out @ reference.wide(layer.out[...]) + reference.bias_of(
+  return out @ reference.wide(layer.out[...]).T + reference.bias_of(
     layer.out_bias
   ), state
 

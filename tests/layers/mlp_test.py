@@ -18,7 +18,7 @@ def test_equals_the_formula(dtype, activation):
   layer.down_bias[...] = layer.down_bias[...] - 1.5
   x = jax.random.normal(jax.random.key(0), (2, 16, 64)).astype(dtype)
   got = jax.jit(lambda layer, x: layer.rows(x))(layer, x)
-  up, down = (reference.wide(w[...]) for w in (layer.up, layer.down))
+  up, down = (reference.wide(w[...]).T for w in (layer.up, layer.down))
   hidden = reference.activation(activation, reference.wide(x) @ up + 0.5)
   expected = hidden @ down - 1.5
   tolerance = 1e-5 if dtype == "float32" else 2e-2

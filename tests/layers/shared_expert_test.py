@@ -29,7 +29,7 @@ def make_layer(dtype):
 def expected(layer, x):
   x, inner = reference.wide(x), layer.expert
   gate, up, down = (
-    reference.wide(w[...]) for w in (inner.gate, inner.up, inner.down)
+    reference.wide(w[...]).T for w in (inner.gate, inner.up, inner.down)
   )
   opened = reference.sigmoid(x @ reference.wide(layer.opening[...]))
   return opened[:, None] * ((reference.silu(x @ gate) * (x @ up)) @ down)

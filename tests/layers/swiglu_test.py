@@ -27,7 +27,7 @@ def test_equals_the_formula(dtype, changes):
   x = jax.random.normal(jax.random.key(0), (2, 16, 64)).astype(dtype)
   got = jax.jit(lambda layer, x: layer.rows(x))(layer, x)
   gate, up, down = (
-    reference.wide(w[...]) for w in (layer.gate, layer.up, layer.down)
+    reference.wide(w[...]).T for w in (layer.gate, layer.up, layer.down)
   )
   wide = reference.wide(x)
   gate_bias, up_bias, down_bias = map(reference.bias_of, biases)

@@ -39,14 +39,14 @@ def _unit(x, eps):
 
 
 def swiglu(layer, x):
-  gate, up = x @ layer.gate[...], x @ layer.up[...]
-  return (jax.nn.silu(gate) * up) @ layer.down[...]
+  gate, up = x @ layer.gate[...].T, x @ layer.up[...].T
+  return (jax.nn.silu(gate) * up) @ layer.down[...].T
 
 
 def gated_delta_net(layer, x, state, past):
   """Outputs, and the states and windows before and after every token."""
   c, w = layer.config, layer.config.window
-  mixed = jnp.concatenate([past, x @ layer.in_qkv[...]])
+  mixed = jnp.concatenate([past, x @ layer.in_qkv[...].T])
   taps = [mixed[i : i + len(x)] * layer.conv[...][i] for i in range(w)]
   keys = c.key_heads * c.key_width
   q, k, v = jnp.split(jax.nn.silu(sum(taps)), [keys, 2 * keys], axis=1)
@@ -55,7 +55,7 @@ def gated_delta_net(layer, x, state, past):
   times = c.value_heads // c.key_heads
   q, k = (jnp.repeat(u, times, axis=1) for u in (q * c.key_width**-0.5, k))
   v = v.reshape(-1, c.value_heads, c.value_width)
-  decay, beta = jnp.split(x @ layer.in_decay_beta[...], 2, axis=1)
+  decay, beta = jnp.split(x @ layer.in_decay_beta[...].T, 2, axis=1)
   rate = jax.nn.softplus(decay + layer.decay_bias[...])
   decay = jnp.exp(-jnp.exp(layer.log_rate[...]) * rate)
   beta = jax.nn.sigmoid(beta)
@@ -69,19 +69,19 @@ def gated_delta_net(layer, x, state, past):
 
   _, (states, out) = jax.lax.scan(token, state, (q, k, v, decay, beta))
   out = _unit(out, c.eps) * layer.norm[...]
-  out = out * jax.nn.silu((x @ layer.in_gate[...]).reshape(out.shape))
+  out = out * jax.nn.silu((x @ layer.in_gate[...].T).reshape(out.shape))
   states = jnp.concatenate([state[None], states])
   windows = jnp.stack([mixed[t : t + w - 1] for t in range(len(x) + 1)])
-  return out.reshape(len(x), -1) @ layer.out[...], (states, windows)
+  return out.reshape(len(x), -1) @ layer.out[...].T, (states, windows)
 
 
 def attention(layer, x, keys, values, position):
   """Outputs, and the keys and values of all tokens."""
   c = layer.config
-  both = (x @ layer.in_query_gate[...]).reshape(-1, c.heads, 2 * c.head_width)
+  both = (x @ layer.in_query_gate[...].T).reshape(-1, c.heads, 2 * c.head_width)
   q, gate = jnp.split(both, 2, axis=2)
-  k = (x @ layer.in_key[...]).reshape(-1, c.kv_heads, c.head_width)
-  v = (x @ layer.in_value[...]).reshape(-1, c.kv_heads, c.head_width)
+  k = (x @ layer.in_key[...].T).reshape(-1, c.kv_heads, c.head_width)
+  v = (x @ layer.in_value[...].T).reshape(-1, c.kv_heads, c.head_width)
   q = _norm(q, layer.query_norm[...], c.eps)
   k = _norm(k, layer.key_norm[...], c.eps)
   q, k = (_turned(u, position, c.rotary_width, c.rope_theta) for u in (q, k))
@@ -94,7 +94,7 @@ def attention(layer, x, keys, values, position):
   seen = jnp.arange(len(keys))[None] <= row
   share = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))
   out = jnp.einsum("hts,shk->thk", share, all_values) * jax.nn.sigmoid(gate)
-  return out.reshape(len(x), -1) @ layer.out[...], (keys, values)
+  return out.reshape(len(x), -1) @ layer.out[...].T, (keys, values)
 
 
 def _turned(x, position, width, theta):

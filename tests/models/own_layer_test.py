@@ -113,10 +113,10 @@ def test_the_layer_equals_its_formula():
   begun, slots = (np.zeros(32), np.full(32, 0.5)), ({16: 1, 40: 2}, {7: 3})
   for x, got, total, kept in zip(xs, unpack(jobs, y, 16), begun, slots):
     sums = []
-    for row in reference.wide(x) @ reference.wide(layer.enter[...]):
+    for row in reference.wide(x) @ reference.wide(layer.enter[...]).T:
       total = decay * total + row
       sums.append(total)
-    expected = np.stack(sums) @ reference.wide(layer.out[...])
+    expected = np.stack(sums) @ reference.wide(layer.out[...]).T
     assert reference.distance(got, expected) <= 1e-5
     for end, slot in kept.items():
       assert reference.distance(after.slots[slot], sums[end - 1]) <= 1e-5

@@ -54,10 +54,10 @@ def test_queries_begin_as_the_same_function_as_keys():
   before = [np.asarray(leaf) for leaf in jax.tree.leaves(model)]
   tie_queries_to_keys(model)
   mamba, delta = (branch.sub for branch in model.branches)
-  for weight in (mamba.in_mixed, mamba.conv):  # values, keys, queries
-    assert np.array_equal(weight[...][:, 32:40], weight[...][:, 40:48])
-  for weight in (delta.in_qkv, delta.conv):  # queries, keys, values
-    assert np.array_equal(weight[...][:, :16], weight[...][:, 16:32])
+  for weight in (mamba.in_mixed[...].T, mamba.conv[...]):
+    assert np.array_equal(weight[:, 32:40], weight[:, 40:48])  # keys, queries
+  for weight in (delta.in_qkv[...].T, delta.conv[...]):
+    assert np.array_equal(weight[:, :16], weight[:, 16:32])  # queries, keys
   changed = [
     not np.array_equal(x, y)
     for x, y in zip(before, jax.tree.leaves(model), strict=True)

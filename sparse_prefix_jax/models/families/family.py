@@ -83,11 +83,6 @@ def same(name: str, rank: int = 1) -> Source:
   return Source((name,), (rank,), lambda x: x)
 
 
-def transposed(name: str) -> Source:
-  """A weight that is stored as [outputs inputs] and used the other way."""
-  return Source((name,), (2,), lambda x: x.T, "F")
-
-
 def taps_first(name: str) -> Source:
   """A convolution that is stored as [channels 1 w] and used as [w channels].
 
@@ -105,7 +100,7 @@ def side_by_side(*names: str) -> Source:
   """Weights [outputs inputs] that become one product, in this order."""
 
   def convert(*parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts).T
+    return np.concatenate(parts)
 
   return Source(names, (2,) * len(names), convert)
 
@@ -133,4 +128,4 @@ def rows_of(name: str, first: int, last: int, rank: int = 2) -> Source:
       a tensor of more rows makes a shape that no parameter has.
     rank: 2 for a weight, 1 for a bias.
   """
-  return Source((name,), (rank,), lambda x: x[first:last].T)
+  return Source((name,), (rank,), lambda x: x[first:last])

@@ -21,7 +21,6 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   rows_of,
   same,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_rope
@@ -130,7 +129,7 @@ def _mlp(sub: Sublayer) -> dict[str, Source]:
     shared = plain.inside_pair(_mlp(sub.subs[1]), 1)
     prefix = "block_sparse_moe."
     return shared | {
-      "sub.subs.0.router": transposed(prefix + "router.layer.weight"),
+      "sub.subs.0.router": same(prefix + "router.layer.weight", rank=2),
       "sub.subs.0.gate_up": same(prefix + "input_linear.weight", rank=3),
       "sub.subs.0.down": same(prefix + "output_linear.weight", rank=3),
     }
@@ -140,7 +139,7 @@ def _mlp(sub: Sublayer) -> dict[str, Source]:
   return {
     "sub.gate": rows_of(both, 0, sub.hidden),
     "sub.up": rows_of(both, sub.hidden, 2**30),
-    "sub.down": transposed("shared_mlp.output_linear.weight"),
+    "sub.down": same("shared_mlp.output_linear.weight", rank=2),
   }
 
 

@@ -22,7 +22,6 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   stack_of,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import mamba_sources
@@ -169,7 +168,7 @@ def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
     return rows.reshape(sub.experts, -1, rows.shape[-1])
 
   return {
-    "sub.router": transposed("feed_forward.router.weight"),
+    "sub.router": same("feed_forward.router.weight", rank=2),
     "sub.gate_up": same(prefix + "gate_up_proj", rank=3)._replace(
       otherwise=pairs._replace(convert=joined)
     ),

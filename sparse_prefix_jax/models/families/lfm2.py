@@ -20,7 +20,6 @@ from sparse_prefix_jax.models.families.family import (
   rows_of,
   same,
   taps_first,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
@@ -128,7 +127,7 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
       before
       | sources
       | {
-        "sub.out": transposed("self_attn.out_proj.weight"),
+        "sub.out": same("self_attn.out_proj.weight", rank=2),
         "sub.query_norm": same("self_attn.q_layernorm.weight"),
         "sub.key_norm": same("self_attn.k_layernorm.weight"),
       }
@@ -137,7 +136,7 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
     raise ValueError(f"sub is {sub!r}; it must be of an LFM2 model.")
   names = {"gate": "w1", "up": "w3", "down": "w2"}
   return {"pre": same("ffn_norm.weight")} | {
-    f"sub.{ours}": transposed(f"feed_forward.{theirs}.weight")
+    f"sub.{ours}": same(f"feed_forward.{theirs}.weight", rank=2)
     for ours, theirs in names.items()
   }
 
@@ -159,7 +158,7 @@ def _convolution(sub: ShortConvConfig) -> dict[str, Source]:
     sources["sub.out_bias"] = same("conv.out_proj.bias")
   return sources | {
     "sub.conv": taps_first("conv.conv.weight"),
-    "sub.out": transposed("conv.out_proj.weight"),
+    "sub.out": same("conv.out_proj.weight", rank=2),
   }
 
 

@@ -21,7 +21,6 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   stack_of,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
@@ -142,15 +141,15 @@ def _lightning(sub: LightningConfig) -> dict[str, Source]:
       if x.shape[0] != 3 * sub.inner_width:
         return x  # of a shape that no parameter has
       by_head = x.reshape(sub.heads, 3, sub.head_width, x.shape[1])
-      return by_head[:, number].reshape(-1, x.shape[1]).T
+      return by_head[:, number].reshape(-1, x.shape[1])
 
     return Source((f"{prefix}qkv_proj.weight",), (2,), convert)
 
   return {f"sub.{name}": part(i) for i, name in enumerate(_PARTS)} | {
-    "sub.in_gate": transposed(f"{prefix}output_gate.weight"),
+    "sub.in_gate": same(f"{prefix}output_gate.weight", rank=2),
     "sub.rate": Source((f"{prefix}slope_rate",), (3,), _in_a_row),
     "sub.norm": same(f"{prefix}norm.weight"),
-    "sub.out": transposed(f"{prefix}out_proj.weight"),
+    "sub.out": same(f"{prefix}out_proj.weight", rank=2),
   }
 
 
@@ -175,7 +174,7 @@ def _mixture(sub: ExpertsConfig) -> dict[str, Source]:
     return rows.reshape(sub.experts, -1, rows.shape[-1])
 
   return {
-    "sub.router": transposed(f"{prefix}gate.weight"),
+    "sub.router": same(f"{prefix}gate.weight", rank=2),
     "sub.gate_up": pairs._replace(convert=joined),
     "sub.down": stack_of(*(f"{at}w2.weight" for at in numbered)),
   }

@@ -21,7 +21,6 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   stack_of,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import mamba2_sources
@@ -230,13 +229,13 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
 def _experts(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: one tensor, or each its own."""
   sources = {
-    "sub.router": transposed("mixer.gate.weight"),
+    "sub.router": same("mixer.gate.weight", rank=2),
     "sub.correction": same("mixer.gate.e_score_correction_bias"),
   }
   if sub.latent:
     sources |= {
-      "sub.enter": transposed("mixer.fc1_latent_proj.weight"),
-      "sub.leave": transposed("mixer.fc2_latent_proj.weight"),
+      "sub.enter": same("mixer.fc1_latent_proj.weight", rank=2),
+      "sub.leave": same("mixer.fc2_latent_proj.weight", rank=2),
     }
   prefix = "mixer.experts."
   for ours, theirs in (("gate_up", "up_proj"), ("down", "down_proj")):

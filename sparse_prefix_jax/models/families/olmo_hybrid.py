@@ -21,7 +21,6 @@ from sparse_prefix_jax.models.families.family import (
   same,
   side_by_side,
   taps_first,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
@@ -180,13 +179,13 @@ def _recurrent() -> dict[str, Source]:
 
   return {
     "sub.in_qkv": weights("q", "k", "v"),
-    "sub.in_gate": transposed(f"{prefix}g_proj.weight"),
+    "sub.in_gate": same(f"{prefix}g_proj.weight", rank=2),
     "sub.in_decay_beta": weights("a", "b"),
     "sub.conv": _taps(prefix),
     "sub.log_rate": same(f"{prefix}A_log"),
     "sub.decay_bias": same(f"{prefix}dt_bias"),
     "sub.norm": same(f"{prefix}o_norm.weight"),
-    "sub.out": transposed(f"{prefix}o_proj.weight"),
+    "sub.out": same(f"{prefix}o_proj.weight", rank=2),
   }
 
 

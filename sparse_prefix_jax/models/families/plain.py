@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from sparse_prefix_jax.layers import AttentionConfig, MLPConfig, SwiGLUConfig
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.families.family import Source, same, transposed
+from sparse_prefix_jax.models.families.family import Source, same
 from sparse_prefix_jax.models.families.fields import Fields, shown
 
 MOST_LAYERS = 1024
@@ -110,7 +110,7 @@ def attention_sources(sub: AttentionConfig, prefix: str) -> dict[str, Source]:
   """
   names = {"in_query_gate": "q", "in_key": "k", "in_value": "v", "out": "o"}
   sources = {
-    f"sub.{ours}": transposed(f"{prefix}{theirs}_proj.weight")
+    f"sub.{ours}": same(f"{prefix}{theirs}_proj.weight", rank=2)
     for ours, theirs in names.items()
   }
   biases = {"query_gate": "q", "key": "k", "value": "v"} if sub.bias else {}
@@ -134,7 +134,7 @@ def feed_forward_sources(
   if isinstance(sub, SwiGLUConfig):
     parts.append("gate")
   sources = {
-    f"sub.{part}": transposed(f"{prefix}{part}_proj.weight") for part in parts
+    f"sub.{part}": same(f"{prefix}{part}_proj.weight", rank=2) for part in parts
   }
   if sub.bias:
     sources |= {

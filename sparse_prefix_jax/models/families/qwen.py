@@ -23,7 +23,6 @@ from sparse_prefix_jax.models.families.family import (
   side_by_side,
   stack_of,
   taps_first,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields, shown
 from sparse_prefix_jax.models.families.rope import read_rope
@@ -53,24 +52,24 @@ HEAD = "lm_head.weight"
 BRANCHES: dict[str, Sources] = {
   SwiGLUConfig.kind: {
     "pre": same("post_attention_layernorm.weight"),
-    "sub.gate": transposed("mlp.gate_proj.weight"),
-    "sub.up": transposed("mlp.up_proj.weight"),
-    "sub.down": transposed("mlp.down_proj.weight"),
+    "sub.gate": same("mlp.gate_proj.weight", rank=2),
+    "sub.up": same("mlp.up_proj.weight", rank=2),
+    "sub.down": same("mlp.down_proj.weight", rank=2),
   },
   AttentionConfig.kind: {
     "pre": same("input_layernorm.weight"),
     # Query and gate of a head lie side by side, as they are used.
-    "sub.in_query_gate": transposed("self_attn.q_proj.weight"),
-    "sub.in_key": transposed("self_attn.k_proj.weight"),
-    "sub.in_value": transposed("self_attn.v_proj.weight"),
-    "sub.out": transposed("self_attn.o_proj.weight"),
+    "sub.in_query_gate": same("self_attn.q_proj.weight", rank=2),
+    "sub.in_key": same("self_attn.k_proj.weight", rank=2),
+    "sub.in_value": same("self_attn.v_proj.weight", rank=2),
+    "sub.out": same("self_attn.o_proj.weight", rank=2),
     "sub.query_norm": same("self_attn.q_norm.weight"),
     "sub.key_norm": same("self_attn.k_norm.weight"),
   },
   GatedDeltaNetConfig.kind: {
     "pre": same("input_layernorm.weight"),
-    "sub.in_qkv": transposed("linear_attn.in_proj_qkv.weight"),
-    "sub.in_gate": transposed("linear_attn.in_proj_z.weight"),
+    "sub.in_qkv": same("linear_attn.in_proj_qkv.weight", rank=2),
+    "sub.in_gate": same("linear_attn.in_proj_z.weight", rank=2),
     # Two narrow projections become one product: first decay, then beta.
     "sub.in_decay_beta": side_by_side(
       "linear_attn.in_proj_a.weight", "linear_attn.in_proj_b.weight"
@@ -79,7 +78,7 @@ BRANCHES: dict[str, Sources] = {
     "sub.log_rate": same("linear_attn.A_log"),
     "sub.decay_bias": same("linear_attn.dt_bias"),
     "sub.norm": same("linear_attn.norm.weight"),
-    "sub.out": transposed("linear_attn.out_proj.weight"),
+    "sub.out": same("linear_attn.out_proj.weight", rank=2),
   },
 }
 _BRANCHES_PER_LAYER = 2
@@ -205,7 +204,7 @@ def mixture_sources(sub: ParallelConfig) -> Sources:
   shared = "mlp.shared_expert."
   return {
     "pre": same("post_attention_layernorm.weight"),
-    "sub.subs.0.router": transposed("mlp.gate.weight"),
+    "sub.subs.0.router": same("mlp.gate.weight", rank=2),
     "sub.subs.0.gate_up": same(prefix + "gate_up_proj", rank=3)._replace(
       otherwise=pairs._replace(convert=joined)
     ),
@@ -215,9 +214,9 @@ def mixture_sources(sub: ParallelConfig) -> Sources:
     "sub.subs.1.opening": Source(
       ("mlp.shared_expert_gate.weight",), (2,), _only_row
     ),
-    "sub.subs.1.expert.gate": transposed(shared + "gate_proj.weight"),
-    "sub.subs.1.expert.up": transposed(shared + "up_proj.weight"),
-    "sub.subs.1.expert.down": transposed(shared + "down_proj.weight"),
+    "sub.subs.1.expert.gate": same(shared + "gate_proj.weight", rank=2),
+    "sub.subs.1.expert.up": same(shared + "up_proj.weight", rank=2),
+    "sub.subs.1.expert.down": same(shared + "down_proj.weight", rank=2),
   }
 
 

@@ -93,7 +93,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
   """Puts parts below each other, head by head, as one product takes them."""
   if not parts:
     return np.zeros((0, 0), bool)
-  return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).T
+  return np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 QWEN3_NEXT = Family(

@@ -22,7 +22,6 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   taps_first,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_rope
@@ -143,7 +142,7 @@ def _recurrent() -> dict[str, Source]:
   }
   sources = {}
   for ours, theirs in products.items():
-    sources[f"sub.{ours}"] = transposed(f"{prefix}{theirs}.weight")
+    sources[f"sub.{ours}"] = same(f"{prefix}{theirs}.weight", rank=2)
     sources[f"sub.{ours}_bias"] = same(f"{prefix}{theirs}.bias")
   for gate in ("input_gate", "recurrent_gate"):
     name = f"{prefix}rg_lru.{gate}"

@@ -11,7 +11,6 @@ from sparse_prefix_jax.models.families.family import (
   rows_of,
   same,
   taps_first,
-  transposed,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.plain import check_decoder
@@ -51,7 +50,7 @@ def mamba2_sources(sub: Mamba2Config, prefix: str) -> dict[str, Source]:
     "sub.log_rate": same(f"{prefix}A_log"),
     "sub.step_bias": same(f"{prefix}dt_bias"),
     "sub.direct": same(f"{prefix}D"),
-    "sub.out": transposed(f"{prefix}out_proj.weight"),
+    "sub.out": same(f"{prefix}out_proj.weight", rank=2),
   }
 
 
@@ -78,12 +77,12 @@ def mamba_sources(sub: MambaConfig, prefix: str) -> dict[str, Source]:
     sources["sub.part_norm"] = Source(names, (1,) * len(names), _one_by_one)
   return sources | {
     "sub.conv": taps_first(f"{prefix}conv1d.weight"),
-    "sub.parts": transposed(f"{prefix}x_proj.weight"),
-    "sub.in_step": transposed(f"{prefix}dt_proj.weight"),
+    "sub.parts": same(f"{prefix}x_proj.weight", rank=2),
+    "sub.in_step": same(f"{prefix}dt_proj.weight", rank=2),
     "sub.step_bias": same(f"{prefix}dt_proj.bias"),
     "sub.log_rate": same(f"{prefix}A_log", rank=2),
     "sub.direct": same(f"{prefix}D"),
-    "sub.out": transposed(f"{prefix}out_proj.weight"),
+    "sub.out": same(f"{prefix}out_proj.weight", rank=2),
   }
 
 

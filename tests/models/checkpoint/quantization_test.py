@@ -105,7 +105,7 @@ def test_fp8_is_multiplied_in_blocks_in_float32_and_rounded_once(
     model, _ = load_pretrained(directory, **(CHOICES | {"dtype": dtype}))
     got = model.branches[1].sub.gate[...]
     rounded = jnp.asarray(expected).astype(dtype)
-    np.testing.assert_array_equal(got, rounded.T)
+    np.testing.assert_array_equal(got, rounded)
   assert_logits(directory)
 
 
@@ -120,7 +120,7 @@ def test_int8_is_multiplied_row_by_row(tmp_path):
   directory, tensors = int8(tmp_path)
   expected = tensors[GATE].astype(np.float32) * tensors[f"{GATE}_scale"]
   model, _ = load_pretrained(directory, **CHOICES)
-  np.testing.assert_array_equal(model.branches[1].sub.gate[...], expected.T)
+  np.testing.assert_array_equal(model.branches[1].sub.gate[...], expected)
   assert_logits(directory)
 
 
