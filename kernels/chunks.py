@@ -28,7 +28,7 @@ NONE = -3
 
 _BLOCK = 4
 """Rows that a step takes at a time on a CPU."""
-_LARGE = 1 << 16
+_LARGE = 1 << 18
 """Bytes of a carry for which it does."""
 
 

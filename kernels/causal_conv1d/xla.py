@@ -57,7 +57,8 @@ def _token(
 ) -> tuple[Float[Array, "b w-1 d"], Float32[Array, "b d"]]:
   """Advances b requests by one token; the new state drops the oldest input."""
   window = jnp.concatenate([state, x[:, None]], axis=1)
-  y = jnp.sum(
-    window.astype(jnp.float32) * weight.astype(jnp.float32)[None], axis=1
-  )
+  window32, weight = window.astype(jnp.float32), weight.astype(jnp.float32)
+  y = jnp.zeros(x.shape, jnp.float32)
+  for i in range(weight.shape[0]):  # in the order of a chunk
+    y = y + window32[:, i] * weight[i][None]
   return window[:, 1:], y

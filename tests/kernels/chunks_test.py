@@ -128,15 +128,15 @@ def test_rows_without_a_slot_leave_the_last_slot_alone():
 
 
 def large_step(rows):
-  """A step of rows of 64 KiB each, its pool, and what each row brings."""
+  """A step of rows of 256 KiB each, its pool, and what each row brings."""
 
   def token(carry, x):
     carry = carry * 0.5 + x[:, None]
     return carry, carry.sum(axis=-1)
 
   run = jax.jit(functools.partial(step_rows, token), donate_argnums=0)
-  pool = np.random.default_rng(0).random((rows + 3, 128, 128), np.float32)
-  return run, pool, np.arange(rows, dtype=np.float32)[:, None] + np.ones(128)
+  pool = np.random.default_rng(0).random((rows + 3, 128, 512), np.float32)
+  return run, pool, np.arange(rows, dtype=np.float32)[:, None] + np.ones(512)
 
 
 def test_rows_of_large_states_have_the_same_bits_in_any_number():
@@ -162,8 +162,8 @@ def test_a_step_of_many_large_states_holds_few_at_a_time():
     compiled = run.lower(pool, (x,), slots, slots).compile()
     temporary.append(compiled.memory_analysis().temp_size_in_bytes)
   few, many = temporary
-  assert few < 8 * 4 * 128 * 128 * 3
-  assert many - few < 4 * 128 * 128
+  assert few < 8 * 4 * 128 * 512 * 3
+  assert many - few < 4 * 128 * 512
 
 
 @pytest.mark.parametrize("kept", [-0.0, np.nan, np.inf])
