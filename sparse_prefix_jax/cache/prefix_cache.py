@@ -305,7 +305,8 @@ class PrefixCache:
       Float32 logits. [rows vocab]
     """
     hidden, self.pools = programs.decode_step(self._frozen, self.pools, step)
-    return head_rows(self._frozen, hidden, np.arange(rows))
+    size = self.config.numerics.decode_rows
+    return head_rows(self._frozen, hidden, np.arange(rows), size)
 
   def release(
     self, sequences: Iterable[SequenceHandle], *, keep: int | None = None

@@ -103,9 +103,11 @@ class Answers:
       size: How many tokens.
     """
     steps = self._steps.setdefault((prompt, seeds), [])
+    numerics = self.cold.model.config.numerics
     while len(steps) < size:
       tokens = self.prompts[prompt]
       answer = np.array([step.id for step in steps], np.int32)
+      size_of_head = numerics.decode_rows if steps else numerics.head_rows
       if not steps:
         logits = self.cold.prefill(tokens).logits[-1]
       else:
@@ -113,15 +115,17 @@ class Answers:
         logits = self.cold.decode(past, tokens.size)
       seed = [seed for start, seed in seeds if start <= len(steps)][-1]
       position = tokens.size + len(steps)
-      steps.append(AnswerToken(logits, self._draw(logits, seed, position)))
+      drawn = self._draw(logits, seed, position, size_of_head)
+      steps.append(AnswerToken(logits, drawn))
     return steps[:size]
 
-  def _draw(self, logits: np.ndarray, seed: int, position: int) -> int:
+  def _draw(
+    self, logits: np.ndarray, seed: int, position: int, size: int
+  ) -> int:
     """The id that the sampler draws, in the first of its rows."""
     config = self.cold.model.config
     sampler, none = DeviceSampler(config, 1), np.zeros(0, np.int32)
     sampler.begin(0, drawn_by(seed), none, none)
-    size = config.numerics.head_rows
     where = np.full(size, position, np.int32)
     rows = SampleRows(np.minimum(np.arange(size, dtype=np.int32), 1), where)
     same = jnp.asarray(np.repeat(logits[None], size, axis=0))

@@ -33,7 +33,8 @@ class Numerics:
       compilation each. Several rungs need widths that are multiples of 64 and
       at least 64 rows in the smallest.
     decode_rows: Rows of the decode program, at least 2.
-    head_rows: Rows of the head program, at least 2.
+    head_rows: Rows of the head program after prefill, at least 2; after a step
+      it has `decode_rows`.
     page_dtype: "int8" quantises the keys and values of a chunk when it is
       completed: a quarter or half of the bytes, and close to the same
       attention; the chunk that runs is attended as it is, in `dtype`. None

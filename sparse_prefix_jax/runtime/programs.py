@@ -114,4 +114,4 @@ decode_step = PoolProgram(_decode_step, _with_pools)
 gather_rows = Program(_gather_rows)
 """Gathers the rows of a group that the head is asked for."""
 head = Program(_head)
-"""Computes the logits of `head_rows` rows."""
+"""Computes the logits of `head_rows` rows, or of `decode_rows` after a step."""

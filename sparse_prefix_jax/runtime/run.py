@@ -12,10 +12,10 @@ from sparse_prefix_jax.runtime.plan import Plan
 
 
 class HeadRows(NamedTuple):
-  """Logits of up to `head_rows` rows, on the device.
+  """Logits of one call of the head, on the device.
 
   Attributes:
-    logits: Float32; free rows repeat the first. [head_rows vocab]
+    logits: Float32; free rows repeat the first. [size vocab]
     count: How many of them were asked for.
   """
 
@@ -93,9 +93,32 @@ def run_plan(
 
 
 def head_rows(
-  model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
+  model: programs.FrozenModel,
+  hidden: jax.Array,
+  rows: np.ndarray,
+  size: int | None = None,
 ) -> np.ndarray:
-  """Computes the logits of some rows, `head_rows` at a time.
+  """Computes the logits of some rows.
+
+  Args:
+    model: The parameters and the configuration.
+    hidden: What a prefill or decode program returned. [... d]
+    rows: The indices of rows in it.
+    size: As `head_blocks` takes it.
+
+  Returns:
+    The logits in float32, on the host. [rows vocab]
+  """
+  return _fetched(model, head_blocks(model, hidden, rows, size))
+
+
+def head_blocks(
+  model: programs.FrozenModel,
+  hidden: jax.Array,
+  rows: np.ndarray,
+  size: int | None = None,
+) -> list[HeadRows]:
+  """Computes the logits of some rows, which stay on the device.
 
   Free rows of the program repeat row 0.
 
@@ -103,27 +126,13 @@ def head_rows(
     model: The parameters and the configuration.
     hidden: What a prefill or decode program returned. [... d]
     rows: The indices of rows in it.
+    size: Rows of a call, each of which reads the whole vocabulary's weights:
+      `decode_rows` after a step, so that one call does; None for `head_rows`.
 
   Returns:
-    The logits in float32, on the host. [rows vocab]
+    The rows in order, `size` at a time.
   """
-  return _fetched(model, head_blocks(model, hidden, rows))
-
-
-def head_blocks(
-  model: programs.FrozenModel, hidden: jax.Array, rows: np.ndarray
-) -> list[HeadRows]:
-  """Computes the logits of some rows, which stay on the device.
-
-  Args:
-    model: The parameters and the configuration.
-    hidden: What a prefill or decode program returned. [... d]
-    rows: The indices of rows in it.
-
-  Returns:
-    The rows in order, `head_rows` at a time.
-  """
-  size, blocks = model.config.numerics.head_rows, []
+  size, blocks = size or model.config.numerics.head_rows, []
   for start in range(0, rows.size, size):
     part = rows[start : start + size].astype(np.int32)
     padded = np.pad(part, (0, size - part.size))

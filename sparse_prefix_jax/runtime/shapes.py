@@ -103,8 +103,9 @@ def step_shapes(config: ModelConfig) -> Step:
 
 
 def hidden_shape(config: ModelConfig) -> jax.ShapeDtypeStruct:
-  """The input of the head: `head_rows` rows of the model's width."""
-  shape = (config.numerics.head_rows, config.width)
+  """The input of the head, in the larger of its two programs."""
+  numerics = config.numerics
+  shape = (max(numerics.head_rows, numerics.decode_rows), config.width)
   return jax.ShapeDtypeStruct(shape, config.numerics.dtype)
 
 

@@ -14,7 +14,8 @@ from sparse_prefix_jax.cache.index.results import Pin
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.contract import ContractError, Traffic, poison
 from sparse_prefix_jax.contract.stored import compare_stored
-from sparse_prefix_jax.contract.traffic import drawn_by
+from sparse_prefix_jax.contract.traffic import Answers, drawn_by
+from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   DeviceSampler,
   Scheduler,
@@ -22,7 +23,7 @@ from sparse_prefix_jax.serving.scheduler import (
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
-from tests.models_for_tests import answers, cold_runs, small_model
+from tests.models_for_tests import LONGEST, answers, cold_runs, small_model
 from tests.serving.scheduler.scenes import new_cache, serve
 
 CHUNK = 16
@@ -35,6 +36,30 @@ def test_every_request_has_the_bits_of_itself_alone(data):
     answers(), lambda low, high: data.draw(st.integers(low, high))
   )
   assert traffic.run() == 0
+
+
+def test_a_step_reads_the_weights_of_the_vocabulary_once(monkeypatch):
+  """However many rows decode, and however few the head of prefill has."""
+  cold = cold_runs(decode_rows=6, head_rows=2)
+  random = np.random.default_rng(3)
+  traffic = Traffic(
+    Answers(cold, seed=0, longest=LONGEST),
+    lambda low, high: int(random.integers(low, high + 1)),
+  )
+  called, head, step = [], programs.head, programs.decode_step
+
+  def noted(program, name):
+    def run(*arguments):
+      called.append(name or arguments[1].shape[0])
+      return program(*arguments)
+
+    return run
+
+  monkeypatch.setattr(programs, "head", noted(head, None))
+  monkeypatch.setattr(programs, "decode_step", noted(step, "step"))
+  assert traffic.run() == 0
+  assert {x for x in called if x != "step"} == {2, 6}
+  assert called.count(6) <= called.count("step")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def test_every_program_lowers_from_shapes():
   chex.assert_shape(hidden, (CONFIG.numerics.decode_rows, CONFIG.width))
   logits = jax.eval_shape(programs.head, model, shapes.hidden_shape(CONFIG))
   chex.assert_shape(logits, (CONFIG.numerics.head_rows, CONFIG.vocab_size))
+  many = CONFIG.replace(decode_rows=CONFIG.numerics.head_rows + 3)
+  assert shapes.hidden_shape(many).shape[0] == many.numerics.decode_rows
 
 
 @pytest.mark.parametrize("on_tpu", [False, True])

@@ -98,16 +98,17 @@ class Dispatcher:
     step = step_input(cache.config, running, tokens)
     hidden, cache.pools = programs.decode_step(cache.frozen, cache.pools, step)
     choosing = [i for i, life in enumerate(lives) if life.chooses]
-    blocks = head_blocks(cache.frozen, hidden, np.array(choosing, np.int32))
+    rows = np.array(choosing, np.int32)
+    blocks = head_blocks(cache.frozen, hidden, rows, size)
     return self._choose(blocks, iter([lives[i] for i in choosing]))
 
   def _choose(
     self, blocks: Sequence[HeadRows], lives: Iterator[Life]
   ) -> list[Chosen]:
     """Chooses an id for every row, and keeps it for the next step."""
-    size, chosen = self._cache.config.numerics.head_rows, []
+    chosen = []
     for logits, count in blocks:
-      here = tuple(next(lives) for _ in range(count))
+      size, here = logits.shape[0], tuple(next(lives) for _ in range(count))
       seats, position = self._seat(here, size), np.zeros(size, np.int32)
       position[:count] = [life.sequence.length for life in here]
       sampled = self._sampler.sample(logits, SampleRows(seats, position))
