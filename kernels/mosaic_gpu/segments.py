@@ -2,7 +2,9 @@
 
 The carry goes from chunk to chunk, so what runs at the same time is heads,
 columns, and requests: a program walks through one *segment*, the chunks of one
-request, and every other segment has programs of its own.
+request, and other segments have programs of their own. How many segments there
+are is data, and so a grid has programs for `_SEGMENTS` of them, which take the
+next ones when they are through.
 """
 
 import functools
@@ -18,17 +20,25 @@ from jaxtyping import Array, Bool, Int32
 from sparse_prefix_jax.kernels.chunks import CARRY, ZERO, Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 
-READ, WRITE, LENGTH, LIVE, STOP = range(5)
+READ, WRITE, LENGTH, LIVE, STOP, START, COUNT = range(7)
 """The numbers of the rows of `plan`."""
 
+_SEGMENTS = 16
+"""Segments that have programs of their own. Programs that find no segment take
+a multiprocessor for about a microsecond each."""
 
-def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
+
+def programs(n: int) -> int:
+  """The size of the axis `segment` of a grid for n chunks."""
+  return min(n, _SEGMENTS)
+
+
+def plan(chunks: Chunks) -> Int32[Array, "7 n"]:
   """What the programs of a scan ask about chunk j, as int32.
 
   A *segment* is a chunk that reads a slot or zero, and those after it that go
   on from their predecessor. Segments do not depend on one another (no slot is
-  written by one request and read or written by another), so each is the work
-  of programs of its own; those of chunks inside a segment have nothing to do.
+  written by one request and read or written by another).
 
   Returns:
     READ: Slot, ZERO or CARRY; never CARRY at the first chunk, whose carry is
@@ -37,6 +47,8 @@ def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
     LENGTH: Real tokens.
     LIVE: End of the last chunk of j's segment that computes or captures.
     STOP: End of j's segment.
+    START: Where the j-th segment begins; n if there are no more than j.
+    COUNT: How many segments there are.
   """
   n = chunks.read.shape[0]
   index = jnp.arange(n, dtype=jnp.int32)
@@ -50,12 +62,15 @@ def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
   works = (chunks.length > 0) | (chunks.write >= 0)
   inside = works[None] & (index[None] < stop[:, None])
   live = jnp.max(jnp.where(inside, index[None] + 1, 0), axis=1)
-  return jnp.stack([read, chunks.write, chunks.length, live, stop]).astype(
-    jnp.int32
-  )
+  before = jnp.sum(starts[None] & (index[None] < index[:, None]), axis=1)
+  ranked = starts[None] & (before[None] == index[:, None])
+  start = jnp.min(jnp.where(ranked, index[None], n), axis=1)
+  count = jnp.broadcast_to(jnp.sum(starts), (n,))
+  rows = [read, chunks.write, chunks.length, live, stop, start, count]
+  return jnp.stack(rows).astype(jnp.int32)
 
 
-def scan_segment(
+def scan_segments(
   plan: Ref,
   arrived: Ref,
   stages: int,
@@ -64,8 +79,9 @@ def scan_segment(
   load: Callable[[Array, Array | int], None],
   step: Callable[[Array, Array, Any], Any],
   clear: Callable[[Array], None],
+  emit: Callable[[Array, Any], None] = lambda *_: None,
 ) -> None:
-  """Scans the segment that begins at this program's chunk, if one does.
+  """Scans the segments of this program of the axis `segment`.
 
   The loads of a chunk begin `stages` chunks ahead, when the buffers of its
   stage are free again.
@@ -76,13 +92,13 @@ def scan_segment(
     stages: How many chunks are under way at a time.
     restore: Slot or ZERO -> carry.
     load: Chunk, stage: starts the copies.
-    step: Chunk, stage, carry -> carry: computes, emits and captures.
+    step: Chunk, stage, carry -> carry: computes, and emits and captures unless
+      `emit` does.
     clear: Chunk: emits zeros for an inactive one.
+    emit: Chunk, carry: copies what `step` left in shared memory.
   """
-  first = lax.axis_index("chunk")
 
-  @pl.when(plan[READ, first] != CARRY)
-  def _() -> None:
+  def segment(first: Array) -> None:
     live, stop = plan[LIVE, first], plan[STOP, first]
     carry = restore(plan[READ, first])
     for stage in range(stages):
@@ -91,16 +107,26 @@ def scan_segment(
       )
 
     def advance(chunk: Array, carry: Any) -> Any:
-      stage = lax.rem(chunk - first, stages)
+      # Zero, but a compiler does not know: it would compute all addresses of
+      # the only stage before the loop, and they would take its registers.
+      zero = lax.max(-plan[LENGTH, chunk], 0)
+      stage = zero if stages == 1 else lax.rem(chunk - first, stages)
       plgpu.barrier_wait(arrived.at[stage])
       carry = step(chunk, stage, carry)
       plgpu.commit_smem()  # all have read this stage, before it is overwritten
       after = chunk + stages
       pl.when(after < live)(functools.partial(load, after, stage))
+      emit(chunk, carry)
       return carry
 
     lax.fori_loop(first, live, advance, carry)
     lax.fori_loop(lax.max(first, live), stop, lambda j, _: clear(j), None)
+
+  rank, apart = lax.axis_index("segment"), programs(plan.shape[1])
+  rounds = lax.div(plan[COUNT, 0] - rank + (apart - 1), apart)
+  lax.fori_loop(
+    0, rounds, lambda i, _: segment(plan[START, rank + i * apart]), None
+  )
 
 
 def real_rows(chunks: Chunks) -> Bool[Array, "n c"]:

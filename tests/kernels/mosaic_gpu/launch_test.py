@@ -38,12 +38,14 @@ def odd_chunks():
 
 
 def test_a_plan_of_odd_chunks():
-  read, write, length, live, stop = np.asarray(plan(odd_chunks()))
+  read, write, length, live, stop, start, count = plan(odd_chunks())
   assert read.tolist() == [ZERO, *ODD["read"][1:]]
   assert write.tolist() == list(ODD["write"])
   assert length.tolist() == list(ODD["length"])
   assert stop.tolist() == [2, 2, 4, 4, 7, 7, 7]
   assert live.tolist() == [2, 2, 4, 4, 6, 6, 6]
+  assert start.tolist() == [0, 2, 4, 7, 7, 7, 7]
+  assert count.tolist() == [3] * 7
 
 
 def test_odd_chunks_do_what_the_packed_scan_does():
@@ -99,15 +101,20 @@ def check_outputs(y, expected):
 @pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
 def test_sizes_fit_into_shared_memory(gpu, width, operands):
   config = sizes(gpu, width, 2**20, 4, operands)
-  taken = shared_bytes(width, config.columns, config.stages, 4, operands)
+  taken = shared_bytes(gpu, width, config.columns, config.stages, 4, operands)
   assert taken < devices.SHARED_BYTES
 
 
-@pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
-def test_few_heads_are_cut_into_more_programs(gpu):
+def test_few_heads_are_cut_into_more_programs():
+  gpu = devices.BLACKWELL
   enough = 64 * gpu.multiprocessors
   assert sizes(gpu, 64, enough - 64, 4, 3) == MosaicGpuConfig(columns=32)
   assert sizes(gpu, 64, enough, 4, 3) == MosaicGpuConfig(columns=64)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_states_in_registers_have_64_columns_however_few_heads_there_are(width):
+  assert sizes(devices.HOPPER, width, 64, 4, 3).columns == 64
 
 
 @pytest.mark.parametrize(
