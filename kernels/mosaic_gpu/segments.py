@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int32
 from sparse_prefix_jax.kernels.chunks import CARRY, ZERO, Chunks
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 
-READ, WRITE, LENGTH, LIVE, STOP, START, COUNT = range(7)
+READ, WRITE, LENGTH, LIVE, STOP = range(5)
 """The numbers of the rows of `plan`."""
 
 _SEGMENTS = 16
@@ -33,7 +33,7 @@ def programs(n: int) -> int:
   return min(n, _SEGMENTS)
 
 
-def plan(chunks: Chunks) -> Int32[Array, "7 n"]:
+def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
   """What the programs of a scan ask about chunk j, as int32.
 
   A *segment* is a chunk that reads a slot or zero, and those after it that go
@@ -47,8 +47,6 @@ def plan(chunks: Chunks) -> Int32[Array, "7 n"]:
     LENGTH: Real tokens.
     LIVE: End of the last chunk of j's segment that computes or captures.
     STOP: End of j's segment.
-    START: Where the j-th segment begins; n if there are no more than j.
-    COUNT: How many segments there are.
   """
   n = chunks.read.shape[0]
   index = jnp.arange(n, dtype=jnp.int32)
@@ -62,12 +60,9 @@ def plan(chunks: Chunks) -> Int32[Array, "7 n"]:
   works = (chunks.length > 0) | (chunks.write >= 0)
   inside = works[None] & (index[None] < stop[:, None])
   live = jnp.max(jnp.where(inside, index[None] + 1, 0), axis=1)
-  before = jnp.sum(starts[None] & (index[None] < index[:, None]), axis=1)
-  ranked = starts[None] & (before[None] == index[:, None])
-  start = jnp.min(jnp.where(ranked, index[None], n), axis=1)
-  count = jnp.broadcast_to(jnp.sum(starts), (n,))
-  rows = [read, chunks.write, chunks.length, live, stop, start, count]
-  return jnp.stack(rows).astype(jnp.int32)
+  return jnp.stack([read, chunks.write, chunks.length, live, stop]).astype(
+    jnp.int32
+  )
 
 
 def scan_segments(
@@ -122,11 +117,22 @@ def scan_segments(
     lax.fori_loop(first, live, advance, carry)
     lax.fori_loop(lax.max(first, live), stop, lambda j, _: clear(j), None)
 
-  rank, apart = lax.axis_index("segment"), programs(plan.shape[1])
-  rounds = lax.div(plan[COUNT, 0] - rank + (apart - 1), apart)
-  lax.fori_loop(
-    0, rounds, lambda i, _: segment(plan[START, rank + i * apart]), None
-  )
+  n = plan.shape[1]
+  apart = programs(n)
+
+  def following(first: Array, count: Array) -> Array:
+    # A segment begins where the one before ends.
+    def after(_: Array, at: Array) -> Array:
+      return lax.select(at < n, plan[STOP, lax.min(at, n - 1)], at)
+
+    return lax.fori_loop(0, count, after, first)
+
+  def turn(_: Array, first: Array) -> Array:
+    pl.when(first < n)(lambda: segment(first))
+    return following(first, lax.select(first < n, apart, 0))
+
+  first = following(jnp.int32(0), lax.axis_index("segment"))
+  lax.fori_loop(0, -(-n // apart), turn, first)
 
 
 def real_rows(chunks: Chunks) -> Bool[Array, "n c"]:

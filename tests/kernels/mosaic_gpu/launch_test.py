@@ -17,7 +17,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.heads import shared_bytes, sizes
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan, programs
 from tests.kernels.devices import HOPPER, traced_for
 from tests.kernels.matrix_suite import operation_at
 from tests.kernels.mosaic_gpu.suite import interpreted
@@ -38,14 +38,12 @@ def odd_chunks():
 
 
 def test_a_plan_of_odd_chunks():
-  read, write, length, live, stop, start, count = plan(odd_chunks())
+  read, write, length, live, stop = np.asarray(plan(odd_chunks()))
   assert read.tolist() == [ZERO, *ODD["read"][1:]]
   assert write.tolist() == list(ODD["write"])
   assert length.tolist() == list(ODD["length"])
   assert stop.tolist() == [2, 2, 4, 4, 7, 7, 7]
   assert live.tolist() == [2, 2, 4, 4, 6, 6, 6]
-  assert start.tolist() == [0, 2, 4, 7, 7, 7, 7]
-  assert count.tolist() == [3] * 7
 
 
 def test_odd_chunks_do_what_the_packed_scan_does():
@@ -85,6 +83,24 @@ def test_odd_segments_do_what_the_packed_scan_does():
   for slot in set(range(9)) - set(written):
     assert bits(states[slot]) == bits(pool[slot])
   check_outputs(y, expected)
+
+
+def test_more_segments_than_programs_are_all_scanned():
+  n = 2 * programs(1_000) + 3
+  random = np.random.default_rng(0)
+  x = random.standard_normal((n, 64, 128), np.float32)
+  log_decay = -np.abs(random.standard_normal(x.shape, np.float32))
+  # Every third chunk goes on from the one before it.
+  index = jnp.arange(n, dtype=jnp.int32)
+  read = jnp.where(index % 3 == 2, CARRY, ZERO)
+  chunks = Chunks(read, index, 1 + index % 2, read, read)
+  arguments = [jnp.asarray(u) for u in (x, log_decay, poisoned_pool((n, 128)))]
+  config = interpreted(MosaicGpuConfig(columns=128))
+  with traced_for(HOPPER):
+    y, states = diagonal_scan(*arguments, chunks, implementation=config)
+  expected, wanted = diagonal_scan(*arguments, chunks, implementation="xla")
+  np.testing.assert_allclose(states, wanted, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
 
 
 def check_outputs(y, expected):
