@@ -39,7 +39,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   LENGTH,
   WRITE,
   plan,
-  scan_segment,
+  programs,
+  scan_segments,
 )
 
 _RESET = -1e36  # as -inf, but its product with a rate of zero is not NaN
@@ -196,7 +197,7 @@ def _selective(
     (plan(chunks), list(arrays), rate),
     [new(n, tokens, width, dtype=jnp.float32), pool],
     (loaded, square, *barriers),
-    grid={"chunk": n, "tile": width // _CHANNELS},
+    grid={"segment": programs(n), "tile": width // _CHANNELS},
     config=config,
     name="selective_scan",
   )
@@ -204,7 +205,7 @@ def _selective(
 
 
 class _Selective(NamedTuple):
-  """64 channels of Mamba's form, and the segment of one chunk.
+  """64 channels of Mamba's form, and some segments.
 
   Attributes:
     plan: What each segment reads and writes, see `mosaic_gpu/segments.py`.
@@ -231,8 +232,8 @@ class _Selective(NamedTuple):
   config: MosaicGpuConfig
 
   def run(self) -> None:
-    """Scans the segment that begins at this program's chunk, if one does."""
-    scan_segment(
+    """Scans the segments of this program."""
+    scan_segments(
       self.plan,
       self.arrived,
       self.config.stages,

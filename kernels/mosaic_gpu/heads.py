@@ -19,7 +19,9 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.state import BLOCK, PARTS
+from sparse_prefix_jax.kernels.mosaic_gpu.state_factors import PARTS
+from sparse_prefix_jax.kernels.mosaic_gpu.state_shared import BLOCK
+from sparse_prefix_jax.kernels.mosaic_gpu.state_transposed import takes
 
 _WIDTHS = (64, 128, 256)
 _FEWEST_COLUMNS = 16
@@ -27,11 +29,17 @@ _FEWEST_COLUMNS = 16
 
 
 def shared_bytes(
-  width: int, columns: int, stages: int, value_bytes: int, operands: int
+  gpu: Gpu,
+  width: int,
+  columns: int,
+  stages: int,
+  value_bytes: int,
+  operands: int,
 ) -> int:
   """Counts the bytes of shared memory that a program takes.
 
   Args:
+    gpu: What the program is made for.
     width: Keys of a head.
     columns: Value columns of a program.
     stages: How many chunks are under way at a time.
@@ -41,6 +49,8 @@ def shared_bytes(
   """
   loads = 2 * CHUNK * (width * operands + PARTS * CHUNK)
   loads += value_bytes * CHUNK * columns + 4 * (2 * CHUNK + width)
+  if takes(gpu, width, columns):
+    return stages * loads + 4 * width * columns
   own = 2 * PARTS * columns * (width + 2 * CHUNK) + 4 * BLOCK * columns
   return stages * loads + own
 
@@ -54,7 +64,8 @@ def sizes(
 ) -> MosaicGpuConfig:
   """Chooses columns and stages for a head of `width` keys.
 
-  Registers and shared memory bound the columns. A second stage, which hides
+  Where S^T can lie in registers it does, in programs of 64 columns. Elsewhere
+  registers and shared memory bound the columns. A second stage, which hides
   the loads of a chunk behind the one before, is worth more than wide programs.
   Narrow ones are more: they fill a device with the heads of one request, and
   where programs of 64 columns would leave multiprocessors idle, 32 are taken.
@@ -71,10 +82,12 @@ def sizes(
     operands: How many buffers the scan loads per chunk, as in `shared_bytes`.
   """
   ladder = [(64, 2), (32, 2), (32, 1), (16, 1)]
-  if value_columns < 64 * gpu.multiprocessors:
+  if takes(gpu, width, 64):
+    ladder.insert(1, (64, 1))
+  elif value_columns < 64 * gpu.multiprocessors:
     ladder = ladder[1:]
   for columns, stages in ladder:
-    taken = shared_bytes(width, columns, stages, value_bytes, operands)
+    taken = shared_bytes(gpu, width, columns, stages, value_bytes, operands)
     if taken <= SHARED_BYTES:
       break
   return MosaicGpuConfig(columns=columns, stages=stages)
@@ -101,7 +114,9 @@ def implementation(
     **__: Any,
   ) -> str | None:
     columns, stages = config.columns, config.stages
-    taken = shared_bytes(q.shape[3], columns, stages, value_bytes, operands)
+    taken = shared_bytes(
+      gpu_of(device), q.shape[3], columns, stages, value_bytes, operands
+    )
     return (
       refused_device(device, config, products=True)
       or unfit(q, k, v, config)

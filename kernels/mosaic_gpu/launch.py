@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, BFloat16, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.implementations import Config, current_device
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import gpu_of
@@ -289,7 +289,7 @@ def with_transposed(
 
 
 def store_transposed(
-  buffer: Ref, x: BFloat16[Array, "r k"], config: Config
+  buffer: Ref, x: Float[Array, "r k"], config: Config
 ) -> None:
   """Writes the transpose of x to a buffer; `plgpu.commit_smem` is to follow.
 

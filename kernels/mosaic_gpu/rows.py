@@ -36,7 +36,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.segments import (
   LENGTH,
   WRITE,
   plan,
-  scan_segment,
+  programs,
+  scan_segments,
 )
 
 Cell: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -137,7 +138,7 @@ def scan(
     (plan(chunks), list(arrays)),
     [new(n, c, width, dtype=jnp.float32), pool],
     (loaded, arrived),
-    grid={"chunk": n, "tile": width // columns},
+    grid={"segment": programs(n), "tile": width // columns},
     config=config,
     name=name,
   )
@@ -145,7 +146,7 @@ def scan(
 
 
 class _Program(NamedTuple):
-  """Some channels, and the segment of one chunk.
+  """Some channels, and some segments.
 
   Attributes:
     cell: What one token does to the carry.
@@ -168,8 +169,8 @@ class _Program(NamedTuple):
   config: MosaicGpuConfig
 
   def run(self) -> None:
-    """Scans the segment that begins at this program's chunk, if one does."""
-    scan_segment(
+    """Scans the segments of this program."""
+    scan_segments(
       self.plan,
       self.arrived,
       self.config.stages,

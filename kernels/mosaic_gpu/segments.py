@@ -2,7 +2,9 @@
 
 The carry goes from chunk to chunk, so what runs at the same time is heads,
 columns, and requests: a program walks through one *segment*, the chunks of one
-request, and every other segment has programs of its own.
+request, and other segments have programs of their own. How many segments there
+are is data, and so a grid has programs for `_SEGMENTS` of them, which take the
+next ones when they are through.
 """
 
 import functools
@@ -21,14 +23,22 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, Ref
 READ, WRITE, LENGTH, LIVE, STOP = range(5)
 """The numbers of the rows of `plan`."""
 
+_SEGMENTS = 16
+"""Segments that have programs of their own. Programs that find no segment take
+a multiprocessor for about a microsecond each."""
+
+
+def programs(n: int) -> int:
+  """The size of the axis `segment` of a grid for n chunks."""
+  return min(n, _SEGMENTS)
+
 
 def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
   """What the programs of a scan ask about chunk j, as int32.
 
   A *segment* is a chunk that reads a slot or zero, and those after it that go
   on from their predecessor. Segments do not depend on one another (no slot is
-  written by one request and read or written by another), so each is the work
-  of programs of its own; those of chunks inside a segment have nothing to do.
+  written by one request and read or written by another).
 
   Returns:
     READ: Slot, ZERO or CARRY; never CARRY at the first chunk, whose carry is
@@ -55,7 +65,7 @@ def plan(chunks: Chunks) -> Int32[Array, "5 n"]:
   )
 
 
-def scan_segment(
+def scan_segments(
   plan: Ref,
   arrived: Ref,
   stages: int,
@@ -64,8 +74,9 @@ def scan_segment(
   load: Callable[[Array, Array | int], None],
   step: Callable[[Array, Array, Any], Any],
   clear: Callable[[Array], None],
+  emit: Callable[[Array, Any], None] = lambda *_: None,
 ) -> None:
-  """Scans the segment that begins at this program's chunk, if one does.
+  """Scans the segments of this program of the axis `segment`.
 
   The loads of a chunk begin `stages` chunks ahead, when the buffers of its
   stage are free again.
@@ -76,13 +87,13 @@ def scan_segment(
     stages: How many chunks are under way at a time.
     restore: Slot or ZERO -> carry.
     load: Chunk, stage: starts the copies.
-    step: Chunk, stage, carry -> carry: computes, emits and captures.
+    step: Chunk, stage, carry -> carry: computes, and emits and captures unless
+      `emit` does.
     clear: Chunk: emits zeros for an inactive one.
+    emit: Chunk, carry: copies what `step` left in shared memory.
   """
-  first = lax.axis_index("chunk")
 
-  @pl.when(plan[READ, first] != CARRY)
-  def _() -> None:
+  def segment(first: Array) -> None:
     live, stop = plan[LIVE, first], plan[STOP, first]
     carry = restore(plan[READ, first])
     for stage in range(stages):
@@ -91,16 +102,37 @@ def scan_segment(
       )
 
     def advance(chunk: Array, carry: Any) -> Any:
-      stage = lax.rem(chunk - first, stages)
+      # Zero, but a compiler does not know: it would compute all addresses of
+      # the only stage before the loop, and they would take its registers.
+      zero = lax.max(-plan[LENGTH, chunk], 0)
+      stage = zero if stages == 1 else lax.rem(chunk - first, stages)
       plgpu.barrier_wait(arrived.at[stage])
       carry = step(chunk, stage, carry)
       plgpu.commit_smem()  # all have read this stage, before it is overwritten
       after = chunk + stages
       pl.when(after < live)(functools.partial(load, after, stage))
+      emit(chunk, carry)
       return carry
 
     lax.fori_loop(first, live, advance, carry)
     lax.fori_loop(lax.max(first, live), stop, lambda j, _: clear(j), None)
+
+  n = plan.shape[1]
+  apart = programs(n)
+
+  def following(first: Array, count: Array) -> Array:
+    # A segment begins where the one before ends.
+    def after(_: Array, at: Array) -> Array:
+      return lax.select(at < n, plan[STOP, lax.min(at, n - 1)], at)
+
+    return lax.fori_loop(0, count, after, first)
+
+  def turn(_: Array, first: Array) -> Array:
+    pl.when(first < n)(lambda: segment(first))
+    return following(first, lax.select(first < n, apart, 0))
+
+  first = following(jnp.int32(0), lax.axis_index("segment"))
+  lax.fori_loop(0, -(-n // apart), turn, first)
 
 
 def real_rows(chunks: Chunks) -> Bool[Array, "n c"]:

@@ -17,7 +17,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.heads import shared_bytes, sizes
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan
+from sparse_prefix_jax.kernels.mosaic_gpu.segments import plan, programs
 from tests.kernels.devices import HOPPER, traced_for
 from tests.kernels.matrix_suite import operation_at
 from tests.kernels.mosaic_gpu.suite import interpreted
@@ -85,6 +85,24 @@ def test_odd_segments_do_what_the_packed_scan_does():
   check_outputs(y, expected)
 
 
+def test_more_segments_than_programs_are_all_scanned():
+  n = 2 * programs(1_000) + 3
+  random = np.random.default_rng(0)
+  x = random.standard_normal((n, 64, 128), np.float32)
+  log_decay = -np.abs(random.standard_normal(x.shape, np.float32))
+  # Every third chunk goes on from the one before it.
+  index = jnp.arange(n, dtype=jnp.int32)
+  read = jnp.where(index % 3 == 2, CARRY, ZERO)
+  chunks = Chunks(read, index, 1 + index % 2, read, read)
+  arguments = [jnp.asarray(u) for u in (x, log_decay, poisoned_pool((n, 128)))]
+  config = interpreted(MosaicGpuConfig(columns=128))
+  with traced_for(HOPPER):
+    y, states = diagonal_scan(*arguments, chunks, implementation=config)
+  expected, wanted = diagonal_scan(*arguments, chunks, implementation="xla")
+  np.testing.assert_allclose(states, wanted, rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
+
+
 def check_outputs(y, expected):
   """Outputs of odd chunks are right, and zero at padding."""
   for chunk, length in enumerate(ODD["length"]):
@@ -99,15 +117,20 @@ def check_outputs(y, expected):
 @pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
 def test_sizes_fit_into_shared_memory(gpu, width, operands):
   config = sizes(gpu, width, 2**20, 4, operands)
-  taken = shared_bytes(width, config.columns, config.stages, 4, operands)
+  taken = shared_bytes(gpu, width, config.columns, config.stages, 4, operands)
   assert taken < devices.SHARED_BYTES
 
 
-@pytest.mark.parametrize("gpu", [devices.HOPPER, devices.BLACKWELL])
-def test_few_heads_are_cut_into_more_programs(gpu):
+def test_few_heads_are_cut_into_more_programs():
+  gpu = devices.BLACKWELL
   enough = 64 * gpu.multiprocessors
   assert sizes(gpu, 64, enough - 64, 4, 3) == MosaicGpuConfig(columns=32)
   assert sizes(gpu, 64, enough, 4, 3) == MosaicGpuConfig(columns=64)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_states_in_registers_have_64_columns_however_few_heads_there_are(width):
+  assert sizes(devices.HOPPER, width, 64, 4, 3).columns == 64
 
 
 @pytest.mark.parametrize(

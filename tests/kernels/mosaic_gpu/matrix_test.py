@@ -64,7 +64,7 @@ class Test64(MatrixSuite, MosaicGpuSuite):
 class Test128(MatrixSuite, MosaicGpuSuite):
   names = ("gated_delta_rule", "linear_attention")
   sizes, dtype = (1, 2, 128, 128), "bfloat16"
-  implementation = interpreted(MosaicGpuConfig(columns=32))
+  implementation = interpreted(MosaicGpuConfig())
   cases = ("random-gates-gates", "repeated-0.0-gates", "correlated-mixed-gates")
 
 
@@ -72,7 +72,15 @@ class Test128(MatrixSuite, MosaicGpuSuite):
 class Test128OfKimi(Test128):
   # With more operands than the others have it has room for one stage.
   names = ("kimi_delta_attention",)
+  implementation = interpreted(MosaicGpuConfig(stages=1))
+
+
+@pytest.mark.slow_kernels
+class Test128InSharedMemory(Test128):
+  # As on a GPU without products of a warpgroup.
+  names = ("gated_delta_rule", "kimi_delta_attention", "linear_attention")
   implementation = interpreted(MosaicGpuConfig(columns=32, stages=1))
+  cases = ("correlated-mixed-gates",)
 
 
 @pytest.mark.slow_kernels

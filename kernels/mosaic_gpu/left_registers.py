@@ -1,0 +1,136 @@
+"""Products whose left operand a warpgroup takes from registers.
+
+The result of a product lies in registers just as the left operand of the next
+one has to: what is made by one goes into the other without shared memory, or a
+barrier. All right operands here are transposed views of what lies in shared
+memory: `left @ right.T`.
+
+Products run beside the program. `multiply` begins them, and `finished` waits
+until no more than some of those begun later are under way: so arithmetic on
+one result goes on while the next product runs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, BFloat16, Float32
+
+from sparse_prefix_jax.kernels.implementations import Config
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import Ref
+
+_Result = TypeVar("_Result")
+
+
+class Sum(NamedTuple):
+  """A sum of products under way.
+
+  Attributes:
+    accumulator: Registers of a warpgroup's products.
+    begun: What the sum began with and the accumulator has not, or None.
+    config: Its `interpret` says whether the interpreter runs the kernel.
+  """
+
+  accumulator: Ref
+  begun: Array | None
+  config: Config
+
+
+def with_sums(
+  body: Callable[..., _Result],
+  shapes: Sequence[tuple[int, int]],
+  config: Config,
+) -> _Result:
+  """Calls `body` with sums that begin with zero, and returns what it returns.
+
+  Args:
+    body: Takes a `Sum` per shape, all of which it has to await.
+    shapes: The shape of each sum.
+    config: Its `interpret` says whether the interpreter runs the kernel.
+  """
+
+  def scoped(*accumulators: Ref) -> _Result:
+    return body(*(Sum(x, None, config) for x in accumulators))
+
+  allocated = (plgpu.WGMMAAccumulatorRef(x, jnp.float32) for x in shapes)
+  return pl.run_scoped(scoped, *allocated)
+
+
+def begun_with(total: Sum, start: Float32[Array, "r c"]) -> Sum:
+  """Lets a sum begin with another in its registers, in place of zero.
+
+  A sum beside the products would take as many registers again. The interpreter
+  cannot begin with a sum, which is added afterwards.
+
+  Args:
+    total: A sum that no product has been added to.
+    start: What it is to begin with.
+  """
+  if total.config.interpret is not None:
+    return total._replace(begun=start)
+  total.accumulator[...] = start
+  return total
+
+
+def multiply(
+  total: Sum, pairs: Sequence[tuple[BFloat16[Array, "r k"], Ref]]
+) -> int:
+  """Begins to add products to a sum.
+
+  Args:
+    total: What is added to. [r c]
+    pairs: Left operands, and transposed right operands in shared memory:
+      [r k] and [c k] each.
+
+  Returns:
+    How many products have begun, for `finished`.
+  """
+  for left, right in pairs:
+    if total.config.interpret is None:
+      plgpu.wgmma(total.accumulator, left, right.transpose((1, 0)))
+    else:
+      _interpreted(total.accumulator, left, right)
+  return len(pairs)
+
+
+def _interpreted(
+  accumulator: Ref, left: BFloat16[Array, "r k"], right: Ref
+) -> None:
+  """A product as the interpreter has it: both operands in shared memory."""
+
+  def copied(rows: Ref, columns: Ref) -> None:
+    rows[...], columns[...] = left, right[...].T
+    plgpu.wgmma(accumulator, rows, columns)
+
+  shapes = left.shape, right.shape[::-1]
+  pl.run_scoped(copied, *(plgpu.SMEM(x, left.dtype) for x in shapes))
+
+
+def finished(total: Sum, later: int = 0) -> Float32[Array, "r c"]:
+  """Waits for a sum, and returns it.
+
+  Args:
+    total: The sum.
+    later: How many products have begun after those of this sum.
+  """
+  found = plgpu.wgmma_accumulator_load(total.accumulator, wait_n=later)
+  # Nothing else ties what follows to the wait: registers are read behind it.
+  found = lax.optimization_barrier(found)
+  return found if total.begun is None else total.begun + found
+
+
+def load_transposed(buffer: Ref, config: Config) -> Array:
+  """Loads the transpose of a buffer, to lie like the result of a product.
+
+  Args:
+    buffer: Shared memory. [r c]
+    config: Its `interpret` says whether the interpreter runs the kernel.
+  """
+  if config.interpret is not None:
+    return buffer[...].T
+  x = buffer.transpose((1, 0))[...]
+  x = plgpu.layout_cast(x, plgpu.Layout.WGMMA_TRANSPOSED)
+  return plgpu.layout_cast(x, plgpu.Layout.WGMMA)
