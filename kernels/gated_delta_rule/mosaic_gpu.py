@@ -41,6 +41,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 
+
 def packed(
   q: Float[Array, "n c h k"],
   k: Float[Array, "n c h k"],

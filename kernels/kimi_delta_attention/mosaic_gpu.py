@@ -187,7 +187,6 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     grid={"chunk": n, "head": heads},
     config=config,
     name="kimi_delta_prepare",
-    approximate=True,
   )
   scales = jnp.ones((n, heads, 2 * CHUNK), jnp.float32)  # they are in Q and K
   fields: Any = *made, scales, decay
@@ -323,23 +322,28 @@ def _chunk(
   source = of.v.at[chunk, :, head]
   values = algebra.Values(source, room, buffers.loading, length)
   values.load_first()
+  _until_keys(block)  # now, when few registers are taken
   lower = algebra.lower_of(key_key, buffers.beta)
   inverse = algebra.invert_unit_lower(lower, buffers.work, config)
   inverse = algebra.scaled_columns(inverse, buffers.beta_again)
   factor, target = algebra.cut_halves(inverse), solved.at[chunk, :, head]
   algebra.solve_values(factor, values, target, config)
-  plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-  until, _ = block.masks(6)
   *earlier, last = block.cut(of.k.shape[3])
   for channels in (last, *earlier):  # the last ones are still there
     if channels is not last:
       _load(of, buffers, length, channels, again=True)
-    scaled = block.k[...].astype(jnp.float32) * block.until(until)
-    store_each(block.left, cut(scaled, 2))
-    plgpu.commit_smem()
+      _until_keys(block)
     for columns in block.tiles:
       right = [block.left.at[part, :, columns] for part in range(2)]
       (found,) = dots([algebra.times(factor, right)], config)
       target = pl.ds(channels.start + columns.start, CHUNK)
       corrections[chunk, head, :, target] = found.astype(jnp.bfloat16)
   plgpu.wait_smem_to_gmem(0)
+
+
+def _until_keys(block: pairs.Block) -> None:
+  """Writes the parts of exp(A) K to `left`."""
+  until, _ = block.masks(6)
+  scaled = block.k[...].astype(jnp.float32) * block.until(until)
+  store_each(block.left, cut(scaled, 2))
+  plgpu.commit_smem()

@@ -270,9 +270,7 @@ def _dot_of_copies(pairs: Sequence[tuple[Any, Ref]]) -> Array:
     placed = [(x, right) for x, (_, right) in zip(copies, pairs, strict=True)]
     return dot(placed, _shape_of(pairs))
 
-  return pl.run_scoped(
-    use, *(plgpu.SMEM(x.shape, x.dtype) for x, _ in pairs)
-  )
+  return pl.run_scoped(use, *(plgpu.SMEM(x.shape, x.dtype) for x, _ in pairs))
 
 
 def _dots_by_warps(pairs: Sequence[tuple[Any, Ref]]) -> Array:

@@ -16,7 +16,6 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.mosaic import gpu as mosaic
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
@@ -77,9 +76,7 @@ def _constant(value: int) -> Any:
 def _element(register: Any, index: int) -> Any:
   """One of the two numbers of a register."""
   position = ir.DenseI64ArrayAttr.get([index])
-  return vector.extract(
-    register, dynamic_position=[], static_position=position
-  )
+  return vector.extract(register, dynamic_position=[], static_position=position)
 
 
 def _from_lane(x: Any, lane: Any) -> Any:
