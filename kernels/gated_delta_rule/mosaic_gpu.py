@@ -12,7 +12,8 @@ recurrences share. Shapes are those of one chunk and one head in both, so bits
 do not depend on the packing.
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -28,18 +29,17 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  along_columns,
-  dot,
+  cut,
+  dots,
   launch,
-  load,
   new,
+  store_each,
   tile,
   vector,
+  with_transposed,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
-
-_SQUARE = (CHUNK, CHUNK)
 
 
 def packed(
@@ -67,7 +67,8 @@ def packed(
   gates = [algebra.heads_first(x, real) for x in (log_decay, beta)]
   keys = algebra.transposed_keys(k, real)
   gates = jnp.stack(gates, axis=2)
-  operands = _Operands(chunks.length, q, k, keys, v, gates)
+  after = jnp.asarray(algebra.ones_after())
+  operands = _Operands(chunks.length, q, k, keys, v, gates, after)
   factors = prepare(operands, config)
   return state_scan.scan(factors, pool, chunks, config, "gated_delta_scan")
 
@@ -83,9 +84,11 @@ class _Operands(NamedTuple):
     lengths: Real tokens of each chunk. [n]
     q: The queries. [n c h k]
     k: The keys. [n c h k]
-    keys: The transposed keys K^T, zero at padding. [n h k c]
+    keys: The transposed keys K^T, zero at padding, which only the scan reads.
+      [n h k c]
     v: The values. [n c hv v]
     gates: Log decays and strengths, zero at padding. [n hv 2 c]
+    after: Ones below the diagonal. [c c]
   """
 
   lengths: Ref
@@ -94,6 +97,7 @@ class _Operands(NamedTuple):
   keys: Ref
   v: Ref
   gates: Ref
+  after: Ref
 
 
 class _Buffers(NamedTuple):
@@ -102,38 +106,28 @@ class _Buffers(NamedTuple):
   Attributes:
     q: The queries of one chunk and head. [c k]
     k: The keys, zero at padding once `_load` is through. [c k]
-    keys: The transposed keys, then `v`. [k c]
-    log_decay: The log decay of each token. [c]
+    v: Some columns of V. [c 64] each
+    gate: Log decays, and what is made of them.
+    after: Ones below the diagonal. [c c]
     beta: Strengths, to lie along rows. [c]
     beta_again: The strengths again, to lie along columns. [c]
-    scales: exp(A) and exp(A_c - A). [2*c]
-    decay: exp(A_c), k times. [k]
     work: Operands of products of [c c].
+    stage: Two tiles on their way out. [2 c c]
     arrived: Barrier of all loads but v.
-    loading: Barrier of v.
+    loading: Barriers of v.
   """
 
   q: Ref
   k: Ref
-  keys: Ref
-  log_decay: Ref
+  v: tuple[Ref, Ref]
+  gate: algebra.Gate
+  after: Ref
   beta: Ref
   beta_again: Ref
-  scales: Ref
-  decay: Ref
   work: algebra.Work
+  stage: Ref
   arrived: Ref
   loading: Ref
-
-  @property
-  def v(self) -> Ref:
-    """Some columns of V [c 64], where K^T was: a second program fits so.
-
-    The last product with K^T is that of K and K^T. The inverse is made of what
-    comes out of it, and on the way there all threads wait for one another, so
-    nobody reads K^T any more when the first copy of V begins.
-    """
-    return self.keys.at[pl.ds(0, CHUNK)]
 
 
 def buffers_of(width: int) -> _Buffers:
@@ -145,18 +139,19 @@ def buffers_of(width: int) -> _Buffers:
     width: Keys of a head.
   """
   gate = vector(CHUNK)
+  operand = functools.partial(tile, width=algebra.WIDTH)
   return _Buffers(
-    q=tile(CHUNK, width),
-    k=tile(CHUNK, width),
-    keys=tile(width, CHUNK),
-    log_decay=gate,
+    q=operand(CHUNK, width),
+    k=operand(CHUNK, width),
+    v=(operand(CHUNK, CHUNK), operand(CHUNK, CHUNK)),
+    gate=algebra.gate(width),
+    after=tile(CHUNK, CHUNK),
     beta=gate,
     beta_again=gate,
-    scales=vector(2 * CHUNK),
-    decay=vector(width),
     work=algebra.work(),
+    stage=tile(2, CHUNK, CHUNK),
     arrived=plgpu.Barrier(num_arrivals=6),
-    loading=plgpu.Barrier(),
+    loading=plgpu.Barrier(num_barriers=2),
   )
 
 
@@ -177,84 +172,133 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
     new(n, heads, width, dtype=jnp.float32),
   ]
   made = launch(
-    _prepare,
+    functools.partial(_prepare, config=config),
     of,
     results,
     buffers_of(width),
     grid={"chunk": n, "head": heads},
     config=config,
     name="gated_delta_prepare",
+    approximate=True,
+    apart=True,  # where threads wait for one another is said by `commit_smem`
   )
   return state_scan.Factors(of.q, of.keys, *made)
 
 
-def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
+def _prepare(
+  of: _Operands,
+  results: list[Ref],
+  buffers: _Buffers,
+  config: MosaicGpuConfig,
+) -> None:
   """Computes, for one chunk and value head, all of `Factors` but Q and K.
 
   Args:
     of: Operands, in global memory.
     results: Results, in global memory: P, X_v, X_k, scales and decays.
     buffers: Buffers, in shared memory.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
 
   @pl.when(length > 0)
   def _() -> None:
-    _load(of, buffers, length)
-    attention, values, corrections, scales, ends = results
-    decay = algebra.decays(
-      buffers.log_decay, buffers.scales, buffers.decay, buffers.work
-    )
-    plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
-    plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
-    scores = dot([(buffers.q, buffers.keys)], _SQUARE) * decay
-    algebra.emit_scores(scores, length, attention.at[chunk, head])
-    inverse = _solve(buffers, decay, length)
-    pair = of.v.at[chunk, :, head], values.at[chunk, :, head]
-    algebra.solve_values(
-      inverse, pair, length, buffers.v, buffers.loading, buffers.work
-    )
-    start = along_columns(buffers.scales[pl.ds(0, CHUNK)], CHUNK)
-    solved = algebra.times(inverse * start, buffers.k, buffers.work)
-    corrections[chunk, head] = solved.astype(jnp.bfloat16)
+    source = of.v.at[chunk, :, head]
+    values = algebra.Values(source, buffers.v, buffers.loading, length)
+    _load(of, buffers, values)
+    attention, solved, corrections, scales, ends = results
+    decay, query_key, key_key = _products(buffers, config)
+    scores = algebra.real_scores(query_key * decay, length)
+    store_each(buffers.stage, cut(scores, 2))
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(buffers.gate.scales, scales.at[chunk, head])
+    plgpu.copy_smem_to_gmem(buffers.gate.decay, ends.at[chunk, head])
+    algebra.emit_scores(buffers.stage, attention.at[chunk, head])
+    lower = algebra.lower_of(key_key * decay, buffers.beta)
+    inverse = algebra.invert_unit_lower(lower, buffers.work, config)
+    inverse = algebra.scaled_columns(inverse, buffers.beta_again)
+    factor, target = algebra.cut_halves(inverse), solved.at[chunk, :, head]
+    algebra.solve_values(factor, values, target, config)
+    start = buffers.gate.scales.at[pl.ds(0, CHUNK)]
+    factor = algebra.cut_halves(algebra.scaled_columns(inverse, start))
+    _correct(factor, buffers, corrections.at[chunk, head], config)
     plgpu.wait_smem_to_gmem(0)
 
 
-def _load(of: _Operands, buffers: _Buffers, length: Array) -> None:
-  """Loads keys, queries and gates to shared memory.
+def _load(of: _Operands, buffers: _Buffers, values: algebra.Values) -> None:
+  """Loads keys, queries and gates to shared memory, and begins with values.
 
   Args:
     of: Operands, in global memory.
     buffers: Buffers, in shared memory.
-    length: Real tokens: keys behind them are set to zero.
+    values: V; keys are set to zero behind the length, too.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   key_head = head // (of.v.shape[2] // of.k.shape[2])
   copies = (
-    (of.q.at[chunk, :, key_head], buffers.q),
     (of.k.at[chunk, :, key_head], buffers.k),
-    (of.keys.at[chunk, key_head], buffers.keys),
-    (of.gates.at[chunk, head, 0], buffers.log_decay),
+    (of.q.at[chunk, :, key_head], buffers.q),
+    (of.gates.at[chunk, head, 0], buffers.gate.log_decay),
     (of.gates.at[chunk, head, 1], buffers.beta),
     (of.gates.at[chunk, head, 1], buffers.beta_again),
+    (of.after, buffers.after),
   )
-  load(copies, buffers.arrived)
-  pl.when(length < CHUNK)(lambda: algebra.clear_padding(buffers.k, length))
+  for source, buffer in copies:
+    plgpu.copy_gmem_to_smem(source, buffer, buffers.arrived)
+  values.load_first()
+  plgpu.barrier_wait(buffers.arrived)
+
+  @pl.when(values.length < CHUNK)
+  def _() -> None:
+    algebra.clear_padding(buffers.k, values.length)
+
   plgpu.commit_smem()
 
 
-def _solve(
-  buffers: _Buffers, decay: Float32[Array, "c c"], length: Array
-) -> Float32[Array, "c c"]:
-  """Computes T, its columns scaled by beta.
+def _products(buffers: _Buffers, config: MosaicGpuConfig) -> list[Array]:
+  """Computes the decays D, Q K^T and K K^T. [c c] each
 
   Args:
-    buffers: `work` is overwritten.
-    decay: The decays D between tokens.
-    length: How many tokens are real.
+    buffers: What `_load` loaded; scales and decays are written.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
-  key_key = dot([(buffers.k, buffers.keys)], _SQUARE) * decay
-  lower = algebra.lower_of(key_key, buffers.beta, length)
-  inverse = algebra.invert_unit_lower(lower, buffers.work)
-  return inverse * along_columns(buffers.beta_again[...], CHUNK)
+  after = buffers.after
+
+  def found(keys: Ref) -> Any:
+    products = [[(buffers.q, keys)], [(buffers.k, keys)]]
+    return algebra.decays(buffers.gate, after, products, config)
+
+  sums: Any = with_transposed([buffers.k], found, config)
+  return sums
+
+
+def _correct(
+  inverse: tuple[list[Array], list[Array]],
+  buffers: _Buffers,
+  corrections: Ref,
+  config: MosaicGpuConfig,
+) -> None:
+  """Computes X_k, by 64 columns.
+
+  Args:
+    inverse: `cut_halves` of T, its columns scaled by beta exp(A).
+    buffers: `stage` is overwritten.
+    corrections: X_k in global memory. [c k]
+    config: Its `interpret` says whether the interpreter runs the kernel.
+  """
+  for start in range(0, corrections.shape[1], 2 * CHUNK):
+    width = min(corrections.shape[1] - start, 2 * CHUNK)
+    keys = buffers.k.at[:, pl.ds(start, width)]
+    (solved,) = dots([algebra.times(inverse, [keys])], config)
+    solved = solved.astype(jnp.bfloat16)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    for place in range(width // CHUNK):
+      columns = slice(place * CHUNK, (place + 1) * CHUNK)
+      buffers.stage[place] = solved[:, columns]
+    plgpu.commit_smem()
+    for place in range(width // CHUNK):
+      target = pl.ds(start + place * CHUNK, CHUNK)
+      plgpu.copy_smem_to_gmem(
+        buffers.stage.at[place], corrections.at[:, target]
+      )

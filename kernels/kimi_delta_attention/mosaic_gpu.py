@@ -13,6 +13,7 @@ Q and K come out of it with their decays in them, hence in two bfloat16 parts.
 hardly decay: what K^T U adds has to cancel what is there.)
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,14 +31,12 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  along_columns,
-  dot_parts,
+  cut,
+  dots,
   launch,
   load,
   new,
-  parts,
-  split,
-  store_parts,
+  store_each,
   vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
@@ -112,15 +111,17 @@ class _Buffers(NamedTuple):
 
   Attributes:
     block: Operands of some channels, and what products are made of.
+    work: What the inverse is made of.
     beta: Strengths, to lie along rows. [c]
     beta_again: The strengths again, to lie along columns. [c]
     decay: exp(A_c). [k]
     arrived: Barrier of all loads but values.
     again: Barrier of a second load of K and its log decays.
-    loading: Barrier of values.
+    loading: Barriers of values.
   """
 
   block: pairs.Block
+  work: algebra.Work
   beta: Ref
   beta_again: Ref
   decay: Ref
@@ -170,15 +171,16 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
   gate = vector(CHUNK)
   buffers = _Buffers(
     block=pairs.block(width),
+    work=algebra.work(),
     beta=gate,
     beta_again=gate,
     decay=vector(width),
-    arrived=plgpu.Barrier(num_arrivals=7),
+    arrived=plgpu.Barrier(num_arrivals=8),
     again=plgpu.Barrier(num_arrivals=2),
-    loading=plgpu.Barrier(),
+    loading=plgpu.Barrier(num_barriers=2),
   )
   *made, decay = launch(
-    _prepare,
+    functools.partial(_prepare, config=config),
     of,
     results,
     buffers,
@@ -191,13 +193,19 @@ def prepare(of: _Operands, config: MosaicGpuConfig) -> state_scan.Factors:
   return state_scan.Factors(*fields)
 
 
-def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
+def _prepare(
+  of: _Operands,
+  results: list[Ref],
+  buffers: _Buffers,
+  config: MosaicGpuConfig,
+) -> None:
   """Computes, for one chunk and value head, all of `Factors` but the scales.
 
   Args:
     of: Operands, in global memory.
     results: Results, in global memory: Q, K, P, X_v, X_k and decays.
     buffers: Buffers, in shared memory.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   length = of.lengths[lax.axis_index("chunk")]
 
@@ -209,7 +217,7 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
       _load(of, buffers, length, channels)
       _scaled(results, buffers, length, channels)
       sums = pairs.add(sums, buffers.block)
-    _chunk(of, results, buffers, length, sums)
+    _chunk(of, results, buffers, length, sums, config)
 
 
 def _load(
@@ -236,7 +244,9 @@ def _load(
     (of.steps.at[chunk, head, :, channels], block.steps),
     (of.q.at[chunk, :, key_head, channels], block.q),
     (of.keys.at[chunk, key_head, channels], block.keys),
-    (of.channels.at[chunk, head, :, channels], block.channels),
+    # One by one: of both, tiles would have too many dimensions for a copy.
+    (of.channels.at[chunk, head, 0, channels], block.channels.at[0]),
+    (of.channels.at[chunk, head, 1, channels], block.channels.at[1]),
     (of.beta.at[chunk, head], buffers.beta),
     (of.beta.at[chunk, head], buffers.beta_again),
   )
@@ -266,11 +276,11 @@ def _scaled(
   q = block.q[...].astype(jnp.float32) * block.until(until)
   row = lax.broadcasted_iota(jnp.int32, q.shape, 0)
   q = jnp.where(row < length, q, jnp.zeros_like(q))
-  for part, value in enumerate(split(q, 2)):
+  for part, value in enumerate(cut(q, 2)):
     queries[chunk, pl.ds(part * CHUNK, CHUNK), head, channels] = value
   for rows in block.tiles:
     start = channels.start + rows.start
-    for part, value in enumerate(split(block.keys_behind(behind, rows), 2)):
+    for part, value in enumerate(cut(block.keys_behind(behind, rows), 2)):
       keys[chunk, head, pl.ds(part * width + start, CHUNK)] = value
     total = block.channels[0, rows, :].astype(jnp.float32)
     total = total + block.channels[1, rows, :].astype(jnp.float32)
@@ -286,6 +296,7 @@ def _chunk(
   buffers: _Buffers,
   length: Array,
   sums: tuple[Array, Array],
+  config: MosaicGpuConfig,
 ) -> None:
   """Writes P and X, in the notation of the module.
 
@@ -295,35 +306,44 @@ def _chunk(
     buffers: They hold the last channels; all is overwritten.
     length: How many tokens are real.
     sums: Products of keys with keys, and of queries with keys.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
-  _, _, attention, values, corrections, _ = results
+  _, _, attention, solved, corrections, _ = results
   key_key, query_key = sums
-  algebra.emit_scores(query_key, length, attention.at[chunk, head])
-  lower = algebra.lower_of(key_key, buffers.beta, length)
-  # What the pairs were made of is free: parts of the inverse go there.
   block = buffers.block
-  work = algebra.Work(
-    block.lower,
-    block.right.at[:, pl.ds(0, CHUNK), :],
-    block.left.at[:, :, pl.ds(0, CHUNK)],
-  )
-  inverse = algebra.invert_unit_lower(lower, work)
-  inverse = inverse * along_columns(buffers.beta_again[...], CHUNK)
-  pair = of.v.at[chunk, :, head], values.at[chunk, :, head]
-  algebra.solve_values(
-    inverse, pair, length, block.lower.at[0], buffers.loading, work
-  )
-  until, _ = block.masks(6)
-  store_parts(work.inverse, inverse, 2)
+  # What the pairs were made of is free: P goes there, and V.
+  first = pl.ds(0, CHUNK)
+  stage = block.channels.at[:, first]
+  store_each(stage, cut(algebra.real_scores(query_key, length), 2))
+  plgpu.commit_smem()
+  algebra.emit_scores(stage, attention.at[chunk, head])
+  room = [block.right.at[slot, first] for slot in range(2)]
+  source = of.v.at[chunk, :, head]
+  values = algebra.Values(source, room, buffers.loading, length)
+  values.load_first()
+  _until_keys(block)  # now, when few registers are taken
+  lower = algebra.lower_of(key_key, buffers.beta)
+  inverse = algebra.invert_unit_lower(lower, buffers.work, config)
+  inverse = algebra.scaled_columns(inverse, buffers.beta_again)
+  factor, target = algebra.cut_halves(inverse), solved.at[chunk, :, head]
+  algebra.solve_values(factor, values, target, config)
   *earlier, last = block.cut(of.k.shape[3])
   for channels in (last, *earlier):  # the last ones are still there
     if channels is not last:
       _load(of, buffers, length, channels, again=True)
-    scaled = block.k[...].astype(jnp.float32) * block.until(until)
-    store_parts(block.left, scaled, 2)
-    plgpu.commit_smem()
-    factors = parts(work.inverse), parts(block.left)
-    solved = dot_parts(*factors, scaled.shape[1])
-    corrections[chunk, head, :, channels] = solved.astype(jnp.bfloat16)
+      _until_keys(block)
+    for columns in block.tiles:
+      right = [block.left.at[part, :, columns] for part in range(2)]
+      (found,) = dots([algebra.times(factor, right)], config)
+      target = pl.ds(channels.start + columns.start, CHUNK)
+      corrections[chunk, head, :, target] = found.astype(jnp.bfloat16)
   plgpu.wait_smem_to_gmem(0)
+
+
+def _until_keys(block: pairs.Block) -> None:
+  """Writes the parts of exp(A) K to `left`."""
+  until, _ = block.masks(6)
+  scaled = block.k[...].astype(jnp.float32) * block.until(until)
+  store_each(block.left, cut(scaled, 2))
+  plgpu.commit_smem()

@@ -5,6 +5,7 @@ Nothing is solved for: the preparation makes P = Q K^T * D and the decays, see
 they are, with no correction.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -21,12 +22,12 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  dot,
+  cut,
   launch,
   load,
   new,
+  store_each,
   tile,
-  vector,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
@@ -54,7 +55,9 @@ def packed(
   del precision
   log_decay = algebra.heads_first(log_decay, real_rows(chunks))
   keys = algebra.transposed_keys(k, real_rows(chunks))
-  operands = _Operands(chunks.length, q, keys, log_decay)
+  operands = _Operands(
+    chunks.length, q, keys, log_decay, jnp.asarray(algebra.ones_after())
+  )
   factors = prepare(operands, v, config)
   return state_scan.scan(factors, pool, chunks, config, "linear_attention")
 
@@ -71,12 +74,14 @@ class _Operands(NamedTuple):
     q: The queries. [n c h k]
     keys: The transposed keys K^T, zero at padding. [n h k c]
     log_decay: The log decays, zero at padding. [n hv c]
+    after: Ones below the diagonal. [c c]
   """
 
   lengths: Ref
   q: Ref
   keys: Ref
   log_decay: Ref
+  after: Ref
 
 
 class _Buffers(NamedTuple):
@@ -85,19 +90,17 @@ class _Buffers(NamedTuple):
   Attributes:
     q: The queries of one chunk and head. [c k]
     keys: The transposed keys. [k c]
-    log_decay: The log decay of each token. [c]
-    scales: exp(A) and exp(A_c - A). [2*c]
-    decay: exp(A_c), k times. [k]
-    work: Operands of products of [c c].
+    gate: Log decays, and what is made of them.
+    after: Ones below the diagonal. [c c]
+    stage: The parts of P on their way out. [2 c c]
     arrived: Barrier of the loads.
   """
 
   q: Ref
   keys: Ref
-  log_decay: Ref
-  scales: Ref
-  decay: Ref
-  work: algebra.Work
+  gate: algebra.Gate
+  after: Ref
+  stage: Ref
   arrived: Ref
 
 
@@ -121,31 +124,37 @@ def prepare(
   buffers = _Buffers(
     q=tile(CHUNK, width),
     keys=tile(width, CHUNK),
-    log_decay=vector(CHUNK),
-    scales=vector(2 * CHUNK),
-    decay=vector(width),
-    work=algebra.work(),
-    arrived=plgpu.Barrier(num_arrivals=3),
+    gate=algebra.gate(width),
+    after=tile(CHUNK, CHUNK),
+    stage=tile(2, CHUNK, CHUNK),
+    arrived=plgpu.Barrier(num_arrivals=4),
   )
   attention, scales, decay = launch(
-    _prepare,
+    functools.partial(_prepare, config=config),
     of,
     results,
     buffers,
     grid={"chunk": n, "head": heads},
     config=config,
     name="linear_attention_prepare",
+    approximate=True,
   )
   return state_scan.Factors(of.q, of.keys, attention, v, None, scales, decay)
 
 
-def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
+def _prepare(
+  of: _Operands,
+  results: list[Ref],
+  buffers: _Buffers,
+  config: MosaicGpuConfig,
+) -> None:
   """Computes P, scales and decay of one chunk and value head.
 
   Args:
     of: Operands, in global memory.
     results: Results, in global memory.
     buffers: Buffers, in shared memory.
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
   chunk, head = lax.axis_index("chunk"), lax.axis_index("head")
   length = of.lengths[chunk]
@@ -154,17 +163,20 @@ def _prepare(of: _Operands, results: list[Ref], buffers: _Buffers) -> None:
   @pl.when(length > 0)
   def _() -> None:
     key_head = head // (of.log_decay.shape[1] // of.keys.shape[1])
+    gate = buffers.gate
     copies = (
       (of.q.at[chunk, :, key_head], buffers.q),
       (of.keys.at[chunk, key_head], buffers.keys),
-      (of.log_decay.at[chunk, head], buffers.log_decay),
+      (of.log_decay.at[chunk, head], gate.log_decay),
+      (of.after, buffers.after),
     )
     load(copies, buffers.arrived)
-    decay = algebra.decays(
-      buffers.log_decay, buffers.scales, buffers.decay, buffers.work
-    )
-    plgpu.copy_smem_to_gmem(buffers.scales, scales.at[chunk, head])
-    plgpu.copy_smem_to_gmem(buffers.decay, ends.at[chunk, head])
-    scores = dot([(buffers.q, buffers.keys)], (CHUNK, CHUNK)) * decay
-    algebra.emit_scores(scores, length, attention.at[chunk, head])
+    products = [[(buffers.q, buffers.keys)]]
+    decay, scores = algebra.decays(gate, buffers.after, products, config)
+    scores = algebra.real_scores(scores * decay, length)
+    store_each(buffers.stage, cut(scores, 2))
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(gate.scales, scales.at[chunk, head])
+    plgpu.copy_smem_to_gmem(gate.decay, ends.at[chunk, head])
+    algebra.emit_scores(buffers.stage, attention.at[chunk, head])
     plgpu.wait_smem_to_gmem(0)

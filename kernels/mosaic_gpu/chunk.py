@@ -5,21 +5,25 @@ i >= j. The sums over (j, i] are a product with a matrix of zeros and ones, the
 log decays split into three bfloat16 parts that hold all of their 24 bits: each
 is a sum over its own segment, and no digits are lost behind a strong decay.
 
-The inverse of I + L, L strictly lower, is forward substitution on pairs of
-blocks, of 1, 2, 4, ... 32 rows: with the inverses A, B of two neighbouring
-diagonal blocks and C between them,
+The inverse of I + L, L strictly lower, is forward substitution: of blocks of 16
+rows in float32 within a warp (`substitution.py`), and twice of pairs of blocks.
+With the inverses A, B of two neighbouring diagonal blocks and C between them,
 
     [[A^-1, 0], [C, B^-1]]^-1 = [[A, 0], [-B C A, B]],
 
-all pairs of a size in two products. Every block that it holds is a true inverse
-of a part of I + L, of moderate entries. (A product of powers of L, which also
-doubles, runs through huge entries that should cancel: it loses all digits where
-keys repeat.) Operands in two bfloat16 parts keep 16 bits.
+two products, whose left operands stay in registers. The two inverses of 32 rows
+lie one below the other, [c c//2]: what is between them is known to be zero.
+Every block that it holds is a true inverse of a part of I + L, of moderate
+entries. (A product of powers of L, which doubles, runs through huge entries
+that should cancel: it loses all digits where keys repeat.) Operands in two
+bfloat16 parts keep 16 bits.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -27,17 +31,20 @@ from jaxtyping import Array, Bool, Float, Float32
 
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
+  MosaicGpuConfig,
   Ref,
   along_columns,
   along_rows,
-  dot,
-  dot_parts,
+  cut,
+  dots,
   indices,
-  load,
-  parts,
-  split,
-  store_parts,
+  store_each,
   tile,
+  vector,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.substitution import (
+  BLOCK_ROWS,
+  invert_blocks,
 )
 
 RESET = -1e36
@@ -45,23 +52,30 @@ RESET = -1e36
 and a chunk of them sums to a finite number."""
 
 
+WIDTH = CHUNK // 2
+"""Columns of the tiles of a right operand whose left one is half a matrix."""
+
+
+Halves: TypeAlias = tuple[Array, Array]
+"""The left and the right half of a matrix. [c c//2] each"""
+
+
 class Work(NamedTuple):
-  """Shared memory for operands in parts.
+  """Shared memory for right operands in parts.
 
   Attributes:
-    lower: The parts of a matrix below the diagonal. [3 c c]
-    inverse: The parts of the inverse as far as it is known. [2 c c]
-    between: The parts of what lies between two blocks. [2 c c]
+    lower: The parts of L but for its last columns. [2 c c-16]
+    inverse: The parts of two inverses, one below the other. [2 c c//2]
   """
 
   lower: Ref
   inverse: Ref
-  between: Ref
 
 
 def work() -> Work:
-  """The shared memory to ask for."""
-  return Work(*(tile(count, CHUNK, CHUNK) for count in (3, 2, 2)))
+  """The shared memory to ask for: a product can take 16 rows of it."""
+  columns = CHUNK - BLOCK_ROWS, CHUNK // 2
+  return Work(*(tile(2, CHUNK, x, width=BLOCK_ROWS) for x in columns))
 
 
 def heads_first(
@@ -95,132 +109,257 @@ def clear_padding(buffer: Ref, length: Array) -> None:
   buffer[...] = jnp.where(row < length, rows, jnp.zeros_like(rows))
 
 
-def decays(
-  log_decay: Ref, scales: Ref, decay: Ref, work: Work
-) -> Float32[Array, "c c"]:
-  """Computes the decays D, which are zero above the diagonal.
+class Gate(NamedTuple):
+  """Shared memory for log decays of a head and what is made of them.
+
+  Attributes:
+    log_decay: The log decays, zero at padding. [c]
+    scales: exp(A) and exp(A_c - A). [2*c]
+    decay: exp(A_c) in every element. [k]
+  """
+
+  log_decay: Ref
+  scales: Ref
+  decay: Ref
+
+
+def gate(width: int) -> Gate:
+  """The shared memory to ask for.
 
   Args:
-    log_decay: The log decays, zero at padding. [c]
-    scales: Receives exp(A) and exp(A_c - A). [2*c]
-    decay: Receives exp(A_c) in every element. [k]
-    work: Buffers, which are overwritten.
+    width: Keys of a head.
+  """
+  return Gate(vector(CHUNK), vector(2 * CHUNK), vector(width))
+
+
+def ones_after() -> np.ndarray:
+  """Ones below the diagonal, which a kernel is to load. [c c]"""
+  return np.tril(np.ones((CHUNK, CHUNK)), -1).astype(jnp.bfloat16)
+
+
+def decays(
+  gate: Gate,
+  after: Ref,
+  others: Sequence[Sequence[tuple[Ref, Ref]]],
+  config: MosaicGpuConfig,
+) -> list[Array]:
+  """Computes the decays D, zero above the diagonal, and sums of products.
+
+  Args:
+    gate: Its scales and decay are written; `plgpu.commit_smem` is to follow.
+    after: `ones_after`. [c c]
+    others: Sums of products that are under way beside it; see `dots`.
+    config: Its `interpret` says whether the interpreter runs the kernel.
+
+  Returns:
+    D [c c], and each of the other sums.
   """
   row, column = indices()
-  each = along_columns(log_decay[...], CHUNK)
+  each = along_columns(gate.log_decay[...], CHUNK)
   until = jnp.where(column <= row, each, 0.0)
-  store_parts(work.lower, until, 3)
-  work.between[0] = jnp.where(row > column, 1.0, 0.0).astype(jnp.bfloat16)
-  from_start = jnp.sum(until, axis=1)
   to_end = jnp.sum(jnp.where(column > row, each, 0.0), axis=1)
-  scales[pl.ds(0, CHUNK)] = jnp.exp(from_start)
-  scales[pl.ds(CHUNK, CHUNK)] = jnp.exp(to_end)
-  for start in range(0, decay.shape[0], CHUNK):
-    decay[pl.ds(start, CHUNK)] = jnp.exp(from_start + to_end)
-  plgpu.commit_smem()
-  inside = dot(
-    [(work.lower.at[part], work.between.at[0]) for part in range(3)],
-    (CHUNK, CHUNK),
-  )
-  return jnp.exp(jnp.where(row >= column, inside, -jnp.inf))
+  sums = [[(part, after) for part in cut(until, 3)], *others]
+  inside, *found = dots(sums, config)
+  first = jnp.where(column[:, :8] == 0, inside[:, :8] + until[:, :8], 0.0)
+  from_start = jnp.sum(first, axis=1)
+  gate.scales[pl.ds(0, CHUNK)] = jnp.exp(from_start)
+  gate.scales[pl.ds(CHUNK, CHUNK)] = jnp.exp(to_end)
+  for start in range(0, gate.decay.shape[0], CHUNK):
+    gate.decay[pl.ds(start, CHUNK)] = jnp.exp(from_start + to_end)
+  return [jnp.exp(jnp.where(row >= column, inside, -jnp.inf)), *found]
 
 
 def invert_unit_lower(
-  lower: Float32[Array, "c c"], work: Work
-) -> Float32[Array, "c c"]:
-  """Computes (I + lower)^-1 by substitution on pairs of blocks.
+  lower: Float32[Array, "c c"], work: Work, config: MosaicGpuConfig
+) -> Halves:
+  """Computes (I + lower)^-1 by substitution on blocks.
 
   Args:
     lower: Strictly lower triangular.
     work: Buffers, which are overwritten.
+    config: Its `interpret` says whether the interpreter runs the kernel.
+
+  Returns:
+    The left and the right half.
   """
-  row, column = indices()
-  store_parts(work.lower, lower, 2)
-  pairs = (row >> 1) == (column >> 1)
-  inverse = jnp.where(row == column, 1.0, 0.0) - jnp.where(pairs, lower, 0.0)
+  size, half = BLOCK_ROWS, CHUNK // 2
+  inverse = invert_blocks(lower, config)
+  store_each(work.lower, cut(lower[:, : CHUNK - size], 2))
+  known = cut(inverse, 2)
+  store_each(work.inverse, known)
+  plgpu.commit_smem()
+  odd = [x[:, size:] for x in known]
+  sums = [
+    _by_parts(odd, work.lower.at[:, pl.ds(x + size, size), pl.ds(x, size)])
+    for x in (0, half)
+  ]
+  above = lax.broadcasted_iota(jnp.int32, (CHUNK, size), 0) < half
+  found, other = dots(sums, config)
+  found, other = jnp.where(above, found, 0.0), jnp.where(above, 0.0, other)
+  pairs = [
+    pair
+    for x, start in ((found, 0), (other, half))
+    for pair in _by_parts(cut(x, 2), work.inverse.at[:, pl.ds(start, size)])
+  ]
+  inverse = inverse - dots([pairs], config)[0]
+  known = cut(inverse, 2)
+  plgpu.commit_smem()  # all have read what is overwritten
+  store_each(work.inverse, known)
+  plgpu.commit_smem()
+  corner = work.lower.at[:, pl.ds(half, half), pl.ds(0, half)]
+  (found,) = dots([_by_parts(known, corner)], config)
+  pairs = _by_parts(cut(found, 2), work.inverse.at[:, pl.ds(0, half)])
+  (added,) = dots([pairs], config)
+  above = lax.broadcasted_iota(jnp.int32, (CHUNK, half), 0) < half
+  left = jnp.where(above, inverse, 0.0 - added)
+  return left, jnp.where(above, 0.0, inverse)
 
-  def level(size: Array, inverse: Array) -> Array:
-    """Goes from inverses of blocks of 2^size rows to blocks of twice that."""
-    store_parts(work.inverse, inverse, 2)
-    plgpu.commit_smem()
-    between = dot_parts(parts(work.lower), parts(work.inverse), CHUNK)
-    neighbours = (row >> (size + 1)) == (column >> (size + 1))
-    neighbours &= (row >> size) > (column >> size)
-    store_parts(work.between, jnp.where(neighbours, between, 0.0), 2)
-    plgpu.commit_smem()
-    return inverse - dot_parts(parts(work.inverse), parts(work.between), CHUNK)
 
-  return lax.fori_loop(1, 6, level, inverse)
+def _by_parts(left: Sequence[Array], right: Ref) -> list[tuple[Array, Ref]]:
+  """Pairs of two operands in two parts, but for the smallest term."""
+  return [(left[i], right.at[j]) for i, j in ((0, 0), (0, 1), (1, 0))]
+
+
+def scaled_columns(inverse: Halves, scale: Ref) -> Halves:
+  """Multiplies column j by scale[j].
+
+  Args:
+    inverse: The matrix.
+    scale: Shared memory. [c]
+  """
+  starts = (0, CHUNK // 2)
+  found = [
+    x * along_columns(scale[pl.ds(start, CHUNK // 2)], CHUNK)
+    for x, start in zip(inverse, starts, strict=True)
+  ]
+  return found[0], found[1]
+
+
+def cut_halves(inverse: Halves) -> tuple[list[Array], list[Array]]:
+  """The two parts of each half."""
+  left, right = inverse
+  return cut(left, 2), cut(right, 2)
 
 
 def times(
-  x: Float32[Array, "c c"], right: Ref, work: Work
-) -> Float32[Array, "c r"]:
-  """Multiplies x by a buffer of bfloat16.
+  inverse: tuple[list[Array], list[Array]], right: Sequence[Ref]
+) -> list[tuple[Array, Ref]]:
+  """Pairs of a product, for `dots`.
 
   Args:
-    x: The left operand, in registers; it is taken in two parts.
-    right: The right operand, in shared memory. [c r]
-    work: `inverse` of it is overwritten.
+    inverse: What `cut_halves` returns.
+    right: The right operand, in one part or two. [c r] each
   """
-  store_parts(work.inverse, x, 2)
-  plgpu.commit_smem()
-  pairs = [(part, right) for part in parts(work.inverse)]
-  return dot(pairs, (CHUNK, right.shape[1]))
+  pairs = []
+  for number, parts in enumerate(inverse):
+    rows = pl.ds(number * CHUNK // 2, CHUNK // 2)
+    for i, part in enumerate(parts):
+      count = max(len(right) - i, 1)  # but for the smallest term
+      pairs += [(part, x.at[rows]) for x in right[:count]]
+  return pairs
 
 
-def emit_scores(
-  scores: Float32[Array, "c c"], length: Array, attention: Ref
-) -> None:
-  """Writes P for the scan: two parts, rows of padding selected to zero.
-
-  Args:
-    scores: P; rows past the length may hold anything.
-    length: How many tokens are real.
-    attention: The `attention` of `state.Factors`, which is written. [2*c c]
-  """
+def real_scores(
+  scores: Float32[Array, "c c"], length: Array
+) -> Float32[Array, "c c"]:
+  """P for the scan: rows of padding, which may hold anything, are zero."""
   row, _ = indices()
-  scores = jnp.where(row < length, scores, 0.0)
-  for part, value in enumerate(split(scores, 2)):
-    attention[pl.ds(part * CHUNK, CHUNK)] = value
+  return jnp.where(row < length, scores, 0.0)
+
+
+def emit_scores(stage: Ref, attention: Ref) -> None:
+  """Begins to copy P to the scan.
+
+  Args:
+    stage: The parts of P, which `plgpu.commit_smem` made visible. [2 c c]
+    attention: The `attention` of `state.Factors`. [2*c c]
+  """
+  for part in range(2):
+    rows = pl.ds(part * CHUNK, CHUNK)
+    plgpu.copy_smem_to_gmem(stage.at[part], attention.at[rows])
 
 
 def lower_of(
-  key_key: Float32[Array, "c c"], beta: Ref, length: Array
+  key_key: Float32[Array, "c c"], beta: Ref
 ) -> Float32[Array, "c c"]:
-  """L = strictly lower (beta * key_key), zero in the rows of padding.
+  """L = strictly lower (beta * key_key).
 
   Args:
-    key_key: Decayed products of keys; padding may hold anything.
+    key_key: Decayed products of keys, zero in the rows of padding.
     beta: Strengths. [c]
-    length: How many tokens are real.
   """
   row, column = indices()
-  below = (row > column) & (row < length)
-  return jnp.where(below, key_key * along_rows(beta[...], CHUNK), 0.0)
+  scaled = key_key * along_rows(beta[...], CHUNK)
+  return jnp.where(row > column, scaled, 0.0)
+
+
+class Values(NamedTuple):
+  """V of a chunk and head on its way, by 64 columns.
+
+  Attributes:
+    source: V in global memory. [c v]
+    tiles: Room for some tiles in shared memory. [c 64] each
+    loading: A barrier for each of them.
+    length: Real tokens; what V holds behind them is set to zero.
+  """
+
+  source: Ref
+  tiles: Sequence[Ref]
+  loading: Ref
+  length: Array
+
+  @property
+  def starts(self) -> range:
+    """The first column of each tile."""
+    return range(0, self.source.shape[1], CHUNK)
+
+  def load(self, number: int) -> None:
+    """Starts to load a tile, if there is one of that number."""
+    if number < len(self.starts):
+      slot = number % len(self.tiles)
+      columns = pl.ds(self.starts[number], CHUNK)
+      plgpu.copy_gmem_to_smem(
+        self.source.at[:, columns], self.tiles[slot], self.loading.at[slot]
+      )
+
+  def load_first(self) -> None:
+    """Starts to load as many tiles as there is room for."""
+    for number in range(len(self.tiles)):
+      self.load(number)
+
+  def arrived(self, number: int) -> Ref:
+    """Waits for a tile, and returns where it is."""
+    slot = number % len(self.tiles)
+    plgpu.barrier_wait(self.loading.at[slot])
+    buffer = self.tiles[slot]
+
+    @pl.when(self.length < CHUNK)
+    def _() -> None:
+      clear_padding(buffer, self.length)
+      plgpu.commit_smem()
+
+    return buffer
 
 
 def solve_values(
-  inverse: Float32[Array, "c c"],
-  values: tuple[Ref, Ref],
-  length: Array,
-  buffer: Ref,
-  loading: Ref,
-  work: Work,
+  inverse: tuple[list[Array], list[Array]],
+  values: Values,
+  solved: Ref,
+  config: MosaicGpuConfig,
 ) -> None:
-  """X_v = T (beta V), by 64 columns: a load, a product, a store.
+  """X_v = T (beta V), by 64 columns.
 
   Args:
-    inverse: T, its columns scaled by beta.
-    values: V and X_v in global memory. [c v]
-    length: Real tokens; what V holds behind them is selected to zero.
-    buffer: Room for a tile of V. [c 64]
-    loading: Barrier of one arrival.
-    work: `inverse` of it is overwritten.
+    inverse: `cut_halves` of T, its columns scaled by beta.
+    values: V, whose first tiles are on their way.
+    solved: X_v in global memory. [c v]
+    config: Its `interpret` says whether the interpreter runs the kernel.
   """
-  source, solved = values
-  for start in range(0, source.shape[1], CHUNK):
-    columns = pl.ds(start, CHUNK)
-    load([(source.at[:, columns], buffer)], loading)
-    clear_padding(buffer, length)
-    solved[:, columns] = times(inverse, buffer, work)
+  for number, start in enumerate(values.starts):
+    buffer = values.arrived(number)
+    (found,) = dots([times(inverse, [buffer])], config)
+    later = number + len(values.tiles)
+    if later < len(values.starts):
+      plgpu.commit_smem()  # all have read
+      values.load(later)
+    solved[:, pl.ds(start, CHUNK)] = found

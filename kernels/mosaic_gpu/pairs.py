@@ -12,6 +12,7 @@ belongs to row i and the second to column j, so that one product per size makes
 all pairs that it parts. The sums are products with matrices of zeros and ones.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,16 +21,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float32
 
+from sparse_prefix_jax.kernels.mosaic_gpu.chunk import WIDTH
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   Ref,
+  cut,
   dot,
   dot_parts,
   indices,
   parts,
-  split,
   stacked,
-  store_parts,
+  store_each,
   tile,
 )
 
@@ -113,15 +115,16 @@ def block(width: int) -> Block:
     width: Channels of a head.
   """
   size = min(width, _CHANNELS)
+  operand = functools.partial(tile, width=WIDTH)
   return Block(
-    q=tile(CHUNK, size),
-    k=tile(CHUNK, size),
-    keys=tile(size, CHUNK),
-    steps=tile(2 * CHUNK, size),
-    channels=tile(2, size, CHUNK),
-    left=tile(2, CHUNK, size),
-    right=tile(2, size, CHUNK),
-    lower=tile(2, CHUNK, CHUNK),
+    q=operand(CHUNK, size),
+    k=operand(CHUNK, size),
+    keys=operand(size, CHUNK),
+    steps=operand(2 * CHUNK, size),
+    channels=operand(2, size, CHUNK),
+    left=operand(2, CHUNK, size),
+    right=operand(2, size, CHUNK),
+    lower=operand(2, CHUNK, CHUNK),
   )
 
 
@@ -147,13 +150,13 @@ def add(sums: tuple[Array, Array], of: Block) -> tuple[Array, Array]:
     into = of.until(until)
     for rows in of.tiles:
       scaled = of.keys_behind(behind, rows)
-      for part, value in enumerate(split(scaled, 2)):
+      for part, value in enumerate(cut(scaled, 2)):
         of.right[part, rows, :] = value
     parted = (row >> (size + 1)) == (column >> (size + 1))
     parted &= (row >> size) > (column >> size)
     added = []
     for source, known in zip((of.k, of.q), sums, strict=True):
-      store_parts(of.left, source[...].astype(jnp.float32) * into, 2)
+      store_each(of.left, cut(source[...].astype(jnp.float32) * into, 2))
       plgpu.commit_smem()
       found = dot_parts(parts(of.left), parts(of.right), CHUNK)
       added.append(known + jnp.where(parted, found, 0.0))
