@@ -5,19 +5,25 @@ gated_delta_rule, kimi_delta_attention and linear_attention in decoding:
     S' = exp(a) S                 a per head, or per key channel
     u  = beta (v - S'^T k)        a delta rule; v itself without one
     S  = S' + k u^T
-    o  = S^T q
+    o  = S'^T q + (k^T q) u       that is S^T q
 
 A step is bound by memory: a state comes and goes, for a few operations on each
 of its numbers. So it is one kernel and two passes. A program takes some value
-columns of one head of one row: its tile of the slot arrives in shared memory by
-a bulk copy, is advanced in registers, and leaves the way it came. Several
-programs share a multiprocessor, and their copies overlap.
+columns of one head of one row: its tile of the slot comes from global memory
+straight into registers, is advanced there, and goes back.
+
+No warp has to do with another. Each has columns of its own, a thread four of
+them and every few keys: both sums over keys are made of what is in its
+registers, side by side, and a few exchanges within the warp. So there is no
+shared memory and no barrier, and as many programs fit on a multiprocessor as
+their registers allow.
 
 There are no products of tensor cores, everything is float32, and inputs may be.
 Sums over keys are those of one tile, in an order that depends on k alone: a
 row's bits depend on its token and its state, not on other rows.
 """
 
+import inspect
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -36,21 +42,16 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   Ref,
   along_columns,
   along_rows,
-  as_accumulator,
-  choose,
   launch,
-  load,
   new,
-  tile,
-  vector,
 )
 
 _ROWS = 64
-"""Rows of a warpgroup's tile, of which the keys of a head are a multiple."""
+"""What the keys of a head are a multiple of."""
 _MOST_ROWS = 256
-"""Rows of one bulk copy."""
 _COLUMNS = (64, 32, 16)
-"""Columns of a tile: what is tried, and the fewest."""
+"""Columns of a tile that the heuristic tries."""
+_POSSIBLE = (16, 32, 64, 128, 256)
 _NUMBERS = 64 * 128
 """Numbers of a tile that fill 64 registers of each thread."""
 
@@ -105,11 +106,12 @@ def _unfit(q: Array, k: Array, v: Array, log_decay: Array) -> str | None:
 
 def _unfit_tile(q: Array, v: Array, config: MosaicGpuConfig) -> str | None:
   """Why a tile of these columns cannot be, or None."""
-  columns, fewest = config.columns, _COLUMNS[-1]
-  if columns % fewest or columns < fewest or v.shape[2] % columns:
+  columns = config.columns
+  if columns not in _POSSIBLE or v.shape[2] % columns:
+    told = ", ".join(map(str, _POSSIBLE))
     return (
-      f"cannot cut {v.shape[2]} value columns into {columns}; it takes a "
-      f"multiple of {fewest} that divides them"
+      f"cannot cut {v.shape[2]} value columns into {columns}; it takes one of "
+      f"{told} that divides them"
     )
   numbers, most = q.shape[2] * columns, 2 * _NUMBERS
   if numbers > most:
@@ -173,54 +175,22 @@ def _step(
     The outputs and the pool.
   """
   b, heads, value_width = of.v.shape
-  width, columns = of.q.shape[2], config.columns
-  channels = of.log_decay.ndim == 3
-  buffers = _Buffers(
-    state=tile(width, columns, dtype=jnp.float32),
-    q=plgpu.SMEM((width,), of.q.dtype),
-    k=plgpu.SMEM((width,), of.k.dtype),
-    v=plgpu.SMEM((columns,), of.v.dtype),
-    log_decay=vector(width) if channels else None,
-    arrived=plgpu.Barrier(num_arrivals=4 if channels else 3),
-    restored=plgpu.Barrier(),
-  )
 
-  def body(operands: Ref, results: Ref, buffers: Ref) -> None:
-    fields: Any = operands, *results, buffers, config
+  def body(operands: Ref, results: Ref, _: Ref) -> None:
+    fields: Any = operands, *results, config
     _Program(*fields).run()
 
   out, pool = launch(
     body,
     of,
     [new(b, heads, value_width, dtype=jnp.float32), pool],
-    buffers,
-    grid={"row": b, "head": heads, "tile": value_width // columns},
+    (),
+    grid={"row": b, "head": heads, "tile": value_width // config.columns},
     config=config,
     name=name,
+    apart=True,
   )
   return out, pool
-
-
-class _Buffers(NamedTuple):
-  """The buffers of a program in shared memory.
-
-  Attributes:
-    state: Its part of S. [k v]
-    q: The query. [k]
-    k: The key. [k]
-    v: Its values. [v]
-    log_decay: a per key channel, or None. [k]
-    arrived: Barrier of all of these but `state`.
-    restored: Barrier of `state`.
-  """
-
-  state: Ref
-  q: Ref
-  k: Ref
-  v: Ref
-  log_decay: Ref
-  arrived: Ref
-  restored: Ref
 
 
 class _Program(NamedTuple):
@@ -230,97 +200,104 @@ class _Program(NamedTuple):
     of: Operands, in global memory.
     out: The outputs. [b hv v]
     pool: The pool of states. [s hv k v]
-    buffers: Buffers, in shared memory.
     config: Sizes of the program.
   """
 
   of: _Operands
   out: Ref
   pool: Ref
-  buffers: _Buffers
   config: MosaicGpuConfig
 
   def run(self) -> None:
     """Reads a state, advances it by one token and writes it."""
     row, head = lax.axis_index("row"), lax.axis_index("head")
-    width, columns = self.buffers.state.shape
-    self._fetch(row, head)
+    width, columns = self.of.k.shape[2], self.config.columns
+    # What does not depend on the slot is on its way before that has come.
+    read, write = self.of.read[row], self.of.write[row]
+    key_head = head // (self.of.v.shape[1] // self.of.k.shape[1])
     query, key, update = (
-      x[...].astype(jnp.float32)
-      for x in (self.buffers.q, self.buffers.k, self.buffers.v)
+      self._load(x).astype(jnp.float32)
+      for x in (
+        self.of.q.at[row, key_head],
+        self.of.k.at[row, key_head],
+        self.of.v.at[row, head, self._columns],
+      )
     )
+    strength = None if self.of.beta is None else self.of.beta[row, head]
+    state = self._decayed(read)
     query, key = (along_rows(x, columns) for x in (query, key))
-    state = self._decayed(self.of.read[row])
-    if self.of.beta is not None:
-      predicted = jnp.sum(state * key, axis=0)
-      update = self.of.beta[row, head] * (update - predicted)
+    if strength is not None:
+      update = strength * (update - jnp.sum(state * key, axis=0))
+    # Not the sum over the new state: it would have to wait for the update.
+    out = jnp.sum(state * query, axis=0)
+    out = out + jnp.sum(key * query, axis=0) * update
+    self.out[row, head, self._columns] = out
     state = state + key * along_columns(update, width)
-    self.out[row, head, self._columns] = jnp.sum(state * query, axis=0)
-    self._capture(self.of.write[row], state)
+
+    @pl.when(write >= 0)
+    def _() -> None:
+      self.pool[write, head, :, self._columns] = state
 
   @property
   def _columns(self) -> Any:
     width = self.config.columns
-    # Copies of tiles must be told that they begin at a tile.
     return pl.ds(pl.multiple_of(lax.axis_index("tile") * width, width), width)
 
-  def _slot(self, slot: Array) -> Ref:
-    """This program's part of a slot."""
-    return self.pool.at[slot, lax.axis_index("head"), :, self._columns]
-
-  def _fetch(self, row: Array, head: Array) -> None:
-    """Loads all that the token brings; the state is on its way meanwhile."""
-    slot, buffers = self.of.read[row], self.buffers
-
-    @pl.when(slot >= 0)
-    def _() -> None:
-      plgpu.copy_gmem_to_smem(self._slot(slot), buffers.state, buffers.restored)
-
-    key_head = head // (self.of.v.shape[1] // self.of.k.shape[1])
-    copies = [
-      (self.of.q.at[row, key_head], buffers.q),
-      (self.of.k.at[row, key_head], buffers.k),
-      (self.of.v.at[row, head, self._columns], buffers.v),
-    ]
-    if buffers.log_decay is not None:
-      copies.append((self.of.log_decay.at[row, head], buffers.log_decay))
-    load(copies, buffers.arrived)
-
   def _decayed(self, slot: Array) -> Float32[Array, "k v"]:
-    """exp(a) S, and zeros where exp(a) is zero, whatever S holds there.
-
-    So at ZERO exp(a) is taken for zero: what the buffer holds is selected away.
-    A sentinel reaches no index.
-    """
-    buffers = self.buffers
-    decay = self._decay()
-    decay = choose(slot >= 0, decay, jnp.zeros_like(decay))
-
-    @pl.when(slot >= 0)
-    def _() -> None:
-      plgpu.barrier_wait(buffers.restored)
-
-    stored = as_accumulator(buffers.state[...], self.config)
-    zeros = jnp.zeros_like(stored)
-    if decay.ndim == 0:
-      return choose(decay == 0, zeros, stored * decay)
-    decay = along_rows(decay, stored.shape[1])
-    return jnp.where(decay == 0, zeros, stored * decay)
-
-  def _decay(self) -> Float32[Array, "*k"]:
-    """exp(a) of the head, or of each of its key channels."""
-    if self.buffers.log_decay is not None:
-      return jnp.exp(self.buffers.log_decay[...])
+    """exp(a) S, and zeros where exp(a) is zero, whatever S holds there."""
     row, head = lax.axis_index("row"), lax.axis_index("head")
-    return jnp.exp(self.of.log_decay[row, head])
+    if self.of.log_decay.ndim == 2:
+      decay = jnp.exp(self.of.log_decay[row, head])
+      return self._stored(slot, (slot >= 0) & (decay != 0)) * decay
+    decay = jnp.exp(self._load(self.of.log_decay.at[row, head]))
+    decay = along_rows(decay, self.config.columns)
+    stored = self._stored(slot, slot >= 0)
+    return jnp.where(decay == 0, jnp.zeros_like(stored), stored * decay)
 
-  def _capture(self, slot: Array, state: Float32[Array, "k v"]) -> None:
-    """Writes the state to its slot, if it has one."""
+  def _stored(self, slot: Array, wanted: Array) -> Float32[Array, "k v"]:
+    """This program's part of a slot; zeros, and no access, if not wanted.
 
-    @pl.when(slot >= 0)
-    def _() -> None:
-      self.buffers.state[...] = state
-      plgpu.commit_smem()
-      plgpu.copy_smem_to_gmem(self.buffers.state, self._slot(slot))
-      # Shared memory must not go while it is read; memory may come later.
-      plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    So a sentinel reaches no index.
+    """
+    shape = self.of.k.shape[2], self.config.columns
+
+    def load() -> Array:
+      place = slot, lax.axis_index("head"), slice(None), self._columns
+      return self._placed(self._load(self.pool.at[place]))
+
+    def zeros() -> Array:
+      return self._placed(jnp.zeros(shape, jnp.float32))
+
+    return lax.cond(wanted, load, zeros)
+
+  def _load(self, place: Ref) -> Array:
+    """Loads from global memory, into whichever registers it is used from."""
+    if self.config.interpret is not None:
+      return place[...]
+    # JAX 0.10 must be told an index, and JAX 0.11 must not.
+    index = inspect.signature(plgpu.load).parameters["idx"]
+    told = ((),) if index.default is inspect.Parameter.empty else ()
+    return plgpu.load(place, *told, optimized=False)
+
+  def _placed(self, x: Float32[Array, "k v"]) -> Float32[Array, "k v"]:
+    """Says which registers a tile lies in; the interpreter has none."""
+    if self.config.interpret is not None:
+      return x
+    return plgpu.layout_cast(x, _layout(self.config.columns))
+
+
+def _layout(columns: int) -> Any:
+  """Registers of a tile: a quarter of the columns to each warp.
+
+  A thread has 4 neighbours in each of its rows, 16 bytes; threads beside it go
+  on with that row, the others of its warp have the next rows, and so on.
+
+  Args:
+    columns: Of the tile.
+  """
+  apiece, of_warp = min(4, columns // 8), columns // 4
+  rows = 32 * apiece // of_warp
+  cut = (rows, columns), (rows, of_warp), (apiece,)
+  return plgpu.Layout.TILED(
+    plgpu.Tiling(cut), warp_dims=(-4,), lane_dims=(-3, -2), vector_dim=-1
+  )

@@ -1,5 +1,7 @@
 """The wide product: right, and one set of bits for every row count."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
+from tests.kernels.devices import HOPPER, lowered
 from tests.trees import assert_same_bits
 
 wide_product = jax.jit(dense, static_argnums=2)
@@ -100,3 +103,14 @@ def test_a_bias_is_added_before_rounding(dtype):
   error = np.abs(np.asarray(y).astype(np.float64) - expected).max()
   assert error <= tolerance * np.abs(expected).max()
   assert_same_bits(biased(x[64:], bias), y[64:])
+
+
+@pytest.mark.parametrize(
+  ("given", "rounds"), [("bfloat16", True), ("float32", False)]
+)
+def test_a_gpu_rounds_where_it_adds(given, rounds):
+  x, weight = values(0, 128, 64, dtype=given), values(1, 64, 64, dtype=given)
+  run = functools.partial(dense, precision="highest")
+  program = lowered(run, x, weight, kind=HOPPER)
+  (added,) = [x for x in program.splitlines() if "dot_general" in x]
+  assert ("-> tensor<128x64xbf16>" in added) == rounds

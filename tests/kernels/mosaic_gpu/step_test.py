@@ -97,7 +97,8 @@ def test_columns_do_not_depend_on_how_many_rows_there_are():
     ((1, 1, 320, 64), 16, "takes 64, 128, 192 or 256 keys of a head, not 320"),
     ((1, 1, 64, 24), 16, "cannot cut 24 value columns into 16"),
     ((1, 1, 64, 64), 0, "cannot cut 64 value columns into 0"),
-    ((1, 1, 64, 64), 8, "cannot cut 64 value columns into 8"),
+    ((1, 1, 64, 64), 8, "cannot cut 64 value columns into 8; it takes one"),
+    ((1, 1, 64, 192), 48, "cannot cut 192 value columns into 48"),
     ((1, 1, 256, 128), 128, "holds 16384 numbers of a state in registers, not"),
   ],
 )
