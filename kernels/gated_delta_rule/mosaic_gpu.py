@@ -29,14 +29,16 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  cut,
-  dots,
   launch,
   new,
-  store_each,
   tile,
   vector,
   with_transposed,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
+  cut_parts,
+  dots,
+  store_each,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
@@ -210,7 +212,7 @@ def _prepare(
     attention, solved, corrections, scales, ends = results
     decay, query_key, key_key = _products(buffers, config)
     scores = algebra.real_scores(query_key * decay, length)
-    store_each(buffers.stage, cut(scores, 2))
+    store_each(buffers.stage, cut_parts(scores, 2))
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(buffers.gate.scales, scales.at[chunk, head])
     plgpu.copy_smem_to_gmem(buffers.gate.decay, ends.at[chunk, head])

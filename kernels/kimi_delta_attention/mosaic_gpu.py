@@ -31,13 +31,15 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  cut,
-  dots,
   launch,
   load,
   new,
-  store_each,
   vector,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
+  cut_parts,
+  dots,
+  store_each,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
@@ -276,11 +278,11 @@ def _scaled(
   q = block.q[...].astype(jnp.float32) * block.until(until)
   row = lax.broadcasted_iota(jnp.int32, q.shape, 0)
   q = jnp.where(row < length, q, jnp.zeros_like(q))
-  for part, value in enumerate(cut(q, 2)):
+  for part, value in enumerate(cut_parts(q, 2)):
     queries[chunk, pl.ds(part * CHUNK, CHUNK), head, channels] = value
   for rows in block.tiles:
     start = channels.start + rows.start
-    for part, value in enumerate(cut(block.keys_behind(behind, rows), 2)):
+    for part, value in enumerate(cut_parts(block.keys_behind(behind, rows), 2)):
       keys[chunk, head, pl.ds(part * width + start, CHUNK)] = value
     total = block.channels[0, rows, :].astype(jnp.float32)
     total = total + block.channels[1, rows, :].astype(jnp.float32)
@@ -315,7 +317,7 @@ def _chunk(
   # What the pairs were made of is free: P goes there, and V.
   first = pl.ds(0, CHUNK)
   stage = block.channels.at[:, first]
-  store_each(stage, cut(algebra.real_scores(query_key, length), 2))
+  store_each(stage, cut_parts(algebra.real_scores(query_key, length), 2))
   plgpu.commit_smem()
   algebra.emit_scores(stage, attention.at[chunk, head])
   room = [block.right.at[slot, first] for slot in range(2)]
@@ -345,5 +347,5 @@ def _until_keys(block: pairs.Block) -> None:
   """Writes the parts of exp(A) K to `left`."""
   until, _ = block.masks(6)
   scaled = block.k[...].astype(jnp.float32) * block.until(until)
-  store_each(block.left, cut(scaled, 2))
+  store_each(block.left, cut_parts(scaled, 2))
   plgpu.commit_smem()

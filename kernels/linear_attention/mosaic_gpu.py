@@ -22,12 +22,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
-  cut,
   launch,
   load,
   new,
-  store_each,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
+  cut_parts,
+  store_each,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
@@ -174,7 +176,7 @@ def _prepare(
     products = [[(buffers.q, buffers.keys)]]
     decay, scores = algebra.decays(gate, buffers.after, products, config)
     scores = algebra.real_scores(scores * decay, length)
-    store_each(buffers.stage, cut(scores, 2))
+    store_each(buffers.stage, cut_parts(scores, 2))
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(gate.scales, scales.at[chunk, head])
     plgpu.copy_smem_to_gmem(gate.decay, ends.at[chunk, head])

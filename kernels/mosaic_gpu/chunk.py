@@ -35,12 +35,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   Ref,
   along_columns,
   along_rows,
-  cut,
-  dots,
   indices,
-  store_each,
   tile,
   vector,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
+  cut_parts,
+  dots,
+  store_each,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.substitution import (
   BLOCK_ROWS,
@@ -158,7 +160,7 @@ def decays(
   each = along_columns(gate.log_decay[...], CHUNK)
   until = jnp.where(column <= row, each, 0.0)
   to_end = jnp.sum(jnp.where(column > row, each, 0.0), axis=1)
-  sums = [[(part, after) for part in cut(until, 3)], *others]
+  sums = [[(part, after) for part in cut_parts(until, 3)], *others]
   inside, *found = dots(sums, config)
   first = jnp.where(column[:, :8] == 0, inside[:, :8] + until[:, :8], 0.0)
   from_start = jnp.sum(first, axis=1)
@@ -184,8 +186,8 @@ def invert_unit_lower(
   """
   size, half = BLOCK_ROWS, CHUNK // 2
   inverse = invert_blocks(lower, config)
-  store_each(work.lower, cut(lower[:, : CHUNK - size], 2))
-  known = cut(inverse, 2)
+  store_each(work.lower, cut_parts(lower[:, : CHUNK - size], 2))
+  known = cut_parts(inverse, 2)
   store_each(work.inverse, known)
   plgpu.commit_smem()
   odd = [x[:, size:] for x in known]
@@ -199,16 +201,18 @@ def invert_unit_lower(
   pairs = [
     pair
     for x, start in ((found, 0), (other, half))
-    for pair in _by_parts(cut(x, 2), work.inverse.at[:, pl.ds(start, size)])
+    for pair in _by_parts(
+      cut_parts(x, 2), work.inverse.at[:, pl.ds(start, size)]
+    )
   ]
   inverse = inverse - dots([pairs], config)[0]
-  known = cut(inverse, 2)
+  known = cut_parts(inverse, 2)
   plgpu.commit_smem()  # all have read what is overwritten
   store_each(work.inverse, known)
   plgpu.commit_smem()
   corner = work.lower.at[:, pl.ds(half, half), pl.ds(0, half)]
   (found,) = dots([_by_parts(known, corner)], config)
-  pairs = _by_parts(cut(found, 2), work.inverse.at[:, pl.ds(0, half)])
+  pairs = _by_parts(cut_parts(found, 2), work.inverse.at[:, pl.ds(0, half)])
   (added,) = dots([pairs], config)
   above = lax.broadcasted_iota(jnp.int32, (CHUNK, half), 0) < half
   left = jnp.where(above, inverse, 0.0 - added)
@@ -238,7 +242,7 @@ def scaled_columns(inverse: Halves, scale: Ref) -> Halves:
 def cut_halves(inverse: Halves) -> tuple[list[Array], list[Array]]:
   """The two parts of each half."""
   left, right = inverse
-  return cut(left, 2), cut(right, 2)
+  return cut_parts(left, 2), cut_parts(right, 2)
 
 
 def times(

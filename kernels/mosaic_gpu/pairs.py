@@ -25,14 +25,16 @@ from sparse_prefix_jax.kernels.mosaic_gpu.chunk import WIDTH
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   Ref,
-  cut,
   dot,
   dot_parts,
   indices,
   parts,
   stacked,
-  store_each,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
+  cut_parts,
+  store_each,
 )
 
 _SQUARE = (CHUNK, CHUNK)
@@ -150,13 +152,13 @@ def add(sums: tuple[Array, Array], of: Block) -> tuple[Array, Array]:
     into = of.until(until)
     for rows in of.tiles:
       scaled = of.keys_behind(behind, rows)
-      for part, value in enumerate(cut(scaled, 2)):
+      for part, value in enumerate(cut_parts(scaled, 2)):
         of.right[part, rows, :] = value
     parted = (row >> (size + 1)) == (column >> (size + 1))
     parted &= (row >> size) > (column >> size)
     added = []
     for source, known in zip((of.k, of.q), sums, strict=True):
-      store_each(of.left, cut(source[...].astype(jnp.float32) * into, 2))
+      store_each(of.left, cut_parts(source[...].astype(jnp.float32) * into, 2))
       plgpu.commit_smem()
       found = dot_parts(parts(of.left), parts(of.right), CHUNK)
       added.append(known + jnp.where(parted, found, 0.0))
