@@ -17,8 +17,8 @@ from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import within_grid
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig, Ref
 from sparse_prefix_jax.kernels.mosaic_gpu.step import (
-  Heads,
-  Program,
+  TokenHeads,
+  StepProgram,
   advance,
   step_implementation,
 )
@@ -62,13 +62,13 @@ def _run(
   dtype: str,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
-  class Projected(Program):
+  class Projected(StepProgram):
     """A program that makes its heads."""
 
-    def load_heads(self, row: Array, head: Array) -> Heads:
+    def load_heads(self, row: Array, head: Array) -> TokenHeads:
       return _loaded(self, row, head, key_heads)
 
-    def heads(self, loaded: Heads) -> Heads:
+    def heads(self, loaded: TokenHeads) -> TokenHeads:
       return _heads(loaded, dtype)
 
     def gates(self, row: Array, head: Array) -> tuple[Array, Array]:
@@ -79,7 +79,9 @@ def _run(
   return advance(Projected, of, rows, pool, config, "gated_delta_rule_step")
 
 
-def _loaded(program: Program, row: Array, head: Array, key_heads: int) -> Heads:
+def _loaded(
+  program: StepProgram, row: Array, head: Array, key_heads: int
+) -> TokenHeads:
   """Loads the channels of one head and its key head."""
   _, heads, width, value_width = program.pool.shape
   key_head = head // (heads // key_heads)
@@ -90,23 +92,23 @@ def _loaded(program: Program, row: Array, head: Array, key_heads: int) -> Heads:
     place = pl.ds(pl.multiple_of(start, _ALIGNED), count)
     return program.load(program.of.mixed.at[row, place])
 
-  return Heads(
+  return TokenHeads(
     load(key_head * width, width),
     load((key_heads + key_head) * width, width),
     load(first, program.config.columns),
   )
 
 
-def _heads(loaded: Heads, dtype: str) -> Heads:
+def _heads(loaded: TokenHeads, dtype: str) -> TokenHeads:
   """Makes heads as `project_heads` does."""
   q, k, v = loaded
   q, k = (x * lax.rsqrt(jnp.sum(x * x) + _EPS) for x in (q, k))
   q = q * q.shape[0] ** -0.5
-  return Heads(*(x.astype(dtype).astype(jnp.float32) for x in (q, k, v)))
+  return TokenHeads(*(x.astype(dtype).astype(jnp.float32) for x in (q, k, v)))
 
 
 def _gates(
-  program: Program, row: Array, head: Array, beta_scale: float
+  program: StepProgram, row: Array, head: Array, beta_scale: float
 ) -> tuple[Array, Array]:
   """Makes exp(a) and beta of a head."""
   of, heads = program.of, program.pool.shape[1]

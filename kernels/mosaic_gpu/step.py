@@ -173,11 +173,11 @@ def _step(
   Returns:
     The outputs and the pool.
   """
-  return advance(Program, of, of.v.shape[0], pool, config, name)
+  return advance(StepProgram, of, of.v.shape[0], pool, config, name)
 
 
 def advance(
-  program: type["Program"],
+  program: type["StepProgram"],
   of: Any,
   rows: int,
   pool: Float32[Array, "s hv k v"],
@@ -216,7 +216,7 @@ def advance(
   return out, pool
 
 
-class Heads(NamedTuple):
+class TokenHeads(NamedTuple):
   """What a token brings to one program.
 
   Attributes:
@@ -230,7 +230,7 @@ class Heads(NamedTuple):
   v: Array
 
 
-class Program(NamedTuple):
+class StepProgram(NamedTuple):
   """Some value columns of one head of one row.
 
   Attributes:
@@ -269,19 +269,19 @@ class Program(NamedTuple):
     def _() -> None:
       self.pool[write, head, :, self.columns] = state
 
-  def load_heads(self, row: Array, head: Array) -> Heads:
+  def load_heads(self, row: Array, head: Array) -> TokenHeads:
     """Loads what the heads of a row's token are made from."""
     of: _Operands = self.of
     key_head = head // (of.v.shape[1] // of.k.shape[1])
-    return Heads(
+    return TokenHeads(
       self.load(of.q.at[row, key_head]),
       self.load(of.k.at[row, key_head]),
       self.load(of.v.at[row, head, self.columns]),
     )
 
-  def heads(self, loaded: Heads) -> Heads:
+  def heads(self, loaded: TokenHeads) -> TokenHeads:
     """Makes the heads, in float32."""
-    return Heads(*(x.astype(jnp.float32) for x in loaded))
+    return TokenHeads(*(x.astype(jnp.float32) for x in loaded))
 
   def gates(self, row: Array, head: Array) -> tuple[Array, Array | None]:
     """Loads exp(a), per head or per key channel, and beta of a delta rule."""
