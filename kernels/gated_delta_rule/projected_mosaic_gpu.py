@@ -17,8 +17,8 @@ from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import within_grid
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig, Ref
 from sparse_prefix_jax.kernels.mosaic_gpu.step import (
-  TokenHeads,
   StepProgram,
+  TokenHeads,
   advance,
   step_implementation,
 )
