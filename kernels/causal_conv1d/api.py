@@ -125,6 +125,7 @@ def causal_conv1d_step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
   *,
+  silu: bool = False,
   implementation: Choice = None,
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
   """One token of b running sequences: slot `read` -> token -> slot `write`.
@@ -136,6 +137,7 @@ def causal_conv1d_step(
     read: Slot of the inputs before the token, or ZERO.
     write: Slot that receives the inputs after it, or NONE; no slot twice, and
       none that another row reads.
+    silu: Whether y goes through silu.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -159,6 +161,7 @@ def causal_conv1d_step(
     implementation,
     STEP_IMPLEMENTATIONS,
     *(x, weight, pool, read, write),
+    silu=silu,
   )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -21,12 +22,19 @@ def step(
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
   *,
+  silu: bool,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
   """Takes one token of b rows in one launch; as `causal_conv1d_step`."""
   slots = read, write
   return rows.step(
-    _cell, [x], weight, pool, slots, config, "causal_conv1d_step"
+    _filtered_silu if silu else _filtered,
+    [x],
+    weight,
+    pool,
+    slots,
+    config,
+    "causal_conv1d_step",
   )
 
 
@@ -36,6 +44,7 @@ def refusal(
   x: Array,
   weight: Array,
   *_: Any,
+  **__: Any,
 ) -> str | None:
   """Why the kernel does not take these arguments, or None.
 
@@ -45,6 +54,7 @@ def refusal(
     x: Inputs. [b d]
     weight: Filter. [w d]
     *_: Further arguments, which do not matter here.
+    **__: Further options, which do not matter here.
   """
   if weight.dtype not in (jnp.bfloat16, jnp.float32):
     return f"takes taps of bfloat16 and float32, and these are {weight.dtype}"
@@ -52,7 +62,7 @@ def refusal(
   return refused or rows.unfit(x, config)
 
 
-def heuristic(device: Device, x: Array, *_: Any) -> MosaicGpuConfig:
+def heuristic(device: Device, x: Array, *_: Any, **__: Any) -> MosaicGpuConfig:
   """Chooses the channels of a program."""
   del device
   return rows.sizes(x)
@@ -66,7 +76,7 @@ STEP = Implementation(
 )
 
 
-def _cell(
+def _filtered(
   window: rows.Vectors, inputs: rows.Vectors, weight: rows.Vectors
 ) -> tuple[rows.Vectors, Float32[Array, "d"]]:
   """Takes one token: the products of the window and the taps, in their order.
@@ -81,3 +91,11 @@ def _cell(
   for value, tap in zip(window, weight, strict=True):
     y = y + value.astype(jnp.float32) * tap.astype(jnp.float32)
   return window[1:], y
+
+
+def _filtered_silu(
+  window: rows.Vectors, inputs: rows.Vectors, weight: rows.Vectors
+) -> tuple[rows.Vectors, Float32[Array, "d"]]:
+  """The same, and silu of what is filtered."""
+  window, y = _filtered(window, inputs, weight)
+  return window, jax.nn.silu(y)

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
@@ -44,10 +45,13 @@ def step(
   pool: Float[Array, "s w-1 d"],
   read: Int32[Array, "b"],
   write: Int32[Array, "b"],
+  *,
+  silu: bool,
 ) -> tuple[Float32[Array, "b d"], Float[Array, "s w-1 d"]]:
   """Takes one token of b rows; called as `causal_conv1d_step`."""
   cell = functools.partial(_token, weight)
-  return step_rows(cell, pool, (x,), read, write)
+  y, pool = step_rows(cell, pool, (x,), read, write)
+  return (jax.nn.silu(y) if silu else y), pool
 
 
 def _token(

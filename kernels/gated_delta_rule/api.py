@@ -9,6 +9,8 @@ from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   mosaic_gpu,
   mosaic_tpu,
+  projected_mosaic_gpu,
+  projected_xla,
   xla,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
@@ -21,6 +23,10 @@ IMPLEMENTATIONS = (
   plain(xla.packed),
 )
 STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, plain(xla.step))
+PROJECTED_STEP_IMPLEMENTATIONS = (
+  projected_mosaic_gpu.PROJECTED_STEP,
+  plain(projected_xla.projected_step),
+)
 
 
 def gated_delta_rule(
@@ -190,4 +196,75 @@ def gated_delta_rule_step(
     implementation,
     STEP_IMPLEMENTATIONS,
     *(q, k, v, log_decay, beta, pool, read, write),
+  )
+
+
+def gated_delta_rule_projected_step(
+  mixed: Float32[Array, "b d"],
+  gates: Float32[Array, "b gates"],
+  log_rate: Float32[Array, "hv"],
+  decay_bias: Float32[Array, "hv"],
+  pool: Float32[Array, "s hv k v"],
+  read: Int32[Array, "b"],
+  write: Int32[Array, "b"],
+  *,
+  key_heads: int,
+  beta_scale: float,
+  dtype: str,
+  implementation: Choice = None,
+) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
+  """One token of b running sequences, from the projections of a layer.
+
+  The heads of Gated DeltaNet are made from them first: q and k of unit length,
+  q scaled by k^-1/2; a = -exp(log_rate) softplus(decay + decay_bias), beta a
+  sigmoid. On a GPU all of it is one kernel.
+
+  Args:
+    mixed: Convolved projections to queries, keys and values, side by side,
+      after silu; d = 2 h k + hv v.
+    gates: Projections to decays and strengths, side by side.
+    log_rate: The logarithm of what decays are multiplied by.
+    decay_bias: What is added to decays before the softplus.
+    pool: States, donated: the new ones appear in the result.
+    read: Slot of the state before the token, or ZERO.
+    write: Slot that receives the state after it, or NONE; no slot twice, and
+      none that another row reads.
+    key_heads: Heads h of queries and keys.
+    beta_scale: What strengths are multiplied by.
+    dtype: What queries, keys and values are rounded to.
+    implementation: A name, a config, or None for the best that fits.
+
+  Returns:
+    out and pool.
+
+  Raises:
+    ValueError: Shapes do not belong together, a slot is none, or no
+      implementation fits, with the reason of each.
+  """
+  name = "gated_delta_rule_projected_step"
+  sizes = check_rows(
+    name,
+    read,
+    write,
+    mixed=(mixed, "b d"),
+    gates=(gates, "b g"),
+    log_rate=(log_rate, "hv"),
+    decay_bias=(decay_bias, "hv"),
+    pool=(pool, "s hv k v"),
+  )
+  columns = 2 * key_heads * sizes["k"] + sizes["hv"] * sizes["v"]
+  if sizes["d"] != columns or sizes["g"] != 2 * sizes["hv"]:
+    raise ValueError(
+      f"mixed is {mixed.shape} and gates are {gates.shape}; with {key_heads} "
+      f"key heads and a pool {pool.shape} their columns must be {columns} and "
+      f"{2 * sizes['hv']}."
+    )
+  return dispatch(
+    name,
+    implementation,
+    PROJECTED_STEP_IMPLEMENTATIONS,
+    *(mixed, gates, log_rate, decay_bias, pool, read, write),
+    key_heads=key_heads,
+    beta_scale=beta_scale,
+    dtype=dtype,
   )

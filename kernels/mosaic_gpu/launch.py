@@ -238,8 +238,9 @@ def _dot_by_warps(
   instructions: Any = plgpu  # JAX 0.10 has no mma, and is refused before
   total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
   for left, right in pairs:
-    for start in range(0, left.shape[1], CHUNK):
-      inner = pl.ds(start, CHUNK)
+    size = min(CHUNK, left.shape[1])
+    for start in range(0, left.shape[1], size):
+      inner = pl.ds(start, size)
       total = instructions.mma(total, left[:, inner], right[inner, :])
   return total
 

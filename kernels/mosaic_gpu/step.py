@@ -23,7 +23,6 @@ Sums over keys are those of one tile, in an order that depends on k alone: a
 row's bits depend on its token and its state, not on other rows.
 """
 
-import inspect
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -174,18 +173,42 @@ def _step(
   Returns:
     The outputs and the pool.
   """
-  b, heads, value_width = of.v.shape
+  return advance(StepProgram, of, of.v.shape[0], pool, config, name)
+
+
+def advance(
+  program: type["StepProgram"],
+  of: Any,
+  rows: int,
+  pool: Float32[Array, "s hv k v"],
+  config: MosaicGpuConfig,
+  name: str,
+) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
+  """Launches a program per row, value head and `columns` of its values.
+
+  Args:
+    program: What runs.
+    of: The arrays that it reads, `read` and `write` among them.
+    rows: Rows b.
+    pool: States, donated.
+    config: `columns` of a program.
+    name: What a profile calls the kernel.
+
+  Returns:
+    The outputs and the pool.
+  """
+  _, heads, _, width = pool.shape
 
   def body(operands: Ref, results: Ref, _: Ref) -> None:
     fields: Any = operands, *results, config
-    _Program(*fields).run()
+    program(*fields).run()
 
   out, pool = launch(
     body,
     of,
-    [new(b, heads, value_width, dtype=jnp.float32), pool],
+    [new(rows, heads, width, dtype=jnp.float32), pool],
     (),
-    grid={"row": b, "head": heads, "tile": value_width // config.columns},
+    grid={"row": rows, "head": heads, "tile": width // config.columns},
     config=config,
     name=name,
     apart=True,
@@ -193,17 +216,31 @@ def _step(
   return out, pool
 
 
-class _Program(NamedTuple):
+class TokenHeads(NamedTuple):
+  """What a token brings to one program.
+
+  Attributes:
+    q: The query. [k]
+    k: The key. [k]
+    v: The values. [v]
+  """
+
+  q: Array
+  k: Array
+  v: Array
+
+
+class StepProgram(NamedTuple):
   """Some value columns of one head of one row.
 
   Attributes:
-    of: Operands, in global memory.
+    of: Operands, in global memory: `read`, `write`, and what is loaded.
     out: The outputs. [b hv v]
     pool: The pool of states. [s hv k v]
     config: Sizes of the program.
   """
 
-  of: _Operands
+  of: Any
   out: Ref
   pool: Ref
   config: MosaicGpuConfig
@@ -211,45 +248,60 @@ class _Program(NamedTuple):
   def run(self) -> None:
     """Reads a state, advances it by one token and writes it."""
     row, head = lax.axis_index("row"), lax.axis_index("head")
-    width, columns = self.of.k.shape[2], self.config.columns
+    width, columns = self.pool.shape[2], self.config.columns
     # What does not depend on the slot is on its way before that has come.
     read, write = self.of.read[row], self.of.write[row]
-    key_head = head // (self.of.v.shape[1] // self.of.k.shape[1])
-    query, key, update = (
-      self._load(x).astype(jnp.float32)
-      for x in (
-        self.of.q.at[row, key_head],
-        self.of.k.at[row, key_head],
-        self.of.v.at[row, head, self._columns],
-      )
-    )
-    strength = None if self.of.beta is None else self.of.beta[row, head]
-    state = self._decayed(read)
+    loaded = self.load_heads(row, head)
+    decay, strength = self.gates(row, head)
+    state = self._decayed(read, decay)
+    # While that is on its way:
+    query, key, update = self.heads(loaded)
     query, key = (along_rows(x, columns) for x in (query, key))
     if strength is not None:
       update = strength * (update - jnp.sum(state * key, axis=0))
     # Not the sum over the new state: it would have to wait for the update.
     out = jnp.sum(state * query, axis=0)
     out = out + jnp.sum(key * query, axis=0) * update
-    self.out[row, head, self._columns] = out
+    self.out[row, head, self.columns] = out
     state = state + key * along_columns(update, width)
 
     @pl.when(write >= 0)
     def _() -> None:
-      self.pool[write, head, :, self._columns] = state
+      self.pool[write, head, :, self.columns] = state
+
+  def load_heads(self, row: Array, head: Array) -> TokenHeads:
+    """Loads what the heads of a row's token are made from."""
+    of: _Operands = self.of
+    key_head = head // (of.v.shape[1] // of.k.shape[1])
+    return TokenHeads(
+      self.load(of.q.at[row, key_head]),
+      self.load(of.k.at[row, key_head]),
+      self.load(of.v.at[row, head, self.columns]),
+    )
+
+  def heads(self, loaded: TokenHeads) -> TokenHeads:
+    """Makes the heads, in float32."""
+    return TokenHeads(*(x.astype(jnp.float32) for x in loaded))
+
+  def gates(self, row: Array, head: Array) -> tuple[Array, Array | None]:
+    """Loads exp(a), per head or per key channel, and beta of a delta rule."""
+    of: _Operands = self.of
+    if of.log_decay.ndim == 3:
+      decay = self.load(of.log_decay.at[row, head])
+    else:
+      decay = of.log_decay[row, head]
+    return jnp.exp(decay), None if of.beta is None else of.beta[row, head]
 
   @property
-  def _columns(self) -> Any:
+  def columns(self) -> Any:
+    """Where this program's columns lie in those of the head."""
     width = self.config.columns
     return pl.ds(pl.multiple_of(lax.axis_index("tile") * width, width), width)
 
-  def _decayed(self, slot: Array) -> Float32[Array, "k v"]:
+  def _decayed(self, slot: Array, decay: Array) -> Float32[Array, "k v"]:
     """exp(a) S, and zeros where exp(a) is zero, whatever S holds there."""
-    row, head = lax.axis_index("row"), lax.axis_index("head")
-    if self.of.log_decay.ndim == 2:
-      decay = jnp.exp(self.of.log_decay[row, head])
+    if decay.ndim == 0:
       return self._stored(slot, (slot >= 0) & (decay != 0)) * decay
-    decay = jnp.exp(self._load(self.of.log_decay.at[row, head]))
     decay = along_rows(decay, self.config.columns)
     stored = self._stored(slot, slot >= 0)
     return jnp.where(decay == 0, jnp.zeros_like(stored), stored * decay)
@@ -259,24 +311,23 @@ class _Program(NamedTuple):
 
     So a sentinel reaches no index.
     """
-    shape = self.of.k.shape[2], self.config.columns
+    shape = self.pool.shape[2], self.config.columns
 
     def load() -> Array:
-      place = slot, lax.axis_index("head"), slice(None), self._columns
-      return self._placed(self._load(self.pool.at[place]))
+      place = slot, lax.axis_index("head"), slice(None), self.columns
+      return self._placed(self.load(self.pool.at[place]))
 
     def zeros() -> Array:
       return self._placed(jnp.zeros(shape, jnp.float32))
 
     return lax.cond(wanted, load, zeros)
 
-  def _load(self, place: Ref) -> Array:
+  def load(self, place: Ref) -> Array:
     """Loads from global memory, into whichever registers it is used from."""
     if self.config.interpret is not None:
       return place[...]
     # JAX 0.10 must be told an index, and JAX 0.11 must not.
-    index = inspect.signature(plgpu.load).parameters["idx"]
-    told = ((),) if index.default is inspect.Parameter.empty else ()
+    told = ((),) if "core_map" in vars(pl) else ()
     return plgpu.load(place, *told, optimized=False)
 
   def _placed(self, x: Float32[Array, "k v"]) -> Float32[Array, "k v"]:

@@ -17,12 +17,13 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   gated_delta_rule,
-  gated_delta_rule_step,
+  gated_delta_rule_projected_step,
+  project_heads,
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
 from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
 from sparse_prefix_jax.layers.explicit import ExplicitModule
-from sparse_prefix_jax.layers.normalization import gated_rms_norm, l2_norm
+from sparse_prefix_jax.layers.normalization import gated_rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
 
@@ -123,16 +124,6 @@ class GatedDeltaNetState(NamedTuple):
   conv_state: at.ConvPool | jax.ShapeDtypeStruct
 
 
-class _Heads(NamedTuple):
-  """The inputs of the delta rule, in its order; rows are tokens."""
-
-  q: Float[Array, "rows h k"]
-  k: Float[Array, "rows h k"]
-  v: Float[Array, "rows hv v"]
-  log_decay: Float32[Array, "rows hv"]
-  beta: Float32[Array, "rows hv"]
-
-
 class GatedDeltaNet(ExplicitModule):
   """S_t = exp(a_t) S_{t-1} + k_t u_t^T with gates from the input.
 
@@ -229,36 +220,38 @@ class GatedDeltaNet(ExplicitModule):
     gate = dense(x, self.in_gate[...], precision)
     mixed, conv_state = causal_conv1d_step(
       *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      silu=True,
       implementation=self.numerics.forced_step_implementation,
     )
-    q, k, v, log_decay, beta = self._heads(x, mixed)
-    out, recurrent_state = gated_delta_rule_step(
-      *(q, k, v, log_decay, beta, pools.slots.recurrent_state),
-      *(rows.read, rows.write),
+    out, recurrent_state = gated_delta_rule_projected_step(
+      *(mixed, self._gates(x), self.log_rate[...], self.decay_bias[...]),
+      *(pools.slots.recurrent_state, rows.read, rows.write),
+      key_heads=self.config.key_heads,
+      beta_scale=self.config.beta_scale,
+      dtype=self.numerics.dtype,
       implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)
     state = GatedDeltaNetState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
 
+  def _gates(self, x: Float[Array, "rows d"]) -> Float32[Array, "rows gates"]:
+    """Projects to decays and strengths."""
+    return product(x, self.in_decay_beta[...], self.numerics.precision)
+
   def _heads(
     self, x: Float[Array, "rows d"], mixed: Float32[Array, "rows mixed"]
-  ) -> _Heads:
+  ) -> tuple[Array, Array, Array, Array, Array]:
     """Makes the gates from the input, and heads from convolved projections."""
     c = self.config
-    gates = product(x, self.in_decay_beta[...], self.numerics.precision)
-    decay, beta = jnp.split(gates, 2, axis=-1)
-    rate = jnp.exp(self.log_rate[...])[None]
-    log_decay = -rate * jax.nn.softplus(decay + self.decay_bias[...][None])
-    keys = c.key_heads * c.key_width
-    q, k, v = jnp.split(jax.nn.silu(mixed), [keys, 2 * keys], axis=-1)
-    q, k = (l2_norm(u.reshape(-1, c.key_heads, c.key_width)) for u in (q, k))
-    v = v.reshape(-1, c.value_heads, c.value_width)
-    q = q * c.key_width**-0.5
-    q, k, v = (u.astype(x.dtype) for u in (q, k, v))
-    beta = jax.nn.sigmoid(beta)
-    beta = beta if c.beta_scale == 1 else beta * c.beta_scale
-    return _Heads(q, k, v, log_decay, beta)
+    return project_heads(
+      *(jax.nn.silu(mixed), self._gates(x)),
+      *(self.log_rate[...], self.decay_bias[...]),
+      key_heads=c.key_heads,
+      widths=(c.key_width, c.value_width),
+      beta_scale=c.beta_scale,
+      dtype=self.numerics.dtype,
+    )
 
   def _gated_norm(
     self, out: Float32[Array, "rows hv v"], gate: Float[Array, "rows values"]
