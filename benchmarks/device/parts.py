@@ -93,6 +93,7 @@ def on_gpu(tests: str = "") -> list[Part]:
   kernels, against = "benchmarks.kernels", "against_transformers"
   steady = "--calls=20", "--repeats=5"
   models = [
+    _timed("layer_group", "benchmarks.device.layer_group", seconds=90),
     _timed(
       "decode",
       f"benchmarks.decode_{against}",
@@ -113,8 +114,7 @@ def on_gpu(tests: str = "") -> list[Part]:
     *map(_compiled, models),
     _rows("64,128,256,512,1024", "1024,3584,14336"),
     *(_contract(*model, "1,2,4,16", 120) for model in _MODELS_ON_GPU),
-    _timed("decode_steps", "benchmarks.device.decode_steps", seconds=60),
-    _timed("layer_group", "benchmarks.device.layer_group", seconds=60),
+    models[0],
     _timed(
       "gated_delta_rule",
       kernels,
@@ -122,7 +122,8 @@ def on_gpu(tests: str = "") -> list[Part]:
       *("--tokens=2048,8192", "--captures=0,8", "--noxla", *steady),
       seconds=100,
     ),
-    *models,
+    _timed("decode_steps", "benchmarks.device.decode_steps", seconds=60),
+    *models[1:],
     _timed(
       "other_kernels",
       kernels,
