@@ -305,8 +305,7 @@ class PrefixCache:
       Float32 logits. [rows vocab]
     """
     hidden, self.pools = programs.decode_step(self._frozen, self.pools, step)
-    size = self.config.numerics.decode_rows
-    return head_rows(self._frozen, hidden, np.arange(rows), size)
+    return head_rows(self._frozen, hidden, np.arange(rows), hidden.shape[0])
 
   def release(
     self, sequences: Iterable[SequenceHandle], *, keep: int | None = None
