@@ -11,6 +11,8 @@ from sparse_prefix_jax.kernels.implementations import current_device
 
 _FEW = 16
 """Rows of a step that one product takes on a CPU."""
+_MOST_FEW = 64
+"""More rows than that, as training gives to the head, are one product."""
 
 
 def product(
@@ -50,7 +52,8 @@ def product_of_few(
     weight: A row for each output.
     precision: The precision of the product, as `jax.lax.Precision` names it.
   """
-  if current_device().platform != "cpu":
+  few = 0 < rows.shape[0] <= _MOST_FEW
+  if not few or current_device().platform != "cpu":
     return product(rows, weight, precision)
   blocks = jnp.array_split(rows, -(-rows.shape[0] // _FEW))
   parts = [product(weight, block, precision) for block in blocks]

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
+from sparse_prefix_jax.layers.dense import (
+  dense,
+  kernel,
+  product,
+  product_of_few,
+  taps,
+)
 from tests.kernels.devices import HOPPER, lowered
 from tests.trees import assert_same_bits
 
@@ -114,3 +120,15 @@ def test_a_gpu_rounds_where_it_adds(given, rounds):
   program = lowered(run, x, weight, kind=HOPPER)
   (added,) = [x for x in program.splitlines() if "dot_general" in x]
   assert ("-> tensor<128x64xbf16>" in added) == rounds
+
+
+@pytest.mark.parametrize(
+  ("rows", "products"), [(0, 1), (1, 1), (16, 1), (64, 4), (65, 1), (2048, 1)]
+)
+def test_many_rows_are_one_product(rows, products):
+  """Training gives thousands to the head, and nobody may give none."""
+  run = jax.jit(product_of_few, static_argnums=2)
+  x, weight = jnp.ones((rows, 64)), jnp.ones((128, 64))
+  program = run.lower(x, weight, "highest").as_text()
+  assert program.count("stablehlo.dot_general") == products
+  chex.assert_trees_all_close(run(x, weight, "highest"), x @ weight.T)
