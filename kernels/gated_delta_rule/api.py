@@ -252,6 +252,9 @@ def gated_delta_rule_projected_step(
     decay_bias=(decay_bias, "hv"),
     pool=(pool, "s hv k v"),
   )
+  if key_heads < 1:
+    raise ValueError(f"key_heads is {key_heads}; it must be at least 1.")
+  check_heads(name, sizes | {"h": key_heads}, pool)
   columns = 2 * key_heads * sizes["k"] + sizes["hv"] * sizes["v"]
   if sizes["d"] != columns or sizes["g"] != 2 * sizes["hv"]:
     raise ValueError(

@@ -29,17 +29,15 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
+  cut_parts,
   launch,
   new,
+  store_each,
   tile,
   vector,
   with_transposed,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
-  cut_parts,
-  dots,
-  store_each,
-)
+from sparse_prefix_jax.kernels.mosaic_gpu.left_registers import dots
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 

@@ -31,16 +31,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
+  cut_parts,
   launch,
   load,
   new,
+  store_each,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
-  cut_parts,
-  dots,
-  store_each,
-)
+from sparse_prefix_jax.kernels.mosaic_gpu.left_registers import dots
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
 

@@ -22,14 +22,12 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   MosaicGpuConfig,
   Ref,
+  cut_parts,
   launch,
   load,
   new,
-  tile,
-)
-from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
-  cut_parts,
   store_each,
+  tile,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation

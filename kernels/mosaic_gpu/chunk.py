@@ -35,15 +35,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   Ref,
   along_columns,
   along_rows,
+  cut_parts,
   indices,
+  store_each,
   tile,
   vector,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
-  cut_parts,
-  dots,
-  store_each,
-)
+from sparse_prefix_jax.kernels.mosaic_gpu.left_registers import dots
 from sparse_prefix_jax.kernels.mosaic_gpu.substitution import (
   BLOCK_ROWS,
   invert_blocks,

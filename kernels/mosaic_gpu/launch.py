@@ -179,10 +179,29 @@ def split(x: Float32[Array, "r c"], count: int) -> list[Array]:
   return found
 
 
+def cut_parts(x: Float32[Array, "r c"], count: int) -> list[Array]:
+  """Splits x as `split` does, cutting digits off where that rounds.
+
+  It takes fewer instructions, and the sum of two parts has 16 bits as well.
+  """
+  found = []
+  for _ in range(count - 1):
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    high = lax.bitcast_convert_type(bits & -(2**16), jnp.float32)
+    found.append(high.astype(jnp.bfloat16))
+    x = x - high
+  return [*found, x.astype(jnp.bfloat16)]
+
+
 def store_parts(buffer: Ref, x: Float32[Array, "r c"], count: int) -> None:
   """Writes the parts of x to buffer[part]; `plgpu.commit_smem` is to follow."""
-  for index, part in enumerate(split(x, count)):
-    buffer[index] = part
+  store_each(buffer, split(x, count))
+
+
+def store_each(buffer: Ref, values: Sequence[Array]) -> None:
+  """Writes to buffer[0], ...; `plgpu.commit_smem` is to follow."""
+  for index, value in enumerate(values):
+    buffer[index] = value
 
 
 def dot(
@@ -190,7 +209,7 @@ def dot(
 ) -> Float32[Array, "r c"]:
   """Sums the products of pairs of bfloat16 buffers, in their order."""
   if not gpu_of(current_device()).warpgroup_products:
-    return _dot_by_warps(pairs, shape)
+    return dot_by_warps(pairs, shape)
 
   def accumulate(accumulator: Ref) -> Array:
     for left, right in pairs:
@@ -226,21 +245,24 @@ def dot_onto(
   return lax.optimization_barrier(pl.run_state(accumulate)(begun))
 
 
-def _dot_by_warps(
-  pairs: Sequence[tuple[Ref, Ref]], shape: tuple[int, int]
+def dot_by_warps(
+  pairs: Sequence[tuple[Any, Ref]], shape: tuple[int, int]
 ) -> Float32[Array, "r c"]:
   """`dot` from registers, where a warp holds all of the right operand.
 
   That is why it goes by blocks of the axis that is summed over. The result lies
   in registers as that of a warpgroup's product does. A buffer may be written
   anew at once: `launch` has barriers around every write and load.
+
+  Args:
+    pairs: Operands; the left ones may be arrays.
+    shape: Of the sum.
   """
   instructions: Any = plgpu  # JAX 0.10 has no mma, and is refused before
   total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
   for left, right in pairs:
-    size = min(CHUNK, left.shape[1])
-    for start in range(0, left.shape[1], size):
-      inner = pl.ds(start, size)
+    for start in range(0, left.shape[1], CHUNK):
+      inner = slice(start, min(start + CHUNK, left.shape[1]))
       total = instructions.mma(total, left[:, inner], right[inner, :])
   return total
 

@@ -2,16 +2,15 @@
 
 The result of a product lies in registers just as the left operand of the next
 one has to: what is made by one goes into the other without shared memory, or a
-barrier. All right operands here are transposed views of what lies in shared
-memory: `left @ right.T`.
+barrier.
 
-Products run beside the program. `multiply` begins them, and `finished` waits
-until no more than some of those begun later are under way: so arithmetic on
-one result goes on while the next product runs.
+`dots` waits for all of its products. Others run beside the program: `multiply`
+begins them, and `finished` waits until no more than some of those begun later
+are under way: so arithmetic on one result goes on while the next product runs.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,10 +18,61 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, BFloat16, Float32
 
-from sparse_prefix_jax.kernels.implementations import Config
-from sparse_prefix_jax.kernels.mosaic_gpu.launch import Ref
+from sparse_prefix_jax.kernels.implementations import Config, current_device
+from sparse_prefix_jax.kernels.mosaic_gpu.devices import gpu_of
+from sparse_prefix_jax.kernels.mosaic_gpu.launch import Ref, dot, dot_by_warps
 
 _Result = TypeVar("_Result")
+
+
+def dots(
+  sums: Sequence[Sequence[tuple[Any, Ref]]], config: Config
+) -> list[Array]:
+  """Several sums of products of bfloat16, under way together.
+
+  Args:
+    sums: Of each sum its pairs: the left operand a buffer or an array [64 k],
+      in registers like the result of a product; the right one a buffer [k c].
+      k is a multiple of the columns that tiles of the right one have.
+    config: Its `interpret` says whether the interpreter runs the kernel. There
+      a left operand is a buffer always: arrays are copied.
+
+  Returns:
+    The sums, each [64 c].
+  """
+  if config.interpret is not None:
+    return [_dot_of_copies(pairs) for pairs in sums]
+  if not gpu_of(current_device()).warpgroup_products:
+    return [dot_by_warps(pairs, _shape_of(pairs)) for pairs in sums]
+
+  def accumulate(*accumulators: Ref) -> list[Array]:
+    for accumulator, pairs in zip(accumulators, sums, strict=True):
+      for left, right in pairs:
+        plgpu.wgmma(accumulator, left, right)
+    # The first one waits for all; see `dot`.
+    return [lax.optimization_barrier(x[...]) for x in accumulators]
+
+  shapes = [_shape_of(pairs) for pairs in sums]
+  return pl.run_scoped(
+    accumulate, *(plgpu.WGMMAAccumulatorRef(x, jnp.float32) for x in shapes)
+  )
+
+
+def _shape_of(pairs: Sequence[tuple[Any, Ref]]) -> tuple[int, int]:
+  left, right = pairs[0]
+  return left.shape[0], right.shape[1]
+
+
+def _dot_of_copies(pairs: Sequence[tuple[Any, Ref]]) -> Array:
+  """`dot` for the interpreter, where arrays go through buffers."""
+
+  def use(*copies: Ref) -> Array:
+    for copy, (left, _) in zip(copies, pairs, strict=True):
+      copy[...] = left[...]
+    placed = [(x, right) for x, (_, right) in zip(copies, pairs, strict=True)]
+    return dot(placed, _shape_of(pairs))
+
+  return pl.run_scoped(use, *(plgpu.SMEM(x.shape, x.dtype) for x, _ in pairs))
 
 
 class Sum(NamedTuple):

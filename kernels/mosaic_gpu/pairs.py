@@ -25,16 +25,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu.chunk import WIDTH
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   CHUNK,
   Ref,
+  cut_parts,
   dot,
   dot_parts,
   indices,
   parts,
   stacked,
-  tile,
-)
-from sparse_prefix_jax.kernels.mosaic_gpu.registers import (
-  cut_parts,
   store_each,
+  tile,
 )
 
 _SQUARE = (CHUNK, CHUNK)

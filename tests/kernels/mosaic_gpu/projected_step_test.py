@@ -83,6 +83,28 @@ def test_what_does_not_fit_is_refused():
     step(given, [0], [0], "mosaic_gpu")
 
 
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_pool_that_would_round_its_states_is_refused():
+  *rest, pool = arguments(1)
+  with pytest.raises(ValueError, match="float32"):
+    step((*rest, pool.astype(jnp.bfloat16)), [0], [0], "xla")
+
+
+@pytest.mark.parametrize(
+  ("key_heads", "sentence"), [(0, "at least 1"), (4, "must be a multiple")]
+)
+def test_key_heads_that_values_cannot_share_are_refused(key_heads, sentence):
+  slots = jnp.arange(1)
+  with pytest.raises(ValueError, match=sentence):
+    gated_delta_rule_projected_step(
+      *map(jnp.asarray, arguments(1)),
+      *(slots, slots),
+      key_heads=key_heads,
+      beta_scale=1.0,
+      dtype="float32",
+    )
+
+
 def test_columns_that_do_not_belong_together_are_refused():
   mixed, *rest = arguments(1)
   with pytest.raises(ValueError, match="columns must be 256 and 4"):
