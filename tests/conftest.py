@@ -3,12 +3,25 @@
 Promotion of dtypes is strict and promotion of ranks raises, x64 stays off, the
 signatures of the package are checked at run time by jaxtyping and beartype,
 and hypothesis draws the same examples each time, however long they take.
+
+A program is compiled once in a run, whichever process asks for it first:
+compiling is most of what the tests take. `JAX_COMPILATION_CACHE_DIR` names a
+folder that keeps the programs for the next run too.
 """
 
+import functools
+import gc
 import os
 import pathlib
+import shutil
+import tempfile
 
+# The processes that tests start inherit this.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# One module of machine code a program instead of up to 32, each of which costs
+# a pass of the compiler: the functions in it are the same.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 
 import hypothesis
 import jax
@@ -24,6 +37,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("project")
 
 jaxtyping.install_import_hook("sparse_prefix_jax", "beartype.beartype")
+
+# Traces are many small objects that stay: Python's every 700 cost a tenth of
+# what tests take besides compiling.
+gc.set_threshold(20_000, 20, 20)
+
+
+def pytest_configure(config):
+  """Makes a folder of compiled programs for all processes of this run."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="programs_of_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    config.add_cleanup(
+      functools.partial(shutil.rmtree, folder, ignore_errors=True)
+    )
+  jax.config.update(
+    "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+  )
 
 
 @pytest.fixture
