@@ -18,7 +18,7 @@ import tempfile
 
 # The processes that tests start inherit this.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # One module of machine code a program instead of up to 32, each of which costs
 # a pass of the compiler: the functions in it are the same.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
@@ -51,9 +51,10 @@ def pytest_configure(config):
     config.add_cleanup(
       functools.partial(shutil.rmtree, folder, ignore_errors=True)
     )
-  jax.config.update(
-    "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
-  )
+  # JAX has read the environment: a plugin may have imported it, too.
+  folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture

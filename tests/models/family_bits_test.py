@@ -10,8 +10,8 @@ from tests.trees import assert_same_bits
 
 SMALL = {"chunk": 16, "max_length": 256, "head_rows": 32}
 LARGE = {"chunk": 64, "max_length": 512, "ladder": (1, 4)}
-# Families of layers that another family here has too: their programs of a
-# second rung, and those in bfloat16, are with the slow tests.
+# Families of layers that another family here has too, so that their lives are
+# with the slow tests.
 REPEATED = tuple(
   f"{family}_tiny"
   for family in (
@@ -19,22 +19,28 @@ REPEATED = tuple(
     *("olmo_hybrid", "falcon_mamba", "jamba"),
   )
 )
-ONCE = [
-  pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name
-  for name in TINY
-]
+# Falcon-H1 has these in bfloat16: Mamba-2, beside attention and before it.
+IN_FALCON_H1 = "mamba2_tiny", "nemotron_h_tiny"
+
+
+def slow_where(repeated):
+  """All families, of which some are with the slow tests."""
+  return [
+    pytest.param(name, marks=pytest.mark.slow) if name in repeated else name
+    for name in TINY
+  ]
 
 
 def random_tokens(size, seed=0):
   return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", slow_where(REPEATED))
 def test_random_lives_differ_in_no_bit(name):
   assert_lives(name, "float32", seeds=range(2))
 
 
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("name", slow_where((*REPEATED, *IN_FALCON_H1)))
 def test_random_lives_in_bfloat16_differ_in_no_bit(name):
   assert_lives(name, "bfloat16", seeds=range(2))
 
@@ -49,8 +55,7 @@ def test_many_random_lives_differ_in_no_bit(name, dtype):
 def assert_lives(name, dtype, seeds):
   """In float32 small chunks; in bfloat16 those of 64 tokens, that serve."""
   if dtype == "float32":
-    rungs = (4,) if name in REPEATED else (4, 8)
-    model, longest = tiny(name, dtype=dtype, ladder=rungs, **SMALL), LONGEST
+    model, longest = tiny(name, dtype=dtype, ladder=(4, 8), **SMALL), LONGEST
   else:  # Two groups of the larger rung, in the first family.
     model = tiny(name, dtype=dtype, **LARGE)
     longest = 448 if name == TINY[0] else 256

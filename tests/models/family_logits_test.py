@@ -45,6 +45,20 @@ def test_logits_are_those_of_transformers(case):
     resumed.append(out.reports[0].resumed)
     assert distance(out.logits[0], expected[resumed[-1] :]) <= 1
   assert resumed == [0, 48, 128]
+
+
+# What a reader could get wrong is in both programs: the one of a step is
+# compiled for the first shape of each family, and in the slow tests for all.
+@pytest.mark.parametrize(
+  "case",
+  [
+    case if case.endswith("_1") else pytest.param(case, marks=pytest.mark.slow)
+    for case in CASES
+  ],
+)
+def test_decoded_logits_are_those_of_transformers(case):
+  (tokens, expected), model = golden(case), load(GOLDEN / case)
+  cache = PrefixCache(model, capacity="4MiB")
   sequences = prefill(model, cache, [tokens[:100]]).sequences
   for position in range(100, 130):
     out = decode(model, cache, sequences, tokens[position : position + 1])
