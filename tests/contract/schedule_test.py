@@ -9,7 +9,6 @@ from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.runtime import programs
 from tests.models_for_tests import LONGEST, cold_runs, small_model
 
-
 # Families live in bfloat16 too, with the same kinds of layers.
 SLOW_BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.slow)
 
