@@ -13,6 +13,7 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 CHUNKS, TOKENS, HEADS, VALUE_HEADS = 8, 64, 4, 8
 CHANNELS, STATES, WINDOW, KEY_HEADS = 2048, 16, 4, 2
 ROWS = 16
+MODEL_WIDTH = 1024
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ _OPERATION = re.compile(
 _ARRAY = re.compile(r"\b[a-z]+\d+\w*\[([\d,]*)\]")
 _CALLED = re.compile(
   r"(body|condition|to_apply|calls|true_computation|false_computation|"
-  r"branch_computations)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)\}?"
+  r"branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)\}?"
 )
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _FREE = {
@@ -123,7 +123,8 @@ def _expected(kernel: Kernel, narrow: int) -> bool:
   if "activation" in scopes or "norms" in scopes:
     # Norms of a head stand in the scope too, but have an axis more.
     return "activation" in scopes or len(_arrays(of.shape)[0]) == 2
-  after_product = any(_PRODUCT in x.rest for x in kernel.after)
+  # What reads more than a product, such as a gated norm, does more.
+  after_product = [_PRODUCT in x.rest for x in kernel.after] == [True]
   converted = scopes[-1] == "convert_element_type" and after_product
   # Directly below the program stands what adds a branch to the residual.
   return converted or (scopes[-1] == "add" and len(scopes) == 2)

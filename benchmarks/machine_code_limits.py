@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.machine_code_sass import COUNTS
 
 RECURRENT_STEPS = (
-  *("gated_delta_rule_step", "kimi_delta_attention_step"),
+  *("gated_delta_rule_step", "gated_delta_rule_projected_step"),
+  "kimi_delta_attention_step",
   *("linear_attention_step", "mamba_2_step"),
   *("diagonal_scan_step", "selective_scan_step", "causal_conv1d_step"),
 )

@@ -224,11 +224,13 @@ class GatedDeltaNet(ExplicitModule):
       implementation=self.numerics.forced_step_implementation,
     )
     out, recurrent_state = gated_delta_rule_projected_step(
-      *(mixed, self._gates(x), self.log_rate[...], self.decay_bias[...]),
+      *(mixed, x, self.in_decay_beta[...]),
+      *(self.log_rate[...], self.decay_bias[...]),
       *(pools.slots.recurrent_state, rows.read, rows.write),
       key_heads=self.config.key_heads,
       beta_scale=self.config.beta_scale,
       dtype=self.numerics.dtype,
+      precision=precision,
       implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)
