@@ -181,7 +181,8 @@ def _projected_gates(
     first, second = (load(of.weight.at[place], start) for place in places)
     return sums[0] + x * first, sums[1] + x * second
 
-  sums = (placed(jnp.zeros(piece, jnp.float32)),) * 2
+  zeros = placed(jnp.zeros(piece, jnp.float32))
+  sums = zeros, zeros
   if width == piece:
     sums = add(jnp.int32(0), sums)
   else:

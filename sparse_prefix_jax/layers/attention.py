@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.layers.attention_pages import (
   Heads,
   attend_packed,
@@ -225,7 +225,7 @@ class GatedAttention(ExplicitModule):
     position = chunks.position[:, None] + tokens[None]
     projected = self._project(x)
     with jax.named_scope("heads"):
-      q, gate, k, v = map_chunks(self._heads, *projected, position)
+      q, gate, k, v = map_rows(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, pools = attend_packed(
         *(Heads(q, k, v), pools, chunks, page_table),
@@ -233,7 +233,7 @@ class GatedAttention(ExplicitModule):
         numerics=self.numerics,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(self._side_by_side, out, gate)
+      out = map_rows(self._side_by_side, out, gate)
     return self._close(out), pools
 
   def step(
