@@ -17,7 +17,8 @@ HloModule jit_step, is_scheduled=true
 %advance (carry: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
   %carry = (s32[], f32[2,8]{1,0}) parameter(0)
   %x = f32[2,8]{1,0} get-tuple-element(%carry), index=1
-  %looped = f32[2,8]{1,0} fusion(%x), @fused
+  %loop_dynamic_slice_fusion = f32[2,8]{1,0} fusion(%x), @fused
+  %looped = f32[2,8]{1,0} fusion(%loop_dynamic_slice_fusion), @fused
   %i = s32[] get-tuple-element(%carry), index=0
   ROOT %next = (s32[], f32[2,8]{1,0}) tuple(%i, %looped)
 }
@@ -45,7 +46,7 @@ ENTRY %main (pool: f32[16,8], tokens: bf16[2,8]) -> (f32[2,8], f32[16,8]) {
   %silu = f32[2,8]{1,0} fusion(%residual), @fused, #activation/mul
   %zero = s32[] constant(0)
   %start = (s32[], f32[2,8]{1,0}) tuple(%zero, %silu)
-  %loop = (s32[], f32[2,8]{1,0}) while(%start), condition=%before, body=%advance
+  %loop = (s32[], f32[2,8]{1,0}) while(%start), @loop
   %last = f32[2,8]{1,0} get-tuple-element(%loop), index=1
   ROOT %result = (f32[2,8]{1,0}, f32[16,8]{1,0}) tuple(%last, %state)
 }
@@ -55,6 +56,8 @@ WRITTEN_OUT = {
   '"__cublas$lt$matmul"',
   "@ours": "custom-call(%pool, %converted, %empty), custom_call_target="
   '"mosaic_gpu_v2"',
+  "@loop": "condition=%before, body=%advance, backend_config={"
+  '"known_trip_count":{"n":"3"}}',
   "@fused": "kind=kLoop, calls=%fused_add",
 }
 
@@ -75,13 +78,21 @@ def test_what_computes_is_a_kernel_and_what_only_names_is_none():
   found = machine_code_hlo.kernels(program())
   assert names(found) == [
     *("norm", "dot", "converted", "gate", "ours", "opened", "residual"),
-    *("silu", "less", "looped"),
+    *("silu", "less", "loop_dynamic_slice_fusion", "looped"),
   ]
-  assert names(x for x in found if x.looped) == names(found)[-2:]
+  assert names(x for x in found if x.looped) == names(found)[-3:]
   assert machine_code_hlo.counts(found) == {
-    "kernels": 10,
+    "kernels": 11,
     "own_kernels": 1,
-    "kernels_in_loops": 2,
+    "kernels_in_loops": 3,
+  }
+
+
+def test_what_a_loop_runs_counts_as_often_as_it_does():
+  found = machine_code_hlo.kernels(program())
+  assert machine_code_hlo.launches(found) == {
+    "launches": 8 + 3 * 3,
+    "copies": 3,
   }
 
 
@@ -96,7 +107,9 @@ def test_a_state_in_place_is_read_once_and_written_once():
 def test_what_no_layer_has_to_have_is_told_apart():
   found = machine_code_hlo.kernels(program())
   told = names(machine_code_hlo.others(found, narrow=64))
-  assert sorted(told) == ["gate", "less", "looped", "opened", "ours"]
+  assert sorted(told) == [
+    *("gate", "less", "loop_dynamic_slice_fusion", "looped", "opened", "ours")
+  ]
 
 
 def test_a_text_without_an_entry_is_refused():
