@@ -10,6 +10,7 @@ from flax import nnx
 
 from benchmarks.aot_program import (
   CHUNKS,
+  GROUP_CHUNKS,
   HEADS,
   KEY_HEADS,
   ROWS,
@@ -78,16 +79,20 @@ def _small_model(width: int, dtype: Any) -> ModelConfig:
 
 
 def _layer_group(width: int, dtype: Any) -> ModelConfig:
-  """The layer group of Qwen3.5-0.8B, whose heads have the width, 16 rows."""
+  """The layer group of Qwen3.5-0.8B, whose heads have the width."""
   del width  # of its heads of attention
   group = preset("qwen3_5_0_8b_group")
-  return group.replace(dtype=str(dtype), decode_rows=ROWS)
+  return group.replace(
+    dtype=str(dtype), decode_rows=ROWS, ladder=(GROUP_CHUNKS,)
+  )
 
 
 def _prefill(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
+  (n,) = model.config.numerics.ladder
+
   def group() -> programs.Group:
-    chunks, table = Chunks(*_int32(5, CHUNKS)), _table(model, CHUNKS)
-    return programs.Group(_int32(CHUNKS, TOKENS), chunks, table)
+    chunks, table = Chunks(*_int32(5, n)), _table(model, n)
+    return programs.Group(_int32(n, TOKENS), chunks, table)
 
   return model, pools, jax.eval_shape(group)
 
@@ -128,14 +133,15 @@ MODEL_PROGRAMS: Mapping[
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()
 } | {
-  "layer_group_decode": (
+  f"layer_group_{name}": (
     functools.partial(
-      _model,
-      program=programs.decode_step,
-      arguments=_decode,
-      configured=_layer_group,
+      _model, program=x, arguments=arguments, configured=_layer_group
     ),
     (256,),
-  ),
+  )
+  for name, (x, arguments) in (
+    ("prefill", _MODEL["model_prefill"]),
+    ("decode", _MODEL["model_decode"]),
+  )
 }
 """How the program of each is made, and at which widths of its heads."""

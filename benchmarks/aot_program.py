@@ -13,6 +13,8 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 CHUNKS, TOKENS, HEADS, VALUE_HEADS = 8, 64, 4, 8
 CHANNELS, STATES, WINDOW, KEY_HEADS = 2048, 16, 4, 2
 ROWS = 16
+MODEL_WIDTH = 1024
+GROUP_CHUNKS = 16
 
 
 @dataclasses.dataclass(frozen=True)

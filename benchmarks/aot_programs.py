@@ -13,6 +13,7 @@ from benchmarks.aot_program import (
   CHUNKS,
   HEADS,
   KEY_HEADS,
+  MODEL_WIDTH,
   ROWS,
   STATES,
   TOKENS,
@@ -32,6 +33,7 @@ from sparse_prefix_jax.kernels.diagonal_scan import (
 )
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   gated_delta_rule,
+  gated_delta_rule_projected_step,
   gated_delta_rule_step,
 )
 from sparse_prefix_jax.kernels.implementations import Choice
@@ -157,6 +159,23 @@ def _matrix_step(
   return _token(operation, pools, key, key, value, *each)
 
 
+def _projected_step(width: int, dtype: Any) -> Program:
+  """That of a model of 1,024 channels, which makes its gates itself."""
+  mixed = _float32(ROWS, 2 * HEADS * width + VALUE_HEADS * width)
+  x = jax.ShapeDtypeStruct((ROWS, MODEL_WIDTH), dtype)
+  weight = jax.ShapeDtypeStruct((2 * VALUE_HEADS, MODEL_WIDTH), dtype)
+  each = (_float32(VALUE_HEADS) for _ in range(2))
+  operation = functools.partial(
+    gated_delta_rule_projected_step,
+    key_heads=HEADS,
+    beta_scale=1.0,
+    dtype=str(dtype),
+    precision="highest",
+  )
+  pools = _pools(VALUE_HEADS, width, width, dtype=jnp.float32)
+  return _token(operation, pools, mixed, x, weight, *each)
+
+
 def _kimi_step(width: int, dtype: Any) -> Program:
   gates = (width,), ()
   return _matrix_step(
@@ -261,6 +280,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
     functools.partial(_matrix_step, operation=gated_delta_rule_step),
     (64, 128, 256),
   ),
+  "gated_delta_rule_projected_step": (_projected_step, (64, 128, 256)),
   "kimi_delta_attention_step": (_kimi_step, (64, 128, 256)),
   "linear_attention_step": (_linear_step, (64, 128, 256)),
   "mamba_2_step": (functools.partial(_linear_step, value_width=64), (128,)),

@@ -98,7 +98,7 @@ def measure(folder: str, tools: str, **fields: Any) -> dict[str, Any]:
   os.environ["MOSAIC_GPU_CUDA_ROOT"] = tools
   text = compiled(case, _SLOTS).as_text()
   # The kernels of a layer group are those of its operations.
-  whole = case.operation == "layer_group_decode"
+  whole = case.operation.startswith("layer_group_")
   return {
     "program": _program_counts(case, text),
     "kernels": {} if whole else _kernel_counts(Path(folder)),
@@ -120,6 +120,8 @@ def _program_counts(case: Case, text: str) -> dict[str, int]:
     layers = 4  # of attention and of Gated DeltaNet, each with its SwiGLU
     others = len(machine_code_hlo.others(found, _NARROW))
     counts["others_per_layer"] = -(-others // layers)
+  if case.operation == "layer_group_prefill":
+    counts |= machine_code_hlo.launches(found)
   return counts
 
 

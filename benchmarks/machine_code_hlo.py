@@ -2,7 +2,8 @@
 
 Every operation of the text that computes is one kernel on a GPU: a fusion, a
 product of a library, a kernel of ours, a copy. Those in the body of a loop run
-as often as the loop does, and are counted apart.
+as often as the loop does, which the text tells where the compiler knew, and are
+counted apart.
 """
 
 import math
@@ -18,8 +19,11 @@ _OPERATION = re.compile(
 _ARRAY = re.compile(r"\b[a-z]+\d+\w*\[([\d,]*)\]")
 _CALLED = re.compile(
   r"(body|condition|to_apply|calls|true_computation|false_computation|"
-  r"branch_computations)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)\}?"
+  r"branch_computations)=\{?(%?[\w.\-]+(?:, %[\w.\-]+)*)\}?"
 )
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_COPIED = ("dynamic_slice_fusion", "dynamic_update_slice_fusion")
+"""Fusions that take or put one step of a loop, which a GPU does as a copy."""
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _FREE = {
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -58,6 +62,7 @@ class Kernel(NamedTuple):
     writes: Numbers of each array that it writes.
     after: Operations whose results it reads.
     looped: Whether a loop is around it.
+    times: How often it runs, as far as the steps of loops are known.
   """
 
   operation: Operation
@@ -65,6 +70,7 @@ class Kernel(NamedTuple):
   writes: tuple[int, ...]
   after: tuple[Operation, ...]
   looped: bool
+  times: int
 
 
 def kernels(text: str) -> list[Kernel]:
@@ -79,7 +85,7 @@ def kernels(text: str) -> list[Kernel]:
   entry, computations = _parsed(text)
   if entry is None:
     raise ValueError("the text of a compiled program has no entry")
-  return list(_launched(computations, entry, False))
+  return list(_launched(computations, entry, False, 1))
 
 
 def counts(found: Sequence[Kernel]) -> dict[str, int]:
@@ -89,6 +95,19 @@ def counts(found: Sequence[Kernel]) -> dict[str, int]:
     "own_kernels": sum(_OURS in x.operation.rest for x in found),
     "kernels_in_loops": sum(x.looped for x in found),
   }
+
+
+def launches(found: Sequence[Kernel]) -> dict[str, int]:
+  """How many kernels run, loops and all, and how many of these are copies."""
+  return {
+    "launches": sum(x.times for x in found),
+    "copies": sum(x.times for x in found if _copies(x.operation)),
+  }
+
+
+def _copies(operation: Operation) -> bool:
+  name = operation.name
+  return operation.opcode == "copy" or any(x in name for x in _COPIED)
 
 
 def passes(found: Sequence[Kernel], numbers: int) -> int:
@@ -123,7 +142,8 @@ def _expected(kernel: Kernel, narrow: int) -> bool:
   if "activation" in scopes or "norms" in scopes:
     # Norms of a head stand in the scope too, but have an axis more.
     return "activation" in scopes or len(_arrays(of.shape)[0]) == 2
-  after_product = any(_PRODUCT in x.rest for x in kernel.after)
+  # What reads more than a product, such as a gated norm, does more.
+  after_product = [_PRODUCT in x.rest for x in kernel.after] == [True]
   converted = scopes[-1] == "convert_element_type" and after_product
   # Directly below the program stands what adds a branch to the residual.
   return converted or (scopes[-1] == "add" and len(scopes) == 2)
@@ -151,21 +171,29 @@ def _parsed(text: str) -> tuple[str | None, dict[str, dict[str, Operation]]]:
 
 
 def _launched(
-  computations: Mapping[str, Mapping[str, Operation]], name: str, looped: bool
+  computations: Mapping[str, Mapping[str, Operation]],
+  name: str,
+  looped: bool,
+  times: int,
 ) -> Iterator[Kernel]:
   """The kernels of a computation and of those that it calls."""
   known = computations.get(name, {})
   for operation in known.values():
     if operation.opcode in _CALLS:
       inside = looped or operation.opcode == "while"
+      trips = _TRIPS.search(operation.rest)
+      repeated = times * int(trips[1]) if trips else times
       for called in _called(operation):
-        yield from _launched(computations, called, inside)
+        yield from _launched(computations, called, inside, repeated)
     elif not _is_free(operation):
-      yield _kernel(operation, known, looped)
+      yield _kernel(operation, known, looped, times)
 
 
 def _kernel(
-  operation: Operation, known: Mapping[str, Operation], looped: bool
+  operation: Operation,
+  known: Mapping[str, Operation],
+  looped: bool,
+  times: int,
 ) -> Kernel:
   read = [known[x] for x in operation.operands if x in known]
   numbers = [n for x in read for n in _numbers(x.shape)]
@@ -175,7 +203,8 @@ def _kernel(
     for x in read
   ]
   writes = tuple(_numbers(operation.shape))
-  return Kernel(operation, tuple(numbers), writes, tuple(sources), looped)
+  after = tuple(sources)
+  return Kernel(operation, tuple(numbers), writes, after, looped, times)
 
 
 def _is_free(operation: Operation) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.machine_code_sass import COUNTS
 
 RECURRENT_STEPS = (
-  *("gated_delta_rule_step", "kimi_delta_attention_step"),
+  *("gated_delta_rule_step", "gated_delta_rule_projected_step"),
+  "kimi_delta_attention_step",
   *("linear_attention_step", "mamba_2_step"),
   *("diagonal_scan_step", "selective_scan_step", "causal_conv1d_step"),
 )
@@ -17,12 +18,13 @@ RECURRENT_STEPS = (
 
 PROGRAM_COUNTS = (
   *("kernels", "own_kernels", "kernels_in_loops"),
-  *("state_passes", "others_per_layer"),
+  *("state_passes", "others_per_layer", "launches", "copies"),
 )
 """What is counted of a program: the kernels that it launches, how many of them
 are ours or in a loop, how often the states of all rows are read or written, and
 in a layer group, per layer, what is no wide product, norm, activation of SwiGLU
-or residual."""
+or residual; and of a prefill how many kernels run, loops and all, and how many
+of them copy."""
 
 LIMITS: Mapping[str, Mapping[str, int]] = {
   **{x: {"kernels": 1, "state_passes": 2} for x in RECURRENT_STEPS},
@@ -32,6 +34,7 @@ LIMITS: Mapping[str, Mapping[str, int]] = {
     "kernels_in_loops": 0,
     "others_per_layer": 5,
   },
+  "layer_group_prefill": {"kernels_in_loops": 0, "copies": 0},
 }
 """The most of each count that a program of an operation may have."""
 
@@ -139,7 +142,9 @@ def table_of_programs(results: Sequence[Mapping[str, Any]]) -> list[str]:
       counts = result.get("program", {"kernels": result.get("error")})
       numbers = _told(counts, PROGRAM_COUNTS)
       lines.append([result["operation"], str(result["width"] or ""), *numbers])
-  return _table(["step of 16 rows", "width", *PROGRAM_COUNTS], lines)
+  return _table(
+    ["step of 16 rows, prefill of 16 chunks", "width", *PROGRAM_COUNTS], lines
+  )
 
 
 def _told(counts: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -26,6 +26,8 @@ NONE = -3
 """`Chunks.write`: keep no state of this chunk."""
 
 
+_GPU_ROWS = 1024
+"""Rows that what must not see their number takes at once on a GPU."""
 _BLOCK = 4
 """Rows that a step takes at a time on a CPU."""
 _LARGE = 1 << 18
@@ -132,6 +134,55 @@ def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
   n = jax.tree.leaves(xs)[0].shape[0]
   ys = lax.scan(body, None, two_steps(xs))[1]
   return jax.tree.map(lambda y: y[:n], ys)
+
+
+def map_rows(function: Callable[..., Any], *xs: Any) -> Any:
+  """Applies `function` to rows, the tokens of chunks, in fixed numbers.
+
+  `map_chunks` for a function of rows. On a GPU a loop over chunks is many times
+  its work: 16 steps of a few kernels of microseconds, and copies around each.
+  So there it takes 1,024 rows at a time, see `in_fixed_rows`.
+
+  Args:
+    function: Trees of rows [rows ...] to trees of rows; a row of its results
+      depends on that row of its arguments alone.
+    *xs: Trees of arrays [n c ...].
+  """
+  if current_device().platform != "gpu":
+    return map_chunks(function, *xs)
+  n, c = jax.tree.leaves(xs)[0].shape[:2]
+  rows = jax.tree.map(lambda x: x.reshape(n * c, *x.shape[2:]), xs)
+  ys = in_fixed_rows(function, *rows)
+  return jax.tree.map(lambda y: y.reshape(n, c, *y.shape[1:]), ys)
+
+
+def in_fixed_rows(function: Callable[..., Any], *xs: Any) -> Any:
+  """Applies `function` to rows, always to as many at once, between barriers.
+
+  A sum over a row, or a narrow product, is another kernel on a GPU for another
+  number of rows, and has other bits (measured: norms of 64, 128 and 256 rows of
+  1,024 differ). So rows are padded with zeros to 1,024, those of the usual
+  ladder's top: a few microseconds, and no loop but for more.
+
+  Args:
+    function: As in `map_rows`.
+    *xs: Trees of arrays [rows ...].
+  """
+  count = jax.tree.leaves(xs)[0].shape[0]
+  tiles = -(-count // _GPU_ROWS)
+
+  def cut(x: Array) -> Array:
+    padding = [(0, tiles * _GPU_ROWS - count), *[(0, 0)] * (x.ndim - 1)]
+    return jnp.pad(x, padding).reshape(tiles, _GPU_ROWS, *x.shape[1:])
+
+  cuts = jax.tree.map(cut, xs)
+  if tiles > 1:
+    ys = map_chunks(function, *cuts)
+  else:
+    first = jax.tree.map(lambda x: x[0], cuts)
+    y = lax.optimization_barrier(function(*lax.optimization_barrier(first)))
+    ys = jax.tree.map(lambda x: x[None], y)
+  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], ys)
 
 
 def two_steps(xs: Any) -> Any:

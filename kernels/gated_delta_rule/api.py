@@ -201,7 +201,8 @@ def gated_delta_rule_step(
 
 def gated_delta_rule_projected_step(
   mixed: Float32[Array, "b d"],
-  gates: Float32[Array, "b gates"],
+  x: Float[Array, "b i"],
+  weight: Float[Array, "gates i"],
   log_rate: Float32[Array, "hv"],
   decay_bias: Float32[Array, "hv"],
   pool: Float32[Array, "s hv k v"],
@@ -211,6 +212,7 @@ def gated_delta_rule_projected_step(
   key_heads: int,
   beta_scale: float,
   dtype: str,
+  precision: str,
   implementation: Choice = None,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """One token of b running sequences, from the projections of a layer.
@@ -222,7 +224,8 @@ def gated_delta_rule_projected_step(
   Args:
     mixed: Convolved projections to queries, keys and values, side by side,
       after silu; d = 2 h k + hv v.
-    gates: Projections to decays and strengths, side by side.
+    x: What decays and strengths are projected from.
+    weight: Of that projection: a row for each decay, then for each strength.
     log_rate: The logarithm of what decays are multiplied by.
     decay_bias: What is added to decays before the softplus.
     pool: States, donated: the new ones appear in the result.
@@ -232,6 +235,7 @@ def gated_delta_rule_projected_step(
     key_heads: Heads h of queries and keys.
     beta_scale: What strengths are multiplied by.
     dtype: What queries, keys and values are rounded to.
+    precision: Of the projection to decays and strengths.
     implementation: A name, a config, or None for the best that fits.
 
   Returns:
@@ -247,7 +251,8 @@ def gated_delta_rule_projected_step(
     read,
     write,
     mixed=(mixed, "b d"),
-    gates=(gates, "b g"),
+    x=(x, "b i"),
+    weight=(weight, "g i"),
     log_rate=(log_rate, "hv"),
     decay_bias=(decay_bias, "hv"),
     pool=(pool, "s hv k v"),
@@ -258,16 +263,17 @@ def gated_delta_rule_projected_step(
   columns = 2 * key_heads * sizes["k"] + sizes["hv"] * sizes["v"]
   if sizes["d"] != columns or sizes["g"] != 2 * sizes["hv"]:
     raise ValueError(
-      f"mixed is {mixed.shape} and gates are {gates.shape}; with {key_heads} "
-      f"key heads and a pool {pool.shape} their columns must be {columns} and "
-      f"{2 * sizes['hv']}."
+      f"mixed is {mixed.shape} and weight is {weight.shape}; with {key_heads} "
+      f"key heads and a pool {pool.shape} they must have {columns} columns and "
+      f"{2 * sizes['hv']} rows."
     )
   return dispatch(
     name,
     implementation,
     PROJECTED_STEP_IMPLEMENTATIONS,
-    *(mixed, gates, log_rate, decay_bias, pool, read, write),
+    *(mixed, x, weight, log_rate, decay_bias, pool, read, write),
     key_heads=key_heads,
     beta_scale=beta_scale,
     dtype=dtype,
+    precision=precision,
   )

@@ -1,8 +1,9 @@
 """gated_delta_rule_projected_step on GPU: heads are made where they are used.
 
 A program of `mosaic_gpu/step.py` takes its query, key and values from what the
-convolution left, and its gates from their product: unit length, softplus and
-sigmoid are few operations, and kernels of their own take longer to launch.
+convolution left, and its two gates from the token itself: unit length, softplus
+and sigmoid are few operations, two products of a row with a row not many, and
+kernels of their own take longer to launch.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float32, Int32
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.gated_delta_rule.projected_xla import (
+  gate_product,
+)
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import within_grid
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig, Ref
@@ -26,6 +32,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.step import (
 _STEP = step_implementation("gated_delta_rule_step")
 _EPS = 1e-6
 _ALIGNED = 16  # the fewest columns of a program
+_LANES = 32
+_LOAD_BYTES = 16
+_PIECE = 1024
+"""Numbers of a token that a warp takes at a time."""
+_MOST = 2048
+"""Numbers of a token that every program reads for its gates. Those of wider
+models would be as many as its part of the state: they have a product."""
 
 
 class _Operands(NamedTuple):
@@ -33,7 +46,9 @@ class _Operands(NamedTuple):
 
   Attributes:
     mixed: Queries, keys and values side by side. [b d]
-    gates: Projections to decays and strengths. [b 2*hv]
+    gates: Projections to decays and strengths [b 2*hv], or None.
+    x: What they are projected from where they are not there. [b i]
+    weight: Of that projection. [2*hv i]
     log_rate: What decays are multiplied by. [hv]
     decay_bias: What is added before the softplus. [hv]
     read: Slots, or ZERO. [b]
@@ -42,6 +57,8 @@ class _Operands(NamedTuple):
 
   mixed: Ref
   gates: Ref
+  x: Ref
+  weight: Ref
   log_rate: Ref
   decay_bias: Ref
   read: Ref
@@ -50,7 +67,8 @@ class _Operands(NamedTuple):
 
 def _run(
   mixed: Float32[Array, "b d"],
-  gates: Float32[Array, "b gates"],
+  x: Float[Array, "b i"],
+  weight: Float[Array, "gates i"],
   log_rate: Float32[Array, "hv"],
   decay_bias: Float32[Array, "hv"],
   pool: Float32[Array, "s hv k v"],
@@ -60,6 +78,7 @@ def _run(
   key_heads: int,
   beta_scale: float,
   dtype: str,
+  precision: str,
   config: MosaicGpuConfig,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   class Projected(StepProgram):
@@ -74,9 +93,26 @@ def _run(
     def gates(self, row: Array, head: Array) -> tuple[Array, Array]:
       return _gates(self, row, head, beta_scale)
 
-  of = _Operands(mixed, gates, log_rate, decay_bias, read, write)
+  if _within(x):
+    gates = None, x, weight
+  else:
+    gates = gate_product(x, weight, precision), None, None
+  of = _Operands(mixed, *gates, log_rate, decay_bias, read, write)
   rows = mixed.shape[0]
   return advance(Projected, of, rows, pool, config, "gated_delta_rule_step")
+
+
+def _within(x: Float[Array, "b i"]) -> bool:
+  """Whether a program makes its gates itself, which the shapes decide."""
+  width = x.shape[1]
+  whole = width % min(width, _PIECE) == 0
+  loads = width % (_LANES * _apiece(x.dtype)) == 0
+  return whole and loads and width <= _MOST
+
+
+def _apiece(dtype: DTypeLike) -> int:
+  """Numbers that one load of a thread brings."""
+  return _LOAD_BYTES // jnp.dtype(dtype).itemsize
 
 
 def _loaded(
@@ -112,10 +148,60 @@ def _gates(
 ) -> tuple[Array, Array]:
   """Makes exp(a) and beta of a head."""
   of, heads = program.of, program.pool.shape[1]
-  decay, beta = of.gates[row, head], of.gates[row, heads + head]
+  places = head, heads + head
+  if of.gates is None:
+    decay, beta = _projected_gates(program, row, places)
+  else:
+    decay, beta = (of.gates[row, place] for place in places)
   rate = jnp.exp(of.log_rate[head])
   decay = jnp.exp(-rate * _softplus(decay + of.decay_bias[head]))
   return decay, jax.nn.sigmoid(beta) * beta_scale
+
+
+def _projected_gates(
+  program: StepProgram, row: Array, places: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  """Multiplies a token by two rows of the weight, each warp all of it."""
+  of: _Operands = program.of
+  width = of.x.shape[1]
+  piece = min(width, _PIECE)
+
+  def placed(vector: Array) -> Array:
+    if program.config.interpret is not None:
+      return vector
+    return plgpu.layout_cast(vector, _shared_by_warps(_apiece(of.x.dtype)))
+
+  def load(source: Ref, start: Array) -> Array:
+    place = pl.ds(pl.multiple_of(start, piece), piece)
+    return placed(program.load(source.at[place])).astype(jnp.float32)
+
+  def add(index: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    start = index * piece
+    x = load(of.x.at[row], start)
+    first, second = (load(of.weight.at[place], start) for place in places)
+    return sums[0] + x * first, sums[1] + x * second
+
+  zeros = placed(jnp.zeros(piece, jnp.float32))
+  sums = zeros, zeros
+  if width == piece:
+    sums = add(jnp.int32(0), sums)
+  else:
+    sums = lax.fori_loop(0, width // piece, add, sums)
+  return jnp.sum(sums[0]), jnp.sum(sums[1])
+
+
+def _shared_by_warps(apiece: int) -> Any:
+  """Registers of a vector that every warp has all of.
+
+  Args:
+    apiece: Neighbours that a thread has.
+  """
+  return plgpu.Layout.TILED(
+    plgpu.Tiling(((_LANES * apiece,), (apiece,))),
+    warp_dims=(plgpu.Replicated(4),),
+    lane_dims=(-2,),
+    vector_dim=-1,
+  )
 
 
 def _softplus(x: Array) -> Array:
@@ -133,7 +219,8 @@ def _refusal(
   device: Device,
   config: MosaicGpuConfig,
   mixed: Array,
-  gates: Array,
+  x: Array,
+  weight: Array,
   log_rate: Array,
   decay_bias: Array,
   pool: Array,
@@ -141,7 +228,7 @@ def _refusal(
   key_heads: int,
   **__: Any,
 ) -> str | None:
-  del gates, log_rate, decay_bias
+  del x, weight, log_rate, decay_bias
   q, v, gate = _shapes(mixed, pool, key_heads)
   return _STEP.refusal(device, config, q, q, v, gate)
 
@@ -149,7 +236,8 @@ def _refusal(
 def _heuristic(
   device: Device,
   mixed: Array,
-  gates: Array,
+  x: Array,
+  weight: Array,
   log_rate: Array,
   decay_bias: Array,
   pool: Array,
@@ -157,7 +245,7 @@ def _heuristic(
   key_heads: int,
   **__: Any,
 ) -> MosaicGpuConfig:
-  del gates, log_rate, decay_bias
+  del x, weight, log_rate, decay_bias
   q, v, _gate = _shapes(mixed, pool, key_heads)
   config: Any = _STEP.heuristic(device, q, q, v)
   return config

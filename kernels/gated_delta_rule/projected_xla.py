@@ -72,9 +72,29 @@ def _unit(x: Float32[Array, "rows h k"]) -> Float32[Array, "rows h k"]:
   return x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
+def gate_product(
+  x: Float[Array, "rows i"], weight: Float[Array, "gates i"], precision: str
+) -> Float32[Array, "rows gates"]:
+  """Projects tokens to the numbers that decays and strengths are made from.
+
+  Args:
+    x: Inputs of the layer.
+    weight: A row for each decay, then one for each strength.
+    precision: Of the product, as `jax.lax.Precision` names it.
+  """
+  return lax.dot_general(
+    x,
+    weight,
+    (((1,), (1,)), ((), ())),
+    precision=precision,
+    preferred_element_type=jnp.float32,
+  )
+
+
 def projected_step(
   mixed: Float32[Array, "b d"],
-  gates: Float32[Array, "b gates"],
+  x: Float[Array, "b i"],
+  weight: Float[Array, "gates i"],
   log_rate: Float32[Array, "hv"],
   decay_bias: Float32[Array, "hv"],
   pool: Float32[Array, "s hv k v"],
@@ -84,6 +104,7 @@ def projected_step(
   key_heads: int,
   beta_scale: float,
   dtype: str,
+  precision: str,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """Runs `gated_delta_rule_projected_step`, whose arguments these are.
 
@@ -91,7 +112,7 @@ def projected_step(
     The outputs and the pool.
   """
   heads = project_heads(
-    *(mixed, gates, log_rate, decay_bias),
+    *(mixed, gate_product(x, weight, precision), log_rate, decay_bias),
     key_heads=key_heads,
     widths=(pool.shape[2], pool.shape[3]),
     beta_scale=beta_scale,

@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 ROWS = (
   "the bits of a chunk depend on what it is packed with, or on how many chunks "
   "a program has: narrow products, norms of heads, softmax and routing go "
-  "through map_chunks, wide products through dense"
+  "through map_rows, wide products through dense"
 )
 PADDING = (
   "padding, or what a free slot or page holds, reaches real tokens: it is "

@@ -1,8 +1,9 @@
 """Attention with grouped queries over lattice pages, gated or not."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+import functools
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
+from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.layers.attention_pages import (
   Heads,
   attend_packed,
@@ -34,6 +36,9 @@ from sparse_prefix_jax.layers.normalization import (
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.rotary import RopeScaling, rotate
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
+
+HeadNorm: TypeAlias = Callable[..., Array]
+"""`rms_norm` or `scaled_rms_norm`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +230,7 @@ class GatedAttention(ExplicitModule):
     position = chunks.position[:, None] + tokens[None]
     projected = self._project(x)
     with jax.named_scope("heads"):
-      q, gate, k, v = map_chunks(self._heads, *projected, position)
+      q, gate, k, v = map_rows(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, pools = attend_packed(
         *(Heads(q, k, v), pools, chunks, page_table),
@@ -233,7 +238,7 @@ class GatedAttention(ExplicitModule):
         numerics=self.numerics,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(self._side_by_side, out, gate)
+      out = map_rows(self._side_by_side, out, gate)
     return self._close(out), pools
 
   def step(
@@ -291,16 +296,14 @@ class GatedAttention(ExplicitModule):
     The queries that are returned are scaled; the gate and the values are not
     changed.
     """
-    c, gate = self.config, None
-    q = query_gate.reshape(query_gate.shape[0], c.heads, -1)
-    if c.gate:
-      q, gate = jnp.split(q, 2, axis=-1)
+    c, norm = self.config, None
+    if c.head_norm:
+      norm = rms_norm if c.centred else scaled_rms_norm
+    q, gate = self._queries(query_gate, norm)
     k = key if c.key_scale == 1 else key * c.key_scale
     k = k.reshape(-1, c.kv_heads, c.head_width)
     v = value.reshape(-1, c.kv_heads, c.head_width)
-    if c.head_norm:
-      norm = rms_norm if c.centred else scaled_rms_norm
-      q = norm(q, self.query_norm[...], c.eps)
+    if norm is not None:
       k = norm(k, self.key_norm[...], c.eps)
     if c.row_norm:
       q, k = self._normed_rows(q, k)
@@ -310,6 +313,27 @@ class GatedAttention(ExplicitModule):
     scale = c.head_width**-0.5 if c.scale is None else c.scale
     q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     return q, gate, k, v
+
+  def _queries(
+    self, query_gate: Float[Array, "rows qg"], norm: HeadNorm | None
+  ) -> tuple[Array, Array | None]:
+    """Cuts queries from their gates, where there are any, and norms them.
+
+    On a GPU the gates of heads are normed too, for nothing: XLA would first
+    copy the queries out, a kernel of its own.
+    """
+    c = self.config
+    q = query_gate.reshape(query_gate.shape[0], c.heads, -1)
+    if norm is None:
+      return _cut(q) if c.gate else (q, None)
+    normed = functools.partial(norm, weight=self.query_norm[...], eps=c.eps)
+    if not c.gate:
+      return normed(q), None
+    q, gate = _cut(q)
+    if current_device().platform != "gpu":
+      return normed(q), gate
+    both = query_gate.reshape(len(query_gate), 2 * c.heads, -1)
+    return normed(both).reshape(len(both), c.heads, 2, -1)[:, :, 0], gate
 
   def _normed_rows(
     self, q: Float[Array, "rows h k"], k: Float[Array, "rows hkv k"]
@@ -331,6 +355,12 @@ class GatedAttention(ExplicitModule):
       return _gate(out, gate)
     dtype = jnp.dtype(self.numerics.dtype)
     return out.astype(dtype).reshape(out.shape[0], -1)
+
+
+def _cut(x: Float[Array, "rows h qg"]) -> tuple[Array, Array]:
+  """The queries of each head, and its gates."""
+  q, gate = jnp.split(x, 2, axis=-1)
+  return q, gate
 
 
 def _gate(

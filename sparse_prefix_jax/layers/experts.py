@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.layers.activations import ACTIVATIONS
 from sparse_prefix_jax.layers.choices import (
   MOST,
@@ -221,7 +221,7 @@ class Experts(ExplicitModule):
     del page_table
     n, c, _ = x.shape
     with jax.named_scope("router"):
-      routing = map_chunks(self._choose, x)
+      routing = map_rows(self._choose, x)
     real = jnp.arange(c)[None] < chunks.length[:, None]
     blocks = self._sorted(routing.expert.reshape(n * c, -1), real.reshape(-1))
     with jax.named_scope("experts"):
@@ -229,7 +229,7 @@ class Experts(ExplicitModule):
       outs = self._outputs(x.reshape(n * c, -1), blocks)
     outs = outs.reshape(n, c, *outs.shape[1:])
     with jax.named_scope("sum"):
-      out = map_chunks(_weighted, outs, routing.weight)
+      out = map_rows(_weighted, outs, routing.weight)
     return self._left(out), pools
 
   def step(

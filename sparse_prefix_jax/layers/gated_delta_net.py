@@ -14,7 +14,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
 )
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   gated_delta_rule,
   gated_delta_rule_projected_step,
@@ -183,7 +183,7 @@ class GatedDeltaNet(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      q, k, v, log_decay, beta = map_chunks(self._heads, x, mixed)
+      q, k, v, log_decay, beta = map_rows(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = gated_delta_rule(
         *(q, k, v, log_decay, beta, pools.slots.recurrent_state, chunks),
@@ -191,7 +191,7 @@ class GatedDeltaNet(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(self._gated_norm, out, gate)
+      out = map_rows(self._gated_norm, out, gate)
     y = dense(out, self.out[...], precision)
     state = GatedDeltaNetState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
@@ -224,11 +224,13 @@ class GatedDeltaNet(ExplicitModule):
       implementation=self.numerics.forced_step_implementation,
     )
     out, recurrent_state = gated_delta_rule_projected_step(
-      *(mixed, self._gates(x), self.log_rate[...], self.decay_bias[...]),
+      *(mixed, x, self.in_decay_beta[...]),
+      *(self.log_rate[...], self.decay_bias[...]),
       *(pools.slots.recurrent_state, rows.read, rows.write),
       key_heads=self.config.key_heads,
       beta_scale=self.config.beta_scale,
       dtype=self.numerics.dtype,
+      precision=precision,
       implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], precision)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention,
   linear_attention_step,
@@ -142,7 +142,7 @@ class Lightning(ExplicitModule):
     del page_table
     *projected, gate = self._project(x)
     with jax.named_scope("heads"):
-      q, k, v, log_decay = map_chunks(self._heads, *projected)
+      q, k, v, log_decay = map_rows(self._heads, *projected)
     with jax.named_scope("recurrence"):
       out, state = linear_attention(
         *(q, k, v, log_decay, pools.slots.recurrent_state, chunks),
@@ -150,7 +150,7 @@ class Lightning(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(self._gated_norm, out, gate)
+      out = map_rows(self._gated_norm, out, gate)
     return self._close(out), pools._replace(slots=LightningState(state))
 
   def step(

@@ -14,7 +14,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
 )
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.diagonal_scan import (
   diagonal_scan,
   diagonal_scan_step,
@@ -197,7 +197,7 @@ class Mamba(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("parts"):
-      u, log_decay, b, c, skipped = map_chunks(self._parts, mixed)
+      u, log_decay, b, c, skipped = map_rows(self._parts, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = diagonal_scan(
         *(u, log_decay, pools.slots.recurrent_state, chunks),
@@ -207,7 +207,7 @@ class Mamba(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("gate"):
-      out = map_chunks(_gated, out, skipped, gate)
+      out = map_rows(_gated, out, skipped, gate)
     state = MambaState(recurrent_state, conv_state)
     return self._close(out), pools._replace(slots=state)
 

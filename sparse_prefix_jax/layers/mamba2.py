@@ -16,7 +16,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
 )
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention,
   linear_attention_step,
@@ -250,7 +250,7 @@ class Mamba2(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      q, k, v, log_decay, skipped = map_chunks(self._heads, x, mixed)
+      q, k, v, log_decay, skipped = map_rows(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = linear_attention(
         *(q, k, v, log_decay, pools.slots.recurrent_state, chunks),
@@ -258,7 +258,7 @@ class Mamba2(ExplicitModule):
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
-      out = map_chunks(self._gated_norm, out, skipped, gate)
+      out = map_rows(self._gated_norm, out, skipped, gate)
     state = Mamba2State(recurrent_state, conv_state)
     return self._close(out), pools._replace(slots=state)
 

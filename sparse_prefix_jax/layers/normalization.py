@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from sparse_prefix_jax.kernels.chunks import map_chunks
+from sparse_prefix_jax.kernels.chunks import in_fixed_rows
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.layers.choices import check_values
 
@@ -80,20 +80,15 @@ class Norm:
     return nnx.Param(make(width, jnp.dtype(dtype)))
 
 
-_GPU_ROWS = 1024
-"""Rows that a norm takes at once on a GPU: those of the usual ladder's top."""
-
-
 def residual_norm(
   x: Float[Array, "*rows d"], weight: Float[Array, "d"], norm: Norm
 ) -> Float[Array, "*rows d"]:
   """Applies a norm to all rows of a program, between two barriers.
 
   With nothing fused into it, a row has the same bits on a CPU for every number
-  of rows from 64 to 1,024. On a GPU its sum depends on that number (measured:
-  64, 128 and 256 rows of 1,024 differ), so chunks are padded to rows of which
-  there are always as many: a few microseconds. A decode step, [b d], has one
-  number of rows by itself.
+  of rows from 64 to 1,024. On a GPU its sum depends on that number, so chunks
+  are padded to rows of which there are always as many. A decode step, [b d],
+  has one number of rows by itself.
   """
   apply = rms_norm if norm.centred else scaled_rms_norm
 
@@ -104,12 +99,7 @@ def residual_norm(
 
   if x.ndim == 2 or current_device().platform != "gpu":
     return normed(x)
-  rows = x.reshape(-1, x.shape[-1])
-  count = -(-len(rows) // _GPU_ROWS)
-  padded = jnp.pad(rows, ((0, count * _GPU_ROWS - len(rows)), (0, 0)))
-  tiles = padded.reshape(count, _GPU_ROWS, -1)
-  out = map_chunks(normed, tiles) if count > 1 else normed(tiles[0])
-  return out.reshape(padded.shape)[: len(rows)].reshape(x.shape)
+  return in_fixed_rows(normed, x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 def gated_rms_norm(

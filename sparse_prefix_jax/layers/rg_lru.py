@@ -14,7 +14,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
 )
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.diagonal_scan import (
   diagonal_scan,
   diagonal_scan_step,
@@ -174,14 +174,14 @@ class RGLRU(ExplicitModule):
       )
     position = chunks.position[:, None] + jnp.arange(x.shape[1])[None]
     with jax.named_scope("gates"):
-      u, log_decay = map_chunks(self._gates, mixed, position)
+      u, log_decay = map_rows(self._gates, mixed, position)
     with jax.named_scope("recurrence"):
       out, recurrent_state = diagonal_scan(
         *(u, log_decay, pools.slots.recurrent_state, chunks),
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("gates"):
-      out = map_chunks(_opened, out, gate)
+      out = map_rows(_opened, out, gate)
     state = RGLRUState(recurrent_state, conv_state)
     return self._close(out), pools._replace(slots=state)
 

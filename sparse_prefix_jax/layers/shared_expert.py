@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -107,7 +107,7 @@ class SharedExpert(ExplicitModule):
       The outputs, and the pools.
     """
     del chunks, page_table
-    return map_chunks(self._opened, x, self.expert.rows(x)), pools
+    return map_rows(self._opened, x, self.expert.rows(x)), pools
 
   def step(
     self,

@@ -15,7 +15,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
 )
-from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_chunks
+from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.dense import (
   added_row,
@@ -145,7 +145,7 @@ class ShortConv(ExplicitModule):
         *(mixed, self.conv[...], pools.slots.conv_state, chunks),
         implementation=self.numerics.forced_implementation,
       )
-    out = map_chunks(self._opened, mixed, leave)
+    out = map_rows(self._opened, mixed, leave)
     return self._close(out), pools._replace(slots=ShortConvState(conv_state))
 
   def step(

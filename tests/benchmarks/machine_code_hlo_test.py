@@ -14,15 +14,16 @@ HloModule jit_step, is_scheduled=true
   ROOT %add = f32[2,8]{1,0} add(%p, %p)
 }
 
-%body (carry: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+%advance (carry: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
   %carry = (s32[], f32[2,8]{1,0}) parameter(0)
   %x = f32[2,8]{1,0} get-tuple-element(%carry), index=1
-  %looped = f32[2,8]{1,0} fusion(%x), @fused
+  %loop_dynamic_slice_fusion = f32[2,8]{1,0} fusion(%x), @fused
+  %looped = f32[2,8]{1,0} fusion(%loop_dynamic_slice_fusion), @fused
   %i = s32[] get-tuple-element(%carry), index=0
   ROOT %next = (s32[], f32[2,8]{1,0}) tuple(%i, %looped)
 }
 
-%condition (carry: (s32[], f32[2,8])) -> pred[] {
+%before (carry: (s32[], f32[2,8])) -> pred[] {
   %carry.1 = (s32[], f32[2,8]{1,0}) parameter(0)
   %i.1 = s32[] get-tuple-element(%carry.1), index=0
   ROOT %less = pred[] compare(%i.1, %i.1), direction=LT
@@ -40,11 +41,12 @@ ENTRY %main (pool: f32[16,8], tokens: bf16[2,8]) -> (f32[2,8], f32[16,8]) {
   %ours = (f32[16,8]{1,0}, /*index=1*/f32[2,8]{1,0}) @ours, #step
   %state = f32[16,8]{1,0} get-tuple-element(%ours), index=0
   %out = f32[2,8]{1,0} get-tuple-element(%ours), index=1
+  %opened = f32[2,8]{1,0} fusion(%out, %wide), @fused, #convert_element_type
   %residual = f32[2,8]{1,0} fusion(%out, %tokens), @fused, #add
   %silu = f32[2,8]{1,0} fusion(%residual), @fused, #activation/mul
   %zero = s32[] constant(0)
   %start = (s32[], f32[2,8]{1,0}) tuple(%zero, %silu)
-  %loop = (s32[], f32[2,8]{1,0}) while(%start), condition=%condition, body=%body
+  %loop = (s32[], f32[2,8]{1,0}) while(%start), @loop
   %last = f32[2,8]{1,0} get-tuple-element(%loop), index=1
   ROOT %result = (f32[2,8]{1,0}, f32[16,8]{1,0}) tuple(%last, %state)
 }
@@ -54,6 +56,8 @@ WRITTEN_OUT = {
   '"__cublas$lt$matmul"',
   "@ours": "custom-call(%pool, %converted, %empty), custom_call_target="
   '"mosaic_gpu_v2"',
+  "@loop": "condition=%before, body=%advance, backend_config={"
+  '"known_trip_count":{"n":"3"}}',
   "@fused": "kind=kLoop, calls=%fused_add",
 }
 
@@ -73,14 +77,22 @@ def names(found) -> list[str]:
 def test_what_computes_is_a_kernel_and_what_only_names_is_none():
   found = machine_code_hlo.kernels(program())
   assert names(found) == [
-    *("norm", "dot", "converted", "gate", "ours", "residual", "silu"),
-    *("less", "looped"),
+    *("norm", "dot", "converted", "gate", "ours", "opened", "residual"),
+    *("silu", "less", "loop_dynamic_slice_fusion", "looped"),
   ]
-  assert names(x for x in found if x.looped) == names(found)[-2:]
+  assert names(x for x in found if x.looped) == names(found)[-3:]
   assert machine_code_hlo.counts(found) == {
-    "kernels": 9,
+    "kernels": 11,
     "own_kernels": 1,
-    "kernels_in_loops": 2,
+    "kernels_in_loops": 3,
+  }
+
+
+def test_what_a_loop_runs_counts_as_often_as_it_does():
+  found = machine_code_hlo.kernels(program())
+  assert machine_code_hlo.launches(found) == {
+    "launches": 8 + 3 * 3,
+    "copies": 3,
   }
 
 
@@ -89,13 +101,15 @@ def test_a_state_in_place_is_read_once_and_written_once():
   own = [x for x in found if x.operation.name == "ours"]
   assert machine_code_hlo.passes(own, numbers=128) == 3  # and an operand
   assert machine_code_hlo.passes(own, numbers=257) == 0
-  assert machine_code_hlo.passes(found, numbers=128) == 3 + 2 + 1
+  assert machine_code_hlo.passes(found, numbers=128) == 3 + 2 + 1 + 1
 
 
 def test_what_no_layer_has_to_have_is_told_apart():
   found = machine_code_hlo.kernels(program())
   told = names(machine_code_hlo.others(found, narrow=64))
-  assert sorted(told) == ["gate", "less", "looped", "ours"]
+  assert sorted(told) == [
+    *("gate", "less", "loop_dynamic_slice_fusion", "looped", "opened", "ours")
+  ]
 
 
 def test_a_text_without_an_entry_is_refused():

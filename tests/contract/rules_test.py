@@ -194,7 +194,7 @@ def test_vmap_over_tiles_is_seen(monkeypatch):
     return jax.vmap(function)(*xs)
 
   for module in (gated_delta_net, attention):
-    monkeypatch.setattr(module, "map_chunks", over_tiles)
+    monkeypatch.setattr(module, "map_rows", over_tiles)
   # Another eps: another configuration, hence programs of its own.
   assert rung_bits(eps=2e-6) > 0
 

@@ -17,12 +17,14 @@ from sparse_prefix_jax.kernels.chunks import (
   capture,
   capture_rows,
   map_chunks,
+  map_rows,
   packed_scan,
   restore,
   restore_rows,
   select,
   step_rows,
 )
+from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.kernels.packing import bits
 
 SLOTS, N = 6, 5
@@ -172,6 +174,30 @@ def test_select_keeps_bits(kept):
   other = jax.tree.map(jnp.ones_like, x)
   assert bits(select(jnp.array(False), other, x)) == bits(x)
   assert bits(select(jnp.array(True), x, other)) == bits(x)
+
+
+@pytest.mark.parametrize("n", [1, 3, 16, 17])
+def test_map_rows_on_a_gpu_sees_one_number_of_rows(n):
+  shapes = []
+
+  def scaled(x, scale):
+    shapes.append((x.shape, scale.shape))
+    return {"y": x * scale[:, None]}, None
+
+  x = jax.random.normal(jax.random.key(0), (n, 64, 5))
+  scale = jnp.arange(64.0 * n).reshape(n, 64)
+  with traced_for(HOPPER):
+    y, nothing = map_rows(scaled, x, scale)
+  assert set(shapes) == {((1024, 5), (1024,))}
+  assert nothing is None
+  assert bits(y["y"]) == bits(x * scale[..., None])
+
+
+def test_map_rows_on_a_gpu_has_no_loop():
+  x = jnp.zeros((16, 64, 5))
+  run = functools.partial(map_rows, jnp.tanh)
+  assert "while" not in lowered(run, x, kind=HOPPER)
+  assert "while" in jax.jit(run).lower(x).as_text()
 
 
 def test_map_chunks_sees_one_chunk_whatever_n_is():

@@ -6,8 +6,14 @@ command itself is tried.
 """
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
+from sparse_prefix_jax import HybridDecoder, preset
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
+from sparse_prefix_jax.runtime import programs
 from tests.kernels import operations
 from tests.kernels.attention_step_suite import AttentionStepSuite
 from tests.kernels.attention_suite import AttentionSuite, Sizes
@@ -18,6 +24,7 @@ from tests.kernels.step_suite import (
   StepSuite,
 )
 from tests.kernels.suite import InPlaceSuite, PackedSuite
+from tests.trees import assert_same_bits
 
 pytestmark = pytest.mark.device
 
@@ -210,3 +217,50 @@ class TestXlaAttentionSteps(AttentionStepSuite):
 class TestXlaAttention(AttentionSuite):
   sizes = Sizes(64, 2, 1, 64, 40, 14, None, "float32")
   implementation = "xla"
+
+
+GROUP = 16
+
+
+@pytest.fixture(scope="module")
+def group_of_chunks():
+  """A prefill program: tokens [16 c] of 16 requests -> hidden [16 c d]."""
+  config = preset("qwen3_5_0_8b_group" if HAS_KERNELS else "tiny").replace(
+    dtype="bfloat16" if HAS_KERNELS else "float32", ladder=(GROUP,)
+  )
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  frozen, c = programs.freeze(model), config.numerics.chunk
+  each = np.arange(GROUP, dtype=np.int32)
+  table = np.zeros((GROUP, config.numerics.max_length // c), np.int32)
+  table[:, 0] = each
+  alike = [np.full(GROUP, x, np.int32) for x in (ZERO, NONE, c, 0)]
+  chunks = jax.tree.map(jnp.asarray, Chunks(*alike, each))
+
+  def run(tokens):
+    group = programs.Group(jnp.asarray(tokens), chunks, jnp.asarray(table))
+    pools = model.init_pools(slots=GROUP, pages=GROUP)
+    return np.asarray(programs.prefill_group(frozen, pools, group)[0])
+
+  return run
+
+
+def some_tokens(seed):
+  c = preset("tiny").numerics.chunk
+  return np.random.default_rng(seed).integers(0, 512, (GROUP, c), np.int32)
+
+
+@pytest.mark.parametrize("places", range(1, GROUP))
+def test_a_chunk_has_its_bits_at_every_place_of_a_group(
+  group_of_chunks, places
+):
+  tokens = some_tokens(0)
+  moved = group_of_chunks(np.roll(tokens, places, axis=0))
+  assert_same_bits(moved, np.roll(group_of_chunks(tokens), places, axis=0))
+
+
+@pytest.mark.parametrize("place", range(GROUP))
+def test_a_chunk_has_its_bits_beside_any_others(group_of_chunks, place):
+  tokens, others = some_tokens(0), some_tokens(1)
+  others[place] = tokens[place]
+  expected = group_of_chunks(tokens)[place]
+  assert_same_bits(group_of_chunks(others)[place], expected)

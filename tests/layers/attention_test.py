@@ -11,7 +11,7 @@ from flax import nnx
 
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
 from sparse_prefix_jax.layers import AttentionConfig, Numerics
-from tests.kernels.devices import HOPPER, TPUS, lowered
+from tests.kernels.devices import HOPPER, TPUS, lowered, traced_for
 from tests.kernels.packing import Job, chunks_of, pack, unpack
 from tests.kernels.reference import causal_attention, relative_error
 from tests.layers import reference
@@ -131,6 +131,19 @@ def test_equals_the_formula(dtype, config):
   tolerance = 1e-5 if dtype == "float32" else 2e-2
   for x, got in zip(xs, unpack(JOBS, y, C), strict=True):
     assert distance(got, expected_layer(layer, x)) <= tolerance
+
+
+@pytest.mark.parametrize("config", [CONFIG, PLAIN, ROWS])
+def test_equals_the_formula_as_a_gpu_computes_it(config):
+  """In float32, which its kernels do not take."""
+  layer = make_layer(config=config)
+  x = pack(JOBS, inputs(), N, C, padding=0)
+  given = layer, x, free_pools(layer), chunks_of(JOBS, N, C), TABLE
+  with traced_for(HOPPER):
+    # A function of its own: `run` may have been traced for a CPU.
+    y, _ = jax.jit(lambda layer, *inputs: layer(*inputs))(*given)
+  for x, got in zip(inputs(), unpack(JOBS, y, C), strict=True):
+    assert distance(got, expected_layer(layer, x)) <= 1e-5
 
 
 @pytest.mark.parametrize("config", [CONFIG, WINDOW])

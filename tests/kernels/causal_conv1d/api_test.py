@@ -10,6 +10,7 @@ import pytest
 from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_core,
+  causal_conv1d_step,
 )
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from tests.kernels import operations, reference
@@ -68,6 +69,24 @@ class TestCausalConv1dPool(InPlaceSuite):
 
 class TestCausalConv1dStep(StepSuite):
   operation = FLOAT32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_with_silu_is_silu_of_the_step(dtype):
+  operation = operations.causal_conv1d_at(dtype=dtype)
+  (x,), window = operation.tokens(0, 3), operation.slot[0]
+  weight = jax.random.normal(jax.random.key(0), (window + 1, x.shape[1]))
+  weight = weight.astype(dtype)
+  pool = np.stack([operation.initial_state(i) for i in range(5)])
+  slots = jnp.array([3, ZERO, 1]), jnp.array([0, 2, NONE])
+  given = jnp.asarray(x), weight, jnp.asarray(pool), *slots
+  y, after = causal_conv1d_step(*given)
+  opened, same = causal_conv1d_step(*given, silu=True)
+  wide = np.asarray(y, np.float64)
+  expected = wide / (1 + np.exp(-wide))
+  assert opened.dtype == jnp.float32
+  assert reference.relative_error(opened, expected) <= 1e-6
+  assert same_bits(same, after)
 
 
 class TestCausalConv1dCore(CoreSuite):

@@ -1,14 +1,21 @@
 """causal_conv1d_step on GPU, in the interpreter; see `mosaic_gpu/suite.py`."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d_step
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from sparse_prefix_jax.kernels.implementations import DoesNotFit
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels import operations
-from tests.kernels.devices import BLACKWELL, HOPPER, lowered
+from tests.kernels.devices import BLACKWELL, HOPPER, lowered, traced_for
 from tests.kernels.mosaic_gpu.suite import OnGpu, interpreted
 from tests.kernels.step_suite import KernelStepSuite
+from tests.trees import assert_same_bits
 
 
 class TestSteps(OnGpu, KernelStepSuite):
@@ -20,6 +27,30 @@ class TestSteps(OnGpu, KernelStepSuite):
 class TestStepsOfFloat32(TestSteps):
   operation = operations.causal_conv1d_at(256, 2, "float32", 64)
   implementation = interpreted(MosaicGpuConfig(columns=256))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_silu_in_the_kernel_is_that_of_its_outputs(dtype):
+  operation, slots = operations.causal_conv1d_at(256, dtype=dtype), [0, ZERO, 2]
+  (x,), window = operation.tokens(0, 3), operation.slot[0]
+  weight = jax.random.normal(jax.random.key(0), (window + 1, 256))
+  pool = np.stack([operation.initial_state(i) for i in range(3)])
+  given = (jnp.asarray(x), weight.astype(dtype), jnp.asarray(pool))
+  read, write = jnp.array(slots), jnp.array([1, NONE, 2])
+
+  def run(silu):
+    kernel = interpreted(MosaicGpuConfig(columns=128))
+    step = functools.partial(
+      causal_conv1d_step, silu=silu, implementation=kernel
+    )
+    with traced_for(HOPPER):
+      return jax.tree.map(np.asarray, jax.jit(step)(*given, read, write))
+
+  (y, after), (opened, same) = run(silu=False), run(silu=True)
+  wide = y.astype(np.float64)
+  expected = wide / (1 + np.exp(-wide))
+  assert np.abs(opened - expected).max() <= 1e-6 * np.abs(expected).max()
+  assert_same_bits(same, after)
 
 
 def arguments(width, dtype="bfloat16"):

@@ -20,15 +20,17 @@ from tests.trees import assert_same_bits
 KEY_HEADS, HEADS, WIDTH = 1, 2, 64
 
 
-def arguments(b, slots=6, width=WIDTH):
-  """Projections of b rows, gates among them that are far from zero."""
+def arguments(b, slots=6, width=WIDTH, inputs=256):
+  """Projections of b rows; their gates are far from zero."""
   random = np.random.default_rng(0)
   columns = 2 * KEY_HEADS * width + HEADS * WIDTH
   mixed = random.standard_normal((b, columns), np.float32)
-  gates = 10 * random.standard_normal((b, 2 * HEADS), np.float32)
+  x = random.standard_normal((b, inputs), np.float32)
+  weight = random.standard_normal((2 * HEADS, inputs), np.float32)
+  weight *= 10 * inputs**-0.5
   rates, bias = random.standard_normal((2, HEADS), np.float32)
   pool = random.standard_normal((slots, HEADS, width, WIDTH), np.float32)
-  return mixed, gates, rates, bias, pool
+  return mixed, x, weight, rates, bias, pool
 
 
 def step(given, read, write, implementation, **options):
@@ -37,6 +39,7 @@ def step(given, read, write, implementation, **options):
     key_heads=KEY_HEADS,
     beta_scale=options.get("beta_scale", 1.0),
     dtype=options.get("dtype", "float32"),
+    precision="highest",
     implementation=implementation,
   )
   with traced_for(HOPPER):
@@ -45,9 +48,14 @@ def step(given, read, write, implementation, **options):
     )
 
 
-@pytest.mark.parametrize("beta_scale", [1.0, 2.0])
-def test_equals_the_heads_and_their_step(beta_scale):
-  given, kernel = arguments(2), interpreted(MosaicGpuConfig(columns=64))
+@pytest.mark.parametrize(
+  ("beta_scale", "inputs"),
+  [(1.0, 256), (2.0, 2048), (1.0, 96), (1.0, 4096)],
+  ids=["one_piece", "two_pieces", "narrow", "wide"],
+)
+def test_equals_the_heads_and_their_step(beta_scale, inputs):
+  given = arguments(2, inputs=inputs)
+  kernel = interpreted(MosaicGpuConfig(columns=64))
   slots = [ZERO, 3], [1, NONE]
   out, pool = step(given, *slots, kernel, beta_scale=beta_scale)
   expected, after = step(given, *slots, "xla", beta_scale=beta_scale)
@@ -71,10 +79,28 @@ def test_a_layer_on_a_gpu_takes_it():
     key_heads=KEY_HEADS,
     beta_scale=1.0,
     dtype="bfloat16",
+    precision="highest",
   )
   slots = jnp.arange(2)
   program = lowered(run, *arguments(2), slots, slots, kind=HOPPER)
   assert "mosaic_gpu" in program
+
+
+@pytest.mark.parametrize(
+  ("inputs", "products"), [(1024, 0), (4096, 1)], ids=["narrow", "wide"]
+)
+def test_gates_of_narrow_models_have_no_product_of_their_own(inputs, products):
+  run = functools.partial(
+    gated_delta_rule_projected_step,
+    key_heads=KEY_HEADS,
+    beta_scale=1.0,
+    dtype="bfloat16",
+    precision="highest",
+  )
+  slots = jnp.arange(2)
+  given = arguments(2, inputs=inputs)
+  program = lowered(run, *given, slots, slots, kind=HOPPER)
+  assert program.count("dot_general") == products
 
 
 def test_what_does_not_fit_is_refused():
@@ -102,10 +128,11 @@ def test_key_heads_that_values_cannot_share_are_refused(key_heads, sentence):
       key_heads=key_heads,
       beta_scale=1.0,
       dtype="float32",
+      precision="highest",
     )
 
 
 def test_columns_that_do_not_belong_together_are_refused():
   mixed, *rest = arguments(1)
-  with pytest.raises(ValueError, match="columns must be 256 and 4"):
+  with pytest.raises(ValueError, match="must have 256 columns and 4 rows"):
     step((mixed[:, 1:], *rest), [0], [0], "xla")
