@@ -38,9 +38,9 @@ hypothesis.settings.load_profile("project")
 
 jaxtyping.install_import_hook("sparse_prefix_jax", "beartype.beartype")
 
-# Traces are many small objects that stay: Python's every 700 cost a tenth of
+# Traces are many small objects that stay: a look at every 700 costs a tenth of
 # what tests take besides compiling.
-gc.set_threshold(20_000, 20, 20)
+gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_configure(config):

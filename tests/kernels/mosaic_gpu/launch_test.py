@@ -12,7 +12,7 @@ from sparse_prefix_jax.kernels.causal_conv1d import causal_conv1d
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.diagonal_scan import diagonal_scan
 from sparse_prefix_jax.kernels.implementations import DoesNotFit
-from sparse_prefix_jax.kernels.mosaic_gpu import devices, rows
+from sparse_prefix_jax.kernels.mosaic_gpu import devices, rows, segments
 from sparse_prefix_jax.kernels.mosaic_gpu.heads import shared_bytes, sizes
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   MosaicGpuConfig,
@@ -85,7 +85,9 @@ def test_odd_segments_do_what_the_packed_scan_does():
   check_outputs(y, expected)
 
 
-def test_more_segments_than_programs_are_all_scanned():
+def test_more_segments_than_programs_are_all_scanned(monkeypatch):
+  # Each program is interpreted by threads of its own: 4 show what 16 do.
+  monkeypatch.setattr(segments, "_SEGMENTS", 4)
   n = 2 * programs(1_000) + 3
   random = np.random.default_rng(0)
   x = random.standard_normal((n, 64, 128), np.float32)
