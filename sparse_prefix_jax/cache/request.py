@@ -38,7 +38,7 @@ class Request:
   """
 
   length: int
-  blocks: tuple[Hashable, ...]
+  blocks: Sequence[Hashable]
   tail: bytes = b""
   ids: np.ndarray = dataclasses.field(default_factory=lambda: _NO_IDS)
   anchors: tuple[int, ...] = ()

@@ -6,8 +6,17 @@ the longest common prefix with many keys is found by bisection.
 """
 
 import bisect
-from collections.abc import Sequence
-from typing import Any, Protocol, SupportsIndex, TypeAlias, runtime_checkable
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import takewhile
+from operator import eq
+from typing import (
+  Any,
+  Protocol,
+  SupportsIndex,
+  TypeAlias,
+  overload,
+  runtime_checkable,
+)
 
 import numpy as np
 
@@ -26,9 +35,108 @@ BYTES_PER_TOKEN = 4
 _LARGEST_ID = 2**31 - 1
 
 
-def token_blocks(
-  tokens: TokenIds, chunk: int
-) -> tuple[tuple[bytes, ...], bytes]:
+# Keys that are compared at once: their bytes are joined where they stay close.
+_AT_ONCE = 64
+
+
+class TokenBlocks(Sequence[bytes]):
+  """Keys of the whole blocks of a prompt, cut when somebody asks for them.
+
+  Nearly all keys of a long prompt are those of a tree already: they are
+  compared, and then the tree's are kept.
+
+  >>> blocks = TokenBlocks(b"aaaabbbbcccc", 4)
+  >>> blocks[1], blocks[1:], blocks.common([b"aaaa", b"bbbx"], 0)
+  (b'bbbb', (b'bbbb', b'cccc'), 1)
+  """
+
+  def __init__(self, packed: bytes, width: int) -> None:
+    """Cuts nothing yet.
+
+    Args:
+      packed: All keys behind each other.
+      width: Bytes of each.
+    """
+    self.width, self._packed = width, packed
+    self._cut: dict[int, bytes] = {}
+
+  def __len__(self) -> int:
+    """How many blocks there are."""
+    return len(self._packed) // self.width
+
+  @overload
+  def __getitem__(self, place: int) -> bytes: ...
+
+  @overload
+  def __getitem__(self, place: slice) -> tuple[bytes, ...]: ...
+
+  def __getitem__(self, place: int | slice) -> bytes | tuple[bytes, ...]:
+    """A key, the same object every time; or a tuple of some."""
+    if isinstance(place, slice):
+      return tuple(map(self._key, range(*place.indices(len(self)))))
+    return self._key(range(len(self))[place])
+
+  def __iter__(self) -> Iterator[bytes]:
+    """All keys in order."""
+    return iter(self[:])
+
+  def __eq__(self, other: object) -> bool:
+    """Whether another sequence has the same keys."""
+    return isinstance(other, Sequence) and self[:] == tuple(other)
+
+  def __repr__(self) -> str:
+    """Short enough for a message."""
+    return f"TokenBlocks({len(self)} of {self.width} bytes)"
+
+  def _key(self, number: int) -> bytes:
+    """One key."""
+    key = self._cut.get(number)
+    if key is None:
+      start = number * self.width
+      key = self._cut[number] = self._packed[start : start + self.width]
+    return key
+
+  def common(self, keys: Sequence[bytes], at: int) -> int:
+    """How many leading ones of some keys are those from a block on.
+
+    Args:
+      keys: Each of `width` bytes, no more than there are blocks from there on.
+      at: The number of the block.
+    """
+    for first in range(0, len(keys), _AT_ONCE):
+      some = keys[first : first + _AT_ONCE]
+      if not self._packed.startswith(b"".join(some), (at + first) * self.width):
+        return first + _leading(some, self[at + first : at + first + len(some)])
+    return len(keys)
+
+
+def common_blocks(
+  keys: Sequence[Hashable], blocks: Sequence[Hashable], at: int
+) -> int:
+  """How many leading keys are those of a prompt from a block on, any keys.
+
+  Args:
+    keys: Of some blocks behind each other.
+    blocks: Of the prompt.
+    at: The number of the block.
+
+  >>> common_blocks([2, 3, 5], (1, 2, 3, 4), 1)
+  2
+  """
+  for first in range(0, len(keys), _AT_ONCE):
+    ours = [*keys[first : first + _AT_ONCE]]
+    theirs = [*blocks[at + first : at + first + len(ours)]]
+    if ours != theirs:
+      return first + _leading(ours, theirs)
+  return len(keys)
+
+
+def _leading(keys: Sequence[Hashable], others: Sequence[Hashable]) -> int:
+  """How many leading ones are equal."""
+  return sum(1 for _ in takewhile(bool, map(eq, keys, others)))
+
+
+def token_blocks(tokens: TokenIds, chunk: int) -> tuple[TokenBlocks, bytes]:
   """Cuts a prompt into the keys of its whole blocks and its tail.
 
   Args:
@@ -51,9 +159,8 @@ def token_blocks(
     raise ValueError(f"chunk must be at least 1 token, got {chunk}.")
   data = _checked_ids(tokens).astype(">i4")
   whole = data.size // chunk * chunk
-  # NumPy cuts all of them at once: an item of a void type is its bytes.
-  keys = data[:whole].view(f"V{BYTES_PER_TOKEN * chunk}").tolist()
-  return tuple(keys), data[whole:].tobytes()
+  blocks = TokenBlocks(data[:whole].tobytes(), BYTES_PER_TOKEN * chunk)
+  return blocks, data[whole:].tobytes()
 
 
 def _checked_ids(tokens: TokenIds) -> np.ndarray:

@@ -11,8 +11,11 @@ import bisect
 import dataclasses
 import enum
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 from sparse_prefix_jax.placement import Features
+
+from .tokens import TokenBlocks, common_blocks
 
 
 class Absence(enum.IntEnum):
@@ -49,6 +52,49 @@ class State:
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
+class Run:
+  """Nodes of which each is a child of the one before.
+
+  They were added one behind another, and most prompts that go through one of
+  them go through the next ones: so their keys are compared many at a time.
+
+  Attributes:
+    nodes: The nodes; the first is the last to go.
+    keys: Their keys.
+    width: Bytes of every key; 0 where they differ or are none.
+  """
+
+  nodes: "list[Node]" = dataclasses.field(default_factory=list)
+  keys: list[Any] = dataclasses.field(default_factory=list)
+  width: int = 0
+
+  def add(self, node: "Node") -> None:
+    """Takes in a child of the last one."""
+    width = len(node.key) if isinstance(node.key, bytes) else 0
+    self.width = width if width == self.width or not self.nodes else 0
+    self.nodes.append(node)
+    self.keys.append(node.key)
+
+  def shared(
+    self, node: "Node", blocks: Sequence[Hashable], at: int
+  ) -> "list[Node]":
+    """The nodes from one on that have the keys of a prompt from a block on.
+
+    Args:
+      node: One of them.
+      blocks: Keys of the prompt.
+      at: The number of the block.
+    """
+    start = node.depth - self.nodes[0].depth
+    keys = self.keys[start : start + len(blocks) - at]
+    if isinstance(blocks, TokenBlocks) and blocks.width == self.width:
+      count = blocks.common(keys, at)
+    else:
+      count = common_blocks(keys, blocks, at)
+    return self.nodes[start : start + count]
+
+
+@dataclasses.dataclass(eq=False, repr=False, slots=True)
 class Node:
   """A prefix of `depth` whole blocks; a root has depth 0 and no page.
 
@@ -68,6 +114,7 @@ class Node:
     latest: The entry remembered last through here, None once it is gone.
     sorted_edges: What `fringe` returns, once somebody has asked.
     absence: Why there is no state, where there is none.
+    run: The nodes among which it was added; a root has none.
   """
 
   key: Hashable = None
@@ -83,6 +130,7 @@ class Node:
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
   absence: Absence = Absence.NOT_PLACED
+  run: Run | None = None
 
   @property
   def needs_page(self) -> bool:
@@ -184,16 +232,17 @@ def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
   path: list[Node] = []
   if root is None:
     return path
-  for key in blocks:
-    child = root.first
+  while len(path) < len(blocks):
+    key, child = blocks[len(path)], root.first
     if child is None:
       break
     if child.key != key:
       child = root.children.get(key)
       if child is None:
         break
-    path.append(child)
-    root = child
+    assert child.run is not None
+    path += child.run.shared(child, blocks, len(path))
+    root = path[-1]
   return path
 
 
@@ -202,8 +251,11 @@ def extend(
 ) -> list[Node]:
   """Adds one node per key below `node`, each the child of the one before."""
   path: list[Node] = []
+  run = node.run if node.run and node.run.nodes[-1] is node else Run()
   for key, page in zip(keys, pages):
     child = Node(key=key, parent=node, depth=node.depth + 1, page=page)
+    child.run = run
+    run.add(child)
     node.children[key] = child
     node.first = node.first or child
     node.add_edge(key)
@@ -227,6 +279,8 @@ def prune(node: Node) -> None:
   if parent.first is node:
     parent.first = next(iter(parent.children.values()), None)
   parent.drop_edge(node.key)
+  if node.run:
+    del node.run.nodes[-1], node.run.keys[-1]
 
 
 def hold_path(node: Node) -> int:

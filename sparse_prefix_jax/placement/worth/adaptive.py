@@ -192,7 +192,7 @@ class Adaptive:
       offered.add(row)
     self._tree.finish(way)
     fresh = [row for row in way.rows if row not in known]
-    self._learner.want(self._step - 1, np.array(fresh, np.int64))
+    self._learner.admit(self._step - 1, fresh)
     return tuple(
       row
       for row, depth in zip(way.rows, way.depths)
@@ -234,7 +234,7 @@ class Adaptive:
       )
     (self._tree.settle if way.matched == length else self._tree.finish)(way)
     fresh = [row for row in way.rows if row not in known]
-    self._learner.want(step, np.array(fresh, np.int64))
+    self._learner.admit(step, fresh)
     return way.rows[-1]
 
   def row_of(self, keys: Keys) -> int | None:

@@ -25,7 +25,7 @@ _FRAILTY = 2.0
 def demand(
   hazards: Hazards,
   cells: Int64[np.ndarray, "n"],
-  ages: Int64[np.ndarray, "n"],
+  ages: Int64[np.ndarray, "m"],
   events: Float64[np.ndarray, "n"],
   expected: Float64[np.ndarray, "n"],
 ) -> Float64[np.ndarray, "n 14"]:
@@ -34,7 +34,7 @@ def demand(
   Args:
     hazards: Those of the last refit.
     cells: The cell of each candidate.
-    ages: Requests since its last visit.
+    ages: Requests since its last visit; one where all have the same. [n or 1]
     events: How often it was where a request left what was known.
     expected: How often that had been expected up to its last visit.
 

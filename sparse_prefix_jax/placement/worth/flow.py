@@ -103,8 +103,9 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   loses[table.holder[added]] = True
   current = table.current_rows
   current = current[loses[table.holder[current]]]
+  counting = pages.Counting(table)
   for row in reversed(rows):  # Deep ones first: who is above has less to look.
-    pages.count_held(table, row)
+    counting.come(row)
   before, after = table.holder[current], _holders(table, current)
   moves = np.flatnonzero(before != after)
   moved, before, after = current[moves], before[moves], after[moves]
@@ -187,5 +188,6 @@ def _holders(
 
 
 def _rerate(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
-  """Finds the best rates of flows that have changed."""
+  """Finds the best rates of flows that have changed; a row may come twice."""
+  rows = np.array([*{*rows.tolist()}], np.int64)
   table.rate[rows] = (table.flow[rows] / HORIZONS).max(axis=-1)

@@ -3,7 +3,7 @@
 It owns what is remembered and learned; `adaptive` asks it, and decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -122,16 +122,26 @@ class Learner:
       gap: What it returned as well; of a branch nothing is known.
 
     Returns:
-      Its row; it is wanted by nobody until `want` is called.
+      Its row; it takes no part until `admit` is called.
     """
     table, row = self.table, self.tree.add(way, depth)
     table.kind[row], table.turn[row] = kind, turn
     table.gap[row] = UNKNOWN if kind == Kind.BRANCH else gap
     table.last[row], table.cost[row] = step, self._cost(depth)
     table.holder[row] = table.holder[table.parent[row]]
-    table.follow_too(np.array([row]))
-    self._classify(np.array([row]))
     return row
+
+  def admit(self, step: int, rows: Sequence[int]) -> None:
+    """Lets candidates take part that were registered, all of them at once.
+
+    Args:
+      step: The one of now.
+      rows: In the order in which they were registered.
+    """
+    new = np.array(rows, np.int64)
+    self.table.follow_too(new)
+    self._classify(new)
+    self.want(step, new)
 
   def limit_memory(self, memory_bytes: int) -> None:
     """Changes what may be remembered, from the next refit on.
@@ -183,11 +193,13 @@ class Learner:
     self, rows: Int64[np.ndarray, "n"], step: int
   ) -> Float64[np.ndarray, "n horizons"]:
     """How often candidates will be wanted."""
-    table = self.table
+    table, ages = self.table, step - self.table.last[rows]
+    # Who was visited just now has the same age as the others: looked up once.
+    ages = ages if ages.any() else ages[:1]
     return demand(
       self._hazards,
       table.cell[rows],
-      step - table.last[rows],
+      ages,
       table.events[rows],
       table.expected[rows],
     )

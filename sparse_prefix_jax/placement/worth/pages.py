@@ -37,40 +37,112 @@ def blocks_freed(
   return table.freed[rows]
 
 
+class Counting:
+  """The columns of a table that are counted in, to be read one at a time.
+
+  A memory view of a column gives and takes Python's numbers, in a third of the
+  time. It is that of the column as it is: nothing may be added to the table
+  while this is in use.
+
+  Args:
+    table: Its columns `held`, `busy`, `busy_sum` and `freed` are written.
+  """
+
+  def __init__(self, table: Table) -> None:
+    """Reads nothing yet."""
+    self._held, self._freed = table.held.data, table.freed.data
+    self._busy, self._busy_sum = table.busy.data, table.busy_sum.data
+    self._parent, self._depth = table.parent.data, table.depth.data
+
+  def come(self, row: int) -> None:
+    """Counts a state that comes.
+
+    Args:
+      row: A candidate without a state.
+    """
+    if self._busy[row]:
+      # The way of the only state below it, if there are no others, ends here.
+      self._free_down_to(self._only(row), row)
+      self._held[row] = True
+      return
+    self._held[row] = True
+    child, above = self._mark(row)
+    if above != ROOT:
+      other = self._only(above)
+      self._busy[above] += 1
+      self._busy_sum[above] += child
+      self._free_down_to(other, above)
+    self._free_down_to(row, above)
+
+  def go(self, row: int) -> None:
+    """Counts a state that goes.
+
+    Args:
+      row: A held candidate.
+    """
+    self._held[row], self._freed[row] = False, 0
+    above = row if self._busy[row] else self._unmark(row)
+    if above != ROOT and (only := self._only(above)) is not None:
+      self._free_down_to(only, self._stop(only))
+
+  def _mark(self, row: int) -> tuple[int, int]:
+    """Marks the idle ones above a row; the last of them, and who is above."""
+    child, above = row, self._parent[row]
+    while above != ROOT and not self._held[above] and not self._busy[above]:
+      self._busy[above], self._busy_sum[above] = 1, child
+      child, above = above, self._parent[above]
+    return child, above
+
+  def _unmark(self, row: int) -> int:
+    """Unmarks those above a row that get idle; the first that does not."""
+    child, above = row, self._parent[row]
+    while above != ROOT:
+      self._busy[above] -= 1
+      self._busy_sum[above] -= child
+      if self._held[above] or self._busy[above]:
+        break
+      child, above = above, self._parent[above]
+    return above
+
+  def _only(self, row: int) -> int | None:
+    """The only state at or below a row, if there are no others; else None."""
+    while not self._held[row]:
+      if self._busy[row] != 1:
+        return None
+      row = self._busy_sum[row]
+    return None if self._busy[row] else row
+
+  def _stop(self, row: int) -> int:
+    """Who is nearest above a state and needed by another one, or the root."""
+    above = self._parent[row]
+    while above != ROOT and not self._held[above] and self._busy[above] == 1:
+      above = self._parent[above]
+    return above
+
+  def _free_down_to(self, row: int | None, above: int) -> None:
+    """Notes that a state, if there is one, frees the blocks below a row."""
+    if row is not None:
+      self._freed[row] = self._depth[row] - self._depth[above]
+
+
 def count_held(table: Table, row: int) -> None:
   """Counts a state that comes.
 
   Args:
-    table: Its columns `held`, `busy`, `busy_sum` and `freed` are written.
+    table: As of `Counting`.
     row: A candidate without a state.
   """
-  if table.busy[row]:
-    # The way of the only state below it, if there are no others, ends here.
-    _free_down_to(table, _only(table, row), row)
-    table.held[row] = True
-    return
-  table.held[row] = True
-  child, above = _mark(table, row)
-  if above != ROOT:
-    other = _only(table, above)
-    table.busy[above] += 1
-    table.busy_sum[above] += child
-    _free_down_to(table, other, above)
-  _free_down_to(table, row, above)
+  Counting(table).come(row)
 
 
 def count_released(table: Table, row: int) -> None:
   """Counts a state that goes.
 
   Args:
-    table: Its columns `held`, `busy`, `busy_sum` and `freed` are written.
+    table: As of `Counting`.
     row: A held candidate.
   """
-  table.held[row], table.freed[row] = False, 0
-  above = row if table.busy[row] else _unmark(table, row)
-  if above != ROOT:
-    only = _only(table, above)
-    _free_down_to(table, only, ROOT if only is None else _stop(table, only))
+  Counting(table).go(row)
 
 
 def cut(table: Table, row: int, child: int) -> None:
@@ -87,47 +159,3 @@ def cut(table: Table, row: int, child: int) -> None:
   above = table.parent[row]
   if above != ROOT:
     table.busy_sum[above] += row - child
-
-
-def _mark(table: Table, row: int) -> tuple[int, int]:
-  """Marks the idle ones above a row; the last of them, and who is above it."""
-  child, above = row, int(table.parent[row])
-  while above != ROOT and not table.held[above] and not table.busy[above]:
-    table.busy[above], table.busy_sum[above] = 1, child
-    child, above = above, int(table.parent[above])
-  return child, above
-
-
-def _unmark(table: Table, row: int) -> int:
-  """Unmarks those above a row that get idle; the first that does not."""
-  child, above = row, int(table.parent[row])
-  while above != ROOT:
-    table.busy[above] -= 1
-    table.busy_sum[above] -= child
-    if table.held[above] or table.busy[above]:
-      break
-    child, above = above, int(table.parent[above])
-  return above
-
-
-def _only(table: Table, row: int) -> int | None:
-  """The only state at or below a row, if there are no others; else None."""
-  while not table.held[row]:
-    if table.busy[row] != 1:
-      return None
-    row = int(table.busy_sum[row])
-  return None if table.busy[row] else row
-
-
-def _stop(table: Table, row: int) -> int:
-  """Who is nearest above a state and needed by another one, or the root."""
-  above = int(table.parent[row])
-  while above != ROOT and not table.held[above] and table.busy[above] == 1:
-    above = int(table.parent[above])
-  return above
-
-
-def _free_down_to(table: Table, row: int | None, above: int) -> None:
-  """Notes that a state, if there is one, frees the blocks below a row."""
-  if row is not None:
-    table.freed[row] = table.depth[row] - table.depth[above]

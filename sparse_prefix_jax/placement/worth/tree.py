@@ -109,7 +109,9 @@ class Tree:
       table: Its columns of structure are the tree's to change.
     """
     self._table = table
-    self._edges: dict[int, bytes] = {ROOT: b""}
+    self._edges = [b""]  # By rows, as the next.
+    # The child that was gone to last, which most prompts go to again.
+    self._favourite = [ROOT]
     self._below: dict[tuple[int, bytes], int] = {}
     self._numbers = 0
     self.remembered_blocks = self.changes = 0
@@ -128,14 +130,17 @@ class Tree:
     rows: list[int] = []
     depths: list[int] = []
     while at < len(packed):
-      child = self._below.get((row, packed[at : at + KEY_BYTES]))
-      if child is None:
-        break
-      edge, last = self._edges[child], child
-      if not packed.startswith(edge, at):
-        at += KEY_BYTES * _common(edge, packed[at : at + len(edge)])
-        break
-      at += len(edge)
+      child = self._favourite[row]
+      edge = self._edges[child]
+      if child == ROOT or not packed.startswith(edge, at):
+        child = self._below.get((row, packed[at : at + KEY_BYTES]))
+        if child is None:
+          break
+        edge = self._edges[child]
+        if not packed.startswith(edge, at):
+          at, last = at + _common(edge, packed[at : at + len(edge)]), child
+          break
+      at, last = at + len(edge), child
       row = child
       rows.append(row)
       depths.append(at // KEY_BYTES)
@@ -166,7 +171,7 @@ class Tree:
     row = table.new_row()
     table.parent[row], table.depth[row] = parent, depth
     table.number[row] = way.first_number + depth - way.matched - 1
-    self._edges[row] = edge
+    self._set_edge(row, edge)
     self._below[parent, edge[:KEY_BYTES]] = row
     if child is None:
       table.children[parent] += 1
@@ -186,6 +191,8 @@ class Tree:
     self.changes += 1
     self._numbers += len(way.keys) - way.matched
     self._table.length[way.rows] = len(way.keys)
+    for above, row in zip([ROOT, *way.rows], way.rows):
+      self._favourite[above] = row
 
   def settle(self, way: Way) -> None:
     """Notes that candidates were made on a known way that no prompt has gone.
@@ -205,7 +212,10 @@ class Tree:
       row: Its row, which is free afterwards.
     """
     self.changes += 1
-    edge, parent = self._edges.pop(row), int(self._table.parent[row])
+    edge, parent = self._edges[row], int(self._table.parent[row])
+    self._edges[row] = b""
+    if self._favourite[parent] == row:
+      self._favourite[parent] = ROOT
     del self._below[parent, edge[:KEY_BYTES]]
     self._table.children[parent] -= 1
     self._table.free_row(row)
@@ -215,18 +225,27 @@ class Tree:
     """Cuts the edge of a child in two, the upper part being the row's."""
     table, edge = self._table, self._edges[child]
     lower = edge[cut * KEY_BYTES :]
-    self._edges[child] = lower
+    self._edges[child], self._favourite[row] = lower, child
     self._below[row, lower[:KEY_BYTES]] = child
+    if self._favourite[parent := int(table.parent[row])] == child:
+      self._favourite[parent] = row
     table.parent[child] = row
     table.children[row] = 1
     table.number[row] = table.number[child] - len(lower) // KEY_BYTES
     pages.cut(table, row, child)
 
+  def _set_edge(self, row: int, edge: bytes) -> None:
+    """Hangs up a new row, without children."""
+    if row == len(self._edges):
+      self._edges.append(edge)
+      self._favourite.append(ROOT)
+    self._edges[row], self._favourite[row] = edge, ROOT
+
 
 def _common(edge: bytes, following: bytes) -> int:
-  """How many leading keys of an edge and of what follows are the same."""
+  """Bytes of the leading keys that an edge and what follows share."""
   most = min(len(edge), len(following)) // KEY_BYTES
   differ = np.frombuffer(edge, np.int64, most) != np.frombuffer(
     following, np.int64, most
   )
-  return int(differ.argmax()) if differ.any() else most
+  return KEY_BYTES * (int(differ.argmax()) if differ.any() else most)
