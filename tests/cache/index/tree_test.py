@@ -1,10 +1,15 @@
 """Nodes come, are shared, and go when nobody needs them."""
 
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.cache.index import token_blocks
 from sparse_prefix_jax.cache.index.tree import (
   Entry,
   Node,
   extend,
   nodes_below,
+  prune,
   walk,
 )
 
@@ -49,3 +54,44 @@ def test_an_entry_knows_its_keys():
   entry = Entry(extend(Node(), "abc", [0, 1, 2])[-1], b"", b"tail")
   assert entry.blocks == ("a", "b", "c") and entry.depth == 3
   assert repr(entry) == "Entry(3 blocks, 4 bytes of tail)"
+
+
+def walked_one_by_one(root, blocks):
+  """What `walk` is to return: a child after another."""
+  path = []
+  for key in blocks:
+    root = root.children.get(key)
+    if root is None:
+      break
+    path.append(root)
+  return path
+
+
+def prompts(random, kind):
+  """One whose keys are all of one width, or hashes, or bytes of two widths."""
+  letters = random.integers(0, 3, random.integers(1, 150))
+  if random.random() < 0.7:  # Long runs in common, to compare many at once.
+    letters[: random.integers(0, letters.size)] = 0
+  if kind == "tokens":
+    return token_blocks(np.repeat(letters, 2), 2)[0]
+  if kind == "hashes":
+    return tuple(letters.tolist())
+  return tuple(b"ab"[: 1 + letter % 2] + bytes([letter]) for letter in letters)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "hashes", "widths"])
+def test_runs_are_walked_as_their_nodes_one_by_one(kind):
+  """Whatever was added below, cut off and added again."""
+  random, root = np.random.default_rng(0), Node()
+  for _ in range(200):
+    blocks = prompts(random, kind)
+    path = walk(root, blocks)
+    assert path == walked_one_by_one(root, blocks)
+    rest = blocks[len(path) :]
+    extend(path[-1] if path else root, rest, range(len(rest)))
+    assert walk(root, blocks) == walked_one_by_one(root, blocks)
+    for leaf in [node for node in nodes_below(root) if not node.children]:
+      while random.random() < 0.5 and leaf is not root and not leaf.children:
+        prune(leaf)
+        leaf = leaf.parent
+    assert walk(root, blocks) == walked_one_by_one(root, blocks)
