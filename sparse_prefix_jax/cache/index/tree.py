@@ -52,7 +52,7 @@ class State:
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
-class Run:
+class Chain:
   """Nodes of which each is a child of the one before.
 
   They were added one behind another, and most prompts that go through one of
@@ -114,7 +114,7 @@ class Node:
     latest: The entry remembered last through here, None once it is gone.
     sorted_edges: What `fringe` returns, once somebody has asked.
     absence: Why there is no state, where there is none.
-    run: The nodes among which it was added; a root has none.
+    chain: The nodes among which it was added; a root has none.
   """
 
   key: Hashable = None
@@ -130,7 +130,7 @@ class Node:
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
   absence: Absence = Absence.NOT_PLACED
-  run: Run | None = None
+  chain: Chain | None = None
 
   @property
   def needs_page(self) -> bool:
@@ -240,8 +240,8 @@ def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
       child = root.children.get(key)
       if child is None:
         break
-    assert child.run is not None
-    path += child.run.shared(child, blocks, len(path))
+    assert child.chain is not None
+    path += child.chain.shared(child, blocks, len(path))
     root = path[-1]
   return path
 
@@ -251,11 +251,11 @@ def extend(
 ) -> list[Node]:
   """Adds one node per key below `node`, each the child of the one before."""
   path: list[Node] = []
-  run = node.run if node.run and node.run.nodes[-1] is node else Run()
+  chain = node.chain if node.chain and node.chain.nodes[-1] is node else Chain()
   for key, page in zip(keys, pages):
     child = Node(key=key, parent=node, depth=node.depth + 1, page=page)
-    child.run = run
-    run.add(child)
+    child.chain = chain
+    chain.add(child)
     node.children[key] = child
     node.first = node.first or child
     node.add_edge(key)
@@ -279,8 +279,8 @@ def prune(node: Node) -> None:
   if parent.first is node:
     parent.first = next(iter(parent.children.values()), None)
   parent.drop_edge(node.key)
-  if node.run:
-    del node.run.nodes[-1], node.run.keys[-1]
+  if node.chain:
+    del node.chain.nodes[-1], node.chain.keys[-1]
 
 
 def hold_path(node: Node) -> int:

@@ -70,7 +70,7 @@ def walked_one_by_one(root, blocks):
 def prompts(random, kind):
   """One whose keys are all of one width, or hashes, or bytes of two widths."""
   letters = random.integers(0, 3, random.integers(1, 150))
-  if random.random() < 0.7:  # Long runs in common, to compare many at once.
+  if random.random() < 0.7:  # Long chains in common, to compare many at once.
     letters[: random.integers(0, letters.size)] = 0
   if kind == "tokens":
     return token_blocks(np.repeat(letters, 2), 2)[0]
@@ -80,7 +80,7 @@ def prompts(random, kind):
 
 
 @pytest.mark.parametrize("kind", ["tokens", "hashes", "widths"])
-def test_runs_are_walked_as_their_nodes_one_by_one(kind):
+def test_chains_are_walked_as_their_nodes_one_by_one(kind):
   """Whatever was added below, cut off and added again."""
   random, root = np.random.default_rng(0), Node()
   for _ in range(200):
