@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparse_prefix_jax.cache.index import token_blocks
+from sparse_prefix_jax.cache.index import common_blocks, token_blocks
 
 _NO_IDS = np.zeros(0, np.int32)
 _LONGEST_SALT = 1024
@@ -68,13 +68,7 @@ class Request:
     if self.salt != other.salt:
       return 0
     limit = (self.length - 1) // chunk
-    pairs = zip(self.blocks[:limit], other.blocks)
-    same = 0
-    for ours, theirs in pairs:
-      if ours != theirs:
-        break
-      same += 1
-    return same
+    return min(limit, common_blocks(self.blocks, other.blocks, 0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .results import Match as Match
 from .results import Pin as Pin
 from .results import Reason as Reason
 from .results import Renumbering as Renumbering
+from .tokens import common_blocks as common_blocks
 from .tokens import token_blocks as token_blocks
 from .tree import Entry as Entry
 from .tree import State as State

@@ -1,9 +1,12 @@
 """Nodes come, are shared, and go when nobody needs them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from sparse_prefix_jax.cache.index import token_blocks
+from sparse_prefix_jax.cache.index.remembered import NODE_BYTES
 from sparse_prefix_jax.cache.index.tree import (
   Entry,
   Node,
@@ -95,3 +98,19 @@ def test_chains_are_walked_as_their_nodes_one_by_one(kind):
         prune(leaf)
         leaf = leaf.parent
     assert walk(root, blocks) == walked_one_by_one(root, blocks)
+
+
+@pytest.mark.parametrize(("paths", "length"), [(1000, 1), (500, 2), (5, 200)])
+def test_a_node_takes_no_more_than_is_counted_for_it(paths, length):
+  """Alone under a root, which is the most, and behind each other."""
+  keys = [
+    [bytes([*path.to_bytes(2), place]) for place in range(length)]
+    for path in range(paths)
+  ]
+  root, pages = Node(), range(length)
+  tracemalloc.start()
+  for path in keys:
+    extend(root, path, pages)
+  taken = tracemalloc.get_traced_memory()[0]
+  tracemalloc.stop()
+  assert taken <= NODE_BYTES * paths * length

@@ -1,0 +1,34 @@
+"""What two prompts share, in chunks that the second could resume after."""
+
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.cache.request import Request
+
+CHUNK = 4
+
+
+def request(ids, **fields):
+  return Request.of_tokens(np.array(ids, np.int32), CHUNK, **fields)
+
+
+@pytest.mark.parametrize(
+  ("ours", "theirs", "shared"),
+  [
+    (range(12), range(12), 2),  # One token has to be left to compute.
+    (range(13), range(12), 3),
+    (range(13), [*range(11), 99], 2),
+    (range(13), [99, *range(1, 13)], 0),
+    (range(13), range(5), 1),
+    (range(4), range(4), 0),
+    (range(400), [*range(399), 7], 99),
+    ([7], [7], 0),
+  ],
+)
+def test_whole_chunks_before_the_last_token_are_shared(ours, theirs, shared):
+  assert request(ours).shared_chunks(request(theirs), CHUNK) == shared
+
+
+def test_tenants_share_nothing():
+  ours, theirs = request(range(12)), request(range(12), salt=b"theirs")
+  assert ours.shared_chunks(theirs, CHUNK) == 0
