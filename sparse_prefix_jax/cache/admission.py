@@ -191,7 +191,7 @@ class Admission:
     if worth is not None:
       whole = (request.length - 1) // self._chunk
       with self._index.asked():
-        visit = worth.observe(blocks[:whole], request.salt)
+        visit = worth.observe(blocks[:whole], request.salt, match.hashes)
     return _Seen(next(SEQUENCE_NUMBERS), blocks, features, visit, expected)
 
   def _offer(

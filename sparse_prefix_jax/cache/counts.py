@@ -76,7 +76,7 @@ class StoreStats(NamedTuple):
       average over the entries.
     remembered_bytes: Host memory of the prompts that are remembered; bounded.
     learned_bytes: Host memory of what `adaptive` has learned of prefixes, in
-      the cache and beside it to follow shares; bounded but for 3.4 MiB each,
+      the cache and beside it to follow shares; bounded but for 3.8 MiB each,
       and room for a quarter more rows.
     running: Sequences that run.
     requests: Prompts that were begun so far, also if their call then failed.

@@ -114,7 +114,11 @@ class Job(Generic[_Plan]):
 
 
 class UnderWay(Generic[_Plan]):
-  """The plans of one planner that were begun and are not in effect yet."""
+  """The plans of one planner that are to be made and are not in effect yet.
+
+  A thread that wakes up asks for the interpreter. So the request that has a
+  plan made is placed first, and the plan begins then: see `go`.
+  """
 
   def __init__(self, *, background: bool) -> None:
     """Starts without plans.
@@ -125,10 +129,11 @@ class UnderWay(Generic[_Plan]):
     """
     self._background = background
     self._jobs: list[Job[_Plan]] = []
+    self._next: tuple[PlanWork[_Plan], int] | None = None
 
   def __len__(self) -> int:
     """How many plans are under way."""
-    return len(self._jobs)
+    return len(self._jobs) + (self._next is not None)
 
   def start(self) -> None:
     """Starts the thread of plans, which takes longer than to begin a plan."""
@@ -136,14 +141,21 @@ class UnderWay(Generic[_Plan]):
       _submitted(int)
 
   def begin(self, work: PlanWork[_Plan], *, due: int) -> None:
-    """Begins a plan.
+    """Has a plan made, which begins with `go`.
 
     Args:
       work: Computes it from what it holds, which nobody else changes.
       due: The number of observations from which on it is in effect; more than
         that of any plan before it.
     """
-    self._jobs.append(Job(work, due=due, background=self._background))
+    self.go()
+    self._next = work, due
+
+  def go(self) -> None:
+    """Begins what is to be made: nobody waits for a placement now."""
+    if self._next is not None:
+      (work, due), self._next = self._next, None
+      self._jobs.append(Job(work, due=due, background=self._background))
 
   def take(self, now: int, adopt: Callable[[_Plan], None]) -> None:
     """Adopts the newest plan that is due, waiting for it if it is late.
@@ -161,6 +173,8 @@ class UnderWay(Generic[_Plan]):
     >>> plans.take(10, print)
     first
     """
+    if self._next is not None and self._next[1] <= now:
+      self.go()
     due = [job for job in self._jobs if job.due <= now]
     if not due:
       return
@@ -173,6 +187,7 @@ class UnderWay(Generic[_Plan]):
 
   def drop(self) -> None:
     """Gives up all plans that are under way."""
+    self._next = None
     self._drop(self._jobs)
 
   def _drop(self, jobs: list[Job[_Plan]]) -> None:

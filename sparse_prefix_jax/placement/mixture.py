@@ -29,6 +29,7 @@ Nothing here looks ahead, and only `cues` at tokens, each tenant's apart.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -294,6 +295,17 @@ class Mixture:
     return places, seen.survival_at(places)
 
 
+@lru_cache(1024)
+def _spaced(end: int) -> tuple[int, ...]:
+  """Depths at equal distances in an entry that ends at a depth.
+
+  >>> _spaced(3)
+  (1, 2, 3)
+  """
+  count = min(end, _SPACED)
+  return tuple(i * end // count + 1 for i in range(count))
+
+
 class _Seen(NamedTuple):
   """What was seen of entries like one, from each origin that has a share.
 
@@ -311,8 +323,7 @@ class _Seen(NamedTuple):
 
   def places(self) -> Int64[np.ndarray, "n"]:
     """As `Mixture.places`."""
-    spaced = min(self.end, _SPACED)
-    found = {i * self.end // spaced + 1 for i in range(spaced)}
+    found = {*_spaced(self.end)}
     for counts, origin in zip(self.counts, self.origins):
       total = float(counts.counts.sum()) + counts.others
       often = counts.where[counts.counts >= _LEAST_WEIGHT * total]

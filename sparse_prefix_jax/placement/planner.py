@@ -194,6 +194,7 @@ class Planner:
       raise ValueError(
         f"overlap_tokens must not be negative, got {overlap_tokens}"
       )
+    self._under_way.go()
     self.observations += 1
     if self._own is not None and entry is not None:
       self._own.observe(entry.length, overlap_tokens)
@@ -330,6 +331,7 @@ class Planner:
       return spaced(name, length, budget)
     self._refresh(self._learner)
     depths = self._learner.depths(features._replace(length=length))
+    self._under_way.go()
     if depths is None:
       return spaced("balanced", length, budget)
     return [depth * self.policy.chunk for depth in depths]

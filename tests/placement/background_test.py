@@ -45,6 +45,14 @@ def test_an_exception_is_raised_where_the_plan_is_taken_and_once(beside):
   assert taken(plans, 11) == [] and taken(plans, 20) == ["next"]
 
 
+def test_a_plan_begins_when_its_request_has_been_placed():
+  begun, plans = threading.Event(), UnderWay(background=True)
+  plans.begin(begun.set, due=10)
+  assert not begun.wait(0.05) and len(plans) == 1
+  plans.go()
+  assert begun.wait(10) and len(plans) == 1
+
+
 def test_plans_are_given_up():
   plans = UnderWay(background=True)
   plans.begin(fail, due=10)
@@ -62,6 +70,7 @@ def test_a_late_plan_is_waited_for_and_an_interrupted_wait_goes_on():
 
   plans = UnderWay(background=True)
   plans.begin(late, due=10)
+  plans.go()
   begun.wait()
   future = plans._jobs[0]._future
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import enum
+from array import array
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from sparse_prefix_jax.placement import Features
 
-from .tree import Node, State
+from .tree import Node, State, hashes_along, keys_along
 
 
 class Reason(enum.StrEnum):
@@ -82,7 +83,12 @@ class Match(NamedTuple):
     Args:
       keys: Of the prompt's whole blocks.
     """
-    return [node.key for node in self.path] + [*keys[len(self.path) :]]
+    return [*keys_along(self.path), *keys[len(self.path) :]]
+
+  @property
+  def hashes(self) -> "array[int]":
+    """Hashes of the keys that the tree has."""
+    return hashes_along(self.path)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -50,11 +50,11 @@ class TokenBlocks(Sequence[bytes]):
   (b'bbbb', (b'bbbb', b'cccc'), 1)
   """
 
-  def __init__(self, packed: bytes, width: int) -> None:
+  def __init__(self, packed: bytes | bytearray, width: int) -> None:
     """Cuts nothing yet.
 
     Args:
-      packed: All keys behind each other.
+      packed: All keys behind each other, to be changed by nobody.
       width: Bytes of each.
     """
     self.width, self._packed = width, packed
@@ -93,7 +93,8 @@ class TokenBlocks(Sequence[bytes]):
     key = self._cut.get(number)
     if key is None:
       start = number * self.width
-      key = self._cut[number] = self._packed[start : start + self.width]
+      key = bytes(self._packed[start : start + self.width])
+      self._cut[number] = key
     return key
 
   def common(self, keys: Sequence[bytes], at: int) -> int:
@@ -157,10 +158,12 @@ def token_blocks(tokens: TokenIds, chunk: int) -> tuple[TokenBlocks, bytes]:
   """
   if chunk < 1:
     raise ValueError(f"chunk must be at least 1 token, got {chunk}.")
-  data = _checked_ids(tokens).astype(">i4")
-  whole = data.size // chunk * chunk
-  blocks = TokenBlocks(data[:whole].tobytes(), BYTES_PER_TOKEN * chunk)
-  return blocks, data[whole:].tobytes()
+  ids = _checked_ids(tokens)
+  whole = ids.size // chunk * chunk
+  packed = bytearray(BYTES_PER_TOKEN * whole)
+  np.frombuffer(packed, ">i4")[:] = ids[:whole]
+  blocks = TokenBlocks(packed, BYTES_PER_TOKEN * chunk)
+  return blocks, ids[whole:].astype(">i4").tobytes()
 
 
 def _checked_ids(tokens: TokenIds) -> np.ndarray:

@@ -10,6 +10,7 @@ blocks.
 import bisect
 import dataclasses
 import enum
+from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,11 +62,13 @@ class Chain:
   Attributes:
     nodes: The nodes; the first is the last to go.
     keys: Their keys.
+    hashes: The hashes of these.
     width: Bytes of every key; 0 where they differ or are none.
   """
 
   nodes: "list[Node]" = dataclasses.field(default_factory=list)
   keys: list[Any] = dataclasses.field(default_factory=list)
+  hashes: "array[int]" = dataclasses.field(default_factory=lambda: array("q"))
   width: int = 0
 
   def add(self, node: "Node") -> None:
@@ -74,6 +77,11 @@ class Chain:
     self.width = width if width == self.width or not self.nodes else 0
     self.nodes.append(node)
     self.keys.append(node.key)
+    self.hashes.append(hash(node.key))
+
+  def drop_last(self) -> None:
+    """The last one, which has no child, goes."""
+    del self.nodes[-1], self.keys[-1], self.hashes[-1]
 
   def shared(
     self, node: "Node", blocks: Sequence[Hashable], at: int
@@ -246,6 +254,62 @@ def walk(root: Node | None, blocks: Sequence[Hashable]) -> list[Node]:
   return path
 
 
+def pieces_of(path: Sequence[Node]) -> Iterator[tuple[Chain, slice]]:
+  """Cuts nodes behind each other into parts of chains.
+
+  Args:
+    path: As of `walk`.
+
+  Yields:
+    Chains, and which of their nodes are on the path.
+  """
+  at = 0
+  while at < len(path):
+    chain = path[at].chain
+    assert chain is not None
+    start = path[at].depth - chain.nodes[0].depth
+    low, high = 1, min(len(path) - at, len(chain.nodes) - start)
+    while low < high:  # A path that has left a chain does not come back.
+      middle = (low + high + 1) // 2
+      if path[at + middle - 1] is chain.nodes[start + middle - 1]:
+        low = middle
+      else:
+        high = middle - 1
+    yield chain, slice(start, start + low)
+    at += low
+
+
+def keys_along(path: Sequence[Node]) -> list[Hashable]:
+  """The keys of nodes behind each other.
+
+  Args:
+    path: As of `walk`.
+
+  >>> keys_along(extend(Node(), "ab", [7, 8]))
+  ['a', 'b']
+  """
+  keys: list[Hashable] = []
+  for chain, part in pieces_of(path):
+    keys += chain.keys[part]
+  return keys
+
+
+def hashes_along(path: Sequence[Node]) -> "array[int]":
+  """The hashes of these keys.
+
+  Args:
+    path: As of `walk`.
+
+  >>> path = extend(Node(), "ab", [7, 8])
+  >>> hashes_along(path).tolist() == [hash("a"), hash("b")]
+  True
+  """
+  found = array("q")
+  for chain, part in pieces_of(path):
+    found += chain.hashes[part]
+  return found
+
+
 def extend(
   node: Node, keys: Iterable[Hashable], pages: Iterable[int]
 ) -> list[Node]:
@@ -280,7 +344,7 @@ def prune(node: Node) -> None:
     parent.first = next(iter(parent.children.values()), None)
   parent.drop_edge(node.key)
   if node.chain:
-    del node.chain.nodes[-1], node.chain.keys[-1]
+    node.chain.drop_last()
 
 
 def hold_path(node: Node) -> int:
@@ -294,12 +358,15 @@ def hold_path(node: Node) -> int:
   (1, 1, 0)
   """
   count = 0
-  while node.parent is not None:
-    node.pins += 1
-    if node.pins > 1:
-      break
-    count += 1
-    node = node.parent
+  above: Node | None = node
+  while above is not None and (chain := above.chain) is not None:
+    last = above.depth - chain.nodes[0].depth
+    for one in chain.nodes[last::-1]:
+      one.pins += 1
+      if one.pins > 1:
+        return count
+      count += 1
+    above = chain.nodes[0].parent
   return count
 
 

@@ -13,6 +13,10 @@ BINS = 30
 """How many bins of age there are."""
 
 
+HORIZONS = 2 ** np.arange(14)
+"""int64 [14], the horizons T that demand is foreseen for, in requests."""
+
+
 def _edges() -> np.ndarray:
   """The edges of the bins, float64 [BINS + 1]."""
   edges = [0, 1]

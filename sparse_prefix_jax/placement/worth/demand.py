@@ -14,10 +14,8 @@ late but for long, are compared by the best rate that each reaches (`flow`).
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.hazards import Hazards
-
-HORIZONS = 2 ** np.arange(14)
-"""int64 [14], the horizons T in requests."""
 
 _FRAILTY = 2.0
 
@@ -25,7 +23,7 @@ _FRAILTY = 2.0
 def demand(
   hazards: Hazards,
   cells: Int64[np.ndarray, "n"],
-  ages: Int64[np.ndarray, "m"],
+  ages: Int64[np.ndarray, "n"],
   events: Float64[np.ndarray, "n"],
   expected: Float64[np.ndarray, "n"],
 ) -> Float64[np.ndarray, "n 14"]:
@@ -34,7 +32,7 @@ def demand(
   Args:
     hazards: Those of the last refit.
     cells: The cell of each candidate.
-    ages: Requests since its last visit; one where all have the same. [n or 1]
+    ages: Requests since its last visit.
     events: How often it was where a request left what was known.
     expected: How often that had been expected up to its last visit.
 
@@ -43,6 +41,9 @@ def demand(
   >>> bool((np.diff(wanted[0]) > 0).all())
   True
   """
+  if not ages.any():  # All were visited just now.
+    frailty = (events + _FRAILTY) / (expected + _FRAILTY)
+    return frailty[:, None] * hazards.to_horizons(cells)
   so_far = hazards.integral(cells, ages)
   until = hazards.integral(cells[:, None], ages[:, None] + HORIZONS)
   frailty = (events + _FRAILTY) / (expected + so_far + _FRAILTY)

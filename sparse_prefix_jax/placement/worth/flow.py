@@ -22,10 +22,11 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.placement.worth import pages
-from sparse_prefix_jax.placement.worth.demand import HORIZONS
+from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
 LEAST_RATE = 1e-12
+_HORIZONS = HORIZONS.astype(np.float64)
 
 
 def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
@@ -43,14 +44,8 @@ def refill(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
   # Demand never falls with the horizon: the longest one tells who has any.
   rows = current[table.demand[current, -1] > 0]
   holders = np.concatenate([[ROOT], held])
-  place = np.zeros(table.size, np.int64)
-  place[holders] = np.arange(holders.size)
-  width = HORIZONS.size
-  where = place[table.holder[rows], None] * width + np.arange(width)
-  sums = np.bincount(
-    where.ravel(), table.demand[rows].ravel(), minlength=holders.size * width
-  )
-  table.flow[holders] = sums.reshape(-1, width)
+  of = table.holder[rows]
+  table.flow[holders] = _summed(table, holders, of, table.demand[rows])
   _rerate(table, holders)
 
 
@@ -82,7 +77,7 @@ def want(
   holders = table.holder[rows]
   np.add.at(table.flow, holders, demand - table.demand[rows])
   table.demand[rows] = demand
-  _rerate(table, holders)
+  _rerate(table, np.array([*{*holders.tolist()}], np.int64))
 
 
 def hold(table: Table, rows: Sequence[int]) -> None:
@@ -110,9 +105,46 @@ def hold(table: Table, rows: Sequence[int]) -> None:
   moves = np.flatnonzero(before != after)
   moved, before, after = current[moves], before[moves], after[moves]
   table.holder[moved] = after
-  np.subtract.at(table.flow, before, table.demand[moved])
-  np.add.at(table.flow, after, table.demand[moved])
-  _rerate(table, np.concatenate([before, after]))
+  _give(table, before, added, after, table.demand[moved])
+
+
+def _give(
+  table: Table,
+  before: Int64[np.ndarray, "n"],
+  added: Int64[np.ndarray, "m"],
+  after: Int64[np.ndarray, "n"],
+  demand: Float64[np.ndarray, "n horizons"],
+) -> None:
+  """Lets demand flow to new holders, which had none, from those before.
+
+  It is taken off and added up in the order of the candidates, always.
+  """
+  if not before.size:
+    return
+  one = before[0]
+  if (before == one).all():  # As a rule; and then it is done at once.
+    flows = np.concatenate([table.flow[one][None], demand])
+    table.flow[one] = np.subtract.reduce(flows, axis=0)
+  else:
+    np.subtract.at(table.flow, before, demand)
+  table.flow[added] = _summed(table, added, after, demand)
+  _rerate(table, np.append(added, list({*before.tolist()})))
+
+
+def _summed(
+  table: Table,
+  holders: Int64[np.ndarray, "m"],
+  of: Int64[np.ndarray, "n"],
+  demand: Float64[np.ndarray, "n horizons"],
+) -> Float64[np.ndarray, "m horizons"]:
+  """The demand of candidates, summed for each of their holders in order."""
+  place, width = np.zeros(table.size, np.int64), HORIZONS.size
+  place[holders] = np.arange(holders.size) * width
+  where = place[of, None] + np.arange(width)
+  size = holders.size * width
+  sums = np.bincount(where.ravel(), demand.ravel(), minlength=size)
+  sums = sums.astype(np.float64, copy=False)  # Of nobody they are integers.
+  return sums.reshape(-1, width)
 
 
 def release(table: Table, row: int) -> None:
@@ -188,6 +220,5 @@ def _holders(
 
 
 def _rerate(table: Table, rows: Int64[np.ndarray, "n"]) -> None:
-  """Finds the best rates of flows that have changed; a row may come twice."""
-  rows = np.array([*{*rows.tolist()}], np.int64)
-  table.rate[rows] = (table.flow[rows] / HORIZONS).max(axis=-1)
+  """Finds the best rates of flows that have changed."""
+  table.rate[rows] = (table.flow[rows] / _HORIZONS).max(axis=-1)

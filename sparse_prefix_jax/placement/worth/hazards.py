@@ -24,6 +24,7 @@ from jaxtyping import Float64, Int64
 from sparse_prefix_jax.placement.worth.ages import (
   BINS,
   EDGES,
+  HORIZONS,
   age_bins,
   integral_to_edges,
   spread,
@@ -93,6 +94,7 @@ class Hazards:
   def bytes(self) -> int:
     """Bytes of all of it, always as many."""
     arrays = (self._events, self._exposure, self.rates, self._to_edges)
+    arrays += (self._to_horizons,)
     return sum(array.nbytes for array in arrays)
 
   def expose(
@@ -130,6 +132,7 @@ class Hazards:
     rates = _shrunk(self.events.reshape(*SHAPE, BINS), exposure)
     self.rates = np.minimum(rates.reshape(CELLS, BINS), _MOST)
     self._to_edges = integral_to_edges(self.rates)
+    self._to_horizons = self.integral(np.arange(CELLS)[:, None], HORIZONS)
 
   def integral(
     self, cells: Int64[np.ndarray, "..."], ages: Int64[np.ndarray, "..."]
@@ -144,6 +147,16 @@ class Hazards:
     where = cells * BINS + bins
     within = ages - EDGES.take(bins)
     return self._to_edges.take(where) + self.rates.take(where) * within
+
+  def to_horizons(
+    self, cells: Int64[np.ndarray, "n"]
+  ) -> Float64[np.ndarray, "n horizons"]:
+    """Returns H up to every horizon, looked up; most demand is asked at age 0.
+
+    Args:
+      cells: Of candidates.
+    """
+    return self._to_horizons[cells]
 
 
 def _waiting(

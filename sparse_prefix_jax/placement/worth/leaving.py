@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import pages
-from sparse_prefix_jax.placement.worth.demand import HORIZONS
+from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.flow import LEAST_RATE, worths
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 

@@ -8,8 +8,8 @@ computed for all candidates at once is computed by column.
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.cells import UNKNOWN
-from sparse_prefix_jax.placement.worth.demand import HORIZONS
 
 ROOT = 0
 """The row of the empty prefix."""

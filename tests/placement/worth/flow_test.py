@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.placement.worth import flow
-from sparse_prefix_jax.placement.worth.demand import HORIZONS
+from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
 

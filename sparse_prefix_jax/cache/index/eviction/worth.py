@@ -34,7 +34,9 @@ class _Offer(NamedTuple):
   wanted: bool
 
 
-def keys_of(blocks: Sequence[Hashable], salt: bytes) -> Int64[np.ndarray, "n"]:
+def keys_of(
+  blocks: Sequence[Hashable], salt: bytes, known: Sequence[int] = ()
+) -> Int64[np.ndarray, "n"]:
   """Keys of blocks as a policy remembers them: hashes, and apart by tenants.
 
   They are Python's, 64 bits, keyed anew in every process where blocks are ids.
@@ -44,12 +46,14 @@ def keys_of(blocks: Sequence[Hashable], salt: bytes) -> Int64[np.ndarray, "n"]:
   Args:
     blocks: Keys of whole blocks from the start.
     salt: The tenant.
+    known: The hashes of leading ones, as far as somebody has them.
 
   >>> ours, theirs = keys_of([1, 2], b"ours"), keys_of([1, 2], b"theirs")
   >>> (ours == theirs).tolist()
   [False, True]
   """
-  keys = hashes(blocks)
+  leading = np.array(known[: len(blocks)], np.int64)
+  keys = np.concatenate([leading, hashes(blocks[leading.size :])])
   if blocks:
     keys[0] = hash((salt, blocks[0]))
   return keys
@@ -172,14 +176,20 @@ class Worth:
 
     return freed
 
-  def observe(self, blocks: Sequence[Hashable], salt: bytes) -> Visit:
+  def observe(
+    self,
+    blocks: Sequence[Hashable],
+    salt: bytes,
+    known: Sequence[int] = (),
+  ) -> Visit:
     """Learns from a prompt; once, before it is placed.
 
     Args:
       blocks: Those after which it may resume.
       salt: The tenant.
+      known: Hashes of leading blocks, where somebody has them.
     """
-    return self._policy.observe(keys_of(blocks, salt))
+    return self._policy.observe(keys_of(blocks, salt, known))
 
   def catch_up(self) -> None:
     """Learns now what the next prompt would have to wait for."""
