@@ -11,6 +11,8 @@ from sparse_prefix_jax.cache.index.tree import (
   Entry,
   Node,
   extend,
+  hashes_along,
+  keys_along,
   nodes_below,
   prune,
   walk,
@@ -90,6 +92,8 @@ def test_chains_are_walked_as_their_nodes_one_by_one(kind):
     blocks = prompts(random, kind)
     path = walk(root, blocks)
     assert path == walked_one_by_one(root, blocks)
+    assert keys_along(path) == [node.key for node in path]
+    assert [*hashes_along(path)] == [hash(node.key) for node in path]
     rest = blocks[len(path) :]
     extend(path[-1] if path else root, rest, range(len(rest)))
     assert walk(root, blocks) == walked_one_by_one(root, blocks)

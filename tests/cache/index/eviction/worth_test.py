@@ -60,6 +60,14 @@ def test_a_prompt_is_asked_for_by_tenant():
   assert keys_of([], b"salt").size == 0
 
 
+@pytest.mark.parametrize("known", [0, 1, 3, 9])
+def test_hashes_that_somebody_has_are_not_made_again(known):
+  blocks = blocks_of(range(12))[0]
+  hashes = [hash(block) for block in [*blocks, *blocks, *blocks]][:known]
+  keys = keys_of(blocks, b"salt", hashes)
+  np.testing.assert_array_equal(keys, keys_of(blocks, b"salt"))
+
+
 def test_an_offer_that_is_accepted_is_awaited_until_it_is_captured():
   index, policy = new_index()
   asked(index, range(20), owner=7)
