@@ -39,7 +39,7 @@ class Person:
     self.cold = cold_runs(**changes)
     self.model = self.cold.model
     self.document = self.tokens(40)
-    self.interrupted = 0
+    self.interrupted, self.lines = 0, 1
     self.restart()
 
   def restart(self):
@@ -81,11 +81,12 @@ class Person:
     self.cache.release(out.sequences)
 
   def interrupt(self, prompt):
-    """Ctrl-C somewhere within a prefill; its sequences are gone."""
-    line = int(self.random.integers(1, 4000))
+    """Ctrl-C within a prefill, or a bit later; its sequences are gone."""
+    line = int(1.5 * self.lines * self.random.random())
     try:
-      with AtLine(line):
+      with AtLine(line) as tracer:
         out = prefill(self.model, self.cache, [prompt])
+      self.lines = tracer.lines
       self.cache.release(out.sequences)
     except KeyboardInterrupt:
       self.interrupted += 1
