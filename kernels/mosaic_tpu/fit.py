@@ -62,12 +62,13 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
   """
   heads, groups = v.shape[2], v.shape[2] // k.shape[2]
   narrow = max(k.shape[3], v.shape[3]) <= LANES
-  most = 4 if narrow or device.kind in _WIDE_UNITS else 2
+  most = 4 if device.kind in _WIDE_UNITS else 2
+  most = 8 if narrow else most
   if device.kind in _TWO_CORES:
     most = min(most, max(heads // 2, 1))
   fitting = (
     x
-    for x in (4, 2)
+    for x in (8, 4, 2)
     if x <= most
     and divides_heads(x, heads, groups)
     and step_bytes(x, k, v) <= _VMEM_BYTES
