@@ -49,11 +49,10 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
 
   One chain of small products leaves the units waiting for its own results; what
   other heads have to do fills the gaps. By the schedules of the compiler
-  (benchmarks/results/aot_schedule.json), four heads of up to 128 take 29 to
-  50 % fewer cycles each than one. Wide heads fill small matrix units by
-  themselves: there, four of 256 save 1 to 11 % of what two take, on wide units
-  13 to 18 %. More heads save less, and make long programs. With two cores there
-  are two blocks at least.
+  (benchmarks/results/aot_schedule.json), eight heads of 128 take 43 to 66 %
+  fewer cycles each than one, and 11 to 29 % fewer than four. Wide heads fill
+  small matrix units by themselves, and eight do not fit into VMEM: four of
+  them on wide units, else two. With two cores there are two blocks at least.
 
   Args:
     device: What the program is made for.

@@ -41,8 +41,11 @@ def test_what_is_computed_keeps_two_parts(left):
 
 @pytest.mark.parametrize(
   ("contract", "x", "y"),
-  [((1, 0), (16, 64), (64, 32)), ((1, 1), (16, 64), (32, 64))]
-  + [((0, 0), (64, 16), (64, 32))],
+  [
+    ((1, 0), (16, 64), (64, 32)),
+    ((1, 1), (16, 64), (32, 64)),
+    ((0, 0), (64, 16), (64, 32)),
+  ],
 )
 def test_any_axis_is_summed_over(contract, x, y):
   x, y = jnp.asarray(computed(0, *x)), jnp.asarray(computed(1, *y))
