@@ -23,7 +23,7 @@ def heads(count, width):
     (ONE_CORE, 16, 32, 128, 8),
     (ONE_CORE, 1, 48, 128, 8),
     (ONE_CORE, 5, 15, 128, 1),
-    (ONE_CORE, 16, 16, 256, 2),
+    (ONE_CORE, 16, 16, 256, 4),
     (WIDE_UNITS, 16, 16, 256, 4),
     (ONE_CORE, 6, 6, 64, 2),
     (ONE_CORE, 3, 3, 64, 1),
