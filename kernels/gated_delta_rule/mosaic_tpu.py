@@ -20,6 +20,7 @@ from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
 )
+from sparse_prefix_jax.kernels.mosaic_tpu.products import Products, products_of
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 
@@ -40,9 +41,10 @@ def _run(
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
   """
+  products = products_of(precision, q, k, v)
   return scan_heads(
-    functools.partial(_key_head, precision),
-    functools.partial(_value_head, precision),
+    functools.partial(_key_head, products),
+    functools.partial(_value_head, products),
     (q, k, v, log_decay, beta),
     pool,
     chunks,
@@ -52,32 +54,32 @@ def _run(
 
 
 def _key_head(
-  precision: lax.Precision,
+  products: Products,
   length: Array,
   q: Float[Array, "c k"],
   k: Float[Array, "c k"],
 ) -> tuple[Array, ...]:
-  """Makes Q, K, K K^T and Q K^T, with padding selected to zero.
+  """Makes [K; Q], K and [K; Q] K^T, with padding selected to zero.
 
   Products of keys are made once per key head; decays differ per value head.
 
   Args:
-    precision: Precision of the products.
+    products: How matrices are multiplied.
     length: How many tokens are real.
     q: The queries.
     k: The keys.
   """
-  q, k = (algebra.real_float32(x, length) for x in (q, k))
-  return q, k, *(algebra.dot(x, k, precision, (1, 1)) for x in (k, q))
+  k, q = (products.exact(algebra.real_float32(x, length)) for x in (k, q))
+  both = jnp.concatenate([k, q])
+  return both, k, products(both, k, (1, 1))
 
 
 def _value_head(
-  precision: lax.Precision,
+  products: Products,
   length: Array,
-  q: Float32[Array, "c k"],
-  k: Float32[Array, "c k"],
-  key_key: Float32[Array, "c c"],
-  query_key: Float32[Array, "c c"],
+  both: Float[Array, "rows k"],
+  k: Float[Array, "c k"],
+  both_key: Float32[Array, "rows c"],
   v: Float[Array, "c v"],
   log_decay: Float32[Array, "1 c"],
   beta: Float32[Array, "1 c"],
@@ -89,14 +91,16 @@ def _value_head(
   of width v, instead of two of widths v and k whose solutions nearly cancel
   where the state predicts the values well.
 
+  A decay here belongs to a whole token, so it scales rows of results and of U:
+  keys and queries enter all products as they came.
+
   Args:
-    precision: Precision of the products.
+    products: How matrices are multiplied.
     length: How many tokens are real; the others are selected to zero before
       they enter.
-    q: The queries.
+    both: The keys, and the queries below them.
     k: The keys.
-    key_key: The products K K^T of keys.
-    query_key: The products Q K^T of queries and keys.
+    both_key: The products K K^T and Q K^T.
     v: The values.
     log_decay: The log decay of each token.
     beta: The strength of each token.
@@ -110,12 +114,14 @@ def _value_head(
   decay, from_start, to_end, whole = algebra.decays(
     algebra.real_log_decay(log_decay, length)
   )
+  key_key, query_key = both_key[:size], both_key[size:]
   lower = jnp.where(i > j, key_key * decay * beta, 0.0)
-  error = v - algebra.dot(k * from_start, state, precision)
-  u = algebra.solve_unit_lower(lower, beta * error, precision)
-  out = algebra.dot(q * from_start, state, precision)
-  out = out + algebra.dot(query_key * decay, u, precision)
-  update = algebra.dot(k * to_end, u, precision, (0, 0))
+  predicted = products(both, state)
+  error = v - from_start * predicted[:size]
+  u = algebra.solve_unit_lower(lower, beta * error, products)
+  out = from_start * predicted[size:]
+  out = out + products(query_key * decay, u)
+  update = products(k, to_end * u, (0, 0))
   return out, state * whole + update
 
 

@@ -5,9 +5,10 @@ a chunk, so the decayed products of keys
 
     P_ij = sum_d x_id k_jd exp(A_id - A_jd),   i >= j
 
-are made in blocks of 16 rows, with every exponent <= 0: in a diagonal block
-channel by channel, and below it with the start r of the block row in between,
-exp(A_i - A_r) on the left and exp(A_r - A_j) on the right. The rest is the
+are made in pairs of halves, of 1, 2, 4, ... tokens: i and j stand in the second
+and in the first half of one such pair, and in no other. With r the start of the
+second half in between, exp(A_i - A_r) goes to the left and exp(A_r - A_j) to
+the right, and every exponent is a sum of decays, at most 0. The rest is the
 gated delta rule, with L = strictly lower (beta P):
 
     U = (I + L)^-1 beta (V - (exp(A) K) S)
@@ -20,13 +21,18 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
+)
+from sparse_prefix_jax.kernels.mosaic_tpu.products import (
+  Products,
+  masked_sums,
+  products_of,
 )
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
@@ -48,9 +54,10 @@ def _run(
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
   """
+  products = products_of(precision, q, k, v)
   return scan_heads(
-    _key_head,
-    functools.partial(_value_head, precision),
+    functools.partial(_key_head, products),
+    functools.partial(_value_head, products),
     (q, k, v, log_decay, beta),
     pool,
     chunks,
@@ -60,25 +67,35 @@ def _run(
 
 
 def _key_head(
-  length: Array, q: Float[Array, "c k"], k: Float[Array, "c k"]
+  products: Products,
+  length: Array,
+  q: Float[Array, "c k"],
+  k: Float[Array, "c k"],
 ) -> tuple[Array, ...]:
-  """Makes Q and K, with padding selected to zero.
+  """Makes K, Q and the diagonals of K K^T and Q K^T, with zeros at padding.
 
-  Decays stand per value head and channel, so no product of keys is shared.
+  Decays stand per value head and channel, so no other product of keys is
+  shared: a token has no decay against itself.
 
   Args:
+    products: How matrices are multiplied.
     length: How many tokens are real.
     q: The queries.
     k: The keys.
   """
-  return tuple(algebra.real_float32(x, length) for x in (q, k))
+  k, q = (algebra.real_float32(x, length) for x in (k, q))
+  left, right = (products.exact(x) for x in (jnp.concatenate([k, q]), k))
+  undecayed = products(left, right, (1, 1))
+  i, j = (algebra.iota(undecayed.shape, axis) for axis in (0, 1))
+  return k, q, jnp.where(i % k.shape[0] == j, undecayed, 0.0)
 
 
 def _value_head(
-  precision: lax.Precision,
+  products: Products,
   length: Array,
-  q: Float32[Array, "c k"],
   k: Float32[Array, "c k"],
+  q: Float32[Array, "c k"],
+  diagonals: Float32[Array, "rows c"],
   v: Float[Array, "c v"],
   log_decay: Float32[Array, "c k"],
   beta: Float32[Array, "1 c"],
@@ -87,11 +104,12 @@ def _value_head(
   """Computes the outputs of one chunk and the state after it.
 
   Args:
-    precision: Precision of the products.
+    products: How matrices are multiplied.
     length: How many tokens are real; the others are selected to zero before
       they enter.
-    q: The queries.
     k: The keys.
+    q: The queries.
+    diagonals: Those of K K^T and below of Q K^T, and zeros.
     v: The values.
     log_decay: The log decay of each token and channel.
     beta: The strength of each token.
@@ -103,97 +121,76 @@ def _value_head(
   real = algebra.real_rows(size, length)
   beta = jnp.where(real, algebra.column(beta), 0.0)
   log_decay = algebra.settle_resets(algebra.real_float32(log_decay, length))
-  key_key, query_key = _decayed_products((k, q), k, log_decay, precision)
-  before, after = (_sums(log_decay, x) for x in (j <= i, j > i))
+  halves = [2**n for n in range(size.bit_length()) if 2**n < size]
+  masks = [j <= i, j > i, *(_between(i, j, half) for half in halves)]
+  from_start, to_end, *to_middle = _decays(masks, log_decay)
+  decayed = diagonals
+  for half, decay in zip(halves, to_middle, strict=True):
+    fresh = _pairs_of_halves(k * decay, q * decay, half, products)
+    decayed = jnp.where(_met_in(half, size), fresh, decayed)
+  key_key, query_key = decayed[:size], decayed[size:]
   lower = jnp.where(i > j, key_key * beta, 0.0)
-  error = v - algebra.dot(k * jnp.exp(before), state, precision)
-  u = algebra.solve_unit_lower(lower, beta * error, precision)
-  out = algebra.dot(q * jnp.exp(before), state, precision)
-  out = out + algebra.dot(query_key, u, precision)
-  whole = algebra.column(jnp.exp(before[size - 1 :]))
-  update = algebra.dot(k * jnp.exp(after), u, precision, (0, 0))
+  both = jnp.concatenate([k * from_start, q * from_start])
+  predicted = products(both, state)
+  error = v - predicted[:size]
+  u = algebra.solve_unit_lower(lower, beta * error, products)
+  out = predicted[size:] + products(query_key, u)
+  whole = algebra.column(from_start[size - 1 :])
+  update = products(k * to_end, u, (0, 0))
   return out, state * whole + update
 
 
-def _sums(log_decay: Float32[Array, "c k"], chosen: Array) -> Array:
-  """Row i: the sum of the rows that `chosen` [c c] names in its row i.
+def _decays(
+  masks: Sequence[Bool[Array, "c c"]], log_decay: Float32[Array, "c k"]
+) -> list[Float32[Array, "c k"]]:
+  """The decay over the tokens that a row of each mask names, for all rows.
 
-  Always in float32 products: these are exponents, whose error is absolute.
+  Always sums in float32: these are exponents, whose error is absolute.
   """
-  chosen = jnp.where(chosen, 1.0, 0.0)
-  return algebra.dot(chosen, log_decay, lax.Precision.HIGHEST)
+  ones = jnp.concatenate([jnp.where(mask, 1.0, 0.0) for mask in masks])
+  return jnp.split(jnp.exp(masked_sums(ones, log_decay)), len(masks))
 
 
-def _decayed_products(
-  lefts: Sequence[Float32[Array, "c k"]],
+def _between(
+  i: Int32[Array, "c c"], j: Int32[Array, "c c"], half: int
+) -> Bool[Array, "c c"]:
+  """Whether j is between token i and the middle of its pair of halves.
+
+  In a second half these are the tokens from its first to i itself, in a first
+  half those after i.
+  """
+  second = i // half % 2 == 1
+  return (i // half == j // half) & (second ^ (j > i))
+
+
+def _met_in(half: int, size: int) -> Bool[Array, "rows c"]:
+  """Whether i is in the second and j in the first half of one pair: [2 c c]."""
+  i, j = (algebra.iota((2 * size, size), axis) for axis in (0, 1))
+  i = i % size // half
+  return (i % 2 == 1) & (i == j // half + 1)
+
+
+def _pairs_of_halves(
   k: Float32[Array, "c k"],
-  log_decay: Float32[Array, "c k"],
-  precision: lax.Precision,
-) -> list[Float32[Array, "c c"]]:
-  """P of each of `lefts` with the keys; zero above the diagonal.
+  q: Float32[Array, "c k"],
+  half: int,
+  products: Products,
+) -> Float32[Array, "rows c"]:
+  """Products of the second halves of K, and below of Q, with first halves of K.
 
-  Below the diagonal blocks, a block row I that begins at token r takes two
-  factors whose exponents are sums of decays, so neither exceeds 1:
-
-      P_ij = sum_d (x_id exp(A_id - A_rd)) (k_jd exp(A_rd - A_jd)),  j < r <= i
+  Only rows of second halves have a meaning on the left. Queries take the rows
+  of first halves there, so one product of c rows makes both.
 
   Args:
-    lefts: What stands on the left of each product: keys, or queries.
-    k: The keys.
-    log_decay: The log decay of each token and channel, finite.
-    precision: Precision of the products.
+    k: Keys, decayed from or to the middle of their pair.
+    q: Queries, the same.
+    half: Tokens of a half.
+    products: How matrices are multiplied.
   """
-  size = k.shape[0]
-  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
-  same_block = i // algebra.BLOCK == j // algebra.BLOCK
-  # exp(A_i - A_r), r before the block of i: one for every block row.
-  from_block = jnp.exp(_sums(log_decay, same_block & (j <= i)))
-  products = [[jnp.zeros((algebra.BLOCK, size), jnp.float32)] for _ in lefts]
-  for start in range(algebra.BLOCK, size, algebra.BLOCK):
-    # exp(A_r - A_j) for the keys before the block row, and none for the rest.
-    to_block = jnp.exp(_sums(log_decay, (j > i) & (j < start)))
-    keys = jnp.where(algebra.real_rows(size, start), k * to_block, 0.0)
-    rows = slice(start, start + algebra.BLOCK)
-    for left, blocks in zip(lefts, products):
-      block = (left * from_block)[rows]
-      blocks.append(algebra.dot(block, keys, precision, (1, 1)))
-  below = [jnp.concatenate(blocks, axis=0) for blocks in products]
-  diagonal = _diagonal_blocks(lefts, k, log_decay)
-  return [x + y for x, y in zip(below, diagonal)]
-
-
-def _diagonal_blocks(
-  lefts: Sequence[Float32[Array, "c k"]],
-  k: Float32[Array, "c k"],
-  log_decay: Float32[Array, "c k"],
-) -> list[Float32[Array, "c c"]]:
-  """P within the blocks of 16 rows, one column of all blocks at a time.
-
-  From the last column to the first, the log decay between its key and the rows
-  below grows by one token: a sum over its own segment. A column takes one exp
-  and one sum along the lanes, for all rows of the chunk at once.
-
-  Args:
-    lefts: What stands on the left of each product: keys, or queries.
-    k: The keys.
-    log_decay: The log decay of each token and channel, finite.
-  """
-  size = k.shape[0]
-  i, j = (algebra.iota((size, size), axis) for axis in (0, 1))
-  in_block = algebra.iota(k.shape, 0) % algebra.BLOCK
-  segment = jnp.zeros(k.shape, jnp.float32)
-  products = [jnp.zeros((size, size), jnp.float32) for _ in lefts]
-  for key in reversed(range(algebra.BLOCK)):
-    if key + 1 < algebra.BLOCK:
-      grown = segment + algebra.in_blocks(log_decay, key + 1)
-      segment = jnp.where(in_block > key, grown, 0.0)
-    keys = algebra.in_blocks(k, key) * jnp.exp(segment)
-    keys = jnp.where(in_block >= key, keys, 0.0)
-    here = j == i - i % algebra.BLOCK + key
-    for index, left in enumerate(lefts):
-      product = jnp.sum(left * keys, axis=1, keepdims=True)
-      products[index] = jnp.where(here, product, products[index])
-  return products
+  second = algebra.iota(q.shape, 0) // half % 2 == 1
+  left = jnp.where(second, k, jnp.roll(q, -half, axis=0))
+  fresh = products(left, k, (1, 1))
+  return jnp.concatenate([fresh, jnp.roll(fresh, half, axis=0)])
 
 
 IMPLEMENTATION = implementation(_run)

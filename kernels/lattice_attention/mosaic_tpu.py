@@ -32,6 +32,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+from sparse_prefix_jax.kernels.mosaic_tpu.products import dot
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Ref
 
 
@@ -296,7 +297,7 @@ def _accumulate(
   seen = (key <= row) & keys.has(key)
   if sizes.window is not None:
     seen &= key > row - sizes.window
-  scores = algebra.dot(q, k, sizes.precision, (1, 1))
+  scores = dot(q, k, sizes.precision, (1, 1))
   scores = jnp.where(seen, scores, -jnp.inf)
   before = maximum_ref[:, :1]
   maximum = jnp.maximum(before, jnp.max(scores, axis=1, keepdims=True))
@@ -304,7 +305,7 @@ def _accumulate(
   rescale, weights = jnp.exp(before - finite), jnp.exp(scores - finite)
   total = jnp.sum(weights, axis=1, keepdims=True)
   total = total_ref[:, :1] * rescale + total
-  update = algebra.dot(weights.astype(v.dtype), v, sizes.precision)
+  update = dot(weights.astype(v.dtype), v, sizes.precision)
   out_ref[...] = out_ref[...] * rescale + update
   maximum_ref[...] = jnp.broadcast_to(maximum, maximum_ref.shape)
   total_ref[...] = jnp.broadcast_to(total, total_ref.shape)

@@ -17,6 +17,7 @@ from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
 )
+from sparse_prefix_jax.kernels.mosaic_tpu.products import Products, products_of
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 
@@ -36,9 +37,10 @@ def _run(
   The pool stays in HBM and is the result: a state moves when a request is
   resumed and when a chunk is captured, never between two chunks.
   """
+  products = products_of(precision, q, k, v)
   return scan_heads(
-    functools.partial(_key_head, precision),
-    functools.partial(_value_head, precision),
+    functools.partial(_key_head, products),
+    functools.partial(_value_head, products),
     (q, k, v, log_decay),
     pool,
     chunks,
@@ -48,7 +50,7 @@ def _run(
 
 
 def _key_head(
-  precision: lax.Precision,
+  products: Products,
   length: Array,
   q: Float[Array, "c k"],
   k: Float[Array, "c k"],
@@ -58,20 +60,20 @@ def _key_head(
   The product is made once per key head; decays differ per value head.
 
   Args:
-    precision: Precision of the products.
+    products: How matrices are multiplied.
     length: How many tokens are real.
     q: The queries.
     k: The keys.
   """
-  q, k = (algebra.real_float32(x, length) for x in (q, k))
-  return q, k, algebra.dot(q, k, precision, (1, 1))
+  q, k = (products.exact(algebra.real_float32(x, length)) for x in (q, k))
+  return q, k, products(q, k, (1, 1))
 
 
 def _value_head(
-  precision: lax.Precision,
+  products: Products,
   length: Array,
-  q: Float32[Array, "c k"],
-  k: Float32[Array, "c k"],
+  q: Float[Array, "c k"],
+  k: Float[Array, "c k"],
   query_key: Float32[Array, "c c"],
   v: Float[Array, "c v"],
   log_decay: Float32[Array, "1 c"],
@@ -79,8 +81,11 @@ def _value_head(
 ) -> tuple[Float32[Array, "c v"], Float32[Array, "k v"]]:
   """Computes the outputs of one chunk and the state after it.
 
+  A decay here belongs to a whole token, so it scales rows of results and of V:
+  keys and queries enter all products as they came.
+
   Args:
-    precision: Precision of the products.
+    products: How matrices are multiplied.
     length: How many tokens are real; the others are selected to zero before
       they enter.
     q: The queries.
@@ -94,9 +99,9 @@ def _value_head(
   decay, from_start, to_end, whole = algebra.decays(
     algebra.real_log_decay(log_decay, length)
   )
-  out = algebra.dot(q * from_start, state, precision)
-  out = out + algebra.dot(query_key * decay, v, precision)
-  update = algebra.dot(k * to_end, v, precision, (0, 0))
+  out = from_start * products(q, state)
+  out = out + products(query_key * decay, products.exact(v))
+  update = products(k, to_end * v, (0, 0))
   return out, state * whole + update
 
 

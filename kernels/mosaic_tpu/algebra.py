@@ -12,35 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.mosaic_tpu.products import (
+  Products,
+  masked_sums,
+  of_all_heads,
+)
+
 BLOCK = 16
 """Rows that forward substitution eliminates one by one."""
 
 RESET = -1e36
 """Stands for a log decay of -inf: exp gives 0, and 0 * it is not NaN."""
-
-
-def dot(
-  x: Float[Array, "r1 c1"],
-  y: Float[Array, "r2 c2"],
-  precision: lax.Precision | None,
-  contract: tuple[int, int] = (1, 0),
-) -> Float32[Array, "r v"]:
-  """Multiplies two matrices, adding in float32.
-
-  Args:
-    x: Float32; or bfloat16 like y, whose products are exact in one pass.
-    y: The other factor.
-    precision: HIGHEST takes six passes of the matrix unit for float32.
-    contract: The axis of each that is summed over: (1, 0) is x y, (1, 1) is
-      x y^T, (0, 0) is x^T y.
-  """
-  return lax.dot_general(
-    x,
-    y,
-    (((contract[0],), (contract[1],)), ((), ())),
-    precision=precision,
-    preferred_element_type=jnp.float32,
-  )
 
 
 def iota(shape: tuple[int, ...], axis: int) -> Int32[Array, "r k"]:
@@ -116,7 +98,7 @@ def decays(
   # segment_ij = sum over l <= i of a_l [l > j]
   after = jnp.where(i > j, column(log_decay), 0.0)
   inclusive = jnp.where(i >= j, 1.0, 0.0)
-  segment = dot(inclusive, after, lax.Precision.HIGHEST)
+  segment = masked_sums(inclusive, after)
   decay = jnp.exp(jnp.where(i >= j, segment, -jnp.inf))
   from_start = jnp.where(j <= i, log_decay, 0.0)
   to_end = jnp.where(j > i, log_decay, 0.0)
@@ -130,7 +112,7 @@ def decays(
 def solve_unit_lower(
   lower: Float32[Array, "c c"],
   right: Float32[Array, "c r"],
-  precision: lax.Precision,
+  products: Products,
 ) -> Float32[Array, "c r"]:
   """(I + lower)^-1 right by forward substitution in blocks of 16 rows.
 
@@ -141,25 +123,26 @@ def solve_unit_lower(
   Args:
     lower: Strictly lower triangular; c is a multiple of BLOCK.
     right: Right-hand sides.
-    precision: Precision of the products.
+    products: How matrices are multiplied.
 
   Returns:
     The solution, to the rounding of substitution also where keys repeat and
     strengths are 1: nothing that grows is subtracted from anything.
   """
-  size = lower.shape[0]
+  size, width = right.shape
   i, j = iota(lower.shape, 0), iota(lower.shape, 1)
   same_block = i // BLOCK == j // BLOCK
   inverse = _invert_diagonal_blocks(jnp.where(same_block, lower, 0.0))
+  inverse = jnp.where(same_block, inverse, 0.0)
   below = jnp.where(same_block, 0.0, lower)
-  below = dot(inverse, below, precision)
-  right = dot(inverse, right, precision)
+  both = products(inverse, jnp.concatenate([right, below], axis=1))
+  right, below = both[:, :width], both[:, width:]
   solved = right[:BLOCK]
   for start in range(BLOCK, size, BLOCK):
     rows = slice(start, start + BLOCK)
-    unknown = jnp.zeros((size - start, right.shape[1]), jnp.float32)
+    unknown = jnp.zeros((size - start, width), jnp.float32)
     known = jnp.concatenate([solved, unknown], axis=0)
-    fresh = right[rows] - dot(below[rows], known, precision)
+    fresh = right[rows] - products(below[rows], known)
     solved = jnp.concatenate([solved, fresh], axis=0)
   return solved
 
@@ -170,21 +153,32 @@ def _invert_diagonal_blocks(
   """(I + lower)^-1 for block-diagonal `lower`, all blocks row by row.
 
   Right-looking elimination: when row j of a block is final, its multiples are
-  taken from the rows below it. All blocks take their step at once, so 15 steps
-  do, of a few registers each.
+  taken from the rows below it. All blocks take their step at once, beside one
+  another in BLOCK rows, so 15 steps do, of a register or two each.
 
   Args:
     lower: Strictly lower triangular blocks of BLOCK rows, zero elsewhere.
+
+  Returns:
+    The inverses beside one another, in every block of rows: those of other
+    blocks are to be selected away.
   """
-  shape = lower.shape
-  i, j = iota(shape, 0), iota(shape, 1)
-  inverse = jnp.where(i == j, 1.0, 0.0)
-  first = i - i % BLOCK
+  blocks = lower.shape[0] // BLOCK
+  lower = jnp.sum(lower.reshape(blocks, BLOCK, -1), axis=0)
+  i, j = iota(lower.shape, 0), iota(lower.shape, 1)
+  inverse = jnp.where(i == j % BLOCK, 1.0, 0.0)
   for row in range(BLOCK - 1):
-    factor = jnp.where(j == first + row, lower, 0.0)
-    factor = jnp.sum(factor, axis=1, keepdims=True)
+    factor = _lanes(lower, j - j % BLOCK + row)
     inverse = inverse - factor * in_blocks(inverse, row)
-  return inverse
+  return jnp.concatenate([inverse] * blocks, axis=0)
+
+
+@of_all_heads
+def _lanes(
+  x: Float32[Array, "r c"], index: Int32[Array, "r c"]
+) -> Float32[Array, "r c"]:
+  """Of every row, the numbers of these columns."""
+  return jnp.take_along_axis(x, index, axis=1, mode="promise_in_bounds")
 
 
 def in_blocks(x: Float32[Array, "c v"], row: int) -> Float32[Array, "c v"]:

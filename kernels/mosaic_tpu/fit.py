@@ -24,10 +24,6 @@ LANES = 128
 _TWO_CORES = ("TPU v4", "TPU v5", "TPU v5p")
 """Kinds of devices that share the blocks of a grid out among two cores."""
 
-_WIDE_UNITS = ("TPU v6 lite", "TPU7x")
-"""Kinds whose matrix units take 256 x 256 at once, others 128 x 128."""
-
-
 _VMEM_BYTES = 14 * 2**20
 """What the buffers of a step may take: 16 MiB, but for what is not counted."""
 SCALAR_BYTES = 2**20 - 2**14
@@ -49,11 +45,10 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
 
   One chain of small products leaves the units waiting for its own results; what
   other heads have to do fills the gaps. By the schedules of the compiler
-  (benchmarks/results/aot_schedule.json), four heads of up to 128 take 29 to
-  50 % fewer cycles each than one. Wide heads fill small matrix units by
-  themselves: there, four of 256 save 1 to 11 % of what two take, on wide units
-  13 to 18 %. More heads save less, and make long programs. With two cores there
-  are two blocks at least.
+  (benchmarks/results/aot_schedule.json), eight heads of 128 take 43 to 66 %
+  fewer cycles each than one, and 11 to 29 % fewer than four. Of wide heads four
+  are all that VMEM holds: of 256, 9 to 29 % fewer cycles each than for two.
+  With two cores there are two blocks at least.
 
   Args:
     device: What the program is made for.
@@ -62,12 +57,12 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
   """
   heads, groups = v.shape[2], v.shape[2] // k.shape[2]
   narrow = max(k.shape[3], v.shape[3]) <= LANES
-  most = 4 if narrow or device.kind in _WIDE_UNITS else 2
+  most = 8 if narrow else 4
   if device.kind in _TWO_CORES:
     most = min(most, max(heads // 2, 1))
   fitting = (
     x
-    for x in (4, 2)
+    for x in (8, 4, 2)
     if x <= most
     and divides_heads(x, heads, groups)
     and step_bytes(x, k, v) <= _VMEM_BYTES

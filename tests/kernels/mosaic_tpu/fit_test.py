@@ -19,18 +19,18 @@ def heads(count, width):
 @pytest.mark.parametrize(
   ("device", "key_heads", "value_heads", "width", "block"),
   [
-    (ONE_CORE, 16, 16, 128, 4),
-    (ONE_CORE, 16, 32, 128, 4),
-    (ONE_CORE, 1, 48, 128, 4),
+    (ONE_CORE, 16, 16, 128, 8),
+    (ONE_CORE, 16, 32, 128, 8),
+    (ONE_CORE, 1, 48, 128, 8),
     (ONE_CORE, 5, 15, 128, 1),
-    (ONE_CORE, 16, 16, 256, 2),
+    (ONE_CORE, 16, 16, 256, 4),
     (WIDE_UNITS, 16, 16, 256, 4),
     (ONE_CORE, 6, 6, 64, 2),
     (ONE_CORE, 3, 3, 64, 1),
     (TWO_CORES, 4, 4, 128, 2),
     (TWO_CORES, 2, 4, 128, 2),
     (TWO_CORES, 6, 6, 128, 2),
-    (TWO_CORES, 16, 16, 128, 4),
+    (TWO_CORES, 16, 16, 128, 8),
     (TWO_CORES, 1, 1, 128, 1),
   ],
 )
@@ -47,7 +47,7 @@ def test_long_chunks_leave_room_for_fewer_heads():
     found.append(fit.heads_per_step(ONE_CORE, x, x))
     taken = fit.step_bytes(found[-1], x, x)
     assert (taken <= fit._VMEM_BYTES) == (size < 512)
-  assert found == [4, 4, 2, 1, 1]
+  assert found == [8, 4, 2, 1, 1]
 
 
 @pytest.mark.parametrize(
