@@ -52,13 +52,18 @@ _ONE_MODULE = "--xla_cpu_parallel_codegen_split_count=1"
 _OLDER_EMITTER = "--xla_cpu_use_fusion_emitters=false"
 
 
+def _is_default(config):
+  """Whether this run is not of the tests of another marker."""
+  return config.option.markexpr.startswith("not slow and")
+
+
 def pytest_configure(config):
   """Chooses how XLA compiles, and where all processes of this run keep it."""
-  default = "not slow" in config.option.markexpr
+  default = _is_default(config)
   flags = (_ONE_MODULE, _OLDER_EMITTER) if default else (_ONE_MODULE,)
   os.environ.setdefault("XLA_FLAGS", " ".join(flags))
   # While tests are imported; see `optimisation`.
-  jax.config.update("jax_disable_most_optimizations", True)
+  jax.config.update("jax_disable_most_optimizations", default)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = tempfile.mkdtemp(prefix="programs_of_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
@@ -83,9 +88,9 @@ def unchecked_types(monkeypatch):
 # These look for what is wrong on the host, a slot or a page, or compare numbers
 # within a tolerance: less optimisation shows it too.
 LITTLE = (
-  *("project", "serving"),
-  "models/family_logits_test.py",
+  *("cache", "commands", "evaluation", "project", "serving", "training"),
   "placement/dynamic_program_test.py",
+  "models/family_logits_test.py",
 )
 # The contract itself: the library's programs are compiled as XLA does it for
 # users. Gradients, and what is compared with programs of a test, are not.
@@ -115,7 +120,7 @@ def optimisation(request):
   both.
   """
   path = request.path
-  little = _is_below(path, LITTLE)
+  little = _is_default(request.config) and _is_below(path, LITTLE)
   if jax.config.read("jax_disable_most_optimizations") != little:
     jax.clear_caches()  # No function keeps what it was compiled to before.
     jax.config.update("jax_disable_most_optimizations", little)
@@ -126,6 +131,15 @@ def optimisation(request):
     if compiling and _is_below(path, CONTRACT) and _on_cpu():
       patch.setattr(compiling, "compiler_options", lambda: dict(_AS_XLA_DOES))
     yield
+
+
+@pytest.fixture
+def little_optimisation():
+  """Compiles faster in a test of closeness, of functions that only it calls."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 _REGIONS = pathlib.Path("/proc/self/maps")
