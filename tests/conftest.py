@@ -89,7 +89,8 @@ def unchecked_types(monkeypatch):
 # within a tolerance: less optimisation shows it too.
 LITTLE = (
   *("cache", "commands", "evaluation", "project", "serving", "training"),
-  "placement/dynamic_program_test.py",
+  *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
+  *("placement/heuristics_test.py", "placement/priced_test.py"),
   "models/family_logits_test.py",
 )
 # The contract itself: the library's programs are compiled as XLA does it for
