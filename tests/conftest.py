@@ -88,7 +88,8 @@ def unchecked_types(monkeypatch):
 # These look for what is wrong on the host, a slot or a page, or compare numbers
 # within a tolerance: less optimisation shows it too.
 LITTLE = (
-  *("cache", "commands", "evaluation", "project", "serving", "training"),
+  *("benchmarks", "cache", "commands", "evaluation", "project", "serving"),
+  "training",
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
   *("placement/heuristics_test.py", "placement/priced_test.py"),
   "models/family_logits_test.py",
