@@ -7,6 +7,8 @@ and hypothesis draws the same examples each time, however long they take.
 A program is compiled once in a run, whichever process asks for it first:
 compiling is most of what the tests take. `JAX_COMPILATION_CACHE_DIR` names a
 folder that keeps the programs for the next run too.
+
+What looks for faults of the host is compiled with little optimisation.
 """
 
 import functools
@@ -14,6 +16,7 @@ import gc
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 # The processes that tests start inherit this.
@@ -43,6 +46,29 @@ jaxtyping.install_import_hook("sparse_prefix_jax", "beartype.beartype")
 gc.set_threshold(10_000, 10, 10)
 
 
+_TESTS = pathlib.Path(__file__).parent
+# They look for what is wrong on the host, a slot, a page, an order, or compare
+# numbers within a tolerance: less optimisation shows it too. Not among them is
+# what looks for bits that compiled programs lose.
+LITTLE = (
+  *("benchmarks", "cache", "commands", "evaluation", "project", "training"),
+  *("serving/scheduler", "serving/server", "serving/text"),
+  *("serving/engine_test.py", "serving/hour_test.py"),
+  *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
+  *("placement/heuristics_test.py", "placement/priced_test.py"),
+  "models/family_logits_test.py",
+)
+# The newer emitter of fusions takes twice as long; JAX 0.11 has no other.
+_OLDER = jax.__version_info__ < (0, 11)
+_EASIER = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}
+
+
+def _compiles_little(request):
+  """Whether this is a test of the usual run that is among those above."""
+  usual = request.config.option.markexpr.startswith("not slow and")
+  return usual and any(request.path.is_relative_to(_TESTS / p) for p in LITTLE)
+
+
 def pytest_configure(config):
   """Makes a folder of compiled programs for all processes of this run."""
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -61,6 +87,38 @@ def pytest_configure(config):
 def unchecked_types(monkeypatch):
   """Users do not have the checks of types that the tests run with."""
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimisation(request):
+  """Compiles as XLA does for users, or with little optimisation.
+
+  The bits of a cold run have to be those of a resumed one whatever compiles
+  both.
+  """
+  little = _compiles_little(request)
+  if jax.config.read("jax_disable_most_optimizations") != little:
+    jax.clear_caches()  # No function keeps what it was compiled to before.
+    jax.config.update("jax_disable_most_optimizations", little)
+  if not little:
+    yield
+    return
+  compiling = sys.modules.get("sparse_prefix_jax.runtime.compiling")
+  with pytest.MonkeyPatch.context() as patch:
+    # So that processes which tests start compile alike.
+    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    if jax.default_backend() == "cpu" and compiling is not None:
+      patch.setattr(compiling, "compiler_options", lambda: dict(_EASIER))
+    yield
+
+
+@pytest.fixture
+def little_optimisation():
+  """Compiles faster in a test of closeness, of functions that only it calls."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 _REGIONS = pathlib.Path("/proc/self/maps")

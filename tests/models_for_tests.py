@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
@@ -49,16 +50,31 @@ def small_config(**changes) -> ModelConfig:
   return tiny_config(**(fields | changes))
 
 
-@functools.cache
 def small_model(**changes) -> HybridDecoder:
-  """A random model of `small_config`."""
+  """A random model of `small_config`, made by what is compiled alike."""
+  return _small_model(_little_optimisation(), **changes)
+
+
+@functools.cache
+def _small_model(little: bool, **changes) -> HybridDecoder:
+  del little
   return HybridDecoder(small_config(**changes), rngs=nnx.Rngs(0))
 
 
-@functools.cache
 def cold_runs(**changes) -> ColdRuns:
-  """Cold runs of `small_model`, to compare with."""
+  """Cold runs of `small_model`, to compare with what is compiled alike."""
+  return _cold_runs(_little_optimisation(), **changes)
+
+
+@functools.cache
+def _cold_runs(little: bool, **changes) -> ColdRuns:
+  del little
   return ColdRuns(small_model(**changes), longest=LONGEST)
+
+
+def _little_optimisation() -> bool:
+  """Whether tests compile with little optimisation now."""
+  return jax.config.read("jax_disable_most_optimizations")
 
 
 @functools.cache
@@ -72,7 +88,12 @@ def last_placement() -> PlacementPolicy:
   return PlacementPolicy("last", chunk=16)
 
 
-@functools.cache
 def answers() -> Answers:
   """What requests to `small_model` answer alone, to compare with."""
+  return _answers(_little_optimisation())
+
+
+@functools.cache
+def _answers(little: bool) -> Answers:
+  del little
   return Answers(cold_runs(), seed=0, longest=LONGEST)

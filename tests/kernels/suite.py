@@ -256,6 +256,7 @@ class CoreSuite:
       assert same_bits(scanned.state, pool[4])
       assert same_bits(scanned.captured, np.asarray(pool)[[4, 1, 2]])
 
+  @pytest.mark.usefixtures("little_optimisation")
   def test_gradients_equal_those_of_the_recurrence(self):
     operation, c = self.operation, self.operation.chunk
     t = c + c // 2
@@ -287,6 +288,7 @@ class CoreSuite:
       assert reference.relative_error(real, expected) <= 1e-4
     assert reference.relative_error(got_state, want_state) <= 1e-4
 
+  @pytest.mark.usefixtures("little_optimisation")
   def test_gradients_pass_through_jit_and_checkpoint(self):
     self.assert_gradients_pass_through()
 

@@ -1,20 +1,10 @@
 """Families: the logits of transformers, cold, resumed and decoded."""
 
-import jax
 import numpy as np
 import pytest
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from tests.models.golden_cases import CASES, GOLDEN, TINY, load
-
-
-@pytest.fixture(scope="module", autouse=True)
-def little_optimisation():
-  """Compiles faster: what is compared here is closeness, no bits."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-  jax.clear_caches()
 
 
 def golden(case):

@@ -16,7 +16,6 @@ from tests.models_for_tests import (
 )
 
 CHUNK = 16
-COLD = cold_runs()
 
 
 def new_cache(placement="last", **changes):
@@ -44,7 +43,7 @@ def test_prompt_of_one_token_decodes_through_two_lattice_points():
   for end in range(1, 40):
     out = advance(cache, sequences, tokens[end : end + 1])
     sequences = out.sequences
-    expected = COLD.decode(tokens[: end + 1], 1)
+    expected = cold_runs().decode(tokens[: end + 1], 1)
     assert differing_bits(out.logits[0], expected) == 0
   assert sequences[0].length == 40
 
@@ -55,7 +54,7 @@ def test_steps_are_close_to_prefill():
   for end in range(50, 60):
     out = advance(cache, sequences, tokens[end : end + 1])
     sequences = out.sequences
-    expected = COLD.prefill(tokens[: end + 1]).logits[-1]
+    expected = cold_runs().prefill(tokens[: end + 1]).logits[-1]
     np.testing.assert_allclose(out.logits[0], expected, atol=2e-4)
 
 
@@ -70,7 +69,9 @@ def test_more_sequences_than_rows_in_any_order():
   order = np.random.default_rng(0).permutation(len(prompts))
   out = advance(cache, [sequences[i] for i in order], new[order])
   for row, i in enumerate(order):
-    expected = COLD.decode(np.append(prompts[i], new[i]), prompts[i].size)
+    expected = cold_runs().decode(
+      np.append(prompts[i], new[i]), prompts[i].size
+    )
     assert differing_bits(out.logits[row], expected) == 0
 
 
@@ -80,7 +81,7 @@ def test_exact_gives_the_bits_of_prefill():
   for end in range(30, 70):
     out = advance(cache, sequences, tokens[end : end + 1], exact=True)
     sequences = out.sequences
-    expected = COLD.prefill(tokens[: end + 1]).logits[-1]
+    expected = cold_runs().prefill(tokens[: end + 1]).logits[-1]
     assert differing_bits(out.logits[0], expected) == 0
   cache.release(sequences)
   (report,) = prefill(small_model(), cache, [tokens]).reports
@@ -96,7 +97,7 @@ def test_release_stores_the_end_of_the_conversation():
   assert len(cache.store.index) == 1  # the longer entry supersedes the shorter
   out = prefill(small_model(), cache, [tokens], all_logits=True)
   assert (out.reports[0].overlap, out.reports[0].resumed) == (75, 64)
-  expected = COLD.prefill(tokens).logits[64:]
+  expected = cold_runs().prefill(tokens).logits[64:]
   assert differing_bits(out.logits[0], expected) == 0
   assert cache.store.index.stats.leased_slots == 2
 
@@ -116,7 +117,7 @@ def test_forks_go_their_own_ways(placement, decoded):
     both = list(out.sequences)
     for i in range(2):
       pasts[i] = np.append(pasts[i], new[i])
-      expected = COLD.decode(pasts[i], 40)
+      expected = cold_runs().decode(pasts[i], 40)
       assert differing_bits(out.logits[i], expected) == 0
   cache.release(both)
   cache.audit()
@@ -180,7 +181,7 @@ def test_fork_keeps_the_end_of_the_conversation(order):
   cache.audit()
   out = prefill(small_model(), cache, [tokens])
   assert (out.reports[0].overlap, out.reports[0].resumed) == (55, 48)
-  expected = COLD.prefill(tokens).logits[-1]
+  expected = cold_runs().prefill(tokens).logits[-1]
   assert differing_bits(out.logits[0], expected) == 0
 
 

@@ -25,7 +25,6 @@ from tests.models_for_tests import (
 )
 
 CHUNK = 16
-COLD = cold_runs()
 
 
 def new_cache(placement="last", budget=None, **changes):
@@ -43,7 +42,7 @@ def run(cache, prompts, **arguments):
   poison(cache)
   out = prefill(small_model(), cache, prompts, **arguments)
   for prompt, logits in zip(prompts, out.logits, strict=True):
-    assert differing_bits(logits, COLD.prefill(prompt).logits[-1]) == 0
+    assert differing_bits(logits, cold_runs().prefill(prompt).logits[-1]) == 0
   cache.release(out.sequences)
   cache.audit()
   return out.reports
@@ -167,7 +166,7 @@ def test_an_anchor_outlives_the_prompt_that_captured_it():
 
 def test_all_logits_are_those_of_every_computed_token():
   cache, prompt = new_cache(), random_tokens(90)
-  expected = COLD.prefill(prompt).logits
+  expected = cold_runs().prefill(prompt).logits
   out = prefill(small_model(), cache, [prompt[:70]], all_logits=True)
   assert differing_bits(out.logits[0], expected[:70]) == 0
   out = prefill(small_model(), cache, [prompt], all_logits=True)
