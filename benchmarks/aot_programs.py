@@ -113,6 +113,10 @@ def _linear(width: int, dtype: Any) -> Program:
   return _packed(linear_attention, *_heads(width, dtype), _GATE)
 
 
+_NOT_ON_TPU = causal_conv1d_step, diagonal_scan_step
+"""The steps of one token that have no kernel there."""
+
+
 def _token(
   operation: Callable[..., Any],
   pools: Callable[[int], Any],
@@ -123,8 +127,9 @@ def _token(
 
   def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
     arrays, slots, options = inputs
-    # There is no kernel for TPU: what runs there is XLA's form.
-    chosen = None if implementation == "mosaic_tpu" else implementation
+    chosen = implementation
+    if operation in _NOT_ON_TPU and implementation == "mosaic_tpu":
+      chosen = None  # there is no kernel: what runs there is XLA's form
     out, pool = operation(
       *(*arrays, *pools, *slots), **options, implementation=chosen
     )

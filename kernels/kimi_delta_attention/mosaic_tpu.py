@@ -28,6 +28,9 @@ from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
 )
+from sparse_prefix_jax.kernels.mosaic_tpu.heads_step import (
+  step_implementation,
+)
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
 
@@ -197,3 +200,4 @@ def _diagonal_blocks(
 
 
 IMPLEMENTATION = implementation(_run)
+STEP = step_implementation("kimi_delta_attention_step")
