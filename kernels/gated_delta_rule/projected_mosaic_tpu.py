@@ -42,8 +42,8 @@ def _heads(
   arguments: tuple[Array, ...], *, key_heads: int, dtype: str, **_: Any
 ) -> tuple[Array, ...]:
   """What the step would be called with, to be looked at."""
-  mixed, *_, pool, read, write = arguments
-  b, (_, heads, width, value_width) = mixed.shape[0], pool.shape
+  mixed, *_rest, pool, read, write = arguments
+  b, (_slots, heads, width, value_width) = mixed.shape[0], pool.shape
   key = jnp.zeros((b, key_heads, width), dtype)
   gate = jnp.zeros((b, heads), jnp.float32)
   value = jnp.zeros((b, heads, value_width), dtype)

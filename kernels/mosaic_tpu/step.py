@@ -203,7 +203,7 @@ def _kernel(
 
       @pl.when(slot >= 0)
       def _(ends: Any = ends, done: Ref = done) -> None:
-        getattr(pltpu.make_async_copy(*ends, done), act)()
+        getattr(pltpu.make_async_copy(ends[0], ends[1], done), act)()
 
       if which == 0 and act == "wait":
 
