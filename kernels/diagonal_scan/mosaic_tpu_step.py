@@ -65,17 +65,15 @@ def _run(
   tokens = [
     Operand(jnp.pad(u, ((0, missing), (0, 0))), 1) for u in (x, log_decay)
   ]
-  slots = (
-    jnp.pad(slot, (0, missing), constant_values=none)
-    for slot, none in ((read, ZERO), (write, NONE))
-  )
+  read = jnp.pad(read, (0, missing), constant_values=ZERO)
+  write = jnp.pad(write, (0, missing), constant_values=NONE)
   grid = StepGrid(config.cores, (rows + missing) // _TOGETHER, parts, _TOGETHER)
   y, pool = advance(
     _cell,
     tokens,
     _new(tokens[0]),
     Operand(pool, 1),
-    *(tuple(slots), grid, config, "diagonal_scan_step"),
+    *((read, write), grid, config, "diagonal_scan_step"),
   )
   return y[:rows], pool
 
