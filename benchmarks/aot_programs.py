@@ -123,8 +123,9 @@ def _token(
 
   def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
     arrays, slots, options = inputs
-    # There is no kernel for TPU: what runs there is XLA's form.
-    chosen = None if implementation == "mosaic_tpu" else implementation
+    chosen = implementation
+    if operation is causal_conv1d_step and implementation == "mosaic_tpu":
+      chosen = None  # there is no kernel: what runs there is XLA's form
     out, pool = operation(
       *(*arrays, *pools, *slots), **options, implementation=chosen
     )
@@ -245,13 +246,9 @@ def _attention(width: int, dtype: Any) -> Program:
 
 
 def _attention_step(width: int, dtype: Any) -> Program:
-  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+  def run(inputs: Any, pools: Any, **options: Any) -> Any:
     q, k, v, *rows = inputs
-    # There is no kernel for TPU: what runs there is XLA's form.
-    chosen = None if implementation == "mosaic_tpu" else implementation
-    out, *pools = lattice_attention_step(
-      *(q, k, v, *pools, *rows), implementation=chosen
-    )
+    out, *pools = lattice_attention_step(*(q, k, v, *pools, *rows), **options)
     return out, tuple(pools)
 
   q = jax.ShapeDtypeStruct((ROWS, 2 * VALUE_HEADS, width), dtype)

@@ -12,6 +12,7 @@ from sparse_prefix_jax.kernels.diagonal_scan import (
   mosaic_gpu,
   mosaic_gpu_step,
   mosaic_tpu,
+  mosaic_tpu_step,
   xla,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
@@ -22,7 +23,11 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
-STEP_IMPLEMENTATIONS = (mosaic_gpu_step.STEP, plain(xla.step))
+STEP_IMPLEMENTATIONS = (
+  mosaic_gpu_step.STEP,
+  mosaic_tpu_step.STEP,
+  plain(xla.step),
+)
 
 
 def diagonal_scan(

@@ -10,6 +10,7 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
   mosaic_gpu,
   mosaic_tpu,
   projected_mosaic_gpu,
+  projected_mosaic_tpu,
   projected_xla,
   xla,
 )
@@ -22,9 +23,10 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
-STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, plain(xla.step))
+STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, mosaic_tpu.STEP, plain(xla.step))
 PROJECTED_STEP_IMPLEMENTATIONS = (
   projected_mosaic_gpu.PROJECTED_STEP,
+  projected_mosaic_tpu.PROJECTED_STEP,
   plain(projected_xla.projected_step),
 )
 

@@ -20,6 +20,9 @@ from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
 )
+from sparse_prefix_jax.kernels.mosaic_tpu.heads_step import (
+  step_implementation,
+)
 from sparse_prefix_jax.kernels.mosaic_tpu.products import Products, products_of
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 
@@ -126,3 +129,4 @@ def _value_head(
 
 
 IMPLEMENTATION = implementation(_run)
+STEP = step_implementation("gated_delta_rule_step")

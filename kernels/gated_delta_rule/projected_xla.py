@@ -1,5 +1,6 @@
 """Heads of Gated DeltaNet from its projections, in XLA operations."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -105,8 +106,24 @@ def projected_step(
   beta_scale: float,
   dtype: str,
   precision: str,
+  step: Callable[..., tuple[Array, Array]] = xla.step,
 ) -> tuple[Float32[Array, "b hv v"], Float32[Array, "s hv k v"]]:
   """Runs `gated_delta_rule_projected_step`, whose arguments these are.
+
+  Args:
+    mixed: As in `gated_delta_rule_projected_step`.
+    x: As there.
+    weight: As there.
+    log_rate: As there.
+    decay_bias: As there.
+    pool: As there.
+    read: As there.
+    write: As there.
+    key_heads: As there.
+    beta_scale: As there.
+    dtype: As there.
+    precision: As there.
+    step: What takes the token with the heads, as `gated_delta_rule_step` does.
 
   Returns:
     The outputs and the pool.
@@ -118,4 +135,4 @@ def projected_step(
     beta_scale=beta_scale,
     dtype=dtype,
   )
-  return xla.step(*heads, pool, read, write)
+  return step(*heads, pool, read, write)

@@ -29,6 +29,9 @@ from sparse_prefix_jax.kernels.mosaic_tpu.heads import (
   implementation,
   scan_heads,
 )
+from sparse_prefix_jax.kernels.mosaic_tpu.heads_step import (
+  step_implementation,
+)
 from sparse_prefix_jax.kernels.mosaic_tpu.products import (
   Products,
   masked_sums,
@@ -194,3 +197,4 @@ def _pairs_of_halves(
 
 
 IMPLEMENTATION = implementation(_run)
+STEP = step_implementation("kimi_delta_attention_step")

@@ -11,6 +11,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
   decode_mosaic_gpu,
+  decode_mosaic_tpu,
   mosaic_gpu,
   mosaic_tpu,
   pages_vjp,
@@ -32,6 +33,7 @@ IMPLEMENTATIONS = (
 )
 STEP_IMPLEMENTATIONS = (
   decode_mosaic_gpu.IMPLEMENTATION,
+  decode_mosaic_tpu.IMPLEMENTATION,
   plain(pages_vjp.attend_rows),
 )
 

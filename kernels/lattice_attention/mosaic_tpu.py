@@ -30,6 +30,10 @@ from jaxtyping import Array, Float, Float32, Int32
 from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.lattice_attention.fit_mosaic_tpu import (
+  bytes_of_rows,
+  refusal_of_pages,
+)
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 from sparse_prefix_jax.kernels.mosaic_tpu.products import dot
@@ -54,11 +58,12 @@ class Config(implementations.Config):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class AttentionSizes:
   """Static sizes and orders of one call.
 
   Attributes:
-    chunk: Tokens of a chunk and of a page.
+    queries: Tokens of a row: those of a chunk, or one.
+    chunk: Tokens of a page.
     heads: Key heads.
     block_pages: Pages of one block of keys.
     tokens_first: Whether pages are [c hkv k] rather than [hkv c k].
@@ -66,6 +71,7 @@ class _Sizes:
     precision: Precision of the products.
   """
 
+  queries: int
   chunk: int
   heads: int
   block_pages: int
@@ -139,7 +145,8 @@ def _run(
   rows = rows.reshape(n, heads, -1, q.shape[3])
   # A product of bfloat16 is exact in float32: one pass has all of it.
   exact = q.dtype == k.dtype == jnp.bfloat16
-  sizes = _Sizes(
+  sizes = AttentionSizes(
+    size,
     size,
     heads,
     block_pages,
@@ -147,21 +154,22 @@ def _run(
     window,
     None if exact else precision,
   )
-  out = _attend(rows, key_pages, value_pages, chunks, page_table, sizes, config)
+  out = attend(rows, key_pages, value_pages, chunks, page_table, sizes, config)
   out = out.reshape(n, heads, -1, size, q.shape[3]).transpose(0, 3, 1, 2, 4)
   return out.reshape(q.shape), key_pages, value_pages
 
 
-def _attend(
+def attend(
   q: Float[Array, "n hkv rows k"],
   key_pages: Float[Array, "p c hkv k"],
   value_pages: Float[Array, "p c hkv k"],
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
-  sizes: _Sizes,
+  sizes: AttentionSizes,
   config: Config,
+  name: str = "lattice_attention",
 ) -> Float32[Array, "n hkv rows k"]:
-  """The kernel; row r of a key head is token r % c of the chunk.
+  """The kernel; row r of a key head is token r % queries of the chunk.
 
   Args:
     q: Queries; those of a group of heads are rows of one product.
@@ -171,6 +179,7 @@ def _attend(
     page_table: Pages of each request, in order.
     sizes: Sizes of the call.
     config: Parameters for the compiler or the interpreter.
+    name: What a profile calls the kernel.
   """
   scalars = chunks.position, chunks.length, chunks.request, page_table
   softmax = (*q.shape[1:3], fit.LANES)
@@ -203,11 +212,11 @@ def _attend(
       vmem_limit_bytes=config.vmem_limit_bytes,
     ),
     interpret=config.interpret or False,
-    name="lattice_attention",
+    name=name,
   )(*scalars, q, key_pages, value_pages)
 
 
-def _kernel(sizes: _Sizes, *refs: Ref) -> None:
+def _kernel(sizes: AttentionSizes, *refs: Ref) -> None:
   """One chunk: visits its blocks, fetching the next while one is reduced.
 
   Block i of the absolute grid goes to buffer i % 2. Its copies are started
@@ -266,7 +275,7 @@ def _kernel(sizes: _Sizes, *refs: Ref) -> None:
 
 
 def _accumulate(
-  sizes: _Sizes,
+  sizes: AttentionSizes,
   keys: _Keys,
   first: Array,
   q: Float[Array, "rows k"],
@@ -293,7 +302,7 @@ def _accumulate(
   v = jnp.where(visible, v, jnp.zeros_like(v))
   shape = q.shape[0], sizes.keys
   key = first + algebra.iota(shape, 1)
-  row = keys.position + algebra.iota(shape, 0) % sizes.chunk
+  row = keys.position + algebra.iota(shape, 0) % sizes.queries
   seen = (key <= row) & keys.has(key)
   if sizes.window is not None:
     seen &= key > row - sizes.window
@@ -319,34 +328,12 @@ def _refusal(
   **options: Any,
 ) -> str | None:
   """Why the call does not fit a TPU, or None."""
-  q, k, v, key_pages, value_pages, chunks, page_table = arguments
-  size, width = k.shape[1], k.shape[3]
-  if len({x.dtype for x in (q, k, v, key_pages, value_pages)}) > 1:
-    return "queries, keys, values and pages differ in dtype"
-  if size % 16:
-    return f"chunks of {size} tokens are not a multiple of 16"
-  if width % 64:
-    return f"heads of width {width} are not a multiple of 64"
-  there = fit.vmem_bytes(device)
-  if config.vmem_limit_bytes > there:
-    return (
-      f"vmem_limit_bytes is {config.vmem_limit_bytes}, and a {device.kind} has "
-      f"{there} bytes of VMEM"
-    )
-  scalars = fit.scalar_bytes(*chunks[2:], page_table)
-  if scalars > fit.SCALAR_BYTES:
-    requests, pages = page_table.shape
-    return (
-      f"a page table of {requests} requests and {pages} pages takes {scalars} "
-      f"bytes of SMEM, and there are {fit.SCALAR_BYTES}"
-    )
+  *arrays, chunks, page_table = arguments
+  q, k = arrays[:2]
+  scalars = *chunks[2:], page_table
   taken = _vmem_bytes(q, k, options["block_pages"])
-  if taken > config.vmem_limit_bytes * 3 // 4:
-    return (
-      f"{q.shape[2]} heads over {k.shape[2]} of width {width} take "
-      f"{taken >> 20} MiB of VMEM, above 3/4 of vmem_limit_bytes"
-    )
-  return fit.refusal_of_types((q,), precision)
+  limit = config.vmem_limit_bytes
+  return refusal_of_pages(device, limit, arrays, scalars, taken, precision)
 
 
 def _vmem_bytes(
@@ -358,12 +345,8 @@ def _vmem_bytes(
   on its way), maximum and total along the lanes, and a block of scores, masked
   and as weights.
   """
-  _, size, heads, width = q.shape
-  rows, keys = heads * size, block_pages * size
-  blocks = 4 * keys * k.shape[2] * width * k.dtype.itemsize
-  ends = 2 * rows * width * (q.dtype.itemsize + 4)
-  scores = 3 * (rows // k.shape[2]) * keys * 4
-  return blocks + ends + 2 * rows * fit.LANES * 4 + scores
+  _, size, heads, _ = q.shape
+  return bytes_of_rows(heads // k.shape[2] * size, k, block_pages * size)
 
 
 def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:

@@ -20,7 +20,7 @@ IMPLEMENTATIONS = (
   mosaic_tpu.IMPLEMENTATION,
   plain(xla.packed),
 )
-STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, plain(xla.step))
+STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, mosaic_tpu.STEP, plain(xla.step))
 
 
 def linear_attention(

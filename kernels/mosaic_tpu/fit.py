@@ -70,6 +70,11 @@ def heads_per_step(device: Device, k: Array, v: Array) -> int:
   return next(fitting, 1)
 
 
+def cores_of(device: Device, count: int) -> int:
+  """How many cores share out `count` heads or blocks of channels."""
+  return 2 if device.kind in _TWO_CORES and count % 2 == 0 else 1
+
+
 def divides_heads(block: int, heads: int, groups: int) -> bool:
   """Whether steps of `block` value heads take whole groups, or parts of one.
 

@@ -80,7 +80,7 @@ class Numerics:
 
   @property
   def forced_step_implementation(self) -> str | None:
-    """That of one token; there are no kernels for TPU, where None chooses."""
+    """That of one token; None chooses on TPU, where not all have a kernel."""
     forced = self.forced_implementation
     return None if forced == "mosaic_tpu" else forced
 

@@ -198,7 +198,7 @@ def test_steps_are_close_to_the_chunk(config):
 def test_steps_are_computed_by_the_kernels_of_a_gpu(
   implementation, kind, has_kernels
 ):
-  """On a TPU there are none, and its name takes XLA's form there."""
+  """On a TPU its own is taken, by that name too."""
   config = dataclasses.replace(CONFIG, head_width=64)
   numerics = Numerics(dtype="bfloat16", implementation=implementation)
   layer = config.make(D, numerics, rngs=nnx.Rngs(0))
@@ -209,6 +209,8 @@ def test_steps_are_computed_by_the_kernels_of_a_gpu(
   text = lowered(step, layer, x, pools, rows, jnp.asarray(TABLE), kind=kind)
   for kernel in ("lattice_attention_ranges", "lattice_attention_combine"):
     assert (kernel in text) == has_kernels
+  on_tpu = "lattice_attention_step" in text and "tpu_custom_call" in text
+  assert on_tpu == (kind == TPUS[0])
 
 
 @pytest.mark.parametrize(

@@ -179,13 +179,13 @@ def test_a_prefill_for_a_tpu_consists_of_its_kernels(implementation, kernels):
   ("implementation", "kind", "has_kernel"),
   [
     *(("auto", HOPPER, True), ("mosaic_gpu", HOPPER, True)),
-    *(("xla", HOPPER, False), ("mosaic_tpu", TPUS[0], False)),
+    *(("xla", HOPPER, False), ("xla", TPUS[0], False)),
+    *(("auto", TPUS[0], True), ("mosaic_tpu", TPUS[0], True)),
   ],
 )
 def test_a_decode_step_advances_states_in_a_kernel(
   implementation, kind, has_kernel
 ):
-  """On a TPU there is none, and its name takes XLA's form there."""
   # The kernels of attention, prefill and step, take no float32 where forced.
   model, pools = of_wide_heads(implementation, "bfloat16")
   text = lowered(

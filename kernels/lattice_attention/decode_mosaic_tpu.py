@@ -1,0 +1,107 @@
+"""lattice_attention_step on TPU: one grid step per row, block after block.
+
+The kernel of `mosaic_tpu.py` with one token per row: the query heads of a key
+head are the rows of its products, and the pages of a block come by DMA while
+the block before is reduced. A core runs one program after another, so nothing
+is won by more programs for a row: its blocks are combined in their order on the
+absolute grid, as they are visited, and no partial result leaves VMEM.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Device, Implementation
+from sparse_prefix_jax.kernels.lattice_attention import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.lattice_attention.fit_mosaic_tpu import (
+  bytes_of_rows,
+  refusal_of_pages,
+)
+from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
+
+_ROWS = 16
+"""What queries of a key head are padded to: whole registers of 16 bits."""
+
+
+def _run(
+  q: Float[Array, "b h k"],
+  k: Float[Array, "b hkv k"],
+  v: Float[Array, "b hkv k"],
+  key_pages: Float[Array, "p c hkv k"],
+  value_pages: Float[Array, "p c hkv k"],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+  config: mosaic_tpu.Config,
+) -> tuple[
+  Float32[Array, "b h k"],
+  Float[Array, "p c hkv k"],
+  Float[Array, "p c hkv k"],
+]:
+  """Writes one token per row to its page, then attends in one launch.
+
+  Arguments of `lattice_attention_step`; free rows read no page.
+  """
+  pools = xla.write_rows(
+    (key_pages, value_pages), (k, v), position, active, page_table
+  )
+  b, heads, width = q.shape
+  kv_heads = k.shape[1]
+  groups = heads // kv_heads
+  rows = q.reshape(b, kv_heads, groups, width)
+  rows = jnp.pad(rows, ((0, 0), (0, 0), (0, -groups % _ROWS), (0, 0)))
+  number = jnp.arange(b, dtype=jnp.int32)
+  chunks = Chunks(
+    read=number,
+    write=number,
+    length=active.astype(jnp.int32),
+    position=position,
+    request=number,
+  )
+  exact = q.dtype == k.dtype == jnp.bfloat16
+  sizes = mosaic_tpu.AttentionSizes(
+    1,
+    key_pages.shape[1],
+    kv_heads,
+    block_pages,
+    fit.rows_lie_together(kv_heads, k.dtype),
+    window,
+    None if exact else precision,
+  )
+  out = mosaic_tpu.attend(
+    *(rows, *pools, chunks, page_table, sizes, config),
+    name="lattice_attention_step",
+  )
+  return out[:, :, :groups].reshape(q.shape), *pools
+
+
+def _refusal(
+  device: Device,
+  config: mosaic_tpu.Config,
+  *arguments: Any,
+  block_pages: int,
+  precision: lax.Precision,
+  **_: Any,
+) -> str | None:
+  """Why the call does not fit a TPU, or None."""
+  *arrays, position, _active, page_table = arguments
+  q, k = arrays[:2]
+  groups = q.shape[1] // k.shape[1]
+  rows = groups + -groups % _ROWS
+  keys = block_pages * arrays[3].shape[1]
+  taken = bytes_of_rows(rows, k, keys)
+  scalars = position, position, position, page_table
+  limit = config.vmem_limit_bytes
+  return refusal_of_pages(device, limit, arrays, scalars, taken, precision)
+
+
+IMPLEMENTATION = Implementation(
+  mosaic_tpu.Config, _run, _refusal, mosaic_tpu.IMPLEMENTATION.heuristic
+)
