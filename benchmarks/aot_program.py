@@ -12,6 +12,8 @@ Shape: TypeAlias = jax.ShapeDtypeStruct
 
 CHUNKS, TOKENS, HEADS, VALUE_HEADS = 8, 64, 4, 8
 CHANNELS, STATES, WINDOW, KEY_HEADS = 2048, 16, 4, 2
+LONG_TOKENS = 256
+"""Of a chunk that fills more than one register's lanes."""
 ROWS = 16
 MODEL_WIDTH = 1024
 GROUP_CHUNKS = 16

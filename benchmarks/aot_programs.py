@@ -13,6 +13,7 @@ from benchmarks.aot_program import (
   CHUNKS,
   HEADS,
   KEY_HEADS,
+  LONG_TOKENS,
   MODEL_WIDTH,
   ROWS,
   STATES,
@@ -89,9 +90,11 @@ def _mamba_2(width: int, dtype: Any) -> Program:
   return _packed(linear_attention, key, key, value, _float32(*lead, 48))
 
 
-def _heads(width: int, dtype: Any) -> tuple[Shape, Shape, Shape]:
+def _heads(
+  width: int, dtype: Any, tokens: int = TOKENS
+) -> tuple[Shape, Shape, Shape]:
   """q, k and v."""
-  lead = CHUNKS, TOKENS
+  lead = CHUNKS, tokens
   key = jax.ShapeDtypeStruct((*lead, HEADS, width), dtype)
   value = jax.ShapeDtypeStruct((*lead, VALUE_HEADS, width), dtype)
   return key, key, value
@@ -100,13 +103,16 @@ def _heads(width: int, dtype: Any) -> tuple[Shape, Shape, Shape]:
 _GATE = _float32(CHUNKS, TOKENS, VALUE_HEADS)
 
 
-def _delta(width: int, dtype: Any) -> Program:
-  return _packed(gated_delta_rule, *_heads(width, dtype), _GATE, _GATE)
+def _delta(width: int, dtype: Any, tokens: int = TOKENS) -> Program:
+  gate = _float32(CHUNKS, tokens, VALUE_HEADS)
+  return _packed(gated_delta_rule, *_heads(width, dtype, tokens), gate, gate)
 
 
-def _kimi(width: int, dtype: Any) -> Program:
-  decay = _float32(*_GATE.shape, width)
-  return _packed(kimi_delta_attention, *_heads(width, dtype), decay, _GATE)
+def _kimi(width: int, dtype: Any, tokens: int = TOKENS) -> Program:
+  gate = _float32(CHUNKS, tokens, VALUE_HEADS)
+  decay = _float32(*gate.shape, width)
+  heads = _heads(width, dtype, tokens)
+  return _packed(kimi_delta_attention, *heads, decay, gate)
 
 
 def _linear(width: int, dtype: Any) -> Program:
@@ -266,9 +272,17 @@ _linear_step = functools.partial(
 
 PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
   "gated_delta_rule": (_delta, (64, 128, 256)),
+  "gated_delta_rule_long": (
+    functools.partial(_delta, tokens=LONG_TOKENS),
+    (128,),
+  ),
   "linear_attention": (_linear, (64, 128, 256)),
   "mamba_2": (_mamba_2, (128,)),
   "kimi_delta_attention": (_kimi, (64, 128, 256)),
+  "kimi_delta_attention_long": (
+    functools.partial(_kimi, tokens=LONG_TOKENS),
+    (128,),
+  ),
   "causal_conv1d": (_convolution, (0,)),
   "diagonal_scan": (_scan, (0,)),
   "selective_scan": (functools.partial(_scan, selective=True), (0,)),

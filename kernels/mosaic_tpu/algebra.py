@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.mosaic_tpu.fit import LANES
 from sparse_prefix_jax.kernels.mosaic_tpu.products import (
   Products,
   masked_sums,
@@ -177,8 +178,20 @@ def _invert_diagonal_blocks(
 def _lanes(
   x: Float32[Array, "r c"], index: Int32[Array, "r c"]
 ) -> Float32[Array, "r c"]:
-  """Of every row, the numbers of these columns."""
-  return jnp.take_along_axis(x, index, axis=1, mode="promise_in_bounds")
+  """Of every row, the numbers of these columns, each from its own register.
+
+  Mosaic gathers within a register and not across several.
+  """
+  pieces = (
+    jnp.take_along_axis(
+      x[:, start : start + LANES],
+      index[:, start : start + LANES] - start,
+      axis=1,
+      mode="promise_in_bounds",
+    )
+    for start in range(0, x.shape[1], LANES)
+  )
+  return jnp.concatenate(list(pieces), axis=1)
 
 
 def in_blocks(x: Float32[Array, "c v"], row: int) -> Float32[Array, "c v"]:

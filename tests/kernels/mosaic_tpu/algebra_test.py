@@ -1,0 +1,58 @@
+"""Matrices of one chunk: systems of any size, in what Mosaic can do."""
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sparse_prefix_jax.kernels.mosaic_tpu import algebra, products
+from tests.kernels.matrix_suite import operation_at
+from tests.kernels.mosaic_tpu.suite import assert_lowers
+
+EXACT = products.Products(lax.Precision.HIGHEST, split=False)
+
+
+def system(size):
+  """A unit lower triangular system of 2 heads, and right-hand sides."""
+  random = np.random.default_rng(size)
+  lower = np.tril(random.standard_normal((2, size, size), np.float32), -1)
+  return 0.1 * lower, random.standard_normal((2, size, 8), np.float32)
+
+
+def solve(lower, right):
+  return jax.vmap(lambda x, y: algebra.solve_unit_lower(x, y, EXACT))(
+    lower, right
+  )
+
+
+def gathered_lanes(jaxpr):
+  """The lanes of all that is gathered from, in loops and calls too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "gather":
+      yield equation.invars[0].aval.shape[-1]
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from gathered_lanes(inner)
+
+
+@pytest.mark.parametrize("size", [64, 144, 256])
+def test_systems_of_any_size_are_solved(size):
+  lower, right = system(size)
+  expected = np.linalg.solve(np.eye(size) + lower.astype(np.float64), right)
+  found = jax.jit(solve)(lower, right)
+  assert np.max(np.abs(found - expected)) < 1e-5 * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("size", [64, 144, 256])
+def test_nothing_is_gathered_from_several_registers(size):
+  found = list(gathered_lanes(jax.make_jaxpr(solve)(*system(size)).jaxpr))
+  assert found
+  assert max(found) <= 128
+
+
+@pytest.mark.parametrize("name", ["gated_delta_rule", "kimi_delta_attention"])
+def test_long_chunks_are_taken(name):
+  sizes = (1, 1, 128, 128)
+  operation = operation_at(name, sizes, "bfloat16", chunk=256)
+  assert_lowers(operation, "TPU v5 lite")
