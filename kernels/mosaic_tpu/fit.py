@@ -98,13 +98,17 @@ def step_bytes(block: int, k: Array, v: Array) -> int:
     k: Keys [n c h k].
     v: Values [n c hv v].
   """
-  size, key, value = v.shape[1], _whole(k.shape[3]), _whole(v.shape[3])
+  size, key, value = (
+    v.shape[1],
+    whole_lanes(k.shape[3]),
+    whole_lanes(v.shape[3]),
+  )
   buffers = 2 * (key * value + size * (2 * value + 2 * key))
-  between = 12 * size * (_whole(size) + key + value)
+  between = 12 * size * (whole_lanes(size) + key + value)
   return 4 * block * (buffers + between)
 
 
-def _whole(width: int) -> int:
+def whole_lanes(width: int) -> int:
   """Rounds `width` up to whole registers, in lanes."""
   return -(-width // LANES) * LANES
 
@@ -277,10 +281,20 @@ def vmem_bytes(device: Device) -> int:
 
 
 def scalar_bytes(*scalars: Array) -> int:
-  """The SMEM of what a kernel is given ahead; rows fill whole registers.
+  """The SMEM of what a kernel is given ahead.
+
+  Rows fill whole registers, and their number is rounded up to a power of two,
+  or above 8 to a multiple of 8.
 
   Args:
     *scalars: Arrays of 32 bits.
   """
-  rows = (math.prod(x.shape[:-1]) * -(-x.shape[-1] // LANES) for x in scalars)
-  return 4 * LANES * sum(rows)
+  return 4 * sum(
+    _whole_rows(math.prod(x.shape[:-1])) * whole_lanes(x.shape[-1])
+    for x in scalars
+  )
+
+
+def _whole_rows(count: int) -> int:
+  """Rounds a number of rows up to what SMEM keeps them in."""
+  return min(-(-count // 8) * 8, 1 << max(count - 1, 0).bit_length())

@@ -89,3 +89,18 @@ def test_channels_that_do_not_fit_are_refused(block, reason):
   told = fit.refusal_of_channels(Config(block=block), x, 2)
   assert told is not None
   assert told.startswith(reason)
+
+
+@pytest.mark.parametrize(
+  ("rows", "pages", "fits"),
+  [
+    (1, 240_000, True),
+    (3, 80_000, False),
+    (5, 48_000, False),
+    (1900, 8, True),
+    (2048, 8, False),
+  ],
+)
+def test_rows_of_scalars_are_whole_tiles(rows, pages, fits):
+  taken = fit.scalar_bytes(jnp.zeros((rows, pages), jnp.int32))
+  assert (taken <= fit.SCALAR_BYTES) == fits
