@@ -93,7 +93,7 @@ def _cell(states: Ref, xs: Sequence[Ref], y: Ref) -> None:
     y: Outputs, [rows d].
   """
   x, log_decay = (ref[...] for ref in xs)
-  state = _decayed(jnp.exp(log_decay), states[...]) + x
+  state = algebra.decayed(jnp.exp(log_decay), states[...]) + x
   states[...] = state
   y[...] = state
 
@@ -108,14 +108,9 @@ def _selective_cell(states: Ref, xs: Sequence[Ref], y: Ref) -> None:
   """
   x, log_decay, b, c = (ref[0] for ref in xs[:4])
   decay = jnp.exp(xs[4][...] * algebra.settle_resets(log_decay))
-  state = _decayed(decay, states[0]) + b * x
+  state = algebra.decayed(decay, states[0]) + b * x
   states[0] = state
   y[0] = jnp.sum(state * c, axis=0, keepdims=True)
-
-
-def _decayed(decay: Array, state: Array) -> Array:
-  """The state times its decay; zero where that is, whatever a state holds."""
-  return jnp.where(decay == 0, jnp.zeros_like(state), decay * state)
 
 
 def _refusal(

@@ -120,9 +120,9 @@ def _value_head(
   key_key, query_key = both_key[:size], both_key[size:]
   lower = jnp.where(i > j, key_key * decay * beta, 0.0)
   predicted = products(both, state)
-  error = v - from_start * predicted[:size]
+  error = v - algebra.decayed(from_start, predicted[:size])
   u = algebra.solve_unit_lower(lower, beta * error, products)
-  out = from_start * predicted[size:]
+  out = algebra.decayed(from_start, predicted[size:])
   out = out + products(query_key * decay, u)
   update = products(k, to_end * u, (0, 0))
   return out, state * whole + update

@@ -96,7 +96,9 @@ def _refusal(
   groups = q.shape[1] // k.shape[1]
   rows = groups + -groups % _ROWS
   keys = block_pages * arrays[3].shape[1]
-  taken = bytes_of_rows(rows, k, keys)
+  # Measured: 32 heads of width 64 in float32 fit a v5e, 64 in bfloat16 do not,
+  # of which more is taken than what is counted here.
+  taken = bytes_of_rows(rows, k, keys) * 21 // 20
   scalars = position, position, position, page_table
   limit = config.vmem_limit_bytes
   return refusal_of_pages(device, limit, arrays, scalars, taken, precision)

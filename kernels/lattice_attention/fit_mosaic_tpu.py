@@ -64,7 +64,7 @@ def bytes_of_rows(rows: int, k: Array, keys: int) -> int:
     k: Keys of tokens. [... hkv k]
     keys: Keys of a block.
   """
-  heads, width = k.shape[-2:]
+  heads, width = k.shape[-2], fit.whole_lanes(k.shape[-1])
   blocks = 4 * keys * heads * width * k.dtype.itemsize
   ends = 2 * rows * heads * width * (k.dtype.itemsize + 4)
   scores = 3 * rows * keys * 4

@@ -102,7 +102,7 @@ def _value_head(
   decay, from_start, to_end, whole = algebra.decays(
     algebra.real_log_decay(log_decay, length)
   )
-  out = from_start * products(q, state)
+  out = algebra.decayed(from_start, products(q, state))
   out = out + products(query_key * decay, products.exact(v))
   update = products(k, to_end * v, (0, 0))
   return out, state * whole + update

@@ -110,6 +110,11 @@ def decays(
   return decay, from_start, to_end, whole
 
 
+def decayed(decay: Float32[Array, "..."], x: Float32[Array, "..."]) -> Array:
+  """What is left of x; zero where the decay is, whatever x has come to."""
+  return jnp.where(decay == 0, 0.0, decay * x)
+
+
 def solve_unit_lower(
   lower: Float32[Array, "c c"],
   right: Float32[Array, "c r"],

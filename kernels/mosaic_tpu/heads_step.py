@@ -39,6 +39,8 @@ _ENOUGH_BYTES = 2**20
 """States of a step: a microsecond to come, and as long to leave."""
 _MOST_BYTES = 4 * 2**20
 """Three of these, and little else, fill what VMEM kernels are given."""
+_MOST_OF_ONE_HEAD = 3 * 2**20
+"""What a head computes with takes as much as its state, and more than once."""
 
 
 def step_implementation(name: str) -> Implementation:
@@ -80,8 +82,9 @@ def _refusal(
   if cores < 1 or heads // block % cores:
     return f"{cores} cores do not divide {heads // block} blocks of value heads"
   taken = block * _state_bytes(q, v)
-  if taken > _MOST_BYTES:
-    return f"states of a step take {taken} bytes, above {_MOST_BYTES}"
+  most = _MOST_BYTES if block > 1 else _MOST_OF_ONE_HEAD
+  if taken > most:
+    return f"states of a step take {taken} bytes, above {most}"
   reason = fit.refusal_of_types((q, k, v), lax.Precision.HIGHEST)
   return reason or fit.refusal_of_state(pool) or _refusal_of_gates(gates)
 
@@ -240,7 +243,7 @@ def _advance(
     The output, and the state after the token.
   """
   # Zero where the decay is, whatever a state holds.
-  state = jnp.where(decay == 0, jnp.zeros_like(state), state * decay)
+  state = algebra.decayed(decay, state)
   if beta is not None:
     v = beta * (v - jnp.sum(state * k, axis=0, keepdims=True))
   # Not the sum over the new state: it would have to wait for the update.

@@ -7,7 +7,8 @@ for a product, whatever stands in it. Where the inputs of an operation are
 bfloat16 we take parts ourselves: an input is one, what is computed from inputs
 two. So products of inputs are exact in one pass, those of an input and
 something computed take two, and those of two things computed three: without
-the product of the second parts, which is 2^-16 of the whole.
+the product of the second parts, which is up to 2^-14 of the whole: parts are
+cut off, not rounded, so that no first part of a large number is infinite.
 
 Parts stand behind one another along the axis that is summed over, so a product
 is one operation and its passes add up inside the unit; with 64 tokens two of

@@ -79,6 +79,24 @@ def test_a_table_that_does_not_fit_falls_to_xla():
     assert text.count("tpu_custom_call") == kernels
 
 
+@pytest.mark.parametrize(
+  ("heads", "width", "dtype", "kernels"),
+  [
+    (32, 64, "float32", 1),
+    (48, 64, "float32", 0),
+    (48, 64, "bfloat16", 1),
+    (64, 64, "bfloat16", 0),
+    (40, 128, "bfloat16", 1),
+    (128, 128, "bfloat16", 0),
+  ],
+)
+def test_heads_that_have_no_room_are_left_to_xla(heads, width, dtype, kernels):
+  """As the compiler found on a v5e: 64 lanes take as much as 128."""
+  shapes = arguments(width, jnp.dtype(dtype), kv_heads=heads, heads=heads, b=8)
+  text = lowered(lattice_attention_step, *shapes, kind="TPU v5 lite")
+  assert text.count("tpu_custom_call") == kernels
+
+
 @pytest.mark.slow_kernels
 class TestMosaicTpuStepWithoutWindow(MosaicTpuAttentionStepSuite):
   sizes = Sizes(width=64)

@@ -106,6 +106,23 @@ def test_is_picked_and_lowers(dtype, kind, name):
   assert program.count("tpu_custom_call") == 1 and f"{name}_step" in program
 
 
+@pytest.mark.parametrize(
+  ("sizes", "fits"),
+  [
+    ((1, 1, 1024, 1024), False),
+    ((1, 1, 1024, 768), True),
+    ((1, 1, 512, 1024), True),
+    ((16, 16, 256, 256), True),
+    ((128, 128, 64, 64), True),
+  ],
+)
+def test_a_head_that_has_no_room_is_left_to_xla(sizes, fits):
+  """As the compiler found on a v5e."""
+  take_step, given = arguments("gated_delta_rule", sizes)
+  program = lowered(take_step, *given, kind="TPU v5 lite")
+  assert ("tpu_custom_call" in program) == fits
+
+
 def test_no_product_is_made_by_a_matrix_unit():
   take_step, given = arguments("gated_delta_rule")
   config = StepConfig(interpret=INTERPRET, block=4)
