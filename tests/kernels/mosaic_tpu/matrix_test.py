@@ -54,11 +54,11 @@ class TestMosaicTpuOfOneKeyHead(FewCases):
 @each_operation
 def test_a_reset_leaves_nothing_of_a_state_whatever_it_was(name):
   """Also where what it is multiplied by comes to infinity."""
-  operation = operation_at(name, (1, 1, 64, 128), "bfloat16", chunk=16)
+  operation = operation_at(name, (1, 1, 128, 64), "bfloat16", chunk=16)
   job = Job(16, read=1, writes={0: 2})
   inputs = list(operation.tokens(0, 16))
   for number in (0, 1):
-    inputs[number] = np.full_like(inputs[number], 64**-0.5)
+    inputs[number] = np.full_like(inputs[number], 128**-0.5)
   inputs[3] = inputs[3].copy()
   inputs[3][0] = -np.inf
   found = []
