@@ -161,6 +161,23 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
       "rope_parameters": _ROPE,
     },
   ),
+  "kimi_linear": (
+    "KimiLinearConfig",
+    _ATTENTION
+    | _THREE_TO_ONE
+    | {
+      "num_key_value_heads": 8,
+      "kv_lora_rank": 192,
+      "qk_nope_head_dim": 64,
+      "qk_rope_head_dim": 64,
+      "v_head_dim": 64,
+      "linear_num_heads": 8,
+      "linear_head_dim": 64,
+      "num_local_experts": 16,
+      "num_experts_per_tok": 4,
+      "moe_intermediate_size": 256,
+    },
+  ),
 }
 """Of each family: its configuration in transformers, and what is its own."""
 

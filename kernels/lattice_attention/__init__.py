@@ -24,3 +24,9 @@ from sparse_prefix_jax.kernels.lattice_attention.int8_pages import (
 from sparse_prefix_jax.kernels.lattice_attention.int8_pages import (
   RunningPages as RunningPages,
 )
+from sparse_prefix_jax.kernels.lattice_attention.latent_api import (
+  latent_attention as latent_attention,
+)
+from sparse_prefix_jax.kernels.lattice_attention.latent_api import (
+  latent_attention_step as latent_attention_step,
+)

@@ -83,7 +83,7 @@ def attend_rows(
     out, zero in inactive rows, and both pools.
   """
   del block_pages, precision
-  pools = xla.write_rows(
+  key_pages, value_pages = xla.write_rows(
     (key_pages, value_pages), (k, v), position, active, page_table
   )
   first = jnp.zeros_like(position)
@@ -98,11 +98,11 @@ def attend_rows(
   missing = _columns(groups) - groups
   grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
   partial, sums = ranges_mosaic_gpu.attend(
-    grouped, *pools, row, page_table, window, config
+    grouped, key_pages, value_pages, row, page_table, window, config
   )
   out = combination_mosaic_gpu.combine(partial, sums, row, config)
   out = out.swapaxes(2, 3)[:, :, :groups]
-  return out.reshape(b, heads, width), *pools
+  return out.reshape(b, heads, width), key_pages, value_pages
 
 
 def refusal(

@@ -49,7 +49,7 @@ def _run(
 
   Arguments of `lattice_attention_step`; free rows read no page.
   """
-  pools = xla.write_rows(
+  key_pages, value_pages = xla.write_rows(
     (key_pages, value_pages), (k, v), position, active, page_table
   )
   b, heads, width = q.shape
@@ -76,10 +76,10 @@ def _run(
     None if exact else precision,
   )
   out = mosaic_tpu.attend(
-    *(rows, *pools, chunks, page_table, sizes, config),
+    *(rows, key_pages, value_pages, chunks, page_table, sizes, config),
     name="lattice_attention_step",
   )
-  return out[:, :, :groups].reshape(q.shape), *pools
+  return out[:, :, :groups].reshape(q.shape), key_pages, value_pages
 
 
 def _refusal(

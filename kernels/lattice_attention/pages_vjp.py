@@ -16,14 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.lattice_attention import vjp, xla
-
-
-class _Options(NamedTuple):
-  """What is static in both forms."""
-
-  block_pages: int
-  window: int | None
-  precision: lax.Precision
+from sparse_prefix_jax.kernels.lattice_attention.xla import AttentionOptions
 
 
 class _Queries(NamedTuple):
@@ -33,7 +26,7 @@ class _Queries(NamedTuple):
   position: Int32[Array, "n"]
   end: Int32[Array, "n"]
   pages: Int32[Array, "n pages"]
-  d_out: Float[Array, "n e h k"]
+  d_out: Float[Array, "n e h v"]
 
 
 _Index: TypeAlias = Array | tuple[Array, Array]
@@ -53,8 +46,28 @@ def attend_chunks(
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
   """`xla.attend_chunks`, with a gradient in all but the integers."""
-  options = _Options(block_pages, window, precision)
-  return _chunks(options, q, k, v, key_pages, value_pages, chunks, page_table)
+  options = AttentionOptions(block_pages, window, precision)
+  pools = key_pages, value_pages
+  results: Any = _chunks(options, q, (k, v), pools, chunks, page_table)
+  out, (key_pages, value_pages) = results
+  return out, key_pages, value_pages
+
+
+def attend_latent_chunks(
+  q: Float[Array, "n c h k"],
+  latent: Float[Array, "n c 1 k"],
+  latent_pages: Float[Array, "p c 1 k"],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  **options: Any,
+) -> tuple[Array, Array]:
+  """The same of latents, one pool of which holds keys and values."""
+  results: Any = _chunks(
+    AttentionOptions(**options),
+    *(q, (latent,), (latent_pages,), chunks, page_table),
+  )
+  out, (latent_pages,) = results
+  return out, latent_pages
 
 
 def attend_rows(
@@ -72,26 +85,47 @@ def attend_rows(
   precision: lax.Precision,
 ) -> tuple[Array, Array, Array]:
   """`xla.attend_rows`, with a gradient in all but the integers."""
-  options = _Options(block_pages, window, precision)
-  arrays = q, k, v, key_pages, value_pages, position, active, page_table
-  return _rows(options, *arrays)
+  options = AttentionOptions(block_pages, window, precision)
+  pools = key_pages, value_pages
+  rest = position, active, page_table
+  results: Any = _rows(options, q, (k, v), pools, *rest)
+  out, (key_pages, value_pages) = results
+  return out, key_pages, value_pages
+
+
+def attend_latent_rows(
+  q: Float[Array, "b h k"],
+  latent: Float[Array, "b 1 k"],
+  latent_pages: Float[Array, "p c 1 k"],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  **options: Any,
+) -> tuple[Array, Array]:
+  """The same of latents, one pool of which holds keys and values."""
+  results: Any = _rows(
+    AttentionOptions(**options),
+    *(q, (latent,), (latent_pages,), position, active, page_table),
+  )
+  out, (latent_pages,) = results
+  return out, latent_pages
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunks(options: _Options, *arrays: Any) -> tuple[Array, Array, Array]:
-  return xla.attend_chunks(*arrays, **options._asdict())
+def _chunks(options: AttentionOptions, *arrays: Any) -> tuple[Array, Any]:
+  return xla.attend_chunks(*arrays, options=options)
 
 
-def _chunks_forward(options: _Options, *arrays: Any) -> tuple[Any, Any]:
-  q, k, v, _, _, chunks, page_table = arrays
-  out, *pools = xla.attend_chunks(*arrays, **options._asdict())
-  return (out, *pools), (q, k, v, pools, chunks, page_table)
+def _chunks_forward(options: AttentionOptions, *arrays: Any) -> tuple[Any, Any]:
+  q, tokens, _, chunks, page_table = arrays
+  out, pools = xla.attend_chunks(*arrays, options=options)
+  return (out, pools), (q, tokens, pools, chunks, page_table)
 
 
 def _chunks_backward(
-  options: _Options, kept: Any, cotangents: Any
+  options: AttentionOptions, kept: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-  q, k, v, pools, chunks, page_table = kept
+  q, tokens, pools, chunks, page_table = kept
   size, active = q.shape[1], chunks.length > 0
   real = jnp.arange(size)[None] < chunks.length[:, None]
   # Padding may hold anything: it is selected away, and so is its gradient.
@@ -106,7 +140,7 @@ def _chunks_backward(
   d_q, sums = _pull(options, queries, pools)
   own = page_table[chunks.request, chunks.position // size]
   own = jnp.where(active, own, pools[0].shape[0])
-  d_written = _unwrite(own, cotangents[1:], sums, (k, v))
+  d_written = _unwrite(own, cotangents[1], sums, tokens)
   return jnp.where(real, d_q, jnp.zeros_like(d_q)), *d_written, None, None
 
 
@@ -114,20 +148,20 @@ _chunks.defvjp(_chunks_forward, _chunks_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(options: _Options, *arrays: Any) -> tuple[Array, Array, Array]:
-  return xla.attend_rows(*arrays, **options._asdict())
+def _rows(options: AttentionOptions, *arrays: Any) -> tuple[Array, Any]:
+  return xla.attend_rows(*arrays, options=options)
 
 
-def _rows_forward(options: _Options, *arrays: Any) -> tuple[Any, Any]:
-  q, k, v, _, _, position, active, page_table = arrays
-  out, *pools = xla.attend_rows(*arrays, **options._asdict())
-  return (out, *pools), (q, k, v, pools, position, active, page_table)
+def _rows_forward(options: AttentionOptions, *arrays: Any) -> tuple[Any, Any]:
+  q, tokens, _, position, active, page_table = arrays
+  out, pools = xla.attend_rows(*arrays, options=options)
+  return (out, pools), (q, tokens, pools, position, active, page_table)
 
 
 def _rows_backward(
-  options: _Options, kept: Any, cotangents: Any
+  options: AttentionOptions, kept: Any, cotangents: Any
 ) -> tuple[Any, ...]:
-  q, k, v, pools, position, active, page_table = kept
+  q, tokens, pools, position, active, page_table = kept
   real = active[:, None, None]
   d_out = jnp.where(real, cotangents[0], jnp.zeros_like(cotangents[0]))
   queries = _Queries(
@@ -141,7 +175,8 @@ def _rows_backward(
   size = pools[0].shape[1]
   page = page_table[jnp.arange(q.shape[0]), position // size]
   page = jnp.where(active, page, pools[0].shape[0])
-  d_written = _unwrite((page, position % size), cotangents[1:], sums, (k, v))
+  index = page, position % size
+  d_written = _unwrite(index, cotangents[1], sums, tokens)
   d_q = jnp.where(real, d_q[:, 0], jnp.zeros_like(q))
   return d_q, *d_written, None, None, None
 
@@ -150,8 +185,8 @@ _rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _pull(
-  options: _Options, queries: _Queries, pools: Any
-) -> tuple[Array, tuple[Array, Array]]:
+  options: AttentionOptions, queries: _Queries, pools: Any
+) -> tuple[Array, tuple[Array, ...]]:
   """The gradient of queries, and that of all pages, summed in float32."""
   size = pools[0].shape[1]
   reach = _reach(options.window, size, queries.pages.shape[1])
@@ -166,12 +201,16 @@ def _pull(
       flat = pool[pages].reshape(-1, *pool.shape[2:])
       return jnp.where(held, flat, jnp.zeros_like(flat))
 
-    attend = functools.partial(
-      vjp.attend_chunk,
-      position=x.position - first * size,
-      window=options.window,
-      precision=options.precision,
-    )
+    def attend(q: Array, *kept: Array) -> Array:
+      latent = options.value_width is not None
+      values = kept[0][..., : options.value_width] if latent else kept[1]
+      return vjp.attend_chunk(
+        *(q, kept[0], values),
+        position=x.position - first * size,
+        window=options.window,
+        precision=options.precision,
+      )
+
     _, pull = jax.vjp(attend, x.q, *map(tokens, pools))
     d_q, *d_tokens = pull(x.d_out)
 
@@ -195,15 +234,15 @@ def _reach(window: int | None, size: int, pages: int) -> int:
 
 def _unwrite(
   index: _Index, d_pools: Any, sums: Any, written: Any
-) -> tuple[Array, ...]:
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
   """Gradients of what was written, then those of the pools before it.
 
   An index past the end was dropped: nothing was written there.
   """
   totals = [d + s.astype(d.dtype) for d, s in zip(d_pools, sums)]
-  d_written = [
+  d_written = tuple(
     total.at[index].get(mode="fill", fill_value=0).astype(x.dtype)
     for total, x in zip(totals, written)
-  ]
-  before = [total.at[index].set(0, mode="drop") for total in totals]
-  return *d_written, *before
+  )
+  before = (total.at[index].set(0, mode="drop") for total in totals)
+  return d_written, tuple(before)

@@ -109,12 +109,12 @@ def _select(real: Array, x: Array) -> Array:
 def attend_chunk(
   q: Float[Array, "c h k"],
   keys: Float[Array, "t hkv k"],
-  values: Float[Array, "t hkv k"],
+  values: Float[Array, "t hkv v"],
   *,
   position: Int32[Array, ""],
   window: int | None,
   precision: lax.Precision,
-) -> Float32[Array, "c h k"]:
+) -> Float32[Array, "c h v"]:
   """Computes the softmax attention of one chunk to all tokens, in float32.
 
   Args:
@@ -135,4 +135,4 @@ def attend_chunk(
   product = functools.partial(jnp.einsum, precision=precision)
   scores = product("chgk,thk->hgct", q32, keys)
   weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf))
-  return product("hgct,thk->chgk", weights, values).reshape(q.shape)
+  return product("hgct,thv->chgv", weights, values).reshape(*q.shape[:2], -1)

@@ -21,7 +21,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
 from sparse_prefix_jax.kernels.implementations import current_device
 
 Load: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-"""Number of a block and its pages -> its keys and values, each [hkv keys k]."""
+"""Number of a block and its pages -> its keys [hkv keys k] and values."""
 
 
 class KeyBlocks(NamedTuple):
@@ -32,12 +32,31 @@ class KeyBlocks(NamedTuple):
     pages: Pages of the request, in order.
     block_pages: Pages of one block.
     width: Keys of one block.
+    value_width: Of a value head; None for that of keys.
   """
 
   load: Load
   pages: Int32[Array, "pages"]
   block_pages: int
   width: int
+  value_width: int | None = None
+
+
+class AttentionOptions(NamedTuple):
+  """What is static in attention over pages.
+
+  Attributes:
+    block_pages: Pages that are gathered for one product.
+    window: Keys that a token sees, itself included, or None.
+    precision: Of the products.
+    value_width: Leading channels of a latent that are its value, where one pool
+      holds both; None where keys and values have pools of their own.
+  """
+
+  block_pages: int
+  window: int | None
+  precision: lax.Precision
+  value_width: int | None = None
 
 
 class _Softmax(NamedTuple):
@@ -45,42 +64,51 @@ class _Softmax(NamedTuple):
 
   maximum: Float32[Array, "hkv rows 1"]
   total: Float32[Array, "hkv rows 1"]
-  out: Float32[Array, "hkv rows k"]
+  out: Float32[Array, "hkv rows v"]
 
 
 def attend_chunks(
   q: Float[Array, "n c h k"],
-  k: Float[Array, "n c hkv k"],
-  v: Float[Array, "n c hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
+  tokens: tuple[Float[Array, "n c hkv k"], ...],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-) -> tuple[Array, Array, Array]:
+  options: AttentionOptions,
+) -> tuple[Float32[Array, "n c h v"], tuple[Array, ...]]:
   """Lets all chunks write their pages, then each attend, in a static scan.
 
   The query heads of a group stand below one another as rows of one product per
-  key head. Shapes and meaning as in `lattice_attention`; `block_pages` pages
-  are gathered for one product.
-  """
-  size, heads = q.shape[1], k.shape[2]
-  own_page = page_table[chunks.request, chunks.position // size]
-  own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
-  key_pages = _write(key_pages, own_page, k)
-  value_pages = _write(value_pages, own_page, v)
+  key head. Meaning as in `lattice_attention`.
 
-  load = _gather((key_pages, value_pages), block_pages)
+  Args:
+    q: Queries, scaled.
+    tokens: Keys and values of the chunks; or latents, which are both.
+    pools: Pages of the same, as many.
+    chunks: Position, length and page-table row of each chunk.
+    page_table: Pages of each request, in order.
+    options: What is static.
+
+  Returns:
+    The outputs, and the pools.
+  """
+  size, heads = q.shape[1], pools[0].shape[2]
+  own_page = page_table[chunks.request, chunks.position // size]
+  own_page = jnp.where(chunks.length > 0, own_page, pools[0].shape[0])
+  pools = tuple(_write(x, own_page, u) for x, u in zip(pools, tokens))
+  load = _gather(pools, options)
+  width = options.block_pages * size
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, length, request = lax.optimization_barrier(x)
     blocks = KeyBlocks(
-      load, page_table[request], block_pages, block_pages * size
+      *(load, page_table[request], options.block_pages, width),
+      options.value_width,
     )
-    out = attend_chunk(q, position, length, blocks, heads, window, precision)
+    out = attend_chunk(
+      *(q, position, length, blocks, heads),
+      options.window,
+      options.precision,
+    )
     return None, lax.optimization_barrier(out)
 
   n = q.shape[0]
@@ -91,43 +119,52 @@ def attend_chunks(
   real = jnp.arange(length.size) < n
   position, length = (jnp.where(real, u, 0) for u in (position, length))
   out = lax.scan(attend, None, (q, position, length, request))[1]
-  return out[:n], key_pages, value_pages
+  return out[:n], pools
 
 
 def attend_rows(
   q: Float[Array, "b h k"],
-  k: Float[Array, "b hkv k"],
-  v: Float[Array, "b hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
+  tokens: tuple[Float[Array, "b hkv k"], ...],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
   position: Int32[Array, "b"],
   active: Bool[Array, "b"],
   page_table: Int32[Array, "b pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-) -> tuple[Array, Array, Array]:
+  options: AttentionOptions,
+) -> tuple[Float32[Array, "b h v"], tuple[Array, ...]]:
   """Writes one token per row to its page, then attends, row by row.
 
-  Shapes and meaning as in `lattice_attention_step`. Rows are scanned, so that
-  a row has the same bits wherever it stands and whoever joins it.
+  Rows are scanned, so that a row has the same bits wherever it stands and
+  whoever joins it. Meaning as in `lattice_attention_step`.
+
+  Args:
+    q: Queries, scaled.
+    tokens: Keys and values of the tokens; or latents, which are both.
+    pools: Pages of the same, as many.
+    position: Absolute position of each token.
+    active: False for a free row, which writes nothing.
+    page_table: Pages of each row, in order.
+    options: What is static.
+
+  Returns:
+    The outputs, and the pools.
   """
-  heads = key_pages.shape[2]
-  key_pages, value_pages = write_rows(
-    (key_pages, value_pages), (k, v), position, active, page_table
-  )
-  load = _gather((key_pages, value_pages), block_pages)
-  width = block_pages * key_pages.shape[1]
+  heads = pools[0].shape[2]
+  pools = write_rows(pools, tokens, position, active, page_table)
+  load = _gather(pools, options)
+  width = options.block_pages * pools[0].shape[1]
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, pages = lax.optimization_barrier(x)
-    blocks = KeyBlocks(load, pages, block_pages, width)
-    out = attend_row(q, position, blocks, heads, window, precision)
+    blocks = KeyBlocks(
+      *(load, pages, options.block_pages, width), options.value_width
+    )
+    out = attend_row(
+      *(q, position, blocks, heads), options.window, options.precision
+    )
     return None, lax.optimization_barrier(out)
 
   out = lax.scan(attend, None, (q, position, page_table))[1]
-  return out, key_pages, value_pages
+  return out, pools
 
 
 def attend_chunk(
@@ -138,7 +175,7 @@ def attend_chunk(
   heads: int,
   window: int | None,
   precision: lax.Precision,
-) -> Float32[Array, "c h k"]:
+) -> Float32[Array, "c h v"]:
   """Attends with all queries of a chunk.
 
   Args:
@@ -171,7 +208,7 @@ def attend_row(
   heads: int,
   window: int | None,
   precision: lax.Precision,
-) -> Float32[Array, "h k"]:
+) -> Float32[Array, "h v"]:
   """Attends with the queries of one token.
 
   Args:
@@ -198,23 +235,23 @@ def attend_row(
 
 
 def write_rows(
-  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
-  tokens: tuple[Float[Array, "b hkv k"], Float[Array, "b hkv k"]],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
+  tokens: tuple[Float[Array, "b hkv k"], ...],
   position: Int32[Array, "b"],
   active: Bool[Array, "b"],
   page_table: Int32[Array, "b pages"],
-) -> tuple[Array, Array]:
-  """Writes the key and value of one token of each active row to its page.
+) -> tuple[Array, ...]:
+  """Writes what one token of each active row keeps to its page.
 
   Args:
-    pools: Pages of keys and of values.
-    tokens: Keys and values.
+    pools: Pages of keys and of values, or of latents.
+    tokens: Keys and values, or latents: as many.
     position: Absolute position of each token.
     active: False for a free row, which writes nothing.
     page_table: Pages of each row, in order.
 
   Returns:
-    Both pools.
+    The pools.
   """
   size, heads = pools[0].shape[1:3]
   page = page_table[jnp.arange(position.shape[0]), position // size]
@@ -222,23 +259,24 @@ def write_rows(
   alone = heads == 1 and current_device().platform == "tpu"
   write = _write_one_by_one if alone else _write
   index = page, position % size
-  keys, values = (write(*x) for x in zip(pools, (index,) * 2, tokens))
-  return keys, values
+  return tuple(write(x, index, u) for x, u in zip(pools, tokens))
 
 
 def _gather(
-  pools: tuple[Float[Array, "p c hkv k"], Float[Array, "p c hkv k"]],
-  block_pages: int,
+  pools: tuple[Float[Array, "p c hkv k"], ...], options: AttentionOptions
 ) -> Load:
   """What gathers a block of keys and values from their pages."""
-  width = block_pages * pools[0].shape[1]
+  width = options.block_pages * pools[0].shape[1]
 
   def keys_of(pool: Array, ids: Array) -> Array:
     block = pool[ids]
     return block.reshape(width, *pool.shape[2:]).swapaxes(0, 1)
 
   def load(_: Array, ids: Array) -> tuple[Array, Array]:
-    return keys_of(pools[0], ids), keys_of(pools[1], ids)
+    keys = keys_of(pools[0], ids)
+    if options.value_width is not None:
+      return keys, keys[:, :, : options.value_width]
+    return keys, keys_of(pools[1], ids)
 
   return load
 
@@ -250,7 +288,7 @@ def attend_blocks(
   blocks: KeyBlocks,
   window: int | None,
   precision: lax.Precision,
-) -> Float32[Array, "hkv rows k"]:
+) -> Float32[Array, "hkv rows v"]:
   """Attends from rows of one request to its blocks of keys up to token `end`.
 
   Args:
@@ -294,7 +332,7 @@ def attend_blocks(
   empty = _Softmax(
     jnp.full((*shape, 1), -jnp.inf, jnp.float32),
     jnp.zeros((*shape, 1), jnp.float32),
-    jnp.zeros(q.shape, jnp.float32),
+    jnp.zeros((*shape, blocks.value_width or q.shape[2]), jnp.float32),
   )
   # Without a window the first block holds token 0, which all rows see.
   first = 0

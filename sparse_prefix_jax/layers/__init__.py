@@ -27,6 +27,22 @@ from sparse_prefix_jax.layers.gated_delta_net import (
 from sparse_prefix_jax.layers.gated_delta_net import (
   GatedDeltaNetState as GatedDeltaNetState,
 )
+from sparse_prefix_jax.layers.kimi_delta_attention import (
+  KimiDeltaAttention as KimiDeltaAttention,
+)
+from sparse_prefix_jax.layers.kimi_delta_attention import (
+  KimiDeltaAttentionConfig as KimiDeltaAttentionConfig,
+)
+from sparse_prefix_jax.layers.kimi_delta_attention import (
+  KimiDeltaAttentionState as KimiDeltaAttentionState,
+)
+from sparse_prefix_jax.layers.latent_attention import (
+  LatentAttention as LatentAttention,
+)
+from sparse_prefix_jax.layers.latent_attention import (
+  LatentAttentionConfig as LatentAttentionConfig,
+)
+from sparse_prefix_jax.layers.latent_attention import Latents as Latents
 from sparse_prefix_jax.layers.lightning import Lightning as Lightning
 from sparse_prefix_jax.layers.lightning import (
   LightningConfig as LightningConfig,

@@ -99,8 +99,9 @@ def test_exact_pages_in_the_group_that_completes_them_are_seen(monkeypatch):
 
   def exact_within_group(q, k, v, running, pages, chunks, table, **options):
     scales = pages.key_scales, pages.value_scales
-    pools = [dequantise(x, s, k.dtype) for x, s in zip(pages[:2], scales)]
-    out, *_ = xla.attend_chunks(q, k, v, *pools, chunks, table, **options)
+    pools = tuple(dequantise(x, s, k.dtype) for x, s in zip(pages[:2], scales))
+    static = xla.AttentionOptions(**options)
+    out, _ = xla.attend_chunks(q, (k, v), pools, chunks, table, static)
     return out, *attend(q, k, v, running, pages, chunks, table, **options)[1:]
 
   monkeypatch.setattr(int8_xla, "attend_chunks", exact_within_group)

@@ -14,6 +14,8 @@ from sparse_prefix_jax.layers import (
   BranchPools,
   ExplicitCarry,
   GatedDeltaNetConfig,
+  KimiDeltaAttentionConfig,
+  LatentAttentionConfig,
   LightningConfig,
   MambaConfig,
   Numerics,
@@ -46,6 +48,10 @@ LAYERS = {
   "rg_lru": RGLRUConfig(channels=64, heads=4),
   "short_conv": ShortConvConfig(channels=64),
   "lightning": LightningConfig(heads=2, head_width=32),
+  "kimi_delta_attention": KimiDeltaAttentionConfig(heads=2, head_width=32),
+  "latent_attention": LatentAttentionConfig(
+    heads=4, latent_width=48, key_width=32, shared_width=16, value_width=32
+  ),
 }
 
 scan = jax.jit(lambda layer, *arguments: layer.scan(*arguments))

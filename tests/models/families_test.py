@@ -170,6 +170,33 @@ REFUSED = [
   ("minimax_1", {"mlp_beta_factor": 0}, "mlp_beta_factor in .* above 0"),
   ("minimax_1", {"layer_types": ["x"] * 2}, "holds 'x'; it may hold linear"),
   ("qwen3_next_1", {"attention_bias": True}, "attention_bias in .* True; only"),
+  ("kimi_linear_1", {"q_lora_rank": 16}, "q_lora_rank in .* 16; only null"),
+  (
+    "kimi_linear_1",
+    {"mla_use_nope": False},
+    "mla_use_nope .* False; only True",
+  ),
+  ("kimi_linear_1", {"num_key_value_heads": 2}, "num_key_value_.* only 4 can"),
+  ("kimi_linear_1", {"n_group": 2}, "num_expert_group in .* something else"),
+  ("kimi_linear_1", {"topk_method": "greedy"}, "only 'noaux_tc' can"),
+  ("kimi_linear_1", {"mlp_layer_types": ["dense"]}, "there are 3 layers"),
+  ("kimi_linear_1", {"first_k_dense_replace": 4}, "must be an int from 0 to 3"),
+  ("kimi_linear_1", {"layer_types": ["x"] * 3}, "holds 'x'; it may hold line"),
+  (
+    "kimi_linear_1",
+    {"layer_types": None, "linear_attn_config": {"kda_layers": [1, 3]}},
+    "full_attn_layers in linear_attn_config .* each of 1 to 3 once",
+  ),
+  (
+    "kimi_linear_1",
+    {"linear_attn_config": {"kda_layers": [1], "full_attn_layers": [2, 3]}},
+    "layer_types in .* linear_attn_config says something else",
+  ),
+  (
+    "kimi_linear_1",
+    {"linear_attn_config": {"gate_rank": 3}},
+    "gate_rank in linear_attn_config .* not known here",
+  ),
 ]
 
 
@@ -269,6 +296,7 @@ def test_the_page_lists_every_model_type():
     ("recurrent_gemma_2b", 2.7e9),
     ("lfm2_1_2b", 1.17e9),
     ("minimax_text_01", 456e9),
+    ("kimi_linear_48b_a3b", 49.1e9),
   ],
 )
 def test_published_sizes_have_the_parameters_of_their_names(name, parameters):
@@ -292,6 +320,29 @@ def test_a_pattern_of_letters_is_the_same_model(tmp_path):
   changes |= {"num_hidden_layers": 3}
   config = read_config(copy(tmp_path, "nemotron_h_1", **changes), **CHOICES)
   assert config == read_config(GOLDEN / "nemotron_h_1", **CHOICES)
+
+
+def test_kimi_linear_as_it_was_published_is_the_same_model(tmp_path):
+  """Layers counted from 1 in an object of their own, dense ones named so."""
+  inside = {"kda_layers": [1, 2], "full_attn_layers": [3], "head_dim": 16}
+  inside |= {"num_heads": 3, "short_conv_kernel_size": 4}
+  changes = {"linear_attn_config": inside, "first_k_dense_replace": 1}
+  changes |= {"moe_router_activation_func": "sigmoid", "moe_layer_freq": 1}
+  changes |= {"topk_method": "noaux_tc", "use_grouped_topk": True}
+  changes |= {"mla_use_nope": True, "rope_theta": 1e4, "head_dim": 72}
+  for key in ("layer_types", "mlp_layer_types", "linear_num_heads"):
+    changes[key] = None
+  dense = "model.layers.0.block_sparse_moe."
+
+  def published(tensors):
+    return {
+      k.replace(dense, "model.layers.0.mlp."): x for k, x in tensors.items()
+    }
+
+  other = load(copy(tmp_path, "kimi_linear_1", published, **changes))
+  expected = load(GOLDEN / "kimi_linear_1")
+  assert other.config == expected.config
+  assert_same_bits(*map(jax.tree.leaves, (other, expected)))
 
 
 def test_squared_experts_in_one_tensor_are_the_same_model(tmp_path):

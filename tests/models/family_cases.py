@@ -236,6 +236,7 @@ FAMILIES = {
   "recurrent_gemma": more_family_cases.recurrent_gemma,
   "lfm2": more_family_cases.lfm2,
   "minimax": more_family_cases.minimax,
+  "kimi_linear": more_family_cases.kimi_linear,
 }
 """A family's cases: names, and configurations of transformers."""
 

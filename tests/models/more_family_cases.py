@@ -219,6 +219,59 @@ def lfm2():
     yield name, transformers.Lfm2Config(**(_LFM2 | changes))
 
 
+_KIMI = {
+  "vocab_size": VOCABULARY,
+  "hidden_size": 32,
+  "intermediate_size": 40,
+  "num_hidden_layers": 3,
+  "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+  "num_attention_heads": 4,
+  "num_key_value_heads": 4,
+  "kv_lora_rank": 20,
+  "qk_nope_head_dim": 12,
+  "qk_rope_head_dim": 8,
+  "v_head_dim": 16,
+  "linear_num_heads": 3,
+  "linear_head_dim": 16,
+  "num_local_experts": 8,
+  "num_experts_per_tok": 3,
+  "moe_intermediate_size": 12,
+  "pad_token_id": 0,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+}
+_KIMI_SHAPES = {
+  "1": {},
+  "2": {
+    "layer_types": ["full_attention", "linear_attention"],
+    "mlp_layer_types": ["sparse", "dense"],
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_shared_experts": 2,
+    "linear_conv_kernel_dim": 3,
+    "norm_topk_prob": False,
+    "tie_word_embeddings": True,
+  },
+  "3": {
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_hidden_layers": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "linear_num_heads": 2,
+    "routed_scaling_factor": 1.5,
+  },
+}
+
+
+def kimi_linear():
+  for name, changes in _KIMI_SHAPES.items():
+    yield name, transformers.KimiLinearConfig(**(_KIMI | changes))
+
+
 _MINIMAX = {
   "vocab_size": VOCABULARY,
   "hidden_size": 32,

@@ -6,6 +6,7 @@ from sparse_prefix_jax.models.families.family import Family as Family
 from sparse_prefix_jax.models.families.fields import Fields as Fields
 from sparse_prefix_jax.models.families.granite_hybrid import GRANITE_HYBRID
 from sparse_prefix_jax.models.families.jamba import JAMBA
+from sparse_prefix_jax.models.families.kimi_linear import KIMI_LINEAR
 from sparse_prefix_jax.models.families.lfm2 import LFM2
 from sparse_prefix_jax.models.families.mamba import MAMBA
 from sparse_prefix_jax.models.families.mamba2 import MAMBA2
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
   *(MAMBA2, BAMBA, GRANITE_HYBRID, NEMOTRON_H),
   *(FALCON_H1, OLMO_HYBRID),
   *(MAMBA, JAMBA, RECURRENT_GEMMA, LFM2, MINIMAX),
+  KIMI_LINEAR,
 )
 """Every family that can be loaded."""
 

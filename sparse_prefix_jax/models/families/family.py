@@ -118,6 +118,23 @@ def stack_of(*names: str) -> Source:
   return Source(names, (2,) * len(names), convert)
 
 
+def stack_of_pairs(*names: str) -> Source:
+  """Weights [outputs inputs] in pairs, such as gate and up of every expert.
+
+  The second of a pair stands below the first, and the pairs are stacked.
+  """
+  single = stack_of(*names)
+
+  def convert(*parts: np.ndarray) -> np.ndarray:
+    rows = single.convert(*parts)
+    # Of several shapes they are no stack, and make no parameter.
+    if rows.ndim != 3:
+      return rows
+    return rows.reshape(len(names) // 2, -1, rows.shape[-1])
+
+  return single._replace(convert=convert)
+
+
 def rows_of(name: str, first: int, last: int, rank: int = 2) -> Source:
   """Some rows of a tensor, [outputs inputs] or a bias: one of several products.
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -22,6 +20,7 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   stack_of,
+  stack_of_pairs,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import mamba_sources
@@ -155,22 +154,15 @@ def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: one tensor, or each its own."""
   prefix = "feed_forward.experts."
   numbered = [f"{prefix}{number}." for number in range(sub.experts)]
-  pairs = stack_of(
+  pairs = stack_of_pairs(
     *(f"{at}{part}_proj.weight" for at in numbered for part in ("gate", "up"))
   )
   down = stack_of(*(f"{at}down_proj.weight" for at in numbered))
 
-  def joined(*parts: np.ndarray) -> np.ndarray:
-    rows = pairs.convert(*parts)
-    # [experts * 2, hidden, d]: the rows of gate and up follow each other.
-    if rows.ndim != 3:
-      return rows
-    return rows.reshape(sub.experts, -1, rows.shape[-1])
-
   return {
     "sub.router": same("feed_forward.router.weight", rank=2),
     "sub.gate_up": same(prefix + "gate_up_proj", rank=3)._replace(
-      otherwise=pairs._replace(convert=joined)
+      otherwise=pairs
     ),
     "sub.down": same(prefix + "down_proj", rank=3)._replace(otherwise=down),
   }

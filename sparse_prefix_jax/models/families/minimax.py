@@ -21,6 +21,7 @@ from sparse_prefix_jax.models.families.family import (
   Source,
   same,
   stack_of,
+  stack_of_pairs,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
@@ -162,20 +163,10 @@ def _mixture(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: each its own tensors."""
   prefix = "block_sparse_moe."
   numbered = [f"{prefix}experts.{number}." for number in range(sub.experts)]
-  pairs = stack_of(
-    *(f"{at}{w}.weight" for at in numbered for w in ("w1", "w3"))
-  )
-
-  def joined(*parts: np.ndarray) -> np.ndarray:
-    rows = pairs.convert(*parts)
-    # [experts * 2, hidden, d]: the rows of gate and up follow each other.
-    if rows.ndim != 3:
-      return rows
-    return rows.reshape(sub.experts, -1, rows.shape[-1])
-
+  pairs = (f"{at}{w}.weight" for at in numbered for w in ("w1", "w3"))
   return {
     "sub.router": same(f"{prefix}gate.weight", rank=2),
-    "sub.gate_up": pairs._replace(convert=joined),
+    "sub.gate_up": stack_of_pairs(*pairs),
     "sub.down": stack_of(*(f"{at}w2.weight" for at in numbered)),
   }
 

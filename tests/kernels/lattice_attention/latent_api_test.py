@@ -1,0 +1,173 @@
+"""Attention to latents: the formula, one set of bits, the gradient."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_prefix_jax.kernels.lattice_attention import (
+  latent_attention,
+  latent_attention_step,
+)
+from tests.kernels import reference
+from tests.kernels.attention_suite import Sizes, table_of
+from tests.kernels.lattice_attention.api_test import dense_attention
+from tests.kernels.operations import TOLERANCE
+from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
+
+VALUES = 20
+PACKED = jax.jit(functools.partial(latent_attention, value_width=VALUES))
+STEP = jax.jit(functools.partial(latent_attention_step, value_width=VALUES))
+ALL_SIZES = [
+  Sizes(kv_heads=1),
+  Sizes(kv_heads=1, heads=1, dtype="bfloat16"),
+]
+C, LONG = 16, 11 * 16 + 4
+each_size = pytest.mark.parametrize("sizes", ALL_SIZES)
+
+
+def expected_attention(q, latent, first=0):
+  return reference.causal_attention(q, latent, latent[..., :VALUES], first)
+
+
+def call(sizes, jobs, inputs, pages, pool, n=14):
+  """Tokens of each job: outputs per job, and the pool."""
+  packed = [pack(jobs, x, n, C) for x in zip(*inputs, strict=True)]
+  table = jnp.asarray(table_of(pages, n))
+  out, pool = PACKED(*packed, jnp.asarray(pool), chunks_of(jobs, n, C), table)
+  return unpack(jobs, out, C), np.asarray(pool)
+
+
+@functools.cache
+def cold(sizes):
+  """One request alone: its inputs, pages, outputs, and the pool."""
+  (pages,), inputs = sizes.scrambled(LONG), sizes.tokens(5, LONG)[:2]
+  (out,), pool = call(sizes, [Job(LONG)], [inputs], [pages], sizes.free_pages())
+  return inputs, pages, out, pool
+
+
+@each_size
+def test_equals_softmax_attention(sizes):
+  (q, latent), pages, out, pool = cold(sizes)
+  expected = expected_attention(q, latent)
+  error = reference.relative_error(out, expected)
+  assert error <= TOLERANCE[sizes.dtype]
+  held = pool[pages].reshape(-1, *latent.shape[1:])[:LONG]
+  assert bits(held) == bits(latent)
+
+
+@each_size
+@pytest.mark.parametrize("done", [1, 8, 11])
+def test_resumed_in_any_packing_has_the_bits_of_cold(sizes, done):
+  inputs, pages, expected, before = cold(sizes)
+  start = done * C
+  # The pages of the prefix stand elsewhere now, everything else is NaN.
+  moved, pool = (pages + 7) % sizes.pages, sizes.free_pages()
+  pool[moved[:done]] = before[pages[:done]]
+  others = [p for p in range(sizes.pages) if p not in moved]
+  jobs = [Job(3), Job(LONG - start, start=start), Job(1)]
+  rest = [sizes.tokens(6, 3)[:2], [x[start:] for x in inputs]]
+  rest.append(sizes.tokens(7, 1)[:2])
+  tables = [others[:1], moved, others[1:2]]
+  outs, _ = call(sizes, jobs, rest, tables, pool, n=16)
+  assert bits(outs[1]) == bits(expected[start:])
+
+
+def stepped(sizes, row, others):
+  """The last token of the long request in a row, beside two or none."""
+  (q, latent), pages, _, pool = cold(sizes)
+  pool = np.array(pool)
+  pool[pages[-1], (LONG - 1) % C :] = np.nan  # it is written by the step
+  shape, last = (5, *q.shape[1:]), LONG - 1
+  queries, latents = (
+    np.full(shape, np.nan, q.dtype),
+    np.array(sizes.tokens(8, 5)[1]),
+  )
+  queries[row], latents[row] = q[last], latent[last]
+  position, active = np.zeros(5, np.int32), np.zeros(5, bool)
+  position[row], active[row] = last, True
+  table = np.zeros((5, 16), np.int32)
+  table[row, : len(pages)] = pages
+  free = [p for p in range(sizes.pages) if p not in pages]
+  for other, page in zip(others, free):
+    queries[other], active[other], table[other, 0] = q[other], True, page
+  arrays = map(jnp.asarray, (queries, latents, pool, position, active, table))
+  out, after = STEP(*arrays)
+  assert bits(after[pages[-1], last % C]) == bits(latent[last])
+  return np.asarray(out[row])
+
+
+@each_size
+def test_a_step_equals_softmax_attention_with_the_same_bits_in_any_row(sizes):
+  (q, latent), *_ = cold(sizes)
+  first = stepped(sizes, 0, ())
+  expected = expected_attention(q[-1:], latent, LONG - 1)[0]
+  assert reference.relative_error(first, expected) <= TOLERANCE[sizes.dtype]
+  assert bits(stepped(sizes, 3, (0, 2))) == bits(first)
+
+
+def test_the_gradient_is_that_of_the_formula():
+  sizes, past = ALL_SIZES[0], 2 * C
+  q, latent = sizes.tokens(5, 45)[:2]
+  (pages,) = sizes.scrambled(45)
+  d_out = np.random.default_rng(0).normal(size=(45, 4, VALUES))
+  d_out[:past] = 0
+  jobs, n = [Job(45 - past, start=past)], 2
+  pool = np.zeros_like(sizes.free_pages())
+  for i in range(2):
+    pool[pages[i]] = latent[i * C : (i + 1) * C]
+  packed = [pack(jobs, [x[past:]], n, C) for x in (q, latent)]
+  weights = pack(jobs, [d_out[past:].astype(np.float32)], n, C, padding=0)
+  rest = chunks_of(jobs, n, C), jnp.asarray(table_of([pages], n))
+
+  def loss(q, latent, pool):
+    out, _ = latent_attention(q, latent, pool, *rest, value_width=VALUES)
+    # Rows past a length hold anything, and weigh nothing.
+    return jnp.sum(jnp.where(weights == 0, 0, out * weights))
+
+  def formula(q, latent):
+    out = dense_attention(q, latent, latent[..., :VALUES], None)
+    return jnp.sum(out * d_out)
+
+  arrays = [jnp.asarray(x) for x in (*packed, pool)]
+  d_q, d_latent, d_pool = jax.grad(loss, argnums=(0, 1, 2))(*arrays)
+  with jax.enable_x64(True):
+    wide = reference.wide(q, latent)
+    found = jax.grad(formula, argnums=(0, 1))(*wide)
+    want_q, want_latent = map(np.asarray, found)
+  (own_q,), (own,) = (unpack(jobs, x, C) for x in (d_q, d_latent))
+  assert reference.relative_error(own_q, want_q[past:]) <= 1e-5
+  assert reference.relative_error(own, want_latent[past:]) <= 1e-5
+  before = np.asarray(d_pool)[pages[:2]].reshape(past, 1, -1)
+  assert reference.relative_error(before, want_latent[:past]) <= 1e-5
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("width", [0, 33, True, 2.0])
+def test_values_that_no_latent_holds_are_refused(width):
+  sizes = ALL_SIZES[0]
+  q, latent = sizes.tokens(0, C)[:2]
+  jobs = [Job(C)]
+  inputs = q[None], latent[None], jnp.zeros_like(sizes.free_pages())
+  with pytest.raises(ValueError, match=r"value_width is .* int from 1 to 32"):
+    latent_attention(
+      *inputs,
+      chunks_of(jobs, 1, C),
+      table_of([[0]], 1),
+      value_width=width,
+    )
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_pages_of_another_dtype_are_refused():
+  sizes = ALL_SIZES[0]
+  q, latent = sizes.tokens(0, C)[:2]
+  pool = jnp.zeros(sizes.free_pages().shape, jnp.bfloat16)
+  with pytest.raises(ValueError, match="latent_attention is bfloat16"):
+    latent_attention(
+      *(q[None], latent[None], pool),
+      *(chunks_of([Job(C)], 1, C), table_of([[0]], 1)),
+      value_width=VALUES,
+    )
