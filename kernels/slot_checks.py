@@ -97,6 +97,10 @@ def check_slots(
   )
   _check_write(name("write"), write, s)
   _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
+  if read is not None:
+    # Chunks that carry on are one request, and run one after another.
+    request = np.cumsum(read != CARRY)
+    _check_apart(name("write"), read, write, request, "request")
 
 
 def _check_write(name: str, write: np.ndarray | None, slots: int) -> None:
@@ -140,22 +144,26 @@ def check_rows(
   reads, writes = concrete(name("read"), read), concrete(name("write"), write)
   _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")
   _check_write(name("write"), writes, s)
-  _check_apart(name("write"), reads, writes)
+  _check_apart(name("write"), reads, writes, np.arange(sizes["b"]), "row")
   return sizes
 
 
 def _check_apart(
-  name: str, reads: np.ndarray | None, writes: np.ndarray | None
+  name: str,
+  reads: np.ndarray | None,
+  writes: np.ndarray | None,
+  owner: np.ndarray,
+  what: str,
 ) -> None:
-  """Refuses a slot that one row writes and another reads, before or after."""
+  """Refuses a slot that one owner writes and another reads, before or after."""
   if reads is None or writes is None:
     return
-  shared = (writes[:, None] == reads[None]) & (writes[:, None] != NONE)
-  np.fill_diagonal(shared, False)
+  shared = (writes[:, None] == reads[None]) & (writes[:, None] >= 0)
+  shared &= owner[:, None] != owner[None]
   if shared.any():
     raise ValueError(
-      f"{name} names slot {writes[shared.any(axis=1)][0]}, which another row "
-      "reads; rows may run at the same time."
+      f"{name} names slot {writes[shared.any(axis=1)][0]}, which another "
+      f"{what} reads; {what}s may run at the same time."
     )
 
 

@@ -41,6 +41,7 @@ class ExpertsConfig:
     hidden: Width of the inner products of each.
     normalized: Whether the weights of the chosen are divided by their sum.
     block: Rows of one product, all of one expert; free ones are computed too.
+      In decoding it has no more than there are rows.
     score: What makes weights of a router's scores: "softmax" over all experts,
       or the "sigmoid" of each, which a correction is added to for the choice.
       The router of the latter is held and computed in float32.
@@ -223,7 +224,9 @@ class Experts(ExplicitModule):
     with jax.named_scope("router"):
       routing = map_rows(self._choose, x)
     real = jnp.arange(c)[None] < chunks.length[:, None]
-    blocks = self._sorted(routing.expert.reshape(n * c, -1), real.reshape(-1))
+    blocks = self._sorted(
+      routing.expert.reshape(n * c, -1), real.reshape(-1), self.config.block
+    )
     with jax.named_scope("experts"):
       x = self._entered(x)
       outs = self._outputs(x.reshape(n * c, -1), blocks)
@@ -254,7 +257,10 @@ class Experts(ExplicitModule):
     routing = lax.optimization_barrier(
       self._choose(lax.optimization_barrier(x))
     )
-    blocks = self._sorted(routing.expert, rows.active)
+    # An expert is chosen once by a row. Not the rows of this call: a cell has
+    # others, and the bits of this.
+    block = min(self.config.block, self.numerics.decode_rows)
+    blocks = self._sorted(routing.expert, rows.active, block)
     outs = self._outputs(self._entered(x), blocks)
     return self._left(_weighted(outs, routing.weight)), pools
 
@@ -288,9 +294,12 @@ class Experts(ExplicitModule):
     return routing._replace(weight=routing.weight * c.factor)
 
   def _sorted(
-    self, expert: Int32[Array, "rows chosen"], real: Bool[Array, "rows"]
+    self,
+    expert: Int32[Array, "rows chosen"],
+    real: Bool[Array, "rows"],
+    block: int,
   ) -> Blocks:
-    """Sorts the choices of real rows by expert, into blocks.
+    """Sorts the choices of real rows by expert, into blocks of so many.
 
     Integers alone: every row finds its place, and no bit of a value depends on
     where it is.
@@ -299,34 +308,34 @@ class Experts(ExplicitModule):
     expert = jnp.where(real[:, None], expert, c.experts).reshape(-1)
     order = jnp.argsort(expert, stable=True)
     counts = jnp.bincount(expert, length=c.experts + 1)[: c.experts]
-    blocks = -(-counts // c.block)
+    blocks = -(-counts // block)
     ends = jnp.cumsum(blocks)
     # Among the sorted, a token's rank within its expert is what remains of its
     # own number after all tokens of the experts before.
-    shift = (ends - blocks) * c.block - (jnp.cumsum(counts) - counts)
-    many = self._most_blocks(rows * chosen)
+    shift = (ends - blocks) * block - (jnp.cumsum(counts) - counts)
+    many = self._most_blocks(rows * chosen, block)
     sorted_expert = expert[order]
     place = (
       jnp.arange(rows * chosen)
       + shift[jnp.minimum(sorted_expert, c.experts - 1)]
     )
-    place = jnp.where(sorted_expert < c.experts, place, many * c.block)
+    place = jnp.where(sorted_expert < c.experts, place, many * block)
     source = (
-      jnp.full(many * c.block, rows).at[place].set(order // chosen, mode="drop")
+      jnp.full(many * block, rows).at[place].set(order // chosen, mode="drop")
     )
     number = jnp.arange(many)
     owner = jnp.searchsorted(ends, number, side="right")
     return Blocks(
       expert=jnp.minimum(owner, c.experts - 1).astype(jnp.int32),
       used=number < ends[-1],
-      source=source.reshape(many, c.block),
+      source=source.reshape(many, block),
       place=jnp.zeros_like(place).at[order].set(place).reshape(rows, chosen),
     )
 
-  def _most_blocks(self, choices: int) -> int:
+  def _most_blocks(self, choices: int, block: int) -> int:
     """How many blocks so many choices may fill; two, for a loop to stay one."""
-    c = self.config
-    most = (choices + min(c.experts, choices) * (c.block - 1)) // c.block
+    experts = min(self.config.experts, choices)
+    most = (choices + experts * (block - 1)) // block
     return max(2, min(choices, most))
 
   def _outputs(

@@ -43,7 +43,7 @@ class LooseRouter(Experts):
     n, c, width = x.shape
     routing = self._choose(x.reshape(n * c, width))
     real = jnp.arange(c)[None] < chunks.length[:, None]
-    blocks = self._sorted(routing.expert, real.reshape(-1))
+    blocks = self._sorted(routing.expert, real.reshape(-1), self.config.block)
     outs = self._outputs(x.reshape(n * c, width), blocks)
     weighted = jnp.sum(routing.weight[..., None] * outs, axis=1)
     return weighted.reshape(x.shape), pools

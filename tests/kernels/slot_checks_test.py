@@ -53,6 +53,9 @@ def packed(at, chunks):
   "changes, sentence",
   [
     ({"write": [NONE, SLOTS]}, r"write of .* holds 3; .* below 3 or NONE \(-3"),
+    # A slot that another request reads, behind it or before it.
+    ({"read": [ZERO, 0], "write": [0, NONE]}, "write .* slot 0, which another"),
+    ({"read": [0, ZERO], "write": [NONE, 0]}, "write .* slot 0, which another"),
     ({"write": [NONE, -2]}, "write of .* holds -2; it must be a slot below 3"),
     ({"write": [1, 1]}, "write of .* names slot 1 twice; each may be written"),
     ({"read": [SLOTS, CARRY]}, r"read of .* holds 3; .*, ZERO \(-1\) or CARRY"),

@@ -1,6 +1,7 @@
 """Experts against float64, and the same bits in any company."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,17 @@ def test_a_step_does_not_see_its_row_or_other_rows(dtype):
   free[[0, 2]] = np.nan
   some = stepped(free, [False, True, False, True])
   assert differing_bits(some[jnp.array([1, 3])], every[jnp.array([1, 3])]) == 0
+
+
+def test_a_step_multiplies_no_more_rows_than_it_has():
+  layer, zeros = make_layer(), jnp.zeros(4, jnp.int32)
+  assert layer.config.block > layer.numerics.decode_rows == 4
+  rows = Rows(zeros, zeros, zeros, jnp.ones(4, bool))
+  inputs = jnp.asarray(rows_of(4)), BranchPools(), rows, TABLE
+  text = step.lower(layer, *inputs).as_text()
+  found = re.findall(r"dot_general.*-> tensor<(\d+)x", text)
+  # The router, the gate with its product, and what leads back.
+  assert found == ["4"] * 3
 
 
 def test_gradients_reach_router_and_experts():

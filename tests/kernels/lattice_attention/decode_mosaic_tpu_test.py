@@ -25,7 +25,7 @@ class MosaicTpuAttentionStepSuite(AttentionStepSuite):
 
 
 class TestMosaicTpuStep(MosaicTpuAttentionStepSuite):
-  sizes, blocks = Sizes(width=64, chunk=16, window=150), 1
+  sizes, blocks = Sizes(width=64, chunk=16, window=30), 1
 
 
 def arguments(
