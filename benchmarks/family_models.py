@@ -25,6 +25,7 @@ _ATTENTION = {
   "intermediate_size": 1536,
   "num_attention_heads": 8,
   "num_key_value_heads": 2,
+  "max_position_embeddings": 8192,
 }
 _THREE_TO_ONE = {
   "layer_types": [*("linear_attention",) * 3, "full_attention"],
@@ -176,6 +177,7 @@ FAMILIES: Mapping[str, tuple[str, dict[str, Any]]] = {
       "num_local_experts": 16,
       "num_experts_per_tok": 4,
       "moe_intermediate_size": 256,
+      "pad_token_id": 0,
     },
   ),
 }

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
@@ -21,6 +21,7 @@ from sparse_prefix_jax.layers.choices import (
   is_int,
 )
 from sparse_prefix_jax.layers.dense import dense, kernel, product
+from sparse_prefix_jax.layers.expert_blocks import Blocks, sort_into_blocks
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.router import (
@@ -41,7 +42,8 @@ class ExpertsConfig:
     hidden: Width of the inner products of each.
     normalized: Whether the weights of the chosen are divided by their sum.
     block: Rows of one product, all of one expert; free ones are computed too.
-      In decoding it has no more than there are rows.
+      None takes what an expert gets of 1,024 tokens, as a power of two from 16
+      to 64. In decoding there are no more than the program has.
     score: What makes weights of a router's scores: "softmax" over all experts,
       or the "sigmoid" of each, which a correction is added to for the choice.
       The router of the latter is held and computed in float32.
@@ -69,7 +71,7 @@ class ExpertsConfig:
   chosen: int
   hidden: int
   normalized: bool = True
-  block: int = 16
+  block: int | None = None
   score: str = "softmax"
   factor: float = 1.0
   groups: int = 1
@@ -80,8 +82,14 @@ class ExpertsConfig:
 
   def __post_init__(self) -> None:
     """Refuses counts out of their range, and experts that make no groups."""
+    check_values(self)
     # A product of fewer rows has other bits.
-    check_values(self, {"block": 2})
+    if self.block is not None and not (
+      is_int(self.block) and 2 <= self.block <= MOST
+    ):
+      raise ValueError(
+        f"block is {self.block!r}; it must be an int from 2 or None."
+      )
     known = {"score": ("softmax", "sigmoid"), "activation": tuple(ACTIVATIONS)}
     check_names(self, known)
     check_multiple(self, "experts", "groups")
@@ -113,6 +121,16 @@ class ExpertsConfig:
         + (f" in {self.chosen_groups} groups." if self.groups > 1 else ".")
       )
 
+  @property
+  def rows(self) -> int:
+    """Rows of one product in prefill."""
+    if self.block is not None:
+      return self.block
+    # Of two blocks of an expert each reads its weights: few are better, but of
+    # a large one most rows are free where few tokens choose the expert.
+    share = min(64, max(16, 1024 * self.chosen // self.experts))
+    return 1 << (share.bit_length() - 1)
+
   def make(
     self, width: int, numerics: Numerics, *, rngs: nnx.Rngs
   ) -> "Experts":
@@ -136,23 +154,6 @@ class ExpertsConfig:
   def product_widths(self) -> Mapping[str, int]:
     """Names what leads to the experts; theirs have a fixed number of rows."""
     return {} if self.latent is None else {"latent": self.latent}
-
-
-class Blocks(NamedTuple):
-  """Tokens sorted by expert, in blocks of rows that belong to one expert.
-
-  Attributes:
-    expert: The expert of each block.
-    used: Whether the block holds a token.
-    source: The row of each place, or the number of rows where it is free.
-    place: Where each choice of each row stands among all places of all blocks;
-      their number for rows that are not computed. [rows chosen]
-  """
-
-  expert: Int32[Array, "blocks"]
-  used: Bool[Array, "blocks"]
-  source: Int32[Array, "blocks block"]
-  place: Int32[Array, "rows chosen"]
 
 
 class Experts(ExplicitModule):
@@ -224,8 +225,10 @@ class Experts(ExplicitModule):
     with jax.named_scope("router"):
       routing = map_rows(self._choose, x)
     real = jnp.arange(c)[None] < chunks.length[:, None]
-    blocks = self._sorted(
-      routing.expert.reshape(n * c, -1), real.reshape(-1), self.config.block
+    blocks = sort_into_blocks(
+      *(routing.expert.reshape(n * c, -1), real.reshape(-1)),
+      experts=self.config.experts,
+      block=self.config.rows,
     )
     with jax.named_scope("experts"):
       x = self._entered(x)
@@ -259,8 +262,12 @@ class Experts(ExplicitModule):
     )
     # An expert is chosen once by a row. Not the rows of this call: a cell has
     # others, and the bits of this.
-    block = min(self.config.block, self.numerics.decode_rows)
-    blocks = self._sorted(routing.expert, rows.active, block)
+    block = min(self.config.rows, self.numerics.decode_rows)
+    blocks = sort_into_blocks(
+      *(routing.expert, rows.active),
+      experts=self.config.experts,
+      block=block,
+    )
     outs = self._outputs(self._entered(x), blocks)
     return self._left(_weighted(outs, routing.weight)), pools
 
@@ -292,51 +299,6 @@ class Experts(ExplicitModule):
     if c.factor == 1:
       return routing
     return routing._replace(weight=routing.weight * c.factor)
-
-  def _sorted(
-    self,
-    expert: Int32[Array, "rows chosen"],
-    real: Bool[Array, "rows"],
-    block: int,
-  ) -> Blocks:
-    """Sorts the choices of real rows by expert, into blocks of so many.
-
-    Integers alone: every row finds its place, and no bit of a value depends on
-    where it is.
-    """
-    c, (rows, chosen) = self.config, expert.shape
-    expert = jnp.where(real[:, None], expert, c.experts).reshape(-1)
-    order = jnp.argsort(expert, stable=True)
-    counts = jnp.bincount(expert, length=c.experts + 1)[: c.experts]
-    blocks = -(-counts // block)
-    ends = jnp.cumsum(blocks)
-    # Among the sorted, a token's rank within its expert is what remains of its
-    # own number after all tokens of the experts before.
-    shift = (ends - blocks) * block - (jnp.cumsum(counts) - counts)
-    many = self._most_blocks(rows * chosen, block)
-    sorted_expert = expert[order]
-    place = (
-      jnp.arange(rows * chosen)
-      + shift[jnp.minimum(sorted_expert, c.experts - 1)]
-    )
-    place = jnp.where(sorted_expert < c.experts, place, many * block)
-    source = (
-      jnp.full(many * block, rows).at[place].set(order // chosen, mode="drop")
-    )
-    number = jnp.arange(many)
-    owner = jnp.searchsorted(ends, number, side="right")
-    return Blocks(
-      expert=jnp.minimum(owner, c.experts - 1).astype(jnp.int32),
-      used=number < ends[-1],
-      source=source.reshape(many, block),
-      place=jnp.zeros_like(place).at[order].set(place).reshape(rows, chosen),
-    )
-
-  def _most_blocks(self, choices: int, block: int) -> int:
-    """How many blocks so many choices may fill; two, for a loop to stay one."""
-    experts = min(self.config.experts, choices)
-    most = (choices + experts * (block - 1)) // block
-    return max(2, min(choices, most))
 
   def _outputs(
     self, x: Float[Array, "rows d"], blocks: Blocks

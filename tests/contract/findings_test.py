@@ -20,6 +20,7 @@ from sparse_prefix_jax.layers import (
   Numerics,
   SwiGLUConfig,
 )
+from sparse_prefix_jax.layers.expert_blocks import sort_into_blocks
 from sparse_prefix_jax.layers.experts import Experts
 from tests.toy_layer import LeakySumConfig
 
@@ -43,7 +44,11 @@ class LooseRouter(Experts):
     n, c, width = x.shape
     routing = self._choose(x.reshape(n * c, width))
     real = jnp.arange(c)[None] < chunks.length[:, None]
-    blocks = self._sorted(routing.expert, real.reshape(-1), self.config.block)
+    blocks = sort_into_blocks(
+      *(routing.expert, real.reshape(-1)),
+      experts=self.config.experts,
+      block=self.config.rows,
+    )
     outs = self._outputs(x.reshape(n * c, width), blocks)
     weighted = jnp.sum(routing.weight[..., None] * outs, axis=1)
     return weighted.reshape(x.shape), pools

@@ -161,9 +161,19 @@ def test_a_step_does_not_see_its_row_or_other_rows(dtype):
   assert differing_bits(some[jnp.array([1, 3])], every[jnp.array([1, 3])]) == 0
 
 
+@pytest.mark.parametrize(
+  ("experts", "chosen", "rows"),
+  [(8, 2, 64), (16, 2, 64), (256, 8, 32), (512, 10, 16), (4096, 1, 16)],
+)
+def test_blocks_are_what_an_expert_gets(experts, chosen, rows):
+  choices = {"experts": experts, "chosen": chosen, "hidden": 8}
+  assert ExpertsConfig(**choices).rows == rows
+  assert ExpertsConfig(**choices, block=48).rows == 48
+
+
 def test_a_step_multiplies_no_more_rows_than_it_has():
   layer, zeros = make_layer(), jnp.zeros(4, jnp.int32)
-  assert layer.config.block > layer.numerics.decode_rows == 4
+  assert layer.config.rows > layer.numerics.decode_rows == 4
   rows = Rows(zeros, zeros, zeros, jnp.ones(4, bool))
   inputs = jnp.asarray(rows_of(4)), BranchPools(), rows, TABLE
   text = step.lower(layer, *inputs).as_text()
@@ -191,7 +201,7 @@ def test_gradients_reach_router_and_experts():
   [
     ({"chosen": 7}, "chosen is 7; it must be at most experts = 6"),
     ({"experts": 0}, "experts is 0; it must be at least 1"),
-    ({"block": 1}, "block is 1; it must be at least 2"),
+    ({"block": 1}, "block is 1; it must be an int from 2"),
     ({"score": "max"}, "score is 'max'; it must be one of softmax, sigmoid"),
     ({"groups": 2}, "groups is 2; with score = 'softmax' .* must be 1"),
     ({"groups": 4}, "experts is 6; it must be a multiple of groups = 4"),
