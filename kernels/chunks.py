@@ -17,6 +17,7 @@ from jax import core, lax
 from jaxtyping import Array, Bool, Int32
 
 from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.kernels.loops import scan_into_buffers
 
 ZERO = -1
 """`Chunks.read`: begin from the zero state (the empty prefix)."""
@@ -116,7 +117,7 @@ def packed_scan(
   write = jnp.where(real, write, NONE)
   length = jnp.where(real, length, 0)
   steps = (xs, read, write, length)
-  (_, pools), ys = lax.scan(body, (empty, pools), steps)
+  (_, pools), ys = scan_into_buffers(body, (empty, pools), steps)
   return jax.tree.map(lambda y: y[:n], ys), pools
 
 
@@ -132,7 +133,7 @@ def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
     return None, lax.optimization_barrier(y)
 
   n = jax.tree.leaves(xs)[0].shape[0]
-  ys = lax.scan(body, None, two_steps(xs))[1]
+  ys = scan_into_buffers(body, None, two_steps(xs))[1]
   return jax.tree.map(lambda y: y[:n], ys)
 
 

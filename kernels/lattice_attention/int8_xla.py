@@ -24,6 +24,7 @@ from sparse_prefix_jax.kernels.lattice_attention.int8_pages import (
   dequantise,
   write_completed,
 )
+from sparse_prefix_jax.kernels.loops import scan_into_buffers
 
 
 def attend_chunks(
@@ -63,7 +64,8 @@ def attend_chunks(
   real = jnp.arange(length.size) < n
   position, length = (jnp.where(real, u, 0) for u in (position, length))
   steps = q, k, v, position, length, request
-  return lax.scan(attend, None, steps)[1][:n], running, pages
+  out = scan_into_buffers(attend, None, steps)[1]
+  return out[:n], running, pages
 
 
 def attend_rows(

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
 from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.kernels.loops import scan_into_buffers
 
 Load: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
 """Number of a block and its pages -> its keys [hkv keys k] and values."""
@@ -104,11 +105,8 @@ def attend_chunks(
       *(load, page_table[request], options.block_pages, width),
       options.value_width,
     )
-    out = attend_chunk(
-      *(q, position, length, blocks, heads),
-      options.window,
-      options.precision,
-    )
+    rest = blocks, heads, options.window, options.precision
+    out = attend_chunk(q, position, length, *rest)
     return None, lax.optimization_barrier(out)
 
   n = q.shape[0]
@@ -118,7 +116,8 @@ def attend_chunks(
   # The step added to a single one holds no token and visits no block.
   real = jnp.arange(length.size) < n
   position, length = (jnp.where(real, u, 0) for u in (position, length))
-  out = lax.scan(attend, None, (q, position, length, request))[1]
+  steps = q, position, length, request
+  out = scan_into_buffers(attend, None, steps)[1]
   return out[:n], pools
 
 
@@ -158,9 +157,8 @@ def attend_rows(
     blocks = KeyBlocks(
       *(load, pages, options.block_pages, width), options.value_width
     )
-    out = attend_row(
-      *(q, position, blocks, heads), options.window, options.precision
-    )
+    rest = blocks, heads, options.window, options.precision
+    out = attend_row(q, position, *rest)
     return None, lax.optimization_barrier(out)
 
   out = lax.scan(attend, None, (q, position, page_table))[1]

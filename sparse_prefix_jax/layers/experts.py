@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
+from sparse_prefix_jax.kernels.loops import scan_into_buffers
 from sparse_prefix_jax.layers.activations import ACTIVATIONS
 from sparse_prefix_jax.layers.choices import (
   MOST,
@@ -316,7 +317,7 @@ class Experts(ExplicitModule):
       return None, lax.optimization_barrier(y)
 
     inputs = blocks.expert, blocks.used, blocks.source
-    _, outs = lax.scan(body, None, inputs)
+    _, outs = scan_into_buffers(body, None, inputs)
     outs = outs.reshape(-1, x.shape[1])
     # Past the end is what no expert computes.
     outs = outs.at[blocks.place].get(mode="fill", fill_value=0)
