@@ -1,17 +1,19 @@
 """Loops over chunks whose results have memory of their own."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+Body: TypeAlias = Callable[..., tuple[Any, Any]]
+"""`(carry, x) -> (carry, y)`, of a scan."""
 
-def scan_into_buffers(
-  body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any
-) -> tuple[Any, Any]:
+
+def scan_into_buffers(body: Body, carry: Any, xs: Any) -> tuple[Any, Any]:
   """`jax.lax.scan`, without copies of zeros.
 
   What a scan stacks begins as zeros. XLA keeps one array of them for all loops
@@ -20,10 +22,13 @@ def scan_into_buffers(
   the norm of them takes). So every result begins as something of its own: an
   element of what the loop reads, everywhere. All of it is written over.
 
+  A gradient is that of the scan, whose backward loop does not carry a whole
+  result from step to step.
+
   Args:
     body: `(carry, x) -> (carry, y)`.
     carry: Before the first step.
-    xs: Tree of arrays [n ...], n from 1.
+    xs: Tree of arrays [n ...].
 
   Returns:
     The last carry, and ys [n ...].
@@ -34,21 +39,50 @@ def scan_into_buffers(
     >>> last.item(), before.tolist()
     (6.0, [0.0, 1.0, 3.0])
   """
+  if not _has_numbers(xs):
+    return lax.scan(body, carry, xs)
+  # Arrays that the body closes over are arguments where they may vary.
   first = jax.tree.map(lambda x: x[0], xs)
-  shapes = jax.eval_shape(body, carry, first)[1]
+  closed, others = jax.closure_convert(body, carry, first)
+  return _into_buffers(closed, tuple(others), carry, xs)
+
+
+def _has_numbers(xs: Any) -> bool:
+  """Whether there is an element that results may begin as."""
+  leaves = jax.tree.leaves(xs)
+  return bool(leaves) and leaves[0].size > 0 and not _is_opaque(leaves[0].dtype)
+
+
+def _is_opaque(dtype: Any) -> bool:
+  """Whether it is one of keys, to which no number can be cast."""
+  return jnp.issubdtype(dtype, jax.dtypes.extended)
+
+
+def _plain(body: Body, others: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+  """The scan itself."""
+  return lax.scan(lambda carry, x: body(carry, x, *others), carry, xs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _into_buffers(
+  body: Body, others: Any, carry: Any, xs: Any
+) -> tuple[Any, Any]:
+  scan = functools.partial(_plain, body)
+  shapes = jax.eval_shape(scan, others, carry, xs)[1]
   leaves, structure = jax.tree.flatten(shapes)
+  if any(_is_opaque(leaf.dtype) for leaf in leaves):
+    return scan(others, carry, xs)
   read = jax.tree.leaves(xs)[0]
-  n = read.shape[0]
   numbers = read.reshape(-1)
 
   def buffer(index: int, y: jax.ShapeDtypeStruct) -> Array:
-    element = lax.stop_gradient(numbers[index % numbers.size])
-    return jnp.broadcast_to(element.astype(y.dtype), (n, *y.shape))
+    element = numbers[index % numbers.size].astype(y.dtype)
+    return jnp.broadcast_to(element, y.shape)
 
   def step(loop: Any, each: Any) -> tuple[Any, None]:
     carry, buffers = loop
     index, x = each
-    carry, y = body(carry, x)
+    carry, y = body(carry, x, *others)
     put = lax.dynamic_update_index_in_dim
     buffers = jax.tree.map(lambda b, y: put(b, y, index, 0), buffers, y)
     return (carry, buffers), None
@@ -56,5 +90,11 @@ def scan_into_buffers(
   buffers = structure.unflatten(
     buffer(index, leaf) for index, leaf in enumerate(leaves)
   )
-  loop, _ = lax.scan(step, (carry, buffers), (jnp.arange(n), xs))
+  numbered = jnp.arange(len(read)), xs
+  loop, _ = lax.scan(step, (carry, buffers), numbered)
   return loop
+
+
+@_into_buffers.defjvp
+def _derivative(body: Body, primals: Any, tangents: Any) -> Any:
+  return jax.jvp(functools.partial(_plain, body), primals, tangents)

@@ -85,7 +85,7 @@ def check_slots(
   Raises:
     ValueError: Naming the field, what it holds, and what is allowed. `position`
       and `request`, which an operation on states does not read, are not looked
-      at.
+      at: a segment is a chunk that restores and those that carry on from it.
   """
   s, c = sizes["s"], sizes["c"]
   name = f"chunks.{{}} of {operation}".format
@@ -97,10 +97,12 @@ def check_slots(
   )
   _check_write(name("write"), write, s)
   _check_range(name("length"), length, 0, c + 1, f"0 to {c}")
-  if read is not None:
-    # Chunks that carry on are one request, and run one after another.
-    request = np.cumsum(read != CARRY)
-    _check_apart(name("write"), read, write, request, "request")
+  if read is None or write is None or length is None:
+    return
+  # Chunks that carry on run one after another; inactive ones do not run.
+  segment, runs = np.cumsum(read != CARRY), length > 0
+  fields = (x[runs] for x in (read, write, segment))
+  _check_apart(name("write"), *fields, what="segment")
 
 
 def _check_write(name: str, write: np.ndarray | None, slots: int) -> None:
@@ -144,7 +146,8 @@ def check_rows(
   reads, writes = concrete(name("read"), read), concrete(name("write"), write)
   _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")
   _check_write(name("write"), writes, s)
-  _check_apart(name("write"), reads, writes, np.arange(sizes["b"]), "row")
+  rows = np.arange(sizes["b"])
+  _check_apart(name("write"), reads, writes, rows, what="row")
   return sizes
 
 
@@ -153,6 +156,7 @@ def _check_apart(
   reads: np.ndarray | None,
   writes: np.ndarray | None,
   owner: np.ndarray,
+  *,
   what: str,
 ) -> None:
   """Refuses a slot that one owner writes and another reads, before or after."""

@@ -75,6 +75,13 @@ def test_chunks_that_name_what_there_is_not(operation, changes, sentence):
   assert name in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_an_inactive_chunk_may_name_any_slot(operation):
+  _, at = operation
+  changes = {"read": [ZERO, 0], "write": [0, NONE], "length": [C, 0]}
+  out, pool = packed(at, chunks(**changes))
+  assert jax.tree.leaves(out)[0].shape[0] == N and pool is not None
+
+
 def test_chunks_that_are_none(operation):
   name, at = operation
   with pytest.raises(ValueError, match=f"chunks of {name} is a tuple; it must"):

@@ -345,6 +345,31 @@ def test_kimi_linear_as_it_was_published_is_the_same_model(tmp_path):
   assert_same_bits(*map(jax.tree.leaves, (other, expected)))
 
 
+@pytest.mark.parametrize(
+  ("case", "first", "second"),
+  [
+    ("kimi_linear_1", "self_attn.q_proj", "self_attn.k_proj"),
+    ("kimi_linear_1", "self_attn.q_conv1d", "self_attn.v_conv1d"),
+    ("kimi_linear_1", "self_attn.f_a_proj", "self_attn.g_a_proj"),
+    ("kimi_linear_1", "self_attn.g_a_proj", "self_attn.b_proj"),
+    ("olmo_hybrid_1", "linear_attn.q_proj", "linear_attn.v_proj"),
+    ("olmo_hybrid_1", "linear_attn.a_proj", "linear_attn.b_proj"),
+    ("qwen3_5_moe_1", "linear_attn.in_proj_a", "linear_attn.in_proj_b"),
+  ],
+)
+def test_rows_of_another_tensor_are_refused(tmp_path, case, first, second):
+  """Tensors that become one product have their own numbers of rows."""
+  names = [f"model.layers.0.{name}.weight" for name in (first, second)]
+
+  def moved(tensors):
+    x, y = (tensors[name] for name in names)
+    changed = dict(zip(names, (x[:-1], np.concatenate([x[-1:], y]))))
+    return tensors | changed
+
+  with pytest.raises(ValueError, match=r"has shape .* asks for"):
+    load(copy(tmp_path, case, moved))
+
+
 def test_squared_experts_in_one_tensor_are_the_same_model(tmp_path):
   def one_tensor(tensors):
     kept = {k: x for k, x in tensors.items() if ".experts." not in k}

@@ -1,6 +1,6 @@
 """What one family of foreign models says: its names, and nothing else."""
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -96,13 +96,38 @@ def taps_first(name: str) -> Source:
   return Source((name,), (3,), convert, "F")
 
 
-def side_by_side(*names: str) -> Source:
-  """Weights [outputs inputs] that become one product, in this order."""
+def side_by_side(*names: str, shares: Sequence[int]) -> Source:
+  """Weights [outputs inputs] that become one product, in this order.
+
+  Args:
+    *names: Names of the tensors.
+    shares: What of all outputs each has, in proportion: in other proportions
+      one would take rows for those of another.
+  """
+  return Source(names, (2,) * len(names), joined_in(shares))
+
+
+def joined_in(shares: Sequence[int]) -> Callable[..., np.ndarray]:
+  """What puts tensors behind each other, each with its share of the whole.
+
+  Those in other proportions make something of a shape that no parameter has.
+
+  Args:
+    shares: Of the first axis, in proportion.
+
+  Example:
+    >>> two, three, four = map(np.zeros, (2, 3, 4))
+    >>> join = joined_in((2, 1))
+    >>> join(four, two).shape, join(three, three).shape
+    ((6,), (1, 6))
+  """
 
   def convert(*parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts)
+    whole = np.concatenate(parts)
+    rows = [part.shape[0] * sum(shares) for part in parts]
+    return whole if rows == [len(whole) * s for s in shares] else whole[None]
 
-  return Source(names, (2,) * len(names), convert)
+  return convert
 
 
 def stack_of(*names: str) -> Source:

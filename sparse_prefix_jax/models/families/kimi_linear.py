@@ -22,6 +22,7 @@ from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
   Source,
+  joined_in,
   same,
   side_by_side,
   stack_of,
@@ -255,17 +256,18 @@ def _delta_sources(sub: KimiDeltaAttentionConfig) -> dict[str, Source]:
   qkv = [f"{prefix}{letter}" for letter in "qkv"]
   narrow = [f"{prefix}{name}_proj.weight" for name in ("f_a", "g_a", "b")]
 
+  join, widths = joined_in((1, 1, 1)), (sub.head_width, sub.head_width)
+
   def joined_taps(*parts: np.ndarray) -> np.ndarray:
-    # [channels 1 w], or [channels w] as some implementations write it.
-    flat = [part.reshape(part.shape[0], -1) for part in parts]
-    if {part.shape[1] for part in flat} != {sub.window}:
-      return flat[0]  # of a shape that no parameter has
-    return np.concatenate(flat).T
+    taps = join(*parts)
+    return np.squeeze(taps, 1).T if taps.shape[1] == 1 else taps
 
   taps = tuple(f"{name}_conv1d.weight" for name in qkv)
   return {
-    "sub.in_qkv": side_by_side(*(f"{name}_proj.weight" for name in qkv)),
-    "sub.in_narrow": side_by_side(*narrow),
+    "sub.in_qkv": side_by_side(
+      *(f"{name}_proj.weight" for name in qkv), shares=(1, 1, 1)
+    ),
+    "sub.in_narrow": side_by_side(*narrow, shares=(*widths, sub.heads)),
     "sub.in_decay": same(f"{prefix}f_b_proj.weight", rank=2),
     "sub.in_gate": same(f"{prefix}g_b_proj.weight", rank=2),
     "sub.conv": Source(taps, (3,) * 3, joined_taps, "F"),

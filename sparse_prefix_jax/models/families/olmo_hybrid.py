@@ -155,7 +155,7 @@ def _sources(branch: Branch) -> dict[str, Source]:
     return sources | {"pre": before}
   if isinstance(branch.sub, GatedDeltaNetConfig):
     before = _renamed("input_layernorm", "attention_layer_norm")
-    return _recurrent() | {"pre": before}
+    return _recurrent(branch.sub) | {"pre": before}
   if not isinstance(branch.sub, AttentionConfig):
     raise ValueError(f"sub is {branch.sub!r}; it must be of OLMo-hybrid.")
   return plain.attention_sources(branch.sub, "self_attn.") | {
@@ -170,17 +170,19 @@ def _renamed(name: str, published: str) -> Source:
   return same(f"{published}.weight")._replace(otherwise=same(f"{name}.weight"))
 
 
-def _recurrent() -> dict[str, Source]:
+def _recurrent(sub: GatedDeltaNetConfig) -> dict[str, Source]:
   """Where a recurrent layer comes from: every projection is a tensor."""
-  prefix = "linear_attn."
+  prefix, keys = "linear_attn.", sub.key_heads * sub.key_width
+  shares = keys, keys, sub.value_heads * sub.value_width
 
-  def weights(*parts: str) -> Source:
-    return side_by_side(*(f"{prefix}{part}_proj.weight" for part in parts))
+  def weights(parts: str, shares: tuple[int, ...]) -> Source:
+    names = (f"{prefix}{part}_proj.weight" for part in parts)
+    return side_by_side(*names, shares=shares)
 
   return {
-    "sub.in_qkv": weights("q", "k", "v"),
+    "sub.in_qkv": weights("qkv", shares),
     "sub.in_gate": same(f"{prefix}g_proj.weight", rank=2),
-    "sub.in_decay_beta": weights("a", "b"),
+    "sub.in_decay_beta": weights("ab", (1, 1)),
     "sub.conv": _taps(prefix),
     "sub.log_rate": same(f"{prefix}A_log"),
     "sub.decay_bias": same(f"{prefix}dt_bias"),
@@ -194,6 +196,7 @@ def _taps(prefix: str) -> Source:
   whole = taps_first(f"{prefix}conv1d.weight")
 
   def convert(*parts: np.ndarray) -> np.ndarray:
+    # transformers cuts them in thirds when it writes, however wide each is.
     return whole.convert(np.concatenate(parts))
 
   names = tuple(f"{prefix}{part}_conv1d.weight" for part in "qkv")

@@ -72,7 +72,9 @@ BRANCHES: dict[str, Sources] = {
     "sub.in_gate": same("linear_attn.in_proj_z.weight", rank=2),
     # Two narrow projections become one product: first decay, then beta.
     "sub.in_decay_beta": side_by_side(
-      "linear_attn.in_proj_a.weight", "linear_attn.in_proj_b.weight"
+      "linear_attn.in_proj_a.weight",
+      "linear_attn.in_proj_b.weight",
+      shares=(1, 1),
     ),
     "sub.conv": taps_first("linear_attn.conv1d.weight"),
     "sub.log_rate": same("linear_attn.A_log"),
