@@ -152,8 +152,11 @@ def test_a_cell_has_the_bits_of_a_step(name):
 
 # The second one holds the first one.
 TRANSFORMED = [
-  pytest.param("gated_delta_net", marks=pytest.mark.slow),
-  "parallel",
+  *(
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("gated_delta_net", "kimi_delta_attention")
+  ),
+  *("latent_attention", "parallel"),
 ]
 
 
