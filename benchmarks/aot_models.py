@@ -87,6 +87,22 @@ def _layer_group(width: int, dtype: Any) -> ModelConfig:
   )
 
 
+def _kimi_linear(width: int, dtype: Any) -> ModelConfig:
+  """A layer of Kimi Linear with states, and one with latents, both dense."""
+  del width  # of its latents
+  whole = preset("kimi_linear_48b_a3b")
+  delta, dense = whole.branches[:2]
+  latent = next(x for x in whole.branches if x.sub.kind == "latent_attention")
+  return whole.replace(
+    vocab_size=1024,
+    branches=(delta, dense, latent, dense),
+    dtype=str(dtype),
+    decode_rows=ROWS,
+    ladder=(CHUNKS,),
+    max_length=4096,
+  )
+
+
 def _prefill(model: programs.FrozenModel, pools: Any) -> tuple[Any, ...]:
   (n,) = model.config.numerics.ladder
 
@@ -133,11 +149,15 @@ MODEL_PROGRAMS: Mapping[
   name: (functools.partial(_model, program=x, arguments=arguments), (64, 128))
   for name, (x, arguments) in _MODEL.items()
 } | {
-  f"layer_group_{name}": (
+  f"{model}_{name}": (
     functools.partial(
-      _model, program=x, arguments=arguments, configured=_layer_group
+      _model, program=x, arguments=arguments, configured=configured
     ),
-    (256,),
+    (width,),
+  )
+  for model, configured, width in (
+    ("layer_group", _layer_group, 256),
+    ("kimi_linear", _kimi_linear, 576),
   )
   for name, (x, arguments) in (
     ("prefill", _MODEL["model_prefill"]),

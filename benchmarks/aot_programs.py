@@ -43,6 +43,8 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
   kimi_delta_attention_step,
 )
 from sparse_prefix_jax.kernels.lattice_attention import (
+  latent_attention,
+  latent_attention_step,
   lattice_attention,
   lattice_attention_step,
 )
@@ -266,6 +268,49 @@ def _attention_step(width: int, dtype: Any) -> Program:
   return Program(run, (q, k, k, position, active, table), pools)
 
 
+def _latents(width: int, dtype: Any) -> Program:
+  """The heads of Kimi Linear, whose values are all but 64 channels."""
+
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    q, latent, *plan = inputs
+    out, pool = latent_attention(
+      *(q, latent, *pools, *plan),
+      value_width=width - 64,
+      implementation=_but_for_gpu(implementation),
+    )
+    return out, (pool,)
+
+  q = jax.ShapeDtypeStruct((CHUNKS, TOKENS, 2 * VALUE_HEADS, width), dtype)
+  latent = jax.ShapeDtypeStruct((CHUNKS, TOKENS, 1, width), dtype)
+  table = jax.ShapeDtypeStruct((CHUNKS, 64), jnp.int32)
+  pools = _pools(TOKENS, 1, width, dtype=dtype)
+  return Program(run, (q, latent, _chunks(), table), pools)
+
+
+def _latents_step(width: int, dtype: Any) -> Program:
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    q, latent, *rows = inputs
+    out, pool = latent_attention_step(
+      *(q, latent, *pools, *rows),
+      value_width=width - 64,
+      implementation=_but_for_gpu(implementation),
+    )
+    return out, (pool,)
+
+  q = jax.ShapeDtypeStruct((ROWS, 2 * VALUE_HEADS, width), dtype)
+  latent = jax.ShapeDtypeStruct((ROWS, 1, width), dtype)
+  position = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+  active = jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
+  table = jax.ShapeDtypeStruct((ROWS, 128), jnp.int32)
+  pools = _pools(TOKENS, 1, width, dtype=dtype)
+  return Program(run, (q, latent, position, active, table), pools)
+
+
+def _but_for_gpu(implementation: Choice) -> Choice:
+  """There is no kernel for it: what runs there is XLA's form."""
+  return None if implementation == "mosaic_gpu" else implementation
+
+
 _linear_step = functools.partial(
   _matrix_step, operation=linear_attention_step, gates=((),)
 )
@@ -302,6 +347,8 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
     (0,),
   ),
   "lattice_attention_step": (_attention_step, (64, 128, 256)),
+  "latent_attention": (_latents, (576,)),
+  "latent_attention_step": (_latents_step, (576,)),
   **MODEL_PROGRAMS,
 }
 """How the program of each operation is made, and at which widths."""

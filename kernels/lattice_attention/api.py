@@ -10,10 +10,10 @@ from sparse_prefix_jax.kernels.checks import check_axes, check_shapes
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
+  chunks_mosaic_tpu,
   decode_mosaic_gpu,
   decode_mosaic_tpu,
   mosaic_gpu,
-  mosaic_tpu,
   pages_vjp,
   vjp,
 )
@@ -28,7 +28,7 @@ BLOCK_PAGES = 8
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
-  mosaic_tpu.IMPLEMENTATION,
+  chunks_mosaic_tpu.IMPLEMENTATION,
   plain(pages_vjp.attend_chunks),
 )
 STEP_IMPLEMENTATIONS = (

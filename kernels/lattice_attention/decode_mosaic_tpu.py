@@ -15,7 +15,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.lattice_attention import mosaic_tpu, xla
+from sparse_prefix_jax.kernels.lattice_attention import (
+  chunks_mosaic_tpu,
+  mosaic_tpu,
+  xla,
+)
 from sparse_prefix_jax.kernels.lattice_attention.fit_mosaic_tpu import (
   bytes_of_rows,
   refusal_of_pages,
@@ -32,14 +36,8 @@ def _run(
   v: Float[Array, "b hkv k"],
   key_pages: Float[Array, "p c hkv k"],
   value_pages: Float[Array, "p c hkv k"],
-  position: Int32[Array, "b"],
-  active: Bool[Array, "b"],
-  page_table: Int32[Array, "b pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-  config: mosaic_tpu.Config,
+  *rest: Any,
+  **options: Any,
 ) -> tuple[
   Float32[Array, "b h k"],
   Float[Array, "p c hkv k"],
@@ -49,11 +47,47 @@ def _run(
 
   Arguments of `lattice_attention_step`; free rows read no page.
   """
-  key_pages, value_pages = xla.write_rows(
-    (key_pages, value_pages), (k, v), position, active, page_table
+  pools = key_pages, value_pages
+  out, (key_pages, value_pages) = attend_rows(
+    q, (k, v), pools, *rest, **options
   )
+  return out, key_pages, value_pages
+
+
+def attend_rows(
+  q: Float[Array, "b h k"],
+  tokens: tuple[Float[Array, "b hkv k"], ...],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+  config: mosaic_tpu.Config,
+  value_width: int | None = None,
+  name: str = "lattice_attention_step",
+) -> tuple[Float32[Array, "b h v"], tuple[Float[Array, "p c hkv k"], ...]]:
+  """Writes keys and values of a token per row, or latents, then attends.
+
+  Args:
+    q: Queries, scaled.
+    tokens: Keys and values of the tokens; or latents, which are both.
+    pools: Pages of the same.
+    position: Of each token.
+    active: False for a free row.
+    page_table: Pages of each row, in order.
+    block_pages: Pages of one product.
+    window: Keys that a token sees, or None.
+    precision: Of the products.
+    config: Of the kernel.
+    value_width: Channels of a latent that are its value; None for two pools.
+    name: What a profile calls the kernel.
+  """
+  pools = xla.write_rows(pools, tokens, position, active, page_table)
   b, heads, width = q.shape
-  kv_heads = k.shape[1]
+  kv_heads = tokens[0].shape[1]
   groups = heads // kv_heads
   rows = q.reshape(b, kv_heads, groups, width)
   rows = jnp.pad(rows, ((0, 0), (0, 0), (0, -groups % _ROWS), (0, 0)))
@@ -65,45 +99,56 @@ def _run(
     position=position,
     request=number,
   )
-  exact = q.dtype == k.dtype == jnp.bfloat16
+  exact = q.dtype == pools[0].dtype == jnp.bfloat16
   sizes = mosaic_tpu.AttentionSizes(
     1,
-    key_pages.shape[1],
+    pools[0].shape[1],
     kv_heads,
     block_pages,
-    fit.rows_lie_together(kv_heads, k.dtype),
+    fit.rows_lie_together(kv_heads, pools[0].dtype, width),
     window,
     None if exact else precision,
+    value_width,
   )
-  out = mosaic_tpu.attend(
-    *(rows, key_pages, value_pages, chunks, page_table, sizes, config),
-    name="lattice_attention_step",
-  )
-  return out[:, :, :groups].reshape(q.shape), key_pages, value_pages
+  out = mosaic_tpu.attend(rows, pools, chunks, page_table, sizes, config, name)
+  return out[:, :, :groups].reshape(b, heads, -1), pools
 
 
-def _refusal(
+def refusal_of_rows(
   device: Device,
   config: mosaic_tpu.Config,
   *arguments: Any,
   block_pages: int,
   precision: lax.Precision,
+  value_width: int | None = None,
   **_: Any,
 ) -> str | None:
-  """Why the call does not fit a TPU, or None."""
+  """Why a call on tokens of rows does not fit a TPU, or None.
+
+  Args:
+    device: What the program is made for.
+    config: Of the kernel.
+    *arguments: Those of the operation.
+    block_pages: Pages of one product.
+    precision: Precision of the products.
+    value_width: As of `attend_rows`.
+  """
   *arrays, position, _active, page_table = arguments
   q, k = arrays[:2]
   groups = q.shape[1] // k.shape[1]
   rows = groups + -groups % _ROWS
-  keys = block_pages * arrays[3].shape[1]
+  keys = block_pages * arrays[-1].shape[1]
   # Measured: 32 heads of width 64 in float32 fit a v5e, 64 in bfloat16 do not,
   # of which more is taken than what is counted here.
-  taken = bytes_of_rows(rows, k, keys) * 21 // 20
+  taken = bytes_of_rows(rows, k, keys, value_width) * 21 // 20
   scalars = position, position, position, page_table
   limit = config.vmem_limit_bytes
   return refusal_of_pages(device, limit, arrays, scalars, taken, precision)
 
 
 IMPLEMENTATION = Implementation(
-  mosaic_tpu.Config, _run, _refusal, mosaic_tpu.IMPLEMENTATION.heuristic
+  mosaic_tpu.Config,
+  _run,
+  refusal_of_rows,
+  chunks_mosaic_tpu.IMPLEMENTATION.heuristic,
 )

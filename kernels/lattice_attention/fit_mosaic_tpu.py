@@ -22,12 +22,12 @@ def refusal_of_pages(
   Args:
     device: What the program is made for.
     limit: `vmem_limit_bytes` of the call.
-    arrays: q, k, v and both pools.
+    arrays: q, what is written, and the pools of it, in this order.
     scalars: What the kernel is given ahead; the page table last.
     taken: Bytes of VMEM.
     precision: Precision of the products.
   """
-  (q, k), size = arrays[:2], arrays[3].shape[1]
+  (q, k), size = arrays[:2], arrays[-1].shape[1]
   width = k.shape[-1]
   if len({x.dtype for x in arrays}) > 1:
     return "queries, keys, values and pages differ in dtype"
@@ -56,16 +56,27 @@ def refusal_of_pages(
   return fit.refusal_of_types((q,), precision)
 
 
-def bytes_of_rows(rows: int, k: Array, keys: int) -> int:
+def bytes_of_rows(
+  rows: int, k: Array, keys: int, value_width: int | None = None
+) -> int:
   """The bytes of a step with so many rows per key head, and keys of a block.
+
+  The compiler adds up to a third for what it spills. Two blocks of keys and two
+  of values, or two of latents; queries and outputs twice (one pair is on its
+  way), maximum and total along the lanes, and a block of scores, masked and as
+  weights.
 
   Args:
     rows: Queries that share a key head.
-    k: Keys of tokens. [... hkv k]
+    k: Keys of tokens, or latents. [... hkv k]
     keys: Keys of a block.
+    value_width: Channels of a latent that are its value; None where keys and
+      values are apart.
   """
   heads, width = k.shape[-2], fit.whole_lanes(k.shape[-1])
-  blocks = 4 * keys * heads * width * k.dtype.itemsize
-  ends = 2 * rows * heads * width * (k.dtype.itemsize + 4)
+  pools = 2 if value_width is None else 1
+  blocks = 2 * pools * keys * heads * width * k.dtype.itemsize
+  wide = width if value_width is None else fit.whole_lanes(value_width)
+  ends = 2 * rows * heads * (width * k.dtype.itemsize + wide * 4)
   scores = 3 * rows * keys * 4
   return blocks + ends + 2 * rows * heads * fit.LANES * 4 + scores

@@ -4,7 +4,7 @@ Multi-head latent attention (MLA) keeps of a token one row that all heads share:
 a compressed part, which is its value, and channels that only keys have. With
 the projections of keys and values absorbed into queries and outputs, it is
 attention with one key head, whose values are the first channels of the keys.
-There is no kernel for it: it runs in XLA operations everywhere.
+There is a kernel for TPU; elsewhere it runs in XLA operations.
 """
 
 import jax.numpy as jnp
@@ -18,7 +18,10 @@ from sparse_prefix_jax.kernels.checks import (
 )
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.lattice_attention import pages_vjp
+from sparse_prefix_jax.kernels.lattice_attention import (
+  latent_mosaic_tpu,
+  pages_vjp,
+)
 from sparse_prefix_jax.kernels.lattice_attention.api import (
   BLOCK_PAGES,
   check_attention,
@@ -26,6 +29,14 @@ from sparse_prefix_jax.kernels.lattice_attention.api import (
 from sparse_prefix_jax.kernels.slot_checks import check_pages, check_tokens
 
 _PRECISION = lax.Precision.HIGHEST
+LATENT_IMPLEMENTATIONS = (
+  latent_mosaic_tpu.IMPLEMENTATION,
+  plain(pages_vjp.attend_latent_chunks),
+)
+LATENT_STEP_IMPLEMENTATIONS = (
+  latent_mosaic_tpu.STEP_IMPLEMENTATION,
+  plain(pages_vjp.attend_latent_rows),
+)
 
 
 def latent_attention(
@@ -89,7 +100,7 @@ def latent_attention(
   return dispatch(
     operation,
     implementation,
-    (plain(pages_vjp.attend_latent_chunks),),
+    LATENT_IMPLEMENTATIONS,
     *(q, latent, latent_pages, chunks, jnp.asarray(page_table, jnp.int32)),
     block_pages=BLOCK_PAGES,
     window=None,
@@ -145,7 +156,7 @@ def latent_attention_step(
   return dispatch(
     operation,
     implementation,
-    (plain(pages_vjp.attend_latent_rows),),
+    LATENT_STEP_IMPLEMENTATIONS,
     *(q, latent, latent_pages, jnp.asarray(position, jnp.int32)),
     *(jnp.asarray(active, bool), jnp.asarray(page_table, jnp.int32)),
     block_pages=BLOCK_PAGES,

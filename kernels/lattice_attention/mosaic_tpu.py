@@ -1,4 +1,6 @@
-"""Lattice attention as a Mosaic TPU kernel: one grid step per packed chunk.
+"""Lattice attention as a Mosaic TPU kernel: one grid step per row of a call.
+
+A row is a packed chunk, or one token of a running sequence.
 
 The kernel gathers the pages of a block of keys by DMA, the next block while one
 is reduced, and carries the online softmax of every key head in VMEM:
@@ -18,7 +20,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +31,6 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import implementations
 from sparse_prefix_jax.kernels.chunks import Chunks
-from sparse_prefix_jax.kernels.implementations import Device, Implementation
-from sparse_prefix_jax.kernels.lattice_attention.fit_mosaic_tpu import (
-  bytes_of_rows,
-  refusal_of_pages,
-)
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra as algebra
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 from sparse_prefix_jax.kernels.mosaic_tpu.products import dot
@@ -69,6 +66,8 @@ class AttentionSizes:
     tokens_first: Whether pages are [c hkv k] rather than [hkv c k].
     window: Keys that a token sees, or None for all before it.
     precision: Precision of the products.
+    value_width: Leading channels of a key that are its value, where one pool
+      has both; None where there are two.
   """
 
   queries: int
@@ -78,16 +77,24 @@ class AttentionSizes:
   tokens_first: bool
   window: int | None
   precision: lax.Precision | None
+  value_width: int | None = None
 
   @property
   def keys(self) -> int:
     """Keys of one block."""
     return self.block_pages * self.chunk
 
-  def of_head(self, block: Ref, head: int) -> Float[Array, "keys k"]:
-    """Keys or values of one head of a block of pages."""
-    x = block[:, :, head] if self.tokens_first else block[:, head]
-    return x.reshape(self.keys, -1)
+  def of_head(
+    self, blocks: Sequence[Ref], head: int
+  ) -> tuple[Float[Array, "keys k"], Float[Array, "keys v"]]:
+    """Keys and values of one head of a block of pages, one of each pool."""
+    both = [
+      (block[:, :, head] if self.tokens_first else block[:, head]).reshape(
+        self.keys, -1
+      )
+      for block in blocks
+    ]
+    return both[0], both[-1][:, : self.value_width]
 
 
 class _Keys(NamedTuple):
@@ -112,69 +119,21 @@ class _Keys(NamedTuple):
     return (first + count > self.start) & (first < self.end)
 
 
-def _run(
-  q: Float[Array, "n c h k"],
-  k: Float[Array, "n c hkv k"],
-  v: Float[Array, "n c hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  chunks: Chunks,
-  page_table: Int32[Array, "requests pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-  config: Config,
-) -> tuple[
-  Float32[Array, "n c h k"],
-  Float[Array, "p c hkv k"],
-  Float[Array, "p c hkv k"],
-]:
-  """Lets all chunks write their pages, then each attend, as one kernel.
-
-  Pages are written by XLA, in place, before the kernel begins: whichever chunk
-  of a request attends first, the pages of the others are there.
-  """
-  n, size, heads = k.shape[:3]
-  own_page = page_table[chunks.request, chunks.position // size]
-  own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
-  key_pages = key_pages.at[own_page].set(k, mode="drop")
-  value_pages = value_pages.at[own_page].set(v, mode="drop")
-  # The query heads of a group are rows of one product per key head.
-  rows = q.reshape(n, size, heads, -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
-  rows = rows.reshape(n, heads, -1, q.shape[3])
-  # A product of bfloat16 is exact in float32: one pass has all of it.
-  exact = q.dtype == k.dtype == jnp.bfloat16
-  sizes = AttentionSizes(
-    size,
-    size,
-    heads,
-    block_pages,
-    fit.rows_lie_together(heads, k.dtype),
-    window,
-    None if exact else precision,
-  )
-  out = attend(rows, key_pages, value_pages, chunks, page_table, sizes, config)
-  out = out.reshape(n, heads, -1, size, q.shape[3]).transpose(0, 3, 1, 2, 4)
-  return out.reshape(q.shape), key_pages, value_pages
-
-
 def attend(
   q: Float[Array, "n hkv rows k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
   sizes: AttentionSizes,
   config: Config,
-  name: str = "lattice_attention",
-) -> Float32[Array, "n hkv rows k"]:
+  name: str,
+) -> Float32[Array, "n hkv rows v"]:
   """The kernel; row r of a key head is token r % queries of the chunk.
 
   Args:
     q: Queries; those of a group of heads are rows of one product.
-    key_pages: Keys of all tokens, those of the call included.
-    value_pages: Values of the same.
+    pools: Keys and values of all tokens, or latents, those of the call
+      included.
     chunks: Position, length and row of the page table of each chunk.
     page_table: Pages of each request, in order.
     sizes: Sizes of the call.
@@ -185,35 +144,37 @@ def attend(
   softmax = (*q.shape[1:3], fit.LANES)
   if not sizes.tokens_first:
     # XLA keeps the tokens of a head of such a page together: nothing moves.
-    key_pages, value_pages = (
-      x.swapaxes(1, 2) for x in (key_pages, value_pages)
-    )
-  block = 2, sizes.block_pages, *key_pages.shape[1:]
-  own = pl.BlockSpec((None, *q.shape[1:]), lambda i, *_: (i, 0, 0, 0))
-  pool = pl.BlockSpec(memory_space=pl.ANY)
+    pools = tuple(x.swapaxes(1, 2) for x in pools)
+  block = pltpu.VMEM(
+    (2, sizes.block_pages, *pools[0].shape[1:]), pools[0].dtype
+  )
+  shape = *q.shape[:3], sizes.value_width or q.shape[3]
+  own, result = (
+    pl.BlockSpec((None, *x[1:]), lambda i, *_: (i, 0, 0, 0))
+    for x in (q.shape, shape)
+  )
   return pl.pallas_call(
     functools.partial(_kernel, sizes),
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=len(scalars),
       grid=(q.shape[0],),
-      in_specs=[own, pool, pool],
-      out_specs=own,
+      in_specs=[own, *(pl.BlockSpec(memory_space=pl.ANY) for _ in pools)],
+      out_specs=result,
       scratch_shapes=[
-        pltpu.VMEM(block, key_pages.dtype),
-        pltpu.VMEM(block, value_pages.dtype),
-        pltpu.SemaphoreType.DMA((2, 2)),
+        *(block for _ in pools),
+        pltpu.SemaphoreType.DMA((len(pools), 2)),
         pltpu.VMEM(softmax, jnp.float32),
         pltpu.VMEM(softmax, jnp.float32),
       ],
     ),
-    out_shape=jax.ShapeDtypeStruct(q.shape, jnp.float32),
+    out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel",),
       vmem_limit_bytes=config.vmem_limit_bytes,
     ),
     interpret=config.interpret or False,
     name=name,
-  )(*scalars, q, key_pages, value_pages)
+  )(*scalars, q, *pools)
 
 
 def _kernel(sizes: AttentionSizes, *refs: Ref) -> None:
@@ -224,8 +185,10 @@ def _kernel(sizes: AttentionSizes, *refs: Ref) -> None:
   under the same condition. What stands where a page was not fetched, NaN too,
   is selected away by `_accumulate`.
   """
-  position_ref, length_ref, request_ref, table, q, *pools, out = refs[:8]
-  *buffers, semaphores, maximum, total = refs[8:]
+  position_ref, length_ref, request_ref, table, q, *rest = refs
+  count = 1 if sizes.value_width else 2
+  pools, (out, *rest) = rest[:count], rest[count:]
+  *buffers, semaphores, maximum, total = rest
   i = pl.program_id(0)
   position, length, request = position_ref[i], length_ref[i], request_ref[i]
   end = jnp.where(length > 0, position + length, 0)
@@ -263,7 +226,7 @@ def _kernel(sizes: AttentionSizes, *refs: Ref) -> None:
 
     pages(block, "wait")
     for head in range(sizes.heads):
-      k, v = (sizes.of_head(x.at[block % 2], head) for x in buffers)
+      k, v = sizes.of_head([x.at[block % 2] for x in buffers], head)
       softmax = maximum.at[head], total.at[head], out.at[head]
       _accumulate(sizes, keys, block * sizes.keys, q[head], k, v, softmax)
 
@@ -280,7 +243,7 @@ def _accumulate(
   first: Array,
   q: Float[Array, "rows k"],
   k: Float[Array, "keys k"],
-  v: Float[Array, "keys k"],
+  v: Float[Array, "keys v"],
   softmax: tuple[Ref, Ref, Ref],
 ) -> None:
   """Adds one block of keys to the softmax of one key head.
@@ -318,44 +281,3 @@ def _accumulate(
   out_ref[...] = out_ref[...] * rescale + update
   maximum_ref[...] = jnp.broadcast_to(maximum, maximum_ref.shape)
   total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
-
-
-def _refusal(
-  device: Device,
-  config: Config,
-  *arguments: Any,
-  precision: lax.Precision,
-  **options: Any,
-) -> str | None:
-  """Why the call does not fit a TPU, or None."""
-  *arrays, chunks, page_table = arguments
-  q, k = arrays[:2]
-  scalars = *chunks[2:], page_table
-  taken = _vmem_bytes(q, k, options["block_pages"])
-  limit = config.vmem_limit_bytes
-  return refusal_of_pages(device, limit, arrays, scalars, taken, precision)
-
-
-def _vmem_bytes(
-  q: Float[Array, "n c h k"], k: Float[Array, "n c hkv k"], block_pages: int
-) -> int:
-  """What one step holds; the compiler adds up to a third for what it spills.
-
-  Two blocks of keys and two of values, queries and outputs twice (one pair is
-  on its way), maximum and total along the lanes, and a block of scores, masked
-  and as weights.
-  """
-  _, size, heads, _ = q.shape
-  return bytes_of_rows(heads // k.shape[2] * size, k, block_pages * size)
-
-
-def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
-  """The one limit of memory serves all sizes that were compiled.
-
-  A TPU that has less gives what it has.
-  """
-  most = min(Config.vmem_limit_bytes, fit.vmem_bytes(device))
-  return Config(vmem_limit_bytes=most)
-
-
-IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)

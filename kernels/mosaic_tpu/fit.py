@@ -148,19 +148,22 @@ def channel_bytes(block: int, size: int, arrays: int) -> int:
   return 4 * 2 * (arrays + 1) * size * block
 
 
-def rows_lie_together(rows: int, dtype: Any) -> bool:
-  """Whether XLA lays out [..., rows, 128 k] in the order of its axes.
+def rows_lie_together(rows: int, dtype: Any, width: int = LANES) -> bool:
+  """Whether XLA lays out [..., rows, width] in the order of its axes.
 
   It has tiles of 1, 2, 4 and 8 rows of 32 bits, and none of one row of 16 bits.
-  With other rows it avoids padding: the axis before takes their place. A kernel
-  that asks for another order than XLA's gets a copy of the whole array.
+  With other rows it avoids padding: the axis before takes their place. So it
+  does with one row that does not fill its lanes. A kernel that asks for another
+  order than XLA's gets a copy of the whole array.
 
   Args:
     rows: Length of the last axis but one.
     dtype: Dtype of the array.
+    width: Length of the last axis.
   """
   whole = rows in (2, 4) or rows % 8 == 0
-  return whole or (rows == 1 and jnp.dtype(dtype).itemsize == 4)
+  alone = rows == 1 and width % LANES == 0
+  return whole or (alone and jnp.dtype(dtype).itemsize == 4)
 
 
 def order_of_pool(shape: tuple[int, ...], dtype: Any) -> tuple[int, ...] | None:
@@ -177,7 +180,8 @@ def order_of_pool(shape: tuple[int, ...], dtype: Any) -> tuple[int, ...] | None:
   """
   if len(shape) != 4 or shape[-1] % LANES != LANES // 2:
     return None
-  return (0, 1, 2, 3) if rows_lie_together(shape[2], dtype) else (0, 2, 1, 3)
+  together = rows_lie_together(shape[2], dtype, shape[3])
+  return (0, 1, 2, 3) if together else (0, 2, 1, 3)
 
 
 def refusal_of_heads(

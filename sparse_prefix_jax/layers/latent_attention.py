@@ -190,11 +190,11 @@ class LatentAttention(ExplicitModule):
     with jax.named_scope("heads"):
       q, latent = map_rows(self._absorbed, *projected)
     with jax.named_scope("attention"):
-      # Whatever kernels are asked for: there is none.
       out, pages = latent_attention(
         *(q, latent, pools.pages.latents, chunks, page_table),
         value_width=self.config.latent_width,
         precision=self.numerics.product_precision,
+        implementation=_there_is(self.numerics.forced_implementation),
       )
     with jax.named_scope("heads"):
       out = map_rows(self._values, out)
@@ -225,6 +225,7 @@ class LatentAttention(ExplicitModule):
       *(rows.position, rows.active, page_table),
       value_width=self.config.latent_width,
       precision=self.numerics.product_precision,
+      implementation=_there_is(self.numerics.forced_step_implementation),
     )
     y = dense(self._values(out), self.out[...], self.numerics.precision)
     return y, pools._replace(pages=Latents(pages))
@@ -274,3 +275,8 @@ class LatentAttention(ExplicitModule):
       preferred_element_type=jnp.float32,
     )
     return out.swapaxes(0, 1)
+
+
+def _there_is(implementation: str | None) -> str | None:
+  """What is asked for, where there is such a one: no kernel for GPU is."""
+  return None if implementation == "mosaic_gpu" else implementation

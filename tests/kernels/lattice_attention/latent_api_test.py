@@ -1,5 +1,6 @@
 """Attention to latents: the formula, one set of bits, the gradient."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,36 +8,79 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.lattice_attention import (
   latent_attention,
   latent_attention_step,
 )
+from sparse_prefix_jax.kernels.lattice_attention.mosaic_tpu import Config
 from tests.kernels import reference
 from tests.kernels.attention_suite import Sizes, table_of
+from tests.kernels.devices import TPUS, lowered
 from tests.kernels.lattice_attention.api_test import dense_attention
+from tests.kernels.mosaic_tpu.suite import INTERPRET, assert_no_race
 from tests.kernels.operations import TOLERANCE
 from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
 
-VALUES = 20
-PACKED = jax.jit(functools.partial(latent_attention, value_width=VALUES))
-STEP = jax.jit(functools.partial(latent_attention_step, value_width=VALUES))
-ALL_SIZES = [
-  Sizes(kv_heads=1),
-  Sizes(kv_heads=1, heads=1, dtype="bfloat16"),
-]
 C, LONG = 16, 11 * 16 + 4
+VALUES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSizes(Sizes):
+  """What is attended to, and by what.
+
+  Attributes:
+    values: Leading channels of a latent that are its value.
+    implementation: As of the operations.
+  """
+
+  kv_heads: int = 1
+  values: int = VALUES
+  implementation: Config | None = None
+
+  @functools.cached_property
+  def packed_call(self):
+    return self._compiled(latent_attention)
+
+  @functools.cached_property
+  def step(self):
+    return self._compiled(latent_attention_step)
+
+  def _compiled(self, operation):
+    options = {"implementation": self.implementation}
+    return jax.jit(
+      functools.partial(operation, value_width=self.values, **options)
+    )
+
+  def assert_no_race(self):
+    """The interpreter notes what is read before it was written."""
+    if self.implementation is not None:
+      assert_no_race()
+
+  def expected(self, q, latent, first=0):
+    values = latent[..., : self.values]
+    return reference.causal_attention(q, latent, values, first)
+
+
+ON_TPU = LatentSizes(
+  width=192, values=128, implementation=Config(interpret=INTERPRET)
+)
+ALL_SIZES = [
+  LatentSizes(),
+  LatentSizes(heads=1, dtype="bfloat16"),
+  ON_TPU,
+]
 each_size = pytest.mark.parametrize("sizes", ALL_SIZES)
-
-
-def expected_attention(q, latent, first=0):
-  return reference.causal_attention(q, latent, latent[..., :VALUES], first)
 
 
 def call(sizes, jobs, inputs, pages, pool, n=14):
   """Tokens of each job: outputs per job, and the pool."""
   packed = [pack(jobs, x, n, C) for x in zip(*inputs, strict=True)]
   table = jnp.asarray(table_of(pages, n))
-  out, pool = PACKED(*packed, jnp.asarray(pool), chunks_of(jobs, n, C), table)
+  out, pool = sizes.packed_call(
+    *packed, jnp.asarray(pool), chunks_of(jobs, n, C), table
+  )
   return unpack(jobs, out, C), np.asarray(pool)
 
 
@@ -51,7 +95,7 @@ def cold(sizes):
 @each_size
 def test_equals_softmax_attention(sizes):
   (q, latent), pages, out, pool = cold(sizes)
-  expected = expected_attention(q, latent)
+  expected = sizes.expected(q, latent)
   error = reference.relative_error(out, expected)
   assert error <= TOLERANCE[sizes.dtype]
   held = pool[pages].reshape(-1, *latent.shape[1:])[:LONG]
@@ -73,6 +117,7 @@ def test_resumed_in_any_packing_has_the_bits_of_cold(sizes, done):
   tables = [others[:1], moved, others[1:2]]
   outs, _ = call(sizes, jobs, rest, tables, pool, n=16)
   assert bits(outs[1]) == bits(expected[start:])
+  sizes.assert_no_race()
 
 
 def stepped(sizes, row, others):
@@ -94,7 +139,7 @@ def stepped(sizes, row, others):
   for other, page in zip(others, free):
     queries[other], active[other], table[other, 0] = q[other], True, page
   arrays = map(jnp.asarray, (queries, latents, pool, position, active, table))
-  out, after = STEP(*arrays)
+  out, after = sizes.step(*arrays)
   assert bits(after[pages[-1], last % C]) == bits(latent[last])
   return np.asarray(out[row])
 
@@ -103,9 +148,10 @@ def stepped(sizes, row, others):
 def test_a_step_equals_softmax_attention_with_the_same_bits_in_any_row(sizes):
   (q, latent), *_ = cold(sizes)
   first = stepped(sizes, 0, ())
-  expected = expected_attention(q[-1:], latent, LONG - 1)[0]
+  expected = sizes.expected(q[-1:], latent, LONG - 1)[0]
   assert reference.relative_error(first, expected) <= TOLERANCE[sizes.dtype]
   assert bits(stepped(sizes, 3, (0, 2))) == bits(first)
+  sizes.assert_no_race()
 
 
 def test_the_gradient_is_that_of_the_formula():
@@ -170,4 +216,64 @@ def test_pages_of_another_dtype_are_refused():
       *(q[None], latent[None], pool),
       *(chunks_of([Job(C)], 1, C), table_of([[0]], 1)),
       value_width=VALUES,
+    )
+
+
+def chunk_arguments(n=2, heads=32, width=576, dtype=jnp.bfloat16):
+  """Zeros of the published widths of Kimi Linear, chunks of 64."""
+  q = jnp.zeros((n, 64, heads, width), dtype)
+  latent = jnp.zeros((n, 64, 1, width), dtype)
+  table = jnp.zeros((1, 8), jnp.int32)
+  return (
+    q,
+    latent,
+    jnp.zeros((9, 64, 1, width), dtype),
+    *(
+      Chunks(*jnp.zeros((5, n), jnp.int32)),
+      table,
+    ),
+  )
+
+
+def step_arguments(b=8, heads=32, width=576, dtype=jnp.bfloat16):
+  q, latent = (
+    jnp.zeros((b, heads, width), dtype),
+    jnp.zeros((b, 1, width), dtype),
+  )
+  position, active = jnp.zeros(b, jnp.int32), jnp.zeros(b, bool)
+  table = jnp.zeros((b, 8), jnp.int32)
+  return q, latent, jnp.zeros((9, 64, 1, width), dtype), position, active, table
+
+
+@pytest.mark.parametrize("device", TPUS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ("operation", "arguments"),
+  [
+    (latent_attention, chunk_arguments),
+    (latent_attention_step, step_arguments),
+  ],
+)
+def test_a_kernel_is_picked_for_the_published_widths(
+  operation, arguments, dtype, device
+):
+  attend = functools.partial(operation, value_width=512)
+  text = lowered(attend, *arguments(dtype=dtype), kind=device)
+  assert text.count("tpu_custom_call") == 1
+  assert operation.__name__ in text
+
+
+@pytest.mark.parametrize(
+  ("choices", "values", "reason"),
+  [
+    ({}, 500, "values of 500 channels are not a multiple of 128"),
+    ({"width": 584}, 512, "heads of width 584 are not a multiple of 64"),
+    ({"heads": 128}, 512, "128 heads over 1 of width 576 take"),
+  ],
+)
+def test_the_kernel_says_why_it_does_not_fit(choices, values, reason):
+  config = Config(interpret=INTERPRET)
+  with pytest.raises(ValueError, match=f"mosaic_tpu: {reason}"):
+    latent_attention(
+      *chunk_arguments(**choices), value_width=values, implementation=config
     )
