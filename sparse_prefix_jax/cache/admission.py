@@ -205,11 +205,12 @@ class Admission:
     end = (request.length - 1) // self._chunk + 1
     named = {p // self._chunk for p in request.anchors} - {end}
     wanted = {p // self._chunk for p in shared} - {end}
+    told = {seen.features.cue // self._chunk} - {0, end}
     with self._index.asked():
       return worth.offer(
         seen.visit,
         seen.number,
-        anchors=named,
+        anchors=named | told if request.placed else named,
         wanted=wanted if request.placed else wanted | named,
         proposes=request.placed,
       )

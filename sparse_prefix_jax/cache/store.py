@@ -142,6 +142,7 @@ class PrefixStore(Resizing):
     """Learns what the next prompt would wait for: a program is under way."""
     if self.chooser:
       self.chooser.catch_up()
+    self.planner.catch_up()
     if worth := self.index.worth:
       with self.index.asked():
         worth.catch_up()

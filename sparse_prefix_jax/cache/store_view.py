@@ -73,9 +73,10 @@ class StoreView:
 
   @property
   def learned_bytes(self) -> int:
-    """Host memory of what was learned of states' worth, shares included."""
-    own = self.planner.worth.remembered_bytes if self.planner.worth else 0
-    return own + (self.chooser.learned_bytes if self.chooser else 0)
+    """Host memory of what states are worth, with cues and shares."""
+    return self.planner.learned_bytes + (
+      self.chooser.learned_bytes if self.chooser else 0
+    )
 
   @entirely
   def find(self, handle: SequenceHandle) -> Running:

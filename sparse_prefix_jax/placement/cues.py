@@ -1,5 +1,8 @@
 """Which tokens tell where an entry will be left: `Cues`, of each tenant.
 
+`conditional` learns them with its other statistics (`mixture`), `adaptive` by a
+`CueLearner`.
+
 Prompts made from a template end what they share in the same tokens: the marker
 before a question, the header of a turn. An entry that matched nothing cannot
 say where it will be left, but its tokens can: other entries were left right
@@ -201,6 +204,11 @@ class TenantCues(NamedTuple):
       del counts[next(iter(counts))]
     return TenantCues(counts)
 
+  @property
+  def bytes(self) -> int:
+    """Bytes of all counts."""
+    return sum(array.nbytes for cues in self.of.values() for array in cues)
+
   def position(self, prompt: Prompt, *, sure: bool = False) -> int:
     """Returns the position of a prompt's cue, as `Cues.position`.
 
@@ -213,6 +221,79 @@ class TenantCues(NamedTuple):
     """
     own = self.of.get(prompt.tenant)
     return 0 if own is None else own.position(prompt.ids, sure=sure)
+
+
+class CueLearner:
+  """The cues of `adaptive`, which learns from a prompt when it has the time.
+
+  What a prompt teaches is noted, and learned by `catch_up`, or else before the
+  next prompt is asked about: its cue is a function of the calls, never of when
+  there was time.
+
+  >>> learner = CueLearner(chunk=2)
+  >>> for beginning in (4, 5):
+  ...   prompt = Prompt(np.array([beginning, 7, 8, 9, 9]))
+  ...   learner.observe(3, left=5, prompt=prompt)
+  >>> learner.cue(Prompt(np.array([1, 2, 7, 8, 3])), 0)
+  4
+  """
+
+  def __init__(self, *, chunk: int, decay: float = 0.99) -> None:
+    """Knows nothing yet.
+
+    Args:
+      chunk: Tokens of a chunk, c.
+      decay: What an overlap leaves of the counts of its tenant.
+    """
+    self._chunk, self._decay = chunk, decay
+    # One attribute, so that an interruption finds the one or the other.
+    self._state: tuple[TenantCues, tuple[Prompt, int] | None] = (
+      TenantCues({}),
+      None,
+    )
+
+  def observe(self, overlap: int, *, left: int, prompt: Prompt) -> None:
+    """Notes where a prompt left an entry; learned as `Cues.observe` says.
+
+    Args:
+      overlap: How many first ids of the prompt the entry has.
+      left: Tokens of the entry. Who goes on from its end, or repeats it, shows
+        no place where entries are left.
+      prompt: The tokens that left it.
+    """
+    self.catch_up()
+    if self._chunk <= overlap < min(left, len(prompt.ids) - 1):
+      self._state = (self._state[0], (prompt, overlap))
+
+  def catch_up(self) -> None:
+    """Learns what was noted."""
+    cues, noted = self._state
+    if noted is not None:
+      self._state = (cues.observe(*noted, self._decay), None)
+
+  def cue(self, prompt: Prompt, overlap: int) -> int:
+    """Says where the tokens of a prompt tell that it will be left.
+
+    Only those beyond what is known are asked: where that is left is counted.
+    A prompt that has matched something follows a sure cue only.
+
+    Args:
+      prompt: Its tokens.
+      overlap: How many of them equal a stored prefix.
+
+    Returns:
+      A position in tokens, 0 for none.
+    """
+    self.catch_up()
+    beyond = prompt._replace(ids=prompt.ids[overlap:])
+    sure = overlap >= self._chunk
+    found = self._state[0].position(beyond, sure=sure)
+    return overlap + found if found else 0
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of host memory that the counts take."""
+    return self._state[0].bytes
 
 
 def _pairs(ids: np.ndarray) -> Int64[np.ndarray, "pairs"]:

@@ -11,26 +11,27 @@ statistics, plans after each of the first observations too, for the next one.
 """
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
-from sparse_prefix_jax.placement.cues import Prompt
+from sparse_prefix_jax.placement.cues import CueLearner, Prompt
 from sparse_prefix_jax.placement.expectation import expected_lost
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
+from sparse_prefix_jax.placement.learners import (
+  OverlapLearner,
+  learner_of,
+  worth_of,
+)
 from sparse_prefix_jax.placement.mixture import Features
 from sparse_prefix_jax.placement.own import checked_positions, rule_of
-from sparse_prefix_jax.placement.policy import LEARNED, SHARED, PlacementPolicy
+from sparse_prefix_jax.placement.policy import SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
 
 # So many first observations have a plan each; then powers of two, up to E.
 _SOON = 10
-
-_Learner: TypeAlias = Conditional | Pooled
 
 
 class Planner:
@@ -102,10 +103,11 @@ class Planner:
     checked = None if cost is None else concrete_cost(cost, depths)
     self.policy = policy
     self._depths, self._cost = depths, checked
-    self.worth = _worth_of(policy, checked) if policy.name in SHARED else None
+    self.worth = worth_of(policy, checked) if policy.name in SHARED else None
     self.observations = 0
     self._own = rule_of(policy.name, policy.budget)
-    self._learner = _learner_of(policy, depths, checked, beside=serving)
+    self._learner = learner_of(policy, depths, checked, beside=serving)
+    self._cues = CueLearner(chunk=policy.chunk) if self.worth else None
     self._serving = serving
     self._warming_up = warming_up
     self._planned = self._stale = False
@@ -134,8 +136,27 @@ class Planner:
     False
     """
     if self.worth is not None:
-      self.worth = _worth_of(self.policy, self._cost)
+      self.worth = worth_of(self.policy, self._cost)
     return self.worth
+
+  @property
+  def learned_bytes(self) -> int:
+    """Host memory of what states are worth and of cues, 0 for other policies.
+
+    >>> Planner(PlacementPolicy("last"), depths=16).learned_bytes
+    0
+    """
+    cues = self._cues.bytes if self._cues else 0
+    return cues + (self.worth.remembered_bytes if self.worth else 0)
+
+  def catch_up(self) -> None:
+    """Learns what the next prompt would wait for.
+
+    >>> planner = Planner(PlacementPolicy("adaptive"), depths=16, serving=True)
+    >>> planner.catch_up()
+    """
+    if self._cues:
+      self._cues.catch_up()
 
   def describe(
     self,
@@ -144,7 +165,7 @@ class Planner:
     matched: Features | None = None,
     prompt: Prompt | None = None,
   ) -> Features:
-    """Says what `conditional` needs to know of an entry, to be kept with it.
+    """Says what a placement needs to know of an entry, to be kept with it.
 
     Args:
       length: Tokens of the entry.
@@ -159,9 +180,10 @@ class Planner:
     """
     born = self.observations
     age = 0 if matched is None else max(1, born - matched.born)
+    teller = self._cues or self._learner
     cue = 0
-    if prompt is not None and isinstance(self._learner, Conditional):
-      cue = self._learner.cue(prompt, overlap_tokens)
+    if prompt is not None and not isinstance(teller, Pooled | None):
+      cue = teller.cue(prompt, overlap_tokens)
     return Features(length, overlap_tokens, age, born, cue)
 
   def observe(
@@ -178,9 +200,9 @@ class Planner:
       overlap_tokens: Leading tokens that equal a stored prefix, >= 0.
       entry: What `describe` said of the request's own entry.
       matched: What it said of the entry that was matched. `conditional` learns
-        from both, and nothing without the first; the others need neither.
-      prompt: Its tokens, where they are known; `conditional` learns from them
-        where prompts are left.
+        from both, and nothing without the first.
+      prompt: Its tokens, where they are known; `conditional` and `adaptive`
+        learn from them where entries are left.
 
     Raises:
       ValueError: If the overlap is negative; nothing is counted then.
@@ -198,6 +220,8 @@ class Planner:
     self.observations += 1
     if self._own is not None and entry is not None:
       self._own.observe(entry.length, overlap_tokens)
+    if self._cues and matched and prompt is not None:
+      self._cues.observe(overlap_tokens, left=matched.length, prompt=prompt)
     if self._learner is None:
       return
     if not self._settled():
@@ -221,7 +245,7 @@ class Planner:
     again = self.policy.replan != "frozen"  # which makes its only plan later
     return early and again and isinstance(self._learner, Conditional)
 
-  def _begin(self, learner: _Learner, *, due: int) -> None:
+  def _begin(self, learner: OverlapLearner, *, due: int) -> None:
     """Begins a plan beside the requests, as a server does."""
     if self._serving and self._may_plan():
       self._under_way.begin(learner.planning(), due=due)
@@ -336,7 +360,7 @@ class Planner:
       return spaced("balanced", length, budget)
     return [depth * self.policy.chunk for depth in depths]
 
-  def _refresh(self, learner: _Learner) -> None:
+  def _refresh(self, learner: OverlapLearner) -> None:
     """Puts the plan into effect by which the next entry is to be placed."""
     if self._serving:
       self._under_way.take(self.observations, self._adopt)
@@ -366,33 +390,3 @@ class Planner:
     if self._learner is not None:
       self._learner.adopt(plan)
     self._planned, self._stale = True, False
-
-
-def _worth_of(policy: PlacementPolicy, cost: np.ndarray | None) -> Adaptive:
-  """What states are worth, in the units of the cost."""
-  if cost is None:
-    return Adaptive(block=policy.chunk)
-  last = cost.size - 1
-  return Adaptive(
-    block=policy.chunk,
-    # Nothing resumes beyond the longest sequence.
-    cost=lambda depth: float(cost[min(depth, last)]),
-  )
-
-
-def _learner_of(
-  policy: PlacementPolicy, depths: int, cost: np.ndarray | None, *, beside: bool
-) -> _Learner | None:
-  """The statistics of a policy that learns; None for one that does not."""
-  if policy.name not in LEARNED:
-    return None
-  budget = policy.budget or 0
-  common = {
-    "chunk": policy.chunk,
-    "depths": depths,
-    "decay": policy.decay if policy.replan == "decaying" else 1.0,
-    "cost": cost,
-  }
-  if policy.name == "conditional":
-    return Conditional(budget=budget, beside=beside, **common)
-  return Pooled(policy.name, budget=int(budget), **common)

@@ -329,3 +329,20 @@ def test_what_was_observed_is_not_observed_again():
   assert (prompts(store), store.planner.observations) == seen
   store.audit()
   assert serve(store, request([*ids(17), *range(12)])).resumed == 24
+
+
+def test_a_document_of_a_known_template_is_stored_where_it_will_be_left():
+  """Its first prompt matches nothing; another tenant's tells it nothing."""
+  store = new_store(Budget(20_000, 100, 10))
+
+  def asked(document, question, salt=b""):
+    tokens = [*ids(26, document), 600, 601, *ids(9, question)]
+    running = serve(store, request(tokens, salt=salt))
+    return 28 in running.asked
+
+  first = [asked(document, 100) for document in (1, 2)]
+  assert [asked(document, 101) for document in (1, 2)] == [True, True]
+  assert first == [False, False]
+  assert asked(3, 102)
+  assert not asked(4, 103, salt=b"other")
+  store.audit()
