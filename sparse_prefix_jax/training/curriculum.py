@@ -25,7 +25,7 @@ STAGES = tuple(
 ADVANCE_AT = 0.88
 """The running share of right answers at which the next stage begins."""
 
-LATEST = (0.25, 0.3, 0.4, 0.63, 0.8)
+LATEST = (0.25, 0.3, 0.35, 0.45, 0.55)
 """The share of all steps after which the next stage begins at the latest."""
 
 _DECAY = 0.95  # of the running share, a step

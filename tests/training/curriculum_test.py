@@ -28,6 +28,6 @@ def test_a_stage_that_is_not_learned_stays_for_its_share() -> None:
     before, progress = progress, progress.after(0.85, steps=1000)
     if progress.stage > before.stage:
       begun.append(progress.step)
-  assert begun == [250, 300, 400, 630, 800]
-  assert progress.stage_steps == 200
+  assert begun == [250, 300, 350, 450, 550]
+  assert progress.stage_steps == 450
   assert abs(progress.accuracy - 0.85) < 1e-3
