@@ -111,9 +111,7 @@ class PrefixIndex(IndexView):
       offered = self._order.offered
       if state := self._order.victim(short):
         self._check_own(state)
-        # Who waits for room need not wait for old prompts to be forgotten: that
-        # is done when the sequence is remembered, or its pin given back.
-        self._drop(state)
+        self.drop(state)
         state.node.absence = Absence.EVICTED
         self.evictions += 1
         self._order.raise_failure()
@@ -270,18 +268,14 @@ class PrefixIndex(IndexView):
     Raises:
       ValueError: If it is not stored (any more), or a pin holds it.
     """
-    with self._order.finishing():
-      self._drop(state)
-      self._bound_memory()
-
-  def _drop(self, state: State) -> None:
-    """Does as `drop`, however much is remembered then."""
+    node = state.node
     if not state.alive or state.pins:
       fault = "held by a pin" if state.alive else "not stored"
-      raise ValueError(f"the state at depth {state.node.depth} is {fault}.")
+      raise ValueError(f"the state at depth {node.depth} is {fault}.")
     with self._order.finishing():
       self._order.remove(state)
       self._forest.displace(state)
+      self._bound_memory()
 
   def remember(
     self,
@@ -375,7 +369,6 @@ class PrefixIndex(IndexView):
     before, self._ledger.budget = self._ledger.budget, budget
     try:
       self.free(*self.reserve(0, 0))
-      self._bound_memory()
     except BaseException:
       self._ledger.budget = before
       raise

@@ -172,21 +172,6 @@ def test_memory_of_what_is_remembered_is_bounded():
   index.check()
 
 
-def test_who_makes_room_leaves_forgetting_to_who_ends():
-  """A request waits for room, and nobody for old prompts to be forgotten."""
-  index = small(slots=3, pages=6, remembered_bytes=4000)
-  for i in range(3):
-    store(index, [i] * 8, depths=(2,))
-  assert index.stats.remembered_bytes <= 4000 and len(index) == 3
-  lease = index.reserve(3, 0)
-  assert index.stats.remembered_bytes > 4000 and len(index) == 3
-  index.free(lease.slots)
-  store(index, [9] * 8, depths=(2,))
-  assert index.stats.remembered_bytes <= 4000
-  assert index.stats.forgotten > 0
-  index.check()
-
-
 def test_nothing_is_remembered_without_memory_for_it():
   index = PrefixIndex(Budget(1 << 20, 100, 10, remembered_bytes=0))
   store(index, range(9), depths=(2,))
