@@ -166,7 +166,7 @@ def describe_store(
     running: How many sequences run.
     recent: The last requests.
     chooser: Of its share, if that is not fixed.
-    learned_bytes: Host memory of what was learned of states' worth.
+    learned_bytes: Host memory of what was learned of states' worth, and cues.
   """
   held = index.stats
   claimed = sum(len(entry.states) for entry in index.entries)

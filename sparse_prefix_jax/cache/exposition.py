@@ -37,7 +37,7 @@ _GAUGES = {
   "entries": "Prompts that are remembered.",
   "states_per_entry": "Stored states that an entry asked for, on average.",
   "remembered_bytes": "Host memory of the prompts that are remembered.",
-  "learned_bytes": "Host memory of what was learned of prefixes.",
+  "learned_bytes": "Host memory of what was learned of prefixes and cues.",
   "running": "Sequences that run.",
   "state_share": "Share of the capacity that states have, where it moves.",
 }

@@ -98,7 +98,7 @@ class ShareChooser:
     """Sees a prompt that was placed, or a decoded sequence that ends."""
     opened = not running.decoded
     weighed = self._weighs and opened
-    request = running.request if weighed else self._turn(running)
+    request = self._prompt(running) if weighed else self._turn(running)
     self._waiting.append((request, opened))
     if len(self._waiting) > PERIOD:  # Programs may fail again and again.
       self.catch_up()
@@ -123,6 +123,18 @@ class ShareChooser:
       used = self._serve(request)
       if opened:
         self._count(request.length, used)
+
+  def _prompt(self, running: Running) -> Request:
+    """A prompt that names where its tokens say that it will be left.
+
+    The second store remembers no entries, from which it could learn that.
+    """
+    request, chunk = running.request, self._shadow.chunk
+    told = running.features.cue // chunk * chunk
+    if not request.placed or not 0 < told < request.length:
+      return request
+    anchors = tuple(sorted({*request.anchors, told}))
+    return dataclasses.replace(request, anchors=anchors)
 
   def _turn(self, running: Running) -> Request:
     """A sequence so far, with the positions that the real store keeps.

@@ -257,8 +257,8 @@ class CueLearner:
 
     Args:
       overlap: How many first ids of the prompt the entry has.
-      left: Tokens of the entry. Who goes on from its end, or repeats it, shows
-        no place where entries are left.
+      left: Tokens of the last entry that went so far. Who goes on from its end,
+        or repeats it, shows no place where entries are left.
       prompt: The tokens that left it.
     """
     self.catch_up()

@@ -86,3 +86,21 @@ def test_what_is_closer_now_and_then_moves_nothing():
   store = store_of()
   for period in range(4 * PATIENCE):
     assert choose(store, 0.345 if period % 2 else 0.355) == 0.4
+
+
+def test_what_follows_is_told_where_a_known_template_will_be_left():
+  """It remembers no entries, and could not learn that from them."""
+  store = store_of("adaptive")
+
+  def prompt(document, question):
+    rng = np.random.default_rng
+    text = rng(document).integers(0, 500, 26)
+    asked = rng(100 + question).integers(0, 500, 9)
+    ids = np.array([*text, 600, 601, *asked], np.int32)
+    return Request.of_tokens(ids, CHUNK)
+
+  for document, question in [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5)]:
+    store.close(run_prompt(store, prompt(document, question)))
+  store.chooser.catch_up()
+  for one in (store, store.chooser._shadow):
+    assert one.match(prompt(3, 6)).resume_blocks == 28 // CHUNK

@@ -154,7 +154,7 @@ class Adaptive:
 
     Args:
       visit: What `observe` returned, for every prompt once.
-      anchors: Depths in blocks that the prompt names itself.
+      anchors: Depths in blocks that the prompt names, or its tokens.
       roomy: Whether fewer states are held than there is room for, where states
         are all that is counted.
 

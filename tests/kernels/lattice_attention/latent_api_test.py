@@ -71,7 +71,18 @@ ALL_SIZES = [
   LatentSizes(heads=1, dtype="bfloat16"),
   ON_TPU,
 ]
-each_size = pytest.mark.parametrize("sizes", ALL_SIZES)
+# Latents that lie one by one, and those of 16 bits.
+MORE_ON_TPU = [
+  dataclasses.replace(ON_TPU, width=256),
+  dataclasses.replace(ON_TPU, dtype="bfloat16"),
+]
+each_size = pytest.mark.parametrize(
+  "sizes",
+  [
+    *ALL_SIZES,
+    *(pytest.param(x, marks=pytest.mark.slow_kernels) for x in MORE_ON_TPU),
+  ],
+)
 
 
 def call(sizes, jobs, inputs, pages, pool, n=14):
@@ -260,7 +271,7 @@ def test_a_kernel_is_picked_for_the_published_widths(
   attend = functools.partial(operation, value_width=512)
   text = lowered(attend, *arguments(dtype=dtype), kind=device)
   assert text.count("tpu_custom_call") == 1
-  assert operation.__name__ in text
+  assert f'kernel_name = "{operation.__name__}"' in text
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,8 @@ class Worth:
     Args:
       visit: What `observe` said.
       owner: Number of the sequence that would capture it.
-      anchors: Depths in blocks that the prompt names, all within it.
+      anchors: Depths in blocks that the prompt or its tokens name, all within
+        it.
       wanted: Depths that somebody waits for.
       proposes: Whether other depths come into question as well.
 
