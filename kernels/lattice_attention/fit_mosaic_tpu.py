@@ -79,4 +79,9 @@ def bytes_of_rows(
   wide = width if value_width is None else fit.whole_lanes(value_width)
   ends = 2 * rows * heads * (width * k.dtype.itemsize + wide * 4)
   scores = 3 * rows * keys * 4
-  return blocks + ends + 2 * rows * heads * fit.LANES * 4 + scores
+  taken = blocks + ends + 2 * rows * heads * fit.LANES * 4 + scores
+  if value_width is None or k.dtype.itemsize < 4:
+    return taken
+  # Measured: 64 heads of latents in float32 have no room in 96 MiB on a v5e.
+  # So wide, the parts in bfloat16 of what is multiplied count as well.
+  return taken + 6 * rows * (width + keys)

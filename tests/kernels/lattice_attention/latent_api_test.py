@@ -275,6 +275,23 @@ def test_a_kernel_is_picked_for_the_published_widths(
 
 
 @pytest.mark.parametrize(
+  ("heads", "dtype", "kernels"),
+  [
+    (46, jnp.float32, 1),
+    (64, jnp.float32, 0),
+    (64, jnp.bfloat16, 1),
+    (128, jnp.bfloat16, 0),
+  ],
+)
+def test_chunks_of_many_heads_have_no_room(heads, dtype, kernels):
+  """As the compiler found on a v5e."""
+  attend = functools.partial(latent_attention, value_width=512)
+  given = chunk_arguments(heads=heads, dtype=dtype)
+  text = lowered(attend, *given, kind="TPU v5 lite")
+  assert text.count("tpu_custom_call") == kernels
+
+
+@pytest.mark.parametrize(
   ("choices", "values", "reason"),
   [
     ({}, 500, "values of 500 channels are not a multiple of 128"),
