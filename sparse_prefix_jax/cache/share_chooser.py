@@ -130,7 +130,8 @@ class ShareChooser:
     The second store remembers no entries, from which it could learn that.
     """
     request, chunk = running.request, self._shadow.chunk
-    told = running.features.cue // chunk * chunk
+    cue = running.features.cue if running.features else 0
+    told = cue // chunk * chunk
     if not request.placed or not 0 < told < request.length:
       return request
     anchors = tuple(sorted({*request.anchors, told}))
