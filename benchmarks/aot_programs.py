@@ -270,45 +270,41 @@ def _attention_step(width: int, dtype: Any) -> Program:
 
 def _latents(width: int, dtype: Any) -> Program:
   """The heads of Kimi Linear, whose values are all but 64 channels."""
-
-  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
-    q, latent, *plan = inputs
-    out, pool = latent_attention(
-      *(q, latent, *pools, *plan),
-      value_width=width - 64,
-      implementation=_but_for_gpu(implementation),
-    )
-    return out, (pool,)
-
   q = jax.ShapeDtypeStruct((CHUNKS, TOKENS, 2 * VALUE_HEADS, width), dtype)
   latent = jax.ShapeDtypeStruct((CHUNKS, TOKENS, 1, width), dtype)
   table = jax.ShapeDtypeStruct((CHUNKS, 64), jnp.int32)
-  pools = _pools(TOKENS, 1, width, dtype=dtype)
-  return Program(run, (q, latent, _chunks(), table), pools)
+  return _of_latents(latent_attention, q, latent, _chunks(), table)
 
 
 def _latents_step(width: int, dtype: Any) -> Program:
-  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
-    q, latent, *rows = inputs
-    out, pool = latent_attention_step(
-      *(q, latent, *pools, *rows),
-      value_width=width - 64,
-      implementation=_but_for_gpu(implementation),
-    )
-    return out, (pool,)
-
   q = jax.ShapeDtypeStruct((ROWS, 2 * VALUE_HEADS, width), dtype)
   latent = jax.ShapeDtypeStruct((ROWS, 1, width), dtype)
   position = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
   active = jax.ShapeDtypeStruct((ROWS,), jnp.bool_)
   table = jax.ShapeDtypeStruct((ROWS, 128), jnp.int32)
-  pools = _pools(TOKENS, 1, width, dtype=dtype)
-  return Program(run, (q, latent, position, active, table), pools)
+  plan = position, active, table
+  return _of_latents(latent_attention_step, q, latent, *plan)
 
 
-def _but_for_gpu(implementation: Choice) -> Choice:
-  """There is no kernel for it: what runs there is XLA's form."""
-  return None if implementation == "mosaic_gpu" else implementation
+def _of_latents(
+  operation: Callable[..., Any], q: Shape, latent: Shape, *plan: Any
+) -> Program:
+  """An operation on one pool of latents, and what says where they lie."""
+  width = latent.shape[-1]
+
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    q, latent, *plan = inputs
+    # There is no kernel for GPUs: what runs there is XLA's form.
+    chosen = None if implementation == "mosaic_gpu" else implementation
+    out, pool = operation(
+      *(q, latent, *pools, *plan),
+      value_width=width - 64,
+      implementation=chosen,
+    )
+    return out, (pool,)
+
+  pools = _pools(TOKENS, 1, width, dtype=latent.dtype)
+  return Program(run, (q, latent, *plan), pools)
 
 
 _linear_step = functools.partial(

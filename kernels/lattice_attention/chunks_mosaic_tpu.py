@@ -83,17 +83,13 @@ def attend_chunks(
   # The query heads of a group are rows of one product per key head.
   rows = q.reshape(n, size, heads, -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
   rows = rows.reshape(n, heads, -1, q.shape[3])
-  # A product of bfloat16 is exact in float32: one pass has all of it.
-  exact = q.dtype == pools[0].dtype == jnp.bfloat16
-  sizes = AttentionSizes(
-    size,
-    size,
-    heads,
-    block_pages,
-    fit.rows_lie_together(heads, pools[0].dtype, q.shape[3]),
-    window,
-    None if exact else precision,
-    value_width,
+  sizes = AttentionSizes.of_call(
+    *(q, pools),
+    queries=size,
+    block_pages=block_pages,
+    window=window,
+    precision=precision,
+    value_width=value_width,
   )
   out = attend(rows, pools, chunks, page_table, sizes, config, name)
   out = out.reshape(n, heads, -1, size, out.shape[3]).transpose(0, 3, 1, 2, 4)

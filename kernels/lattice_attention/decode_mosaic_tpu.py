@@ -99,16 +99,13 @@ def attend_rows(
     position=position,
     request=number,
   )
-  exact = q.dtype == pools[0].dtype == jnp.bfloat16
-  sizes = mosaic_tpu.AttentionSizes(
-    1,
-    pools[0].shape[1],
-    kv_heads,
-    block_pages,
-    fit.rows_lie_together(kv_heads, pools[0].dtype, width),
-    window,
-    None if exact else precision,
-    value_width,
+  sizes = mosaic_tpu.AttentionSizes.of_call(
+    *(q, pools),
+    queries=1,
+    block_pages=block_pages,
+    window=window,
+    precision=precision,
+    value_width=value_width,
   )
   out = mosaic_tpu.attend(rows, pools, chunks, page_table, sizes, config, name)
   return out[:, :, :groups].reshape(b, heads, -1), pools

@@ -79,6 +79,43 @@ class AttentionSizes:
   precision: lax.Precision | None
   value_width: int | None = None
 
+  @classmethod
+  def of_call(
+    cls,
+    q: Float[Array, "n *rows k"],
+    pools: tuple[Float[Array, "p c hkv k"], ...],
+    *,
+    queries: int,
+    block_pages: int,
+    window: int | None,
+    precision: lax.Precision,
+    value_width: int | None,
+  ) -> "AttentionSizes":
+    """What follows from the arrays of a call, and its choices.
+
+    Args:
+      q: Queries.
+      pools: Pages of keys and of values, or of latents.
+      queries: As in the attributes.
+      block_pages: As in the attributes.
+      window: As in the attributes.
+      precision: Precision asked for.
+      value_width: As in the attributes.
+    """
+    (_, chunk, heads, width), dtype = pools[0].shape, pools[0].dtype
+    # A product of bfloat16 is exact in float32: one pass has all of it.
+    exact = q.dtype == dtype == jnp.bfloat16
+    return cls(
+      queries,
+      chunk,
+      heads,
+      block_pages,
+      fit.rows_lie_together(heads, dtype, width),
+      window,
+      None if exact else precision,
+      value_width,
+    )
+
   @property
   def keys(self) -> int:
     """Keys of one block."""
