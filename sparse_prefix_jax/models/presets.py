@@ -56,8 +56,8 @@ PRESETS: dict[str, ModelConfig] = {
     numerics=Numerics(ladder=(1, 4, 16), max_length=4096),
   ),
   # What `train` trains: attention sees 64 tokens, so that whatever stands
-  # further back comes from the states alone. The vocabulary is that of
-  # `workloads.recall`.
+  # further back comes from the states alone. At the value of a fact, five taps
+  # see both words of its name. The vocabulary is that of `workloads.recall`.
   "recall": ModelConfig(
     vocab_size=704,
     width=128,
@@ -77,7 +77,11 @@ PRESETS: dict[str, ModelConfig] = {
       _FEED_FORWARD,
       Branch(
         GatedDeltaNetConfig(
-          key_heads=2, value_heads=2, key_width=128, value_width=64
+          key_heads=2,
+          value_heads=2,
+          key_width=128,
+          value_width=64,
+          window=5,
         )
       ),
       _FEED_FORWARD,

@@ -1,4 +1,4 @@
-"""What recurrent heads remember before they have learned anything.
+"""How a training begins: what recurrent heads remember, and what reaches them.
 
 A head forgets with the time constant tau = 1 / (rate * step). Checkpoints begin
 with rates drawn from a range, which leaves most heads with tens of tokens, and
@@ -22,6 +22,8 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 SHORTEST, LONGEST = 8.0, 8192.0
 """Time constants of the first and of the last head of a layer, in tokens."""
 _GATES = 0.1  # what the projections of the gates are multiplied by
+_BRANCHES = 0.05  # what those that end a branch are multiplied by
+_LAST_PROJECTIONS = ("out", "down")  # their names in layers
 
 
 def set_time_constants(
@@ -101,6 +103,63 @@ def tie_queries_to_keys(model: HybridDecoder) -> None:
       keys = (width - start) // 2
       key = slice(start, start + keys)
       _repeat(layer, "in_mixed", key, slice(start + keys, None))
+
+
+def quieten_branches(model: HybridDecoder) -> None:
+  """Lets every branch begin by adding little, so that words pass unchanged.
+
+  The projections that end layers are changed in place.
+
+  Args:
+    model: What is changed.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> before = model.branches[0].sub.out[...]
+    >>> quieten_branches(model)
+    >>> float((model.branches[0].sub.out[...] / before).mean().round(4))
+    0.05
+  """
+  for branch in model.branches:
+    for name in _LAST_PROJECTIONS:
+      if hasattr(branch.sub, name):
+        weight = getattr(branch.sub, name)
+        weight[...] = weight[...] * _BRANCHES
+
+
+def separate_taps(model: HybridDecoder, words: int = 2) -> None:
+  """Lets channels of keys begin with one word each, and values with their own.
+
+  In the convolutions of Gated DeltaNet, channel i of queries and keys begins
+  as tap i mod words, 0 the one furthest back; every channel of values as the
+  last. They are changed in place.
+
+  Args:
+    model: What is changed.
+    words: How many words a key begins with, those furthest back; at most the
+      taps of a convolution are used.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
+    >>> separate_taps(model)
+    >>> conv = model.branches[0].sub.conv[...]
+    >>> conv[:, 0].tolist(), conv[:, -1].tolist()
+    ([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0])
+  """
+  for branch in model.branches:
+    layer = branch.sub
+    if not isinstance(layer, GatedDeltaNet):
+      continue
+    keys = 2 * layer.config.key_heads * layer.config.key_width
+    conv = layer.conv
+    window, channels = conv.shape
+    channel = jnp.arange(channels)
+    tap = jnp.where(channel < keys, channel % min(words, window), window - 1)
+    conv[...] = jax.nn.one_hot(tap, window, axis=0, dtype=conv.dtype)
 
 
 def _repeat(

@@ -23,6 +23,8 @@ from sparse_prefix_jax.training.checkpoint import (
 )
 from sparse_prefix_jax.training.curriculum import STAGES, Progress
 from sparse_prefix_jax.training.initialization import (
+  quieten_branches,
+  separate_taps,
   set_time_constants,
   tie_queries_to_keys,
 )
@@ -93,6 +95,8 @@ def train(
   model = HybridDecoder(config, rngs=nnx.Rngs(seed))
   set_time_constants(model)
   tie_queries_to_keys(model)
+  separate_taps(model)
+  quieten_branches(model)
   state = TrainState(model, make_optimizer(steps).init(model))
   held = load_checkpoint(folder, run, state) or Checkpoint(
     state, Progress(), np.zeros((0, 3), np.float32)

@@ -1,16 +1,22 @@
-"""How long heads remember when a training begins."""
+"""What heads remember when a training begins, and what keys tell apart."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, ModelConfig, Numerics
+from sparse_prefix_jax import HybridDecoder, ModelConfig, Numerics, preset
 from sparse_prefix_jax.layers import Branch, GatedDeltaNetConfig, Mamba2Config
 from sparse_prefix_jax.training.initialization import (
+  quieten_branches,
+  separate_taps,
   set_time_constants,
   tie_queries_to_keys,
 )
+from sparse_prefix_jax.workloads.recall.vocabulary import ids_of
 
 CONFIG = ModelConfig(
   vocab_size=64,
@@ -63,6 +69,73 @@ def test_queries_begin_as_the_same_function_as_keys():
     for x, y in zip(before, jax.tree.leaves(model), strict=True)
   ]
   assert sum(changed) == 4
+
+
+def test_every_branch_begins_by_adding_a_twentieth():
+  model, drawn = (
+    HybridDecoder(preset("recall"), rngs=nnx.Rngs(0)) for _ in "ab"
+  )
+  quieten_branches(model)
+  last = ("out", "down", "out", "down", "out", "down")
+  for name, after, before in zip(last, model.branches, drawn.branches):
+    changed, weight = (getattr(b.sub, name)[...] for b in (after, before))
+    assert np.allclose(changed, 0.05 * weight)
+
+
+@pytest.mark.parametrize(
+  ("words", "first"), [(2, [0, 1, 0, 1]), (9, [0, 1, 2, 3])]
+)
+def test_channels_begin_with_one_tap(words, first):
+  model = HybridDecoder(CONFIG, rngs=nnx.Rngs(0))
+  separate_taps(model, words)
+  conv = np.asarray(model.branches[1].sub.conv[...])
+  assert conv.shape == (4, 64)
+  assert (conv.sum(0) == 1).all() and (np.sort(conv, 0)[:3] == 0).all()
+  assert conv.argmax(0)[:4].tolist() == conv.argmax(0)[16:20].tolist() == first
+  assert (conv.argmax(0)[32:] == 3).all()
+
+
+def _keys_and_query():
+  """The keys at four values of facts and the query of the first one's question.
+
+  From the inputs of the layer that a model begins with, in float64.
+  """
+  text = (
+    "The old road to Lima was long . Anna Berg lives in Oslo . "
+    "Hugo Berg keeps a cat . Anna Sato lives in Turku . "
+    "Hugo Sato lives in Munich . Where does Anna Berg live ? In"
+  )
+  ids = jnp.asarray([ids_of(text)], jnp.int32)
+  config = preset("recall")
+  below = dataclasses.replace(config, branches=config.branches[:4])
+  models = [HybridDecoder(c, rngs=nnx.Rngs(0)) for c in (below, config)]
+  for model in models:
+    set_time_constants(model)
+    tie_queries_to_keys(model)
+    separate_taps(model)
+    quieten_branches(model)
+  out = models[0].scan(models[0].initialize_carry(*ids.shape), ids)
+  layer = models[1].branches[4].sub
+  x, weight, conv = (
+    np.asarray(a, np.float64)
+    for a in (out.y[0], layer.in_qkv[...], layer.conv[...])
+  )
+  mixed = np.concatenate([np.zeros((4, conv.shape[1])), x @ weight.T])
+  seen = sum(conv[i] * mixed[i : i + len(x)] for i in range(5))
+  heads = (seen / (1 + np.exp(-seen)))[:, :512].reshape(len(x), 4, 128)
+  at = np.array([12, 18, 24, 30, len(x) - 1])
+  heads = heads[at] / np.linalg.norm(heads[at], axis=-1, keepdims=True)
+  return heads[:4, 2:], heads[4, :2]
+
+
+def test_a_question_finds_its_fact_and_both_words_of_a_name_count():
+  """As drawn, all four overlap with 0.3 to 0.45: nothing tells them apart."""
+  keys, query = _keys_and_query()
+  own, last, first, none = (keys * query).sum(-1)
+  assert (own > 0.8).all()
+  for shared in (last, first):
+    assert (shared > 0.3).all() and (shared < 0.65).all()
+  assert (none < 0.15).all()
 
 
 @pytest.mark.parametrize("ends", [(0.0, 8.0), (9.0, 8.0), (1.0, float("inf"))])
