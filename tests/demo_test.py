@@ -121,7 +121,7 @@ def test_answers_are_those_without_a_cache(asked: Any) -> None:
 def test_answers_come_from_the_states(asked: Any) -> None:
   controls = asked[0]["controls"]
   assert controls["answers"] == asked[1]
-  assert controls["restored"] >= 0.5
+  assert controls["restored"] >= 0.9
   assert controls["zeros"] <= 0.25
   assert controls["another_document"] <= 0.25
 
