@@ -2,8 +2,6 @@ import pytest
 
 from sparse_prefix_jax.evaluation import Capacity, parse_capacity
 
-pytestmark = pytest.mark.usefixtures("unchecked_types")
-
 
 @pytest.mark.parametrize(
   "text, kind, amount",

@@ -3,7 +3,6 @@
 import chex
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,14 +19,6 @@ def cell(carry, x):
   count = carry["count"] + x["b"]
   carry = {"hidden": hidden, "count": count, "weight": carry["weight"]}
   return carry, hidden.sum()
-
-
-@pytest.fixture
-def unchecked():
-  """As outside the tests: no annotation is checked before our own checks."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 jit_cell = jax.jit(cell)
@@ -164,7 +155,7 @@ def test_repeated_positions_are_refused(at):
     (np.array(3), r"shape \(\); it must have one axis"),
   ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_is_no_list_of_integers_is_refused(at, message):
   with pytest.raises(ValueError, match=f"^capture_at has {message}") as refused:
     scan_with_capture(cell, *inputs(), at)
@@ -172,7 +163,7 @@ def test_what_is_no_list_of_integers_is_refused(at, message):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bool])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_traced_positions_are_integers_too(dtype):
   run = jax.jit(lambda at: scan_with_capture(cell, *inputs(), at))
   with pytest.raises(ValueError, match="capture_at has dtype"):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 
-import jaxtyping
 import pytest
 
 from sparse_prefix_jax import preset
@@ -29,14 +28,6 @@ COUNTS = [
   for field in dataclasses.fields(part)
   if field.type is int
 ]
-
-
-@pytest.fixture
-def unchecked():
-  """As outside the tests: no annotation is checked before our own checks."""
-  jaxtyping.config.update("jaxtyping_disable", True)
-  yield
-  jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -103,7 +94,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"head_width": 16}, r"kv_heads \* head_width is 32; .* single rung"),
   ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     tiny_config(**changes)
@@ -112,7 +103,7 @@ def test_what_breaks_a_rule_is_refused_in_one_sentence(changes, message):
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, math.inf, "1"])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_scale_of_scores_that_is_none_is_refused(scale):
   with pytest.raises(ValueError, match=r"^scale is .*; .* above 0 or None"):
     AttentionConfig(
@@ -121,7 +112,7 @@ def test_a_scale_of_scores_that_is_none_is_refused(scale):
 
 
 @pytest.mark.parametrize("name", ["embedding_scale", "logits_scale"])
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_scale_of_the_model_that_is_none_is_refused(name):
   with pytest.raises(ValueError, match=f"^{name} is 0; .* number above 0"):
     tiny_config().replace(**{name: 0})
@@ -196,7 +187,7 @@ def test_a_hybrid_is_two_branches_per_layer():
     ({"hidden": 64}, "hidden is 64, but no such field .* branches, .* chunk"),
   ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked_types")
 def test_parts_that_are_none_are_refused(changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     preset("tiny", **changes)

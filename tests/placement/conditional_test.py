@@ -193,7 +193,6 @@ def follow(planner, kind, requests, every=10):
   "before, requests",
   [("the end", 20_000), ("one document", 5_000), ("a system prompt", 5_000)],
 )
-@pytest.mark.usefixtures("unchecked_types")
 def test_after_a_long_time_of_one_kind_another_is_found(before, requests):
   """Within 200 requests, although the first weighed everything."""
   experienced = taught([], decay=0.99)
@@ -204,7 +203,6 @@ def test_after_a_long_time_of_one_kind_another_is_found(before, requests):
     assert np.mean(follow(planner, after, 200)[-20:]) >= 0.8, after
 
 
-@pytest.mark.usefixtures("unchecked_types")
 def test_two_equal_tenants_in_turn_get_the_same():
   planner = taught([], budget=0.5, decay=0.99)
   kept = [0, 0]

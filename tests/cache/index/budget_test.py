@@ -1,6 +1,5 @@
 """One byte budget and three limits."""
 
-import jaxtyping
 import pytest
 
 from sparse_prefix_jax.cache.index import Budget
@@ -44,10 +43,5 @@ def test_a_bad_budget_is_refused(name, value):
 
 @pytest.mark.parametrize("value", [2.5, float("nan"), None, "4GiB"])
 def test_bytes_are_integers(value):
-  # Outside of tests nobody checks annotations.
-  jaxtyping.config.update("jaxtyping_disable", True)
-  try:
-    with pytest.raises(ValueError, match="page_bytes must be an integer"):
-      Budget(1, 1, page_bytes=value)
-  finally:
-    jaxtyping.config.update("jaxtyping_disable", False)
+  with pytest.raises(ValueError, match="page_bytes must be an integer"):
+    Budget(1, 1, page_bytes=value)

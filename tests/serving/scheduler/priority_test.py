@@ -197,7 +197,6 @@ def test_who_goes_on_by_what_was_read_for_another_finds_room_or_waits():
   assert scheduler.counts["preempted"] == 1
 
 
-@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("kind", [int, np.uint8, np.uint64, np.int8])
 def test_integers_of_numpy_are_priorities_like_others(kind):
   cache = new_cache("no_cache")
@@ -210,7 +209,6 @@ def test_integers_of_numpy_are_priorities_like_others(kind):
   assert order == [1, 0] and scheduler.counts["preempted"] == 1
 
 
-@pytest.mark.usefixtures("unchecked_types")
 def test_what_fits_is_counted_without_wrapping():
   scheduler = new_scheduler(new_cache("no_cache", pages=10))
   with pytest.raises(CapacityError, match="needs 2 states and 14 pages"):
