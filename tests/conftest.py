@@ -1,9 +1,8 @@
 """What holds in every test.
 
 Promotion of dtypes is strict and promotion of ranks raises, x64 stays off, the
-signatures of the package are checked at run time by jaxtyping and beartype but
-where whole lives are played out, and hypothesis draws the same examples each
-time, however long they take.
+signatures of the package are checked at run time by jaxtyping and beartype,
+and hypothesis draws the same examples each time, however long they take.
 
 A program is compiled once in a run, whichever process asks for it first:
 compiling is most of what the tests take. `JAX_COMPILATION_CACHE_DIR` names a
@@ -58,33 +57,18 @@ LITTLE = (
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
   *("placement/heuristics_test.py", "placement/priced_test.py"),
   "models/family_logits_test.py",
-)
-# In the names of tests of kernels that are interpreted: what is compiled there
-# is the interpreter.
-_INTERPRETED = "mosaic"
-# They call the same functions thousands of times, and checking each call takes
-# most of the time: signatures are checked where the parts are tested.
-UNCHECKED = (
-  *("benchmarks", "cache", "commands", "evaluation", "serving/scheduler"),
-  *("placement/bounds", "placement/conditional_test.py"),
-  *("placement/cues_test.py", "placement/priced_test.py"),
-  *("placement/tree_price_test.py", "placement/worth/adaptive_test.py"),
+  # What is compiled there is mostly the interpreter of kernels.
+  *("kernels/mosaic_gpu/matrix_test.py", "kernels/mosaic_tpu/matrix_test.py"),
 )
 # The newer emitter of fusions takes twice as long; JAX 0.11 has no other.
 _OLDER = jax.__version_info__ < (0, 11)
 _EASIER = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}
 
 
-def _among(request, places):
-  """Whether a test stands in one of these files or folders."""
-  return any(request.path.is_relative_to(_TESTS / place) for place in places)
-
-
 def _compiles_little(request):
   """Whether this is a test of the usual run that is among those above."""
   usual = request.config.option.markexpr.startswith("not slow and")
-  interpreted = _INTERPRETED in str(request.path.relative_to(_TESTS))
-  return usual and (interpreted or _among(request, LITTLE))
+  return usual and any(request.path.is_relative_to(_TESTS / p) for p in LITTLE)
 
 
 def pytest_configure(config):
@@ -99,15 +83,6 @@ def pytest_configure(config):
   folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def signatures(request):
-  """Checks the signatures of the package, or leaves them unchecked."""
-  with pytest.MonkeyPatch.context() as patch:
-    unchecked = _among(request, UNCHECKED)
-    patch.setattr(jaxtyping.config, "jaxtyping_disable", unchecked)
-    yield
 
 
 @pytest.fixture

@@ -8,6 +8,14 @@ and with gates that hardly depend on the input yet.
 
 A head finds again what it has kept where the query equals the key. Drawn apart,
 the two have to find each other first; here they begin as the same function.
+
+Two keys differ by the words that they are made of. Branches drawn at full size
+add more to the residual stream than the embedding of a word is, and taps drawn
+at random mix the words under a convolution, so that keys of different facts
+begin alike; a model then comes to follow one word of a name and drowns the
+other, and keys that differ in that one alone overwrite each other, so that no
+gradient brings it back. Here branches begin small, and each channel of a key
+sees one word.
 """
 
 import math
@@ -22,8 +30,8 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 SHORTEST, LONGEST = 8.0, 8192.0
 """Time constants of the first and of the last head of a layer, in tokens."""
 _GATES = 0.1  # what the projections of the gates are multiplied by
-_BRANCHES = 0.05  # what those that end a branch are multiplied by
-_LAST_PROJECTIONS = ("out", "down")  # their names in layers
+_BRANCHES = 0.05  # what the last projections of layers are multiplied by
+_LAST_PROJECTIONS = ("out", "down")
 
 
 def set_time_constants(
@@ -106,9 +114,10 @@ def tie_queries_to_keys(model: HybridDecoder) -> None:
 
 
 def quieten_branches(model: HybridDecoder) -> None:
-  """Lets every branch begin by adding little, so that words pass unchanged.
+  """Lets branches begin by adding little, so that words pass unchanged.
 
-  The projections that end layers are changed in place.
+  The last projections of layers that stand alone in their branch are changed in
+  place; those inside a parallel branch or of shared experts stay as they are.
 
   Args:
     model: What is changed.
@@ -119,7 +128,7 @@ def quieten_branches(model: HybridDecoder) -> None:
     >>> model = HybridDecoder(preset("tiny"), rngs=nnx.Rngs(0))
     >>> before = model.branches[0].sub.out[...]
     >>> quieten_branches(model)
-    >>> float((model.branches[0].sub.out[...] / before).mean().round(4))
+    >>> round(float((model.branches[0].sub.out[...] / before).mean()), 4)
     0.05
   """
   for branch in model.branches:
@@ -130,16 +139,19 @@ def quieten_branches(model: HybridDecoder) -> None:
 
 
 def separate_taps(model: HybridDecoder, words: int = 2) -> None:
-  """Lets channels of keys begin with one word each, and values with their own.
+  """Lets channels of keys begin with one word each, and values with theirs.
 
-  In the convolutions of Gated DeltaNet, channel i of queries and keys begins
-  as tap i mod words, 0 the one furthest back; every channel of values as the
-  last. They are changed in place.
+  In the convolutions of Gated DeltaNet, channel i of every head of queries and
+  keys begins as tap i mod words, 0 the one furthest back, and every channel of
+  values as the last, the token at hand. They are changed in place.
 
   Args:
     model: What is changed.
-    words: How many words a key begins with, those furthest back; at most the
-      taps of a convolution are used.
+    words: How many words a key begins with, those furthest back that the taps
+      reach; no more than there are taps.
+
+  Raises:
+    ValueError: If words is below 1.
 
   Example:
     >>> from flax import nnx
@@ -150,15 +162,19 @@ def separate_taps(model: HybridDecoder, words: int = 2) -> None:
     >>> conv[:, 0].tolist(), conv[:, -1].tolist()
     ([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0])
   """
+  if words < 1:
+    raise ValueError(f"words is {words}; it must be at least 1.")
   for branch in model.branches:
     layer = branch.sub
     if not isinstance(layer, GatedDeltaNet):
       continue
-    keys = 2 * layer.config.key_heads * layer.config.key_width
+    width = layer.config.key_width
+    keys = 2 * layer.config.key_heads * width
     conv = layer.conv
     window, channels = conv.shape
     channel = jnp.arange(channels)
-    tap = jnp.where(channel < keys, channel % min(words, window), window - 1)
+    key_tap = channel % width % min(words, window)
+    tap = jnp.where(channel < keys, key_tap, window - 1)
     conv[...] = jax.nn.one_hot(tap, window, axis=0, dtype=conv.dtype)
 
 

@@ -1,6 +1,11 @@
 """Conversations lose nothing by keeping what their prompts were given."""
 
+import pytest
+
 from benchmarks.conversation_turns import compare
+
+# Checks of types would take most of the time: it is one long replay.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 
 def test_a_prompt_keeps_its_state_at_no_cost_to_conversations():

@@ -6,6 +6,9 @@ from benchmarks import deciding
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.placement import PlacementPolicy
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 ADAPTIVE = PlacementPolicy("adaptive")
 
 

@@ -6,6 +6,9 @@ from benchmarks import policy_bytes
 from benchmarks.policy_bytes import BytesCase
 from sparse_prefix_jax.workloads import changed_regime
 
+# Checks of types would take most of the time: they are long replays.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def test_a_row_of_every_capacity():
   trace = changed_regime(before=20, after=20, documents_first=True)

@@ -8,6 +8,9 @@ from sparse_prefix_jax import prefill_flops, preset
 from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.workloads import changed_regime
 
+# Checks of types would take most of the time: they are long replays.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def test_a_row_of_every_number_of_states():
   trace = changed_regime(before=60, after=60, documents_first=True)

@@ -22,6 +22,8 @@ from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.models_for_tests import cold_runs, small_config, small_model
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 PROMPT = list(range(40))
 NAN = float("nan")
 

@@ -5,6 +5,9 @@ import pytest
 from sparse_prefix_jax.evaluation.store_rules import commit_all, serve
 from tests.cache.store_scenes import ids, new_store, opened, request
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 DOCUMENT = [*range(1, 41)]
 
 

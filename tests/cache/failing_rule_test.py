@@ -18,6 +18,9 @@ from sparse_prefix_jax.cache.verbs import LOST
 from sparse_prefix_jax.evaluation.store_rules import commit_all, serve
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK, POINTS = 4, 30
 BUDGET = Budget(1900, 100, 10, 12, 60)
 RULES = ("index", "lru", "fifo", "marconi", "greedy_dual", "branch_lru")

@@ -19,6 +19,9 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from tests.cache.interruptions_test import AtLine
 from tests.models_for_tests import cold_runs
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK, ROUNDS = 16, 12
 PLACEMENTS = (
   PlacementPolicy("last", chunk=CHUNK),

@@ -23,6 +23,9 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import plan, pools, programs
 from tests.models_for_tests import cold_runs, small_model
 
+# Hundreds of scenes: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 16
 POINTS = 60
 

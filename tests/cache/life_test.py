@@ -13,6 +13,9 @@ from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.store_rules import commit_all
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 64
 PLACEMENTS = (
   ("last", None),

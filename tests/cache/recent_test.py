@@ -10,6 +10,9 @@ from sparse_prefix_jax.cache.store import PrefixStore
 from sparse_prefix_jax.evaluation.store_rules import serve
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
+# Checks of types would take most of the time: bounds are searched many times.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 4
 
 

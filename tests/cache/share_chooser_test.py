@@ -10,6 +10,9 @@ from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import make_store, run_prompt
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
+# Checks of types would take most of the time: prompts have hundreds of pages.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 4
 
 

@@ -14,6 +14,9 @@ from sparse_prefix_jax.cache.waves import next_wave
 from sparse_prefix_jax.evaluation.store_rules import commit_all, serve
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 4
 BUDGETS = (
   Budget(2000, 100, 10, 8, 40),

@@ -14,6 +14,9 @@ from sparse_prefix_jax import (
 from sparse_prefix_jax.models.checkpoint import read_config
 from tests.commands.refusal import refused
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 @pytest.mark.parametrize(
   "flags",

@@ -6,6 +6,9 @@ from sparse_prefix_jax.evaluation import Capacity, simulate
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import adversarial_streams
 
+# Checks of types would take most of the time: they are long replays.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 STREAMS = adversarial_streams()
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from sparse_prefix_jax.evaluation import Capacity, parse_capacity
 
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 @pytest.mark.parametrize(
   "text, kind, amount",

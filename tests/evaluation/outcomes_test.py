@@ -13,6 +13,9 @@ from sparse_prefix_jax.workloads import (
   adversarial_streams,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 BLOCK = 16
 
 

@@ -22,6 +22,9 @@ from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 from tests.models_for_tests import small_config, small_model
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 CHUNK = 16
 CONFIG = small_config()
 SIZES = ModelSizes.of_model(CONFIG, CHUNK)

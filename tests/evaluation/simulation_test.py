@@ -23,6 +23,9 @@ from sparse_prefix_jax.workloads import (
   token_trace,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 STREAM = synthetic_stream(
   [1, 0, 2, 0, 4], requests=120, length=300, groups=3, seed=5
 )

@@ -104,7 +104,7 @@ def test_bad_sizes_are_refused():
     ModelSizes(state_bytes=0, page_bytes=1)
 
 
-def test_a_bad_share_is_refused():
+def test_a_bad_share_is_refused(unchecked_types):
   for share in (0, 1, -0.5, float("nan"), True, "half"):
     with pytest.raises(ValueError, match="state_share must be a number in"):
       store_of(share)

@@ -11,6 +11,9 @@ from sparse_prefix_jax.evaluation import (
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import changed_regime
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 STREAM = changed_regime(before=60, after=40, documents_first=True)
 SIZES = ModelSizes(state_bytes=1000, page_bytes=10)
 

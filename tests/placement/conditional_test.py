@@ -23,6 +23,9 @@ from sparse_prefix_jax.placement.priced import solve_steps
 from tests.placement import reference
 from tests.placement.streams import random_rows
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def taught(rows, budget=1, decay=1.0, depths=64, cost=None):
   """A planner that has seen these (entry, matched, overlap)."""

@@ -14,6 +14,9 @@ from sparse_prefix_jax.placement.cues import (
 )
 from tests.placement.streams import templated
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 MARKERS = ([390, 391], [380, 395, 7], [9, 399])
 
 

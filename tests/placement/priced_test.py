@@ -13,6 +13,9 @@ from sparse_prefix_jax.placement import (
   solve_priced,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 WEIGHTS = st.lists(st.integers(0, 9), min_size=2, max_size=9).filter(any)
 
 

@@ -8,6 +8,9 @@ from sparse_prefix_jax.placement import (
 )
 from tests.placement import tree_reference as reference
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("nodes", [1, 9, 60])

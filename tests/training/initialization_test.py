@@ -77,28 +77,39 @@ def test_every_branch_begins_by_adding_a_twentieth():
   )
   quieten_branches(model)
   last = ("out", "down", "out", "down", "out", "down")
-  for name, after, before in zip(last, model.branches, drawn.branches):
+  for name, after, before in zip(
+    last, model.branches, drawn.branches, strict=True
+  ):
     changed, weight = (getattr(b.sub, name)[...] for b in (after, before))
     assert np.allclose(changed, 0.05 * weight)
 
 
 @pytest.mark.parametrize(
-  ("words", "first"), [(2, [0, 1, 0, 1]), (9, [0, 1, 2, 3])]
+  ("words", "first"),
+  [(2, [0, 1] * 4), (3, [0, 1, 2, 0, 1, 2, 0, 1]), (9, [0, 1, 2, 3] * 2)],
 )
-def test_channels_begin_with_one_tap(words, first):
+def test_channels_of_every_head_begin_with_one_tap(words, first):
   model = HybridDecoder(CONFIG, rngs=nnx.Rngs(0))
   separate_taps(model, words)
   conv = np.asarray(model.branches[1].sub.conv[...])
   assert conv.shape == (4, 64)
   assert (conv.sum(0) == 1).all() and (np.sort(conv, 0)[:3] == 0).all()
-  assert conv.argmax(0)[:4].tolist() == conv.argmax(0)[16:20].tolist() == first
+  heads = conv.argmax(0)[:32].reshape(4, 8)  # two of queries, two of keys
+  assert heads.tolist() == [first] * 4
   assert (conv.argmax(0)[32:] == 3).all()
+
+
+def test_fewer_words_than_one_are_refused():
+  model = HybridDecoder(CONFIG, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="words is 0; it must be at least 1"):
+    separate_taps(model, 0)
 
 
 def _keys_and_query():
   """The keys at four values of facts and the query of the first one's question.
 
-  From the inputs of the layer that a model begins with, in float64.
+  In float64, by the formula of the layer, of what reaches it in a model that
+  has learned nothing: the final norm of the branches below stands for its own.
   """
   text = (
     "The old road to Lima was long . Anna Berg lives in Oslo . "
@@ -129,13 +140,13 @@ def _keys_and_query():
 
 
 def test_a_question_finds_its_fact_and_both_words_of_a_name_count():
-  """As drawn, all four overlap with 0.3 to 0.45: nothing tells them apart."""
+  """Without taps and branches set, all four overlap with 0.3 to 0.45."""
   keys, query = _keys_and_query()
   own, last, first, none = (keys * query).sum(-1)
-  assert (own > 0.8).all()
+  assert (own > 0.85).all()
   for shared in (last, first):
     assert (shared > 0.3).all() and (shared < 0.65).all()
-  assert (none < 0.15).all()
+  assert (none < 0.06).all()
 
 
 @pytest.mark.parametrize("ends", [(0.0, 8.0), (9.0, 8.0), (1.0, float("inf"))])

@@ -41,6 +41,7 @@ def test_a_bad_budget_is_refused(name, value):
     Budget(**fields)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("value", [2.5, float("nan"), None, "4GiB"])
 def test_bytes_are_integers(value):
   with pytest.raises(ValueError, match="page_bytes must be an integer"):

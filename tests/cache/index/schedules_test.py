@@ -7,6 +7,9 @@ import pytest
 from sparse_prefix_jax.cache.index import Budget, CapacityError, PrefixIndex
 from tests.cache.index.reference import ReferenceIndex, State
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 SLOTS, PAGES = 4, 9
 
 

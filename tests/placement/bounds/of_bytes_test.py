@@ -11,6 +11,9 @@ from sparse_prefix_jax.placement.bounds import (
   upper_bound_of_bytes,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 STATE, PAGE = 3, 2
 
 

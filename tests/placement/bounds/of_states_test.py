@@ -10,6 +10,9 @@ from sparse_prefix_jax.placement.bounds import (
   upper_bound,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def paths_of(prompts):
   """What `tree_paths` gives; nobody reads the entry here."""

@@ -7,6 +7,9 @@ import pytest
 from sparse_prefix_jax.placement.worth import Adaptive
 from tests.placement.worth import reference, streams
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 
 def served(policy, keys, slots):
   """What the anchors' replay does with one prompt."""

@@ -23,6 +23,9 @@ from tests.serving.scheduler.scenes import (
   submit,
 )
 
+# Long answers, token by token: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 PROMPT = answers().prompts[SHORT]
 SIZES = ModelSizes.of_model(small_config(), CHUNK)
 TOTALS = (63, 64, 65, 127, 128)

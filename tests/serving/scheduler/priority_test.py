@@ -26,6 +26,9 @@ from tests.serving.scheduler.scenes import (
   submit,
 )
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 ROOM = {
   "rows": ({}, {"max_running": 1}),
   "slots": ({"slots": 3}, {}),

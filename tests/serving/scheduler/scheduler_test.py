@@ -187,6 +187,7 @@ REFUSALS = (
 
 
 @pytest.mark.parametrize(("fields", "match"), REFUSALS)
+@pytest.mark.usefixtures("unchecked_types")
 def test_refusals_of_requests_change_nothing(fields, match):
   scheduler = new_scheduler(new_cache())
   with pytest.raises(ValueError, match=match):
@@ -194,6 +195,7 @@ def test_refusals_of_requests_change_nothing(fields, match):
   assert scheduler.idle
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_refusals_of_schedulers_and_handles():
   cache = new_cache()
   for fields, match in (

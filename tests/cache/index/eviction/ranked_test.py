@@ -17,6 +17,9 @@ from sparse_prefix_jax.cache.index.eviction import (
 )
 from tests.cache.index.short_prompts import look_up, store
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 OWN = ["branch_lru", "marconi", "greedy_dual"]
 
 

@@ -92,6 +92,7 @@ class Short(Ranked):
 ONE = Lru()
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
   ("make", "complaint"),
   [
@@ -114,6 +115,7 @@ def test_what_makes_no_rule_is_refused_when_a_store_is_made(make, complaint):
     PrefixStore(Budget(1000, 100, 10), planner, chunk=4, eviction=make)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_name_of_ones_own_is_given_and_taken_back():
   register_eviction("mine", Lru)
   with pytest.raises(ValueError, match="name must be new"):
@@ -133,11 +135,13 @@ def test_a_name_of_ones_own_is_given_and_taken_back():
     unregister_eviction("mine")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_ranks_of_another_number_are_refused():
   with pytest.raises(ValueError, match="one rank for each of 2 states"):
     filled(Short)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_an_array_is_no_eviction_of_a_cache_or_a_simulation():
   for check in (placement_for, lambda e: check_eviction("bytes", e)):
     with contextlib.suppress(ValueError):

@@ -16,6 +16,9 @@ from sparse_prefix_jax.cache.index.results import Shortage
 from sparse_prefix_jax.placement.worth import Adaptive
 from tests.cache.index.short_prompts import begin, blocks_of, look_up, store
 
+# Long replays on the host: checks of types would take most of the time.
+pytestmark = pytest.mark.usefixtures("unchecked_types")
+
 BYTES = Shortage(100, 10)
 
 
