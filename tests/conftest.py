@@ -134,6 +134,18 @@ def few_regions():
   Each is mapped apart; Linux ends a process that has more than 65,530.
   """
   yield
+  _keep_few_regions()
+
+
+@pytest.fixture(autouse=True)
+def few_regions_within_a_file(request):
+  """The same after each long test: hundreds of them may be in one file."""
+  yield
+  if request.node.get_closest_marker("slow"):
+    _keep_few_regions()
+
+
+def _keep_few_regions():
   if not _REGIONS.exists():
     return
   if _REGIONS.read_bytes().count(b"\n") > _MOST_REGIONS:
