@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax.layers import GatedDeltaNet, Mamba2
+from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.models.decoder import HybridDecoder
 
 SHORTEST, LONGEST = 8.0, 8192.0
@@ -32,6 +33,26 @@ SHORTEST, LONGEST = 8.0, 8192.0
 _GATES = 0.1  # what the projections of the gates are multiplied by
 _BRANCHES = 0.05  # what the last projections of layers are multiplied by
 _LAST_PROJECTIONS = ("out", "down")
+
+
+def initialize_for_recall(model: HybridDecoder) -> None:
+  """Prepares drawn weights for learning to recall, by all that follows here.
+
+  Args:
+    model: What is changed.
+
+  Example:
+    >>> from flax import nnx
+    >>> from sparse_prefix_jax import preset
+    >>> model = HybridDecoder(preset("recall"), rngs=nnx.Rngs(0))
+    >>> initialize_for_recall(model)
+    >>> model.branches[4].sub.conv[...][:, 1].tolist()
+    [0.0, 1.0, 0.0, 0.0, 0.0]
+  """
+  set_time_constants(model)
+  tie_queries_to_keys(model)
+  separate_taps(model)
+  quieten_branches(model)
 
 
 def set_time_constants(
@@ -151,7 +172,7 @@ def separate_taps(model: HybridDecoder, words: int = 2) -> None:
       reach; no more than there are taps.
 
   Raises:
-    ValueError: If words is below 1.
+    ValueError: If words is no int, or below 1.
 
   Example:
     >>> from flax import nnx
@@ -162,8 +183,8 @@ def separate_taps(model: HybridDecoder, words: int = 2) -> None:
     >>> conv[:, 0].tolist(), conv[:, -1].tolist()
     ([1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0])
   """
-  if words < 1:
-    raise ValueError(f"words is {words}; it must be at least 1.")
+  if not is_int(words) or words < 1:
+    raise ValueError(f"words is {words!r}; it must be an int of at least 1.")
   for branch in model.branches:
     layer = branch.sub
     if not isinstance(layer, GatedDeltaNet):

@@ -22,12 +22,7 @@ from sparse_prefix_jax.training.checkpoint import (
   save_checkpoint,
 )
 from sparse_prefix_jax.training.curriculum import STAGES, Progress
-from sparse_prefix_jax.training.initialization import (
-  quieten_branches,
-  separate_taps,
-  set_time_constants,
-  tie_queries_to_keys,
-)
+from sparse_prefix_jax.training.initialization import initialize_for_recall
 from sparse_prefix_jax.training.optimization import (
   StepReport,
   TrainState,
@@ -93,10 +88,7 @@ def train(
   folder = writable_folder(pathlib.Path(out))
   run = Run.of(steps, seed, config, stages)
   model = HybridDecoder(config, rngs=nnx.Rngs(seed))
-  set_time_constants(model)
-  tie_queries_to_keys(model)
-  separate_taps(model)
-  quieten_branches(model)
+  initialize_for_recall(model)
   state = TrainState(model, make_optimizer(steps).init(model))
   held = load_checkpoint(folder, run, state) or Checkpoint(
     state, Progress(), np.zeros((0, 3), np.float32)

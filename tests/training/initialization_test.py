@@ -11,6 +11,7 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder, ModelConfig, Numerics, preset
 from sparse_prefix_jax.layers import Branch, GatedDeltaNetConfig, Mamba2Config
 from sparse_prefix_jax.training.initialization import (
+  initialize_for_recall,
   quieten_branches,
   separate_taps,
   set_time_constants,
@@ -99,10 +100,14 @@ def test_channels_of_every_head_begin_with_one_tap(words, first):
   assert (conv.argmax(0)[32:] == 3).all()
 
 
-def test_fewer_words_than_one_are_refused():
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("words", [0, 2.5, True, "2"])
+def test_words_that_are_no_count_are_refused(words):
   model = HybridDecoder(CONFIG, rngs=nnx.Rngs(0))
-  with pytest.raises(ValueError, match="words is 0; it must be at least 1"):
-    separate_taps(model, 0)
+  with pytest.raises(
+    ValueError, match=f"words is {words!r}; it must be an int"
+  ):
+    separate_taps(model, words)
 
 
 def _keys_and_query():
@@ -121,10 +126,7 @@ def _keys_and_query():
   below = dataclasses.replace(config, branches=config.branches[:4])
   models = [HybridDecoder(c, rngs=nnx.Rngs(0)) for c in (below, config)]
   for model in models:
-    set_time_constants(model)
-    tie_queries_to_keys(model)
-    separate_taps(model)
-    quieten_branches(model)
+    initialize_for_recall(model)
   out = models[0].scan(models[0].initialize_carry(*ids.shape), ids)
   layer = models[1].branches[4].sub
   x, weight, conv = (
