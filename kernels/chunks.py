@@ -16,6 +16,7 @@ import numpy as np
 from jax import core, lax
 from jaxtyping import Array, Bool, Int32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.kernels.loops import scan_into_buffers
 
@@ -102,8 +103,8 @@ def packed_scan(
     carry, pools = loop
     x, read, write, length = step
     carry = restore(pools, read, carry)
-    carry, x, length = lax.optimization_barrier((carry, x, length))
-    advanced, y = lax.optimization_barrier(cell(carry, x, length))
+    carry, x, length = barrier((carry, x, length))
+    advanced, y = barrier(cell(carry, x, length))
     carry = select(length > 0, advanced, carry)
     return (carry, capture(pools, write, carry)), y
 
@@ -129,8 +130,8 @@ def map_chunks(function: Callable[..., Any], *xs: Any) -> Any:
   """
 
   def body(_: None, x: Any) -> tuple[None, Any]:
-    y = function(*lax.optimization_barrier(x))
-    return None, lax.optimization_barrier(y)
+    y = function(*barrier(x))
+    return None, barrier(y)
 
   n = jax.tree.leaves(xs)[0].shape[0]
   ys = scan_into_buffers(body, None, two_steps(xs))[1]
@@ -181,7 +182,7 @@ def in_fixed_rows(function: Callable[..., Any], *xs: Any) -> Any:
     ys = map_chunks(function, *cuts)
   else:
     first = jax.tree.map(lambda x: x[0], cuts)
-    y = lax.optimization_barrier(function(*lax.optimization_barrier(first)))
+    y = barrier(function(*barrier(first)))
     ys = jax.tree.map(lambda x: x[None], y)
   return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], ys)
 
@@ -330,8 +331,8 @@ def _step_rows(
 ) -> tuple[Any, Any]:
   """`step_rows` of all its rows at once."""
   carry = restore_rows(pools, read)
-  carry, xs = lax.optimization_barrier((carry, xs))
-  carry, y = lax.optimization_barrier(cell(carry, *xs))
+  carry, xs = barrier((carry, xs))
+  carry, y = barrier(cell(carry, *xs))
   return y, capture_rows(pools, write, carry)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import (
   NONE,
   Chunks,
@@ -50,12 +51,12 @@ def attend_chunks(
   running = _capture(running, chunks, k, v)
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
-    q, k, v, position, length, request = lax.optimization_barrier(x)
+    q, k, v, position, length, request = barrier(x)
     blocks = _blocks(pages, page_table[request], (k, v), position, block_pages)
     out = xla.attend_chunk(
       q, position, length, blocks, k.shape[1], window, precision
     )
-    return None, lax.optimization_barrier(out)
+    return None, barrier(out)
 
   q, k, v, position, length, request = two_steps(
     (q, k, v, chunks.position, chunks.length, chunks.request)
@@ -96,10 +97,10 @@ def attend_rows(
   pages = write_completed(pages, page, completed, *own)
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
-    q, k, v, position, table = lax.optimization_barrier(x)
+    q, k, v, position, table = barrier(x)
     blocks = _blocks(pages, table, (k, v), position, block_pages)
     out = xla.attend_row(q, position, blocks, heads, window, precision)
-    return None, lax.optimization_barrier(out)
+    return None, barrier(out)
 
   steps = q, *own, position, page_table
   return lax.scan(attend, None, steps)[1], running, pages
@@ -171,4 +172,4 @@ def _with_tokens(
     token = token.astype(page.dtype)[:, None]
     return jnp.where(here[:, :, None, None], token, page)
 
-  return lax.optimization_barrier(RunningPages(*map(leaf, held, tokens)))
+  return barrier(RunningPages(*map(leaf, held, tokens)))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import Chunks, two_steps
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.kernels.loops import scan_into_buffers
@@ -100,14 +101,14 @@ def attend_chunks(
   width = options.block_pages * size
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
-    q, position, length, request = lax.optimization_barrier(x)
+    q, position, length, request = barrier(x)
     blocks = KeyBlocks(
       *(load, page_table[request], options.block_pages, width),
       options.value_width,
     )
     rest = blocks, heads, options.window, options.precision
     out = attend_chunk(q, position, length, *rest)
-    return None, lax.optimization_barrier(out)
+    return None, barrier(out)
 
   n = q.shape[0]
   q, position, length, request = two_steps(
@@ -153,13 +154,13 @@ def attend_rows(
   width = options.block_pages * pools[0].shape[1]
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
-    q, position, pages = lax.optimization_barrier(x)
+    q, position, pages = barrier(x)
     blocks = KeyBlocks(
       *(load, pages, options.block_pages, width), options.value_width
     )
     rest = blocks, heads, options.window, options.precision
     out = attend_row(q, position, *rest)
-    return None, lax.optimization_barrier(out)
+    return None, barrier(out)
 
   out = lax.scan(attend, None, (q, position, page_table))[1]
   return out, pools

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels import chunks as packed
+from sparse_prefix_jax.kernels.barrier import barrier
 
 
 class CapturedScan(NamedTuple):
@@ -69,8 +70,8 @@ def scan_with_capture(
   def body(loop: Any, step: tuple[Any, Array, Array]) -> tuple[Any, Any]:
     carry, captured = loop
     x, write, real = step
-    carry, x = lax.optimization_barrier((carry, x))
-    advanced, y = lax.optimization_barrier(cell(carry, x))
+    carry, x = barrier((carry, x))
+    advanced, y = barrier(cell(carry, x))
     carry = packed.select(real, advanced, carry)
     return (carry, packed.capture(captured, write, carry)), y
 

@@ -7,6 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.implementations import current_device
 
 _FEW = 16
@@ -58,7 +59,7 @@ def product_of_few(
   blocks = jnp.array_split(rows, -(-rows.shape[0] // _FEW))
   parts = [product(weight, block, precision) for block in blocks]
   # The transpose would be folded into the product, in the slowest order.
-  return jnp.concatenate([x.T for x in lax.optimization_barrier(parts)])
+  return jnp.concatenate([x.T for x in barrier(parts)])
 
 
 def dense(
@@ -84,7 +85,7 @@ def dense(
   Returns:
     The product in the dtype of x.
   """
-  rows = lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+  rows = barrier(x.reshape(-1, x.shape[-1]))
   multiply = product_of_few if x.ndim == 2 else product
   with jax.named_scope("projection"):
     # A GPU adds in float32 too and rounds where it adds: one kernel, not two.
@@ -93,8 +94,8 @@ def dense(
     else:
       y = multiply(rows, weight, precision)
   if bias is not None:
-    y = lax.optimization_barrier(y) + bias[...].astype(jnp.float32)[None]
-  y = lax.optimization_barrier(y.astype(x.dtype))
+    y = barrier(y) + bias[...].astype(jnp.float32)[None]
+  y = barrier(y.astype(x.dtype))
   return y.reshape(*x.shape[:-1], weight.shape[0])
 
 

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.loops import scan_into_buffers
 from sparse_prefix_jax.layers.activations import ACTIVATIONS
@@ -258,9 +259,7 @@ class Experts(ExplicitModule):
       The outputs, zero for free rows, and the pools.
     """
     del page_table
-    routing = lax.optimization_barrier(
-      self._choose(lax.optimization_barrier(x))
-    )
+    routing = barrier(self._choose(barrier(x)))
     # An expert is chosen once by a row. Not the rows of this call: a cell has
     # others, and the bits of this.
     block = min(self.config.rows, self.numerics.decode_rows)
@@ -305,23 +304,23 @@ class Experts(ExplicitModule):
     self, x: Float[Array, "rows d"], blocks: Blocks
   ) -> Float[Array, "rows chosen d"]:
     """What each chosen expert makes of each row, block by block."""
-    x = lax.optimization_barrier(x)
+    x = barrier(x)
 
     def body(_: None, block: Any) -> tuple[None, Array]:
-      expert, used, source = lax.optimization_barrier(block)
+      expert, used, source = barrier(block)
       y = lax.cond(
         used,
         lambda: self._expert(x, expert, source),
         lambda: jnp.zeros((source.size, x.shape[1]), x.dtype),
       )
-      return None, lax.optimization_barrier(y)
+      return None, barrier(y)
 
     inputs = blocks.expert, blocks.used, blocks.source
     _, outs = scan_into_buffers(body, None, inputs)
     outs = outs.reshape(-1, x.shape[1])
     # Past the end is what no expert computes.
     outs = outs.at[blocks.place].get(mode="fill", fill_value=0)
-    return lax.optimization_barrier(outs)
+    return barrier(outs)
 
   def _expert(
     self,
@@ -345,19 +344,19 @@ class Experts(ExplicitModule):
     """Multiplies by a weight with outputs first; nothing is fused into it."""
     y = jnp.einsum(
       "bi,oi->bo",
-      *lax.optimization_barrier((x, weight)),
+      *barrier((x, weight)),
       precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
-    return lax.optimization_barrier(y.astype(x.dtype))
+    return barrier(y.astype(x.dtype))
 
 
 def _weighted(
   outs: Float[Array, "rows chosen d"], weight: Float32[Array, "rows chosen"]
 ) -> Float[Array, "rows d"]:
   """Adds the outputs of the experts, the best first, in float32."""
-  outs, weight = lax.optimization_barrier((outs, weight))
+  outs, weight = barrier((outs, weight))
   total = jnp.zeros((outs.shape[0], outs.shape[2]), jnp.float32)
   for rank in range(outs.shape[1]):
     total = total + weight[:, rank, None] * outs[:, rank].astype(jnp.float32)
-  return lax.optimization_barrier(total.astype(outs.dtype))
+  return barrier(total.astype(outs.dtype))

@@ -22,6 +22,7 @@ from jax import lax
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
 from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
@@ -289,9 +290,9 @@ class _Cell(_Program):
     )
 
     def group(pools: BranchPools, step: Any) -> tuple[Any, Array]:
-      x, rows, table = lax.optimization_barrier(step)
+      x, rows, table = barrier(step)
       y, pools = module.step(x, pools, rows, table)
-      return pools, lax.optimization_barrier(y)
+      return pools, barrier(y)
 
     pools, y = lax.scan(group, BranchPools(inputs.slots, flat), steps)
     pages = jax.tree.map(
@@ -341,7 +342,7 @@ def _run_group(
   active = (chunks.length > 0).sum()
   final = jnp.where(active > 0, chunks.write[active - 1], 0)
   pool = jax.tree.map(lambda leaf: leaf.at[0].set(leaf[final]), pools.slots)
-  return lax.optimization_barrier(y), pool, pools.pages
+  return barrier(y), pool, pools.pages
 
 
 def _pool(slots: Any, captures: int) -> Any:

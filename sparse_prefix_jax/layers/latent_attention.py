@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.kernels.lattice_attention import (
   latent_attention,
@@ -266,7 +266,7 @@ class LatentAttention(ExplicitModule):
     """Multiplies every head of a row by a weight of its own."""
     # Behind a barrier: XLA on a CPU has no product of bfloat16 into float32
     # that reads heads from the middle.
-    heads = lax.optimization_barrier(x.swapaxes(0, 1))
+    heads = barrier(x.swapaxes(0, 1))
     out = jnp.einsum(
       axes,
       heads,

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
@@ -308,7 +308,7 @@ class Mamba2(ExplicitModule):
     scale = np.repeat(np.float32(c.part_scales[1:4]), widths).astype(x.dtype)
     scale = scale.reshape((1,) * (x.ndim - 1) + scale.shape)
     scaled = mixed * scale, gate * c.part_scales[0]
-    return lax.optimization_barrier(scaled)
+    return barrier(scaled)
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
     precision = self.numerics.precision

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import in_fixed_rows
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.layers.choices import check_values
@@ -93,9 +94,9 @@ def residual_norm(
   apply = rms_norm if norm.centred else scaled_rms_norm
 
   def normed(x: Array) -> Array:
-    x = lax.optimization_barrier(x)
+    x = barrier(x)
     with jax.named_scope("norms"):
-      return lax.optimization_barrier(apply(x, weight, norm.eps))
+      return barrier(apply(x, weight, norm.eps))
 
   if x.ndim == 2 or current_device().platform != "gpu":
     return normed(x)

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
 from sparse_prefix_jax.layers.choices import check_values, is_positive
 from sparse_prefix_jax.layers.explicit import ExplicitModule
@@ -177,10 +177,10 @@ class Parallel(ExplicitModule):
     """The sum of all outputs, and all pools; nothing is fused into the sum."""
     outs, pools = zip(*results, strict=True)
     outs = _scaled(list(outs), self.config.out_scales)
-    total, *others = lax.optimization_barrier(tuple(outs))
+    total, *others = barrier(tuple(outs))
     for out in others:
       total = total + out
-    return lax.optimization_barrier(total), join_pools(pools)
+    return barrier(total), join_pools(pools)
 
 
 def _scaled(xs: list[Any], scales: tuple[float, ...] | None) -> list[Any]:
@@ -188,6 +188,6 @@ def _scaled(xs: list[Any], scales: tuple[float, ...] | None) -> list[Any]:
   if scales is None:
     return xs
   return [
-    x if scale == 1 else lax.optimization_barrier(x * scale)
+    x if scale == 1 else barrier(x * scale)
     for x, scale in zip(xs, scales, strict=True)
   ]

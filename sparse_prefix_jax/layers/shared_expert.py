@@ -7,10 +7,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows, map_rows
 from sparse_prefix_jax.layers.choices import check_values
 from sparse_prefix_jax.layers.explicit import ExplicitModule
@@ -134,8 +134,8 @@ class SharedExpert(ExplicitModule):
     self, x: Float[Array, "rows d"], out: Float[Array, "rows d"]
   ) -> Float[Array, "rows d"]:
     """Multiplies each row by its gate, a sum over its own channels."""
-    x, out = lax.optimization_barrier((x, out))
+    x, out = barrier((x, out))
     weight = self.opening[...].astype(jnp.float32)[None]
     score = jnp.sum(x.astype(jnp.float32) * weight, axis=-1, keepdims=True)
     opened = jax.nn.sigmoid(score) * out.astype(jnp.float32)
-    return lax.optimization_barrier(opened.astype(out.dtype))
+    return barrier(opened.astype(out.dtype))

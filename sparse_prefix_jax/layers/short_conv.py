@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.causal_conv1d import (
   causal_conv1d,
   causal_conv1d_step,
@@ -185,7 +185,7 @@ class ShortConv(ExplicitModule):
         (self.in_mixed, self.in_mixed_bias),
       )
     )
-    return lax.optimization_barrier(enter * mixed), leave
+    return barrier(enter * mixed), leave
 
   def _opened(
     self,

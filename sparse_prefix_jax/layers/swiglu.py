@@ -7,9 +7,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.layers.activations import ACTIVATIONS
 from sparse_prefix_jax.layers.choices import check_names, check_values
 from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
@@ -105,5 +105,5 @@ class SwiGLU(FeedForward):
       gate = gate.astype(jnp.float32)
       gate = gate if c.gate_scale == 1 else gate * c.gate_scale
       hidden = ACTIVATIONS[c.activation](gate).astype(x.dtype) * up
-    hidden = lax.optimization_barrier(hidden)
+    hidden = barrier(hidden)
     return dense(hidden, self.down[...], precision, bias=self.down_bias)

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
 from sparse_prefix_jax.kernels.slot_checks import concrete
@@ -273,11 +273,11 @@ class HybridDecoder(nnx.Module):
     weight = self.embedding if c.tie_embeddings else self.unembedding
     logits = product_of_few(hidden, weight[...], c.numerics.precision)
     if c.logits_scale != 1:
-      logits = jax.lax.optimization_barrier(logits) * c.logits_scale
+      logits = barrier(logits) * c.logits_scale
     if c.logits_cap is not None:
-      logits = jax.lax.optimization_barrier(logits)
+      logits = barrier(logits)
       logits = c.logits_cap * jnp.tanh(logits / c.logits_cap)
-    return jax.lax.optimization_barrier(logits)
+    return barrier(logits)
 
 
 def _run(

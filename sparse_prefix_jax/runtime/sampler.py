@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
 
 from sparse_prefix_jax import array_typing as at
+from sparse_prefix_jax.kernels.barrier import barrier
 
 MOST_BEST = 20
 """How many ids with their log probabilities a row may ask for."""
@@ -143,7 +144,7 @@ def sample(
     )
   one = functools.partial(_sample_row, counts)
   # Inside a larger program, what makes the logits must not be fused with this.
-  logits = jax.lax.optimization_barrier(logits)
+  logits = barrier(logits)
   drawn = jax.lax.map(lambda xs: one(*xs), (logits, rows, positions))
   counted = rows.active & (rows.counts >= 0)
   slots = jnp.where(counted, rows.counts, counts.shape[0])
