@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.layers.dense import dense
 from sparse_prefix_jax.layers.normalization import Norm, residual_norm
 
@@ -24,7 +25,7 @@ def on_rows(width: int, dtype: str) -> dict[str, tuple[OnRows, Any]]:
   norm = Norm(centred=True)
 
   def product(weight: Any, x: jax.Array) -> jax.Array:
-    return dense(x[:, None], weight, "highest")[:, 0]
+    return dense(x[:, None], weight, Numerics())[:, 0]
 
   def normed(weight: Any, x: jax.Array) -> jax.Array:
     # [k c d], as prefill has it: a decode step has one number of rows.
