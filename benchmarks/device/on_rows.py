@@ -34,12 +34,15 @@ def on_rows(width: int, dtype: str) -> dict[str, tuple[OnRows, Any]]:
   def silu(_: Any, x: jax.Array) -> jax.Array:
     return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
 
+  # As the projections of Qwen3.5 have, which are the widest of a layer. At its
+  # smallest width alone: at the large ones they would be minutes of a device.
+  more = (6144, 8192) if width == 1024 else ()
   products = {
     f"product with {columns} columns": (
       product,
       normal(columns, columns, width, dtype=dtype),
     )
-    for columns in sorted({min(width, 4096), 2048, 512})
+    for columns in sorted({min(width, 4096), 2048, 512, *more})
   }
   scale = normal(1, width, dtype=dtype)
   return {**products, "residual norm": (normed, scale), "silu": (silu, None)}

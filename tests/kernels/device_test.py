@@ -261,24 +261,26 @@ def test_products_of_a_row_have_its_bits_in_any_place(sizes):
     assert_same_bits(own[3], out[3])
 
 
-GROUP = 16
+RUNGS = (1, 2, 4, 16)
+GROUP = max(RUNGS)
 
 
 @pytest.fixture(scope="module")
 def group_of_chunks():
-  """A prefill program: tokens [16 c] of 16 requests -> hidden [16 c d]."""
+  """Prefill programs: tokens [n c] of n requests -> hidden [n c d]."""
   config = preset("qwen3_5_0_8b_group" if HAS_KERNELS else "tiny").replace(
-    dtype="bfloat16" if HAS_KERNELS else "float32", ladder=(GROUP,)
+    dtype="bfloat16" if HAS_KERNELS else "float32", ladder=RUNGS
   )
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
   frozen, c = programs.freeze(model), config.numerics.chunk
-  each = np.arange(GROUP, dtype=np.int32)
-  table = np.zeros((GROUP, config.numerics.max_length // c), np.int32)
-  table[:, 0] = each
-  alike = [np.full(GROUP, x, np.int32) for x in (ZERO, NONE, c, 0)]
-  chunks = jax.tree.map(jnp.asarray, Chunks(*alike, each))
 
   def run(tokens):
+    n = len(tokens)
+    each = np.arange(n, dtype=np.int32)
+    table = np.zeros((n, config.numerics.max_length // c), np.int32)
+    table[:, 0] = each
+    alike = [np.full(n, x, np.int32) for x in (ZERO, NONE, c, 0)]
+    chunks = jax.tree.map(jnp.asarray, Chunks(*alike, each))
     group = programs.Group(jnp.asarray(tokens), chunks, jnp.asarray(table))
     pools = model.init_pools(slots=GROUP, pages=GROUP)
     return np.asarray(programs.prefill_group(frozen, pools, group)[0])
@@ -306,3 +308,10 @@ def test_a_chunk_has_its_bits_beside_any_others(group_of_chunks, place):
   others[place] = tokens[place]
   expected = group_of_chunks(tokens)[place]
   assert_same_bits(group_of_chunks(others)[place], expected)
+
+
+@pytest.mark.parametrize("rung", RUNGS[:-1])
+def test_a_chunk_has_its_bits_on_every_rung(group_of_chunks, rung):
+  tokens = some_tokens(0)
+  groups = [group_of_chunks(x) for x in np.split(tokens, GROUP // rung)]
+  assert_same_bits(np.concatenate(groups), group_of_chunks(tokens))
