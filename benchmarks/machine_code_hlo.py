@@ -209,7 +209,8 @@ def _lines(
 
 def _expected(kernel: Kernel, narrow: int) -> bool:
   of, scopes = kernel.operation, _scope(kernel.operation).split("/")
-  if _PRODUCT in of.rest:
+  ours = _OURS in of.rest and "projection" in scopes
+  if ours or _PRODUCT in of.rest:
     first = _arrays(of.shape)[0]
     return first[-1] >= narrow
   if "activation" in scopes or "norms" in scopes:

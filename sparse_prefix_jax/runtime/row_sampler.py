@@ -98,7 +98,7 @@ class Sampled(NamedTuple):
 _Row: TypeAlias = Float32[Array, "vocab"]
 
 
-class Wanted(NamedTuple):
+class RowNeeds(NamedTuple):
   """What is asked for; what is not is skipped.
 
   Attributes:
@@ -116,9 +116,9 @@ class Wanted(NamedTuple):
   best: Bool[Array, "*b"]
 
 
-def wanted_by(row: SamplingRows) -> Wanted:
+def needs_of(row: SamplingRows) -> RowNeeds:
   """What a row asks for, or each of several. [*b]"""
-  return Wanted(
+  return RowNeeds(
     penalties=jnp.asarray(row.counts >= 0),
     draws=jnp.asarray(row.temperature > 0),
     top_k=jnp.asarray(row.top_k > 0),
@@ -132,7 +132,7 @@ def draw_row(
   logits: _Row,
   row: SamplingRows,
   position: Int32[Array, ""],
-  wanted: Wanted,
+  needs: RowNeeds,
 ) -> Sampled:
   """Draws one id, and looks up what is asked of the logits besides.
 
@@ -141,18 +141,18 @@ def draw_row(
     logits: Of the row.
     row: What it asks for.
     position: Which token it draws.
-    wanted: What it asks for, or somebody beside it.
+    needs: What it asks for, or somebody beside it.
   """
-  adjusted = _penalised(_biased(logits, row), row, counts, wanted)
+  adjusted = _penalised(_biased(logits, row), row, counts, needs)
   largest = jnp.argmax(adjusted).astype(jnp.int32)
 
   def drawn() -> Int32[Array, ""]:
-    other = _drawn(adjusted, row, position, wanted)
+    other = _drawn(adjusted, row, position, needs)
     return jnp.where(row.temperature > 0, other, largest)
 
-  token = jax.lax.cond(wanted.draws, drawn, lambda: largest)
+  token = jax.lax.cond(needs.draws, drawn, lambda: largest)
   total = jax.nn.logsumexp(logits)
-  best = _best(logits, total, row, wanted)
+  best = _best(logits, total, row, needs)
   return Sampled(token, logits[token] - total, *best)
 
 
@@ -174,7 +174,7 @@ def _best(
   logits: _Row,
   total: Float32[Array, ""],
   row: SamplingRows,
-  wanted: Wanted,
+  needs: RowNeeds,
 ) -> tuple[Int32[Array, "best"], Float32[Array, "best"]]:
   """The ids with the largest logits, and their log probabilities."""
   none = _none_best(logits)
@@ -184,7 +184,7 @@ def _best(
     best = ids.astype(jnp.int32), values - total
     return select(jnp.asarray(row.best), best, none)
 
-  return jax.lax.cond(wanted.best, found, lambda: none)
+  return jax.lax.cond(needs.best, found, lambda: none)
 
 
 def _biased(logits: _Row, row: SamplingRows) -> _Row:
@@ -199,7 +199,7 @@ def _biased(logits: _Row, row: SamplingRows) -> _Row:
 
 
 def _penalised(
-  logits: _Row, row: SamplingRows, counts: TokenCounts, wanted: Wanted
+  logits: _Row, row: SamplingRows, counts: TokenCounts, needs: RowNeeds
 ) -> _Row:
   """Logits after the penalties, where the row has counts."""
 
@@ -214,19 +214,19 @@ def _penalised(
     out = out - row.frequency * decoded.astype(jnp.float32)
     return jnp.where(row.counts >= 0, out, logits)
 
-  return jax.lax.cond(wanted.penalties, penalised, lambda: logits)
+  return jax.lax.cond(needs.penalties, penalised, lambda: logits)
 
 
 def _drawn(
   logits: _Row,
   row: SamplingRows,
   position: Int32[Array, ""],
-  wanted: Wanted,
+  needs: RowNeeds,
 ) -> Int32[Array, ""]:
   """An id by the Gumbel-max rule, out of those that are kept."""
   # From the largest: no temperature makes infinities of it.
   scaled = (logits - jnp.max(logits)) / row.temperature
-  kept = _kept_ids(scaled, row, wanted)
+  kept = _kept_ids(scaled, row, needs)
   noise = jax.random.gumbel(_key(row, position), logits.shape)
   chosen = jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf))
   return chosen.astype(jnp.int32)
@@ -249,11 +249,11 @@ def kept_ids(scaled: _Row, row: SamplingRows) -> Bool[Array, "vocab"]:
   Returns:
     Whether each id may be drawn; at least one may.
   """
-  return _kept_ids(scaled, row, wanted_by(row))
+  return _kept_ids(scaled, row, needs_of(row))
 
 
 def _kept_ids(
-  scaled: _Row, row: SamplingRows, wanted: Wanted
+  scaled: _Row, row: SamplingRows, needs: RowNeeds
 ) -> Bool[Array, "vocab"]:
   """`kept_ids` of a row that may stand beside others."""
   keys = _ascending(scaled)
@@ -263,14 +263,14 @@ def _kept_ids(
     start = _start(keys, jnp.ones(scaled.shape), jnp.float32(row.top_k))
     return start | (row.top_k <= 0)
 
-  first = jax.lax.cond(wanted.top_k, largest, lambda: everything)
+  first = jax.lax.cond(needs.top_k, largest, lambda: everything)
 
   def likely() -> Bool[Array, "vocab"]:
     weights = jnp.where(first, jnp.exp(scaled), 0)
     share = jnp.float32(row.top_p) * jnp.sum(weights)
     return _start(keys, weights, share) | (row.top_p >= 1)
 
-  reaching = jax.lax.cond(wanted.top_p, likely, lambda: everything)
+  reaching = jax.lax.cond(needs.top_p, likely, lambda: everything)
   probable = (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
   return first & reaching & probable
 

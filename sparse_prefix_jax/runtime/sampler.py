@@ -30,7 +30,7 @@ from sparse_prefix_jax.runtime.row_sampler import (
   TokenCounts,
   draw_nothing,
   draw_row,
-  wanted_by,
+  needs_of,
 )
 
 _GPU_ROWS = 16
@@ -159,7 +159,7 @@ def _sample_row(
   """Draws for one row alone, if it is in use."""
   return jax.lax.cond(
     row.active,
-    lambda: draw_row(counts, logits, row, position, wanted_by(row)),
+    lambda: draw_row(counts, logits, row, position, needs_of(row)),
     lambda: draw_nothing(logits),
   )
 
@@ -173,10 +173,10 @@ def _sample_rows(
   """Draws for rows side by side; what one of them wants is done for all."""
   logits, rows, positions = barrier((logits, rows, positions))
   active = jnp.asarray(rows.active)
-  wanted = jax.tree.map(lambda x: jnp.any(x & active), wanted_by(rows))
+  needs = jax.tree.map(lambda x: jnp.any(x & active), needs_of(rows))
   # What is asked is of no row, so that a condition remains one.
   each = jax.vmap(functools.partial(draw_row, counts), (0, 0, 0, None))
-  drawn = each(logits, rows, positions, wanted)
+  drawn = each(logits, rows, positions, needs)
   nothing = jax.vmap(draw_nothing)(logits)
   chosen = jax.vmap(select)(active, drawn, nothing)
   return barrier(chosen)

@@ -112,6 +112,13 @@ def test_what_no_layer_has_to_have_is_told_apart():
   ]
 
 
+@pytest.mark.parametrize(("narrow", "told"), [(8, False), (9, True)])
+def test_a_product_of_our_own_is_as_one_of_the_library(narrow, told):
+  text = program().replace("jit(step)/step", "jit(step)/projection/step")
+  others = machine_code_hlo.others(machine_code_hlo.kernels(text), narrow)
+  assert ("ours" in names(others)) == told
+
+
 def test_a_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match="has no entry"):
     machine_code_hlo.kernels("HloModule nothing")
