@@ -10,7 +10,8 @@ whose probability reaches `top_p`, of these all that have at least `min_p` times
 the largest probability; the Gumbel-max rule draws one.
 """
 
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -109,11 +110,11 @@ class RowNeeds(NamedTuple):
     best: The best ids.
   """
 
-  penalties: Bool[Array, "*b"]
-  draws: Bool[Array, "*b"]
-  top_k: Bool[Array, "*b"]
-  top_p: Bool[Array, "*b"]
-  best: Bool[Array, "*b"]
+  penalties: Bool[Array, "*b"] | bool
+  draws: Bool[Array, "*b"] | bool
+  top_k: Bool[Array, "*b"] | bool
+  top_p: Bool[Array, "*b"] | bool
+  best: Bool[Array, "*b"] | bool
 
 
 def needs_of(row: SamplingRows) -> RowNeeds:
@@ -125,6 +126,21 @@ def needs_of(row: SamplingRows) -> RowNeeds:
     top_p=jnp.asarray(row.top_p < 1),
     best=jnp.asarray(row.best),
   )
+
+
+NOTHING = RowNeeds(False, False, False, False, False)
+"""What a row needs that takes its largest logit."""
+
+
+def _where_needed(
+  needed: Bool[Array, ""] | bool,
+  then: Callable[[], Any],
+  otherwise: Callable[[], Any],
+) -> Any:
+  """A condition; what is known beforehand is none for the device."""
+  if isinstance(needed, bool):
+    return then() if needed else otherwise()
+  return jax.lax.cond(needed, then, otherwise)
 
 
 def draw_row(
@@ -150,7 +166,7 @@ def draw_row(
     other = _drawn(adjusted, row, position, needs)
     return jnp.where(row.temperature > 0, other, largest)
 
-  token = jax.lax.cond(needs.draws, drawn, lambda: largest)
+  token = _where_needed(needs.draws, drawn, lambda: largest)
   total = jax.nn.logsumexp(logits)
   best = _best(logits, total, row, needs)
   return Sampled(token, logits[token] - total, *best)
@@ -184,7 +200,7 @@ def _best(
     best = ids.astype(jnp.int32), values - total
     return select(jnp.asarray(row.best), best, none)
 
-  return jax.lax.cond(needs.best, found, lambda: none)
+  return _where_needed(needs.best, found, lambda: none)
 
 
 def _biased(logits: _Row, row: SamplingRows) -> _Row:
@@ -214,7 +230,7 @@ def _penalised(
     out = out - row.frequency * decoded.astype(jnp.float32)
     return jnp.where(row.counts >= 0, out, logits)
 
-  return jax.lax.cond(needs.penalties, penalised, lambda: logits)
+  return _where_needed(needs.penalties, penalised, lambda: logits)
 
 
 def _drawn(
@@ -263,14 +279,14 @@ def _kept_ids(
     start = _start(keys, jnp.ones(scaled.shape), jnp.float32(row.top_k))
     return start | (row.top_k <= 0)
 
-  first = jax.lax.cond(needs.top_k, largest, lambda: everything)
+  first = _where_needed(needs.top_k, largest, lambda: everything)
 
   def likely() -> Bool[Array, "vocab"]:
     weights = jnp.where(first, jnp.exp(scaled), 0)
     share = jnp.float32(row.top_p) * jnp.sum(weights)
     return _start(keys, weights, share) | (row.top_p >= 1)
 
-  reaching = jax.lax.cond(needs.top_p, likely, lambda: everything)
+  reaching = _where_needed(needs.top_p, likely, lambda: everything)
   probable = (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
   return first & reaching & probable
 

@@ -25,6 +25,7 @@ from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import select
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.runtime.row_sampler import (
+  NOTHING,
   Sampled,
   SamplingRows,
   TokenCounts,
@@ -37,12 +38,16 @@ _GPU_ROWS = 16
 """Rows side by side on a GPU: a sum over them has bits by their number."""
 
 
-@functools.partial(jax.jit, donate_argnames=("counts",))
+@functools.partial(
+  jax.jit, donate_argnames=("counts",), static_argnames=("greedy",)
+)
 def sample(
   logits: at.Logits,
   rows: SamplingRows,
   counts: TokenCounts,
   positions: Int32[Array, "b"] | Int32[np.ndarray, "b"],
+  *,
+  greedy: bool = False,
 ) -> tuple[Sampled, TokenCounts]:
   """Draws one id for every row.
 
@@ -52,6 +57,9 @@ def sample(
     counts: Donated.
     positions: Which token of its sequence each row draws: how many stand
       before it.
+    greedy: That every row takes its largest logit, has no penalties and wants
+      no best ids: a program without conditions on a GPU, and without any other
+      bits. Elsewhere it changes nothing.
 
   Returns:
     What was drawn, and the counts with it.
@@ -76,7 +84,8 @@ def sample(
   # Inside a larger program, what makes the logits must not be fused with this.
   inputs = barrier(logits), rows, positions
   if current_device().platform == "gpu":
-    drawn = _side_by_side(functools.partial(_sample_rows, counts), inputs)
+    run = functools.partial(_sample_rows, counts, greedy)
+    drawn = _side_by_side(run, inputs)
   else:
     one = functools.partial(_sample_row, counts)
     drawn = jax.lax.map(lambda xs: one(*xs), inputs)
@@ -166,6 +175,7 @@ def _sample_row(
 
 def _sample_rows(
   counts: TokenCounts,
+  greedy: bool,
   logits: Float32[Array, "b vocab"],
   rows: SamplingRows,
   positions: Int32[Array, "b"],
@@ -173,10 +183,15 @@ def _sample_rows(
   """Draws for rows side by side; what one of them wants is done for all."""
   logits, rows, positions = barrier((logits, rows, positions))
   active = jnp.asarray(rows.active)
-  needs = jax.tree.map(lambda x: jnp.any(x & active), needs_of(rows))
-  # What is asked is of no row, so that a condition remains one.
-  each = jax.vmap(functools.partial(draw_row, counts), (0, 0, 0, None))
-  drawn = each(logits, rows, positions, needs)
+  needs = NOTHING
+  if not greedy:
+    needs = jax.tree.map(lambda x: jnp.any(x & active), needs_of(rows))
+
+  def draw(logits: Array, row: SamplingRows, position: Array) -> Sampled:
+    # What is needed is of no row, so that a condition remains one.
+    return draw_row(counts, logits, row, position, needs)
+
+  drawn = jax.vmap(draw)(logits, rows, positions)
   nothing = jax.vmap(draw_nothing)(logits)
   chosen = jax.vmap(select)(active, drawn, nothing)
   return barrier(chosen)

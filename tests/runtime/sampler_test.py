@@ -17,6 +17,7 @@ from sparse_prefix_jax.serving.sampling import (
 )
 from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.runtime import sampling_reference as reference
+from tests.trees import assert_same_bits
 
 # Rows are steps of a loop, and on a GPU they stand side by side.
 on_both = pytest.mark.usefixtures("one_by_one_or_side_by_side")
@@ -367,3 +368,19 @@ def test_side_by_side_nothing_is_asked_of_a_row_alone():
   # Penalties, a draw, its top-k and top-p, the best; and the two searches.
   assert text.count("stablehlo.case") == 5
   assert text.count("stablehlo.while") == 2
+  greedy = functools.partial(sampler.sample, greedy=True)
+  text = lowered(greedy, *given, kind=HOPPER)
+  assert text.count("stablehlo.case") + text.count("stablehlo.while") == 0
+
+
+def test_greedy_rows_have_the_bits_of_rows_that_may_draw():
+  logits, rows = random_logits(20, vocab=333), [Sampling()] * 19 + [None]
+  packed, positions = sampling_rows(rows, 333), np.arange(20, dtype=np.int32)
+  found = []
+  for greedy in (False, True):
+    with traced_for(HOPPER):
+      drawn, _ = sampler.sample(
+        *(logits, packed, sampler.no_counts(333), positions), greedy=greedy
+      )
+    found.append(jax.tree.map(np.asarray, drawn))
+  assert_same_bits(*found)

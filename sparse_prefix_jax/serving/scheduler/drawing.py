@@ -1,13 +1,19 @@
 """Sampling for a scheduler: what each seat asks for, and what it has drawn."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime import sampler
-from sparse_prefix_jax.runtime.row_sampler import NO_COUNTS, Sampled
+from sparse_prefix_jax.runtime.row_sampler import (
+  NO_COUNTS,
+  Sampled,
+  SamplingRows,
+)
 from sparse_prefix_jax.serving.sampling import (
   Sampling,
   SamplingRow,
@@ -31,6 +37,20 @@ class _Seat:
   answer: list[int]
 
 
+class _Asked(NamedTuple):
+  """What the rows of a program ask for.
+
+  Attributes:
+    key: What it was made of.
+    rows: As arrays.
+    greedy: Whether there is a GPU and nobody needs more than the largest logit.
+  """
+
+  key: tuple[Any, ...]
+  rows: SamplingRows
+  greedy: bool
+
+
 class DeviceSampler:
   """Draws ids as `Sampling` says; none stands for the most probable ones.
 
@@ -50,6 +70,7 @@ class DeviceSampler:
     self._sitting: dict[int, _Seat] = {}
     # One place until somebody has penalties: a count per id is many bytes.
     self._counts = sampler.no_counts(self._vocab)
+    self._last: dict[int, _Asked] = {}
 
   def check(self, sampling: object) -> bool:
     """Refuses what is no choice of sampling.
@@ -84,11 +105,28 @@ class DeviceSampler:
 
   def sample(self, logits: jax.Array, rows: SampleRows) -> Sampled:
     """Draws one id for every row."""
-    asked = [self._row(seat) for seat in rows.seat.tolist()]
+    asked = self._asked([self._row(seat) for seat in rows.seat.tolist()])
     drawn, self._counts = sampler.sample(
-      logits, sampling_rows(asked, self._vocab), self._counts, rows.position
+      *(logits, asked.rows, self._counts, rows.position), greedy=asked.greedy
     )
     return drawn
+
+  def _asked(self, rows: list[SamplingRow | None]) -> _Asked:
+    """What rows ask for, as arrays.
+
+    As long as nobody comes or goes, what was asked last serves, which is on the
+    device; what a grammar allows changes with each id.
+    """
+    if any(row is not None and row.allowed is not None for row in rows):
+      return _Asked((), sampling_rows(rows, self._vocab), False)
+    key = tuple(row and (row.sampling, row.sample, row.counts) for row in rows)
+    last = self._last.get(len(rows))
+    if last is not None and last.key == key:
+      return last
+    made = sampling_rows(rows, self._vocab)
+    greedy = current_device().platform == "gpu" and are_greedy(made)
+    self._last[len(rows)] = _Asked(key, jax.device_put(made), greedy)
+    return self._last[len(rows)]
 
   def _row(self, seat: int) -> SamplingRow | None:
     """What a seat asks for; None past the end."""
@@ -112,3 +150,9 @@ class DeviceSampler:
       f"sampling is {sampling!r}; it must be a Sampling, None, or a Sampling "
       "and the number of a sample."
     )
+
+
+def are_greedy(rows: SamplingRows) -> bool:
+  """Whether nobody needs more than the largest logit."""
+  drawn = np.asarray(rows.temperature) > 0
+  return not (drawn | (np.asarray(rows.counts) >= 0) | rows.best).any()

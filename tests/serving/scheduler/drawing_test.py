@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax import Sampling
+from sparse_prefix_jax.serving.sampling import SamplingRow, sampling_rows
 from sparse_prefix_jax.serving.scheduler import (
   DeviceSampler,
   Finished,
   Scheduler,
+  drawing,
 )
 from tests.models_for_tests import answers, cold_runs, small_model
 from tests.serving.scheduler.scenes import new_cache, serve
@@ -104,6 +106,38 @@ def test_a_forked_sample_goes_on_by_its_own_choice():
   first, second = told(cache, scheduler)
   assert all(token % 2 == 0 for token, *_ in second)
   assert len(second) in (7, 8) and first != second
+
+
+def test_what_is_asked_becomes_arrays_when_somebody_comes_or_goes(monkeypatch):
+  made = []
+
+  def counted(rows, vocab_size):
+    made.append([row is not None for row in rows])
+    return sampling_rows(rows, vocab_size)
+
+  monkeypatch.setattr(drawing, "sampling_rows", counted)
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache, token_budget=64)
+  for asked, size in ((ASKED[5], 20), (ASKED[0], 30)):
+    submitted(scheduler, asked, size)
+  found = told(cache, scheduler)
+  assert [len(one) for one in found] == [20, 30]
+  # One row, both, and one again; and rows behind prompts, which are others.
+  assert len(made) <= 6 < 30
+
+
+@pytest.mark.parametrize(
+  ("row", "greedy"),
+  [
+    (None, True),
+    (Sampling(logit_bias={1: 2.0}), True),
+    (Sampling(temperature=0.1), False),
+    (Sampling(best=1), False),
+    (SamplingRow(Sampling(repetition_penalty=2.0), counts=0), False),
+  ],
+)
+def test_rows_that_need_more_than_the_largest_logit_are_told(row, greedy):
+  assert drawing.are_greedy(sampling_rows([Sampling(), row], VOCAB)) == greedy
 
 
 @pytest.mark.parametrize(
