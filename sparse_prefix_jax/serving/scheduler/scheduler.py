@@ -27,6 +27,7 @@ from sparse_prefix_jax.serving.scheduler.events import (
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
+from sparse_prefix_jax.serving.scheduler.served_model import ServedModel
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 
 _SEATS = 64
@@ -91,7 +92,7 @@ class Scheduler:
   ) -> None:
     """Serves nobody yet; see the class."""
     check_cache(cache)
-    cache.check_model(model)
+    self._served = ServedModel(model, cache)
     seats = _SEATS
     if max_running is not None:
       seats = check_at_least("max_running", max_running, 1)
@@ -110,7 +111,7 @@ class Scheduler:
     if not isinstance(self._sampler, Sampler):
       raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
     self._stepper = Stepper(
-      model,
+      self._served,
       cache,
       self._sampler,
       seats=seats,
@@ -206,6 +207,7 @@ class Scheduler:
       CapacityError: If prompt and longest answer do not fit alone, or too many
         wait. Nothing has changed then.
     """
+    self._served.check()
     judges = self._sampler.check(sampling)
     asked = Asked(
       sampling=sampling,

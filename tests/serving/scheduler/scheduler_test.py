@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import CapacityError, HybridDecoder, prefill
+from sparse_prefix_jax import (
+  CapacityError,
+  HybridDecoder,
+  PrefixCache,
+  prefill,
+)
 from sparse_prefix_jax.contract import poison
 from sparse_prefix_jax.contract.traffic import drawn_by
 from sparse_prefix_jax.runtime import programs
@@ -235,6 +240,27 @@ def test_the_model_is_the_cache_s():
   other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
   with pytest.raises(ValueError, match="other weights"):
     Scheduler(other, new_cache())
+
+
+def test_other_weights_are_refused_by_steps_and_by_requests():
+  model = HybridDecoder(small_model().config, rngs=nnx.Rngs(0))
+  cache = PrefixCache(model, capacity=2**22)
+  scheduler = Scheduler(model, cache)
+  scheduler.submit(np.arange(70))
+  weight = model.branches[0].sub.out
+  before = weight[...]
+  weight[...] = before + 1
+  with pytest.raises(ValueError, match="other weights"):
+    scheduler.step()
+  with pytest.raises(ValueError, match="other weights"):
+    scheduler.submit(np.arange(70))
+  # The same weights in other arrays are the same; and so is what is replaced.
+  weight[...] = before + 0
+  scheduler.step()
+  other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
+  model.branches[0].sub = other.branches[0].sub
+  with pytest.raises(ValueError, match="other weights"):
+    scheduler.submit(np.arange(70))
 
 
 def test_what_is_held_stays_until_its_caller_says_what_to_store():

@@ -1,0 +1,48 @@
+"""The model that a scheduler serves, looked at in every step."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sparse_prefix_jax.cache.identity import is_deleted
+from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.models.decoder import HybridDecoder
+
+
+class ServedModel:
+  """Whether a model still has the weights that its cache serves.
+
+  Args:
+    model: What a scheduler was given.
+    cache: What it serves from.
+
+  Raises:
+    ValueError: As `PrefixCache.check_model`.
+  """
+
+  def __init__(self, model: HybridDecoder, cache: PrefixCache) -> None:
+    """Checks it whole."""
+    cache.check_model(model)
+    self._model, self._cache = model, cache
+    self._variables: list[Any] = jax.tree.leaves(
+      model, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+
+  def check(self) -> None:
+    """Refuses other weights, or none: for every request."""
+    self._cache.check_model(self._model)
+
+  def check_weights(self) -> None:
+    """The same for every step: what variables hold, and nothing besides.
+
+    To flatten a module takes 40 times as long; that a submodule was replaced is
+    seen with the next request.
+    """
+    leaves = self._cache.frozen.leaves
+    same = all(
+      variable.get_raw_value() is leaf and not is_deleted(leaf)
+      for variable, leaf in zip(self._variables, leaves, strict=True)
+    )
+    if not same:
+      self.check()
