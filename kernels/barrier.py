@@ -1,6 +1,6 @@
 """Where the compiler may not see from one part of a program into the next."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
@@ -35,8 +35,9 @@ def barrier(xs: _Arrays) -> _Arrays:
   return lax.optimization_barrier(xs)
 
 
-def _in_order_of_axes(x: jax.Array) -> jax.Array:
+def _in_order_of_axes(x: Any) -> jax.Array:
   """The same, its last axis contiguous; one axis has no other order."""
+  x = jax.numpy.asarray(x)
   if x.ndim < 2 or jax.numpy.issubdtype(x.dtype, jax.dtypes.extended):
     return x
   return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -158,7 +158,9 @@ def map_rows(function: Callable[..., Any], *xs: Any) -> Any:
   return jax.tree.map(lambda y: y.reshape(n, c, *y.shape[1:]), ys)
 
 
-def in_fixed_rows(function: Callable[..., Any], *xs: Any) -> Any:
+def in_fixed_rows(
+  function: Callable[..., Any], *xs: Any, tile: int = GPU_ROWS
+) -> Any:
   """Applies `function` to rows, always to as many at once, between barriers.
 
   A sum over a row, or a narrow product, is another kernel on a GPU for another
@@ -169,13 +171,14 @@ def in_fixed_rows(function: Callable[..., Any], *xs: Any) -> Any:
   Args:
     function: As in `map_rows`.
     *xs: Trees of arrays [rows ...].
+    tile: How many at once.
   """
   count = jax.tree.leaves(xs)[0].shape[0]
-  tiles = -(-count // GPU_ROWS)
+  tiles = -(-count // tile)
 
   def cut(x: Array) -> Array:
-    padding = [(0, tiles * GPU_ROWS - count), *[(0, 0)] * (x.ndim - 1)]
-    return jnp.pad(x, padding).reshape(tiles, GPU_ROWS, *x.shape[1:])
+    padding = [(0, tiles * tile - count), *[(0, 0)] * (x.ndim - 1)]
+    return jnp.pad(x, padding).reshape(tiles, tile, *x.shape[1:])
 
   cuts = jax.tree.map(cut, xs)
   if tiles > 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -16,13 +17,15 @@ def row_products(
   x: Float[Array, "b i"],
   weights: Sequence[Float[Array, "_ i"]],
   *,
-  precision: lax.PrecisionLike = None,
+  precision: str | lax.Precision | None = None,
   implementation: Choice = None,
 ) -> tuple[Float[Array, "b _"], ...]:
   """Multiplies the rows of a step by weights, added up in float32.
 
   A row of a result depends on that row of x alone, and on how many rows there
-  are. Weights of one input share a launch where a kernel takes them.
+  are. Weights of one input share a launch where a kernel takes them; the shapes
+  of all of them may be in the bits of each. Through a kernel goes a gradient,
+  but neither `vmap` nor forward mode.
 
   Args:
     x: The rows, one for each running sequence.
@@ -34,8 +37,9 @@ def row_products(
     x W^T for every weight, in the dtype of x.
 
   Raises:
-    ValueError: If there is no weight, if shapes or dtypes do not belong
-      together, or if no implementation fits, with the reason of each.
+    ValueError: If there is no weight, if x is of integers, if shapes or dtypes
+      do not belong together, or if no implementation fits, with the reason of
+      each.
 
   Example:
     >>> import jax.numpy as jnp
@@ -43,8 +47,15 @@ def row_products(
     >>> [y.tolist() for y in row_products(jnp.array([[1.0, 2.0]]), [one, two])]
     [[[1.0, 2.0]], [[3.0]]]
   """
-  if not weights:
-    raise ValueError("row_products has no weight; it takes one or more.")
+  if hasattr(weights, "ndim") or not len(weights):
+    raise ValueError(
+      "row_products takes a sequence of weights, one or more, and got "
+      f"{'an array' if hasattr(weights, 'ndim') else 'none'}."
+    )
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise ValueError(
+      f"x of row_products is of {x.dtype}; it must be floating point."
+    )
   for index, weight in enumerate(weights):
     name = f"weights[{index}]"
     check_axes("row_products", x=(x, "b i"), **{name: (weight, "o i")})

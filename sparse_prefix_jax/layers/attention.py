@@ -270,7 +270,7 @@ class GatedAttention(ExplicitModule):
   def _project(
     self, x: Float[Array, "*rows d"]
   ) -> tuple[Float[Array, "*rows qg"], Array, Array]:
-    weights = self.in_query_gate, self.in_key, self.in_value
+    weights = self.in_query_gate[...], self.in_key[...], self.in_value[...]
     biases = self.query_gate_bias, self.key_bias, self.value_bias
     query_gate, key, value = dense_each(
       x, weights, self.numerics, biases=biases

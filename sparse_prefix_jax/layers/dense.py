@@ -89,10 +89,14 @@ def dense(
 
   Returns:
     The product in the dtype of x.
+
+  Raises:
+    ValueError: If numerics is something else.
   """
+  _check_numerics(numerics)
   rows = barrier(x.reshape(-1, x.shape[-1]))
   on_gpu = bias is None and current_device().platform == "gpu"
-  if on_gpu and x.ndim == 2:
+  if on_gpu and _is_of_a_step(x, [weight]):
     return _of_a_step(rows, [weight], numerics)[0]
   multiply = product_of_few if x.ndim == 2 else product
   precision = numerics.precision
@@ -110,7 +114,7 @@ def dense(
 
 def dense_each(
   x: Float[Array, "*rows i"],
-  weights: Sequence[nnx.Param[Array]],
+  weights: Sequence[Float[Array, "_ i"]],
   numerics: Numerics,
   *,
   biases: Sequence[nnx.Param[Array] | None] = (),
@@ -118,25 +122,52 @@ def dense_each(
   """`dense` for several weights of one input.
 
   In a step on a GPU one kernel reads them all: small ones take about as long to
-  begin and to end as to read.
+  begin and to end as to read. A product may have other bits there than alone:
+  in how many ranges its inputs are added is said by all weights of a launch.
 
   Args:
     x: As in `dense`.
-    weights: A row for each output. [o i] each
+    weights: A row for each output; one or more.
     numerics: Of the model.
     biases: One for each weight, or none at all.
 
   Returns:
     The products, in the order of the weights.
+
+  Raises:
+    ValueError: If there is no weight, or another number of biases, or numerics
+      is something else.
   """
+  _check_numerics(numerics)
+  if not len(weights):
+    raise ValueError("dense_each has no weight; it takes one or more.")
   biases = biases or [None] * len(weights)
+  if len(biases) != len(weights):
+    raise ValueError(
+      f"dense_each has {len(biases)} biases for {len(weights)} weights; it "
+      "takes one for each (None adds nothing), or none."
+    )
   plain = all(bias is None for bias in biases)
-  if plain and x.ndim == 2 and current_device().platform == "gpu":
-    return _of_a_step(barrier(x), [w[...] for w in weights], numerics)
+  on_gpu = plain and current_device().platform == "gpu"
+  if on_gpu and _is_of_a_step(x, weights):
+    return _of_a_step(barrier(x), weights, numerics)
   return tuple(
-    dense(x, weight[...], numerics, bias=bias)
+    dense(x, weight, numerics, bias=bias)
     for weight, bias in zip(weights, biases, strict=True)
   )
+
+
+def _check_numerics(numerics: object) -> None:
+  """Refuses a precision, which stood in its place."""
+  if not isinstance(numerics, Numerics):
+    raise ValueError(
+      f"numerics is {numerics!r}; it must be the Numerics of the model."
+    )
+
+
+def _is_of_a_step(x: Array, weights: Sequence[Array]) -> bool:
+  """Whether these are rows [b], and of the dtype of all weights."""
+  return x.ndim == 2 and all(weight.dtype == x.dtype for weight in weights)
 
 
 def _of_a_step(

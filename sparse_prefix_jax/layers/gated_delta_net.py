@@ -180,7 +180,7 @@ class GatedDeltaNet(ExplicitModule):
       The outputs, and the pools with the captured states.
     """
     del page_table
-    weights = self.in_qkv, self.in_gate
+    weights = self.in_qkv[...], self.in_gate[...]
     mixed, gate = dense_each(x, weights, self.numerics)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
@@ -220,7 +220,7 @@ class GatedDeltaNet(ExplicitModule):
       The outputs, and the pools with the advanced states.
     """
     del page_table
-    weights = self.in_qkv, self.in_gate
+    weights = self.in_qkv[...], self.in_gate[...]
     mixed, gate = dense_each(x, weights, self.numerics)
     mixed, conv_state = causal_conv1d_step(
       *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),

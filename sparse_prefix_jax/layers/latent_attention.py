@@ -232,7 +232,7 @@ class LatentAttention(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """Projects to queries, and to what is kept."""
-    weights = self.in_query, self.in_latent
+    weights = self.in_query[...], self.in_latent[...]
     query, latent = dense_each(x, weights, self.numerics)
     return query, latent
 

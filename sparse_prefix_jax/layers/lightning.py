@@ -185,7 +185,7 @@ class Lightning(ExplicitModule):
   def _project(self, x: Float[Array, "*rows d"]) -> list[Array]:
     """Queries, keys and values before their activation, and the gate."""
     weights = self.in_query, self.in_key, self.in_value, self.in_gate
-    return list(dense_each(x, weights, self.numerics))
+    return list(dense_each(x, [w[...] for w in weights], self.numerics))
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
     return dense(out, self.out[...], self.numerics)

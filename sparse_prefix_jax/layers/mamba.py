@@ -251,7 +251,7 @@ class Mamba(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate."""
-    weights = self.in_mixed, self.in_gate
+    weights = self.in_mixed[...], self.in_gate[...]
     biases = self.in_mixed_bias, self.in_gate_bias
     mixed, gate = dense_each(x, weights, self.numerics, biases=biases)
     return mixed, gate

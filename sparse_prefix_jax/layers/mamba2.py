@@ -299,7 +299,7 @@ class Mamba2(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate."""
-    c, weights = self.config, (self.in_mixed, self.in_gate)
+    c, weights = self.config, (self.in_mixed[...], self.in_gate[...])
     biases = self.in_mixed_bias, self.in_gate_bias
     mixed, gate = dense_each(x, weights, self.numerics, biases=biases)
     if c.part_scales is None:

@@ -221,7 +221,7 @@ class RGLRU(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate of the outputs."""
-    weights = self.in_mixed, self.in_gate
+    weights = self.in_mixed[...], self.in_gate[...]
     biases = self.in_mixed_bias, self.in_gate_bias
     mixed, gate = dense_each(x, weights, self.numerics, biases=biases)
     return mixed, gate

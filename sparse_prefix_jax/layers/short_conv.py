@@ -178,7 +178,7 @@ class ShortConv(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """What the convolution reads, opened, and what opens its outputs."""
-    weights = self.in_enter, self.in_leave, self.in_mixed
+    weights = self.in_enter[...], self.in_leave[...], self.in_mixed[...]
     biases = self.in_enter_bias, self.in_leave_bias, self.in_mixed_bias
     enter, leave, mixed = dense_each(x, weights, self.numerics, biases=biases)
     return barrier(enter * mixed), leave

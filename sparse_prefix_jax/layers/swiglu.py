@@ -98,7 +98,7 @@ class SwiGLU(FeedForward):
 
   def rows(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Computes every row alone: two rows and more give it the same bits."""
-    c, weights = self.config, (self.gate, self.up)
+    c, weights = self.config, (self.gate[...], self.up[...])
     biases = self.gate_bias, self.up_bias
     gate, up = dense_each(x, weights, self.numerics, biases=biases)
     with jax.named_scope("activation"):

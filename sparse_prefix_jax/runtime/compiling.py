@@ -55,10 +55,15 @@ class Program:
     42
   """
 
-  def __init__(self, function: Callable[..., Any]) -> None:
-    """Compiles nothing yet."""
+  def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+    """Compiles nothing yet.
+
+    Args:
+      function: What to compile.
+      **options: Of `jax.jit`, arguments by their numbers.
+    """
     functools.update_wrapper(self, function)
-    self._function = function
+    self._function, self._options = function, options
     self._programs: dict[Any, Any] = {}
 
   def __call__(self, *arguments: Any) -> Any:
@@ -80,7 +85,7 @@ class Program:
   def _program(self, arguments: tuple[Any, ...]) -> Any:
     """Finds the jitted function for these arguments."""
     del arguments
-    return self._jitted(None)
+    return self._jitted(None, **self._options)
 
   def _jitted(self, key: Any, **options: Any) -> Any:
     """Makes the jitted function of a key; there is one for each, and device."""

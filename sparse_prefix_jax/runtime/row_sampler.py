@@ -103,7 +103,7 @@ class RowNeeds(NamedTuple):
   """What is asked for; what is not is skipped.
 
   Attributes:
-    penalties: That of a row with counts.
+    penalties: Penalties, by counts.
     draws: A draw, where it is not the largest logit.
     top_k: That only the largest so many are kept.
     top_p: That only those with a share of the probability are.
@@ -242,7 +242,7 @@ def _drawn(
   """An id by the Gumbel-max rule, out of those that are kept."""
   # From the largest: no temperature makes infinities of it.
   scaled = (logits - jnp.max(logits)) / row.temperature
-  kept = _kept_ids(scaled, row, needs)
+  kept = kept_ids(scaled, row, needs)
   noise = jax.random.gumbel(_key(row, position), logits.shape)
   chosen = jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf))
   return chosen.astype(jnp.int32)
@@ -255,23 +255,20 @@ def _key(row: SamplingRows, position: Int32[Array, ""]) -> Key[Array, ""]:
   return jax.random.fold_in(key, position)
 
 
-def kept_ids(scaled: _Row, row: SamplingRows) -> Bool[Array, "vocab"]:
+def kept_ids(
+  scaled: _Row, row: SamplingRows, needs: RowNeeds | None = None
+) -> Bool[Array, "vocab"]:
   """Finds the ids that top-k, top-p and min-p keep.
 
   Args:
     scaled: Logits over the temperature, the largest is 0.
     row: One row.
+    needs: What it needs, or somebody beside it; None for its own.
 
   Returns:
     Whether each id may be drawn; at least one may.
   """
-  return _kept_ids(scaled, row, needs_of(row))
-
-
-def _kept_ids(
-  scaled: _Row, row: SamplingRows, needs: RowNeeds
-) -> Bool[Array, "vocab"]:
-  """`kept_ids` of a row that may stand beside others."""
+  needs = needs_of(row) if needs is None else needs
   keys = _ascending(scaled)
   everything = jnp.ones(scaled.shape, bool)
 

@@ -12,8 +12,6 @@ What one row does is said by `row_sampler.py`.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +20,9 @@ from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.barrier import barrier
-from sparse_prefix_jax.kernels.chunks import select
+from sparse_prefix_jax.kernels.chunks import in_fixed_rows, select
 from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.runtime.compiling import Program
 from sparse_prefix_jax.runtime.row_sampler import (
   NOTHING,
   Sampled,
@@ -35,14 +34,12 @@ from sparse_prefix_jax.runtime.row_sampler import (
 )
 
 _GPU_ROWS = 16
-"""Rows side by side on a GPU: a sum over them has bits by their number."""
+"""Rows side by side on a GPU, always: for another number of them the sum over
+each may be added in another order."""
 
 
-@functools.partial(
-  jax.jit, donate_argnames=("counts",), static_argnames=("greedy",)
-)
 def sample(
-  logits: at.Logits,
+  logits: at.Logits | Float32[np.ndarray, "rows vocab"],
   rows: SamplingRows,
   counts: TokenCounts,
   positions: Int32[Array, "b"] | Int32[np.ndarray, "b"],
@@ -65,8 +62,8 @@ def sample(
     What was drawn, and the counts with it.
 
   Raises:
-    ValueError: If there are fewer than two rows: a loop of one step would be
-      another program, with other bits.
+    ValueError: If there are fewer than two rows: where they are steps of a
+      loop, one step would be another program, with other bits.
 
   Example:
     >>> from sparse_prefix_jax.serving.sampling import Sampling, sampling_rows
@@ -81,17 +78,7 @@ def sample(
       f"logits has {logits.shape[0]} rows; sampling takes at least 2, of which "
       "any may be inactive."
     )
-  # Inside a larger program, what makes the logits must not be fused with this.
-  inputs = barrier(logits), rows, positions
-  if current_device().platform == "gpu":
-    run = functools.partial(_sample_rows, counts, greedy)
-    drawn = _side_by_side(run, inputs)
-  else:
-    one = functools.partial(_sample_row, counts)
-    drawn = jax.lax.map(lambda xs: one(*xs), inputs)
-  counted = rows.active & (rows.counts >= 0)
-  slots = jnp.where(counted, rows.counts, counts.shape[0])
-  return drawn, counts.at[slots, drawn.ids].add(2, mode="drop")
+  return _sampled(logits, rows, counts, positions, greedy)
 
 
 def no_counts(vocab_size: int, slots: int = 1) -> TokenCounts:
@@ -139,24 +126,28 @@ def counts_of(
   return row
 
 
-def _side_by_side(run: Callable[..., Sampled], inputs: Any) -> Sampled:
-  """Takes rows by the `_GPU_ROWS`; the last ones are filled up with zeros."""
-  count = inputs[0].shape[0]
-  tiles = -(-count // _GPU_ROWS)
-
-  def cut(x: Array) -> Array:
-    x = jnp.asarray(x)
-    rest = tiles * _GPU_ROWS - count
-    padded = jnp.pad(x, [(0, rest), *[(0, 0)] * (x.ndim - 1)])
-    return padded.reshape(tiles, _GPU_ROWS, *x.shape[1:])
-
-  cuts = jax.tree.map(cut, inputs)
-  if tiles == 1:  # no loop
-    only = jax.tree.map(lambda x: x[0], cuts)
-    drawn = jax.tree.map(lambda y: y[None], run(*only))
+def _sample(
+  logits: at.Logits,
+  rows: SamplingRows,
+  counts: TokenCounts,
+  positions: Int32[Array, "b"],
+  greedy: bool,
+) -> tuple[Sampled, TokenCounts]:
+  """`sample`, whose rows stand side by side on a GPU."""
+  if current_device().platform == "gpu":
+    draw = functools.partial(_sample_rows, counts, greedy)
+    drawn = in_fixed_rows(draw, logits, rows, positions, tile=_GPU_ROWS)
   else:
-    drawn = jax.lax.map(lambda xs: run(*xs), cuts)
-  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], drawn)
+    # Inside a larger program, what makes the logits must not be fused with it.
+    inputs = barrier(logits), rows, positions
+    one = functools.partial(_sample_row, counts)
+    drawn = jax.lax.map(lambda xs: one(*xs), inputs)
+  counted = rows.active & (rows.counts >= 0)
+  slots = jnp.where(counted, rows.counts, counts.shape[0])
+  return drawn, counts.at[slots, drawn.ids].add(2, mode="drop")
+
+
+_sampled = Program(_sample, donate_argnums=2, static_argnums=4)
 
 
 def _sample_row(
@@ -181,7 +172,6 @@ def _sample_rows(
   positions: Int32[Array, "b"],
 ) -> Sampled:
   """Draws for rows side by side; what one of them wants is done for all."""
-  logits, rows, positions = barrier((logits, rows, positions))
   active = jnp.asarray(rows.active)
   needs = NOTHING
   if not greedy:
@@ -193,5 +183,4 @@ def _sample_rows(
 
   drawn = jax.vmap(draw)(logits, rows, positions)
   nothing = jax.vmap(draw_nothing)(logits)
-  chosen = jax.vmap(select)(active, drawn, nothing)
-  return barrier(chosen)
+  return jax.vmap(select)(active, drawn, nothing)

@@ -1,10 +1,12 @@
 """What is on either side of a barrier compiles by itself, order and all."""
 
+import contextlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, preset
@@ -15,9 +17,11 @@ from tests.kernels.devices import HOPPER, lowered, traced_for
 ORDERED = re.compile(r"@LayoutConstraint.*?result_layouts = \[dense<\[(.*?)\]>")
 
 
-def test_arrays_are_as_they_were():
-  x = {"a": jnp.arange(6.0).reshape(2, 3), "b": None, "c": np.float32(2)}
-  passed = barrier(x)
+@pytest.mark.parametrize("gpu", [False, True])
+def test_arrays_are_as_they_were(gpu):
+  x = {"a": np.arange(6.0, dtype="f4").reshape(2, 3), "b": None, "c": 2.0}
+  with traced_for(HOPPER) if gpu else contextlib.nullcontext():
+    passed = barrier(x)
   assert passed["b"] is None
   np.testing.assert_array_equal(passed["a"], x["a"])
   assert passed["c"] == 2

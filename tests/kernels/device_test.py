@@ -16,7 +16,8 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.row_products import row_products
-from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime import programs, sampler
+from sparse_prefix_jax.serving.sampling import Sampling, sampling_rows
 from tests.kernels import operations
 from tests.kernels.attention_step_suite import AttentionStepSuite
 from tests.kernels.attention_suite import AttentionSuite, Sizes
@@ -229,10 +230,8 @@ def some_products(rows, inputs, outputs):
     jnp.asarray(random.standard_normal((n, inputs), np.float32), "bfloat16")
     for n in (rows, *outputs)
   )
-  multiply = functools.partial(
-    row_products, implementation=STEPS, precision="highest"
-  )
-  run = jax.jit(multiply)
+  # The kernel on Hopper, XLA's form elsewhere.
+  run = jax.jit(functools.partial(row_products, precision="highest"))
   return x, weights, lambda x: jax.tree.map(np.asarray, run(x, weights))
 
 
@@ -259,6 +258,31 @@ def test_products_of_a_row_have_its_bits_in_any_place(sizes):
   for moved, own, out in zip(run(x[order]), alone, run(x), strict=True):
     assert_same_bits(moved, out[order])
     assert_same_bits(own[3], out[3])
+
+
+def test_what_a_row_draws_hangs_on_no_batch():
+  """A request that was preempted draws in a program of other rows."""
+  random, vocab = np.random.default_rng(0), 1000
+  logits = random.standard_normal((64, vocab), np.float32)
+  asked = [
+    Sampling(),
+    Sampling(temperature=0.8, top_p=0.9, seed=1),
+    Sampling(temperature=1.2, top_k=9, best=3, seed=2),
+    Sampling(repetition_penalty=1.5, min_p=0.1, temperature=2.0),
+  ]
+  for own in asked:
+    found = []
+    for b, place in ((2, 0), (16, 5), (17, 16), (64, 33)):
+      rows = [asked[(i + b) % len(asked)] for i in range(b)]
+      rows[place], here = own, logits[:b].copy()
+      here[place] = logits[-1]
+      positions = np.arange(b, dtype=np.int32)
+      positions[place] = 77
+      packed, counts = sampling_rows(rows, vocab), sampler.no_counts(vocab)
+      drawn, _ = sampler.sample(here, packed, counts, positions)
+      found.append(jax.tree.map(lambda x, i=place: np.asarray(x)[i], drawn))
+    for other in found[1:]:
+      assert_same_bits(other, found[0])
 
 
 RUNGS = (1, 2, 4, 16)

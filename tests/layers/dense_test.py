@@ -1,5 +1,6 @@
 """The wide product: right, and one set of bits for every row count."""
 
+import contextlib
 import functools
 
 import chex
@@ -18,7 +19,7 @@ from sparse_prefix_jax.layers.dense import (
   product_of_few,
   taps,
 )
-from tests.kernels.devices import HOPPER, lowered
+from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.trees import assert_same_bits
 
 wide_product = jax.jit(dense, static_argnums=2)
@@ -138,11 +139,11 @@ def test_many_rows_are_one_product(rows, products):
 
 def test_weights_of_one_input_are_those_of_each_alone():
   x = values(0, 5, 64, dtype="bfloat16")
-  weights = [nnx.Param(values(s, 8, 64, dtype="bfloat16")) for s in (1, 2)]
+  weights = [values(s, 8, 64, dtype="bfloat16") for s in (1, 2)]
   bias = nnx.Param(values(3, 8, dtype="bfloat16"))
   together = dense_each(x, weights, Numerics(), biases=(None, bias))
   for y, weight, own in zip(together, weights, (None, bias), strict=True):
-    assert_same_bits(y, dense(x, weight[...], Numerics(), bias=own))
+    assert_same_bits(y, dense(x, weight, Numerics(), bias=own))
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,31 @@ def test_a_step_on_a_gpu_reads_weights_of_one_input_at_once(
   implementation, kernels
 ):
   x = jnp.zeros((16, 128), jnp.bfloat16)
-  weights = [nnx.Param(jnp.zeros((64, 128), jnp.bfloat16)) for _ in range(2)]
+  weights = [jnp.zeros((64, 128), jnp.bfloat16)] * 2
   numerics = Numerics(implementation=implementation, dtype="bfloat16")
   run = functools.partial(dense_each, weights=weights, numerics=numerics)
   program = lowered(run, x, kind=HOPPER)
   assert program.count("stablehlo.custom_call @mosaic_gpu") == kernels
   assert program.count("stablehlo.dot_general") == 2 * (1 - kernels)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize(
+  ("weights", "biases", "message"),
+  [
+    (0, (), "dense_each has no weight; it takes one or more."),
+    (2, (None,), "dense_each has 1 biases for 2 weights; it takes one for"),
+    (1, (None, None), "dense_each has 2 biases for 1 weights"),
+  ],
+)
+def test_what_is_no_product_of_each_is_refused(weights, biases, message, gpu):
+  x, own = jnp.zeros((16, 128)), [jnp.zeros((64, 128))] * weights
+  around = traced_for(HOPPER) if gpu else contextlib.nullcontext()
+  with around, pytest.raises(ValueError, match=message):
+    dense_each(x, own, Numerics(), biases=biases)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_precision_in_the_place_of_numerics_is_refused():
+  with pytest.raises(ValueError, match="numerics is 'highest'; it must be the"):
+    dense(jnp.zeros((2, 4)), jnp.zeros((3, 4)), "highest")

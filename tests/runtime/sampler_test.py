@@ -348,10 +348,10 @@ def test_a_key_of_the_step_would_be_caught():
 @on_both
 def test_one_program_serves_all_parameters():
   run_few(random_logits(2), [None, None], [0, 1])
-  before = sampler.sample._cache_size()
+  before = sampler._sampled._cache_size()
   for row in (*OTHERS, Sampling(logit_bias={2: 1.0}, presence_penalty=1.0)):
     run_few(random_logits(2), [row, row], [0, 1])
-  assert sampler.sample._cache_size() == before
+  assert sampler._sampled._cache_size() == before
 
 
 def test_a_single_row_is_refused():
@@ -364,13 +364,28 @@ def test_side_by_side_nothing_is_asked_of_a_row_alone():
   rows = sampling_rows([Sampling()] * 16, VOCAB)
   counts, positions = sampler.no_counts(VOCAB), np.zeros(16, np.int32)
   given = jnp.asarray(random_logits(16)), rows, counts, positions
-  text = lowered(sampler.sample, *given, kind=HOPPER)
+  text = lowered(sampler._sampled, *given, False, kind=HOPPER)
   # Penalties, a draw, its top-k and top-p, the best; and the two searches.
   assert text.count("stablehlo.case") == 5
   assert text.count("stablehlo.while") == 2
-  greedy = functools.partial(sampler.sample, greedy=True)
-  text = lowered(greedy, *given, kind=HOPPER)
+  text = lowered(sampler._sampled, *given, True, kind=HOPPER)
   assert text.count("stablehlo.case") + text.count("stablehlo.while") == 0
+
+
+@pytest.mark.parametrize(
+  "asked", [{}, {"top_k": 7}, {"top_p": 0.6}, {"top_k": 9, "top_p": 0.9}]
+)
+def test_what_is_kept_for_a_row_hangs_on_nobody_beside_it(asked):
+  """Weights of a tail that a sum does not see, and nobody may cut."""
+  scaled = np.full(1000, -30.0, np.float32)
+  scaled[500], scaled[::7] = 0.0, -2.0
+  rows = sampling_rows([Sampling(temperature=1.0, **asked)], 1000)
+  row = jax.tree.map(lambda x: x[0], rows)
+  everything = row_sampler.RowNeeds(*[True] * 5)
+  alone = row_sampler.kept_ids(jnp.asarray(scaled), row)
+  beside = row_sampler.kept_ids(jnp.asarray(scaled), row, everything)
+  np.testing.assert_array_equal(beside, alone)
+  assert asked or np.all(alone)
 
 
 def test_greedy_rows_have_the_bits_of_rows_that_may_draw():

@@ -27,8 +27,8 @@ from sparse_prefix_jax.serving.scheduler.events import (
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
-from sparse_prefix_jax.serving.scheduler.served_model import ServedModel
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
+from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 
 _SEATS = 64
 
@@ -92,7 +92,7 @@ class Scheduler:
   ) -> None:
     """Serves nobody yet; see the class."""
     check_cache(cache)
-    self._served = ServedModel(model, cache)
+    self._watched = WatchedModel(model, cache)
     seats = _SEATS
     if max_running is not None:
       seats = check_at_least("max_running", max_running, 1)
@@ -111,7 +111,7 @@ class Scheduler:
     if not isinstance(self._sampler, Sampler):
       raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
     self._stepper = Stepper(
-      self._served,
+      self._watched,
       cache,
       self._sampler,
       seats=seats,
@@ -207,7 +207,7 @@ class Scheduler:
       CapacityError: If prompt and longest answer do not fit alone, or too many
         wait. Nothing has changed then.
     """
-    self._served.check()
+    self._watched.check()
     judges = self._sampler.check(sampling)
     asked = Asked(
       sampling=sampling,

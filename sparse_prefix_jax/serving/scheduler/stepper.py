@@ -26,7 +26,7 @@ from sparse_prefix_jax.serving.scheduler.events import (
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.line import Line
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
-from sparse_prefix_jax.serving.scheduler.served_model import ServedModel
+from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 
 
 class Stepper:
@@ -39,7 +39,7 @@ class Stepper:
     number: How many steps were begun.
 
   Args:
-    served: The model of the cache.
+    watched: The model of the cache.
     cache: Where requests run.
     sampler: Chooses ids.
     seats: Most requests that run at once.
@@ -50,7 +50,7 @@ class Stepper:
 
   def __init__(
     self,
-    served: ServedModel,
+    watched: WatchedModel,
     cache: PrefixCache,
     sampler: Sampler,
     *,
@@ -60,7 +60,7 @@ class Stepper:
     overlap: bool,
   ) -> None:
     """No step yet; see the class."""
-    self._served, self._cache, self._store = served, cache, cache.store
+    self._watched, self._cache, self._store = watched, cache, cache.store
     self._chunk, self._budget = cache.store.chunk, chunks
     self._ahead, self._sampler = int(overlap), sampler
     self._dispatcher = Dispatcher(cache, sampler, seats)
@@ -79,7 +79,7 @@ class Stepper:
     Args:
       mine: The sequences that an exception would end, at any moment.
     """
-    self._served.check_weights()
+    self._watched.check_weights()
     self._cache.move_if_due()
     self.number += 1
     self.forget_lost()

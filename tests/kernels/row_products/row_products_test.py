@@ -126,7 +126,9 @@ def test_blackwell_takes_xla():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda x, w: (x, []), "has no weight"),
+    (lambda x, w: (x, []), "one or more, and got none"),
+    (lambda x, w: (x, w[0]), "one or more, and got an array"),
+    (lambda x, w: (x.astype(int), w), "it must be floating point"),
     (lambda x, w: (x[0], w), r"x of row_products has shape .* must be \[b i\]"),
     (
       lambda x, w: (x, [w[0][:, 1:]]),

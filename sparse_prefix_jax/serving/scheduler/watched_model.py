@@ -10,7 +10,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.models.decoder import HybridDecoder
 
 
-class ServedModel:
+class WatchedModel:
   """Whether a model still has the weights that its cache serves.
 
   Args:
