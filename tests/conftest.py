@@ -51,6 +51,7 @@ _TESTS = pathlib.Path(__file__).parent
 # numbers within a tolerance: less optimisation shows it too. Not among them is
 # what looks for bits that compiled programs lose.
 LITTLE = (
+  "demo_test.py",
   *("benchmarks", "cache", "commands", "evaluation", "project", "training"),
   *("serving/scheduler", "serving/server", "serving/text"),
   *("serving/engine_test.py", "serving/hour_test.py"),
@@ -58,7 +59,8 @@ LITTLE = (
   *("placement/heuristics_test.py", "placement/priced_test.py"),
   "models/family_logits_test.py",
   # What is compiled there is mostly the interpreter of kernels.
-  *("kernels/mosaic_gpu/matrix_test.py", "kernels/mosaic_tpu/matrix_test.py"),
+  *("kernels/mosaic_gpu", "kernels/mosaic_tpu"),
+  *("kernels/*/*mosaic_gpu*_test.py", "kernels/*/*mosaic_tpu*_test.py"),
 )
 # The newer emitter of fusions takes twice as long; JAX 0.11 has no other.
 _OLDER = jax.__version_info__ < (0, 11)
@@ -68,7 +70,9 @@ _EASIER = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}
 def _compiles_little(request):
   """Whether this is a test of the usual run that is among those above."""
   usual = request.config.option.markexpr.startswith("not slow and")
-  return usual and any(request.path.is_relative_to(_TESTS / p) for p in LITTLE)
+  within = request.path.relative_to(_TESTS)
+  paths = within, *within.parents
+  return usual and any(path.match(p) for path in paths for p in LITTLE)
 
 
 def pytest_configure(config):
@@ -109,6 +113,9 @@ def optimisation(request):
   with pytest.MonkeyPatch.context() as patch:
     # So that processes which tests start compile alike.
     patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    jax.jit(abs)(0)  # This process has read its own flags then.
+    flags = [f"--{name}={value:d}" for name, value in _EASIER.items()]
+    patch.setenv("XLA_FLAGS", " ".join([os.environ["XLA_FLAGS"], *flags]))
     if jax.default_backend() == "cpu" and compiling is not None:
       patch.setattr(compiling, "compiler_options", lambda: dict(_EASIER))
     yield
