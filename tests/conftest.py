@@ -30,6 +30,7 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from flax import nnx
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -119,6 +120,46 @@ def optimisation(request):
     if jax.default_backend() == "cpu" and compiling is not None:
       patch.setattr(compiling, "compiler_options", lambda: dict(_EASIER))
     yield
+
+
+_STORED = _TESTS / "models" / "preset_logits_test.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_initializers(request):
+  """Weights are drawn by programs that compile in an eighth of the time.
+
+  Their last bits are others than those of users, and no test minds, but the
+  one that compares with stored bits.
+  """
+  if request.path == _STORED:
+    yield
+    return
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("lecun_normal", "normal"):
+      patch.setattr(nnx.initializers, name, _QUICK[name])
+    yield
+
+
+def _quick(make):
+  """The same initializers, each jitted once, with no optimisation."""
+  options = {"xla_backend_optimization_level": 0} | _EASIER
+
+  @functools.cache
+  def initializer(*arguments, **choices):
+    draw = make(*arguments, **choices)
+    quick = jax.jit(draw, static_argnums=(1, 2), compiler_options=options)
+    return lambda key, *shape_and_dtype: (
+      draw if isinstance(key, jax.core.Tracer) else quick
+    )(key, *shape_and_dtype)
+
+  return initializer
+
+
+_QUICK = {
+  name: _quick(getattr(nnx.initializers, name))
+  for name in ("lecun_normal", "normal")
+}
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ RULES = [
   for eviction in EVICTIONS
   if (name in SHARED) == (eviction == "index")
   # One placement is enough to see that both evict alike.
-  and (eviction in ("fifo", "lru", "index") or name == "last")
+  and (eviction in ("lru", "index") or name == "last")
 ]
 
 
