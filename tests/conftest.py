@@ -53,9 +53,8 @@ _TESTS = pathlib.Path(__file__).parent
 # what looks for bits that compiled programs lose.
 LITTLE = (
   "demo_test.py",
-  *("benchmarks", "cache", "commands", "evaluation", "project", "training"),
-  *("serving/scheduler", "serving/server", "serving/text"),
-  *("serving/engine_test.py", "serving/hour_test.py"),
+  *("benchmarks", "cache", "commands", "evaluation", "project", "serving"),
+  "training",
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
   *("placement/heuristics_test.py", "placement/priced_test.py"),
   "models/family_logits_test.py",
