@@ -57,6 +57,7 @@ LITTLE = (
   "training",
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
   *("placement/heuristics_test.py", "placement/priced_test.py"),
+  *("models/checkpoint", "models/checkpoint_test.py"),
   "models/family_logits_test.py",
   # What is compiled there is mostly the interpreter of kernels.
   *("kernels/mosaic_gpu", "kernels/mosaic_tpu"),
