@@ -56,15 +56,22 @@ def program_of(case: Case) -> Program:
   return PROGRAMS[case.operation][0](case.width, jnp.dtype(case.dtype))
 
 
-def compiled(case: Case, slots: int, choice: Choice = None) -> Any:
+def compiled(
+  case: Case,
+  slots: int,
+  choice: Choice = None,
+  program: Program | None = None,
+) -> Any:
   """The executable, its pools as the library makes them.
 
   Args:
     case: What to compile, and what for.
     slots: Of each pool.
     choice: Implementation; None asks for the kernels of the platform.
+    program: To compile in place of that of the case; None for that one.
   """
-  platform, program = platform_of(case.platform), program_of(case)
+  platform = platform_of(case.platform)
+  program = program or program_of(case)
   mesh = Mesh(
     np.array([platform.device(case.target)]), ("x",), axis_types=(_AUTO,)
   )

@@ -78,13 +78,13 @@ def _small_model(width: int, dtype: Any) -> ModelConfig:
   )
 
 
-def _layer_group(width: int, dtype: Any) -> ModelConfig:
+def _layer_group(
+  width: int, dtype: Any, chunks: int = GROUP_CHUNKS
+) -> ModelConfig:
   """The layer group of Qwen3.5-0.8B, whose heads have the width."""
   del width  # of its heads of attention
   group = preset("qwen3_5_0_8b_group")
-  return group.replace(
-    dtype=str(dtype), decode_rows=ROWS, ladder=(GROUP_CHUNKS,)
-  )
+  return group.replace(dtype=str(dtype), decode_rows=ROWS, ladder=(chunks,))
 
 
 def _kimi_linear(width: int, dtype: Any) -> ModelConfig:
@@ -142,6 +142,21 @@ _MODEL: dict[str, tuple[PoolProgram, Callable[..., tuple[Any, ...]]]] = {
   "model_decode": (programs.decode_step, _decode),
   "model_fork": (copy_sequence, _fork),
 }
+
+
+def layer_group_prefill(dtype: Any, chunks: int) -> Program:
+  """The prefill of the layer group of Qwen3.5-0.8B.
+
+  Args:
+    dtype: Of its weights.
+    chunks: Of a program, a rung of the ladder.
+  """
+  program, arguments = _MODEL["model_prefill"]
+  configured = functools.partial(_layer_group, chunks=chunks)
+  return _model(
+    0, dtype, program=program, arguments=arguments, configured=configured
+  )
+
 
 MODEL_PROGRAMS: Mapping[
   str, tuple[Callable[[int, Any], Program], Sequence[int]]

@@ -52,6 +52,7 @@ from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention,
   linear_attention_step,
 )
+from sparse_prefix_jax.kernels.row_products import row_products
 
 
 def _pools(*slot: int, dtype: Any, count: int = 1) -> Callable[[int], Any]:
@@ -307,6 +308,20 @@ def _of_latents(
   return Program(run, (q, latent, *plan), pools)
 
 
+def _row_products(width: int, dtype: Any) -> Program:
+  """Products of the layer group's SwiGLU: into its width, and out of it."""
+  outputs = (3584, 3584) if width == MODEL_WIDTH else (MODEL_WIDTH,)
+
+  def run(inputs: Any, pools: Any, implementation: Choice) -> Any:
+    del implementation  # one GPU has a kernel, the others have XLA's form
+    x, *weights = inputs
+    return row_products(x, weights, precision="highest"), pools
+
+  x = jax.ShapeDtypeStruct((ROWS, width), dtype)
+  weights = (jax.ShapeDtypeStruct((o, width), dtype) for o in outputs)
+  return Program(run, (x, *weights), lambda slots: ())
+
+
 _linear_step = functools.partial(
   _matrix_step, operation=linear_attention_step, gates=((),)
 )
@@ -343,6 +358,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[int, Any], Program], Sequence[int]]] = {
     (0,),
   ),
   "lattice_attention_step": (_attention_step, (64, 128, 256)),
+  "row_products": (_row_products, (MODEL_WIDTH, 3584)),
   "latent_attention": (_latents, (576,)),
   "latent_attention_step": (_latents_step, (576,)),
   **MODEL_PROGRAMS,

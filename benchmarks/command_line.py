@@ -137,8 +137,26 @@ def model(flag: flags.FlagHolder[Any]) -> ModelConfig:
   Raises:
     ValueError: There is no such preset.
   """
+  return _preset(flag, flag.value)
+
+
+def models_of(flag: flags.FlagHolder[Any]) -> dict[str, ModelConfig]:
+  """The configurations that a flag names, by their names.
+
+  Args:
+    flag: made by `flags.DEFINE_list`.
+
+  Raises:
+    ValueError: It names none, one twice, or one that there is not.
+  """
+  if not flag.value or len(set(flag.value)) < len(flag.value):
+    raise ValueError(f"--{flag.name} needs presets, each once")
+  return {name: _preset(flag, name) for name in flag.value}
+
+
+def _preset(flag: flags.FlagHolder[Any], name: str) -> ModelConfig:
   try:
-    return preset(flag.value)
+    return preset(name)
   except ValueError as error:
     raise ValueError(f"--{flag.name}: {error}") from None
 

@@ -7,8 +7,9 @@ Where no GPU can be had to time a kernel, its instructions can be counted: those
 of its main loop (one chunk, one page), registers, what is spilled, waits for
 products, barriers. Every program is compiled for an H100 as `benchmarks.aot`
 compiles it, in bfloat16, and the kernels in it are disassembled. Of the program
-itself it counts the kernels that it launches and, of a step of a recurrence,
-how often the states pass.
+itself it counts the kernels that it launches, of a step of a recurrence how
+often the states pass, and of a prefill the sums of programs of fewer chunks
+that the program of most of them does not have: they would have other bits.
 
 `--check` compares with the counts that are kept and with the limits of
 `machine_code_limits`, and fails where one is above. Counts belong to a version
@@ -27,14 +28,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks import (
+  aot_models,
   command_line,
   machine_code_hlo,
   machine_code_limits,
@@ -49,11 +53,14 @@ from benchmarks.aot_compile import (
 )
 from benchmarks.aot_programs import PROGRAMS
 from benchmarks.machine_code_limits import RECURRENT_STEPS
+from sparse_prefix_jax.kernels.chunks import GPU_ROWS
 
 _KEPT = Path(__file__).parent / "results" / "machine_code.json"
 _TARGET = "h100"
 _SLOTS = 64
 _ROWS = 16
+_FEWER = (1, 2, 4)
+"""Chunks of the programs whose sums must be those of the whole group's."""
 _NARROW = 64
 """A product of fewer columns than that is not a wide one."""
 _OPERATIONS = tuple(
@@ -125,7 +132,18 @@ def _program_counts(case: Case, text: str) -> dict[str, int]:
     counts["others_per_layer"] = -(-others // layers)
   if case.operation == "layer_group_prefill":
     counts |= machine_code_hlo.launches(found)
+    counts["other_sums"] = sum(
+      machine_code_hlo.other_sums(fewer, text, GPU_ROWS)
+      for fewer in _prefills(case)
+    )
   return counts
+
+
+def _prefills(case: Case) -> Iterator[str]:
+  """The programs of fewer chunks, as text."""
+  for chunks in _FEWER:
+    program = aot_models.layer_group_prefill(jnp.dtype(case.dtype), chunks)
+    yield compiled(case, _SLOTS, program=program).as_text()
 
 
 def _kernel_counts(folder: Path) -> dict[str, dict[str, int]]:

@@ -6,6 +6,7 @@ as often as the loop does, which the text tells where the compiler knew, and are
 counted apart.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _COPIED = ("dynamic_slice_fusion", "dynamic_update_slice_fusion")
 """Fusions that take or put one step of a loop, which a GPU does as a copy."""
 _SCOPE = re.compile(r'op_name="([^"]*)"')
+_METADATA = re.compile(r",? metadata=\{[^{}]*\}")
+_NAME = re.compile(r"%[\w.\-]+")
+_SUMS = {"reduce", "reduce-window", "dot"}
+_FLOAT = re.compile(r"^\(?(?:f|bf)\d+")
 _FREE = {
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
   *("after-all", "partition-id", "replica-id", "opt-barrier"),
@@ -43,6 +48,7 @@ class Operation(NamedTuple):
     shape: Of its result, as text.
     opcode: What it does.
     operands: Names of what it reads.
+    told: What stands in its parentheses, such as the value of a constant.
     rest: All that follows: attributes, and the scope that it comes from.
   """
 
@@ -50,6 +56,7 @@ class Operation(NamedTuple):
   shape: str
   opcode: str
   operands: tuple[str, ...]
+  told: str
   rest: str
 
 
@@ -134,9 +141,76 @@ def others(found: Sequence[Kernel], narrow: int) -> list[Kernel]:
   return [x for x in found if not _expected(x, narrow)]
 
 
+def other_sums(text: str, whole: str, rows: int) -> int:
+  """How many kernels that add up are none of those of another program.
+
+  A sum has its bits by how it is computed: by the shapes and the layouts of
+  what is read and written, by the operations fused with it, and by the sizes of
+  tiles. So what must have the same bits in a program of fewer chunks has to be
+  a kernel of the program of most of them, but for names.
+
+  Args:
+    text: Of the program of fewer chunks. All its sums of floats are looked at,
+      and those products of a library whose left operand has `rows`: a wide one
+      has as many as the program, and their bits do not hang on that.
+    whole: Of the program of most chunks.
+    rows: Those that what must not see their number takes at once.
+  """
+  known = set(_sums(whole, rows))
+  return sum(form not in known for form in _sums(text, rows))
+
+
+def _sums(text: str, rows: int) -> list[str]:
+  """The forms of all kernels that add up, products of so many rows alone."""
+  computations = _parsed(text)[1]
+  read = {
+    x.name: x for inside in computations.values() for x in inside.values()
+  }
+  forms = []
+  for operation in (x.operation for x in kernels(text)):
+    if _PRODUCT in operation.rest:
+      added = _arrays(read[operation.operands[0]].shape)[0][0] == rows
+    else:
+      parts = (computations.get(x, {}).values() for x in _called(operation))
+      added = any(_adds(x) for x in (operation, *itertools.chain(*parts)))
+    if added:
+      shapes = ", ".join(read[x].shape for x in operation.operands)
+      forms.append(f"{shapes} {_form(operation, computations)}")
+  return forms
+
+
+def _adds(operation: Operation) -> bool:
+  """Whether it adds up in floating point, whose order is in the bits."""
+  return operation.opcode in _SUMS and bool(_FLOAT.match(operation.shape))
+
+
+def _form(
+  operation: Operation, computations: Mapping[str, Mapping[str, Operation]]
+) -> str:
+  """What an operation computes, inner ones and all, whatever they are named."""
+  numbers: dict[str, int] = {}
+
+  def numbered(found: re.Match[str]) -> str:
+    return f"%{numbers.setdefault(found[0], len(numbers))}"
+
+  return _NAME.sub(numbered, "\n".join(_lines(operation, computations)))
+
+
+def _lines(
+  operation: Operation, computations: Mapping[str, Mapping[str, Operation]]
+) -> Iterator[str]:
+  """An operation as a line of text, and before it those that it calls."""
+  for called in _called(operation):
+    for inner in computations.get(called, {}).values():
+      yield from _lines(inner, computations)
+  _, shape, opcode, _, told, rest = operation
+  yield f"%{operation.name} = {shape} {opcode}({told}){_METADATA.sub('', rest)}"
+
+
 def _expected(kernel: Kernel, narrow: int) -> bool:
   of, scopes = kernel.operation, _scope(kernel.operation).split("/")
-  if _PRODUCT in of.rest:
+  ours = _OURS in of.rest and "projection" in scopes
+  if ours or _PRODUCT in of.rest:
     first = _arrays(of.shape)[0]
     return first[-1] >= narrow
   if "activation" in scopes or "norms" in scopes:
@@ -165,8 +239,8 @@ def _parsed(text: str) -> tuple[str | None, dict[str, dict[str, Operation]]]:
       entry = header[2] if header[1] else entry
     elif found is not None and current is not None:
       operands = tuple(re.findall(r"%([\w.\-]+)", found[4]))
-      name, shape, opcode, _, rest = found.groups()
-      current[name] = Operation(name, shape, opcode, operands, rest)
+      name, shape, opcode, told, rest = found.groups()
+      current[name] = Operation(name, shape, opcode, operands, told, rest)
   return entry, computations
 
 

@@ -18,13 +18,14 @@ RECURRENT_STEPS = (
 
 PROGRAM_COUNTS = (
   *("kernels", "own_kernels", "kernels_in_loops"),
-  *("state_passes", "others_per_layer", "launches", "copies"),
+  *("state_passes", "others_per_layer", "launches", "copies", "other_sums"),
 )
 """What is counted of a program: the kernels that it launches, how many of them
 are ours or in a loop, how often the states of all rows are read or written, and
 in a layer group, per layer, what is no wide product, norm, activation of SwiGLU
-or residual; and of a prefill how many kernels run, loops and all, and how many
-of them copy."""
+or residual; and of a prefill how many kernels run, loops and all, how many of
+them copy, and how many sums programs of fewer chunks have that this one has
+not."""
 
 LIMITS: Mapping[str, Mapping[str, int]] = {
   **{x: {"kernels": 1, "state_passes": 2} for x in RECURRENT_STEPS},
@@ -34,7 +35,11 @@ LIMITS: Mapping[str, Mapping[str, int]] = {
     "kernels_in_loops": 0,
     "others_per_layer": 5,
   },
-  "layer_group_prefill": {"kernels_in_loops": 0, "copies": 0},
+  "layer_group_prefill": {
+    "kernels_in_loops": 0,
+    "copies": 0,
+    "other_sums": 0,
+  },
 }
 """The most of each count that a program of an operation may have."""
 

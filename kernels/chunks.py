@@ -28,7 +28,7 @@ NONE = -3
 """`Chunks.write`: keep no state of this chunk."""
 
 
-_GPU_ROWS = 1024
+GPU_ROWS = 1024
 """Rows that what must not see their number takes at once on a GPU."""
 _BLOCK = 4
 """Rows that a step takes at a time on a CPU."""
@@ -171,11 +171,11 @@ def in_fixed_rows(function: Callable[..., Any], *xs: Any) -> Any:
     *xs: Trees of arrays [rows ...].
   """
   count = jax.tree.leaves(xs)[0].shape[0]
-  tiles = -(-count // _GPU_ROWS)
+  tiles = -(-count // GPU_ROWS)
 
   def cut(x: Array) -> Array:
-    padding = [(0, tiles * _GPU_ROWS - count), *[(0, 0)] * (x.ndim - 1)]
-    return jnp.pad(x, padding).reshape(tiles, _GPU_ROWS, *x.shape[1:])
+    padding = [(0, tiles * GPU_ROWS - count), *[(0, 0)] * (x.ndim - 1)]
+    return jnp.pad(x, padding).reshape(tiles, GPU_ROWS, *x.shape[1:])
 
   cuts = jax.tree.map(cut, xs)
   if tiles > 1:

@@ -63,13 +63,13 @@ class LeakySum(ExplicitModule):
 
   def __call__(self, x, pools, chunks, page_table):
     """Runs n packed chunks: x is [n c d], the slots are [s channels]."""
-    entered = dense(x, self.enter[...], self.numerics.precision)
+    entered = dense(x, self.enter[...], self.numerics)
     sums, state = packed_scan(self._chunk, pools.slots, entered, chunks)
     return self._leave(sums, x), pools._replace(slots=state)
 
   def step(self, x, pools, rows, page_table):
     """Runs one token of b running sequences: x is [b d]."""
-    entered = dense(x, self.enter[...], self.numerics.precision)
+    entered = dense(x, self.enter[...], self.numerics)
     sums, state = step_rows(
       self._token, pools.slots, (entered,), rows.read, rows.write
     )
@@ -91,4 +91,4 @@ class LeakySum(ExplicitModule):
     return state, state
 
   def _leave(self, sums, x):
-    return dense(sums.astype(x.dtype), self.out[...], self.numerics.precision)
+    return dense(sums.astype(x.dtype), self.out[...], self.numerics)

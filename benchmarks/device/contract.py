@@ -1,22 +1,22 @@
-"""The contract on this device: which layers of a model break it, if any.
+"""The contract on this device: which layers of models break it, if any.
 
-python -m benchmarks.device.contract --model=demo --dtype=bfloat16
+python -m benchmarks.device.contract --model=demo,tiny --dtype=bfloat16
+
+An error in one model is told and does not stop the rest; the result is written
+after every model, so that an end in between loses nothing.
 """
 
-import time
+import sys
 
-import jax
 from absl import app, flags
-from flax import nnx
 
 from benchmarks import command_line
+from benchmarks.device.checked_models import checked_models
 from benchmarks.record import write_result
-from sparse_prefix_jax import HybridDecoder
-from sparse_prefix_jax.contract import check
 
-_MODEL = flags.DEFINE_string("model", "tiny", "Preset.")
+_MODEL = flags.DEFINE_list("model", ["tiny"], "Presets, one after another.")
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Of it."
+  "dtype", "float32", ["float32", "bfloat16"], "Of them."
 )
 _LADDER = flags.DEFINE_list("ladder", ["1", "2", "4"], "Rungs, in chunks.")
 _LIVES = flags.DEFINE_integer("lives", 1, "Random lives of a cache.", 0)
@@ -24,29 +24,24 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
 def main(argv: list[str]) -> None:
-  """Checks, prints, and keeps the result where it was asked for."""
+  """Checks, prints, and keeps the result; exits with 1 if one had an error."""
   with command_line.one_sentence(argv):
     ladder = tuple(command_line.whole_numbers(_LADDER, ascending=1))
-    config = command_line.model(_MODEL).replace(
-      dtype=_DTYPE.value, ladder=ladder
-    )
+    configs = {
+      name: config.replace(dtype=_DTYPE.value, ladder=ladder)
+      for name, config in command_line.models_of(_MODEL).items()
+    }
     command_line.writable(_OUTPUT)
-  start = time.perf_counter()
-  found = check(HybridDecoder(config, rngs=nnx.Rngs(0)), lives=_LIVES.value)
-  result = {
-    "device": jax.devices()[0].device_kind,
-    "model": _MODEL.value,
-    "dtype": _DTYPE.value,
-    "ladder": ladder,
-    "lives": _LIVES.value,
-    "findings": [finding._asdict() for finding in found],
-    "seconds": time.perf_counter() - start,
-  }
-  for finding in found:
-    print(finding)
-  print(f"{_MODEL.value} {_DTYPE.value}: {len(found)} findings")
-  if _OUTPUT.value:
-    write_result(_OUTPUT.value, result)
+  results = []
+  for result in checked_models(configs, _LIVES.value):
+    results.append(result)
+    for finding in result.get("findings", ()):
+      print(finding)
+    told = result.get("error", f"{len(result.get('findings', ()))} findings")
+    print(f"{result['model']} {result['dtype']}: {told}", flush=True)
+    if _OUTPUT.value:
+      write_result(_OUTPUT.value, {"models": results})
+  sys.exit(any("error" in result for result in results))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,12 @@ def _measured(run: Callable[[], Any]) -> dict[str, Any]:
   """A program's time, that of its kernels, and which take the most of it."""
   calls, times = _CALLS.value, []
   for turn in range(_REPEATS.value + 1):
-    start = time.perf_counter()
-    jax.block_until_ready([run() for _ in range(calls)][-1])
+    start, out = time.perf_counter(), None
+    for _ in range(calls):
+      # A result that is kept would have the next one elsewhere, and a program
+      # that is launched as a graph made anew.
+      out = run()
+    jax.block_until_ready(out)
     if turn:
       times.append((time.perf_counter() - start) / calls)
   kernels = kernel_seconds(lambda: [run() for _ in range(calls)])

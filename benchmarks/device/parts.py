@@ -31,6 +31,12 @@ _MODELS_ON_GPU = (
   # XLA's form, which no kernel shortens: two rungs compile in time.
   ("qwen3_5_0_8b_group", "float32", "2,4"),
 )
+_FAMILIES = (
+  ("qwen3_5_moe", "qwen3_next", "mamba2", "granite_hybrid", "bamba"),
+  ("nemotron_h", "falcon_h1", "olmo_hybrid", "minimax", "mamba"),
+  ("falcon_mamba", "jamba", "recurrent_gemma", "lfm2", "kimi_linear"),
+)
+"""Those of the tiny presets, by the part that checks them."""
 
 
 def _suite(workers: int, seconds: int, tests: str) -> Part:
@@ -70,6 +76,16 @@ def _contract(model: str, dtype: str, ladder: str, seconds: int) -> Part:
     ),
     seconds,
   )
+
+
+def _families() -> list[Part]:
+  """The contract of models of all families, some in each part."""
+  return [
+    _contract(
+      ",".join(f"{name}_tiny" for name in names), "bfloat16", "1,2,16", 200
+    )._replace(name=f"contract_families_{number}_bfloat16")
+    for number, names in enumerate(_FAMILIES, 1)
+  ]
 
 
 def _timed(name: str, module: str, *arguments: str, seconds: int) -> Part:
@@ -129,6 +145,7 @@ def on_gpu(tests: str = "") -> list[Part]:
     *map(_compiled, (*models, against_others)),
     _rows("64,128,256,512,1024", "1024,3584,14336"),
     *(_contract(*model, 200) for model in _MODELS_ON_GPU),
+    *_families(),
     models[0],
     against_others,
     *models[1:],

@@ -26,7 +26,7 @@ from sparse_prefix_jax.layers.choices import (
   is_int,
   is_positive,
 )
-from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import bias_row, dense, dense_each, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import (
   Norm,
@@ -270,19 +270,15 @@ class GatedAttention(ExplicitModule):
   def _project(
     self, x: Float[Array, "*rows d"]
   ) -> tuple[Float[Array, "*rows qg"], Array, Array]:
-    query_gate, key, value = (
-      dense(x, weight[...], self.numerics.precision, bias=bias)
-      for weight, bias in (
-        (self.in_query_gate, self.query_gate_bias),
-        (self.in_key, self.key_bias),
-        (self.in_value, self.value_bias),
-      )
+    weights = self.in_query_gate, self.in_key, self.in_value
+    biases = self.query_gate_bias, self.key_bias, self.value_bias
+    query_gate, key, value = dense_each(
+      x, weights, self.numerics, biases=biases
     )
     return query_gate, key, value
 
   def _close(self, out: Float[Array, "*rows queries"]) -> Array:
-    precision = self.numerics.precision
-    return dense(out, self.out[...], precision, bias=self.out_bias)
+    return dense(out, self.out[...], self.numerics, bias=self.out_bias)
 
   def _heads(
     self,

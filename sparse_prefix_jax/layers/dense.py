@@ -1,5 +1,7 @@
 """The wide product: one row count per program, a barrier on both sides."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +11,8 @@ from jaxtyping import Array, Float, Float32
 
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.kernels.row_products import row_products
+from sparse_prefix_jax.layers.numerics import Numerics
 
 _FEW = 16
 """Rows of a step that one product takes on a CPU."""
@@ -65,7 +69,7 @@ def product_of_few(
 def dense(
   x: Float[Array, "*rows i"],
   weight: Float[Array, "o i"],
-  precision: str,
+  numerics: Numerics,
   *,
   bias: nnx.Param[Array] | None = None,
 ) -> Float[Array, "*rows o"]:
@@ -73,23 +77,28 @@ def dense(
 
   The rows of a wide product do not depend on how many rows there are, from two
   up, provided that nothing is fused into it: hence the barriers. A step of
-  decoding, whose number of rows is fixed, has an order of its own on a CPU.
+  decoding, whose number of rows is fixed, has an order of its own on a CPU, and
+  a kernel on a GPU.
 
   Args:
     x: Activations; the leading axes are rows: chunks [n c], or [b] of a step.
     weight: A row for each output. Widths are multiples of 64 where several row
       counts are in use.
-    precision: The precision of the product, as `jax.lax.Precision` names it.
+    numerics: Of the model: the precision of the product, and what computes it.
     bias: What is added to every row before it is rounded; None adds nothing.
 
   Returns:
     The product in the dtype of x.
   """
   rows = barrier(x.reshape(-1, x.shape[-1]))
+  on_gpu = bias is None and current_device().platform == "gpu"
+  if on_gpu and x.ndim == 2:
+    return _of_a_step(rows, [weight], numerics)[0]
   multiply = product_of_few if x.ndim == 2 else product
+  precision = numerics.precision
   with jax.named_scope("projection"):
     # A GPU adds in float32 too and rounds where it adds: one kernel, not two.
-    if bias is None and current_device().platform == "gpu":
+    if on_gpu:
       y = product(rows, weight, precision, result=x.dtype)
     else:
       y = multiply(rows, weight, precision)
@@ -97,6 +106,52 @@ def dense(
     y = barrier(y) + bias[...].astype(jnp.float32)[None]
   y = barrier(y.astype(x.dtype))
   return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def dense_each(
+  x: Float[Array, "*rows i"],
+  weights: Sequence[nnx.Param[Array]],
+  numerics: Numerics,
+  *,
+  biases: Sequence[nnx.Param[Array] | None] = (),
+) -> tuple[Float[Array, "*rows _"], ...]:
+  """`dense` for several weights of one input.
+
+  In a step on a GPU one kernel reads them all: small ones take about as long to
+  begin and to end as to read.
+
+  Args:
+    x: As in `dense`.
+    weights: A row for each output. [o i] each
+    numerics: Of the model.
+    biases: One for each weight, or none at all.
+
+  Returns:
+    The products, in the order of the weights.
+  """
+  biases = biases or [None] * len(weights)
+  plain = all(bias is None for bias in biases)
+  if plain and x.ndim == 2 and current_device().platform == "gpu":
+    return _of_a_step(barrier(x), [w[...] for w in weights], numerics)
+  return tuple(
+    dense(x, weight[...], numerics, bias=bias)
+    for weight, bias in zip(weights, biases, strict=True)
+  )
+
+
+def _of_a_step(
+  rows: Float[Array, "b i"], weights: Sequence[Array], numerics: Numerics
+) -> tuple[Array, ...]:
+  """Products of a step on a GPU, by XLA where it is forced or no kernel fits.
+
+  There is no barrier behind them: a step has one number of rows, and the sum of
+  a product's parts is one kernel with what is added to it.
+  """
+  xla = "xla" if numerics.implementation == "xla" else None
+  with jax.named_scope("projection"):
+    return row_products(
+      rows, weights, precision=numerics.precision, implementation=xla
+    )
 
 
 def kernel(

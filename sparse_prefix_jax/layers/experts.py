@@ -275,13 +275,13 @@ class Experts(ExplicitModule):
     """Brings all rows to the width of the experts, where that is another."""
     if self.config.latent is None:
       return x
-    return dense(x, self.enter[...], self.numerics.precision)
+    return dense(x, self.enter[...], self.numerics)
 
   def _left(self, x: Float[Array, "*rows i"]) -> Array:
     """Brings all rows back to the model width."""
     if self.config.latent is None:
       return x
-    return dense(x, self.leave[...], self.numerics.precision)
+    return dense(x, self.leave[...], self.numerics)
 
   def _choose(self, x: Float[Array, "rows d"]) -> Routing:
     """Scores all experts and takes the best; of equal ones the first."""

@@ -21,7 +21,13 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
   project_heads,
 )
 from sparse_prefix_jax.layers.choices import check_multiple, check_values
-from sparse_prefix_jax.layers.dense import dense, kernel, product, taps
+from sparse_prefix_jax.layers.dense import (
+  dense,
+  dense_each,
+  kernel,
+  product,
+  taps,
+)
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import gated_rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -174,9 +180,8 @@ class GatedDeltaNet(ExplicitModule):
       The outputs, and the pools with the captured states.
     """
     del page_table
-    precision = self.numerics.precision
-    mixed = dense(x, self.in_qkv[...], precision)
-    gate = dense(x, self.in_gate[...], precision)
+    weights = self.in_qkv, self.in_gate
+    mixed, gate = dense_each(x, weights, self.numerics)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
         *(mixed, self.conv[...], pools.slots.conv_state, chunks),
@@ -192,7 +197,7 @@ class GatedDeltaNet(ExplicitModule):
       )
     with jax.named_scope("heads"):
       out = map_rows(self._gated_norm, out, gate)
-    y = dense(out, self.out[...], precision)
+    y = dense(out, self.out[...], self.numerics)
     state = GatedDeltaNetState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
 
@@ -215,9 +220,8 @@ class GatedDeltaNet(ExplicitModule):
       The outputs, and the pools with the advanced states.
     """
     del page_table
-    precision = self.numerics.precision
-    mixed = dense(x, self.in_qkv[...], precision)
-    gate = dense(x, self.in_gate[...], precision)
+    weights = self.in_qkv, self.in_gate
+    mixed, gate = dense_each(x, weights, self.numerics)
     mixed, conv_state = causal_conv1d_step(
       *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
       silu=True,
@@ -230,10 +234,10 @@ class GatedDeltaNet(ExplicitModule):
       key_heads=self.config.key_heads,
       beta_scale=self.config.beta_scale,
       dtype=self.numerics.dtype,
-      precision=precision,
+      precision=self.numerics.precision,
       implementation=self.numerics.forced_step_implementation,
     )
-    y = dense(self._gated_norm(out, gate), self.out[...], precision)
+    y = dense(self._gated_norm(out, gate), self.out[...], self.numerics)
     state = GatedDeltaNetState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
 

@@ -182,16 +182,15 @@ class KimiDeltaAttention(ExplicitModule):
       The outputs, and the pools with the captured states.
     """
     del page_table
-    precision = self.numerics.precision
 
     def heads(mixed: Array, *gates: Array) -> tuple[Array, ...]:
       return self._heads(jax.nn.silu(mixed), *gates)
 
-    mixed = dense(x, self.in_qkv[...], precision)
+    mixed = dense(x, self.in_qkv[...], self.numerics)
     with jax.named_scope("heads"):
       narrow = map_rows(self._narrow, x)
-    decay = dense(narrow.decay, self.in_decay[...], precision)
-    gate = dense(narrow.gate, self.in_gate[...], precision)
+    decay = dense(narrow.decay, self.in_decay[...], self.numerics)
+    gate = dense(narrow.gate, self.in_gate[...], self.numerics)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
         *(mixed, self.conv[...], pools.slots.conv_state, chunks),
@@ -207,7 +206,7 @@ class KimiDeltaAttention(ExplicitModule):
       )
     with jax.named_scope("heads"):
       out = map_rows(self._gated_norm, out, gate)
-    y = dense(out, self.out[...], precision)
+    y = dense(out, self.out[...], self.numerics)
     state = KimiDeltaAttentionState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
 
@@ -230,11 +229,10 @@ class KimiDeltaAttention(ExplicitModule):
       The outputs, and the pools with the advanced states.
     """
     del page_table
-    precision = self.numerics.precision
-    mixed = dense(x, self.in_qkv[...], precision)
+    mixed = dense(x, self.in_qkv[...], self.numerics)
     narrow = self._narrow(x)
-    decay = dense(narrow.decay, self.in_decay[...], precision)
-    gate = dense(narrow.gate, self.in_gate[...], precision)
+    decay = dense(narrow.decay, self.in_decay[...], self.numerics)
+    gate = dense(narrow.gate, self.in_gate[...], self.numerics)
     mixed, conv_state = causal_conv1d_step(
       *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
       silu=True,
@@ -245,7 +243,7 @@ class KimiDeltaAttention(ExplicitModule):
       *(pools.slots.recurrent_state, rows.read, rows.write),
       implementation=self.numerics.forced_step_implementation,
     )
-    y = dense(self._gated_norm(out, gate), self.out[...], precision)
+    y = dense(self._gated_norm(out, gate), self.out[...], self.numerics)
     state = KimiDeltaAttentionState(recurrent_state, conv_state)
     return y, pools._replace(slots=state)
 

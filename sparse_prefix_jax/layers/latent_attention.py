@@ -17,7 +17,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   latent_attention_step,
 )
 from sparse_prefix_jax.layers.choices import check_values
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import dense, dense_each, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import Norm, scaled_rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -198,7 +198,7 @@ class LatentAttention(ExplicitModule):
       )
     with jax.named_scope("heads"):
       out = map_rows(self._values, out)
-    y = dense(out, self.out[...], self.numerics.precision)
+    y = dense(out, self.out[...], self.numerics)
     return y, pools._replace(pages=Latents(pages))
 
   def step(
@@ -227,15 +227,13 @@ class LatentAttention(ExplicitModule):
       precision=self.numerics.product_precision,
       implementation=_there_is(self.numerics.forced_step_implementation),
     )
-    y = dense(self._values(out), self.out[...], self.numerics.precision)
+    y = dense(self._values(out), self.out[...], self.numerics)
     return y, pools._replace(pages=Latents(pages))
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """Projects to queries, and to what is kept."""
-    query, latent = (
-      dense(x, weight[...], self.numerics.precision)
-      for weight in (self.in_query, self.in_latent)
-    )
+    weights = self.in_query, self.in_latent
+    query, latent = dense_each(x, weights, self.numerics)
     return query, latent
 
   def _absorbed(

@@ -16,7 +16,7 @@ from sparse_prefix_jax.kernels.linear_attention import (
   linear_attention_step,
 )
 from sparse_prefix_jax.layers.choices import check_values
-from sparse_prefix_jax.layers.dense import dense, kernel
+from sparse_prefix_jax.layers.dense import dense, dense_each, kernel
 from sparse_prefix_jax.layers.explicit import ExplicitModule
 from sparse_prefix_jax.layers.normalization import scaled_rms_norm
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -185,10 +185,10 @@ class Lightning(ExplicitModule):
   def _project(self, x: Float[Array, "*rows d"]) -> list[Array]:
     """Queries, keys and values before their activation, and the gate."""
     weights = self.in_query, self.in_key, self.in_value, self.in_gate
-    return [dense(x, w[...], self.numerics.precision) for w in weights]
+    return list(dense_each(x, weights, self.numerics))
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
-    return dense(out, self.out[...], self.numerics.precision)
+    return dense(out, self.out[...], self.numerics)
 
   def _heads(
     self, *projected: Float[Array, "rows inner"]

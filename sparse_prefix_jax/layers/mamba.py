@@ -24,6 +24,7 @@ from sparse_prefix_jax.layers.dense import (
   added_row,
   bias_row,
   dense,
+  dense_each,
   kernel,
   product,
   taps,
@@ -250,14 +251,13 @@ class Mamba(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate."""
-    precision = self.numerics.precision
-    mixed = dense(x, self.in_mixed[...], precision, bias=self.in_mixed_bias)
-    gate = dense(x, self.in_gate[...], precision, bias=self.in_gate_bias)
+    weights = self.in_mixed, self.in_gate
+    biases = self.in_mixed_bias, self.in_gate_bias
+    mixed, gate = dense_each(x, weights, self.numerics, biases=biases)
     return mixed, gate
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
-    precision = self.numerics.precision
-    return dense(out, self.out[...], precision, bias=self.out_bias)
+    return dense(out, self.out[...], self.numerics, bias=self.out_bias)
 
   def _parts(self, mixed: Float32[Array, "rows inner"]) -> _Inputs:
     """Makes steps, B and C from convolved projections, and what they weigh."""

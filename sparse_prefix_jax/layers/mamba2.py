@@ -31,6 +31,7 @@ from sparse_prefix_jax.layers.dense import (
   added_row,
   bias_row,
   dense,
+  dense_each,
   kernel,
   product,
   taps,
@@ -298,9 +299,9 @@ class Mamba2(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """The inputs of the convolution, and the gate."""
-    c, precision = self.config, self.numerics.precision
-    mixed = dense(x, self.in_mixed[...], precision, bias=self.in_mixed_bias)
-    gate = dense(x, self.in_gate[...], precision, bias=self.in_gate_bias)
+    c, weights = self.config, (self.in_mixed, self.in_gate)
+    biases = self.in_mixed_bias, self.in_gate_bias
+    mixed, gate = dense_each(x, weights, self.numerics, biases=biases)
     if c.part_scales is None:
       return mixed, gate
     keys = c.groups * c.state_width
@@ -311,8 +312,7 @@ class Mamba2(ExplicitModule):
     return barrier(scaled)
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
-    precision = self.numerics.precision
-    return dense(out, self.out[...], precision, bias=self.out_bias)
+    return dense(out, self.out[...], self.numerics, bias=self.out_bias)
 
   def _heads(
     self, x: Float[Array, "rows d"], mixed: Float32[Array, "rows mixed"]

@@ -93,10 +93,10 @@ class MLP(FeedForward):
 
   def rows(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Computes every row alone: two rows and more give it the same bits."""
-    c, precision = self.config, self.numerics.precision
-    up = dense(x, self.up[...], precision, bias=self.up_bias)
+    c = self.config
+    up = dense(x, self.up[...], self.numerics, bias=self.up_bias)
     with jax.named_scope("activation"):
       hidden = ACTIVATIONS[c.activation](up.astype(jnp.float32))
       hidden = hidden.astype(x.dtype)
     hidden = barrier(hidden)
-    return dense(hidden, self.down[...], precision, bias=self.down_bias)
+    return dense(hidden, self.down[...], self.numerics, bias=self.down_bias)

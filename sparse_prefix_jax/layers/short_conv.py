@@ -21,6 +21,7 @@ from sparse_prefix_jax.layers.dense import (
   added_row,
   bias_row,
   dense,
+  dense_each,
   kernel,
   taps,
 )
@@ -177,14 +178,9 @@ class ShortConv(ExplicitModule):
 
   def _project(self, x: Float[Array, "*rows d"]) -> tuple[Array, Array]:
     """What the convolution reads, opened, and what opens its outputs."""
-    enter, leave, mixed = (
-      dense(x, weight[...], self.numerics.precision, bias=bias)
-      for weight, bias in (
-        (self.in_enter, self.in_enter_bias),
-        (self.in_leave, self.in_leave_bias),
-        (self.in_mixed, self.in_mixed_bias),
-      )
-    )
+    weights = self.in_enter, self.in_leave, self.in_mixed
+    biases = self.in_enter_bias, self.in_leave_bias, self.in_mixed_bias
+    enter, leave, mixed = dense_each(x, weights, self.numerics, biases=biases)
     return barrier(enter * mixed), leave
 
   def _opened(
@@ -197,5 +193,4 @@ class ShortConv(ExplicitModule):
     return mixed * leave
 
   def _close(self, out: Float[Array, "*rows inner"]) -> Array:
-    precision = self.numerics.precision
-    return dense(out, self.out[...], precision, bias=self.out_bias)
+    return dense(out, self.out[...], self.numerics, bias=self.out_bias)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.layers.activations import ACTIVATIONS
 from sparse_prefix_jax.layers.choices import check_names, check_values
-from sparse_prefix_jax.layers.dense import bias_row, dense, kernel
+from sparse_prefix_jax.layers.dense import bias_row, dense, dense_each, kernel
 from sparse_prefix_jax.layers.feed_forward import FeedForward
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools, Flops
@@ -98,12 +98,12 @@ class SwiGLU(FeedForward):
 
   def rows(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Computes every row alone: two rows and more give it the same bits."""
-    c, precision = self.config, self.numerics.precision
-    gate = dense(x, self.gate[...], precision, bias=self.gate_bias)
-    up = dense(x, self.up[...], precision, bias=self.up_bias)
+    c, weights = self.config, (self.gate, self.up)
+    biases = self.gate_bias, self.up_bias
+    gate, up = dense_each(x, weights, self.numerics, biases=biases)
     with jax.named_scope("activation"):
       gate = gate.astype(jnp.float32)
       gate = gate if c.gate_scale == 1 else gate * c.gate_scale
       hidden = ACTIVATIONS[c.activation](gate).astype(x.dtype) * up
     hidden = barrier(hidden)
-    return dense(hidden, self.down[...], precision, bias=self.down_bias)
+    return dense(hidden, self.down[...], self.numerics, bias=self.down_bias)

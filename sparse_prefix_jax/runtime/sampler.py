@@ -4,106 +4,37 @@ What a row draws is a function of its logits, its parameters, its counts, its
 seed, its sample index and its position, bit for bit, whichever place of
 whichever batch it has: rows are the steps of a `lax.map`, each the same
 program, and a key is made of nothing else. Parameters are arrays, so that there
-is one program for all of them; what a row does not ask for is skipped.
+is one program for all of them; what a row does not ask for is skipped. On a GPU
+each step of a loop and each condition is a wait for the host, so there rows go
+side by side, always as many, and what none of them asks for is skipped.
 
-From the logits l of the model, in this order: what is not allowed becomes -inf,
-the bias is added; an id that stands in the prompt or was decoded has l / r if
-l > 0, else l * r (repetition penalty r); one that was decoded n times loses
-presence + n * frequency. Temperature 0 takes the largest, of equal ones the
-lowest id. Otherwise l is divided by the temperature; of the ids in descending
-order (equal ones by id) the first `top_k` are kept, of these the shortest start
-whose probability reaches `top_p`, of these all that have at least `min_p` times
-the largest probability; the Gumbel-max rule draws one.
+What one row does is said by `row_sampler.py`.
 """
 
 import functools
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
+from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.barrier import barrier
+from sparse_prefix_jax.kernels.chunks import select
+from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.runtime.row_sampler import (
+  Sampled,
+  SamplingRows,
+  TokenCounts,
+  draw_nothing,
+  draw_row,
+  needs_of,
+)
 
-MOST_BEST = 20
-"""How many ids with their log probabilities a row may ask for."""
-MOST_BIASES = 300
-"""How many ids a row may give a bias."""
-NO_COUNTS = -1
-"""The slot of counts of a row without penalties."""
-NO_BIAS = -1
-"""The id of a bias that is none."""
-
-_LEAST_LIMIT = 1e-30  # far below the weight of the first id, which is 1
-
-TokenCounts: TypeAlias = Int32[Array, "slots vocab"]
-"""How often each id stands in each sequence that has penalties.
-
-Twice the times that it was decoded, plus 1 if it stands in the prompt.
-"""
-
-
-class SamplingRows(NamedTuple):
-  """What each row asks for; arrays of NumPy or of the device. [b]
-
-  Attributes:
-    active: Whether the row is in use; others draw id 0.
-    temperature: 0 for the largest logit.
-    top_k: How many ids to keep, 0 for all.
-    top_p: Which share of the probability to keep, in (0, 1].
-    min_p: The least probability to keep, as a share of the largest.
-    repetition: Repetition penalty, 1 for none.
-    presence: Presence penalty, 0 for none.
-    frequency: Frequency penalty, 0 for none.
-    seed: Of the request.
-    sample: Which of several samples of one prompt.
-    counts: Slot of its counts, or `NO_COUNTS`.
-    best: Whether the `MOST_BEST` best ids are wanted.
-    bias_ids: Ids with a bias, then `NO_BIAS`. [b biases]
-    biases: What is added to their logits. [b biases]
-    allowed: Bit i % 32 of word i // 32 says whether id i may come. [b words]
-  """
-
-  active: Bool[Array | np.ndarray, "*b"]
-  temperature: Float32[Array | np.ndarray, "*b"]
-  top_k: Int32[Array | np.ndarray, "*b"]
-  top_p: Float32[Array | np.ndarray, "*b"]
-  min_p: Float32[Array | np.ndarray, "*b"]
-  repetition: Float32[Array | np.ndarray, "*b"]
-  presence: Float32[Array | np.ndarray, "*b"]
-  frequency: Float32[Array | np.ndarray, "*b"]
-  seed: UInt32[Array | np.ndarray, "*b"]
-  sample: UInt32[Array | np.ndarray, "*b"]
-  counts: Int32[Array | np.ndarray, "*b"]
-  best: Bool[Array | np.ndarray, "*b"]
-  bias_ids: Int32[Array | np.ndarray, "*b biases"]
-  biases: Float32[Array | np.ndarray, "*b biases"]
-  allowed: UInt32[Array | np.ndarray, "*b words"]
-
-
-class Sampled(NamedTuple):
-  """What was drawn; arrays of the device. [b]
-
-  Log probabilities are those of the model: log softmax of its logits, before
-  masks, biases, penalties and temperature.
-
-  Attributes:
-    ids: The ids.
-    logprobs: Their log probabilities.
-    best_ids: The ids with the largest logits, of equal ones the lowest first;
-      -1 where none were wanted. [b best]
-    best_logprobs: Their log probabilities. [b best]
-  """
-
-  ids: Int32[Array, "*b"]
-  logprobs: Float32[Array, "*b"]
-  best_ids: Int32[Array, "*b best"]
-  best_logprobs: Float32[Array, "*b best"]
-
-
-_Row: TypeAlias = Float32[Array, "vocab"]
+_GPU_ROWS = 16
+"""Rows side by side on a GPU: a sum over them has bits by their number."""
 
 
 @functools.partial(jax.jit, donate_argnames=("counts",))
@@ -142,10 +73,13 @@ def sample(
       f"logits has {logits.shape[0]} rows; sampling takes at least 2, of which "
       "any may be inactive."
     )
-  one = functools.partial(_sample_row, counts)
   # Inside a larger program, what makes the logits must not be fused with this.
-  logits = barrier(logits)
-  drawn = jax.lax.map(lambda xs: one(*xs), (logits, rows, positions))
+  inputs = barrier(logits), rows, positions
+  if current_device().platform == "gpu":
+    drawn = _side_by_side(functools.partial(_sample_rows, counts), inputs)
+  else:
+    one = functools.partial(_sample_row, counts)
+    drawn = jax.lax.map(lambda xs: one(*xs), inputs)
   counted = rows.active & (rows.counts >= 0)
   slots = jnp.where(counted, rows.counts, counts.shape[0])
   return drawn, counts.at[slots, drawn.ids].add(2, mode="drop")
@@ -196,165 +130,53 @@ def counts_of(
   return row
 
 
+def _side_by_side(run: Callable[..., Sampled], inputs: Any) -> Sampled:
+  """Takes rows by the `_GPU_ROWS`; the last ones are filled up with zeros."""
+  count = inputs[0].shape[0]
+  tiles = -(-count // _GPU_ROWS)
+
+  def cut(x: Array) -> Array:
+    x = jnp.asarray(x)
+    rest = tiles * _GPU_ROWS - count
+    padded = jnp.pad(x, [(0, rest), *[(0, 0)] * (x.ndim - 1)])
+    return padded.reshape(tiles, _GPU_ROWS, *x.shape[1:])
+
+  cuts = jax.tree.map(cut, inputs)
+  if tiles == 1:  # no loop
+    only = jax.tree.map(lambda x: x[0], cuts)
+    drawn = jax.tree.map(lambda y: y[None], run(*only))
+  else:
+    drawn = jax.lax.map(lambda xs: run(*xs), cuts)
+  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], drawn)
+
+
 def _sample_row(
   counts: TokenCounts,
-  logits: _Row,
+  logits: Float32[Array, "vocab"],
   row: SamplingRows,
   position: Int32[Array, ""],
 ) -> Sampled:
-  """Draws one id, and looks up what is asked of the logits besides."""
-
-  def draw() -> Sampled:
-    adjusted = _penalised(_biased(logits, row), row, counts)
-    drawn = jax.lax.cond(
-      row.temperature > 0,
-      lambda: _drawn(adjusted, row, position),
-      lambda: jnp.argmax(adjusted).astype(jnp.int32),
-    )
-    total = jax.nn.logsumexp(logits)
-    return Sampled(drawn, logits[drawn] - total, *_best(logits, total, row))
-
-  return jax.lax.cond(row.active, draw, lambda: _nothing(logits))
-
-
-def _nothing(logits: _Row) -> Sampled:
-  """The result of a row that is not in use."""
-  zero = jnp.zeros((), jnp.int32)
-  return Sampled(zero, jnp.zeros(()), *_none_best(logits))
-
-
-def _none_best(
-  logits: _Row,
-) -> tuple[Int32[Array, "best"], Float32[Array, "best"]]:
-  """What stands for the best ids where nobody wants them."""
-  size = min(MOST_BEST, logits.size)
-  return jnp.full(size, -1, jnp.int32), jnp.full(size, -jnp.inf)
-
-
-def _best(
-  logits: _Row, total: Float32[Array, ""], row: SamplingRows
-) -> tuple[Int32[Array, "best"], Float32[Array, "best"]]:
-  """The ids with the largest logits, and their log probabilities."""
-
-  def found() -> tuple[Array, Array]:
-    values, ids = jax.lax.top_k(logits, min(MOST_BEST, logits.size))
-    return ids.astype(jnp.int32), values - total
-
-  return jax.lax.cond(row.best, found, lambda: _none_best(logits))
-
-
-def _biased(logits: _Row, row: SamplingRows) -> _Row:
-  """Logits with -inf for what is not allowed, and with the bias."""
-  places = jnp.arange(logits.size, dtype=jnp.uint32)
-  words = jnp.asarray(row.allowed)[places // 32]
-  allowed = (words >> places % 32) & 1 == 1
-  ids = jnp.asarray(row.bias_ids)
-  inside = jnp.where(ids >= 0, ids, logits.size)
-  logits = logits.at[inside].add(row.biases, mode="drop")
-  return jnp.where(allowed, logits, -jnp.inf)
-
-
-def _penalised(logits: _Row, row: SamplingRows, counts: TokenCounts) -> _Row:
-  """Logits after the penalties, where the row has counts."""
-
-  def penalised() -> _Row:
-    count = counts[row.counts]
-    decoded = count >> 1
-    repeated = jnp.where(
-      logits > 0, logits / row.repetition, logits * row.repetition
-    )
-    out = jnp.where(count > 0, repeated, logits)
-    out = out - row.presence * (decoded > 0).astype(jnp.float32)
-    return out - row.frequency * decoded.astype(jnp.float32)
-
-  return jax.lax.cond(row.counts >= 0, penalised, lambda: logits)
-
-
-def _drawn(
-  logits: _Row, row: SamplingRows, position: Int32[Array, ""]
-) -> Int32[Array, ""]:
-  """An id by the Gumbel-max rule, out of those that are kept."""
-  # From the largest: no temperature makes infinities of it.
-  scaled = (logits - jnp.max(logits)) / row.temperature
-  kept = kept_ids(scaled, row)
-  noise = jax.random.gumbel(_key(row, position), logits.shape)
-  chosen = jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf))
-  return chosen.astype(jnp.int32)
-
-
-def _key(row: SamplingRows, position: Int32[Array, ""]) -> Key[Array, ""]:
-  """The key of a draw: of seed, sample index and position alone."""
-  key = jax.random.key(row.seed, impl="threefry2x32")
-  key = jax.random.fold_in(key, row.sample)
-  return jax.random.fold_in(key, position)
-
-
-def kept_ids(scaled: _Row, row: SamplingRows) -> Bool[Array, "vocab"]:
-  """Finds the ids that top-k, top-p and min-p keep.
-
-  Args:
-    scaled: Logits over the temperature, the largest is 0.
-    row: One row.
-
-  Returns:
-    Whether each id may be drawn; at least one may.
-  """
-  keys = _ascending(scaled)
-  everything = jnp.ones(scaled.shape, bool)
-  first = jax.lax.cond(
-    row.top_k > 0,
-    lambda: _start(keys, jnp.ones(scaled.shape), jnp.float32(row.top_k)),
-    lambda: everything,
+  """Draws for one row alone, if it is in use."""
+  return jax.lax.cond(
+    row.active,
+    lambda: draw_row(counts, logits, row, position, needs_of(row)),
+    lambda: draw_nothing(logits),
   )
 
-  def likely() -> Bool[Array, "vocab"]:
-    weights = jnp.where(first, jnp.exp(scaled), 0)
-    return _start(keys, weights, jnp.float32(row.top_p) * jnp.sum(weights))
 
-  reaching = jax.lax.cond(row.top_p < 1, likely, lambda: everything)
-  probable = (scaled >= jnp.log(row.min_p)) & (scaled > -jnp.inf)
-  return first & reaching & probable
-
-
-def _ascending(values: _Row) -> UInt32[Array, "vocab"]:
-  """Integers in the order of floats; the two zeros are one."""
-  bits = jax.lax.bitcast_convert_type(
-    jnp.where(values == 0, 0.0, values), jnp.uint32
-  )
-  sign = jnp.uint32(1 << 31)
-  return jnp.where(bits < sign, bits | sign, ~bits)
-
-
-def _start(
-  keys: UInt32[Array, "vocab"],
-  weights: _Row,
-  limit: Float32[Array, ""],
-) -> Bool[Array, "vocab"]:
-  """Finds the shortest start of the descending order that weighs enough.
-
-  Of equal keys, whose weights are equal too, the lowest ids come first. The
-  last key of the start is found bit by bit, in 32 sums: a sort of a vocabulary
-  takes many times as long on a CPU. A sum of fewer weights in the same order is
-  never larger, rounding included, so the search is exact.
-
-  Args:
-    keys: What is ordered.
-    weights: Not negative; the largest key has some.
-    limit: What the start weighs at least, if all do.
-  """
-  # A share may round to 0; the first id is always kept.
-  limit = jnp.maximum(limit, _LEAST_LIMIT)
-
-  def above(key: UInt32[Array, ""]) -> Float32[Array, ""]:
-    return jnp.sum(jnp.where(keys > key, weights, 0))
-
-  def narrow(bit: Int32[Array, ""], key: UInt32[Array, ""]) -> Array:
-    lower = key ^ (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
-    return jnp.where(above(lower) < limit, lower, key)
-
-  last = jax.lax.fori_loop(0, 32, narrow, jnp.uint32(2**32 - 1))
-  equal = keys == last
-  each = jnp.max(jnp.where(equal, weights, 0))
-  count = jnp.ceil((limit - above(last)) / each)
-  place = jnp.cumsum(equal, dtype=jnp.int32).astype(jnp.float32)
-  return (keys > last) | (equal & (place <= count))
+def _sample_rows(
+  counts: TokenCounts,
+  logits: Float32[Array, "b vocab"],
+  rows: SamplingRows,
+  positions: Int32[Array, "b"],
+) -> Sampled:
+  """Draws for rows side by side; what one of them wants is done for all."""
+  logits, rows, positions = barrier((logits, rows, positions))
+  active = jnp.asarray(rows.active)
+  needs = jax.tree.map(lambda x: jnp.any(x & active), needs_of(rows))
+  # What is asked is of no row, so that a condition remains one.
+  each = jax.vmap(functools.partial(draw_row, counts), (0, 0, 0, None))
+  drawn = each(logits, rows, positions, needs)
+  nothing = jax.vmap(draw_nothing)(logits)
+  chosen = jax.vmap(select)(active, drawn, nothing)
+  return barrier(chosen)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from sparse_prefix_jax.cache.request import check_whole
-from sparse_prefix_jax.runtime.sampler import (
+from sparse_prefix_jax.runtime.row_sampler import (
   MOST_BEST,
   MOST_BIASES,
   NO_BIAS,
@@ -44,7 +44,7 @@ class Sampling:
 
   What is drawn is a function of the model's logits, of these fields, of the
   sample index and of the position: neither of who else is served, nor of time.
-  `runtime/sampler.py` says in which order the fields are applied.
+  `runtime/row_sampler.py` says in which order the fields are applied.
 
   Attributes:
     temperature: 0 takes the most probable id; else from 1e-4.

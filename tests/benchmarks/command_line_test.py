@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from benchmarks import command_line
+from sparse_prefix_jax import preset
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,6 +55,25 @@ def test_a_ladder_is_the_models_own_unless_it_is_given():
   assert command_line.rungs(listed(None)) == {}
   with pytest.raises(ValueError, match="must ascend"):
     command_line.rungs(listed("4,4"))
+
+
+def test_models_by_their_names():
+  found = command_line.models_of(listed("tiny,demo"))
+  assert list(found) == ["tiny", "demo"]
+  assert found["demo"] == preset("demo")
+
+
+@pytest.mark.parametrize(
+  "text, sentence",
+  [
+    ("tiny,tiny", "--sizes needs presets, each once"),
+    ("", "--sizes needs presets"),
+    ("tiny,large", "--sizes: .*large"),
+  ],
+)
+def test_models_that_there_are_not_are_refused(text, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    command_line.models_of(listed(text))
 
 
 def test_fractions_and_integers():

@@ -112,6 +112,97 @@ def test_what_no_layer_has_to_have_is_told_apart():
   ]
 
 
+@pytest.mark.parametrize(("narrow", "told"), [(8, False), (9, True)])
+def test_a_product_of_our_own_is_as_one_of_the_library(narrow, told):
+  text = program().replace("jit(step)/step", "jit(step)/projection/step")
+  others = machine_code_hlo.others(machine_code_hlo.kernels(text), narrow)
+  assert ("ours" in names(others)) == told
+
+
 def test_a_text_without_an_entry_is_refused():
   with pytest.raises(ValueError, match="has no entry"):
     machine_code_hlo.kernels("HloModule nothing")
+
+
+SUMS = """
+HloModule jit_prefill, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%norm (x: bf16[1024,8]) -> f32[1024] {
+  %x = bf16[1024,8]{1,0} parameter(0)
+  %wider = f32[1024,8]{1,0} convert(%x)
+  %zero = f32[] constant(0.125)
+  ROOT %all = f32[1024]{0} reduce(%wider, %zero), dimensions={1}, to_apply=%add
+}
+
+%count (i: s32[1024,8]) -> s32[1024] {
+  %i = s32[1024,8]{1,0} parameter(0)
+  %none = s32[] constant(0)
+  ROOT %some = s32[1024]{0} reduce(%i, %none), dimensions={1}, to_apply=%add
+}
+
+ENTRY %main (fixed: bf16[1024,8], rows: bf16[1024,8]) -> f32[1024] {
+  %fixed = bf16[1024,8]{1,0} parameter(0)
+  %rows = bf16[1024,8]{1,0} parameter(1)
+  %weight = bf16[32,8]{1,0} parameter(2)
+  %numbers = s32[1024,8]{1,0} parameter(3)
+  %narrow = (f32[1024,32]{1,0}, s8[9]{0}) custom-call(%fixed, %weight), @product
+  %wide = (f32[1024,32]{1,0}, s8[99]{0}) custom-call(%rows, %weight), @product
+  %counted = s32[1024]{0} fusion(%numbers), kind=kLoop, calls=%count
+  ROOT %normed = f32[1024]{0} fusion(%fixed), kind=kCustom, calls=%norm, @norm
+}
+""".replace("@product", 'custom_call_target="__cublas$lt$matmul"').replace(
+  "@norm",
+  'metadata={op_name="jit(prefill)/norms/reduce_sum" stack_frame_id=7}, '
+  'backend_config={"output_tiles":[{"sizes":["8","8"]}]}',
+)
+
+
+def other_sums(text):
+  """Those that a program of 16 chunks, the unchanged text, has not."""
+  return machine_code_hlo.other_sums(text, SUMS, rows=1024)
+
+
+def test_sums_that_differ_in_names_alone_are_the_same():
+  renamed = re.sub(r"%(\w+)", r"%a_\1.7", SUMS)
+  renamed = renamed.replace("norms/reduce_sum", "heads/reduce_sum")
+  assert renamed != SUMS
+  assert other_sums(renamed) == 0
+
+
+@pytest.mark.parametrize(
+  ("of", "to"),
+  [
+    # The layout of what a product writes, then of what a norm reads.
+    ("%narrow = (f32[1024,32]{1,0}", "%narrow = (f32[1024,32]{0,1}"),
+    ("%x = bf16[1024,8]{1,0}", "%x = bf16[1024,8]{0,1}"),
+    # How a norm is cut into tiles, what it multiplies with, over how many rows.
+    ('"sizes":["8","8"]', '"sizes":["4","8"]'),
+    ("constant(0.125)", "constant(0.25)"),
+    ("f32[1024]{0}", "f32[64]{0}"),
+  ],
+)
+def test_a_sum_computed_otherwise_is_another(of, to):
+  changed = SUMS.replace(of, to)
+  assert changed != SUMS
+  assert other_sums(changed) == 1
+
+
+@pytest.mark.parametrize(
+  ("of", "to"),
+  [
+    ("%rows = bf16[1024,8]", "%rows = bf16[64,8]"),
+    ("s32[1024]{0} reduce", "s32[64]{0} reduce"),
+    ("kind=kLoop", "kind=kInput"),
+  ],
+)
+def test_wide_products_and_sums_of_integers_are_not_looked_at(of, to):
+  """The first have the rows of the program; the others have no order."""
+  changed = SUMS.replace(of, to)
+  assert changed != SUMS
+  assert other_sums(changed) == 0

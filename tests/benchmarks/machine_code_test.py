@@ -132,8 +132,8 @@ def test_the_table_has_a_line_per_kernel():
 def test_the_table_of_programs_says_what_did_not_compile():
   failed = {"operation": "mamba_2", "width": 128, "error": "exit code 1"}
   *_, step, told = machine_code_limits.table_of_programs([STEP, failed])
-  assert step == "| gated_delta_rule_step | 128 | 1 | 1 |  | 2 |  |  |  |"
-  assert told == "| mamba_2 | 128 | exit code 1 |  |  |  |  |  |  |"
+  assert step == "| gated_delta_rule_step | 128 | 1 | 1 |  | 2 |  |  |  |  |"
+  assert told == "| mamba_2 | 128 | exit code 1 |  |  |  |  |  |  |  |"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ them; where there is no accelerator, XLA forms of narrow heads, so that the
 command itself is tried.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, preset
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.row_products import row_products
 from sparse_prefix_jax.runtime import programs
 from tests.kernels import operations
 from tests.kernels.attention_step_suite import AttentionStepSuite
@@ -219,24 +222,65 @@ class TestXlaAttention(AttentionSuite):
   implementation = "xla"
 
 
-GROUP = 16
+def some_products(rows, inputs, outputs):
+  """Rows, weights, and the products that the device finds."""
+  random = np.random.default_rng(0)
+  x, *weights = (
+    jnp.asarray(random.standard_normal((n, inputs), np.float32), "bfloat16")
+    for n in (rows, *outputs)
+  )
+  multiply = functools.partial(
+    row_products, implementation=STEPS, precision="highest"
+  )
+  run = jax.jit(multiply)
+  return x, weights, lambda x: jax.tree.map(np.asarray, run(x, weights))
+
+
+PRODUCTS = [
+  *((16, 1024, (3584, 3584)), (64, 1024, (6144, 2048))),
+  *((16, 3584, (1024,)), (64, 2048, (1024,)), (8, 1024, (4096, 512, 512))),
+]
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS)
+def test_products_of_rows_are_exact_but_for_rounding(sizes):
+  x, weights, run = some_products(*sizes)
+  for out, weight in zip(run(x), weights, strict=True):
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    error = np.abs(out.astype(np.float64) - expected)
+    assert (error <= 2**-8 * np.abs(expected) + 1e-5 * expected.max()).all()
+
+
+@pytest.mark.parametrize("sizes", PRODUCTS)
+def test_products_of_a_row_have_its_bits_in_any_place(sizes):
+  x, _, run = some_products(*sizes)
+  order = np.random.default_rng(1).permutation(len(x))
+  alone = run(jnp.full_like(x, jnp.nan).at[3].set(x[3]))
+  for moved, own, out in zip(run(x[order]), alone, run(x), strict=True):
+    assert_same_bits(moved, out[order])
+    assert_same_bits(own[3], out[3])
+
+
+RUNGS = (1, 2, 4, 16)
+GROUP = max(RUNGS)
 
 
 @pytest.fixture(scope="module")
 def group_of_chunks():
-  """A prefill program: tokens [16 c] of 16 requests -> hidden [16 c d]."""
+  """Prefill programs: tokens [n c] of n requests -> hidden [n c d]."""
   config = preset("qwen3_5_0_8b_group" if HAS_KERNELS else "tiny").replace(
-    dtype="bfloat16" if HAS_KERNELS else "float32", ladder=(GROUP,)
+    dtype="bfloat16" if HAS_KERNELS else "float32", ladder=RUNGS
   )
   model = HybridDecoder(config, rngs=nnx.Rngs(0))
   frozen, c = programs.freeze(model), config.numerics.chunk
-  each = np.arange(GROUP, dtype=np.int32)
-  table = np.zeros((GROUP, config.numerics.max_length // c), np.int32)
-  table[:, 0] = each
-  alike = [np.full(GROUP, x, np.int32) for x in (ZERO, NONE, c, 0)]
-  chunks = jax.tree.map(jnp.asarray, Chunks(*alike, each))
 
   def run(tokens):
+    n = len(tokens)
+    each = np.arange(n, dtype=np.int32)
+    table = np.zeros((n, config.numerics.max_length // c), np.int32)
+    table[:, 0] = each
+    alike = [np.full(n, x, np.int32) for x in (ZERO, NONE, c, 0)]
+    chunks = jax.tree.map(jnp.asarray, Chunks(*alike, each))
     group = programs.Group(jnp.asarray(tokens), chunks, jnp.asarray(table))
     pools = model.init_pools(slots=GROUP, pages=GROUP)
     return np.asarray(programs.prefill_group(frozen, pools, group)[0])
@@ -264,3 +308,10 @@ def test_a_chunk_has_its_bits_beside_any_others(group_of_chunks, place):
   others[place] = tokens[place]
   expected = group_of_chunks(tokens)[place]
   assert_same_bits(group_of_chunks(others)[place], expected)
+
+
+@pytest.mark.parametrize("rung", RUNGS[:-1])
+def test_a_chunk_has_its_bits_on_every_rung(group_of_chunks, rung):
+  tokens = some_tokens(0)
+  groups = [group_of_chunks(x) for x in np.split(tokens, GROUP // rung)]
+  assert_same_bits(np.concatenate(groups), group_of_chunks(tokens))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.layers.dense import (
   dense,
+  dense_each,
   kernel,
   product,
   product_of_few,
@@ -30,7 +32,7 @@ def values(seed, *shape, dtype="float32"):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_equals_the_product(dtype):
   x, weight = values(0, 2, 16, 64, dtype=dtype), values(1, 96, 64, dtype=dtype)
-  y = wide_product(x, weight, "highest")
+  y = wide_product(x, weight, Numerics())
   wide, columns = (np.asarray(u).astype(np.float64) for u in (x, weight))
   expected = wide @ columns.T
   tolerance = 1e-6 if dtype == "float32" else 4e-3  # rounded once, at the end
@@ -48,9 +50,9 @@ def test_rows_have_the_same_bits_in_any_program(dtype, inputs, outputs):
   x = values(0, 1024, inputs, dtype=dtype)
   weight = values(1, outputs, inputs, dtype=dtype)
   x = x.reshape(16, 64, inputs)
-  expected = np.asarray(wide_product(x, weight, "highest"))
+  expected = np.asarray(wide_product(x, weight, Numerics()))
   for chunks in (1, 2, 8):
-    y = wide_product(x[-chunks:], weight, "highest")
+    y = wide_product(x[-chunks:], weight, Numerics())
     assert_same_bits(y, expected[-chunks:])
 
 
@@ -60,11 +62,11 @@ def test_a_row_of_a_step_has_one_set_of_bits(rows, dtype):
   """Wherever it stands, and whatever stands beside it."""
   x, weight = values(0, rows, 320, dtype=dtype), values(1, 192, 320)
   weight = weight.astype(jnp.dtype(dtype))
-  y = np.asarray(wide_product(x, weight, "highest"))
-  turned = wide_product(np.roll(x, 1, axis=0), weight, "highest")
+  y = np.asarray(wide_product(x, weight, Numerics()))
+  turned = wide_product(np.roll(x, 1, axis=0), weight, Numerics())
   assert_same_bits(turned, np.roll(y, 1, axis=0))
   lonely = np.concatenate([x[:1], np.zeros_like(x[1:])])
-  alone = np.asarray(wide_product(lonely, weight, "highest"))
+  alone = np.asarray(wide_product(lonely, weight, Numerics()))
   assert_same_bits(alone[:1], y[:1])
   wide = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   tolerance = 1e-6 if dtype == "float32" else 4e-3
@@ -103,7 +105,7 @@ def test_a_weight_has_variance_one_over_inputs(make, shape):
 def test_a_bias_is_added_before_rounding(dtype):
   x, weight = values(0, 2, 64, 64, dtype=dtype), values(1, 64, 64, dtype=dtype)
   weight, bias = jnp.asarray(weight), nnx.Param(values(2, 64, dtype=dtype))
-  biased = jax.jit(lambda x, bias: dense(x, weight, "highest", bias=bias))
+  biased = jax.jit(lambda x, bias: dense(x, weight, Numerics(), bias=bias))
   y = np.asarray(biased(x, bias))
   wide, columns = (np.asarray(u).astype(np.float64) for u in (x, weight))
   expected = wide @ columns.T + np.asarray(bias[...]).astype(np.float64)
@@ -118,7 +120,7 @@ def test_a_bias_is_added_before_rounding(dtype):
 )
 def test_a_gpu_rounds_where_it_adds(given, rounds):
   x, weight = values(0, 128, 64, dtype=given), values(1, 64, 64, dtype=given)
-  run = functools.partial(dense, precision="highest")
+  run = functools.partial(dense, numerics=Numerics())
   program = lowered(run, x, weight, kind=HOPPER)
   (added,) = [x for x in program.splitlines() if "dot_general" in x]
   assert ("-> tensor<128x64xbf16>" in added) == rounds
@@ -134,3 +136,30 @@ def test_many_rows_are_one_product(rows, products):
   program = run.lower(x, weight, "highest").as_text()
   assert program.count("stablehlo.dot_general") == products
   chex.assert_trees_all_close(run(x, weight, "highest"), x @ weight.T)
+
+
+def test_weights_of_one_input_are_those_of_each_alone():
+  shapes = (5, 64), (8, 64), (8, 64), (8,)
+  x, *drawn = (
+    jnp.asarray(values(seed, *shape, dtype="bfloat16"))
+    for seed, shape in enumerate(shapes)
+  )
+  *weights, bias = map(nnx.Param, drawn)
+  together = dense_each(x, weights, Numerics(), biases=(None, bias))
+  for y, weight, own in zip(together, weights, (None, bias), strict=True):
+    assert_same_bits(y, dense(x, weight[...], Numerics(), bias=own))
+
+
+@pytest.mark.parametrize(
+  ("implementation", "kernels"), [("auto", 1), ("xla", 0)]
+)
+def test_a_step_on_a_gpu_reads_weights_of_one_input_at_once(
+  implementation, kernels
+):
+  x = jnp.zeros((16, 128), jnp.bfloat16)
+  weights = [nnx.Param(jnp.zeros((64, 128), jnp.bfloat16)) for _ in range(2)]
+  numerics = Numerics(implementation=implementation, dtype="bfloat16")
+  run = functools.partial(dense_each, weights=weights, numerics=numerics)
+  program = lowered(run, x, kind=HOPPER)
+  assert program.count("stablehlo.custom_call @mosaic_gpu") == kernels
+  assert program.count("stablehlo.dot_general") == 2 * (1 - kernels)

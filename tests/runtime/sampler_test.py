@@ -1,22 +1,35 @@
 """The sampling program against float64 NumPy, and rows that know no batch."""
 
+import contextlib
 import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.runtime import sampler
+from sparse_prefix_jax.runtime import row_sampler, sampler
 from sparse_prefix_jax.serving.sampling import (
   Sampling,
   SamplingRow,
   sampling_rows,
 )
+from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.runtime import sampling_reference as reference
+
+# Rows are steps of a loop, and on a GPU they stand side by side.
+on_both = pytest.mark.usefixtures("one_by_one_or_side_by_side")
 
 VOCAB = 40
 MANY, FEW, SLOT = 512, 8, 1
+
+
+@pytest.fixture(params=[False, True], ids=["one_by_one", "side_by_side"])
+def one_by_one_or_side_by_side(request):
+  around = traced_for(HOPPER) if request.param else contextlib.nullcontext()
+  with around:
+    yield
 
 
 def random_logits(rows, seed=0, vocab=VOCAB):
@@ -48,6 +61,7 @@ def counts_for(prompt, decoded, vocab=VOCAB):
   return sampler.set_counts(sampler.no_counts(vocab, 2), SLOT, row)
 
 
+@on_both
 def test_greedy_is_the_first_largest_logit():
   logits = random_logits(MANY).round(1)  # many are equal
   logits[0] = 0.0
@@ -58,6 +72,7 @@ def test_greedy_is_the_first_largest_logit():
   np.testing.assert_array_equal(drawn.ids, logits.argmax(axis=1))
 
 
+@on_both
 def test_log_probabilities_are_those_of_the_model():
   logits = random_logits(8)
   sampling = Sampling(temperature=0.5, top_k=2, logit_bias={1: 5.0}, best=3)
@@ -69,7 +84,7 @@ def test_log_probabilities_are_those_of_the_model():
     if row == 7:
       assert (drawn.best_ids[row] == -1).all()
       continue
-    order = reference.descending(logits[row])[: sampler.MOST_BEST]
+    order = reference.descending(logits[row])[: row_sampler.MOST_BEST]
     assert drawn.best_ids[row].tolist() == order
     best = drawn.best_logprobs[row]
     np.testing.assert_allclose(best, expected[order], atol=1e-5)
@@ -79,7 +94,7 @@ def test_log_probabilities_are_those_of_the_model():
 
 @functools.cache
 def kept_program():
-  return jax.jit(sampler.kept_ids)
+  return jax.jit(row_sampler.kept_ids)
 
 
 def kept(scaled, **rules):
@@ -193,6 +208,7 @@ def test_draws_have_the_distribution(fields):
   assert chi_square(ids, expected) < 5
 
 
+@on_both
 def test_draws_with_penalties_and_a_mask_have_the_distribution():
   fields = {
     "temperature": 1.0,
@@ -240,6 +256,7 @@ def test_the_three_parts_of_the_key_are_not_one_number():
   assert len(set(zip(*map(np.ndarray.tolist, drawn)))) == len(made)
 
 
+@on_both
 def test_penalties_move_the_largest_logit():
   logits = random_logits(2)
   for fields in (
@@ -256,6 +273,7 @@ def test_penalties_move_the_largest_logit():
     assert drawn.ids.tolist() == [expected.argmax(), logits[1].argmax()]
 
 
+@on_both
 def test_counts_follow_what_is_drawn():
   """As if they were counted again from the ids, for whoever was preempted."""
   counts = counts_for([1, 2], [2])
@@ -268,6 +286,7 @@ def test_counts_follow_what_is_drawn():
   np.testing.assert_array_equal(counts, expected)
 
 
+@on_both
 def test_a_mask_of_one_id_draws_it():
   for token in (0, 31, 32, VOCAB - 1):
     mask = np.arange(VOCAB) == token
@@ -296,6 +315,8 @@ def assert_rows_know_no_batch(call):
     (7, 0, 2),
     (7, 3, 3),
     (7, 6, 4),
+    (20, 1, 5),
+    (20, 19, 6),
   ]:
     batch = random_logits(size, seed=seed, vocab=333)
     batch[place] = logits
@@ -308,6 +329,7 @@ def assert_rows_know_no_batch(call):
   assert len(found) == 1
 
 
+@on_both
 def test_rows_know_no_batch():
   assert_rows_know_no_batch(run)
 
@@ -322,6 +344,7 @@ def test_a_key_of_the_step_would_be_caught():
     assert_rows_know_no_batch(by_step)
 
 
+@on_both
 def test_one_program_serves_all_parameters():
   run_few(random_logits(2), [None, None], [0, 1])
   before = sampler.sample._cache_size()
@@ -333,3 +356,14 @@ def test_one_program_serves_all_parameters():
 def test_a_single_row_is_refused():
   with pytest.raises(ValueError, match="at least 2"):
     run(random_logits(1), [Sampling()], [0])
+
+
+def test_side_by_side_nothing_is_asked_of_a_row_alone():
+  """Each step of a loop, and each condition, is a wait for the host."""
+  rows = sampling_rows([Sampling()] * 16, VOCAB)
+  counts, positions = sampler.no_counts(VOCAB), np.zeros(16, np.int32)
+  given = jnp.asarray(random_logits(16)), rows, counts, positions
+  text = lowered(sampler.sample, *given, kind=HOPPER)
+  # Penalties, a draw, its top-k and top-p, the best; and the two searches.
+  assert text.count("stablehlo.case") == 5
+  assert text.count("stablehlo.while") == 2

@@ -15,13 +15,13 @@ from jaxtyping import Array, Int32
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import build_plan
+from sparse_prefix_jax.runtime.row_sampler import Sampled
 from sparse_prefix_jax.runtime.run import (
   HeadRows,
   dispatch_groups,
   head_blocks,
   last_rows,
 )
-from sparse_prefix_jax.runtime.sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
 from sparse_prefix_jax.serving.decode import step_input
 from sparse_prefix_jax.serving.scheduler.life import Life

@@ -7,6 +7,7 @@ import numpy as np
 
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime import sampler
+from sparse_prefix_jax.runtime.row_sampler import NO_COUNTS, Sampled
 from sparse_prefix_jax.serving.sampling import (
   Sampling,
   SamplingRow,
@@ -81,7 +82,7 @@ class DeviceSampler:
     """An id of a seat was read."""
     self._sitting[seat].answer.append(token)
 
-  def sample(self, logits: jax.Array, rows: SampleRows) -> sampler.Sampled:
+  def sample(self, logits: jax.Array, rows: SampleRows) -> Sampled:
     """Draws one id for every row."""
     asked = [self._row(seat) for seat in rows.seat.tolist()]
     drawn, self._counts = sampler.sample(
@@ -94,7 +95,7 @@ class DeviceSampler:
     if seat >= self._seats:
       return None
     here = self._sitting[seat]
-    counts = seat if here.sampling.has_penalties else sampler.NO_COUNTS
+    counts = seat if here.sampling.has_penalties else NO_COUNTS
     allowed = here.sampling.allowed_after(here.answer, self._vocab)
     return SamplingRow(here.sampling, here.sample, counts, allowed)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array
 
-from sparse_prefix_jax.runtime.sampler import Sampled
+from sparse_prefix_jax.runtime.row_sampler import Sampled
 
 
 class SampleRows(NamedTuple):

@@ -13,7 +13,7 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.runtime.sampler import Sampled
+from sparse_prefix_jax.runtime.row_sampler import Sampled
 from sparse_prefix_jax.runtime.segment import Segment
 from sparse_prefix_jax.serving.scheduler import work
 from sparse_prefix_jax.serving.scheduler.dispatcher import Chosen, Dispatcher

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.device import __main__ as device
 from benchmarks.device import parts
 from benchmarks.device.parts import Part
+from sparse_prefix_jax.models.presets import PRESETS
 from tests.project import checkout
 
 REPORT = """<testsuites><testsuite>
@@ -113,6 +114,19 @@ def test_parts_of_a_gpu_have_names_of_their_own_and_end_in_time():
   beside = max(part.seconds for part in found if not part.alone)
   assert all(part.seconds < 600 for part in found)
   assert beside <= 240
+
+
+def test_every_tiny_model_is_checked_on_a_gpu():
+  given = [x for part in parts.on_gpu() for x in part.arguments]
+  found = [
+    name
+    for x in given
+    if x.startswith("--model=") and "_tiny" in x
+    for name in x.removeprefix("--model=").split(",")
+  ]
+  # One of that name is no small model.
+  wanted = {x for x in PRESETS if x.endswith("_tiny")} - {"granite_4_h_tiny"}
+  assert sorted(found) == sorted(wanted)
 
 
 @pytest.mark.slow

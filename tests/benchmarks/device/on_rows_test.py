@@ -13,3 +13,9 @@ def test_every_program_takes_rows_of_its_width(width):
     out = run(weight, x)
     columns = int(name.split()[2]) if name.startswith("product") else width
     assert out.shape == (4, columns)
+
+
+def test_the_widest_products_are_those_of_a_model_that_has_them():
+  columns = [x.split()[2] for x in on_rows(1024, "bfloat16") if "with" in x]
+  assert columns == ["512", "1024", "2048", "6144", "8192"]
+  assert "product with 6144 columns" not in on_rows(64, "bfloat16")

@@ -1,0 +1,64 @@
+"""row_products: rows of a step times several weights, in one pass over them."""
+
+from collections.abc import Sequence
+
+from jax import lax
+from jaxtyping import Array, Float
+
+from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
+from sparse_prefix_jax.kernels.row_products import mosaic_gpu, xla
+
+IMPLEMENTATIONS = (mosaic_gpu.IMPLEMENTATION, plain(xla.multiply))
+
+
+def row_products(
+  x: Float[Array, "b i"],
+  weights: Sequence[Float[Array, "_ i"]],
+  *,
+  precision: lax.PrecisionLike = None,
+  implementation: Choice = None,
+) -> tuple[Float[Array, "b _"], ...]:
+  """Multiplies the rows of a step by weights, added up in float32.
+
+  A row of a result depends on that row of x alone, and on how many rows there
+  are. Weights of one input share a launch where a kernel takes them.
+
+  Args:
+    x: The rows, one for each running sequence.
+    weights: A row for each output, all of the dtype of x.
+    precision: Of XLA's products; those of bfloat16 are exact.
+    implementation: A name, a config, or None for the best that fits.
+
+  Returns:
+    x W^T for every weight, in the dtype of x.
+
+  Raises:
+    ValueError: If there is no weight, if shapes or dtypes do not belong
+      together, or if no implementation fits, with the reason of each.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> one, two = jnp.eye(2), jnp.ones((1, 2))
+    >>> [y.tolist() for y in row_products(jnp.array([[1.0, 2.0]]), [one, two])]
+    [[[1.0, 2.0]], [[3.0]]]
+  """
+  if not weights:
+    raise ValueError("row_products has no weight; it takes one or more.")
+  for index, weight in enumerate(weights):
+    name = f"weights[{index}]"
+    check_axes("row_products", x=(x, "b i"), **{name: (weight, "o i")})
+    if weight.dtype != x.dtype:
+      raise ValueError(
+        f"{name} of row_products is of {weight.dtype}, and x of {x.dtype}; "
+        "they must be of one dtype."
+      )
+  return tuple(
+    dispatch(
+      "row_products",
+      implementation,
+      IMPLEMENTATIONS,
+      *(x, *weights),
+      precision=lax.Precision(precision),
+    )
+  )
