@@ -1,3 +1,6 @@
+import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -6,6 +9,8 @@ from absl import flags
 
 from benchmarks import command_line
 from sparse_prefix_jax import preset
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def listed(text):
@@ -129,43 +134,78 @@ def test_errors_of_ours_keep_their_traceback():
     raise KeyError("bug")
 
 
-@pytest.mark.parametrize(
-  "arguments, sentence",
-  [
-    (["aot", "--targets=v5"], "aot: --targets has 'v5'; it knows v5e, "),
-    (["growth", "--lengths=1024,x,4096"], "growth: --lengths has 'x'"),
-    (["growth", "--entries=10,100"], "growth: --entries needs at least 3"),
-    (["capture", "--preset=huge"], "capture: --preset: preset is 'huge'"),
-    (["capture", "--states=9999"], "capture: --states is 9999; it must be <="),
-    (["placement", "--output=/"], "placement: Is a directory: /"),
-    (["path_independence", "word"], "path_independence: takes no words"),
-    (["serving", "--loads=0.8,0"], "serving: --loads has '0'; a load is above"),
-    (["serving", "--loads="], "serving: --loads needs at least one"),
-    (["serving", "--placements=last,x"], "serving: placement must be one of"),
-    (["serving", "--placements="], "serving: --placements needs at least one"),
-    (
-      ["decode_against_transformers", "--batches=0"],
-      "decode_against_transformers: --batches has '0'",
-    ),
-    (
-      ["prefill_against_transformers", "--lengths=1000"],
-      "prefill_against_transformers: --lengths has '1000'",
-    ),
-    (
-      ["paper_dry_run", "--anchor=/no/such", "--data=."],
-      "paper_dry_run: No such file or directory: /no/such",
-    ),
-    (
-      ["pareto", "--requests=x.npz", "--strategies=dp:x"],
-      "pareto: budget of 'dp:x' is no number",
-    ),
-  ],
-)
-def test_every_benchmark_refuses_before_it_measures(arguments, sentence):
-  command = [sys.executable, "-m", f"benchmarks.{arguments[0]}"]
+REFUSED = [
+  (["aot", "--targets=v5"], "aot: --targets has 'v5'; it knows v5e, "),
+  (["growth", "--lengths=1024,x,4096"], "growth: --lengths has 'x'"),
+  (["growth", "--entries=10,100"], "growth: --entries needs at least 3"),
+  (["capture", "--preset=huge"], "capture: --preset: preset is 'huge'"),
+  (["capture", "--states=9999"], "capture: --states is 9999; it must be <="),
+  (["placement", "--output=/"], "placement: Is a directory: /"),
+  (["path_independence", "word"], "path_independence: takes no words"),
+  (["serving", "--loads=0.8,0"], "serving: --loads has '0'; a load is above"),
+  (["serving", "--loads="], "serving: --loads needs at least one"),
+  (["serving", "--placements=last,x"], "serving: placement must be one of"),
+  (["serving", "--placements="], "serving: --placements needs at least one"),
+  (
+    ["decode_against_transformers", "--batches=0"],
+    "decode_against_transformers: --batches has '0'",
+  ),
+  (
+    ["prefill_against_transformers", "--lengths=1000"],
+    "prefill_against_transformers: --lengths has '1000'",
+  ),
+  (
+    ["paper_dry_run", "--anchor=/no/such", "--data=."],
+    "paper_dry_run: No such file or directory: /no/such",
+  ),
+  (
+    ["pareto", "--requests=x.npz", "--strategies=dp:x"],
+    "pareto: budget of 'dp:x' is no number",
+  ),
+]
+# Each in a process of its own, forked from one that has imported what all need,
+# and has no backend yet, so no threads.
+FORKS = """
+import json, os, runpy, sys
+import benchmarks.command_line
+for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
+  child = os.fork()
+  if child == 0:
+    for stream in (1, 2):
+      os.dup2(os.open(f"{number}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv[1:] = arguments
+    runpy.run_module(f"benchmarks.{module}", None, "__main__", alter_sys=True)
+    sys.exit()
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+  """Status, output and errors of each of these command lines."""
+  folder = tmp_path_factory.mktemp("refusals")
+  given = json.dumps([arguments for arguments, _ in REFUSED])
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
   done = subprocess.run(
-    [*command, *arguments[1:]], capture_output=True, text=True, timeout=100
+    [sys.executable, "-c", FORKS, given],
+    cwd=folder,
+    env={**os.environ, "PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+    timeout=300,
   )
-  assert done.returncode == 1
-  assert done.stderr.startswith(sentence), done.stderr
-  assert "Traceback" not in done.stderr and not done.stdout
+  assert done.returncode == 0 and not done.stderr, done.stderr
+  return [
+    (int(status), *((folder / f"{i}.{n}").read_text("utf-8") for n in (1, 2)))
+    for i, status in enumerate(done.stdout.split())
+  ]
+
+
+@pytest.mark.parametrize(
+  "number", range(len(REFUSED)), ids=[" ".join(given) for given, _ in REFUSED]
+)
+def test_every_benchmark_refuses_before_it_measures(number, refusals):
+  status, output, errors = refusals[number]
+  assert status == 1
+  assert errors.startswith(REFUSED[number][1]), errors
+  assert "Traceback" not in errors and not output

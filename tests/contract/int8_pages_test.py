@@ -42,7 +42,11 @@ def test_no_layer_breaks_a_rule(dtype):
   assert check(int8_model(dtype=dtype), lives=0) == ()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+# In float32 a second turn below shows what schedules find.
+@pytest.mark.parametrize(
+  "dtype",
+  [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"],
+)
 def test_random_schedules_differ_in_no_bit(dtype):
   cold, compared = cold_runs(page_dtype="int8", dtype=dtype), 0
   for seed in range(6):

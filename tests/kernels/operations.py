@@ -87,11 +87,11 @@ class Operation:
   def empty_call(self, n: int, slots: int) -> tuple[Any, ...]:
     """Inputs, pool and chunks of a call in which no chunk is active."""
     inputs = [
-      jnp.zeros((n, self.chunk, *x.shape[1:]), x.dtype)
+      jnp.asarray(np.zeros((n, self.chunk, *x.shape[1:]), x.dtype))
       for x in self.tokens(0, 1)
     ]
-    pool = jnp.zeros((slots, *self.slot), self.pool_dtype)
-    return *inputs, pool, chunks_of([], n, self.chunk)
+    pool = np.zeros((slots, *self.slot), jnp.dtype(self.pool_dtype))
+    return *inputs, jnp.asarray(pool), chunks_of([], n, self.chunk)
 
 
 def matrix_state_cases(keys: tuple[str, ...], beta: bool) -> dict[str, Any]:

@@ -26,7 +26,8 @@ wide_product = jax.jit(dense, static_argnums=2)
 
 
 def values(seed, *shape, dtype="float32"):
-  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+  drawn = np.random.default_rng(seed).standard_normal(shape, np.float32)
+  return drawn.astype(jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -61,11 +62,12 @@ def test_rows_have_the_same_bits_in_any_program(dtype, inputs, outputs):
 def test_a_row_of_a_step_has_one_set_of_bits(rows, dtype):
   """Wherever it stands, and whatever stands beside it."""
   x, weight = values(0, rows, 320, dtype=dtype), values(1, 192, 320)
-  weight = weight.astype(dtype)
+  weight = weight.astype(jnp.dtype(dtype))
   y = np.asarray(wide_product(x, weight, Numerics()))
-  turned = wide_product(jnp.roll(x, 1, axis=0), weight, Numerics())
+  turned = wide_product(np.roll(x, 1, axis=0), weight, Numerics())
   assert_same_bits(turned, np.roll(y, 1, axis=0))
-  alone = wide_product(jnp.zeros_like(x).at[0].set(x[0]), weight, Numerics())
+  lonely = np.concatenate([x[:1], np.zeros_like(x[1:])])
+  alone = np.asarray(wide_product(lonely, weight, Numerics()))
   assert_same_bits(alone[:1], y[:1])
   wide = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
   tolerance = 1e-6 if dtype == "float32" else 4e-3
@@ -103,9 +105,9 @@ def test_a_weight_has_variance_one_over_inputs(make, shape):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_bias_is_added_before_rounding(dtype):
   x, weight = values(0, 2, 64, 64, dtype=dtype), values(1, 64, 64, dtype=dtype)
-  bias = nnx.Param(values(2, 64, dtype=dtype))
+  weight, bias = jnp.asarray(weight), nnx.Param(values(2, 64, dtype=dtype))
   biased = jax.jit(lambda x, bias: dense(x, weight, Numerics(), bias=bias))
-  y = biased(x, bias)
+  y = np.asarray(biased(x, bias))
   wide, columns = (np.asarray(u).astype(np.float64) for u in (x, weight))
   expected = wide @ columns.T + np.asarray(bias[...]).astype(np.float64)
   tolerance = 1e-6 if dtype == "float32" else 4e-3
@@ -131,16 +133,19 @@ def test_a_gpu_rounds_where_it_adds(given, rounds):
 def test_many_rows_are_one_product(rows, products):
   """Training gives thousands to the head, and nobody may give none."""
   run = jax.jit(product_of_few, static_argnums=2)
-  x, weight = jnp.ones((rows, 64)), jnp.ones((128, 64))
+  x, weight = (np.ones((n, 64), np.float32) for n in (rows, 128))
   program = run.lower(x, weight, "highest").as_text()
   assert program.count("stablehlo.dot_general") == products
   chex.assert_trees_all_close(run(x, weight, "highest"), x @ weight.T)
 
 
 def test_weights_of_one_input_are_those_of_each_alone():
-  x = values(0, 5, 64, dtype="bfloat16")
-  weights = [values(s, 8, 64, dtype="bfloat16") for s in (1, 2)]
-  bias = nnx.Param(values(3, 8, dtype="bfloat16"))
+  shapes = (5, 64), (8, 64), (8, 64), (8,)
+  x, *drawn = (
+    jnp.asarray(values(seed, *shape, dtype="bfloat16"))
+    for seed, shape in enumerate(shapes)
+  )
+  *weights, bias = *drawn[:2], nnx.Param(drawn[2])
   together = dense_each(x, weights, Numerics(), biases=(None, bias))
   for y, weight, own in zip(together, weights, (None, bias), strict=True):
     assert_same_bits(y, dense(x, weight, Numerics(), bias=own))

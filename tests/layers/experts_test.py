@@ -18,6 +18,7 @@ from tests.layers import reference
 C, D, N = 16, 48, 4
 TABLE = np.zeros((N, 8), np.int32)
 run = jax.jit(lambda layer, *inputs: layer(*inputs)[0])
+run_for_closeness = jax.jit(lambda layer, *inputs: layer(*inputs)[0])
 step = jax.jit(lambda layer, *inputs: layer.step(*inputs)[0])
 
 
@@ -84,13 +85,15 @@ def shares(layer, scores):
   return share, parts.reshape(ranked.shape)
 
 
-def in_chunks(layer, xs):
+def in_chunks(layer, xs, run=run):
   jobs = [Job(x.shape[0]) for x in xs]
   packed = pack(jobs, xs, N, C, padding=0)
-  y = run(layer, packed, BranchPools(), chunks_of(jobs, N, C), TABLE)
+  chunks = chunks_of(jobs, N, C)
+  y = np.asarray(run(layer, packed, BranchPools(), chunks, TABLE))
   return y, unpack(jobs, y, C)
 
 
+@pytest.mark.usefixtures("little_optimisation")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
   "changes",
@@ -108,7 +111,7 @@ def in_chunks(layer, xs):
 def test_equals_the_formula(dtype, changes):
   layer = make_layer(dtype, **changes)
   xs = [rows_of(20, dtype), rows_of(7, dtype, seed=1)]
-  _, outs = in_chunks(layer, xs)
+  _, outs = in_chunks(layer, xs, run_for_closeness)
   tolerance = 1e-5 if dtype == "float32" else 2e-2
   for x, got in zip(xs, outs, strict=True):
     assert got.dtype == x.dtype
@@ -136,7 +139,7 @@ def test_padding_is_never_routed():
   layer, x = make_layer(), rows_of(5)
   packed = pack([Job(5)], [x], N, C, padding=np.nan)
   chunks = chunks_of([Job(5)], N, C)
-  y = run(layer, packed, BranchPools(), chunks, TABLE)
+  y = np.asarray(run(layer, packed, BranchPools(), chunks, TABLE))
   _, (clean,) = in_chunks(layer, [x])
   assert differing_bits(y.reshape(-1, D)[:5], clean) == 0
 
@@ -150,15 +153,15 @@ def test_a_step_does_not_see_its_row_or_other_rows(dtype):
     rows = Rows(zeros, zeros, zeros, jnp.asarray(active))
     return step(layer, jnp.asarray(x), BranchPools(), rows, TABLE)
 
-  every = stepped(x, [True] * 4)
+  every = np.asarray(stepped(x, [True] * 4))
   assert reference.distance(every, expected(layer, x)) <= 2e-2
   for shift in (1, 2, 3):
     moved = stepped(np.roll(x, shift, axis=0), [True] * 4)
     assert differing_bits(np.roll(moved, -shift, axis=0), every) == 0
   free = x.copy()
   free[[0, 2]] = np.nan
-  some = stepped(free, [False, True, False, True])
-  assert differing_bits(some[jnp.array([1, 3])], every[jnp.array([1, 3])]) == 0
+  some = np.asarray(stepped(free, [False, True, False, True]))
+  assert differing_bits(some[[1, 3]], every[[1, 3]]) == 0
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,7 @@ def test_a_step_multiplies_no_more_rows_than_it_has():
   assert found == ["4"] * 3
 
 
+@pytest.mark.usefixtures("little_optimisation")
 def test_gradients_reach_router_and_experts():
   layer, jobs = make_layer(), [Job(20)]
   packed = pack(jobs, [rows_of(20)], N, C, padding=0)
@@ -191,9 +195,9 @@ def test_gradients_reach_router_and_experts():
     y = layer(packed, BranchPools(), chunks, jnp.asarray(TABLE))[0]
     return jnp.sum(jnp.square(y))
 
-  gradients = jax.grad(loss)(layer)
+  gradients = jax.device_get(jax.jit(jax.grad(loss))(layer))
   for leaf in jax.tree.leaves(gradients):
-    assert jnp.isfinite(leaf).all() and jnp.abs(leaf).max() > 0
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ SLOW_PAIR = pytest.param(side_by_side, marks=pytest.mark.slow)
   [
     ("float32", toy),
     ("float32", side_by_side),
-    ("bfloat16", toy),
+    pytest.param("bfloat16", toy, marks=pytest.mark.slow),
     pytest.param("bfloat16", side_by_side, marks=pytest.mark.slow),
   ],
 )
