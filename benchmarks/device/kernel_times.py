@@ -6,11 +6,13 @@ nothing else. The profiler of JAX writes down when each kernel began and ended.
 
 import collections
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+
+_TOLD = 12
 
 
 def kernel_seconds(run: Callable[[], Any]) -> dict[str, list[float]]:
@@ -35,6 +37,28 @@ def kernel_seconds(run: Callable[[], Any]) -> dict[str, list[float]]:
   if not found:
     raise RuntimeError("the profiler recorded no kernel on this device")
   return dict(found)
+
+
+def told(kernels: Mapping[str, Sequence[float]], calls: int) -> dict[str, Any]:
+  """What kernels take of a call, and which of them the most.
+
+  Args:
+    kernels: As `kernel_seconds` found them, of several calls.
+    calls: How many these were.
+  """
+  most = sorted(kernels, key=lambda name: -sum(kernels[name]))[:_TOLD]
+  return {
+    "kernel_seconds": sum(map(sum, kernels.values())) / calls,
+    "kernels": sum(map(len, kernels.values())) / calls,
+    "longest": [
+      {
+        "kernel": name,
+        "calls": len(kernels[name]) / calls,
+        "seconds": sum(kernels[name]) / calls,
+      }
+      for name in most
+    ],
+  }
 
 
 def _events(path: str) -> Iterator[tuple[str, float]]:

@@ -22,7 +22,7 @@ from flax import nnx
 
 from benchmarks import command_line
 from benchmarks.device.copying import bandwidth
-from benchmarks.device.kernel_times import kernel_seconds
+from benchmarks.device.kernel_times import kernel_seconds, told
 from benchmarks.record import write_result
 from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, Chunks, Rows
@@ -41,7 +41,6 @@ _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed turns.", 1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 _CHUNK = 64
-_TOLD = 12
 
 
 def _model(rows: int) -> HybridDecoder:
@@ -123,20 +122,7 @@ def _measured(run: Callable[[], Any]) -> dict[str, Any]:
     if turn:
       times.append((time.perf_counter() - start) / calls)
   kernels = kernel_seconds(lambda: [run() for _ in range(calls)])
-  most = sorted(kernels, key=lambda name: -sum(kernels[name]))[:_TOLD]
-  return {
-    "seconds": statistics.median(times),
-    "kernel_seconds": sum(map(sum, kernels.values())) / calls,
-    "kernels": sum(map(len, kernels.values())) / calls,
-    "longest": [
-      {
-        "kernel": name,
-        "calls": len(kernels[name]) / calls,
-        "seconds": sum(kernels[name]) / calls,
-      }
-      for name in most
-    ],
-  }
+  return {"seconds": statistics.median(times), **told(kernels, calls)}
 
 
 def _tell(name: str, row: dict[str, Any]) -> None:

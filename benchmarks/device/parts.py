@@ -101,45 +101,56 @@ def _compiled(part: Part) -> Part:
   return part._replace(name=f"{part.name}_compiles", alone=False, seconds=200)
 
 
-def on_gpu(tests: str = "") -> list[Part]:
-  """What eight minutes on an H100 or H200 have room for, the best first.
-
-  Args:
-    tests: Which of the suite's; all if it is empty.
-  """
-  kernels, against = "benchmarks.kernels", "against_transformers"
-  steady = "--calls=20", "--repeats=5"
+def _gated(steady: Sequence[str]) -> tuple[Part, Part]:
+  """The gated delta rule beside others' kernels, without captures and with."""
   gated = "--operations=gated_delta_rule", "--noxla", *steady
   against_others = _timed(
     "gated_delta_rule",
-    kernels,
+    "benchmarks.kernels",
     *(*gated, "--requests=1,4", "--heads=16,32"),
     *("--tokens=2048,8192", "--captures=0"),
     seconds=120,
   )
   capturing = _timed(
     "gated_delta_rule_captures",
-    kernels,
+    "benchmarks.kernels",
     *(*gated, "--requests=1", "--heads=32", "--tokens=2048", "--captures=0,8"),
     seconds=60,
   )
-  models = [
+  return against_others, capturing
+
+
+def _models() -> list[Part]:
+  """A layer group's programs, and its answers and prompts beside others'."""
+  return [
     _timed("layer_group", "benchmarks.device.layer_group", seconds=90),
     _timed(
       "decode",
-      f"benchmarks.decode_{against}",
+      "benchmarks.decode_against_transformers",
       *("--dtype=bfloat16", "--device=cuda"),
       *("--contexts=2048", "--batches=16", "--ladder=4"),
       seconds=120,
     ),
     _timed(
       "prefill",
-      f"benchmarks.prefill_{against}",
+      "benchmarks.prefill_against_transformers",
       *("--dtype=bfloat16", "--device=cuda", "--cold"),
       *("--lengths=2048,8192", "--ladder=16"),
       seconds=120,
     ),
   ]
+
+
+def on_gpu(tests: str = "") -> list[Part]:
+  """What eight minutes on an H100 or H200 have room for, the best first.
+
+  Args:
+    tests: Which of the suite's; all if it is empty.
+  """
+  kernels = "benchmarks.kernels"
+  steady = "--calls=20", "--repeats=5"
+  against_others, capturing = _gated(steady)
+  models = _models()
   return [
     _suite(10, 240, tests),
     *map(_compiled, (*models, against_others)),

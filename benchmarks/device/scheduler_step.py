@@ -15,7 +15,7 @@ from absl import app, flags
 from flax import nnx
 
 from benchmarks import command_line
-from benchmarks.device.kernel_times import kernel_seconds
+from benchmarks.device.kernel_times import kernel_seconds, told
 from benchmarks.record import write_result
 from benchmarks.sides import OurAnswers
 from sparse_prefix_jax import HybridDecoder
@@ -29,7 +29,7 @@ _CONTEXT = flags.DEFINE_integer("context", 2048, "Tokens before.", 64)
 _STEPS = flags.DEFINE_integer("steps", 40, "Timed steps.", 2)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
-_WARM, _PROFILED, _TOLD = 10, 5, 12
+_WARM, _PROFILED = 10, 5
 
 
 def _answers() -> OurAnswers:
@@ -53,20 +53,7 @@ def _measured(answers: OurAnswers) -> dict[str, Any]:
     return answers.cache.pools
 
   kernels = kernel_seconds(profiled)
-  most = sorted(kernels, key=lambda name: -sum(kernels[name]))[:_TOLD]
-  return {
-    "seconds": statistics.median(times),
-    "kernel_seconds": sum(map(sum, kernels.values())) / _PROFILED,
-    "kernels": sum(map(len, kernels.values())) / _PROFILED,
-    "longest": [
-      {
-        "kernel": name,
-        "calls": len(kernels[name]) / _PROFILED,
-        "seconds": sum(kernels[name]) / _PROFILED,
-      }
-      for name in most
-    ],
-  }
+  return {"seconds": statistics.median(times), **told(kernels, _PROFILED)}
 
 
 def main(argv: list[str]) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from sparse_prefix_jax.kernels.implementations import current_device
 
@@ -47,7 +48,8 @@ def compiler_options() -> dict[str, bool | int] | None:
 class Program:
   """A function that is jitted with those options when it is first called.
 
-  It is called and lowered as a jitted function is. Until then no device is
+  It is called and lowered as a jitted function is, inside of a larger program,
+  too, which has to have the options then. Until then no device is
   looked for: that a module is imported must not choose one.
 
   Example:
@@ -84,15 +86,27 @@ class Program:
 
   def _program(self, arguments: tuple[Any, ...]) -> Any:
     """Finds the jitted function for these arguments."""
-    del arguments
-    return self._jitted(None, **self._options)
+    return self._jitted(arguments, None, **self._options)
 
-  def _jitted(self, key: Any, **options: Any) -> Any:
-    """Makes the jitted function of a key; there is one for each, and device."""
+  def _jitted(
+    self, arguments: tuple[Any, ...], key: Any, **options: Any
+  ) -> Any:
+    """Makes the jitted function of a key; there is one for each, and device.
+
+    Inside a larger program the options are those of that one, and `jax.jit`
+    takes none.
+    """
     chosen = compiler_options()
+    if chosen is not None and _is_traced(arguments):
+      chosen = None
     key = key, chosen is None
     if key not in self._programs:
       self._programs[key] = jax.jit(
         self._function, compiler_options=chosen, **options
       )
     return self._programs[key]
+
+
+def _is_traced(arguments: tuple[Any, ...]) -> bool:
+  """Whether a larger program is being made of these."""
+  return any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))

@@ -167,6 +167,7 @@ class PoolProgram(Program):
     key = (structure, formats) if any(formats) else None
     given = None if key is None else jax.tree.unflatten(structure, formats)
     return self._jitted(
+      arguments,
       key,
       donate_argnums=self._index,
       out_shardings=None if given is None else self._results(given),

@@ -19,11 +19,10 @@ from tests.kernels.devices import HOPPER, lowered, traced_for
 from tests.runtime import sampling_reference as reference
 from tests.trees import assert_same_bits
 
-# Rows are steps of a loop, and on a GPU they stand side by side.
+# Rows are steps of a loop; on a GPU they stand side by side.
 on_both = pytest.mark.usefixtures("one_by_one_or_side_by_side")
 
-VOCAB = 40
-MANY, FEW, SLOT = 512, 8, 1
+VOCAB, MANY, FEW, SLOT = 40, 512, 8, 1
 
 
 @pytest.fixture(params=[False, True], ids=["one_by_one", "side_by_side"])
