@@ -24,15 +24,15 @@ from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import Trace
 
 POLICIES: tuple[tuple[str, float | None, str | None, str | None], ...] = (
-  ("last", None, "fifo", None),
-  ("last", None, "lru", None),
-  ("last", None, "branch_lru", None),
-  ("last", None, "marconi", None),
-  ("last", None, "greedy_dual", None),
-  ("conditional", 1, "lru", None),
-  ("conditional", 2, "lru", None),
+  ("last", None, "fifo", "undivided"),
+  ("last", None, "lru", "undivided"),
+  ("last", None, "branch_lru", "undivided"),
+  ("last", None, "marconi", "undivided"),
+  ("last", None, "greedy_dual", "undivided"),
+  ("conditional", 1, "lru", "undivided"),
+  ("conditional", 2, "lru", "undivided"),
+  ("adaptive", None, None, "undivided"),
   ("adaptive", None, None, None),
-  ("adaptive", None, None, "chosen"),
 )
 """Placement, budget, which state goes first, and how the capacity is divided:
 not at all, or as the requests say, which is what a server does."""
@@ -95,7 +95,7 @@ def _reports(
   """A replay by every policy."""
   return {
     policy_name(name, budget, eviction)
-    + (" divided" if share else ""): simulate(
+    + ("" if share else " divided"): simulate(
       trace,
       PlacementPolicy(name, budget, trace.block),
       Capacity("bytes", amount),

@@ -58,7 +58,7 @@ def cell(trace: Trace, placement: str, gib: float) -> dict:
   """One trace, placement and capacity."""
   shares = np.linspace(0.02, 0.9, _FIXED.value).round(3).tolist()
   fixed = {s: replay(trace, placement, gib, s)["saved"] for s in shares}
-  chosen = replay(trace, placement, gib, "chosen")
+  chosen = replay(trace, placement, gib, None)
   best = max(fixed, key=fixed.__getitem__)
   return {
     "trace": trace.name,
@@ -68,7 +68,7 @@ def cell(trace: Trace, placement: str, gib: float) -> dict:
     "best_fixed": fixed[best],
     "best_fixed_share": best,
     "fixed_half": replay(trace, placement, gib, 0.5)["saved"],
-    "undivided": replay(trace, placement, gib, None)["saved"],
+    "undivided": replay(trace, placement, gib, "undivided")["saved"],
   }
 
 

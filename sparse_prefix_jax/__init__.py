@@ -11,7 +11,13 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.cache import CapacityError as CapacityError
   from sparse_prefix_jax.cache import PrefixCache as PrefixCache
   from sparse_prefix_jax.cache import SequenceHandle as SequenceHandle
+  from sparse_prefix_jax.cache import StoreStats as StoreStats
   from sparse_prefix_jax.cache import prometheus_text as prometheus_text
+  from sparse_prefix_jax.cache.index import Ranked as Ranked
+  from sparse_prefix_jax.cache.index import Reason as Reason
+  from sparse_prefix_jax.cache.index import (
+    register_eviction as register_eviction,
+  )
   from sparse_prefix_jax.evaluation import Capacity as Capacity
   from sparse_prefix_jax.evaluation import ModelSizes as ModelSizes
   from sparse_prefix_jax.evaluation import parse_capacity as parse_capacity
@@ -37,10 +43,16 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.placement import PlacementPolicy as PlacementPolicy
   from sparse_prefix_jax.placement import TreePlacement as TreePlacement
   from sparse_prefix_jax.placement import observe as observe
+  from sparse_prefix_jax.placement import (
+    register_placement as register_placement,
+  )
   from sparse_prefix_jax.placement import solve_placement as solve_placement
   from sparse_prefix_jax.placement import solve_tree as solve_tree
   from sparse_prefix_jax.placement import solve_tree_priced as solve_tree_priced
   from sparse_prefix_jax.runtime.memory_plan import memory_plan as memory_plan
+  from sparse_prefix_jax.serving.answers import Completion as Completion
+  from sparse_prefix_jax.serving.answers import Delta as Delta
+  from sparse_prefix_jax.serving.answers import Generation as Generation
   from sparse_prefix_jax.serving.decode import DecodeOutput as DecodeOutput
   from sparse_prefix_jax.serving.decode import decode as decode
   from sparse_prefix_jax.serving.engine import Engine as Engine
@@ -51,6 +63,7 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.serving.prefill import PrefillReport as PrefillReport
   from sparse_prefix_jax.serving.prefill import prefill as prefill
   from sparse_prefix_jax.serving.sampling import Sampling as Sampling
+  from sparse_prefix_jax.serving.scheduler import Ending as Ending
   from sparse_prefix_jax.serving.scheduler import Finished as Finished
   from sparse_prefix_jax.serving.scheduler import (
     RequestHandle as RequestHandle,
@@ -73,8 +86,10 @@ _MODULES = {
     "CapacityError",
     "PrefixCache",
     "SequenceHandle",
+    "StoreStats",
     "prometheus_text",
   ),
+  "cache.index": ("Ranked", "Reason", "register_eviction"),
   "evaluation": ("Capacity", "ModelSizes", "parse_capacity", "simulate"),
   "layers": (
     "Branch",
@@ -99,17 +114,20 @@ _MODULES = {
     "PlacementPolicy",
     "TreePlacement",
     "observe",
+    "register_placement",
     "solve_placement",
     "solve_tree",
     "solve_tree_priced",
   ),
   "runtime.memory_plan": ("memory_plan",),
+  "serving.answers": ("Completion", "Delta", "Generation"),
   "serving.decode": ("DecodeOutput", "decode"),
   "serving.engine": ("Engine",),
   "serving.measure": ("measure_prefill",),
   "serving.prefill": ("PrefillOutput", "PrefillReport", "prefill"),
   "serving.sampling": ("Sampling",),
   "serving.scheduler": (
+    "Ending",
     "Finished",
     "RequestHandle",
     "Scheduler",

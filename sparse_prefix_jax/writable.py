@@ -1,8 +1,10 @@
-"""Whether a result can be written, asked before the work that makes it."""
+"""Files of results: whether one can be written, and how it is."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def check_writable(path: Path) -> None:
@@ -53,3 +55,24 @@ def writable_folder(folder: Path) -> Path:
       f"out is {str(folder)!r}, where nothing can be written "
       f"({error.strerror}); it must be a folder that can be written to."
     ) from None
+
+
+def write_json_file(path: str | Path, content: Any, *, indent: int = 2) -> None:
+  """Writes a result as JSON, one line break at its end.
+
+  Args:
+    path: File to write; missing folders are made.
+    content: What `json.dumps` takes.
+    indent: Spaces of each level; 0 for one line.
+
+  Raises:
+    OSError: The file cannot be written; the error names it.
+  """
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(content, indent=indent or None) + "\n"
+  try:
+    path.write_text(text, encoding="utf-8")
+  except OSError as error:
+    # A full disk is noticed at the write, which does not know the name.
+    raise OSError(error.errno, error.strerror, str(path)) from None

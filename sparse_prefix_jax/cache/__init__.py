@@ -1,5 +1,6 @@
 """What outlives a request: the prefix cache, its index and its pools."""
 
+from sparse_prefix_jax.cache.counts import StoreStats as StoreStats
 from sparse_prefix_jax.cache.exposition import (
   prometheus_text as prometheus_text,
 )

@@ -144,8 +144,7 @@ _TEXTS = {
   "page_dtype": "int8 quantises the keys and values of completed chunks"
   " (default: they stay in the dtype).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
-  " (0, 1), undivided, or chosen by the requests as in a server (default"
-  " chosen).",
+  " (0, 1), or undivided (default: it follows the requests, as in a server).",
   "report": "JSON file to write.",
   "plot": "PNG file to draw: overlap depths with the positions of states over"
   " them, and what was saved over time against what could be. It needs the"

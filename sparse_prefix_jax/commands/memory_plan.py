@@ -5,7 +5,7 @@ from pathlib import Path
 
 from absl import flags
 
-from sparse_prefix_jax.writable import check_writable
+from sparse_prefix_jax.writable import check_writable, write_json_file
 
 from .printing import say
 
@@ -29,5 +29,5 @@ def memory_plan_command(values: flags.FlagValues) -> None:
     check_writable(Path(values.report))
   plan = planner.memory_plan(config, values.memory, progress=True)
   if values.report is not None:
-    planner.write_plan(values.report, plan)
+    write_json_file(values.report, plan.to_json())
   say(plan.table())

@@ -97,10 +97,8 @@ def _state_share(text: str | None) -> float | str | None:
   Raises:
     ValueError: the text is no share.
   """
-  if text in (None, "chosen"):
-    return "chosen"
-  if text == "undivided":
-    return None
+  if text in (None, "undivided"):
+    return text
   try:
     share = float(text)
   except ValueError:
@@ -108,7 +106,7 @@ def _state_share(text: str | None) -> float | str | None:
   if 0 < share < 1:
     return share
   raise ValueError(
-    "--state_share must be chosen, undivided or a number in (0, 1), got"
+    "--state_share must be undivided or a number in (0, 1), got"
     f" {reprlib.repr(text)}"
   )
 

@@ -6,7 +6,6 @@ program is compiled once, in the warm-up, and no compilation is in a time.
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from sparse_prefix_jax.demo.strategy import LEVELS, Strategy, strategies
 from sparse_prefix_jax.demo.stream import Stream, recall_stream
 from sparse_prefix_jax.machine import environment
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.writable import writable_folder
+from sparse_prefix_jax.writable import writable_folder, write_json_file
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -89,8 +88,7 @@ def run_demo(
   }
   if stream.has_controls:
     report["controls"] = measure_controls(model, stream)
-  text = json.dumps(report, indent=2) + "\n"
-  (folder / "report.json").write_text(text, encoding="utf-8")
+  write_json_file(folder / "report.json", report)
   picture.draw(rows, folder / "pareto.png", title=_title(report))
   print(results.table(rows))
   if stream.has_controls:

@@ -1,7 +1,7 @@
 """Replay of request streams against policies, without device arrays.
 
-Pictures are drawn by `plots` and `replay_plots`, which are not imported here:
-they need matplotlib.
+Pictures are drawn by `replay_plots`, which is not imported here: it needs
+matplotlib.
 """
 
 from sparse_prefix_jax.cache.index import EVICTIONS as EVICTIONS

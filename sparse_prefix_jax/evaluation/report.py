@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sparse_prefix_jax.evaluation.meanings import meanings_of
 from sparse_prefix_jax.evaluation.outcomes import Outcome
+from sparse_prefix_jax.writable import write_json_file
 
 
 @dataclass(frozen=True)
@@ -172,13 +172,7 @@ def write_json(
   """
   one = isinstance(report, SimulationReport)
   content = report.to_json() if one else [r.to_json() for r in report]
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-  except OSError as error:
-    # A full disk is noticed at the write, which does not know the name.
-    raise OSError(error.errno, error.strerror, str(path)) from None
+  write_json_file(path, content)
 
 
 @dataclass

@@ -128,7 +128,7 @@ def simulate(
   eviction: Eviction | None = None,
   warmup_fraction: float = 0.0,
   sizes: ModelSizes | None = None,
-  state_share: float | str | None = "chosen",
+  state_share: float | str | None = None,
   lookups: Sequence[Lookup] | None = None,
   progress: bool = False,
 ) -> SimulationReport:
@@ -151,8 +151,8 @@ def simulate(
       none, and then they plan from the first request on.
     sizes: Bytes of a state and of a page, and what prefill costs; needed for
       bytes only.
-    state_share: How a capacity in bytes is divided: the share of states,
-      "chosen" by the requests as a server does, or None for not at all.
+    state_share: How a capacity in bytes is divided: the share of states; None
+      follows the requests, as `PrefixCache` does; "undivided" for not at all.
     lookups: What `look_up` gave for this stream and capacity (sequences only),
       when several policies are replayed.
     progress: Show progress bars.

@@ -70,7 +70,7 @@ def make_store(
   capacity_bytes: int,
   longest: int,
   eviction: Eviction | None = None,
-  state_share: float | str | None = "chosen",
+  state_share: float | str | None = None,
 ) -> PrefixStore:
   """Returns the store of a server with these sizes.
 
@@ -81,9 +81,8 @@ def make_store(
     longest: Tokens of the longest sequence, where the model takes none longer.
     eviction: Name of an eviction rule, or what makes one; None leaves it to
       the placement.
-    state_share: Share of the capacity for states; "chosen" follows the
-      requests, as a server does; None leaves the capacity undivided, as no
-      server of ours can.
+    state_share: Share of the capacity for states; None follows the requests,
+      as `PrefixCache` does; "undivided" is what no server of ours can do.
 
   Returns:
     An empty store.
@@ -120,7 +119,7 @@ def make_store(
     eviction=rule,
     stores=planner.policy.name != "no_cache",
   )
-  if state_share == "chosen" and len(divided.usable) > 1:
+  if state_share is None and len(divided.usable) > 1:
     store.chooser = ShareChooser(store, divided, rule)
   return store
 
@@ -130,13 +129,14 @@ def _first_share(
 ) -> float | None:
   """The share to begin with; ValueError for what says nothing of one."""
   if share is None:
-    return None
-  if share == "chosen":
     return divided.first
+  if share == "undivided":
+    return None
   if isinstance(share, float) and 0 < share < 1:
     return share
   raise ValueError(
-    f"state_share must be a number in (0, 1), 'chosen' or None, got {share!r}"
+    "state_share must be a number in (0, 1), 'undivided' or None, got"
+    f" {share!r}"
   )
 
 

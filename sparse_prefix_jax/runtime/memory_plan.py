@@ -1,8 +1,6 @@
 """What fits into a device's memory: weights, programs, states and pages."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -183,22 +181,6 @@ def memory_plan(
     page_bytes=page_bytes(config),
     lengths=tuple(_length(config, cache, n) for n in _lengths(config)),
   )
-
-
-def write_plan(path: str, plan: MemoryPlan) -> None:
-  """Writes a plan as JSON.
-
-  Args:
-    path: File to write; missing folders are made.
-    plan: What to write.
-
-  Raises:
-    OSError: If the file cannot be written.
-  """
-  text = json.dumps(plan.to_json(), indent=2) + "\n"
-  file = pathlib.Path(path)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_text(text, encoding="utf-8")
 
 
 def weights_bytes(config: ModelConfig) -> int:

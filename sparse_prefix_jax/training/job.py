@@ -1,6 +1,5 @@
 """The training: from new weights, or from where it was killed, to a report."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +35,7 @@ from sparse_prefix_jax.workloads.recall.documents import (
 )
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
 from sparse_prefix_jax.workloads.recall.vocabulary import VOCAB_SIZE
-from sparse_prefix_jax.writable import writable_folder
+from sparse_prefix_jax.writable import writable_folder, write_json_file
 
 WEIGHTS_FILE = "model.safetensors"
 """The trained weights in bfloat16, in the folder of a training; what ships is
@@ -160,7 +159,6 @@ def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
   tokens, loss, right = held.history.T.tolist()
   report = {"steps": run.steps, "seed": run.seed}
   report |= {"tokens": tokens, "loss": loss, "right": right}
-  text = json.dumps(report) + "\n"
-  (folder / "curve.json").write_text(text, encoding="utf-8")
+  write_json_file(folder / "curve.json", report, indent=0)
   curve.draw_curve(report, folder / "curve.png")
   return report

@@ -165,7 +165,7 @@ def test_adaptive_is_the_default_and_evicts_by_itself():
 
 
 @pytest.mark.parametrize("placement", ["adaptive", "last", "no_cache"])
-@pytest.mark.parametrize("share", [None, "chosen"])
+@pytest.mark.parametrize("share", ["undivided", None])
 def test_no_policy_of_bytes_saves_more_than_the_bound(placement, share):
   policy, sizes = PlacementPolicy(placement), ModelSizes(300, 10)
   for capacity in (2_500, 6_000, 10**6):
@@ -228,7 +228,7 @@ def test_a_share_of_states_is_passed_to_the_store():
     )
     return report.state_share, report.tokens_saved
 
-  assert shares(0.5)[0] == 0.5 and shares(None)[0] is None
+  assert shares(0.5)[0] == 0.5 and shares("undivided")[0] is None
   assert shares(0.5)[1] != shares(0.1)[1]
   with pytest.raises(ValueError, match="state_share must be a number in"):
     shares("half")

@@ -21,7 +21,7 @@ def replay(trace, capacity, policy=None, eviction="lru", chunk=4):
     capacity_bytes=capacity,
     longest=trace.longest,
     eviction=eviction,
-    state_share=None,
+    state_share="undivided",
   )
   return replay_store(trace, store, warmup=0)
 
@@ -158,7 +158,7 @@ def test_why_requests_went_no_deeper_is_counted():
 
 def test_refused_requests_have_no_reason():
   trace = repeated(12, 3)
-  tally = replay_store(trace, store_of(None, capacity=229), warmup=1)
+  tally = replay_store(trace, store_of("undivided", capacity=229), warmup=1)
   assert (tally.requests, tally.refused_requests) == (2, 2)
   assert not tally.reasons and tally.state_share is None
 
@@ -210,7 +210,7 @@ def test_a_prompt_counts_although_its_answer_is_cut_short():
     ModelSizes(state_bytes=100, page_bytes=10),
     capacity_bytes=400,
     longest=40,
-    state_share=None,
+    state_share="undivided",
   )
   tally = replay_store(trace, store, warmup=0)
   stats = store.stats()

@@ -25,7 +25,7 @@ def replay(capacity, warmup=0.0):
     capacity,
     sizes=SIZES,
     warmup_fraction=warmup,
-    state_share=None,
+    state_share="undivided",
   )
 
 

@@ -168,7 +168,7 @@ def saved_by_adaptive(trace):
     PlacementPolicy("adaptive"),
     Capacity("bytes", 1 << 30),
     sizes=sizes,
-    state_share=None,
+    state_share="undivided",
   )
   return report.tokens_saved / sum(r.length for r in trace.requests)
 

@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
   "kernels": set(),
   "layers": {"kernels"},
   "machine": set(),  # where a report was made
-  "writable": set(),  # whether it can be written
+  "writable": set(),  # files of results
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
   # One file per command; what only one needs is imported late.
   "commands": {"evaluation", "placement", "workloads", "writable", "extras"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
-  | {"models", "byte_sizes", "extras"},
+  | {"models", "byte_sizes", "extras", "writable"},
 }
 # The one life of a request, without arrays: a bare store needs no device.
 STORE = {"admission", "audit", "canonical", "counts", "request", "running"}

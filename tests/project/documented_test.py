@@ -59,7 +59,8 @@ def test_examples_of_docstrings_run(module: str) -> None:
 # What is returned or raised is shown by the examples of what does it.
 RESULTS = {"CapacityError", "CapturedScan", "DecodeOutput", "Placement"}
 RESULTS |= {"PrefillOutput", "PrefillReport", "SequenceHandle", "TreePlacement"}
-RESULTS |= {"Finished", "RequestHandle", "Started", "TokenEvent"}
+RESULTS |= {"Ending", "Finished", "RequestHandle", "Started", "TokenEvent"}
+RESULTS |= {"Completion", "Delta", "Generation", "Reason", "StoreStats"}
 
 
 def test_what_is_called_has_an_example() -> None:

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from sparse_prefix_jax.evaluation import Capacity, simulate, write_json
-from sparse_prefix_jax.evaluation.plots import plot_reports
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.workloads import synthetic_stream
 
@@ -18,11 +17,7 @@ def reports():
   return [simulate(stream, p, Capacity("sequences", 5)) for p in policies]
 
 
-def test_writes_a_picture_and_json(tmp_path, reports):
-  picture = tmp_path / "new" / "plot.png"
-  plot_reports(reports, picture)
-  assert picture.read_bytes().startswith(b"\x89PNG")
-  plot_reports(reports[:1], picture)
+def test_writes_one_report_or_many(tmp_path, reports):
   write_json(tmp_path / "deep" / "all.json", reports)
   write_json(tmp_path / "one.json", reports[0])
   many = json.loads((tmp_path / "deep" / "all.json").read_text())
@@ -30,9 +25,7 @@ def test_writes_a_picture_and_json(tmp_path, reports):
   assert json.loads((tmp_path / "one.json").read_text()) == many[0]
 
 
-def test_bad_input_is_refused(tmp_path, reports):
-  with pytest.raises(ValueError, match="reports must not be empty"):
-    plot_reports([], tmp_path / "plot.png")
+def test_a_folder_that_is_a_file_is_named(tmp_path, reports):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="file"):
     write_json(tmp_path / "file" / "report.json", reports)
@@ -48,4 +41,5 @@ def test_only_who_draws_loads_what_draws():
   )
   loaded = set(done.stdout.split())
   assert "sparse_prefix_jax.evaluation.report" in loaded
-  assert not loaded & {"sparse_prefix_jax.evaluation.plots", "matplotlib"}
+  drawing = "sparse_prefix_jax.evaluation.replay_plots"
+  assert not loaded & {drawing, "matplotlib"}
