@@ -59,7 +59,9 @@ LITTLE = (
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),
   *("placement/heuristics_test.py", "placement/priced_test.py"),
   *("models/checkpoint", "models/checkpoint_test.py"),
-  "models/family_logits_test.py",
+  *("models/family_logits_test.py", "models/own_layer_test.py"),
+  *("models/explicit_gradients_test.py", "runtime/sampler_test.py"),
+  *("contract/traffic_test.py", "contract/findings_test.py"),
   # What is compiled there is mostly the interpreter of kernels.
   *("kernels/mosaic_gpu", "kernels/mosaic_tpu"),
   *("kernels/*/*mosaic_gpu*_test.py", "kernels/*/*mosaic_tpu*_test.py"),
