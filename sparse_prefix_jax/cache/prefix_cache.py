@@ -287,9 +287,10 @@ class PrefixCache:
       self.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
     )
     groups = run_groups(self._frozen, self.pools, plan, choose(plan))
-    for pools, logits in groups:
+    for number, (pools, logits) in enumerate(groups):
       self.pools = pools
-      self.store.catch_up()
+      if number == 0:  # The device computes meanwhile.
+        self.store.catch_up()
       parts.append(logits)
       self._lock.deliver()
     return np.concatenate(parts)

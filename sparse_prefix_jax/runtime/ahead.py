@@ -81,11 +81,9 @@ def idle_step(config: ModelConfig) -> programs.Step:
   size = config.numerics.decode_rows
   tokens, position = np.zeros((2, size), np.int32)
   read, write = np.full(size, ZERO, np.int32), np.full(size, NONE, np.int32)
-  table = page_table(config, [[]] * size)
-  tokens, table, *rows = jax.device_put(
-    (tokens, table, read, write, position, np.zeros(size, bool))
-  )
-  return programs.Step(tokens, Rows(*rows), table)
+  rows: Any = (read, write, position, np.zeros(size, bool))
+  inputs: Any = (tokens, Rows(*rows), page_table(config, [[]] * size))
+  return programs.Step(*inputs)
 
 
 def probe(
@@ -121,8 +119,8 @@ def probe(
     write=np.where(first, slots[1], NONE).astype(np.int32), active=first
   )
   table = page_table(config, [pages[:1], *[[]] * (first.size - 1)])
-  step = step._replace(rows=jax.device_put(rows), page_table=table)
-  hidden, pools = programs.decode_step(model, pools, jax.device_put(step))
+  step = step._replace(rows=rows, page_table=table)
+  hidden, pools = programs.decode_step(model, pools, step)
   yield pools, digest.hexdigest()
   digest.update(head_rows(model, hidden, np.arange(1)).tobytes())
   digest.update(_state(pools, slots[1], pages[0]))

@@ -7,7 +7,7 @@ next turn of a conversation hits exactly.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -150,7 +150,7 @@ def step_input(
     tokens: The id of the last token of each, and of free rows any.
 
   Returns:
-    The input, on the device.
+    The input.
   """
   size, chunk = config.numerics.decode_rows, config.numerics.chunk
   read, write, position = np.zeros((3, size), np.int32)
@@ -163,11 +163,10 @@ def step_input(
   pages = [one.pages for one in running]
   pages += [[]] * (size - len(running))
   active = np.arange(size) < len(running)
-  table = page_table(config, pages)
-  ids, table, *rows = jax.device_put(
-    (tokens, table, read, write, position, active)
-  )
-  return Step(ids, Rows(*rows), table)
+  # They stay on the host, as the input of a prefill program does.
+  rows: Any = (read, write, position, active)
+  inputs: Any = (tokens, Rows(*rows), page_table(config, pages))
+  return Step(*inputs)
 
 
 def _no_rows(plan: Plan) -> np.ndarray:

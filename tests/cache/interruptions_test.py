@@ -21,6 +21,7 @@ from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import plan, pools, programs
+from sparse_prefix_jax.serving import decode as steps
 from tests.models_for_tests import cold_runs, small_model
 
 # Hundreds of scenes: checks of types would take most of the time.
@@ -194,7 +195,8 @@ def bound(failing):
 
 PLACES = (
   (Ledger, "lease"),
-  (plan.jax, "device_put"),
+  (plan, "page_table"),
+  (steps, "page_table"),
   (programs, "prefill_group"),
   (programs, "head"),
   (programs, "gather_rows"),
