@@ -107,8 +107,8 @@ class PrefixCache:
         states; of `adaptive` two thirds are for what it learns of prefixes.
 
     Raises:
-      ValueError: If a choice is unknown or out of range, or the capacity is
-        too small for one sequence of two slots and one page.
+      ValueError: If a choice is unknown or out of range, weights are divided,
+        or the capacity is too small for one sequence of two slots and a page.
     """
     self._given = checked_model(model)
     self._frozen = freeze(model)
@@ -211,13 +211,14 @@ class PrefixCache:
     pools stay, and no program is compiled again.
 
     Raises:
-      ValueError: If the configuration is another one; nothing has changed.
+      ValueError: If configuration or weights are refused; nothing has changed.
     """
     given = checked_model(model)
     check_config(model.config, self.config)
+    frozen = freeze(model)
     with self._lock.held():
       self.store.reset("the weights of its cache were replaced")
-      self.model, self._given, self._frozen = model, given, freeze(model)
+      self.model, self._given, self._frozen = model, given, frozen
 
   @contextlib.contextmanager
   def call(self) -> Iterator[list[Running]]:

@@ -16,6 +16,7 @@ from sparse_prefix_jax.contract.bits import differing_bits
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.contract.schedule import Schedule
 from sparse_prefix_jax.contract.trial import Ran, Trial
+from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.decoder import HybridDecoder
 
 _FIRST, _SECOND = [(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1)]
@@ -88,6 +89,7 @@ def check(
       raise ValueError(
         f"{name} must be a whole number in [0, 2**32), got {number!r}"
       )
+  check_undivided(jax.tree.leaves(model))
   found, seen = [], set()
   for index, branch in enumerate(model.branches):
     sub = branch.config.sub
