@@ -37,8 +37,9 @@ def checked_share(share: float | None, divided: DividedCapacity) -> float:
   """
   first = divided.first if share is None else share
   real = isinstance(first, int | float) and not isinstance(first, bool)
-  if not real or not 0 < first < 1:
-    raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
+  if not real or not (0 < first < 1 or first == divided.undivided):
+    also = "" if divided.undivided is None else f" or {divided.undivided}"
+    raise ValueError(f"state_share is {share!r}; it must be in (0, 1){also}.")
   slots, pages = divided.split(first)
   if slots < 2 or pages < 1:
     raise ValueError(

@@ -100,7 +100,7 @@ class PrefixCache:
       state_share: Share of the capacity that is allocated for states; the rest
         is for keys and values. None follows the requests: every 50 of them
         the share may move to another of eight. A model with one kind of layers
-        gives it all.
+        gives it all, whatever is said.
       remembered: Bytes of host memory, by default 192 MiB, for prompts without
         states; of `adaptive` two thirds are for what it learns of prefixes.
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, memory_plan, preset
+from sparse_prefix_jax import HybridDecoder, PrefixCache, memory_plan, preset
 from sparse_prefix_jax import __main__ as main
 from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.runtime import memory_plan as planner
@@ -146,6 +146,15 @@ def test_a_model_with_layers_of_one_kind(kind):
     assert (plan.page_bytes, row.state_share) == (0, 1.0)
     assert row.stored == plan.cache_bytes // plan.state_bytes
   assert row.running > 0
+  model = HybridDecoder(small_config(**changes), rngs=nnx.Rngs(0))
+  choices = {"capacity": plan.cache_bytes, "state_share": row.state_share}
+  cache = PrefixCache(model, **choices)  # as docs/how-to/memory.md says
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.pools))
+  one = plan.state_bytes or plan.page_bytes
+  assert plan.cache_bytes - one < held <= plan.cache_bytes
+  other = {"capacity": plan.cache_bytes, "state_share": 1 - row.state_share}
+  with pytest.raises(ValueError, match="it must be in"):
+    PrefixCache(model, **other)
 
 
 def refused(config, memory):
