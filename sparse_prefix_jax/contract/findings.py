@@ -18,6 +18,7 @@ from sparse_prefix_jax.contract.schedule import Schedule
 from sparse_prefix_jax.contract.trial import Ran, Trial
 from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 _FIRST, _SECOND = [(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1)]
 _CHUNKS = 5
@@ -177,7 +178,9 @@ def _tree_bits(x: Any, y: Any) -> int:
 
 
 def _lived(model: HybridDecoder, seed: int, lives: int) -> int:
-  """Bits that differ in random lives of a cache."""
+  """Bits that differ in random lives of a cache, if it can have one."""
+  if not state_bytes(model.config) and not page_bytes(model.config):
+    return 0
   numerics = model.config.numerics
   longest = min(numerics.max_length, 5 * numerics.chunk)
   cold = ColdRuns(model, longest)

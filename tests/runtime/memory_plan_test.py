@@ -8,8 +8,16 @@ import jax
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, PrefixCache, memory_plan, preset
+from sparse_prefix_jax import (
+  HybridDecoder,
+  ModelConfig,
+  PrefixCache,
+  memory_plan,
+  preset,
+)
 from sparse_prefix_jax import __main__ as main
+from sparse_prefix_jax.contract import check
+from sparse_prefix_jax.layers import Branch, Numerics, SwiGLUConfig
 from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.runtime import memory_plan as planner
 from sparse_prefix_jax.runtime import programs, shapes
@@ -182,6 +190,26 @@ def test_a_memory_that_does_not_hold_one_sequence_is_refused(plan):
   )
   # What the weights alone do not fit into is refused before any compilation.
   assert "for the weights, and two states" in refused(CONFIG, 1000)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_that_keeps_nothing_is_refused():
+  """There is nothing to plan, nor to cache; its layers can be checked."""
+  branches = (Branch(SwiGLUConfig(hidden=64)),)
+  numerics = Numerics(ladder=(4,), max_length=512)
+  config = ModelConfig(
+    vocab_size=64, width=64, branches=branches, numerics=numerics
+  )
+  expected = (
+    "model: its branches keep neither states nor pages, so nothing of it can "
+    "be cached."
+  )
+  assert refused(config, MEMORY) == expected
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="neither states nor pages") as caught:
+    PrefixCache(model, capacity="1MiB")
+  assert str(caught.value) == expected
+  assert check(model) == ()
 
 
 @pytest.fixture
