@@ -163,9 +163,11 @@ class ModelConfig:
       raise ValueError("branches is empty; a model has at least one branch.")
     for index, branch in enumerate(self.branches):
       _check_kind(f"branches[{index}]", branch, Branch)
-    if not all(is_int(token) and token >= 0 for token in self.end_ids):
+    size = self.vocab_size
+    if not all(is_int(token) and 0 <= token < size for token in self.end_ids):
       raise ValueError(
-        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0."
+        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0 and "
+        f"below vocab_size = {size}."
       )
     if self.logits_cap is not None and not is_positive(self.logits_cap):
       raise ValueError(

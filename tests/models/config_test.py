@@ -79,6 +79,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"end_ids": [1]}, r"end_ids is \[1\]; it must be a tuple"),
     ({"end_ids": (-1,)}, r"end_ids is \(-1,\); it must hold token ids"),
     ({"end_ids": (True,)}, r"end_ids is \(True,\); it must hold token ids"),
+    ({"end_ids": (7, 512)}, r"end_ids is \(7, 512\); .* vocab_size = 512"),
     ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; .* True or False"),
     ({"dtype": 32}, "dtype is 32; it must be a string"),
     ({"layer_types": ["attention"]}, "layer_types is .*; it must be a tuple"),
