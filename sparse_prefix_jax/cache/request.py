@@ -91,7 +91,7 @@ def check_requests(
   prompts: Sequence[Any],
   anchors: Sequence[Sequence[int]] | None = None,
   capture: Sequence[Sequence[int]] | None = None,
-  salt: bytes = b"",
+  salt: str | bytes = b"",
 ) -> list[Request]:
   """The requests of a batch, each checked before any of them runs.
 
@@ -100,7 +100,7 @@ def check_requests(
     prompts: Token ids per request.
     anchors: Positions per request, or None.
     capture: Lattice points per request, or None.
-    salt: The tenant of the whole batch.
+    salt: The tenant of the whole batch; a text is its UTF-8.
 
   Returns:
     The requests, in the order of the prompts.
@@ -108,8 +108,11 @@ def check_requests(
   Raises:
     ValueError: Naming the argument, what it was and what is allowed.
   """
+  if isinstance(salt, str):
+    # A lone surrogate, as of a damaged header, is a tenant too.
+    salt = salt.encode(errors="surrogatepass")
   if not isinstance(salt, bytes):
-    raise ValueError(f"salt must be bytes, got {salt!r}.")
+    raise ValueError(f"salt must be a text or bytes, got {salt!r}.")
   if len(salt) > _LONGEST_SALT:
     raise ValueError(
       f"salt has {len(salt)} bytes; it must have at most {_LONGEST_SALT}, a "

@@ -110,14 +110,14 @@ def test_positions(lived_in, name, values):
   assert_refused(cache, call, name)
 
 
-@pytest.mark.parametrize("salt", ["tenant", 5, None, 1.5, [b"a"]])
+@pytest.mark.parametrize("salt", [5, None, 1.5, [b"a"]])
 def test_salts(lived_in, salt):
   cache, _ = lived_in
 
   def call():
     return prefill(small_model(), cache, [PROMPT], salt=salt)
 
-  assert_refused(cache, call, "salt must be bytes")
+  assert_refused(cache, call, "salt must be a text or bytes")
 
 
 @pytest.mark.parametrize("handle", [5, None, "one", (1, 20), object()])
