@@ -6,7 +6,6 @@ takes the same verbs as token ids.
 
 import dataclasses
 import math
-import numbers
 import reprlib
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_prefix_jax.cache.index import common_blocks, token_blocks
+from sparse_prefix_jax.whole_numbers import is_whole
 
 _NO_IDS = np.zeros(0, np.int32)
 _LONGEST_SALT = 1024
@@ -260,8 +260,7 @@ def check_whole(name: str, value: Any) -> int:
   >>> check_whole("keep", np.int64(3))
   3
   """
-  whole = isinstance(value, numbers.Integral | np.integer)
-  if not whole or isinstance(value, bool | np.bool_):
+  if not is_whole(value):
     shown = "nan" if isinstance(value, float) and math.isnan(value) else value
     raise ValueError(f"{name} must be an integer, got {shown!r}.")
   return int(value)

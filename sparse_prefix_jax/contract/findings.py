@@ -16,6 +16,7 @@ from sparse_prefix_jax.contract.bits import differing_bits
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.contract.schedule import Schedule
 from sparse_prefix_jax.contract.trial import Ran, Trial
+from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -85,8 +86,7 @@ def check(
       f"model must be a HybridDecoder, got {type(model).__name__}"
     )
   for name, number in (("seed", seed), ("lives", lives)):
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    if not whole or not 0 <= number < 2**32:
+    if not is_int(number) or not 0 <= number < 2**32:
       raise ValueError(
         f"{name} must be a whole number in [0, 2**32), got {number!r}"
       )

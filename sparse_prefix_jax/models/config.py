@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
@@ -176,6 +178,19 @@ class ModelConfig:
       )
     _check_kind("final_norm", self.final_norm, Norm)
     _check_kind("numerics", self.numerics, Numerics)
+    page_dtype = self.numerics.page_dtype
+    if page_dtype is not None and not self._keeps_pages():
+      raise ValueError(
+        f"page_dtype is {page_dtype!r}; no branch keeps keys and values, so it "
+        "must be None."
+      )
+
+  def _keeps_pages(self) -> bool:
+    """Whether any branch keeps something of each chunk."""
+    return any(
+      jax.tree.leaves(branch.sub.keeps(self.width, self.numerics).pages)
+      for branch in self.branches
+    )
 
   def _check_widths(self) -> None:
     """Refuses several rungs of products whose bits would differ."""

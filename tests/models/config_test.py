@@ -195,6 +195,13 @@ def test_parts_that_are_none_are_refused(changes, message):
   assert str(refused.value).endswith(".")
 
 
+def test_pages_that_nobody_keeps_have_no_type():
+  """Two caches of one model would refuse each other for nothing."""
+  with pytest.raises(ValueError, match="page_dtype is 'int8'; no branch keeps"):
+    preset("mamba2_tiny", page_dtype="int8")
+  assert preset("falcon_h1_tiny", page_dtype="int8").numerics.page_dtype
+
+
 def test_fields_of_both_kinds_are_replaced_in_their_places():
   config = preset("tiny").replace(vocab_size=64, chunk=128, ladder=(1,))
   assert (config.vocab_size, config.numerics.chunk) == (64, 128)
