@@ -13,7 +13,7 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.programs import FrozenModel, freeze
 
 
-class ServedModel(NamedTuple):
+class HeldModel(NamedTuple):
   """A model whose states a cache keeps.
 
   Attributes:
@@ -27,7 +27,7 @@ class ServedModel(NamedTuple):
   before: tuple[weakref.ref[Any], ...] = ()
 
 
-def served_model(model: HybridDecoder) -> ServedModel:
+def held_model(model: HybridDecoder) -> HeldModel:
   """A model to serve from here on.
 
   Raises:
@@ -35,10 +35,10 @@ def served_model(model: HybridDecoder) -> ServedModel:
       over devices.
   """
   _check_kind(model)
-  return ServedModel(model, freeze(model))
+  return HeldModel(model, freeze(model))
 
 
-def serve_equal(model: HybridDecoder, served: ServedModel) -> ServedModel:
+def hold_equal(model: HybridDecoder, served: HeldModel) -> HeldModel:
   """A model of the same weights, instead of the one that is served.
 
   Parameters that are the same arrays pass at once, and so do those of the model
@@ -72,7 +72,7 @@ def serve_equal(model: HybridDecoder, served: ServedModel) -> ServedModel:
       "states belong to the old ones; call `replace_weights`, or make a new "
       "PrefixCache."
     )
-  return ServedModel(model, freeze(model), tuple(map(weakref.ref, known)))
+  return HeldModel(model, freeze(model), tuple(map(weakref.ref, known)))
 
 
 def _are_same(given: Sequence[Any], known: Sequence[Any]) -> bool:

@@ -19,8 +19,8 @@ from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.divided_capacity import REMEMBERED, host_memory
 from sparse_prefix_jax.cache.identity import (
   check_config,
-  serve_equal,
-  served_model,
+  held_model,
+  hold_equal,
 )
 from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
 from sparse_prefix_jax.cache.request import Limits
@@ -108,7 +108,7 @@ class PrefixCache:
       ValueError: If a choice is unknown or out of range, weights are divided,
         or the capacity is too small for one sequence of two slots and a page.
     """
-    self._served = served_model(model)
+    self._served = held_model(model)
     self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
     memory = parse_bytes(remembered, name="remembered")
@@ -184,7 +184,7 @@ class PrefixCache:
     Raises:
       ValueError: If configuration or weights are not those of this cache.
     """
-    self._served = serve_equal(model, self._served)
+    self._served = hold_equal(model, self._served)
 
   def replace_weights(self, model: HybridDecoder) -> None:
     """Serves other weights of the same configuration from here on.
@@ -195,7 +195,7 @@ class PrefixCache:
     Raises:
       ValueError: If configuration or weights are refused; nothing has changed.
     """
-    served = served_model(model)
+    served = held_model(model)
     check_config(model.config, self.config)
     with self._lock.held():
       self.store.reset("the weights of its cache were replaced")
