@@ -34,7 +34,8 @@ from sparse_prefix_jax.evaluation import (
   replay_decisions,
 )
 from sparse_prefix_jax.models import ModelConfig
-from sparse_prefix_jax.models.cost import page_bytes, prefill_flops, state_bytes
+from sparse_prefix_jax.models.cost import prefill_flops
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace, interleave, load_token_file
 

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
   from sparse_prefix_jax.models import preset as preset
   from sparse_prefix_jax.models import read_config as read_config
   from sparse_prefix_jax.models.cost import PrefillCost as PrefillCost
-  from sparse_prefix_jax.models.cost import page_bytes as page_bytes
   from sparse_prefix_jax.models.cost import prefill_flops as prefill_flops
-  from sparse_prefix_jax.models.cost import state_bytes as state_bytes
+  from sparse_prefix_jax.models.sizes import page_bytes as page_bytes
+  from sparse_prefix_jax.models.sizes import state_bytes as state_bytes
   from sparse_prefix_jax.placement import DemandTree as DemandTree
   from sparse_prefix_jax.placement import OverlapHistogram as OverlapHistogram
   from sparse_prefix_jax.placement import Placement as Placement
@@ -106,7 +106,8 @@ _MODULES = {
     "preset",
     "read_config",
   ),
-  "models.cost": ("PrefillCost", "page_bytes", "prefill_flops", "state_bytes"),
+  "models.cost": ("PrefillCost", "prefill_flops"),
+  "models.sizes": ("page_bytes", "state_bytes"),
   "placement": (
     "DemandTree",
     "OverlapHistogram",

@@ -65,11 +65,6 @@ class HeldSignals:
       finally:
         self.deliver()  # the others, too
 
-  @property
-  def pending(self) -> bool:
-    """Whether a signal waits to be delivered."""
-    return bool(self._noted)
-
   def _install(self) -> None:
     """Puts note-takers where Python has handlers."""
     for number in _NUMBERS:

@@ -4,7 +4,11 @@ from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.index import Eviction, placement_for
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.models.sizes import (
+  check_kept_bytes,
+  page_bytes,
+  state_bytes,
+)
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 
@@ -14,7 +18,11 @@ def divided_capacity(config: ModelConfig, capacity: int) -> DividedCapacity:
   Args:
     config: Gives the bytes of a state and of a page, and the longest sequence.
     capacity: Bytes for both.
+
+  Raises:
+    ValueError: If the model keeps neither.
   """
+  check_kept_bytes(config)
   numerics = config.numerics
   return DividedCapacity(
     capacity,
@@ -37,8 +45,9 @@ def checked_share(share: float | None, divided: DividedCapacity) -> float:
   """
   first = divided.first if share is None else share
   real = isinstance(first, int | float) and not isinstance(first, bool)
-  if not real or not 0 < first < 1:
-    raise ValueError(f"state_share is {share!r}; it must be in (0, 1).")
+  if not real or not (0 < first < 1 or first == divided.undivided):
+    also = "" if divided.undivided is None else f" or {divided.undivided}"
+    raise ValueError(f"state_share is {share!r}; it must be in (0, 1){also}.")
   slots, pages = divided.split(first)
   if slots < 2 or pages < 1:
     raise ValueError(

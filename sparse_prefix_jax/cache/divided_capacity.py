@@ -84,6 +84,17 @@ class DividedCapacity:
     rest = self.capacity - slots * self.slot_bytes
     return slots, rest // self.page_bytes
 
+  @property
+  def undivided(self) -> float | None:
+    """What states have where one kind of layers takes all; None for both.
+
+    >>> DividedCapacity(1000, 100, 0, longest=8).undivided
+    1.0
+    """
+    if self.slot_bytes and self.page_bytes:
+      return None
+    return 1.0 if self.slot_bytes else 0.0
+
   def given(self, share: float) -> float:
     """What a share comes to, in whole slots.
 
@@ -106,7 +117,7 @@ class DividedCapacity:
     >>> DividedCapacity(1_000, 100, 10, 60).usable
     (0.22, 0.3, 0.4)
     """
-    if not self.slot_bytes or not self.page_bytes:
+    if self.undivided is not None:
       return (_FIRST,)
     room = {share: self.split(share) for share in SHARES}
     runs = [s for s, (slots, pages) in room.items() if slots >= 2 and pages]

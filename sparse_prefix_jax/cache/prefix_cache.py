@@ -19,9 +19,8 @@ from sparse_prefix_jax.cache.counts import StoreStats
 from sparse_prefix_jax.cache.divided_capacity import REMEMBERED, host_memory
 from sparse_prefix_jax.cache.identity import (
   check_config,
-  checked_model,
-  fingerprint,
-  is_deleted,
+  held_model,
+  hold_equal,
 )
 from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
 from sparse_prefix_jax.cache.request import Limits
@@ -40,7 +39,7 @@ from sparse_prefix_jax.runtime.pools import (
   are_lost,
   copy_sequence,
 )
-from sparse_prefix_jax.runtime.programs import FrozenModel, Step, freeze
+from sparse_prefix_jax.runtime.programs import FrozenModel, Step
 from sparse_prefix_jax.runtime.run import head_rows, run_groups
 from sparse_prefix_jax.runtime.segment import Segment
 
@@ -59,8 +58,7 @@ class PrefixCache:
   failure, interrupts ends its own sequences and nothing else.
 
   Attributes:
-    model: The model whose states it keeps.
-    config: Its configuration.
+    config: The configuration of its model.
     store: What is stored, where, and what runs; integers only.
     pools: Device arrays; programs donate and replace them.
 
@@ -102,17 +100,16 @@ class PrefixCache:
       state_share: Share of the capacity that is allocated for states; the rest
         is for keys and values. None follows the requests: every 50 of them
         the share may move to another of eight. A model with one kind of layers
-        gives it all.
+        gives it all, whatever is said.
       remembered: Bytes of host memory, by default 192 MiB, for prompts without
         states; of `adaptive` two thirds are for what it learns of prefixes.
 
     Raises:
-      ValueError: If a choice is unknown or out of range, or the capacity is
-        too small for one sequence of two slots and one page.
+      ValueError: If a choice is unknown or out of range, weights are divided,
+        or the capacity is too small for one sequence of two slots and a page.
     """
-    self._given = checked_model(model)
-    self._frozen = freeze(model)
-    self.model, self.config = model, model.config
+    self._served = held_model(model)
+    self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
     memory = parse_bytes(remembered, name="remembered")
     divided = divided_capacity(self.config, capacity)
@@ -181,28 +178,13 @@ class PrefixCache:
   def check_model(self, model: HybridDecoder) -> None:
     """States of one model mean nothing to another.
 
-    Parameters that are the same arrays pass at once; others are hashed.
+    Parameters that are the same arrays pass at once; others are hashed, and
+    take the place of those that the cache held.
 
     Raises:
       ValueError: If configuration or weights are not those of this cache.
     """
-    given = checked_model(model)
-    check_config(model.config, self.config)
-    if any(is_deleted(leaf) for leaf in self._given):
-      raise ValueError(
-        "model: the weights that the cache was made for are gone (donated to "
-        "a training step, for example); give the cache new ones by "
-        "`replace_weights`."
-      )
-    if all(x is y for x, y in zip(given, self._given, strict=True)):
-      return
-    if fingerprint(given) != fingerprint(self._given):
-      raise ValueError(
-        "model has other weights than the cache was made for, and stored "
-        "states belong to the old ones; call `replace_weights`, or make a new "
-        "PrefixCache."
-      )
-    self._given, self._frozen = given, freeze(model)
+    self._served = hold_equal(model, self._served)
 
   def replace_weights(self, model: HybridDecoder) -> None:
     """Serves other weights of the same configuration from here on.
@@ -211,13 +193,13 @@ class PrefixCache:
     pools stay, and no program is compiled again.
 
     Raises:
-      ValueError: If the configuration is another one; nothing has changed.
+      ValueError: If configuration or weights are refused; nothing has changed.
     """
-    given = checked_model(model)
+    served = held_model(model)
     check_config(model.config, self.config)
     with self._lock.held():
       self.store.reset("the weights of its cache were replaced")
-      self.model, self._given, self._frozen = model, given, freeze(model)
+      self._served = served
 
   @contextlib.contextmanager
   def call(self) -> Iterator[list[Running]]:
@@ -263,9 +245,14 @@ class PrefixCache:
     self._lock.deliver()
 
   @property
+  def model(self) -> HybridDecoder:
+    """The model whose states it keeps, as it was last given."""
+    return self._served.model
+
+  @property
   def frozen(self) -> FrozenModel:
     """The parameters, as programs take them."""
-    return self._frozen
+    return self._served.frozen
 
   def run(
     self, segments: Sequence[Segment], choose: Callable[[Plan], np.ndarray]
@@ -286,7 +273,7 @@ class PrefixCache:
     plan = build_plan(
       self.config, segments, slots=budget.slots or 0, pages=budget.pages or 0
     )
-    groups = run_groups(self._frozen, self.pools, plan, choose(plan))
+    groups = run_groups(self.frozen, self.pools, plan, choose(plan))
     for number, (pools, logits) in enumerate(groups):
       self.pools = pools
       if number == 0:  # The device computes meanwhile.
@@ -305,8 +292,8 @@ class PrefixCache:
     Returns:
       Float32 logits. [rows vocab]
     """
-    hidden, self.pools = programs.decode_step(self._frozen, self.pools, step)
-    return head_rows(self._frozen, hidden, np.arange(rows), hidden.shape[0])
+    hidden, self.pools = programs.decode_step(self.frozen, self.pools, step)
+    return head_rows(self.frozen, hidden, np.arange(rows), hidden.shape[0])
 
   def release(
     self, sequences: Iterable[SequenceHandle], *, keep: int | None = None

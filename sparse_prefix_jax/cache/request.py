@@ -6,7 +6,6 @@ takes the same verbs as token ids.
 
 import dataclasses
 import math
-import numbers
 import reprlib
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparse_prefix_jax.cache.index import common_blocks, token_blocks
+from sparse_prefix_jax.whole_numbers import is_whole
 
 _NO_IDS = np.zeros(0, np.int32)
 _LONGEST_SALT = 1024
@@ -91,7 +91,7 @@ def check_requests(
   prompts: Sequence[Any],
   anchors: Sequence[Sequence[int]] | None = None,
   capture: Sequence[Sequence[int]] | None = None,
-  salt: bytes = b"",
+  salt: str | bytes = b"",
 ) -> list[Request]:
   """The requests of a batch, each checked before any of them runs.
 
@@ -100,7 +100,7 @@ def check_requests(
     prompts: Token ids per request.
     anchors: Positions per request, or None.
     capture: Lattice points per request, or None.
-    salt: The tenant of the whole batch.
+    salt: The tenant of the whole batch; a text is its UTF-8.
 
   Returns:
     The requests, in the order of the prompts.
@@ -108,8 +108,11 @@ def check_requests(
   Raises:
     ValueError: Naming the argument, what it was and what is allowed.
   """
+  if isinstance(salt, str):
+    # A lone surrogate, as of a damaged header, is a tenant too.
+    salt = salt.encode(errors="surrogatepass")
   if not isinstance(salt, bytes):
-    raise ValueError(f"salt must be bytes, got {salt!r}.")
+    raise ValueError(f"salt must be a text or bytes, got {salt!r}.")
   if len(salt) > _LONGEST_SALT:
     raise ValueError(
       f"salt has {len(salt)} bytes; it must have at most {_LONGEST_SALT}, a "
@@ -257,8 +260,7 @@ def check_whole(name: str, value: Any) -> int:
   >>> check_whole("keep", np.int64(3))
   3
   """
-  whole = isinstance(value, numbers.Integral | np.integer)
-  if not whole or isinstance(value, bool | np.bool_):
+  if not is_whole(value):
     shown = "nan" if isinstance(value, float) and math.isnan(value) else value
     raise ValueError(f"{name} must be an integer, got {shown!r}.")
   return int(value)

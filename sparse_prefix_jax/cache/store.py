@@ -9,30 +9,37 @@ alone.
 """
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 
-from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS
+from sparse_prefix_jax.cache import resizing
+from sparse_prefix_jax.cache.admission import SEQUENCE_NUMBERS, Admission
 from sparse_prefix_jax.cache.canonical import (
   commit_decoded,
   commit_prompt,
   store_past,
 )
 from sparse_prefix_jax.cache.decoding import append, book, fork, retract
-from sparse_prefix_jax.cache.index import Lease
+from sparse_prefix_jax.cache.index import Lease, Renumbering
 from sparse_prefix_jax.cache.request import Request
-from sparse_prefix_jax.cache.resizing import Resizing
-from sparse_prefix_jax.cache.running import Copies, Running, copies_of
+from sparse_prefix_jax.cache.running import (
+  Copies,
+  Running,
+  SequenceHandle,
+  copies_of,
+)
 from sparse_prefix_jax.cache.segments import next_segment
+from sparse_prefix_jax.cache.store_view import StoreView
 from sparse_prefix_jax.cache.swapping import (
   await_state,
   come_back,
   leave,
   private_parts,
 )
-from sparse_prefix_jax.cache.verbs import entirely
+from sparse_prefix_jax.cache.verbs import entirely, index_for
 from sparse_prefix_jax.runtime.segment import Segment
 
 
-class PrefixStore(Resizing):
+class PrefixStore(StoreView):
   """Index, planner and running sequences, for one model or none.
 
   Args:
@@ -61,6 +68,31 @@ class PrefixStore(Resizing):
   >>> running.match.resume_blocks, store.index.held_bytes
   (3, 130)
   """
+
+  @entirely
+  def find(self, handle: SequenceHandle) -> Running:
+    """The sequence that a handle stands for.
+
+    Raises:
+      ValueError: If it is no handle, was released, decoded further, or is
+        another store's.
+    """
+    return self._found(handle)
+
+  def check_fits(self, request: Request) -> None:
+    """Refuses what could not be held even by an empty store.
+
+    Another share for states may have room for it: what chooses one is told.
+
+    Raises:
+      CapacityError: With what a sequence of that length needs.
+    """
+    budget, pages = self.index.budget, -(-request.length // self.chunk)
+    if budget.fits(2, pages):
+      return
+    if self.chooser:
+      self.chooser.refused(request)
+    raise budget.shortage(request.length, 2, pages)
 
   @entirely
   def open(
@@ -308,3 +340,57 @@ class PrefixStore(Resizing):
     for running in (*self.running, *self.swapped):
       self.drop(running, why)
     self.flush()
+
+  def start_over(self, why: str) -> None:
+    """Starts empty with a new index and rule, running sequences included.
+
+    Args:
+      why: What their handles say from here on.
+    """
+    self.planner.renew_worth()
+    planner, budget = self.planner, self.index.budget
+    index = index_for(budget, planner, self._eviction, self.chunk)
+    self._admission = Admission(
+      index, planner, chunk=self.chunk, stores=self.stores
+    )
+    self._window.clear()
+    self.index, ended = index, (*self.running, *self.swapped)
+    self._running, self._swapped = {}, {}
+    for running in ended:
+      self._ended.note(running, why)
+
+  @entirely
+  def begin_resize(
+    self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
+  ) -> Renumbering:
+    """Makes room for pools of another size, evicting where one is smaller.
+
+    Args:
+      slots: That there will be.
+      pages: That there will be.
+      spare: Slots and pages that must be left beside what runs.
+
+    Returns:
+      What has to be copied within the pools, before either is made smaller.
+
+    Raises:
+      CapacityError: If running sequences hold more; nothing has changed.
+    """
+    return resizing.make_room(self.index, slots, pages, spare)
+
+  def renumber(self, moved: Renumbering) -> None:
+    """What `begin_resize` named has been copied: it has new numbers now."""
+    resizing.number_anew(self.index, (*self.running, *self.swapped), moved)
+
+  @entirely
+  def end_resize(self, slots: int, pages: int) -> None:
+    """The pools have their new size."""
+    resizing.set_size(self.index, slots, pages)
+
+  def spare(self, slots: int, pages: int) -> AbstractContextManager[Lease]:
+    """Lends free slots and pages to try something in.
+
+    Raises:
+      CapacityError: If running sequences leave no room for them.
+    """
+    return resizing.lent(self.index, slots, pages)

@@ -16,7 +16,7 @@ from sparse_prefix_jax.cache.running import (
   SequenceHandle,
   check_handle,
 )
-from sparse_prefix_jax.cache.verbs import entirely, index_for
+from sparse_prefix_jax.cache.verbs import index_for
 from sparse_prefix_jax.placement import Planner
 
 
@@ -78,14 +78,8 @@ class StoreView:
       self.chooser.learned_bytes if self.chooser else 0
     )
 
-  @entirely
-  def find(self, handle: SequenceHandle) -> Running:
-    """The sequence that a handle stands for.
-
-    Raises:
-      ValueError: If it is no handle, was released, decoded further, or is
-        another store's.
-    """
+  def _found(self, handle: SequenceHandle) -> Running:
+    """The sequence that a handle stands for; ValueError if there is none."""
     check_handle(handle)
     running = self._running.get(handle.number)
     if handle.number in self._swapped:
@@ -99,42 +93,9 @@ class StoreView:
       )
     return running
 
-  def check_fits(self, request: Request) -> None:
-    """Refuses what could not be held even by an empty store.
-
-    Another share for states may have room for it: what chooses one is told.
-
-    Raises:
-      CapacityError: With what a sequence of that length needs.
-    """
-    budget, pages = self.index.budget, -(-request.length // self.chunk)
-    if budget.fits(2, pages):
-      return
-    if self.chooser:
-      self.chooser.refused(request)
-    raise budget.shortage(request.length, 2, pages)
-
   def match(self, request: Request) -> Match:
     """What is stored of a prompt and why it goes no deeper; nothing changes."""
     return self._admission.match(request)
-
-  def start_over(self, why: str) -> None:
-    """Starts empty with a new index and rule, running sequences included.
-
-    Args:
-      why: What their handles say from here on.
-    """
-    self.planner.renew_worth()
-    planner, budget = self.planner, self.index.budget
-    index = index_for(budget, planner, self._eviction, self.chunk)
-    self._admission = Admission(
-      index, planner, chunk=self.chunk, stores=self.stores
-    )
-    self._window.clear()
-    self.index, ended = index, (*self.running, *self.swapped)
-    self._running, self._swapped = {}, {}
-    for running in ended:
-      self._ended.note(running, why)
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""

@@ -1,6 +1,6 @@
 """What all verbs of a store have in common: entirely, or not at all.
 
-Only `cache/store.py` and the classes that it inherits from call this module.
+Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import functools

@@ -11,4 +11,5 @@ from sparse_prefix_jax.contract.cold_runs import ColdRuns as ColdRuns
 from sparse_prefix_jax.contract.findings import Finding as Finding
 from sparse_prefix_jax.contract.findings import check as check
 from sparse_prefix_jax.contract.schedule import Schedule as Schedule
+from sparse_prefix_jax.contract.traffic import Answers as Answers
 from sparse_prefix_jax.contract.traffic import Traffic as Traffic

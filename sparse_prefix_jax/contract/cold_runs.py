@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 
-from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
+from sparse_prefix_jax.cache.choices import divided_capacity
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.kernels.chunks import ZERO
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -82,7 +82,8 @@ class ColdRuns:
 
     One size, so that cold runs and schedules share their compiled programs.
     """
-    capacity = 8 * self._chunks * _chunk_bytes(self.model)
+    config = self.model.config
+    capacity = 8 * self._chunks * (state_bytes(config) + page_bytes(config))
     # What a cache reserves for the longest sequence may leave few slots.
     while min(self._split(capacity)) < self._chunks + 2:
       capacity *= 2
@@ -90,13 +91,7 @@ class ColdRuns:
 
   def _split(self, capacity: int) -> tuple[int, int]:
     """Slots and pages that a cache of that many bytes begins with."""
-    config = self.model.config
-    divided = DividedCapacity(
-      capacity,
-      slot_bytes=state_bytes(config),
-      page_bytes=page_bytes(config),
-      longest=-(-config.numerics.max_length // config.numerics.chunk),
-    )
+    divided = divided_capacity(self.model.config, capacity)
     return divided.split(divided.first)
 
   def _run(self, tokens: np.ndarray) -> Cold:
@@ -160,8 +155,3 @@ class _Twin:
     out = decode(self._model, self._cache, self._sequences, token)
     self._sequences = out.sequences
     return out.logits[0]
-
-
-def _chunk_bytes(model: HybridDecoder) -> int:
-  pools = allocate(model, slots=1, pages=1)
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(pools))

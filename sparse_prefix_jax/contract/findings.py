@@ -16,7 +16,10 @@ from sparse_prefix_jax.contract.bits import differing_bits
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.contract.schedule import Schedule
 from sparse_prefix_jax.contract.trial import Ran, Trial
+from sparse_prefix_jax.layers.choices import is_int
+from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 
 _FIRST, _SECOND = [(0, 0), (0, 1), (0, 2)], [(1, 0), (1, 1)]
 _CHUNKS = 5
@@ -83,11 +86,11 @@ def check(
       f"model must be a HybridDecoder, got {type(model).__name__}"
     )
   for name, number in (("seed", seed), ("lives", lives)):
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    if not whole or not 0 <= number < 2**32:
+    if not is_int(number) or not 0 <= number < 2**32:
       raise ValueError(
         f"{name} must be a whole number in [0, 2**32), got {number!r}"
       )
+  check_undivided(jax.tree.leaves(model))
   found, seen = [], set()
   for index, branch in enumerate(model.branches):
     sub = branch.config.sub
@@ -175,7 +178,9 @@ def _tree_bits(x: Any, y: Any) -> int:
 
 
 def _lived(model: HybridDecoder, seed: int, lives: int) -> int:
-  """Bits that differ in random lives of a cache."""
+  """Bits that differ in random lives of a cache, if it can have one."""
+  if not state_bytes(model.config) and not page_bytes(model.config):
+    return 0
   numerics = model.config.numerics
   longest = min(numerics.max_length, 5 * numerics.chunk)
   cold = ColdRuns(model, longest)

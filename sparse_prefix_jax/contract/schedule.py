@@ -39,7 +39,7 @@ class Schedule:
     cold: Cold runs to compare with; shared by schedules of one model.
     seed: Of everything random in it.
     operations: How many operations.
-    longest: Longest sequence in tokens.
+    longest: Longest sequence in tokens; at most what the model takes.
 
   Example:
     >>> from flax import nnx
@@ -53,8 +53,9 @@ class Schedule:
     self, cold: ColdRuns, seed: int, *, operations: int = 8, longest: int = 160
   ) -> None:
     self.random = np.random.default_rng(seed)
-    self.cold, self.model, self.longest = cold, cold.model, longest
+    self.cold, self.model = cold, cold.model
     self.config = cold.model.config
+    self.longest = min(longest, self.config.numerics.max_length)
     self.chunk = self.config.numerics.chunk
     self.operations = operations
     placement = self._placement()
@@ -120,9 +121,9 @@ class Schedule:
     """A length, often on a lattice point or one beside it."""
     chunk = self.chunk
     if self.random.integers(2):
-      near = chunk * self.random.integers(1, self.longest // chunk)
-      return int(near + self.random.integers(-1, 2))
-    return int(self.random.integers(1, self.longest - chunk))
+      near = chunk * self.random.integers(1, max(2, self.longest // chunk))
+      return min(self.longest, int(near + self.random.integers(-1, 2)))
+    return int(self.random.integers(1, max(2, self.longest - chunk)))
 
   def _prompt(self) -> np.ndarray:
     """A prefix of something seen, and usually new tokens behind it."""
@@ -130,7 +131,7 @@ class Schedule:
     cut = [past.size, int(self.random.integers(1, past.size + 1))]
     head = past[: cut[self.random.integers(2)]]
     new = self._random_tokens(int(self.random.integers(0, self.chunk)))
-    return np.concatenate([head, new])[: self.longest - 8]
+    return np.concatenate([head, new])[: max(1, self.longest - 8)]
 
   def _captures(self, prompts: list[np.ndarray]) -> list[list[int]] | None:
     if not self.cache.store.stores or self.random.integers(2):

@@ -21,6 +21,7 @@ from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit_programs import run_cell, run_scan
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools
+from sparse_prefix_jax.layers.undivided import check_undivided
 
 Lengths: TypeAlias = Int32[Array, "b"] | np.ndarray | list[int] | tuple
 """Real tokens of each request of a batch."""
@@ -213,6 +214,7 @@ def scan(
     length: As in `ExplicitModule.scan`.
     capture_at: As in `ExplicitModule.scan`.
   """
+  check_undivided(jax.tree.leaves(module))
   _check_carry(carry)
   check_axes(
     "scan", x=(x, "b t d"), **{"carry.position": (carry.position, "b")}
@@ -250,6 +252,7 @@ def cell(
     carry: As in `ExplicitModule.cell`.
     x: As in `ExplicitModule.cell`.
   """
+  check_undivided(jax.tree.leaves(module))
   _check_carry(carry)
   check_axes("cell", x=(x, "b d"), **{"carry.position": (carry.position, "b")})
   room = _capacity(carry, numerics.chunk)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.layers.choices import is_positive
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -59,8 +61,7 @@ class RopeScaling:
   def _check_positive(self, name: str) -> None:
     """Refuses what is no finite number above 0."""
     value = getattr(self, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
+    if not is_positive(value):
       raise ValueError(
         f"{name} is {value!r}; it must be a finite number above 0."
       )

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
@@ -163,9 +165,11 @@ class ModelConfig:
       raise ValueError("branches is empty; a model has at least one branch.")
     for index, branch in enumerate(self.branches):
       _check_kind(f"branches[{index}]", branch, Branch)
-    if not all(is_int(token) and token >= 0 for token in self.end_ids):
+    size = self.vocab_size
+    if not all(is_int(token) and 0 <= token < size for token in self.end_ids):
       raise ValueError(
-        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0."
+        f"end_ids is {self.end_ids}; it must hold token ids, ints from 0 and "
+        f"below vocab_size = {size}."
       )
     if self.logits_cap is not None and not is_positive(self.logits_cap):
       raise ValueError(
@@ -174,6 +178,19 @@ class ModelConfig:
       )
     _check_kind("final_norm", self.final_norm, Norm)
     _check_kind("numerics", self.numerics, Numerics)
+    page_dtype = self.numerics.page_dtype
+    if page_dtype is not None and not self._keeps_pages():
+      raise ValueError(
+        f"page_dtype is {page_dtype!r}; no branch keeps keys and values, so it "
+        "must be None."
+      )
+
+  def _keeps_pages(self) -> bool:
+    """Whether any branch keeps something of each chunk."""
+    return any(
+      jax.tree.leaves(branch.sub.keeps(self.width, self.numerics).pages)
+      for branch in self.branches
+    )
 
   def _check_widths(self) -> None:
     """Refuses several rungs of products whose bits would differ."""

@@ -1,4 +1,4 @@
-"""What prefill costs, cumulated over depth, and the bytes that a model keeps.
+"""What prefill costs, cumulated over depth.
 
 Placement minimises sum_t w(t) (F(t) - F(deepest state <= t)); this module makes
 F. With recurrent layers alone it is linear, with attention a t + b t^2.
@@ -10,8 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.sizes import page_bytes as page_bytes
-from sparse_prefix_jax.models.sizes import state_bytes as state_bytes
 
 
 class PrefillCost(NamedTuple):

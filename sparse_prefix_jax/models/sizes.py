@@ -51,6 +51,22 @@ def page_bytes(config: ModelConfig) -> int:
   return _bytes([kept.pages for kept in kept_shapes(config)])
 
 
+def check_kept_bytes(config: ModelConfig) -> None:
+  """Refuses a model of which nothing can be stored.
+
+  Args:
+    config: The model's configuration.
+
+  Raises:
+    ValueError: If no branch keeps states or pages.
+  """
+  if not state_bytes(config) and not page_bytes(config):
+    raise ValueError(
+      "model: its branches keep neither states nor pages, so nothing of it can "
+      "be cached."
+    )
+
+
 def _bytes(shapes: Any) -> int:
   """The bytes of arrays of these shapes."""
   leaves = jax.tree.leaves(shapes)

@@ -81,15 +81,17 @@ def as_integer(value: Any, name: str) -> int:
     name: What an error calls it.
 
   Raises:
-    ValueError: If it is none.
+    ValueError: If it is none; a bool is none.
 
   >>> as_integer(np.int64(3), "budget")
   3
   """
   try:
-    return operator.index(value)
+    if not isinstance(value, bool):
+      return operator.index(value)
   except TypeError:
-    raise ValueError(f"{name} must be an integer, got {value!r}") from None
+    pass
+  raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
 def check_budget(budget: int, name: str = "budget") -> int:

@@ -97,7 +97,7 @@ class PlacementPolicy:
 
   def __post_init__(self) -> None:
     """Checks every field."""
-    if self.name not in PLACEMENTS:
+    if not isinstance(self.name, str) or self.name not in PLACEMENTS:
       raise ValueError(
         f"placement must be one of {', '.join(PLACEMENTS)}, got {self.name!r}"
       )
@@ -116,5 +116,6 @@ class PlacementPolicy:
       raise ValueError(
         f"chunk and every must be at least 1, got {self.chunk} and {self.every}"
       )
-    if not 0 < self.decay <= 1:
-      raise ValueError(f"decay must be in (0, 1], got {self.decay}")
+    real = isinstance(self.decay, numbers.Real)
+    if not real or not 0 < self.decay <= 1:
+      raise ValueError(f"decay must be in (0, 1], got {self.decay!r}")

@@ -9,7 +9,11 @@ from tqdm import tqdm
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.models.config import ModelConfig
-from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.models.sizes import (
+  check_kept_bytes,
+  page_bytes,
+  state_bytes,
+)
 from sparse_prefix_jax.runtime import programs, shapes
 from sparse_prefix_jax.runtime.pools import copy_sequence
 
@@ -145,9 +149,9 @@ def memory_plan(
     All figures, in bytes and counts.
 
   Raises:
-    ValueError: If `config` is no `ModelConfig`, or if `memory` is no size above
-      0, or too small for the weights, the largest program and a sequence of
-      one page.
+    ValueError: If `config` is no `ModelConfig` or of a model that keeps nothing
+      of a prompt, or if `memory` is no size above 0, or too small for the
+      weights, the largest program and a sequence of one page.
 
   Example:
     >>> from sparse_prefix_jax import preset
@@ -163,6 +167,7 @@ def memory_plan(
       f"config is {config!r}; it must be a ModelConfig, of `preset` or "
       "`read_config`."
     )
+  check_kept_bytes(config)
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)
   sizes = tuple(_program_bytes(config, progress))

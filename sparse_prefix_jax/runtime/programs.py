@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
+from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.runtime.compiling import Program
@@ -43,8 +44,14 @@ class FrozenModel:
 
 
 def freeze(model: HybridDecoder) -> FrozenModel:
-  """Flattens the parameters of a model as they are now."""
-  return FrozenModel(tuple(jax.tree.leaves(model)), model.config)
+  """Flattens the parameters of a model as they are now.
+
+  Raises:
+    ValueError: If devices hold parts of them.
+  """
+  leaves = tuple(jax.tree.leaves(model))
+  check_undivided(leaves)
+  return FrozenModel(leaves, model.config)
 
 
 @functools.lru_cache(maxsize=16)

@@ -104,7 +104,7 @@ class Engine:
     stop: str | Sequence[str] | None = None,
     n: int = 1,
     choose: SampleChoice = first_sample,
-    salt: bytes = b"",
+    salt: str | bytes = b"",
     template: Mapping[str, Any] | None = None,
   ) -> tuple[Generation, ...]:
     """Answers prompts, decoded together.
@@ -155,7 +155,7 @@ class Engine:
     stop: str | Sequence[str] | None = None,
     n: int = 1,
     choose: SampleChoice = first_sample,
-    salt: bytes = b"",
+    salt: str | bytes = b"",
     template: Mapping[str, Any] | None = None,
   ) -> Iterator[Delta]:
     """Answers one prompt, piece by piece.
@@ -248,7 +248,7 @@ class Engine:
     tasks: Sequence[EngineTask],
     sampling: Sampling,
     max_tokens: int,
-    salt: bytes,
+    salt: str | bytes,
   ) -> Iterator[Scheduler]:
     """A scheduler with the tasks, of which nothing runs afterwards."""
     scheduler = Scheduler(self.model, self.cache)

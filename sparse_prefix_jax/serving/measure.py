@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.models.cost import PrefillCost, page_bytes, state_bytes
+from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.serving.prefill import prefill
 
 

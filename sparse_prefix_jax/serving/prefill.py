@@ -85,7 +85,7 @@ def prefill(
   anchors: Sequence[Sequence[int]] | None = None,
   capture: Sequence[Sequence[int]] | None = None,
   all_logits: bool = False,
-  salt: bytes = b"",
+  salt: str | bytes = b"",
 ) -> PrefillOutput:
   """Computes prompts, each from the deepest state that fits it.
 

@@ -115,6 +115,17 @@ def _check(
       )
   if not stages:
     raise ValueError("stages is empty; a training needs one at least.")
+  if len(stages) > len(STAGES):
+    raise ValueError(
+      f"stages has {len(stages)} entries; there are at most {len(STAGES)}."
+    )
+  longest = config.numerics.max_length
+  for index, shape in enumerate(stages):
+    if shape.tokens > longest:
+      raise ValueError(
+        f"stages[{index}] has tokens = {shape.tokens}; max_length of the "
+        f"configuration is {longest}."
+      )
   if config.vocab_size < VOCAB_SIZE:
     raise ValueError(
       f"vocab_size is {config.vocab_size}; the recall task needs {VOCAB_SIZE}."

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from sparse_prefix_jax.whole_numbers import is_whole
 from sparse_prefix_jax.workloads.block_sizes import (
   PromptSize,
   better_block,
@@ -72,7 +73,7 @@ class _Skipped:
 
 def _is_count(value: Any) -> TypeGuard[int]:
   """Whether a JSON value is an integer that is not negative."""
-  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+  return is_whole(value) and int(value) >= 0
 
 
 def _check(where: str, fields: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ import dataclasses
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
+
+from sparse_prefix_jax.whole_numbers import is_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +115,7 @@ def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
   Traceback (most recent call last):
   ValueError: count must be an integer of at least 1 and below 10, got 2.5
   """
-  whole = isinstance(value, Integral) and not isinstance(value, bool)
-  if not whole or not low <= int(value) < end:
+  if not is_whole(value) or not low <= int(value) < end:
     raise ValueError(
       f"{name} must be an integer of at least {low} and below {end}, got"
       f" {reprlib.repr(value)}"
@@ -181,8 +181,7 @@ def _whole_numbers(name: str, what: str, values: Iterable[Any]) -> list[int]:
   """The values as Python integers; ValueError for what `int` would cut off."""
   values = list(values)
   for index, value in enumerate(values):
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or not -(2**63) <= value < 2**63:
+    if not is_whole(value) or not -(2**63) <= int(value) < 2**63:
       raise ValueError(
         f"{name}: {what} of request {index} must be an integer of 64 bits, got"
         f" {reprlib.repr(value)}"

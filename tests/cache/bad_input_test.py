@@ -2,7 +2,9 @@
 
 import copy
 import datetime
+import gc
 import pickle
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from sparse_prefix_jax import (
   decode,
   prefill,
 )
+from sparse_prefix_jax.cache import identity
+from sparse_prefix_jax.cache.identity import fingerprint
 from sparse_prefix_jax.contract import differing_bits
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.placement import PlacementPolicy
@@ -106,14 +110,14 @@ def test_positions(lived_in, name, values):
   assert_refused(cache, call, name)
 
 
-@pytest.mark.parametrize("salt", ["tenant", 5, None, 1.5, [b"a"]])
+@pytest.mark.parametrize("salt", [5, None, 1.5, [b"a"]])
 def test_salts(lived_in, salt):
   cache, _ = lived_in
 
   def call():
     return prefill(small_model(), cache, [PROMPT], salt=salt)
 
-  assert_refused(cache, call, "salt must be bytes")
+  assert_refused(cache, call, "salt must be a text or bytes")
 
 
 @pytest.mark.parametrize("handle", [5, None, "one", (1, 20), object()])
@@ -243,6 +247,47 @@ def test_weights_in_numpy_work():
   assert differing_bits(out.logits[0], expected) == 0
   out = prefill(small_model(), cache, [PROMPT])  # the same weights
   assert out.reports[0].resumed == 32
+
+
+def test_equal_weights_in_other_arrays_take_the_place_of_the_first():
+  """As of a restored checkpoint: the first may go, and are not kept alive."""
+  first = HybridDecoder(small_config(), rngs=nnx.Rngs(0))
+  second = jax.tree.map(lambda x: x + 0, first)
+  cache = PrefixCache(first, capacity="1MiB")
+  prefill(second, cache, [PROMPT])
+  assert cache.model is second
+  kept = weakref.ref(jax.tree.leaves(first)[0])
+  del first
+  gc.collect()
+  assert kept() is None
+  for leaf in jax.tree.leaves(cache.pools):
+    leaf.delete()
+  with pytest.raises(RuntimeError, match="took them"), cache.call():
+    raise RuntimeError("a program failed, and took them")
+  out = prefill(second, cache, [PROMPT])
+  expected = cold_runs().prefill(np.array(PROMPT, np.int32)).logits[-1]
+  assert differing_bits(out.logits[0], expected) == 0
+
+
+def test_two_callers_with_equal_weights_hash_them_once(monkeypatch):
+  hashed = []
+
+  def counted(leaves):
+    hashed.append(len(leaves))
+    return fingerprint(leaves)
+
+  monkeypatch.setattr(identity, "fingerprint", counted)
+  first = HybridDecoder(small_config(), rngs=nnx.Rngs(0))
+  second, third = (jax.tree.map(lambda x: x + 0, first) for _ in range(2))
+  cache = PrefixCache(first, capacity="1MiB")
+  for model in (second, first, second, first):
+    cache.check_model(model)
+    assert cache.model is model
+  assert len(hashed) == 2  # of either, once
+  cache.check_model(third)
+  assert len(hashed) == 4
+  jax.tree.leaves(first)[0].delete()
+  assert_refused(cache, lambda: cache.check_model(first), "are gone")
 
 
 def test_copies_are_refused(lived_in):

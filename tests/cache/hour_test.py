@@ -14,7 +14,7 @@ import pytest
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.contract import differing_bits
-from sparse_prefix_jax.models.cost import page_bytes, state_bytes
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import PlacementPolicy
 from tests.cache.interruptions_test import AtLine
 from tests.models_for_tests import cold_runs

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.cache.request import Limits, Request, check_requests
 
 CHUNK = 4
 
@@ -32,3 +32,19 @@ def test_whole_chunks_before_the_last_token_are_shared(ours, theirs, shared):
 def test_tenants_share_nothing():
   ours, theirs = request(range(12)), request(range(12), salt=b"theirs")
   assert ours.shared_chunks(theirs, CHUNK) == 0
+
+
+@pytest.mark.parametrize("salt", ["åsa", "\ud800"])
+def test_a_salt_of_text_is_its_utf8(salt):
+  limits = Limits(vocab_size=9, max_length=9, chunk=4)
+  (text,) = check_requests(limits, [[1]], salt=salt)
+  encoded = salt.encode(errors="surrogatepass")
+  (same,) = check_requests(limits, [[1]], salt=encoded)
+  assert text.salt == same.salt == encoded
+
+
+def test_a_long_salt_is_measured_in_bytes():
+  limits = Limits(vocab_size=9, max_length=9, chunk=4)
+  check_requests(limits, [[1]], salt="å" * 512)
+  with pytest.raises(ValueError, match="salt has 1026 bytes"):
+    check_requests(limits, [[1]], salt="å" * 513)

@@ -1,5 +1,6 @@
 """generate: a prompt, a conversation, a folder, and refusals."""
 
+import importlib.resources
 import io
 import json
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from sparse_prefix_jax.training import job
 from tests.commands.refusal import refused
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "models" / "golden" / "random"
@@ -43,6 +45,22 @@ def test_a_prompt_goes_on(command):
   status, out, err = command("generate", f"--prompt={prompt}", SMALL)
   assert (status, out) == (0, "Oslo\n")
   assert counts(err.strip()) == (0, len(prompt.split()), 1)
+
+
+def test_the_folder_of_a_training_answers(command, tmp_path):
+  """It has weights and no config.json; here they are those that ship."""
+  shipped = importlib.resources.files(
+    "sparse_prefix_jax.training.trained_weights"
+  )
+  content = (shipped / "recall.safetensors").read_bytes()
+  (tmp_path / job.WEIGHTS_FILE).write_bytes(content)
+  (tmp_path / "curve.json").write_text("{}")
+  prompt = f"{FACTS} Where does Anna Berg live ? In"
+  flags = f"--model={tmp_path}", f"--prompt={prompt}"
+  status, out, _ = command("generate", *flags, "--max_tokens=1", SMALL)
+  assert (status, out) == (0, "Oslo\n")
+  (tmp_path / job.WEIGHTS_FILE).write_bytes(content[:-1])
+  assert "is damaged" in refused(command("generate", *flags, SMALL))
 
 
 def test_a_conversation_resumes_turn_by_turn(talk):

@@ -61,3 +61,17 @@ def test_a_model_with_long_sequences_has_room_for_states():
   for seed in range(3):
     budget = Schedule(cold, seed, longest=LONGEST).cache.store.index.budget
     assert min(budget.slots, budget.pages) >= LONGEST // chunk + 2
+
+
+@pytest.mark.parametrize("longest", [5, 40, 64, 100])
+def test_schedules_of_less_than_two_chunks_draw_what_there_is(longest):
+  """One lattice point, or none: states are hardly ever kept."""
+  model = small_model(chunk=64, ladder=(1,), max_length=100)
+  cold = ColdRuns(model, longest)
+  schedules = [
+    Schedule(cold, seed, operations=3, longest=longest) for seed in range(4)
+  ]
+  lengths = [past.size for each in schedules for past in each.pasts]
+  assert 1 <= min(lengths) <= max(lengths) <= longest
+  assert schedules[0].run() == 0
+  assert Schedule(cold, 0, operations=1).longest == 100  # of 160

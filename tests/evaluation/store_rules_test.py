@@ -4,11 +4,8 @@ import pytest
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
 from sparse_prefix_jax.evaluation.store_rules import make_store, replay_store
-from sparse_prefix_jax.models.cost import (
-  page_bytes,
-  prefill_flops,
-  state_bytes,
-)
+from sparse_prefix_jax.models.cost import prefill_flops
+from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import Features, PlacementPolicy, Planner
 from sparse_prefix_jax.workloads import Trace, TraceRequest, token_trace
 

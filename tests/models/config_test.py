@@ -79,6 +79,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"end_ids": [1]}, r"end_ids is \[1\]; it must be a tuple"),
     ({"end_ids": (-1,)}, r"end_ids is \(-1,\); it must hold token ids"),
     ({"end_ids": (True,)}, r"end_ids is \(True,\); it must hold token ids"),
+    ({"end_ids": (7, 512)}, r"end_ids is \(7, 512\); .* vocab_size = 512"),
     ({"tie_embeddings": "no"}, "tie_embeddings is 'no'; .* True or False"),
     ({"dtype": 32}, "dtype is 32; it must be a string"),
     ({"layer_types": ["attention"]}, "layer_types is .*; it must be a tuple"),
@@ -192,6 +193,13 @@ def test_parts_that_are_none_are_refused(changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     preset("tiny", **changes)
   assert str(refused.value).endswith(".")
+
+
+def test_pages_that_nobody_keeps_have_no_type():
+  """Two caches of one model would refuse each other for nothing."""
+  with pytest.raises(ValueError, match="page_dtype is 'int8'; no branch keeps"):
+    preset("mamba2_tiny", page_dtype="int8")
+  assert preset("falcon_h1_tiny", page_dtype="int8").numerics.page_dtype
 
 
 def test_fields_of_both_kinds_are_replaced_in_their_places():

@@ -67,6 +67,7 @@ _OLMO = {
   "linear_key_head_dim": 12,
   "linear_value_head_dim": 24,
   "pad_token_id": 0,
+  "eos_token_id": 2,
 }
 _OLMO_SHAPES = {
   "1": {"rope_parameters": {"rope_type": "default", "rope_theta": None}},

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.placement import PlacementPolicy
@@ -23,7 +24,10 @@ def test_bad_policies_are_refused(arguments, sentence):
 
 @pytest.mark.parametrize(
   "field, value",
-  [("budget", 2.5), ("budget", "3"), ("chunk", 1.5), ("every", 2.0)],
+  [
+    *(("budget", 2.5), ("budget", "3"), ("chunk", 1.5), ("every", 2.0)),
+    *(("budget", True), ("chunk", True), ("every", np.True_)),
+  ],
 )
 def test_numbers_that_are_no_integers_are_refused(field, value):
   """The type check of the tests would refuse them in the constructor."""
@@ -31,6 +35,15 @@ def test_numbers_that_are_no_integers_are_refused(field, value):
   object.__setattr__(policy, field, value)
   with pytest.raises(ValueError, match=f"{field} must be an integer, got "):
     policy.__post_init__()
+
+
+@pytest.mark.parametrize("name", [["last"], None, 3])
+@pytest.mark.usefixtures("unchecked_types")
+def test_names_that_are_no_texts_are_refused(name):
+  with pytest.raises(ValueError, match="placement must be one of no_cache"):
+    PlacementPolicy(name)
+  with pytest.raises(ValueError, match="decay must be in"):
+    PlacementPolicy("sqrt", decay="fast")
 
 
 def test_conditional_asks_for_a_finite_number():

@@ -23,6 +23,7 @@ ARROWS: dict[str, set[str]] = {
   "kernels": set(),
   "layers": {"kernels"},
   "machine": set(),  # where a report was made
+  "whole_numbers": set(),  # what an integer is, for who takes one of a user
   "writable": set(),  # files of results
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
@@ -30,11 +31,12 @@ ARROWS: dict[str, set[str]] = {
   "runtime.segment": set(),
   "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
   "placement": set(),
-  "workloads": {"byte_sizes", "extras"},
+  "workloads": {"byte_sizes", "extras", "whole_numbers"},
   # Losses and steps over `scan`; no cache, no pools.
   "training": {"models", "layers", "workloads", "extras", "writable"},
   "cache.index": {"placement"},
-  "cache.store": {"cache.index", "placement", "runtime.segment"},
+  "cache.store": {"cache.index", "placement", "runtime.segment"}
+  | {"whole_numbers"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
   | {"cache.store", "cache.index"},
   "serving": {"models", "runtime", "runtime.segment", "kernels", "extras"}

@@ -8,8 +8,16 @@ import jax
 import pytest
 from flax import nnx
 
-from sparse_prefix_jax import HybridDecoder, memory_plan, preset
+from sparse_prefix_jax import (
+  HybridDecoder,
+  ModelConfig,
+  PrefixCache,
+  memory_plan,
+  preset,
+)
 from sparse_prefix_jax import __main__ as main
+from sparse_prefix_jax.contract import check
+from sparse_prefix_jax.layers import Branch, Numerics, SwiGLUConfig
 from sparse_prefix_jax.models.checkpoint import read_config
 from sparse_prefix_jax.runtime import memory_plan as planner
 from sparse_prefix_jax.runtime import programs, shapes
@@ -146,6 +154,15 @@ def test_a_model_with_layers_of_one_kind(kind):
     assert (plan.page_bytes, row.state_share) == (0, 1.0)
     assert row.stored == plan.cache_bytes // plan.state_bytes
   assert row.running > 0
+  model = HybridDecoder(small_config(**changes), rngs=nnx.Rngs(0))
+  choices = {"capacity": plan.cache_bytes, "state_share": row.state_share}
+  cache = PrefixCache(model, **choices)  # as docs/how-to/memory.md says
+  held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.pools))
+  one = plan.state_bytes or plan.page_bytes
+  assert plan.cache_bytes - one < held <= plan.cache_bytes
+  other = {"capacity": plan.cache_bytes, "state_share": 1 - row.state_share}
+  with pytest.raises(ValueError, match="it must be in"):
+    PrefixCache(model, **other)
 
 
 def refused(config, memory):
@@ -173,6 +190,26 @@ def test_a_memory_that_does_not_hold_one_sequence_is_refused(plan):
   )
   # What the weights alone do not fit into is refused before any compilation.
   assert "for the weights, and two states" in refused(CONFIG, 1000)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_model_that_keeps_nothing_is_refused():
+  """There is nothing to plan, nor to cache; its layers can be checked."""
+  branches = (Branch(SwiGLUConfig(hidden=64)),)
+  numerics = Numerics(ladder=(4,), max_length=512)
+  config = ModelConfig(
+    vocab_size=64, width=64, branches=branches, numerics=numerics
+  )
+  expected = (
+    "model: its branches keep neither states nor pages, so nothing of it can "
+    "be cached."
+  )
+  assert refused(config, MEMORY) == expected
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match="neither states nor pages") as caught:
+    PrefixCache(model, capacity="1MiB")
+  assert str(caught.value) == expected
+  assert check(model) == ()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from sparse_prefix_jax.training.weights import (
   named_leaves,
   save_arrays,
 )
+from sparse_prefix_jax.workloads.recall.documents import RecallShape
 from tests.training import models
 
 STEPS = 5
@@ -120,6 +121,13 @@ def test_what_cannot_be_trained_is_refused_first(
     train(tmp_path, stages=())
   with pytest.raises(ValueError, match="vocab_size is 64; the recall task"):
     train(tmp_path, config=models.CONFIG.replace(vocab_size=64))
+  with pytest.raises(ValueError, match="stages has 7 entries; there are"):
+    train(tmp_path, stages=models.STAGES * 7)
+  longer = *models.STAGES, RecallShape(tokens=300, facts=5, questions=10)
+  with pytest.raises(
+    ValueError, match=r"stages\[1\] has tokens = 300; max_length .* is 256"
+  ):
+    train(tmp_path, config=models.CONFIG.replace(max_length=256), stages=longer)
 
 
 def test_a_curve_of_one_step_is_drawn(tmp_path: pathlib.Path) -> None:

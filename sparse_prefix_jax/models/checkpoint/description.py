@@ -45,9 +45,9 @@ def read_config(directory: str | pathlib.Path, **changes: Any) -> ModelConfig:
 
   `dtype` is that of the file ("float16" is held as float32; where config.json
   does not say, the header of the weights does), `max_length` the model's
-  context, and `end_ids` those of generation_config.json or config.json. Where
-  the widths do not allow several rungs the ladder has one, and a warning says
-  so.
+  context, and `end_ids` those of generation_config.json or config.json; what is
+  not in the vocabulary is left out of them, with a warning. Where the widths do
+  not allow several rungs the ladder has one, and a warning says so.
 
   Args:
     directory: Holds config.json.
@@ -115,14 +115,18 @@ def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:
   tied = outer.flag(_TIED, family.tied)
   fields: dict[str, Any] = {"tie_embeddings": tied}
   fields["dtype"] = _dtype(directory, outer, text, family, changes)
-  fields["end_ids"] = _end_ids(directory, outer, text)
+  end_ids = _end_ids(directory, outer, text)
   if "numerics" in changes:
     del fields["dtype"]
   harmless = HARMLESS_KEYS | family.harmless_keys
   text.refuse_unread(harmless)
   outer.refuse_unread(harmless, same=text.values)
   replaced = {k: v for k, v in changes.items() if (k, v) != ("dtype", "auto")}
-  config = _with_rungs(path, config.replace(**fields | replaced), changes)
+  config = config.replace(**fields | replaced)
+  if "end_ids" not in changes:
+    end_ids = _of_vocabulary(path, end_ids, config.vocab_size)
+    config = config.replace(end_ids=end_ids)
+  config = _with_rungs(path, config, changes)
   return Description(config, family, quantization)
 
 
@@ -180,6 +184,21 @@ def _end_ids(
     generation = Fields(read_json_object(path), str(path))
     found.insert(0, generation.ids("eos_token_id"))
   return next((ids for ids in found if ids), ())
+
+
+def _of_vocabulary(
+  path: pathlib.Path, end_ids: tuple[int, ...], size: int
+) -> tuple[int, ...]:
+  """The ids that are tokens; a model with fewer rows draws no others."""
+  known = tuple(token for token in end_ids if token < size)
+  if known != end_ids:
+    others = ", ".join(str(token) for token in end_ids if token >= size)
+    warnings.warn(
+      f"the model of {path} has vocab_size = {size}; end_ids leaves out what "
+      f"is no token of it: {others}.",
+      stacklevel=4,
+    )
+  return known
 
 
 def _with_rungs(

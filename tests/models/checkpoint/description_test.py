@@ -100,6 +100,20 @@ def test_the_ids_that_end_a_text_are_kept(tmp_path, text, generation, ids):
   assert load_pretrained(directory, **LADDER)[1].end_ids == ids
 
 
+def test_ids_that_end_a_text_and_are_no_tokens_are_left_out(tmp_path):
+  """As of a checkpoint that was cut to a small vocabulary."""
+  directory = tiny(tmp_path, {"eos_token_id": [151645, 3]})
+  size = read_config(directory, **LADDER, end_ids=()).vocab_size
+  with pytest.warns(UserWarning, match="end_ids") as told:
+    config = read_config(directory, **LADDER)
+  assert config.end_ids == (3,)
+  (warning,) = told
+  assert "151645" in str(warning.message)
+  assert f"vocab_size = {size}" in str(warning.message)
+  with pytest.raises(ValueError, match="end_ids is"):
+    read_config(directory, **LADDER, end_ids=(151645,))
+
+
 def test_a_damaged_generation_config_is_refused(tmp_path):
   directory = tiny(tmp_path)
   for content, message in (
