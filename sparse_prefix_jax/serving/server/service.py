@@ -5,13 +5,12 @@ stop string ends an answer before more of it is computed.
 """
 
 import asyncio
-import concurrent.futures
+import contextlib
 import dataclasses
 import logging
-import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,18 +31,16 @@ from sparse_prefix_jax.serving.server.calls import (
   Call,
   Conversation,
 )
+from sparse_prefix_jax.serving.server.inbox import Inbox, ShutDownError
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
-_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
+# A step that fails ends those that it computed; so many in a row help nobody.
+_MOST_FAILURES = 8
 
 
 class QueueFullError(RuntimeError):
   """As many requests wait as may."""
-
-
-class ShutDownError(RuntimeError):
-  """No request is taken any more."""
 
 
 class Piece(NamedTuple):
@@ -75,14 +72,35 @@ class _Answer:
   best: int
   started: Started | None = None
 
-  def piece(self, *, error: str | None = None) -> Piece | None:
+  def piece(self) -> Piece | None:
     """What is new of it, if anything is."""
     restored = self.started.restored if self.started else 0
     computed = self.started.computed if self.started else 0
     delta = self.grown.delta(self.index, restored, computed)
-    if delta is None and error is None:
+    if delta is None:
       return None
-    return Piece(self.index, delta, self.prompt_tokens, restored, error)
+    return Piece(self.index, delta, self.prompt_tokens, restored)
+
+  def take(self, event: Event) -> bool:
+    """Grows by an event, and tells what is new; whether it is over."""
+    if isinstance(event, Started):
+      self.started = event
+      return False
+    if isinstance(event, Finished):
+      if event.why not in ("stop", "length"):
+        self.fail(event.error or f"the request ended: {event.why}")
+        return True
+      self.grown.finish(event.why.value)
+    else:
+      self.grown.add(event.id, event.logprob, event.best[: self.best])
+    piece = self.piece()
+    if piece is not None:
+      self.tell(piece)
+    return self.grown.finish_reason is not None
+
+  def fail(self, error: object) -> None:
+    """Tells that it ends here, and why."""
+    self.tell(Piece(self.index, None, self.prompt_tokens, None, str(error)))
 
 
 class Service:
@@ -109,18 +127,35 @@ class Service:
     self.model, self.cache, self.tokenizer = model, cache, tokenizer
     self._scheduler, self._most = scheduler, max_waiting
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
-    self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    self._inbox = Inbox()
     self._answers: dict[RequestHandle, _Answer] = {}
-    self._closing = False
-    self._thread = threading.Thread(target=self._run, name="scheduler")
+    self._closing, self._failures = False, 0
+    self._thread: threading.Thread | None = None
+    self._trouble: str | None = "the server is starting."
+
+  @property
+  def trouble(self) -> str | None:
+    """Why it answers nobody: it starts, or has ended; None where it serves."""
+    return self._trouble
 
   def start(self) -> None:
-    """Begins to step."""
+    """Begins to step, for the first time or after it had stopped.
+
+    Raises:
+      RuntimeError: If it steps already.
+    """
+    if self._thread is not None and self._thread.is_alive():
+      raise RuntimeError("the service runs already; one application starts it.")
+    self._closing, self._failures = False, 0
+    self._inbox.open()
+    self._thread = threading.Thread(target=self._run, name="scheduler")
     self._thread.start()
 
   def stop(self) -> None:
     """Ends once everything that was begun is finished; waits for that."""
-    self._commands.put(self._close)
+    if self._thread is None:
+      return
+    self._inbox.tell(self._close)
     self._thread.join()
 
   def counts(self) -> Mapping[str, int]:
@@ -156,11 +191,11 @@ class Service:
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
     def tell(piece: Piece) -> None:
-      if not loop.is_closed():
+      with contextlib.suppress(RuntimeError):  # The loop is closed.
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     submitted = asyncio.ensure_future(
-      self._ask(lambda: self._submit(call, salt, tell))
+      self._inbox.ask(lambda: self._submit(call, salt, tell))
     )
     try:
       handles = await asyncio.shield(submitted)
@@ -178,7 +213,7 @@ class Service:
         yield piece
     finally:
       if left:
-        self._commands.put(lambda: self._cancel(handles))
+        self._inbox.tell(lambda: self._cancel(handles))
 
   async def states(self, prompt: AskedPrompt, salt: bytes) -> dict[str, Any]:
     """What is stored of a prompt; nothing changes.
@@ -204,53 +239,56 @@ class Service:
         "state_positions": [depth * chunk for depth in match.state_blocks],
       }
 
-    return await self._ask(look)
-
-  async def _ask(self, command: Callable[[], _T]) -> _T:
-    """Lets the thread do something, and waits for what comes of it."""
-    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
-
-    def run() -> None:
-      try:
-        future.set_result(command())
-      except Exception as error:
-        future.set_exception(error)
-
-    self._commands.put(run)
-    return await asyncio.wrap_future(future)
+    return await self._inbox.ask(look)
 
   def _abandon(self, submitted: "asyncio.Task[list[RequestHandle]]") -> None:
     """Ends what was submitted for somebody who has gone meanwhile."""
     if not submitted.cancelled() and submitted.exception() is None:
       handles = submitted.result()
-      self._commands.put(lambda: self._cancel(handles))
+      self._inbox.tell(lambda: self._cancel(handles))
 
   def _run(self) -> None:
-    """Steps as long as there is something to do."""
-    while not (self._closing and self._scheduler.idle):
-      self._obey()
-      if self._scheduler.idle:
-        continue
-      try:
-        events = self._scheduler.step()
-      except Exception:
-        # It has ended the requests that it was computing, which the next step
-        # tells; the others go on.
-        _LOG.exception("a step failed")
-        continue
-      for event in events:
-        self._take(event)
+    """Serves; whatever ends that, everybody who waits is told."""
+    sentence = "the server has ended."
+    try:
+      self._trouble = None
+      self._serve()
+    except Exception as error:
+      sentence = f"the server has failed: {str(error).rstrip('.')}."
+    finally:
+      self._trouble = sentence
+      self._inbox.close(sentence)
+      answers, self._answers = self._answers, {}
+      for answer in answers.values():
+        answer.fail(sentence)
 
-  def _obey(self) -> None:
-    """Runs the commands that came; waits for one where nothing else is."""
-    block = self._scheduler.idle and not self._closing
-    while True:
-      try:
-        command = self._commands.get(block=block)
-      except queue.Empty:
-        return
-      command()
-      block = False
+  def _serve(self) -> None:
+    """Steps as long as there is something to do.
+
+    Commands and answers may raise; none ends it.
+    """
+    while not (self._closing and self._scheduler.idle):
+      self._inbox.obey(wait=self._scheduler.idle and not self._closing)
+      if not self._scheduler.idle:
+        for event in self._step():
+          self._take(event)
+
+  def _step(self) -> Sequence[Event]:
+    """A step of the scheduler.
+
+    One that fails has ended the requests that it was computing, which the next
+    one tells; the others go on.
+    """
+    try:
+      events = self._scheduler.step()
+    except Exception:
+      _LOG.exception("a step failed")
+      self._failures += 1
+      if self._failures == _MOST_FAILURES:
+        raise
+      return ()
+    self._failures = 0
+    return events
 
   def _close(self) -> None:
     self._closing = True
@@ -310,44 +348,36 @@ class Service:
       )
     return np.array(prompt, np.int32), ()
 
-  def _cancel(self, handles: list[RequestHandle]) -> None:
+  def _cancel(self, handles: Sequence[RequestHandle]) -> None:
     """Ends what still runs; what was told of it stays stored."""
     for handle in handles:
       if self._answers.pop(handle, None) is not None:
-        self._scheduler.cancel(handle)
+        self._let_go(handle)
+
+  def _let_go(self, handle: RequestHandle) -> None:
+    """Ends a request of which nobody wants to hear any more."""
+    try:
+      self._scheduler.cancel(handle)
+    except ValueError:
+      pass  # A step has finished it and tells so later, or did so just now.
+    except Exception:
+      _LOG.exception("a request could not be stored")
 
   def _take(self, event: Event) -> None:
     """Lets an answer grow, and tells what is new of it."""
     answer = self._answers.get(event.handle)
     if answer is None:
       return
-    if isinstance(event, Started):
-      answer.started = event
-      return
-    if isinstance(event, Finished):
+    try:
+      over = answer.take(event)
+    except Exception as error:  # of a tokenizer, for example
+      _LOG.exception("an answer failed")
+      answer.fail(error)
+      over = True
+    if over:
       del self._answers[event.handle]
-      self._finish(answer, event)
-      return
-    answer.grown.add(event.id, event.logprob, event.best[: answer.best])
-    piece = answer.piece()
-    if answer.grown.finish_reason is not None:
-      del self._answers[event.handle]
-      self._scheduler.cancel(event.handle)
-    if piece is not None:
-      answer.tell(piece)
-
-  def _finish(self, answer: _Answer, event: Finished) -> None:
-    """Tells how an answer ended."""
-    if event.why in ("stop", "length"):
-      answer.grown.finish(event.why.value)
-      piece = answer.piece()
-      if piece is not None:
-        answer.tell(piece)
-      return
-    reason = event.error or f"the request ended: {event.why}"
-    answer.tell(
-      Piece(answer.index, None, answer.prompt_tokens, None, str(reason))
-    )
+      if not isinstance(event, Finished):
+        self._let_go(event.handle)
 
 
 REFUSALS: dict[type[Exception], int] = {
