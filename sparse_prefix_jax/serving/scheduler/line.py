@@ -257,10 +257,11 @@ class Line:
       self._drop(life)
 
   def let_go(self, life: Life) -> None:
-    """Stores the prompt of one that is over; its caller came too late."""
+    """Stores the prompt of one that is over, as far as it is computed."""
     self.leave(life)
-    self._store.close(life.sequence, life.prompt)
-    life.running = None
+    if life.running is not None:
+      self._store.close(life.running, min(life.prompt, life.running.length))
+    life.running = life.parked = None
 
   def set_aside(self, life: Life) -> None:
     """Makes room: swaps a running request out, or drops it.

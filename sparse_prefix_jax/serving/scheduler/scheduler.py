@@ -141,7 +141,7 @@ class Scheduler:
     """How often something happened, over the life of the scheduler.
 
     `swapped_out` and `dropped` requests made room, `preempted` ones for a
-    higher priority; `discarded` tokens were
+    higher priority; `forked` ones went on from a copy; `discarded` tokens were
     computed after the end; `sat_out_judged` and `sat_out_no_room` are steps
     that a running request could not take part in; `waited_for_a_prefix` are
     steps in which one waited for another.
@@ -258,6 +258,9 @@ class Scheduler:
   def end(self, handle: RequestHandle) -> None:
     """A held request chooses no more, as after a stop token.
 
+    One that waits for room gives up what it holds; of one that runs the caller
+    says by `cancel` how much is stored.
+
     Args:
       handle: Of a request that is `held`.
 
@@ -287,7 +290,7 @@ class Scheduler:
       The handle of the second one.
 
     Raises:
-      ValueError: If the handle is unknown or its request finished; ids that
+      ValueError: If the handle is unknown or its request is over; ids that
         were not told yet may have ended it.
     """
     judges = self._sampler.check(sampling)
@@ -299,7 +302,7 @@ class Scheduler:
         return life.twin(other, sampling, judged=judges)
 
       if not self._stepper.fork(life, twin, mine):
-        raise ValueError(f"{handle} is finished; the next step tells it.")
+        raise ValueError(f"{handle} is over; it chooses no more.")
       self._submitted += 1
       return other
 
@@ -314,9 +317,16 @@ class Scheduler:
         was computing, and nobody else; a signal's handler that raises ends
         nobody. Events that were not returned are those of the next step.
     """
-    with self._call() as mine:
-      self._stepper.run(mine)
-    return self._stepper.told()
+    events: tuple[Event, ...] = ()
+    try:
+      with self._call() as mine:
+        self._stepper.run(mine)
+        events = self._stepper.told()
+        return events
+    except BaseException:
+      with self._cache.call():
+        self._stepper.events[:0] = events
+      raise
 
   @contextlib.contextmanager
   def _call(self) -> Iterator[list[Running]]:

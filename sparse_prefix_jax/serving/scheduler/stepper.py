@@ -111,7 +111,15 @@ class Stepper:
   def forget_lost(self) -> None:
     """Finishes whoever has lost its sequence, to a failure or a release."""
     for life in self.line.forget_lost():
-      self._finish(life, Ending.FAILED)
+      self._finish(life, Ending.FAILED, self._lost(life))
+
+  def _lost(self, life: Life) -> Exception | None:
+    """What to say of a request whose sequence somebody else ended."""
+    try:
+      self._store.find(life.sequence.handle)
+    except ValueError as error:
+      return RuntimeError(f"{life.handle} was ended from outside: {error}")
+    return None
 
   def enter(self, life: Life) -> None:
     """A request waits for its first step."""
@@ -129,10 +137,10 @@ class Stepper:
       mine: As `run` takes them.
 
     Returns:
-      The twin; None if the request has ended by what was read.
+      The twin; None if the request is over, perhaps by what was read.
     """
     self._read(0, mine)
-    if life.ended:
+    if life.ended or life.over:
       return None
     other = twin()
     self.line.fork(life, other)
@@ -321,8 +329,10 @@ class Stepper:
     self._ending.append((life, why))
 
   def over(self, life: Life, why: Ending) -> None:
-    """A held request chooses no more, which is told."""
+    """A held request chooses no more, which is told; one that waits is gone."""
     life.over = True
+    if life in self.line.waiting:
+      self.line.let_go(life)
     self._tell(Finished(life.handle, why))
 
   def end(
