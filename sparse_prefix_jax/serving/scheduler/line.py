@@ -328,3 +328,15 @@ class Line:
     for life in lost:
       self.leave(life)
     return lost
+
+  def why_lost(self, life: Life) -> Exception | None:
+    """What to say of a request whose sequence somebody else ended.
+
+    Args:
+      life: Of `forget_lost`.
+    """
+    try:
+      self._store.find(life.sequence.handle)
+    except ValueError as error:
+      return RuntimeError(f"{life.handle} was ended from outside: {error}")
+    return None

@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.running import Running, TokenBuffer
+from sparse_prefix_jax.cache.running import TokenBuffer
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
+  QueueFullError,
   check_at_least,
-  check_places,
   checked_stop_tokens,
 )
 from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
@@ -53,7 +53,8 @@ class Scheduler:
     cache: Where sequences run and prefixes are stored.
     token_budget: Most tokens of prompts per step, floored to whole chunks.
     max_running: Most requests that run at once; None for 64.
-    max_waiting: Most requests that wait; more are refused. None for any number.
+    max_waiting: Most requests that wait besides those that may run at once;
+      more are refused. None for any number.
     sampler: Chooses ids; None for one that takes a `Sampling`, or None for the
       most probable ids, or a pair of one and the number of a sample.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
@@ -97,14 +98,15 @@ class Scheduler:
     if max_running is not None:
       seats = check_at_least("max_running", max_running, 1)
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
+    waiting = None
     if max_waiting is not None:
-      check_at_least("max_waiting", max_waiting, 0)
+      waiting = check_at_least("max_waiting", max_waiting, 0)
     swap_bytes = 0
     if swap_capacity is not None:
       swap_bytes = parse_bytes(swap_capacity, name="swap_capacity")
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
-    self._cache, self._most = cache, max_waiting
+    self._cache, self._seats, self._most = cache, seats, waiting
     self._sampler = (
       DeviceSampler(cache.config, seats) if sampler is None else sampler
     )
@@ -135,6 +137,23 @@ class Scheduler:
   def active(self) -> bool:
     """Whether a request has begun and goes on; others may wait for room."""
     return self._stepper.line.active
+
+  def check_places(self, count: int = 1) -> None:
+    """Refuses requests that would have to wait and may not.
+
+    Args:
+      count: How many would come.
+
+    Raises:
+      QueueFullError: If so many find no place now.
+    """
+    line = self._stepper.line
+    here = len(line.running) + len(line.waiting)
+    if self._most is not None and here + count > self._seats + self._most:
+      raise QueueFullError(
+        f"{here} requests run or wait, and {count} more find no place: "
+        f"max_running is {self._seats} and max_waiting is {self._most}."
+      )
 
   @property
   def counts(self) -> Mapping[str, int]:
@@ -204,8 +223,8 @@ class Scheduler:
 
     Raises:
       ValueError: If an argument is out of range.
-      CapacityError: If prompt and longest answer do not fit alone, or too many
-        wait. Nothing has changed then.
+      CapacityError: If prompt and longest answer do not fit alone, or
+        (`QueueFullError`) too many wait. Nothing has changed then.
     """
     self._watched.check()
     judges = self._sampler.check(sampling)
@@ -224,7 +243,7 @@ class Scheduler:
       keep_logits=keep_logits,
     )
     with self._cache.call():
-      check_places(len(self._stepper.line.waiting), self._most)
+      self.check_places()
       request = asked.request(prompt, self._cache)
       handle = RequestHandle(self._submitted)
       ids = TokenBuffer(request.ids)
@@ -246,14 +265,14 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._call() as mine:
+    with self._call():
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._stepper.end(life, Ending.CANCELLED, mine, keep)
+      self._stepper.end(life, Ending.CANCELLED, keep)
 
   def end(self, handle: RequestHandle) -> None:
     """A held request chooses no more, as after a stop token.
@@ -294,14 +313,14 @@ class Scheduler:
         were not told yet may have ended it.
     """
     judges = self._sampler.check(sampling)
-    with self._call() as mine:
+    with self._call():
       life = self._find(handle)
       other = RequestHandle(self._submitted)
 
       def twin() -> Life:
         return life.twin(other, sampling, judged=judges)
 
-      if not self._stepper.fork(life, twin, mine):
+      if not self._stepper.fork(life, twin):
         raise ValueError(f"{handle} is over; it chooses no more.")
       self._submitted += 1
       return other
@@ -319,8 +338,8 @@ class Scheduler:
     """
     events: tuple[Event, ...] = ()
     try:
-      with self._call() as mine:
-        self._stepper.run(mine)
+      with self._call():
+        self._stepper.run()
         events = self._stepper.told()
         return events
     except BaseException:
@@ -329,11 +348,12 @@ class Scheduler:
       raise
 
   @contextlib.contextmanager
-  def _call(self) -> Iterator[list[Running]]:
+  def _call(self) -> Iterator[None]:
     """A call of the cache; whoever it ended by an exception is finished."""
     try:
       with self._cache.call() as mine:
-        yield mine
+        self._stepper.mine = mine
+        yield
     except BaseException:
       with self._cache.call():
         self._stepper.forget_lost()

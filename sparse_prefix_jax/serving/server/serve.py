@@ -57,7 +57,7 @@ def run_server(
     listener: Of `listen`; it is closed in the end.
     keys: API keys; whoever reaches the address may ask, if there are none.
     max_running: Most requests that run at once.
-    max_waiting: Most requests that wait; more are told to come again.
+    max_waiting: Most requests that wait besides; more are told to come again.
     grace: Seconds that running requests have to finish after a signal; then
       they end, and what they decoded is stored.
 
@@ -66,8 +66,10 @@ def run_server(
     MissingExtraError: If `starlette` or `uvicorn` is not installed.
   """
   uvicorn = extras.optional("uvicorn", "server")
-  scheduler = Scheduler(model, cache, max_running=max_running)
-  service = Service(model, cache, tokenizer, scheduler, max_waiting=max_waiting)
+  scheduler = Scheduler(
+    model, cache, max_running=max_running, max_waiting=max_waiting
+  )
+  service = Service(model, cache, tokenizer, scheduler)
   config = uvicorn.Config(
     make_app(service, name, keys=keys),
     log_level=logging.WARNING,

@@ -22,6 +22,7 @@ from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
 from sparse_prefix_jax.serving.scheduler import (
   Event,
   Finished,
+  QueueFullError,
   RequestHandle,
   Scheduler,
   Started,
@@ -37,10 +38,6 @@ from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 _LOG = logging.getLogger(__name__)
 # A step that fails ends those that it computed; so many in a row help nobody.
 _MOST_FAILURES = 8
-
-
-class QueueFullError(RuntimeError):
-  """As many requests wait as may."""
 
 
 class Piece(NamedTuple):
@@ -110,8 +107,7 @@ class Service:
     model: The model of the cache.
     cache: Where sequences run.
     tokenizer: Of the model.
-    scheduler: Of the two, which nobody else steps.
-    max_waiting: Most requests that wait; more are refused.
+    scheduler: Of the two, which nobody else steps; it says how many may wait.
   """
 
   def __init__(
@@ -120,12 +116,10 @@ class Service:
     cache: PrefixCache,
     tokenizer: TextTokenizer,
     scheduler: Scheduler,
-    *,
-    max_waiting: int = 256,
   ) -> None:
     """Answers nobody until `start`."""
     self.model, self.cache, self.tokenizer = model, cache, tokenizer
-    self._scheduler, self._most = scheduler, max_waiting
+    self._scheduler = scheduler
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
     self._inbox = Inbox()
     self._answers: dict[RequestHandle, _Answer] = {}
@@ -300,9 +294,7 @@ class Service:
     if self._closing:
       raise ShutDownError("the server is about to end.")
     prompts = [self._prompt(prompt) for prompt in call.prompts]
-    waiting = sum(one.started is None for one in self._answers.values())
-    if waiting + len(prompts) * call.samples > self._most:
-      raise QueueFullError(f"{waiting} requests wait; try again later.")
+    self._scheduler.check_places(len(prompts) * call.samples)
     handles: list[RequestHandle] = []
     try:
       for ids, anchors in prompts:
