@@ -115,6 +115,8 @@ class Reply:
       "object": kind,
       "created": self.created,
       "model": self.model,
+      # Not of OpenAI's form, whose clients keep it: the same seed draws again.
+      "seed": self.call.sampling.seed,
       "choices": list(choices),
     }
 

@@ -33,10 +33,22 @@ def test_a_prompt_is_a_text_or_ids_or_several(prompt, prompts):
 
 def test_what_is_not_said_is_as_everywhere():
   call = read(prompt="Hi")
-  assert call.sampling == Sampling(temperature=1.0)
+  assert call.sampling == Sampling(temperature=1.0, seed=call.sampling.seed)
   assert (call.max_tokens, call.samples, call.stops) == (16, 1, ())
   assert (call.stream, call.usage, call.best) == (False, False, None)
   assert talk().max_tokens is None
+
+
+def test_a_seed_that_is_not_said_is_drawn_where_ids_are():
+  assert len({read(prompt="Hi").sampling.seed for _ in range(5)}) == 5
+  assert len({read(prompt="Hi", seed=None).sampling.seed for _ in "ab"}) == 2
+  assert read(prompt="Hi", temperature=0).sampling == Sampling()
+  assert read(prompt="Hi", seed=0).sampling.seed == 0
+
+
+def test_null_asks_for_nothing():
+  call = read(prompt="Hi", model=None, n=None, stop=None, temperature=None)
+  assert (call.samples, call.stops, call.sampling.temperature) == (1, (), 1.0)
 
 
 def test_every_field_arrives():
@@ -161,15 +173,20 @@ def test_a_completion_that_cannot_be_meant_is_refused(body, sentence):
 @pytest.mark.parametrize(
   ("body", "sentence"),
   [
-    ({"messages": []}, "messages is []; it must be a list of messages."),
-    ({"messages": ["Hi"]}, "messages[0] must be an object with a role"),
+    ({"messages": []}, "messages is empty; a conversation has at least one."),
+    ({"messages": "Hi"}, "messages is 'Hi'; it must be a list of messages."),
+    ({"messages": ["Hi"]}, "messages[0] is 'Hi'; it must have a role"),
     (
       {"messages": [{"role": "user"}]},
-      "messages[0] has no text as its content",
+      "messages[0] has the content None; it must be a text.",
     ),
     (
       {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-      "messages[0] holds a part that is no text.",
+      "parts must be of type text.",
+    ),
+    (
+      {"messages": [{"role": "user\ud800", "content": "Hi"}]},
+      "messages[0] holds half of a character.",
     ),
     ({"top_logprobs": 2}, "top_logprobs is 2; logprobs must be true with it."),
     ({"logprobs": 2}, "logprobs is 2; it must be a bool."),

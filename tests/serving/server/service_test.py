@@ -158,6 +158,19 @@ def test_an_application_can_be_started_again(service):
   assert texts[0] == texts[1]
 
 
+def test_who_names_no_seed_is_told_which_one_was_drawn(service):
+  def ask(client, **options):
+    body = PROMPT | {"max_tokens": 12, "temperature": 2.0, "n": 2} | options
+    reply = client.post(COMPLETIONS, json=body).json()
+    return reply["seed"], [one["text"] for one in reply["choices"]]
+
+  with TestClient(make_app(service, "m")) as client:
+    seed, texts = ask(client)
+    assert texts[0] != texts[1]
+    assert ask(client)[1] != texts
+    assert ask(client, seed=seed) == (seed, texts)
+
+
 def test_what_was_never_started_can_be_stopped(service):
   service.stop()
   assert service.counts()["steps"] == 0
