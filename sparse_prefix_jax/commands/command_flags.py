@@ -82,7 +82,13 @@ _COMMAND_FLAGS = {
     "api_keys",
     "max_running",
     "max_waiting",
+    "token_budget",
+    "warm_up",
     "capacity",
+    "placement",
+    "budget",
+    "eviction",
+    "state_share",
     "dtype",
     "page_dtype",
     "max_length",
@@ -144,8 +150,7 @@ _TEXTS = {
   "page_dtype": "int8 quantises the keys and values of completed chunks"
   " (default: they stay in the dtype).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
-  " (0, 1), undivided, or chosen by the requests as in a server (default"
-  " chosen).",
+  " (0, 1), chosen by the requests (default), or for simulate undivided.",
   "report": "JSON file to write.",
   "plot": "PNG file to draw: overlap depths with the positions of states over"
   " them, and what was saved over time against what could be. It needs the"
@@ -169,8 +174,9 @@ _INTEGERS = {
   "max_tokens": "Most tokens of an answer (default 256; 1 with the demo's).",
   "port": "Port to listen at, 0 for any free one (default 8000).",
   "max_running": "Most requests that run at once (default 64).",
-  "max_waiting": "Most requests that wait; more are told to come again"
+  "max_waiting": "Most requests that wait besides; more are told to come again"
   " (default 256).",
+  "token_budget": "Most tokens of prompts per step (default 512).",
   "top_k": "How many of the most probable ids are kept (default all).",
   "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
 }
@@ -212,6 +218,12 @@ def _define_flags() -> flags.FlagValues:
     "skip_bad_lines",
     None,
     "Leave out the lines of a trace that hold no request, and count them.",
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    "warm_up",
+    None,
+    "Compile what requests need before the address is told (default true).",
     flag_values=values,
   )
   flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)

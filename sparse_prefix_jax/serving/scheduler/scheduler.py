@@ -252,6 +252,30 @@ class Scheduler:
       self._stepper.enter(life)
       return handle
 
+  def warm_up(self, samplings: Sequence[object] = (None,)) -> Iterator[str]:
+    """Compiles what steps run, while it is iterated; nothing is stored.
+
+    Args:
+      samplings: What the sampler takes, a way of sampling each.
+
+    Yields:
+      What is compiled next.
+
+    Raises:
+      ValueError: If requests run or wait, or a way of sampling cannot be meant.
+    """
+    if not self.idle or self._stepper.lives:
+      raise ValueError("requests run or wait; a scheduler is warmed up before.")
+    for sampling in samplings:
+      self._sampler.check(sampling)
+    stages = self._stepper.warm_up(samplings)
+    while True:
+      with self._call():
+        stage = next(stages, None)
+      if stage is None:
+        return
+      yield stage
+
   def cancel(self, handle: RequestHandle, *, keep: int | None = None) -> None:
     """Ends a request between two steps; the next step tells that it has ended.
 

@@ -98,6 +98,10 @@ class Stepper:
     if not self.busy:
       self._read(0)  # All of it is discarded.
 
+  def warm_up(self, samplings: Sequence[object]) -> Iterator[str]:
+    """Compiles what steps run; nobody has a seat yet."""
+    return self._dispatcher.warm_up(samplings)
+
   @property
   def busy(self) -> bool:
     """Whether a request is not over."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparse_prefix_jax.serving.answers import Delta
 from sparse_prefix_jax.serving.server.calls import Call
-from sparse_prefix_jax.serving.server.service import Piece
+from sparse_prefix_jax.serving.server.pieces import Piece
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 

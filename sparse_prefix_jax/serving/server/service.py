@@ -6,11 +6,10 @@ stop string ends an answer before more of it is computed.
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +17,14 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
+from sparse_prefix_jax.serving.answers import GrowingAnswer
+from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.scheduler import (
   Event,
   Finished,
   QueueFullError,
   RequestHandle,
   Scheduler,
-  Started,
 )
 from sparse_prefix_jax.serving.server.calls import (
   AskedPrompt,
@@ -33,71 +32,12 @@ from sparse_prefix_jax.serving.server.calls import (
   Conversation,
 )
 from sparse_prefix_jax.serving.server.inbox import Inbox, ShutDownError
+from sparse_prefix_jax.serving.server.pieces import Piece, ServedAnswer
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 _LOG = logging.getLogger(__name__)
 # A step that fails ends those that it computed; so many in a row help nobody.
 _MOST_FAILURES = 8
-
-
-class Piece(NamedTuple):
-  """What is new of one answer of a call.
-
-  Attributes:
-    index: Which answer: sample s of prompt p is p * samples + s.
-    delta: What is new; None as long as it only started.
-    prompt_tokens: Tokens of its prompt.
-    restored: How many of them were restored; None before it started.
-    error: What it failed with, or None.
-  """
-
-  index: int
-  delta: Delta | None
-  prompt_tokens: int
-  restored: int | None = None
-  error: str | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class _Answer:
-  """An answer while it grows: of which call, where it stands."""
-
-  tell: Callable[[Piece], None]
-  index: int
-  grown: GrowingAnswer
-  prompt_tokens: int
-  best: int
-  started: Started | None = None
-
-  def piece(self) -> Piece | None:
-    """What is new of it, if anything is."""
-    restored = self.started.restored if self.started else 0
-    computed = self.started.computed if self.started else 0
-    delta = self.grown.delta(self.index, restored, computed)
-    if delta is None:
-      return None
-    return Piece(self.index, delta, self.prompt_tokens, restored)
-
-  def take(self, event: Event) -> bool:
-    """Grows by an event, and tells what is new; whether it is over."""
-    if isinstance(event, Started):
-      self.started = event
-      return False
-    if isinstance(event, Finished):
-      if event.why not in ("stop", "length"):
-        self.fail(event.error or f"the request ended: {event.why}")
-        return True
-      self.grown.finish(event.why.value)
-    else:
-      self.grown.add(event.id, event.logprob, event.best[: self.best])
-    piece = self.piece()
-    if piece is not None:
-      self.tell(piece)
-    return self.grown.finish_reason is not None
-
-  def fail(self, error: object) -> None:
-    """Tells that it ends here, and why."""
-    self.tell(Piece(self.index, None, self.prompt_tokens, None, str(error)))
 
 
 class Service:
@@ -108,6 +48,9 @@ class Service:
     cache: Where sequences run.
     tokenizer: Of the model.
     scheduler: Of the two, which nobody else steps; it says how many may wait.
+    compiling: Is told what is compiled before the first call is answered; None
+      compiles nothing ahead.
+    ready: Is called when calls are answered from then on.
   """
 
   def __init__(
@@ -116,13 +59,17 @@ class Service:
     cache: PrefixCache,
     tokenizer: TextTokenizer,
     scheduler: Scheduler,
+    *,
+    compiling: Callable[[str], None] | None = None,
+    ready: Callable[[], None] | None = None,
   ) -> None:
     """Answers nobody until `start`."""
     self.model, self.cache, self.tokenizer = model, cache, tokenizer
-    self._scheduler = scheduler
+    self._scheduler, self._compiling = scheduler, compiling
+    self._ready = ready
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
     self._inbox = Inbox()
-    self._answers: dict[RequestHandle, _Answer] = {}
+    self._answers: dict[RequestHandle, ServedAnswer] = {}
     self._closing, self._failures = False, 0
     self._thread: threading.Thread | None = None
     self._trouble: str | None = "the server is starting."
@@ -141,6 +88,7 @@ class Service:
     if self._thread is not None and self._thread.is_alive():
       raise RuntimeError("the service runs already; one application starts it.")
     self._closing, self._failures = False, 0
+    self._trouble = "the server is starting."
     self._inbox.open()
     self._thread = threading.Thread(target=self._run, name="scheduler")
     self._thread.start()
@@ -149,7 +97,8 @@ class Service:
     """Ends once everything that was begun is finished; waits for that."""
     if self._thread is None:
       return
-    self._inbox.tell(self._close)
+    self._closing = True
+    self._inbox.tell(lambda: None)  # It may wait for a command.
     self._thread.join()
 
   def counts(self) -> Mapping[str, int]:
@@ -245,9 +194,13 @@ class Service:
     """Serves; whatever ends that, everybody who waits is told."""
     sentence = "the server has ended."
     try:
+      self._warm_up()
       self._trouble = None
+      if self._ready is not None and not self._closing:
+        self._ready()
       self._serve()
     except Exception as error:
+      _LOG.exception("the server has failed")
       sentence = f"the server has failed: {str(error).rstrip('.')}."
     finally:
       self._trouble = sentence
@@ -255,6 +208,15 @@ class Service:
       answers, self._answers = self._answers, {}
       for answer in answers.values():
         answer.fail(sentence)
+
+  def _warm_up(self) -> None:
+    """Compiles what most calls need, unless that is not wanted, or the end."""
+    if self._compiling is None:
+      return
+    for stage in self._scheduler.warm_up([None, Sampling(temperature=1.0)]):
+      if self._closing:
+        return
+      self._compiling(stage)
 
   def _serve(self) -> None:
     """Steps as long as there is something to do.
@@ -284,9 +246,6 @@ class Service:
     self._failures = 0
     return events
 
-  def _close(self) -> None:
-    self._closing = True
-
   def _submit(
     self, call: Call, salt: bytes, tell: Callable[[Piece], None]
   ) -> list[RequestHandle]:
@@ -311,7 +270,7 @@ class Service:
               judged=bool(call.stops),
             )
           )
-          self._answers[handles[-1]] = _Answer(
+          self._answers[handles[-1]] = ServedAnswer(
             tell,
             len(handles) - 1,
             GrowingAnswer(self.tokenizer, call.stops, self._end_ids),

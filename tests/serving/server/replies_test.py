@@ -6,8 +6,8 @@ import pytest
 
 from sparse_prefix_jax.serving.answers import GrowingAnswer
 from sparse_prefix_jax.serving.server.calls import read_call
+from sparse_prefix_jax.serving.server.pieces import Piece
 from sparse_prefix_jax.serving.server.replies import Reply
-from sparse_prefix_jax.serving.server.service import Piece
 from tests.serving.text.tokenizers_for_tests import KINDS, text_tokenizer
 
 TEXTS = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 from flax import nnx
@@ -169,6 +170,53 @@ def test_who_names_no_seed_is_told_which_one_was_drawn(service):
     assert texts[0] != texts[1]
     assert ask(client)[1] != texts
     assert ask(client, seed=seed) == (seed, texts)
+
+
+def test_health_tells_that_it_is_starting_until_all_is_compiled(model):
+  """A call that comes earlier is answered then."""
+  go_on, stages, ready = threading.Event(), [], []
+
+  def compiling(stage):
+    stages.append(stage)
+    assert go_on.wait(60)
+
+  cache = PrefixCache(model, capacity="16MiB")
+  service = Service(
+    model,
+    cache,
+    TextTokenizer(recall_tokenizer()),
+    Scheduler(model, cache),
+    compiling=compiling,
+    ready=lambda: ready.append(len(stages)),
+  )
+  with TestClient(make_app(service, "m")) as client:
+    reply = client.get("/health")
+    assert (reply.status_code, ready) == (503, [])
+    assert reply.json()["error"]["message"] == "the server is starting."
+    go_on.set()
+    assert text_of(client)
+    assert client.get("/health").status_code == 200
+  assert ready == [2] and len(stages) == 2
+
+
+def test_an_end_does_not_wait_for_what_would_be_compiled(model):
+  cache = PrefixCache(model, capacity="16MiB")
+  stages = []
+
+  def compiling(stage):
+    stages.append(stage)
+    service._closing = True
+
+  service = Service(
+    model,
+    cache,
+    TextTokenizer(recall_tokenizer()),
+    Scheduler(model, cache),
+    compiling=compiling,
+  )
+  service.start()
+  service.stop()
+  assert len(stages) <= 1 and service.trouble == "the server has ended."
 
 
 def test_what_was_never_started_can_be_stopped(service):
