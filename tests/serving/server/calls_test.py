@@ -1,11 +1,13 @@
 """Bodies that are understood, and those that are refused with a sentence."""
 
 import json
+import re
 
 import pytest
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.server.calls import Conversation, read_call
+from tests.project import checkout
 
 
 def read(chat=False, **body):
@@ -49,6 +51,16 @@ def test_a_seed_that_is_not_said_is_drawn_where_ids_are():
 def test_null_asks_for_nothing():
   call = read(prompt="Hi", model=None, n=None, stop=None, temperature=None)
   assert (call.samples, call.stops, call.sampling.temperature) == (1, (), 1.0)
+
+
+def test_the_request_of_the_page_is_one():
+  page = (checkout.ROOT / "docs" / "how-to" / "serve.md").read_text("utf-8")
+  (block,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+  (body,) = re.findall(r"-d '(.*?)'", block, re.DOTALL)
+  call = read_call(body.encode(), "recall", chat=False)
+  assert (call.max_tokens, call.sampling) == (1, Sampling())
+  (prompt,) = call.prompts
+  assert prompt.endswith("Where does Anna Berg live ? In")
 
 
 def test_every_field_arrives():
