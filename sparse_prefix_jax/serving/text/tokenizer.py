@@ -239,8 +239,8 @@ class TextTokenizer:
     if self.is_silent(token) or token in self._added:
       return None
     if self._is_byte_level:
-      codes = [_CODES.get(character) for character in name]
-      return None if None in codes else bytes(codes)
+      known = all(character in _CODES for character in name)
+      return bytes(_CODES[x] for x in name) if known else None
     return bytes([int(name[3:5], 16)]) if self.is_byte(token) else None
 
 
