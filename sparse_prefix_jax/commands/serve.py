@@ -83,7 +83,8 @@ def _choices(values: flags.FlagValues) -> dict[str, Any]:
   if name is None and values.budget is not None:
     raise ValueError("--budget is for a --placement")
   if name is not None or values.eviction is not None:
-    eviction.eviction_for(name or "last", values.eviction)
+    known = name or eviction.placement_for(values.eviction)
+    eviction.eviction_for(known, values.eviction)
   if values.budget is not None:
     name = f"{name}:{values.budget}"
   return {

@@ -62,6 +62,7 @@ def test_the_cache_is_made_as_simulate_would_have_it(command, monkeypatch):
   made = {}
 
   def run(model, cache, tokenizer, **options):
+    made.clear()
     made.update(options, cache=cache)
 
   monkeypatch.setattr("sparse_prefix_jax.serving.server.serve.run_server", run)
@@ -74,3 +75,5 @@ def test_the_cache_is_made_as_simulate_would_have_it(command, monkeypatch):
   assert (made["token_budget"], made["max_waiting"]) == (128, 0)
   budget = made["cache"].store.index.budget
   assert budget.slots * budget.slot_bytes <= 0.4 * 16 * 2**20
+  command("serve", "--port=0", "--capacity=16MiB", "--eviction=index")
+  assert made["warm_up"] and "token_budget" not in made
