@@ -1,6 +1,8 @@
 """The flags of all commands: what each takes, needs and means."""
 
+import contextlib
 import math
+import reprlib
 from collections.abc import Sequence
 
 from absl import flags
@@ -82,7 +84,13 @@ _COMMAND_FLAGS = {
     "api_keys",
     "max_running",
     "max_waiting",
+    "token_budget",
+    "warm_up",
     "capacity",
+    "placement",
+    "budget",
+    "eviction",
+    "state_share",
     "dtype",
     "page_dtype",
     "max_length",
@@ -144,7 +152,7 @@ _TEXTS = {
   "page_dtype": "int8 quantises the keys and values of completed chunks"
   " (default: they stay in the dtype).",
   "state_share": "Share of a capacity in bytes that states have: a number in"
-  " (0, 1), or undivided (default: it follows the requests, as in a server).",
+  " (0, 1), or for simulate undivided (default: it follows the requests).",
   "report": "JSON file to write.",
   "plot": "PNG file to draw: overlap depths with the positions of states over"
   " them, and what was saved over time against what could be. It needs the"
@@ -168,8 +176,9 @@ _INTEGERS = {
   "max_tokens": "Most tokens of an answer (default 256; 1 with the demo's).",
   "port": "Port to listen at, 0 for any free one (default 8000).",
   "max_running": "Most requests that run at once (default 64).",
-  "max_waiting": "Most requests that wait; more are told to come again"
+  "max_waiting": "Most requests that wait besides; more are told to come again"
   " (default 256).",
+  "token_budget": "Most tokens of prompts per step (default 512).",
   "top_k": "How many of the most probable ids are kept (default all).",
   "interleave_seed": f"Order of a token file (default {SEED}); -1 keeps it.",
 }
@@ -213,6 +222,12 @@ def _define_flags() -> flags.FlagValues:
     "Leave out the lines of a trace that hold no request, and count them.",
     flag_values=values,
   )
+  flags.DEFINE_bool(
+    "warm_up",
+    None,
+    "Compile what requests need before the address is told (default true).",
+    flag_values=values,
+  )
   flags.DEFINE(_Number(), "budget", None, budget, flag_values=values)
   return values
 
@@ -248,6 +263,28 @@ def parse(argv: Sequence[str]) -> tuple[str, flags.FlagValues]:
     if name not in given:
       raise ValueError(f"{command} needs --{name}")
   return command, values
+
+
+def share_in(text: str, *, others: str = "") -> float:
+  """Reads `--state_share` where it is a number.
+
+  Args:
+    text: What was given.
+    others: What else could have been given, for the sentence that refuses.
+
+  Returns:
+    The share of a capacity that states have.
+
+  Raises:
+    ValueError: the text is no number in (0, 1).
+  """
+  with contextlib.suppress(ValueError):
+    if 0 < float(text) < 1:
+      return float(text)
+  raise ValueError(
+    f"--state_share must be {others}a number in (0, 1), got"
+    f" {reprlib.repr(text)}"
+  )
 
 
 def help_text() -> str:

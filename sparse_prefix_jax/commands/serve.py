@@ -2,11 +2,13 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from sparse_prefix_jax import extras
+from sparse_prefix_jax import extras, placement
 
+from .command_flags import share_in
 from .served_model import open_served_model
 
 _CAPACITY = "1GiB"
@@ -30,15 +32,12 @@ def serve_command(values: flags.FlagValues) -> None:
   keys = _keys(values.api_keys)
   server = importlib.import_module("sparse_prefix_jax.serving.server.serve")
   port = _PORT if values.port is None else values.port
-  counts = {
-    name: values[name].value
-    for name in ("max_running", "max_waiting")
-    if values[name].value is not None
-  }
+  counts = _counts(values)
+  choices = _choices(values)
   with server.listen(values.host or _HOST, port) as listener:
     served = open_served_model(values)
     cache = importlib.import_module("sparse_prefix_jax.cache").PrefixCache(
-      served.model, capacity=values.capacity or _CAPACITY
+      served.model, capacity=values.capacity or _CAPACITY, **choices
     )
     server.run_server(
       served.model,
@@ -47,8 +46,52 @@ def serve_command(values: flags.FlagValues) -> None:
       name=served.name,
       listener=listener,
       keys=keys,
+      warm_up=values.warm_up is not False,
       **counts,
     )
+
+
+def _counts(values: flags.FlagValues) -> dict[str, int]:
+  """The limits that are named.
+
+  Raises:
+    ValueError: one is too small.
+  """
+  asked = importlib.import_module("sparse_prefix_jax.serving.scheduler.asked")
+  least = {"max_running": 1, "max_waiting": 0, "token_budget": 1}
+  return {
+    name: asked.check_at_least(name, values[name].value, low)
+    for name, low in least.items()
+    if values[name].value is not None
+  }
+
+
+def _choices(values: flags.FlagValues) -> dict[str, Any]:
+  """How the cache places, evicts and divides, in the words of `simulate`.
+
+  Raises:
+    ValueError: there is no such choice; what depends on the model is left to
+      the cache.
+  """
+  eviction = importlib.import_module("sparse_prefix_jax.cache.index.eviction")
+  name, share = values.placement, values.state_share
+  if name is not None and name not in placement.PLACEMENTS:
+    raise ValueError(
+      f"--placement must be one of {', '.join(placement.PLACEMENTS)}, got"
+      f" {name!r}"
+    )
+  if name is None and values.budget is not None:
+    raise ValueError("--budget is for a --placement")
+  if name is not None or values.eviction is not None:
+    known = name or eviction.placement_for(values.eviction)
+    eviction.eviction_for(known, values.eviction)
+  if values.budget is not None:
+    name = f"{name}:{values.budget}"
+  return {
+    "placement": name,
+    "eviction": values.eviction,
+    "state_share": None if share is None else share_in(share),
+  }
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """`simulate`: a request stream replayed without a model."""
 
 import importlib
-import reprlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from absl import flags
 from sparse_prefix_jax import evaluation, extras, placement, workloads
 from sparse_prefix_jax.writable import check_writable
 
-from .command_flags import SEED, WARMUP
+from .command_flags import SEED, WARMUP, share_in
 from .printing import say, tell
 
 
@@ -97,18 +96,8 @@ def _state_share(text: str | None) -> float | str | None:
   Raises:
     ValueError: the text is no share.
   """
-  if text in (None, "undivided"):
-    return text
-  try:
-    share = float(text)
-  except ValueError:
-    share = 0.0
-  if 0 < share < 1:
-    return share
-  raise ValueError(
-    "--state_share must be undivided or a number in (0, 1), got"
-    f" {reprlib.repr(text)}"
-  )
+  known = text in (None, "undivided")
+  return text if known else share_in(text, others="undivided or ")
 
 
 def _plots(path: str | None) -> Any:

@@ -16,10 +16,12 @@ class BestIds(NamedTuple):
   Attributes:
     ids: Most probable first.
     logprobs: Their log probabilities.
+    texts: What each would have added to the text, had it been chosen.
   """
 
   ids: tuple[int, ...]
   logprobs: tuple[float, ...]
+  texts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,10 @@ class Delta:
 
   Attributes:
     text: What follows; never has to be taken back.
-    ids: Those drawn since the delta before.
+    ids: Those drawn since the delta before, but for those at the end whose text
+      waits.
+    texts: What each adds to the text; those of all deltas in a row are the
+      text. Empty where an id ends amid a character.
     logprobs: Log probability of each.
     best: The most probable ids at each, where they were asked for.
     sample: Which of the samples.
@@ -84,6 +89,7 @@ class Delta:
 
   text: str
   ids: tuple[int, ...]
+  texts: tuple[str, ...]
   logprobs: tuple[float, ...]
   best: tuple[BestIds, ...]
   sample: int
@@ -138,6 +144,10 @@ class GrowingAnswer:
     self._pieces = Detokenizer(tokenizer)
     self._stops = StopScanner(stops)
     self._end_ids = frozenset(end_ids)
+    # Characters up to the end of each id, before a stop string cuts any off,
+    # and the last id that has a text.
+    self._ends: list[int] = []
+    self._last = 0
     self._told = (0, 0)
 
   def add(
@@ -156,8 +166,11 @@ class GrowingAnswer:
     self.logprobs.append(logprob)
     if best:
       ids, logprobs = zip(*best, strict=True)
-      self.best.append(BestIds(ids, logprobs))
+      texts = tuple(map(self._peek, ids))
+      self.best.append(BestIds(ids, logprobs, texts))
+    self._ends.append(self._ends[-1] if self._ends else 0)
     if token not in self._end_ids:
+      self._last = len(self.ids) - 1
       self._write(self._pieces.push(token))
 
   def finish(self, why: str) -> None:
@@ -197,20 +210,41 @@ class GrowingAnswer:
     text = self.text[characters:]
     if not text and self.finish_reason is None:
       return None
-    self._told = (len(self.text), len(self.ids))
+    until = self._certain(ids)
+    self._told = (len(self.text), until)
     return Delta(
       text=text,
-      ids=tuple(self.ids[ids:]),
-      logprobs=tuple(self.logprobs[ids:]),
-      best=tuple(self.best[ids:]),
+      ids=tuple(self.ids[ids:until]),
+      texts=tuple(map(self._text_of, range(ids, until))),
+      logprobs=tuple(self.logprobs[ids:until]),
+      best=tuple(self.best[ids:until]),
       sample=sample,
       finish_reason=self.finish_reason,
       restored=restored,
       computed=computed,
     )
 
+  def _certain(self, told: int) -> int:
+    """How many ids there are whose text is certain; in the end all."""
+    if self.finish_reason is not None:
+      return len(self.ids)
+    while told < len(self.ids) and self._ends[told] <= len(self.text):
+      told += 1
+    return told
+
+  def _text_of(self, index: int) -> str:
+    """What an id adds to the text; nothing behind a stop string."""
+    start = self._ends[index - 1] if index else 0
+    return self.text[start : self._ends[index]]
+
+  def _peek(self, token: int) -> str:
+    """What an id would add."""
+    return "" if token in self._end_ids else self._pieces.peek(token)
+
   def _write(self, text: str) -> None:
-    """Adds text up to a stop string."""
+    """Adds text of the last id that has any, up to a stop string."""
+    for index in range(self._last, len(self._ends)):
+      self._ends[index] += len(text)
     self.text += self._stops.push(text)
     if self._stops.stopped is not None:
       self.finish_reason = "stop"

@@ -128,6 +128,7 @@ class Engine:
       ValueError: If an argument cannot be meant; nothing was computed then.
       CapacityError: If the sequences do not fit into the cache; what was
         computed stays stored.
+      RuntimeError: If somebody else ended a sequence of it.
     """
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
       raise ValueError(
@@ -177,6 +178,7 @@ class Engine:
 
     Raises:
       ValueError: At once, if an argument cannot be meant.
+      RuntimeError: While it is iterated, if somebody else ended its sequence.
     """
     task = self._task("prompt", prompt, stop, n, dict(template or {}))
     asked = self._checked(sampling, max_tokens)
@@ -281,7 +283,8 @@ class Engine:
       keep: int | None = task.ids.size
       if sample == chosen:
         keep = self._repeated(task)
-      scheduler.cancel(handle, keep=keep)
+      with contextlib.suppress(ValueError):  # Somebody else has released it.
+        scheduler.cancel(handle, keep=keep)
     task.open = []
 
   def _repeated(self, task: EngineTask) -> int | None:

@@ -2,6 +2,8 @@
 
 import socket
 
+import pytest
+
 from tests.commands.refusal import refused
 
 
@@ -29,3 +31,49 @@ def test_keys_are_read_before_anything_is_loaded(command, tmp_path):
   assert "No such file" in refused(
     command("serve", f"--api_keys={tmp_path / 'none'}")
   )
+
+
+@pytest.mark.parametrize(
+  ("flag", "sentence"),
+  [
+    ("--max_running=0", "max_running is 0; it must be at least 1."),
+    ("--max_waiting=-1", "max_waiting is -1; it must be at least 0."),
+    ("--token_budget=0", "token_budget is 0; it must be at least 1."),
+    ("--placement=best", "--placement must be one of "),
+    ("--budget=2", "--budget is for a --placement"),
+    ("--eviction=random", "random"),
+    ("--state_share=undivided", "--state_share must be a number"),
+    ("--state_share=1", "--state_share must be a number in (0, 1)"),
+  ],
+)
+def test_what_is_out_of_range_is_told_before_anything_is_loaded(
+  command, monkeypatch, flag, sentence
+):
+  def load(*arguments, **options):
+    raise AssertionError("weights were read")
+
+  monkeypatch.setattr(
+    "sparse_prefix_jax.commands.serve.open_served_model", load
+  )
+  assert sentence in refused(command("serve", "--port=0", flag))
+
+
+def test_the_cache_is_made_as_simulate_would_have_it(command, monkeypatch):
+  made = {}
+
+  def run(model, cache, tokenizer, **options):
+    made.clear()
+    made.update(options, cache=cache)
+
+  monkeypatch.setattr("sparse_prefix_jax.serving.server.serve.run_server", run)
+  command(
+    *("serve", "--port=0", "--capacity=16MiB", "--placement=conditional"),
+    *("--budget=2", "--eviction=fifo", "--state_share=0.4", "--warm_up=false"),
+    *("--token_budget=128", "--max_waiting=0"),
+  )
+  assert made["warm_up"] is False
+  assert (made["token_budget"], made["max_waiting"]) == (128, 0)
+  budget = made["cache"].store.index.budget
+  assert budget.slots * budget.slot_bytes <= 0.4 * 16 * 2**20
+  command("serve", "--port=0", "--capacity=16MiB", "--eviction=index")
+  assert made["warm_up"] and "token_budget" not in made

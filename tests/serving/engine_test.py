@@ -353,3 +353,32 @@ def test_what_does_not_belong_together_is_refused():
     Engine(model, cache, demo_tokenizer())
   with pytest.raises(ValueError, match="tokenizer is a str"):
     Engine(text_model(), engine.cache, "tokenizer.json")
+
+
+def test_who_releases_the_sequence_of_a_stream_is_told():
+  engine = new_engine()
+  other = prefill(engine.model, engine.cache, [np.arange(20)]).sequences
+  pieces = engine.stream(PROMPT, max_tokens=30)
+  next(pieces)
+  (ours,) = set(engine.cache.sequences) - set(other)
+  engine.cache.release([ours])
+  with pytest.raises(RuntimeError, match="was ended from outside: Sequence"):
+    list(pieces)
+  assert engine.cache.sequences == other
+  engine.cache.release(other)
+  assert engine.generate([PROMPT], max_tokens=2)[0].restored > 0
+
+
+def test_an_answer_that_is_complete_is_not_lost_with_its_sequence():
+  engine = new_engine()
+
+  def release_all(completions):
+    engine.cache.release(engine.cache.sequences)
+    return len(completions) - 1
+
+  outs = [
+    each.generate([PROMPT], max_tokens=3, n=2, choose=choose)[0]
+    for each, choose in ((engine, release_all), (new_engine(), lambda _: 1))
+  ]
+  assert outs[0].completions == outs[1].completions
+  assert_nothing_runs(engine)

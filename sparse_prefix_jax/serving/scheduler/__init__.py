@@ -1,5 +1,6 @@
 """Many requests at once: who runs, what each step computes, who makes room."""
 
+from .asked import QueueFullError as QueueFullError
 from .drawing import DeviceSampler as DeviceSampler
 from .events import Ending as Ending
 from .events import Event as Event

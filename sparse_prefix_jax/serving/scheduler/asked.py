@@ -15,6 +15,10 @@ from sparse_prefix_jax.cache.request import (
 )
 
 
+class QueueFullError(CapacityError):
+  """As many requests run and wait as may; there is room again later."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Asked:
   """The arguments of `Scheduler.submit` beside the prompt, which says more.
@@ -124,17 +128,3 @@ def check_at_least(name: str, value: Any, least: int) -> int:
   if whole < least:
     raise ValueError(f"{name} is {whole}; it must be at least {least}.")
   return whole
-
-
-def check_places(waiting: int, most: int | None) -> None:
-  """Refuses one more who waits.
-
-  Args:
-    waiting: Who wait already.
-    most: Who may; None for any number.
-
-  Raises:
-    CapacityError: If there is no place.
-  """
-  if most is not None and waiting >= most:
-    raise CapacityError(f"{waiting} requests wait; max_waiting is {most}.")

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from sparse_prefix_jax.runtime import programs
-from sparse_prefix_jax.runtime.plan import build_plan
+from sparse_prefix_jax.runtime.plan import Plan, build_plan, page_table
 from sparse_prefix_jax.runtime.row_sampler import Sampled
 from sparse_prefix_jax.runtime.run import (
   HeadRows,
@@ -102,6 +103,50 @@ class Dispatcher:
     blocks = head_blocks(cache.frozen, hidden, rows, size)
     return self._choose(blocks, iter([lives[i] for i in choosing]))
 
+  def warm_up(self, samplings: Sequence[object]) -> Iterator[str]:
+    """Compiles what steps run, by programs whose rows are all free.
+
+    Args:
+      samplings: Ways of sampling that are compiled; nobody sits anywhere.
+
+    Yields:
+      What is compiled next.
+    """
+    cache, numerics = self._cache, self._cache.config.numerics
+    one = np.zeros(1, np.int32)
+    for rung in numerics.ladder:
+      yield f"prefill of {rung} x {numerics.chunk} tokens"
+      plan = _free_plan(cache, rung)
+      for pools, blocks in dispatch_groups(
+        cache.frozen, cache.pools, plan, one
+      ):
+        cache.pools = pools
+        self._draw(blocks, samplings)
+    yield f"a step of {numerics.decode_rows} requests"
+    size = numerics.decode_rows
+    nobody, unknown = self._seat([], size), np.full(size, -1, np.int32)
+    tokens = _next_tokens(self._ids, nobody, unknown)
+    step = step_input(cache.config, [], tokens)
+    hidden, cache.pools = programs.decode_step(cache.frozen, cache.pools, step)
+    blocks = head_blocks(cache.frozen, hidden, one, size)
+    self._draw(blocks, samplings)
+    jax.block_until_ready(self._ids)
+
+  def _draw(
+    self, blocks: Sequence[HeadRows], samplings: Sequence[object]
+  ) -> None:
+    """Draws ids in every way, for somebody in the first seat."""
+    nothing = np.zeros(0, np.int32)
+    for logits, _ in blocks:
+      size = logits.shape[0]
+      free, position = self._seat([], size), np.zeros(size, np.int32)
+      seats = free.copy()
+      seats[0] = 0
+      for sampling in samplings:
+        self._sampler.begin(0, sampling, np.zeros(1, np.int32), nothing)
+        sampled = self._sampler.sample(logits, SampleRows(seats, position))
+        self._ids = _keep_ids(self._ids, free, sampled.ids)
+
   def _choose(
     self, blocks: Sequence[HeadRows], lives: Iterator[Life]
   ) -> list[Chosen]:
@@ -122,6 +167,24 @@ class Dispatcher:
     seats = np.full(size, self._seats, np.int32)
     seats[: len(lives)] = [life.seat for life in lives]
     return seats
+
+
+def _free_plan(cache: PrefixCache, chunks: int) -> Plan:
+  """A plan that reads zeros and writes nothing."""
+  config, budget = cache.config, cache.store.index.budget
+  zeros = np.zeros(chunks, np.int32)
+  return Plan(
+    tokens=np.zeros((chunks, config.numerics.chunk), np.int32),
+    read=zeros + ZERO,
+    write=zeros + NONE,
+    length=zeros,
+    position=zeros,
+    request=zeros,
+    spill=np.full(1, NONE, np.int32),
+    page_table=page_table(config, [[]]),
+    slots=budget.slots or 0,
+    pages=budget.pages or 0,
+  )
 
 
 @jax.jit

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparse_prefix_jax.cache.request import check_whole
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime import sampler
@@ -143,8 +144,8 @@ class DeviceSampler:
     if len(asked) == 2:
       first, sample = asked
       first = Sampling() if first is None else first
-      whole = isinstance(sample, int) and not isinstance(sample, bool)
-      if isinstance(first, Sampling) and whole and 0 <= sample < 2**32:
+      sample = check_whole("sampling: the sample", sample)
+      if isinstance(first, Sampling) and 0 <= sample < 2**32:
         return first, sample
     raise ValueError(
       f"sampling is {sampling!r}; it must be a Sampling, None, or a Sampling "

@@ -79,7 +79,10 @@ class TokenEvent:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-  """A request is over; its handle means nothing any more.
+  """A request is over.
+
+  Its handle means nothing any more, but for a request that is held: there it
+  stands for the sequence, until `Scheduler.cancel`.
 
   Attributes:
     handle: Of the request.

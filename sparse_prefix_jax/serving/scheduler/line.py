@@ -257,10 +257,11 @@ class Line:
       self._drop(life)
 
   def let_go(self, life: Life) -> None:
-    """Stores the prompt of one that is over; its caller came too late."""
+    """Stores the prompt of one that is over, as far as it is computed."""
     self.leave(life)
-    self._store.close(life.sequence, life.prompt)
-    life.running = None
+    if life.running is not None:
+      self._store.close(life.running, min(life.prompt, life.running.length))
+    life.running = life.parked = None
 
   def set_aside(self, life: Life) -> None:
     """Makes room: swaps a running request out, or drops it.
@@ -327,3 +328,15 @@ class Line:
     for life in lost:
       self.leave(life)
     return lost
+
+  def why_lost(self, life: Life) -> Exception | None:
+    """What to say of a request whose sequence somebody else ended.
+
+    Args:
+      life: Of `forget_lost`.
+    """
+    try:
+      self._store.find(life.sequence.handle)
+    except ValueError as error:
+      return RuntimeError(f"{life.handle} was ended from outside: {error}")
+    return None

@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.running import Running, TokenBuffer
+from sparse_prefix_jax.cache.running import TokenBuffer
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
+  QueueFullError,
   check_at_least,
-  check_places,
   checked_stop_tokens,
 )
 from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
@@ -53,7 +53,8 @@ class Scheduler:
     cache: Where sequences run and prefixes are stored.
     token_budget: Most tokens of prompts per step, floored to whole chunks.
     max_running: Most requests that run at once; None for 64.
-    max_waiting: Most requests that wait; more are refused. None for any number.
+    max_waiting: Most requests that wait besides those that may run at once;
+      more are refused. None for any number.
     sampler: Chooses ids; None for one that takes a `Sampling`, or None for the
       most probable ids, or a pair of one and the number of a sample.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
@@ -97,14 +98,15 @@ class Scheduler:
     if max_running is not None:
       seats = check_at_least("max_running", max_running, 1)
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
+    waiting = None
     if max_waiting is not None:
-      check_at_least("max_waiting", max_waiting, 0)
+      waiting = check_at_least("max_waiting", max_waiting, 0)
     swap_bytes = 0
     if swap_capacity is not None:
       swap_bytes = parse_bytes(swap_capacity, name="swap_capacity")
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
-    self._cache, self._most = cache, max_waiting
+    self._cache, self._seats, self._most = cache, seats, waiting
     self._sampler = (
       DeviceSampler(cache.config, seats) if sampler is None else sampler
     )
@@ -136,12 +138,29 @@ class Scheduler:
     """Whether a request has begun and goes on; others may wait for room."""
     return self._stepper.line.active
 
+  def check_places(self, count: int = 1) -> None:
+    """Refuses requests that would have to wait and may not.
+
+    Args:
+      count: How many would come.
+
+    Raises:
+      QueueFullError: If so many find no place now.
+    """
+    line = self._stepper.line
+    here = len(line.running) + len(line.waiting)
+    if self._most is not None and here + count > self._seats + self._most:
+      raise QueueFullError(
+        f"{here} requests run or wait, and {count} more find no place: "
+        f"max_running is {self._seats} and max_waiting is {self._most}."
+      )
+
   @property
   def counts(self) -> Mapping[str, int]:
     """How often something happened, over the life of the scheduler.
 
     `swapped_out` and `dropped` requests made room, `preempted` ones for a
-    higher priority; `discarded` tokens were
+    higher priority; `forked` ones went on from a copy; `discarded` tokens were
     computed after the end; `sat_out_judged` and `sat_out_no_room` are steps
     that a running request could not take part in; `waited_for_a_prefix` are
     steps in which one waited for another.
@@ -204,8 +223,8 @@ class Scheduler:
 
     Raises:
       ValueError: If an argument is out of range.
-      CapacityError: If prompt and longest answer do not fit alone, or too many
-        wait. Nothing has changed then.
+      CapacityError: If prompt and longest answer do not fit alone, or
+        (`QueueFullError`) too many wait. Nothing has changed then.
     """
     self._watched.check()
     judges = self._sampler.check(sampling)
@@ -224,7 +243,7 @@ class Scheduler:
       keep_logits=keep_logits,
     )
     with self._cache.call():
-      check_places(len(self._stepper.line.waiting), self._most)
+      self.check_places()
       request = asked.request(prompt, self._cache)
       handle = RequestHandle(self._submitted)
       ids = TokenBuffer(request.ids)
@@ -232,6 +251,30 @@ class Scheduler:
       self._submitted += 1
       self._stepper.enter(life)
       return handle
+
+  def warm_up(self, samplings: Sequence[object] = (None,)) -> Iterator[str]:
+    """Compiles what steps run, while it is iterated; nothing is stored.
+
+    Args:
+      samplings: What the sampler takes, a way of sampling each.
+
+    Yields:
+      What is compiled next.
+
+    Raises:
+      ValueError: If requests run or wait, or a way of sampling cannot be meant.
+    """
+    if not self.idle or self._stepper.lives:
+      raise ValueError("requests run or wait; a scheduler is warmed up before.")
+    for sampling in samplings:
+      self._sampler.check(sampling)
+    stages = self._stepper.warm_up(samplings)
+    while True:
+      with self._call():
+        stage = next(stages, None)
+      if stage is None:
+        return
+      yield stage
 
   def cancel(self, handle: RequestHandle, *, keep: int | None = None) -> None:
     """Ends a request between two steps; the next step tells that it has ended.
@@ -246,17 +289,20 @@ class Scheduler:
         negative or more than the tokens that were told; nothing has changed
         then.
     """
-    with self._call() as mine:
+    with self._call():
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
           f"keep is {keep}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
-      self._stepper.end(life, Ending.CANCELLED, mine, keep)
+      self._stepper.end(life, Ending.CANCELLED, keep)
 
   def end(self, handle: RequestHandle) -> None:
     """A held request chooses no more, as after a stop token.
+
+    One that waits for room gives up what it holds; of one that runs the caller
+    says by `cancel` how much is stored.
 
     Args:
       handle: Of a request that is `held`.
@@ -287,19 +333,19 @@ class Scheduler:
       The handle of the second one.
 
     Raises:
-      ValueError: If the handle is unknown or its request finished; ids that
+      ValueError: If the handle is unknown or its request is over; ids that
         were not told yet may have ended it.
     """
     judges = self._sampler.check(sampling)
-    with self._call() as mine:
+    with self._call():
       life = self._find(handle)
       other = RequestHandle(self._submitted)
 
       def twin() -> Life:
         return life.twin(other, sampling, judged=judges)
 
-      if not self._stepper.fork(life, twin, mine):
-        raise ValueError(f"{handle} is finished; the next step tells it.")
+      if not self._stepper.fork(life, twin):
+        raise ValueError(f"{handle} is over; it chooses no more.")
       self._submitted += 1
       return other
 
@@ -314,16 +360,24 @@ class Scheduler:
         was computing, and nobody else; a signal's handler that raises ends
         nobody. Events that were not returned are those of the next step.
     """
-    with self._call() as mine:
-      self._stepper.run(mine)
-    return self._stepper.told()
+    events: tuple[Event, ...] = ()
+    try:
+      with self._call():
+        self._stepper.run()
+        events = self._stepper.told()
+        return events
+    except BaseException:
+      with self._cache.call():
+        self._stepper.events[:0] = events
+      raise
 
   @contextlib.contextmanager
-  def _call(self) -> Iterator[list[Running]]:
+  def _call(self) -> Iterator[None]:
     """A call of the cache; whoever it ended by an exception is finished."""
     try:
       with self._cache.call() as mine:
-        yield mine
+        self._stepper.mine = mine
+        yield
     except BaseException:
       with self._cache.call():
         self._stepper.forget_lost()

@@ -4,7 +4,8 @@ Programs are dispatched and never waited for, but for the ids of the last one.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -36,6 +37,8 @@ class Stepper:
     line: Who runs and who waits.
     lives: All requests that are not finished, by number.
     events: What happened and was not told yet.
+    mine: Of the call of the cache that goes on: the sequences that an exception
+      would end.
     number: How many steps were begun.
 
   Args:
@@ -70,38 +73,46 @@ class Stepper:
     self._unread = collections.deque[list[Chosen]]()
     self._ending: list[tuple[Life, Ending]] = []
     self.lives: dict[int, Life] = {}
+    self.mine: list[Running] = []
     self.events: list[Event] = []
     self.number = 0
 
-  def run(self, mine: list[Running]) -> None:
-    """One step; everything that it changes happens here, in this order.
-
-    Args:
-      mine: The sequences that an exception would end, at any moment.
-    """
+  def run(self) -> None:
+    """One step; everything that it changes happens here, in this order."""
     self._watched.check_weights()
     self._cache.move_if_due()
     self.number += 1
     self.forget_lost()
-    self._read(self._ahead, mine)  # What is left if the last step failed.
-    self._expire(mine)
-    self._admit(mine)
+    self._read(self._ahead)  # What is left if the last step failed.
+    self._expire()
+    self._admit()
     chosen: list[Chosen] = []
     self._unread.append(chosen)
     ready = work.ready(self.line)
     judged = len(work.wanting(self.line)) - len(ready)
     self.line.counts["sat_out_judged"] += judged
-    self._prefill(mine, chosen)
-    self._decode(ready, mine, chosen)
+    self._prefill(chosen)
+    self._decode(ready, chosen)
     self._store.catch_up()  # The device computes meanwhile.
-    self._read(self._ahead, mine)
+    self._read(self._ahead)
     if not self.busy:
-      self._read(0, mine)  # All of it is discarded.
+      self._read(0)  # All of it is discarded.
+
+  def warm_up(self, samplings: Sequence[object]) -> Iterator[str]:
+    """Compiles what steps run; nobody has a seat yet."""
+    return self._dispatcher.warm_up(samplings)
 
   @property
   def busy(self) -> bool:
     """Whether a request is not over."""
     return any(not life.over for life in self.lives.values())
+
+  @contextlib.contextmanager
+  def _at_risk(self, lives: Sequence[Life]) -> Iterator[None]:
+    """What raises in it ends these requests."""
+    self.mine += [life.sequence for life in lives]
+    yield
+    self.mine.clear()
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
@@ -111,28 +122,25 @@ class Stepper:
   def forget_lost(self) -> None:
     """Finishes whoever has lost its sequence, to a failure or a release."""
     for life in self.line.forget_lost():
-      self._finish(life, Ending.FAILED)
+      self._finish(life, Ending.FAILED, self.line.why_lost(life))
 
   def enter(self, life: Life) -> None:
     """A request waits for its first step."""
     self.lives[life.handle.number] = life
     self.line.enter(life)
 
-  def fork(
-    self, life: Life, twin: Callable[[], Life], mine: list[Running]
-  ) -> Life | None:
+  def fork(self, life: Life, twin: Callable[[], Life]) -> Life | None:
     """A request goes on twice.
 
     Args:
       life: The request; its unread ids are read first.
       twin: Makes the second one then.
-      mine: As `run` takes them.
 
     Returns:
-      The twin; None if the request has ended by what was read.
+      The twin; None if the request is over, perhaps by what was read.
     """
-    self._read(0, mine)
-    if life.ended:
+    self._read(0)
+    if life.ended or life.over:
       return None
     other = twin()
     self.line.fork(life, other)
@@ -141,35 +149,35 @@ class Stepper:
       self._started(other, other.sequence.length)
     return other
 
-  def _expire(self, mine: list[Running]) -> None:
+  def _expire(self) -> None:
     """Ends those whose last step has passed."""
     for life in [*self.lives.values()]:
       last = life.asked.deadline
       if last is not None and last < self.number:
-        self.end(life, Ending.DEADLINE, mine)
+        self.end(life, Ending.DEADLINE)
 
-  def _admit(self, mine: list[Running]) -> None:
+  def _admit(self) -> None:
     """Begins those who wait, if there is room for those who run."""
     if work.has_room(self.line, self._store):
-      self._begin_waiting(mine)
+      self._begin_waiting()
     else:
-      self._make_room(mine)
+      self._make_room()
     for life in self.line.running:
       if not life.started:
         self._started(life, life.sequence.resumed)
 
-  def _begin_waiting(self, mine: list[Running]) -> None:
+  def _begin_waiting(self) -> None:
     """Begins those who wait, in the room that others hold if need be."""
     passed: set[Life] = set()
     while True:
       with self._store.spare(0, work.begun_pages(self.line, self._chunk)):
         blocked = self.line.admit(passed)
-      if blocked is None or not self._preempt(blocked, mine):
+      if blocked is None or not self._preempt(blocked):
         break
       if not work.has_room(
         self.line, self._store
       ):  # What was read lets others go on.
-        self._make_room(mine)
+        self._make_room()
         break
     while self.line.waiting and self.line.running and not self.line.active:
       # Those that are over hold what the others wait for.
@@ -177,12 +185,12 @@ class Stepper:
       self.line.admit(passed)
     self.line.counts["waited_for_a_prefix"] += len(passed)
 
-  def _preempt(self, blocked: Life, mine: list[Running]) -> bool:
+  def _preempt(self, blocked: Life) -> bool:
     """Lets one of lower priority make way, if that can help one who waits."""
     below = self.line.below(blocked)
     if not below or not self.line.fits_without(below, blocked):
       return False
-    self._read(0, mine)  # Who has ended by what was read has made way.
+    self._read(0)  # Who has ended by what was read has made way.
     if below == self.line.below(blocked):
       self.line.make_way(below[-1])
     return True
@@ -193,9 +201,9 @@ class Stepper:
     computed = one.length - restored
     self._tell(Started(life.handle, restored, computed, one.match.reason))
 
-  def _make_room(self, mine: list[Running]) -> None:
+  def _make_room(self) -> None:
     """Sets the last ones aside until the others have room."""
-    self._read(0, mine)  # Who is set aside has nothing unread.
+    self._read(0)  # Who is set aside has nothing unread.
     while not work.has_room(self.line, self._store):
       if self.line.make_room():
         continue
@@ -205,33 +213,30 @@ class Stepper:
         self._fail(life, error)
       return
 
-  def _prefill(self, mine: list[Running], chosen: list[Chosen]) -> None:
+  def _prefill(self, chosen: list[Chosen]) -> None:
     """Completed chunks once more, and prompts up to the budget, in one plan."""
     packed = [*work.segments(self.line, self._store, self._budget)]
     if not packed:
       return
-    mine += [life.sequence for life, _ in packed]
     choosing = [
       life if work.ends_prompt(life, segment) else None
       for life, segment in packed
     ]
-    ids = self._dispatcher.prefill([segment for _, segment in packed], choosing)
-    for life, segment in packed:
-      self._store.commit(life.sequence, segment)
-    self._note(ids, chosen)
-    mine.clear()
+    segments = [segment for _, segment in packed]
+    with self._at_risk([life for life, _ in packed]):
+      ids = self._dispatcher.prefill(segments, choosing)
+      for life, segment in packed:
+        self._store.commit(life.sequence, segment)
+      self._note(ids, chosen)
 
-  def _decode(
-    self, ready: Sequence[Life], mine: list[Running], chosen: list[Chosen]
-  ) -> None:
+  def _decode(self, ready: Sequence[Life], chosen: list[Chosen]) -> None:
     """One token of all who are ready."""
     rows = self._cache.config.numerics.decode_rows
     for start in range(0, len(ready), rows):
       lives = self._book(ready[start : start + rows])
       if lives:
-        mine += [life.sequence for life in lives]
-        self._note(self._dispatcher.decode(lives), chosen)
-        mine.clear()
+        with self._at_risk(lives):
+          self._note(self._dispatcher.decode(lives), chosen)
 
   def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
     """Books a token for each; not for those that lack a page."""
@@ -255,31 +260,29 @@ class Stepper:
         life.unread += 1
     chosen += ids
 
-  def _read(self, left: int, mine: list[Running]) -> None:
+  def _read(self, left: int) -> None:
     """Reads what was chosen, but for the last steps.
 
     Args:
       left: How many steps' ids are not read.
-      mine: As `run` takes them.
     """
     while len(self._unread) > left:
       chosen = self._unread[0]
       while chosen:
-        self._read_some(chosen.pop(0), mine)
+        self._read_some(chosen.pop(0))
       self._unread.popleft()
     ending, self._ending = self._ending, []
-    self._close([x for x in ending if x[0].handle.number in self.lives], mine)
+    self._close([x for x in ending if x[0].handle.number in self.lives])
 
-  def _read_some(self, one: Chosen, mine: list[Running]) -> None:
+  def _read_some(self, one: Chosen) -> None:
     """Reads some ids; those of who has ended are discarded."""
     alive = [life for life in one.lives if not (life.ended or life.over)]
     self.line.counts["discarded"] += len(one.lives) - len(alive)
     if not alive:
       return
-    mine += [life.sequence for life in alive]
-    drawn = jax.device_get(one.sampled)
-    logits = None if one.logits is None else np.asarray(one.logits)
-    mine.clear()
+    with self._at_risk(alive):
+      drawn = jax.device_get(one.sampled)
+      logits = None if one.logits is None else np.asarray(one.logits)
     for i, life in enumerate(one.lives):
       if life in alive:
         row = None
@@ -321,27 +324,25 @@ class Stepper:
     self._ending.append((life, why))
 
   def over(self, life: Life, why: Ending) -> None:
-    """A held request chooses no more, which is told."""
+    """A held request chooses no more, which is told; one that waits is gone."""
     life.over = True
+    if life in self.line.waiting:
+      self.line.let_go(life)
     self._tell(Finished(life.handle, why))
 
-  def end(
-    self, life: Life, why: Ending, mine: list[Running], keep: int | None = None
-  ) -> None:
+  def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
     """Stores what a request leaves and finishes it.
 
     Args:
       life: The request.
       why: What ended it.
-      mine: As `run` takes them.
       keep: Tokens from the start to store; None for all.
     """
-    self._close([(life, why)], mine, keep)
+    self._close([(life, why)], keep)
 
   def _close(
     self,
     ending: Sequence[tuple[Life, Ending]],
-    mine: list[Running],
     keep: int | None = None,
   ) -> None:
     """Computes chunks that last ids completed, then stores and finishes."""
@@ -354,12 +355,11 @@ class Stepper:
         due.append((life, why, segment))
     if not due:
       return
-    mine += [life.sequence for life, _, _ in due]
     segments = [segment for _, _, segment in due]
-    self._dispatcher.prefill(segments, [None] * len(due))
-    for life, _, segment in due:
-      self._store.commit(life.sequence, segment)
-    mine.clear()
+    with self._at_risk([life for life, _, _ in due]):
+      self._dispatcher.prefill(segments, [None] * len(due))
+      for life, _, segment in due:
+        self._store.commit(life.sequence, segment)
     for life, why, _ in due:
       self._store_and_finish(life, why, keep)
 

@@ -23,10 +23,10 @@ from starlette.routing import Route
 
 from sparse_prefix_jax.cache.exposition import prometheus_text
 from sparse_prefix_jax.serving.server.calls import read_call
+from sparse_prefix_jax.serving.server.pieces import Piece
 from sparse_prefix_jax.serving.server.replies import Reply, error_reply
 from sparse_prefix_jax.serving.server.service import (
   REFUSALS,
-  Piece,
   Service,
 )
 
@@ -152,6 +152,9 @@ class _Routes:
   async def health(self, request: Request) -> Response:
     """Whether it serves."""
     del request
+    trouble = self._service.trouble
+    if trouble is not None:
+      raise Refused(503, trouble)
     return JSONResponse({"status": "ok"})
 
   async def metrics(self, request: Request) -> Response:

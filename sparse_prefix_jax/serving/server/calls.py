@@ -9,11 +9,13 @@ import dataclasses
 import json
 import math
 import reprlib
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
+from sparse_prefix_jax.serving.text.template import Message, checked_messages
 
 
 class Conversation(NamedTuple):
@@ -23,7 +25,7 @@ class Conversation(NamedTuple):
     messages: Each has a role and a text as its content.
   """
 
-  messages: list[dict[str, Any]]
+  messages: list[Message]
 
 
 AskedPrompt: TypeAlias = str | list[int] | Conversation
@@ -64,7 +66,7 @@ class Call:
   Attributes:
     prompts: At least one; a conversation is always alone.
     chat: Whether it is a conversation.
-    sampling: How ids are drawn.
+    sampling: How ids are drawn; the seed is drawn where none was given.
     max_tokens: Most ids of a sample; None for what there is room for.
     samples: Of each prompt.
     stops: Strings before which an answer ends.
@@ -109,7 +111,7 @@ def read_call(content: bytes, model: str, *, chat: bool | None) -> Call:
   own = {"messages", "max_completion_tokens", "logprobs", "top_logprobs"}
   known = _BOTH | _SAMPLING | (own if chat else {"prompt", "logprobs"})
   _refuse_others(body, known)
-  if body.get("model", model) != model:
+  if body.get("model") not in (None, model):
     raise _error(body, "model", f"the only one here is {model!r}")
   best = (
     _best_of_chat(body) if chat else _count(body, "logprobs", 0, _MOST_BEST)
@@ -242,7 +244,10 @@ def _sampling(body: Mapping[str, Any], best: int) -> Sampling:
       given[name] = _as_float(value)
     else:
       raise _error(body, name, "it must be a number")
-  # Any integer will do, negative ones too.
+  # Any integer will do, negative ones too; who names none gets another answer
+  # each time, where ids are drawn at all.
+  if "seed" not in given and given["temperature"]:
+    given["seed"] = secrets.randbits(32)
   given["seed"] = given.get("seed", 0) % 2**32
   return Sampling(**given, best=best)
 
@@ -299,35 +304,11 @@ def _is_id(value: Any) -> bool:
 
 def _conversation(body: Mapping[str, Any]) -> Conversation:
   """The messages of a conversation; texts in parts are joined."""
-  messages = body.get("messages")
-  if not isinstance(messages, list) or not messages:
-    raise _error(body, "messages", "it must be a list of messages")
-  return Conversation([_message(i, x) for i, x in enumerate(messages)])
-
-
-def _message(index: int, message: Any) -> dict[str, Any]:
-  """One message, whose content is a text."""
-  name = f"messages[{index}]"
-  if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-    raise ValueError(f"{name} must be an object with a role and a content.")
-  content = message.get("content")
-  if isinstance(content, list):
-    parts = [part for part in content if _is_text_part(part)]
-    if len(parts) < len(content):
-      raise ValueError(f"{name} holds a part that is no text.")
-    content = "".join(part["text"] for part in parts)
-  if not isinstance(content, str):
-    raise ValueError(f"{name} has no text as its content.")
-  _check_text(name, content)
-  return {**message, "content": content}
-
-
-def _is_text_part(part: Any) -> bool:
-  return (
-    isinstance(part, dict)
-    and part.get("type") == "text"
-    and isinstance(part.get("text"), str)
-  )
+  messages = checked_messages(body.get("messages"))
+  for index, message in enumerate(messages):
+    for name in ("role", "content"):
+      _check_text(f"messages[{index}]", message[name] or "")
+  return Conversation(messages)
 
 
 def _check_text(name: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """What a client is told, in the form of OpenAI's interface."""
 
 import dataclasses
+import itertools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from sparse_prefix_jax.serving.answers import Delta
 from sparse_prefix_jax.serving.server.calls import Call
-from sparse_prefix_jax.serving.server.service import Piece
+from sparse_prefix_jax.serving.server.pieces import Piece
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 
@@ -114,6 +115,8 @@ class Reply:
       "object": kind,
       "created": self.created,
       "model": self.model,
+      # Not of OpenAI's form, whose clients keep it: the same seed draws again.
+      "seed": self.call.sampling.seed,
       "choices": list(choices),
     }
 
@@ -130,8 +133,9 @@ class Reply:
     return choice | {"message": {"role": "assistant", "content": text}}
 
   def _before(self, index: int) -> int:
-    """Characters of an answer before its last delta."""
-    return sum(len(delta.text) for delta in self._deltas[index][:-1])
+    """Characters of an answer before the ids of its last delta."""
+    before = self._deltas[index][:-1]
+    return sum(len(text) for delta in before for text in delta.texts)
 
   def _logprobs(
     self, deltas: Sequence[Delta], offset: int
@@ -140,40 +144,51 @@ class Reply:
     if self.call.best is None:
       return None
     ids = [i for delta in deltas for i in delta.ids]
+    texts = [text for delta in deltas for text in delta.texts]
     logprobs = [x for delta in deltas for x in delta.logprobs]
-    best = [
-      list(zip(one.ids, one.logprobs)) for delta in deltas for one in delta.best
-    ] or [[] for _ in ids]
+    best = [[*zip(*one)] for delta in deltas for one in delta.best]
+    best = best or [[] for _ in ids]
     if self.call.chat:
       content = [
-        self._told(token, logprob)
-        | {"top_logprobs": [self._told(*pair) for pair in pairs]}
-        for token, logprob, pairs in zip(ids, logprobs, best, strict=True)
+        self._told(token, logprob, text)
+        | {"top_logprobs": [self._told(*other) for other in others]}
+        for token, logprob, text, others in zip(
+          ids, logprobs, texts, best, strict=True
+        )
       ]
       return {"content": content, "refusal": None}
-    tokens = [self._text(token) for token in ids]
-    starts = [offset]
-    for token in tokens[:-1]:
-      starts.append(starts[-1] + len(token))
+    ends = [
+      offset,
+      *(offset + end for end in itertools.accumulate(map(len, texts))),
+    ]
     return {
-      "tokens": tokens,
+      "tokens": texts,
       "token_logprobs": logprobs,
-      "top_logprobs": [
-        {self._text(token): logprob for token, logprob in pairs}
-        for pairs in best
-      ],
-      "text_offset": starts[: len(tokens)],
+      "top_logprobs": [self._by_name(others) for others in best],
+      "text_offset": ends[:-1],
     }
 
-  def _told(self, token: int, logprob: float) -> dict[str, Any]:
+  def _told(self, token: int, logprob: float, text: str) -> dict[str, Any]:
     """An id of a chat with its log probability."""
-    text = self._text(token)
+    content = self.tokenizer.bytes_of(token)
     return {
       "token": text,
       "logprob": max(logprob, -9999.0),
-      "bytes": list(text.encode()),
+      "bytes": list(text.encode() if content is None else content),
     }
 
-  def _text(self, token: int) -> str:
-    """An id as a text of its own."""
-    return self.tokenizer.decode([token])
+  def _by_name(
+    self, others: Sequence[tuple[int, float, str]]
+  ) -> dict[str, float]:
+    """The most probable ids of a completion; of two with one name the first."""
+    named: dict[str, float] = {}
+    for token, logprob, text in others:
+      named.setdefault(text or self._name(token), logprob)
+    return named
+
+  def _name(self, token: int) -> str:
+    """What an id without a text of its own is called."""
+    content = self.tokenizer.bytes_of(token)
+    if content is None:
+      return self.tokenizer.name_of(token)
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

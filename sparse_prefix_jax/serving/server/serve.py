@@ -1,9 +1,12 @@
 """Runs the interface until a signal ends it."""
 
+import contextlib
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Collection
+from typing import TextIO
 
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
@@ -45,6 +48,8 @@ def run_server(
   keys: Collection[str] = (),
   max_running: int = 64,
   max_waiting: int = 256,
+  token_budget: int = 512,
+  warm_up: bool = True,
   grace: int = 60,
 ) -> None:
   """Serves until SIGTERM or SIGINT; what runs then is finished first.
@@ -57,7 +62,10 @@ def run_server(
     listener: Of `listen`; it is closed in the end.
     keys: API keys; whoever reaches the address may ask, if there are none.
     max_running: Most requests that run at once.
-    max_waiting: Most requests that wait; more are told to come again.
+    max_waiting: Most requests that wait besides; more are told to come again.
+    token_budget: Most tokens of prompts per step.
+    warm_up: Whether programs are compiled before the address is told; until
+      then `/health` has status 503, and calls wait.
     grace: Seconds that running requests have to finish after a signal; then
       they end, and what they decoded is stored.
 
@@ -66,17 +74,33 @@ def run_server(
     MissingExtraError: If `starlette` or `uvicorn` is not installed.
   """
   uvicorn = extras.optional("uvicorn", "server")
-  scheduler = Scheduler(model, cache, max_running=max_running)
-  service = Service(model, cache, tokenizer, scheduler, max_waiting=max_waiting)
+  scheduler = Scheduler(
+    model,
+    cache,
+    max_running=max_running,
+    max_waiting=max_waiting,
+    token_budget=token_budget,
+  )
+  host, port = listener.getsockname()[:2]
+  address = f"[{host}]" if ":" in host else host
+
+  def ready() -> None:
+    _say(f"http://{address}:{port} serves {name}", sys.stdout)
+
+  service = Service(
+    model,
+    cache,
+    tokenizer,
+    scheduler,
+    compiling=_tell if warm_up else None,
+    ready=ready,
+  )
   config = uvicorn.Config(
     make_app(service, name, keys=keys),
     log_level=logging.WARNING,
     timeout_graceful_shutdown=grace,
     lifespan="on",
   )
-  host, port = listener.getsockname()[:2]
-  address = f"[{host}]" if ":" in host else host
-  print(f"http://{address}:{port} serves {name}", flush=True)
   # The server raises a signal again once it has ended; ending is all it means.
   before = {
     number: signal.signal(number, lambda *_: None)
@@ -87,3 +111,14 @@ def run_server(
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
+
+
+def _tell(stage: str) -> None:
+  """Says on the terminal what is compiled."""
+  _say(f"compiling {stage}", sys.stderr)
+
+
+def _say(line: str, stream: TextIO) -> None:
+  """Prints a line; whoever does not read it is served all the same."""
+  with contextlib.suppress(OSError):
+    print(line, file=stream, flush=True)

@@ -5,13 +5,11 @@ stop string ends an answer before more of it is computed.
 """
 
 import asyncio
-import concurrent.futures
-import dataclasses
+import contextlib
 import logging
-import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,70 +17,27 @@ from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
+from sparse_prefix_jax.serving.answers import GrowingAnswer
+from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.scheduler import (
   Event,
   Finished,
+  QueueFullError,
   RequestHandle,
   Scheduler,
-  Started,
 )
 from sparse_prefix_jax.serving.server.calls import (
   AskedPrompt,
   Call,
   Conversation,
 )
+from sparse_prefix_jax.serving.server.inbox import Inbox, ShutDownError
+from sparse_prefix_jax.serving.server.pieces import Piece, ServedAnswer
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
-_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
-
-
-class QueueFullError(RuntimeError):
-  """As many requests wait as may."""
-
-
-class ShutDownError(RuntimeError):
-  """No request is taken any more."""
-
-
-class Piece(NamedTuple):
-  """What is new of one answer of a call.
-
-  Attributes:
-    index: Which answer: sample s of prompt p is p * samples + s.
-    delta: What is new; None as long as it only started.
-    prompt_tokens: Tokens of its prompt.
-    restored: How many of them were restored; None before it started.
-    error: What it failed with, or None.
-  """
-
-  index: int
-  delta: Delta | None
-  prompt_tokens: int
-  restored: int | None = None
-  error: str | None = None
-
-
-@dataclasses.dataclass(eq=False)
-class _Answer:
-  """An answer while it grows: of which call, where it stands."""
-
-  tell: Callable[[Piece], None]
-  index: int
-  grown: GrowingAnswer
-  prompt_tokens: int
-  best: int
-  started: Started | None = None
-
-  def piece(self, *, error: str | None = None) -> Piece | None:
-    """What is new of it, if anything is."""
-    restored = self.started.restored if self.started else 0
-    computed = self.started.computed if self.started else 0
-    delta = self.grown.delta(self.index, restored, computed)
-    if delta is None and error is None:
-      return None
-    return Piece(self.index, delta, self.prompt_tokens, restored, error)
+# A step that fails ends those that it computed; so many in a row help nobody.
+_MOST_FAILURES = 8
 
 
 class Service:
@@ -92,8 +47,10 @@ class Service:
     model: The model of the cache.
     cache: Where sequences run.
     tokenizer: Of the model.
-    scheduler: Of the two, which nobody else steps.
-    max_waiting: Most requests that wait; more are refused.
+    scheduler: Of the two, which nobody else steps; it says how many may wait.
+    compiling: Is told what is compiled before the first call is answered; None
+      compiles nothing ahead.
+    ready: Is called when calls are answered from then on.
   """
 
   def __init__(
@@ -103,24 +60,45 @@ class Service:
     tokenizer: TextTokenizer,
     scheduler: Scheduler,
     *,
-    max_waiting: int = 256,
+    compiling: Callable[[str], None] | None = None,
+    ready: Callable[[], None] | None = None,
   ) -> None:
     """Answers nobody until `start`."""
     self.model, self.cache, self.tokenizer = model, cache, tokenizer
-    self._scheduler, self._most = scheduler, max_waiting
+    self._scheduler, self._compiling = scheduler, compiling
+    self._ready = ready
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
-    self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    self._answers: dict[RequestHandle, _Answer] = {}
-    self._closing = False
-    self._thread = threading.Thread(target=self._run, name="scheduler")
+    self._inbox = Inbox()
+    self._answers: dict[RequestHandle, ServedAnswer] = {}
+    self._closing, self._failures = False, 0
+    self._thread: threading.Thread | None = None
+    self._trouble: str | None = "the server is starting."
+
+  @property
+  def trouble(self) -> str | None:
+    """Why it answers nobody: it starts, or has ended; None where it serves."""
+    return self._trouble
 
   def start(self) -> None:
-    """Begins to step."""
+    """Begins to step, for the first time or after it had stopped.
+
+    Raises:
+      RuntimeError: If it steps already.
+    """
+    if self._thread is not None and self._thread.is_alive():
+      raise RuntimeError("the service runs already; one application starts it.")
+    self._closing, self._failures = False, 0
+    self._trouble = "the server is starting."
+    self._inbox.open()
+    self._thread = threading.Thread(target=self._run, name="scheduler")
     self._thread.start()
 
   def stop(self) -> None:
     """Ends once everything that was begun is finished; waits for that."""
-    self._commands.put(self._close)
+    if self._thread is None:
+      return
+    self._closing = True
+    self._inbox.tell(lambda: None)  # It may wait for a command.
     self._thread.join()
 
   def counts(self) -> Mapping[str, int]:
@@ -156,11 +134,11 @@ class Service:
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
     def tell(piece: Piece) -> None:
-      if not loop.is_closed():
+      with contextlib.suppress(RuntimeError):  # The loop is closed.
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     submitted = asyncio.ensure_future(
-      self._ask(lambda: self._submit(call, salt, tell))
+      self._inbox.ask(lambda: self._submit(call, salt, tell))
     )
     try:
       handles = await asyncio.shield(submitted)
@@ -178,7 +156,7 @@ class Service:
         yield piece
     finally:
       if left:
-        self._commands.put(lambda: self._cancel(handles))
+        self._inbox.tell(lambda: self._cancel(handles))
 
   async def states(self, prompt: AskedPrompt, salt: bytes) -> dict[str, Any]:
     """What is stored of a prompt; nothing changes.
@@ -204,56 +182,69 @@ class Service:
         "state_positions": [depth * chunk for depth in match.state_blocks],
       }
 
-    return await self._ask(look)
-
-  async def _ask(self, command: Callable[[], _T]) -> _T:
-    """Lets the thread do something, and waits for what comes of it."""
-    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
-
-    def run() -> None:
-      try:
-        future.set_result(command())
-      except Exception as error:
-        future.set_exception(error)
-
-    self._commands.put(run)
-    return await asyncio.wrap_future(future)
+    return await self._inbox.ask(look)
 
   def _abandon(self, submitted: "asyncio.Task[list[RequestHandle]]") -> None:
     """Ends what was submitted for somebody who has gone meanwhile."""
     if not submitted.cancelled() and submitted.exception() is None:
       handles = submitted.result()
-      self._commands.put(lambda: self._cancel(handles))
+      self._inbox.tell(lambda: self._cancel(handles))
 
   def _run(self) -> None:
-    """Steps as long as there is something to do."""
-    while not (self._closing and self._scheduler.idle):
-      self._obey()
-      if self._scheduler.idle:
-        continue
-      try:
-        events = self._scheduler.step()
-      except Exception:
-        # It has ended the requests that it was computing, which the next step
-        # tells; the others go on.
-        _LOG.exception("a step failed")
-        continue
-      for event in events:
-        self._take(event)
+    """Serves; whatever ends that, everybody who waits is told."""
+    sentence = "the server has ended."
+    try:
+      self._warm_up()
+      self._trouble = None
+      if self._ready is not None and not self._closing:
+        self._ready()
+      self._serve()
+    except Exception as error:
+      _LOG.exception("the server has failed")
+      sentence = f"the server has failed: {str(error).rstrip('.')}."
+    finally:
+      self._trouble = sentence
+      self._inbox.close(sentence)
+      answers, self._answers = self._answers, {}
+      for answer in answers.values():
+        answer.fail(sentence)
 
-  def _obey(self) -> None:
-    """Runs the commands that came; waits for one where nothing else is."""
-    block = self._scheduler.idle and not self._closing
-    while True:
-      try:
-        command = self._commands.get(block=block)
-      except queue.Empty:
+  def _warm_up(self) -> None:
+    """Compiles what most calls need, unless that is not wanted, or the end."""
+    if self._compiling is None:
+      return
+    for stage in self._scheduler.warm_up([None, Sampling(temperature=1.0)]):
+      if self._closing:
         return
-      command()
-      block = False
+      self._compiling(stage)
 
-  def _close(self) -> None:
-    self._closing = True
+  def _serve(self) -> None:
+    """Steps as long as there is something to do.
+
+    Commands and answers may raise; none ends it.
+    """
+    while not (self._closing and self._scheduler.idle):
+      self._inbox.obey(wait=self._scheduler.idle and not self._closing)
+      if not self._scheduler.idle:
+        for event in self._step():
+          self._take(event)
+
+  def _step(self) -> Sequence[Event]:
+    """A step of the scheduler.
+
+    One that fails has ended the requests that it was computing, which the next
+    one tells; the others go on.
+    """
+    try:
+      events = self._scheduler.step()
+    except Exception:
+      _LOG.exception("a step failed")
+      self._failures += 1
+      if self._failures == _MOST_FAILURES:
+        raise
+      return ()
+    self._failures = 0
+    return events
 
   def _submit(
     self, call: Call, salt: bytes, tell: Callable[[Piece], None]
@@ -262,9 +253,7 @@ class Service:
     if self._closing:
       raise ShutDownError("the server is about to end.")
     prompts = [self._prompt(prompt) for prompt in call.prompts]
-    waiting = sum(one.started is None for one in self._answers.values())
-    if waiting + len(prompts) * call.samples > self._most:
-      raise QueueFullError(f"{waiting} requests wait; try again later.")
+    self._scheduler.check_places(len(prompts) * call.samples)
     handles: list[RequestHandle] = []
     try:
       for ids, anchors in prompts:
@@ -281,7 +270,7 @@ class Service:
               judged=bool(call.stops),
             )
           )
-          self._answers[handles[-1]] = _Answer(
+          self._answers[handles[-1]] = ServedAnswer(
             tell,
             len(handles) - 1,
             GrowingAnswer(self.tokenizer, call.stops, self._end_ids),
@@ -310,44 +299,36 @@ class Service:
       )
     return np.array(prompt, np.int32), ()
 
-  def _cancel(self, handles: list[RequestHandle]) -> None:
+  def _cancel(self, handles: Sequence[RequestHandle]) -> None:
     """Ends what still runs; what was told of it stays stored."""
     for handle in handles:
       if self._answers.pop(handle, None) is not None:
-        self._scheduler.cancel(handle)
+        self._let_go(handle)
+
+  def _let_go(self, handle: RequestHandle) -> None:
+    """Ends a request of which nobody wants to hear any more."""
+    try:
+      self._scheduler.cancel(handle)
+    except ValueError:
+      pass  # A step has finished it and tells so later, or did so just now.
+    except Exception:
+      _LOG.exception("a request could not be stored")
 
   def _take(self, event: Event) -> None:
     """Lets an answer grow, and tells what is new of it."""
     answer = self._answers.get(event.handle)
     if answer is None:
       return
-    if isinstance(event, Started):
-      answer.started = event
-      return
-    if isinstance(event, Finished):
+    try:
+      over = answer.take(event)
+    except Exception as error:  # of a tokenizer, for example
+      _LOG.exception("an answer failed")
+      answer.fail(error)
+      over = True
+    if over:
       del self._answers[event.handle]
-      self._finish(answer, event)
-      return
-    answer.grown.add(event.id, event.logprob, event.best[: answer.best])
-    piece = answer.piece()
-    if answer.grown.finish_reason is not None:
-      del self._answers[event.handle]
-      self._scheduler.cancel(event.handle)
-    if piece is not None:
-      answer.tell(piece)
-
-  def _finish(self, answer: _Answer, event: Finished) -> None:
-    """Tells how an answer ended."""
-    if event.why in ("stop", "length"):
-      answer.grown.finish(event.why.value)
-      piece = answer.piece()
-      if piece is not None:
-        answer.tell(piece)
-      return
-    reason = event.error or f"the request ended: {event.why}"
-    answer.tell(
-      Piece(answer.index, None, answer.prompt_tokens, None, str(reason))
-    )
+      if not isinstance(event, Finished):
+        self._let_go(event.handle)
 
 
 REFUSALS: dict[type[Exception], int] = {

@@ -57,6 +57,20 @@ class Detokenizer:
     piece = self._piece()
     return "" if piece.endswith(INCOMPLETE) else self._take(piece)
 
+  def peek(self, token: int) -> str:
+    """What an id would add, were it the next one; nothing changes.
+
+    Args:
+      token: The id.
+
+    Returns:
+      What `push` would.
+    """
+    before, waiting = self._before, [*self._waiting]
+    text = self.push(token)
+    self._before, self._waiting = before, waiting
+    return text
+
   def finish(self) -> str:
     """Ends the text.
 

@@ -94,7 +94,10 @@ class TextTokenizer:
     self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
     added = tokenizer.get_added_tokens_decoder()
     self._special = {i for i, token in added.items() if token.special}
-    self._falls_back = "ByteFallback" in _decoder_types(tokenizer)
+    self._added = frozenset(added)
+    steps = _decoder_types(tokenizer)
+    self._falls_back = "ByteFallback" in steps
+    self._is_byte_level = "ByteLevel" in steps
     end = tokenizer.token_to_id(tokens.get("eos_token", ""))
     self.end_ids = frozenset(end_ids) | ({end} - {None})
 
@@ -221,6 +224,38 @@ class TextTokenizer:
     if not self._falls_back:
       return False
     return _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
+  def name_of(self, token: int) -> str:
+    """What the tokenizer itself calls an id; empty for an unknown one."""
+    return self._tokenizer.id_to_token(token) or ""
+
+  def bytes_of(self, token: int) -> bytes | None:
+    """The bytes that an id stands for, which need not be whole characters.
+
+    Returns:
+      None where the tokenizer does not tell, or the id has no text.
+    """
+    name = self.name_of(token)
+    if self.is_silent(token) or token in self._added:
+      return None
+    if self._is_byte_level:
+      known = all(character in _CODES for character in name)
+      return bytes(_CODES[x] for x in name) if known else None
+    return bytes([int(name[3:5], 16)]) if self.is_byte(token) else None
+
+
+def _byte_codes() -> dict[str, int]:
+  """The byte that each character of a byte-level piece stands for.
+
+  Bytes that print are themselves; the others are what follows 255, in order.
+  """
+  prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [code for code in range(256) if code not in prints]
+  codes = {chr(code): code for code in prints}
+  return codes | {chr(256 + i): code for i, code in enumerate(others)}
+
+
+_CODES = _byte_codes()
 
 
 def _decoder_types(tokenizer: Any) -> set[str]:

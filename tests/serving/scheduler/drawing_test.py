@@ -178,3 +178,13 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other():
     why |= {e.handle: e.why for e in events if isinstance(e, Finished)}
   assert (raised, why[bad]) == (1, "failed")
   assert why[good] in ("length", "failed")
+
+
+def test_the_number_of_a_sample_may_be_numpy_s():
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache)
+  sampling = Sampling(temperature=0.9, seed=3)
+  for sample in (1, np.int64(1)):
+    submitted(scheduler, (SHORT, sampling, sample), size=6)
+  first, second = told(cache, scheduler)
+  assert first == second

@@ -22,6 +22,7 @@ from sparse_prefix_jax.contract.traffic import drawn_by
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
+  QueueFullError,
   RequestHandle,
   Scheduler,
   Started,
@@ -227,13 +228,37 @@ def test_refusals_of_schedulers_and_handles():
 
 def test_what_never_fits_and_what_finds_no_place_is_refused():
   cache = new_cache(slots=2, pages=4)
-  scheduler = new_scheduler(cache, max_waiting=1)
+  scheduler = new_scheduler(cache, max_running=1, max_waiting=0)
   with pytest.raises(CapacityError, match="a sequence of 65 tokens needs 2"):
     submit(scheduler, SHORT, max_tokens=44)
   submit(scheduler, SHORT, max_tokens=43)
-  with pytest.raises(CapacityError, match="1 requests wait; max_waiting is 1"):
+  with pytest.raises(
+    QueueFullError, match="1 requests run or wait, and 1 more"
+  ):
     submit(scheduler, OTHER)
   steps_until_idle(cache, scheduler)
+  submit(scheduler, OTHER)
+
+
+def test_who_finds_a_seat_does_not_wait():
+  """Before the first step too, when none of them has begun."""
+  scheduler = new_scheduler(new_cache(), max_running=3, max_waiting=1)
+  for _ in range(4):
+    scheduler.check_places(1)
+    submit(scheduler, SHORT, max_tokens=1)
+  for _ in range(2):
+    with pytest.raises(
+      QueueFullError, match="max_running is 3 and max_waiting"
+    ):
+      submit(scheduler, SHORT)
+    scheduler.step()
+  while not scheduler.idle:
+    scheduler.step()
+  scheduler.check_places(4)
+  with pytest.raises(
+    QueueFullError, match="0 requests run or wait, and 5 more"
+  ):
+    scheduler.check_places(5)
 
 
 def test_the_model_is_the_cache_s():

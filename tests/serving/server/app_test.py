@@ -29,20 +29,23 @@ def app_of(model, **options):
     model,
     cache,
     TextTokenizer(recall_tokenizer()),
-    Scheduler(model, cache),
-    max_waiting=2,
+    Scheduler(model, cache, max_running=2, max_waiting=1),
   )
   return make_app(service, "m", **options)
 
 
 def test_a_burst_is_told_to_come_again(model):
   with TestClient(app_of(model)) as client:
-    reply = client.post("/v1/completions", json=PROMPT | {"n": 3})
+    reply = client.post("/v1/completions", json=PROMPT | {"n": 4})
     assert (reply.status_code, reply.headers["retry-after"]) == (429, "1")
     error = reply.json()["error"]
-    assert error["message"] == "0 requests wait; try again later."
+    assert error["message"] == (
+      "0 requests run or wait, and 4 more find no place: max_running is 2 and "
+      "max_waiting is 1."
+    )
     assert error["type"] == "rate_limit_error"
-    assert client.post("/v1/completions", json=PROMPT).status_code == 200
+    reply = client.post("/v1/completions", json=PROMPT | {"n": 3})
+    assert reply.status_code == 200
 
 
 def test_an_answer_without_a_bound_ends_where_the_room_does(model):

@@ -1,11 +1,13 @@
 """Bodies that are understood, and those that are refused with a sentence."""
 
 import json
+import re
 
 import pytest
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.server.calls import Conversation, read_call
+from tests.project import checkout
 
 
 def read(chat=False, **body):
@@ -33,10 +35,32 @@ def test_a_prompt_is_a_text_or_ids_or_several(prompt, prompts):
 
 def test_what_is_not_said_is_as_everywhere():
   call = read(prompt="Hi")
-  assert call.sampling == Sampling(temperature=1.0)
+  assert call.sampling == Sampling(temperature=1.0, seed=call.sampling.seed)
   assert (call.max_tokens, call.samples, call.stops) == (16, 1, ())
   assert (call.stream, call.usage, call.best) == (False, False, None)
   assert talk().max_tokens is None
+
+
+def test_a_seed_that_is_not_said_is_drawn_where_ids_are():
+  assert len({read(prompt="Hi").sampling.seed for _ in range(5)}) == 5
+  assert len({read(prompt="Hi", seed=None).sampling.seed for _ in "ab"}) == 2
+  assert read(prompt="Hi", temperature=0).sampling == Sampling()
+  assert read(prompt="Hi", seed=0).sampling.seed == 0
+
+
+def test_null_asks_for_nothing():
+  call = read(prompt="Hi", model=None, n=None, stop=None, temperature=None)
+  assert (call.samples, call.stops, call.sampling.temperature) == (1, (), 1.0)
+
+
+def test_the_request_of_the_page_is_one():
+  page = (checkout.ROOT / "docs" / "how-to" / "serve.md").read_text("utf-8")
+  (block,) = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+  (body,) = re.findall(r"-d '(.*?)'", block, re.DOTALL)
+  call = read_call(body.encode(), "recall", chat=False)
+  assert (call.max_tokens, call.sampling) == (1, Sampling())
+  (prompt,) = call.prompts
+  assert prompt.endswith("Where does Anna Berg live ? In")
 
 
 def test_every_field_arrives():
@@ -161,15 +185,20 @@ def test_a_completion_that_cannot_be_meant_is_refused(body, sentence):
 @pytest.mark.parametrize(
   ("body", "sentence"),
   [
-    ({"messages": []}, "messages is []; it must be a list of messages."),
-    ({"messages": ["Hi"]}, "messages[0] must be an object with a role"),
+    ({"messages": []}, "messages is empty; a conversation has at least one."),
+    ({"messages": "Hi"}, "messages is 'Hi'; it must be a list of messages."),
+    ({"messages": ["Hi"]}, "messages[0] is 'Hi'; it must have a role"),
     (
       {"messages": [{"role": "user"}]},
-      "messages[0] has no text as its content",
+      "messages[0] has the content None; it must be a text.",
     ),
     (
       {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-      "messages[0] holds a part that is no text.",
+      "parts must be of type text.",
+    ),
+    (
+      {"messages": [{"role": "user\ud800", "content": "Hi"}]},
+      "messages[0] holds half of a character.",
     ),
     ({"top_logprobs": 2}, "top_logprobs is 2; logprobs must be true with it."),
     ({"logprobs": 2}, "logprobs is 2; it must be a bool."),

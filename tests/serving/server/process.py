@@ -15,11 +15,12 @@ ROOT = pathlib.Path(sparse_prefix_jax.__file__).parents[1]
 
 
 class Server:
-  """A process that serves the demo's model."""
+  """A process that serves the demo's model; what it compiles, it does late."""
 
   def __init__(self, *flags):
+    flags = ("--port=0", "--warm_up=false", *flags)
     self.process = subprocess.Popen(
-      [sys.executable, "-m", "sparse_prefix_jax", "serve", "--port=0", *flags],
+      [sys.executable, "-m", "sparse_prefix_jax", "serve", *flags],
       env={**os.environ, "PYTHONPATH": str(ROOT)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -185,3 +185,15 @@ def test_a_signal_lets_what_runs_finish(server):
   assert server.process.wait(timeout=120) == 0
   with pytest.raises(openai.APIConnectionError):
     completion(server)
+
+
+def test_what_is_compiled_is_told_before_the_address():
+  one = Server("--warm_up=true")
+  status = one.send("GET", "/health")[0].status
+  one.client.close()
+  one.process.send_signal(signal.SIGTERM)
+  _, told = one.process.communicate(timeout=120)
+  assert (status, one.process.returncode) == (200, 0)
+  *prefills, step = told.splitlines()
+  assert step == "compiling a step of 4 requests"
+  assert prefills[0] == "compiling prefill of 1 x 64 tokens"
