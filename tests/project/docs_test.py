@@ -45,6 +45,16 @@ def test_the_readme_is_short_and_shows_code_early() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_prose_is_narrow_enough_to_read_in_a_terminal(
+  page: pathlib.Path,
+) -> None:
+  """Tables, drawings and what a program printed are as wide as they are."""
+  text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text("utf-8"))
+  prose = [x for x in text.splitlines() if not x.startswith(("|", "    "))]
+  assert [x for x in prose if len(x) > 90] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_lead_to_files_and_headings(page: pathlib.Path) -> None:
   wrong = [x for x in _links(page) if not (page.parent / x).exists()]
   for target, anchor in LINK.findall(page.read_text("utf-8")):
