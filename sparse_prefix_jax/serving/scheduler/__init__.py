@@ -1,7 +1,7 @@
 """Many requests at once: who runs, what each step computes, who makes room."""
 
 from .asked import QueueFullError as QueueFullError
-from .drawing import DeviceSampler as DeviceSampler
+from .device_sampler import DeviceSampler as DeviceSampler
 from .events import Ending as Ending
 from .events import Event as Event
 from .events import Finished as Finished

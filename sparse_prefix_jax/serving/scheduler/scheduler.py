@@ -19,7 +19,7 @@ from sparse_prefix_jax.serving.scheduler.asked import (
   check_at_least,
   checked_stop_tokens,
 )
-from sparse_prefix_jax.serving.scheduler.drawing import DeviceSampler
+from sparse_prefix_jax.serving.scheduler.device_sampler import DeviceSampler
 from sparse_prefix_jax.serving.scheduler.events import (
   Ending,
   Event,

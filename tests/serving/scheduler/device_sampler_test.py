@@ -9,7 +9,7 @@ from sparse_prefix_jax.serving.scheduler import (
   DeviceSampler,
   Finished,
   Scheduler,
-  drawing,
+  device_sampler,
 )
 from tests.models_for_tests import answers, cold_runs, small_model
 from tests.serving.scheduler.scenes import new_cache, serve
@@ -115,7 +115,7 @@ def test_what_is_asked_becomes_arrays_when_somebody_comes_or_goes(monkeypatch):
     made.append([row is not None for row in rows])
     return sampling_rows(rows, vocab_size)
 
-  monkeypatch.setattr(drawing, "sampling_rows", counted)
+  monkeypatch.setattr(device_sampler, "sampling_rows", counted)
   cache = new_cache()
   scheduler = Scheduler(small_model(), cache, token_budget=64)
   for asked, size in ((ASKED[5], 20), (ASKED[0], 30)):
@@ -137,7 +137,9 @@ def test_what_is_asked_becomes_arrays_when_somebody_comes_or_goes(monkeypatch):
   ],
 )
 def test_rows_that_need_more_than_the_largest_logit_are_told(row, greedy):
-  assert drawing.are_greedy(sampling_rows([Sampling(), row], VOCAB)) == greedy
+  assert (
+    device_sampler.are_greedy(sampling_rows([Sampling(), row], VOCAB)) == greedy
+  )
 
 
 @pytest.mark.parametrize(
