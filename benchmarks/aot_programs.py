@@ -136,7 +136,7 @@ def _token(
     if operation is causal_conv1d_step and implementation == "mosaic_tpu":
       chosen = None  # there is no kernel: what runs there is XLA's form
     out, pool = operation(
-      *(*arrays, *pools, *slots), **options, implementation=chosen
+      *arrays, *pools, *slots, **options, implementation=chosen
     )
     return out, (pool,)
 
@@ -257,7 +257,7 @@ def _attention(width: int, dtype: Any) -> Program:
 def _attention_step(width: int, dtype: Any) -> Program:
   def run(inputs: Any, pools: Any, **options: Any) -> Any:
     q, k, v, *rows = inputs
-    out, *pools = lattice_attention_step(*(q, k, v, *pools, *rows), **options)
+    out, *pools = lattice_attention_step(q, k, v, *pools, *rows, **options)
     return out, tuple(pools)
 
   q = jax.ShapeDtypeStruct((ROWS, 2 * VALUE_HEADS, width), dtype)
@@ -298,7 +298,10 @@ def _of_latents(
     # There is no kernel for GPUs: what runs there is XLA's form.
     chosen = None if implementation == "mosaic_gpu" else implementation
     out, pool = operation(
-      *(q, latent, *pools, *plan),
+      q,
+      latent,
+      *pools,
+      *plan,
       value_width=width - 64,
       implementation=chosen,
     )

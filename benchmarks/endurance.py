@@ -60,7 +60,7 @@ def documents(random: np.random.Generator) -> Iterator[np.ndarray]:
 def endure(kind, policy: PlacementPolicy) -> dict:
   """Serves them all; seconds of the first and last tenth, and bytes."""
   room = Budget(
-    *(1 << 40, 1, 1, 300, 6000), remembered_bytes=LIMIT, learned_bytes=LIMIT
+    1 << 40, 1, 1, 300, 6000, remembered_bytes=LIMIT, learned_bytes=LIMIT
   )
   gc.collect()
   tracemalloc.start()

@@ -241,7 +241,7 @@ def _attention(case: Case) -> Call:
   def run(inputs: Any, pools: Any, chunks: Chunks, **options: Any) -> Any:
     (q, k, v, table), (keys, values) = inputs, pools
     out, *pools = lattice_attention(
-      *(q, k, v, keys, values, chunks, table), **options
+      q, k, v, keys, values, chunks, table, **options
     )
     return out, tuple(pools)
 

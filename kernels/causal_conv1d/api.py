@@ -69,7 +69,10 @@ def causal_conv1d(
     "causal_conv1d",
     implementation,
     IMPLEMENTATIONS,
-    *(x, weight, pool, chunks),
+    x,
+    weight,
+    pool,
+    chunks,
   )
 
 
@@ -160,7 +163,11 @@ def causal_conv1d_step(
     "causal_conv1d_step",
     implementation,
     STEP_IMPLEMENTATIONS,
-    *(x, weight, pool, read, write),
+    x,
+    weight,
+    pool,
+    read,
+    write,
     silu=silu,
   )
 

@@ -92,7 +92,10 @@ def diagonal_scan(
     "diagonal_scan",
     implementation,
     IMPLEMENTATIONS,
-    *(x, log_decay, pool, chunks),
+    x,
+    log_decay,
+    pool,
+    chunks,
     rate=rate,
     b=b,
     c=c,
@@ -140,7 +143,10 @@ def diagonal_scan_core(
   ) -> tuple[Array, Array]:
     x, log_decay, b, c = inputs
     return diagonal_scan(
-      *(x, log_decay, pool, chunks),
+      x,
+      log_decay,
+      pool,
+      chunks,
       rate=rate,
       b=b,
       c=c,
@@ -205,7 +211,14 @@ def diagonal_scan_step(
     "diagonal_scan_step",
     implementation,
     STEP_IMPLEMENTATIONS,
-    *(x, log_decay, pool, read, write, rate, b, c),
+    x,
+    log_decay,
+    pool,
+    read,
+    write,
+    rate,
+    b,
+    c,
   )
 
 

@@ -57,7 +57,10 @@ def _run(
       _new(tokens[0]),
       # XLA keeps such states with the channels along the lanes already.
       Operand(pool.swapaxes(1, 2), 2),
-      *((read, write), grid, config, "diagonal_scan_step"),
+      (read, write),
+      grid,
+      config,
+      "diagonal_scan_step",
     )
     return y[:, 0], pool.swapaxes(1, 2)
   rows = x.shape[0]
@@ -73,7 +76,10 @@ def _run(
     tokens,
     _new(tokens[0]),
     Operand(pool, 1),
-    *((read, write), grid, config, "diagonal_scan_step"),
+    (read, write),
+    grid,
+    config,
+    "diagonal_scan_step",
   )
   return y[:rows], pool
 

@@ -129,7 +129,10 @@ def projected_step(
     The outputs and the pool.
   """
   heads = project_heads(
-    *(mixed, gate_product(x, weight, precision), log_rate, decay_bias),
+    mixed,
+    gate_product(x, weight, precision),
+    log_rate,
+    decay_bias,
     key_heads=key_heads,
     widths=(pool.shape[2], pool.shape[3]),
     beta_scale=beta_scale,

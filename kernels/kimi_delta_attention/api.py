@@ -85,7 +85,13 @@ def kimi_delta_attention(
     "kimi_delta_attention",
     implementation,
     IMPLEMENTATIONS,
-    *(q, k, v, log_decay, beta, pool, chunks),
+    q,
+    k,
+    v,
+    log_decay,
+    beta,
+    pool,
+    chunks,
     precision=precision,
   )
 
@@ -191,5 +197,12 @@ def kimi_delta_attention_step(
     "kimi_delta_attention_step",
     implementation,
     STEP_IMPLEMENTATIONS,
-    *(q, k, v, log_decay, beta, pool, read, write),
+    q,
+    k,
+    v,
+    log_decay,
+    beta,
+    pool,
+    read,
+    write,
   )

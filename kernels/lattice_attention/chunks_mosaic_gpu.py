@@ -195,8 +195,12 @@ class _Program(NamedTuple):
     source = self.q.at[self._chunk, :, lax.axis_index("head")]
     plgpu.copy_gmem_to_smem(source, self.queries, self.loading)
     pages = PageStream(
-      *(self.key_pages, self.value_pages, self.keys, self.values),
-      *(self.arrived, self._find),
+      self.key_pages,
+      self.value_pages,
+      self.keys,
+      self.values,
+      self.arrived,
+      self._find,
     )
     pages.begin(first, stop)
     plgpu.barrier_wait(self.loading)

@@ -84,7 +84,8 @@ def attend_chunks(
   rows = q.reshape(n, size, heads, -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
   rows = rows.reshape(n, heads, -1, q.shape[3])
   sizes = AttentionSizes.of_call(
-    *(q, pools),
+    q,
+    pools,
     queries=size,
     block_pages=block_pages,
     window=window,

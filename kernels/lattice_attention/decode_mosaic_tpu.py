@@ -100,7 +100,8 @@ def attend_rows(
     request=number,
   )
   sizes = mosaic_tpu.AttentionSizes.of_call(
-    *(q, pools),
+    q,
+    pools,
     queries=1,
     block_pages=block_pages,
     window=window,

@@ -33,7 +33,7 @@ def _run(
 ) -> tuple[Float32[Array, "n c h v"], Float[Array, "p c hkv k"]]:
   """Attends with the chunks of a call; arguments of `latent_attention`."""
   out, (pages,) = attend_chunks(
-    *(q, (latent,), (latent_pages,), *rest), name="latent_attention", **options
+    q, (latent,), (latent_pages,), *rest, name="latent_attention", **options
   )
   return out, pages
 
@@ -47,7 +47,10 @@ def _run_step(
 ) -> tuple[Float32[Array, "b h v"], Float[Array, "p c hkv k"]]:
   """Attends with a token per row; arguments of `latent_attention_step`."""
   out, (pages,) = attend_rows(
-    *(q, (latent,), (latent_pages,), *rest),
+    q,
+    (latent,),
+    (latent_pages,),
+    *rest,
     name="latent_attention_step",
     **options,
   )

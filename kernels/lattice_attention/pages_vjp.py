@@ -64,7 +64,11 @@ def attend_latent_chunks(
   """The same of latents, one pool of which holds keys and values."""
   results: Any = _chunks(
     AttentionOptions(**options),
-    *(q, (latent,), (latent_pages,), chunks, page_table),
+    q,
+    (latent,),
+    (latent_pages,),
+    chunks,
+    page_table,
   )
   out, (latent_pages,) = results
   return out, latent_pages
@@ -105,7 +109,12 @@ def attend_latent_rows(
   """The same of latents, one pool of which holds keys and values."""
   results: Any = _rows(
     AttentionOptions(**options),
-    *(q, (latent,), (latent_pages,), position, active, page_table),
+    q,
+    (latent,),
+    (latent_pages,),
+    position,
+    active,
+    page_table,
   )
   out, (latent_pages,) = results
   return out, latent_pages
@@ -205,7 +214,9 @@ def _pull(
       latent = options.value_width is not None
       values = kept[0][..., : options.value_width] if latent else kept[1]
       return vjp.attend_chunk(
-        *(q, kept[0], values),
+        q,
+        kept[0],
+        values,
         position=x.position - first * size,
         window=options.window,
         precision=options.precision,

@@ -194,8 +194,12 @@ class _Program(NamedTuple):
     first = lax.max(self.row.first[row], index * RANGE_PAGES)
     stop = lax.min(self.row.stop[row], (index + 1) * RANGE_PAGES)
     pages = PageStream(
-      *(self.key_pages, self.value_pages, self.keys, self.values),
-      *(self.arrived, self._find),
+      self.key_pages,
+      self.value_pages,
+      self.keys,
+      self.values,
+      self.arrived,
+      self._find,
     )
     pages.begin(first, stop)
     self._emit(index, pages.reduce(first, stop, self._page, self._empty()))

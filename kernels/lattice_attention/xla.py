@@ -102,9 +102,9 @@ def attend_chunks(
 
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, length, request = barrier(x)
+    pages = page_table[request]
     blocks = KeyBlocks(
-      *(load, page_table[request], options.block_pages, width),
-      options.value_width,
+      load, pages, options.block_pages, width, options.value_width
     )
     rest = blocks, heads, options.window, options.precision
     out = attend_chunk(q, position, length, *rest)
@@ -156,7 +156,7 @@ def attend_rows(
   def attend(_: None, x: tuple[Array, ...]) -> tuple[None, Array]:
     q, position, pages = barrier(x)
     blocks = KeyBlocks(
-      *(load, pages, options.block_pages, width), options.value_width
+      load, pages, options.block_pages, width, options.value_width
     )
     rest = blocks, heads, options.window, options.precision
     out = attend_row(q, position, *rest)

@@ -81,7 +81,12 @@ def linear_attention(
     "linear_attention",
     implementation,
     IMPLEMENTATIONS,
-    *(q, k, v, log_decay, pool, chunks),
+    q,
+    k,
+    v,
+    log_decay,
+    pool,
+    chunks,
     precision=precision,
   )
 
@@ -182,5 +187,11 @@ def linear_attention_step(
     "linear_attention_step",
     implementation,
     STEP_IMPLEMENTATIONS,
-    *(q, k, v, log_decay, pool, read, write),
+    q,
+    k,
+    v,
+    log_decay,
+    pool,
+    read,
+    write,
   )

@@ -69,7 +69,8 @@ def row_products(
       "row_products",
       implementation,
       IMPLEMENTATIONS,
-      *(x, *weights),
+      x,
+      *weights,
       precision=lax.Precision(precision),
     )
   )

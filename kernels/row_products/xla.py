@@ -23,7 +23,8 @@ def multiply(
   return tuple(
     barrier(
       lax.dot_general(
-        *(x, weight),
+        x,
+        weight,
         (((1,), (1,)), ((), ())),
         precision=precision,
         preferred_element_type=x.dtype,

@@ -111,7 +111,11 @@ def make_store(
   slots, pages = (None, None) if first is None else divided.split(first)
   store = PrefixStore(
     Budget(
-      *(capacity_bytes, sizes.state_bytes, sizes.page_bytes, slots, pages),
+      capacity_bytes,
+      sizes.state_bytes,
+      sizes.page_bytes,
+      slots,
+      pages,
       **host_memory(REMEMBERED, weighs=planner.worth is not None),
     ),
     planner,

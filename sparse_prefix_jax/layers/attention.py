@@ -233,7 +233,10 @@ class GatedAttention(ExplicitModule):
       q, gate, k, v = map_rows(self._heads, *projected, position)
     with jax.named_scope("attention"):
       out, pools = attend_packed(
-        *(Heads(q, k, v), pools, chunks, page_table),
+        Heads(q, k, v),
+        pools,
+        chunks,
+        page_table,
         window=self.config.attention_window,
         numerics=self.numerics,
       )
@@ -261,7 +264,10 @@ class GatedAttention(ExplicitModule):
     """
     q, gate, k, v = self._heads(*self._project(x), rows.position)
     out, pools = attend_step(
-      *(Heads(q, k, v), pools, rows, page_table),
+      Heads(q, k, v),
+      pools,
+      rows,
+      page_table,
       window=self.config.attention_window,
       numerics=self.numerics,
     )

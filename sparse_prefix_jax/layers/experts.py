@@ -228,7 +228,8 @@ class Experts(ExplicitModule):
       routing = map_rows(self._choose, x)
     real = jnp.arange(c)[None] < chunks.length[:, None]
     blocks = sort_into_blocks(
-      *(routing.expert.reshape(n * c, -1), real.reshape(-1)),
+      routing.expert.reshape(n * c, -1),
+      real.reshape(-1),
       experts=self.config.experts,
       block=self.config.rows,
     )
@@ -264,7 +265,8 @@ class Experts(ExplicitModule):
     # others, and the bits of this.
     block = min(self.config.rows, self.numerics.decode_rows)
     blocks = sort_into_blocks(
-      *(routing.expert, rows.active),
+      routing.expert,
+      rows.active,
       experts=self.config.experts,
       block=block,
     )

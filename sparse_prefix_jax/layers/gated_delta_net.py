@@ -184,14 +184,23 @@ class GatedDeltaNet(ExplicitModule):
     mixed, gate = dense_each(x, weights, self.numerics)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       q, k, v, log_decay, beta = map_rows(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = gated_delta_rule(
-        *(q, k, v, log_decay, beta, pools.slots.recurrent_state, chunks),
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        pools.slots.recurrent_state,
+        chunks,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -223,14 +232,23 @@ class GatedDeltaNet(ExplicitModule):
     weights = self.in_qkv[...], self.in_gate[...]
     mixed, gate = dense_each(x, weights, self.numerics)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       silu=True,
       implementation=self.numerics.forced_step_implementation,
     )
     out, recurrent_state = gated_delta_rule_projected_step(
-      *(mixed, x, self.in_decay_beta[...]),
-      *(self.log_rate[...], self.decay_bias[...]),
-      *(pools.slots.recurrent_state, rows.read, rows.write),
+      mixed,
+      x,
+      self.in_decay_beta[...],
+      self.log_rate[...],
+      self.decay_bias[...],
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       key_heads=self.config.key_heads,
       beta_scale=self.config.beta_scale,
       dtype=self.numerics.dtype,
@@ -251,8 +269,10 @@ class GatedDeltaNet(ExplicitModule):
     """Makes the gates from the input, and heads from convolved projections."""
     c = self.config
     return project_heads(
-      *(jax.nn.silu(mixed), self._gates(x)),
-      *(self.log_rate[...], self.decay_bias[...]),
+      jax.nn.silu(mixed),
+      self._gates(x),
+      self.log_rate[...],
+      self.decay_bias[...],
       key_heads=c.key_heads,
       widths=(c.key_width, c.value_width),
       beta_scale=c.beta_scale,

@@ -193,14 +193,23 @@ class KimiDeltaAttention(ExplicitModule):
     gate = dense(narrow.gate, self.in_gate[...], self.numerics)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       q, k, v, log_decay, beta = map_rows(heads, mixed, decay, narrow.beta)
     with jax.named_scope("recurrence"):
       out, recurrent_state = kimi_delta_attention(
-        *(q, k, v, log_decay, beta, pools.slots.recurrent_state, chunks),
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        pools.slots.recurrent_state,
+        chunks,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -234,13 +243,19 @@ class KimiDeltaAttention(ExplicitModule):
     decay = dense(narrow.decay, self.in_decay[...], self.numerics)
     gate = dense(narrow.gate, self.in_gate[...], self.numerics)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       silu=True,
       implementation=self.numerics.forced_step_implementation,
     )
     out, recurrent_state = kimi_delta_attention_step(
       *self._heads(mixed, decay, narrow.beta),
-      *(pools.slots.recurrent_state, rows.read, rows.write),
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     y = dense(self._gated_norm(out, gate), self.out[...], self.numerics)

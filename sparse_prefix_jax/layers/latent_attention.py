@@ -191,7 +191,11 @@ class LatentAttention(ExplicitModule):
       q, latent = map_rows(self._absorbed, *projected)
     with jax.named_scope("attention"):
       out, pages = latent_attention(
-        *(q, latent, pools.pages.latents, chunks, page_table),
+        q,
+        latent,
+        pools.pages.latents,
+        chunks,
+        page_table,
         value_width=self.config.latent_width,
         precision=self.numerics.product_precision,
         implementation=_there_is(self.numerics.forced_implementation),
@@ -221,8 +225,12 @@ class LatentAttention(ExplicitModule):
     """
     q, latent = self._absorbed(*self._project(x))
     out, pages = latent_attention_step(
-      *(q, latent, pools.pages.latents),
-      *(rows.position, rows.active, page_table),
+      q,
+      latent,
+      pools.pages.latents,
+      rows.position,
+      rows.active,
+      page_table,
       value_width=self.config.latent_width,
       precision=self.numerics.product_precision,
       implementation=_there_is(self.numerics.forced_step_implementation),

@@ -145,7 +145,12 @@ class Lightning(ExplicitModule):
       q, k, v, log_decay = map_rows(self._heads, *projected)
     with jax.named_scope("recurrence"):
       out, state = linear_attention(
-        *(q, k, v, log_decay, pools.slots.recurrent_state, chunks),
+        q,
+        k,
+        v,
+        log_decay,
+        pools.slots.recurrent_state,
+        chunks,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -175,8 +180,13 @@ class Lightning(ExplicitModule):
     *projected, gate = self._project(x)
     q, k, v, log_decay = self._heads(*projected)
     out, state = linear_attention_step(
-      *(q, k, v, log_decay, pools.slots.recurrent_state),
-      *(rows.read, rows.write),
+      q,
+      k,
+      v,
+      log_decay,
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     out = self._close(self._gated_norm(out, gate))

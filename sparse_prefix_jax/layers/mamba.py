@@ -194,14 +194,20 @@ class Mamba(ExplicitModule):
     mixed, gate = self._project(x)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("parts"):
       u, log_decay, b, c, skipped = map_rows(self._parts, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = diagonal_scan(
-        *(u, log_decay, pools.slots.recurrent_state, chunks),
+        u,
+        log_decay,
+        pools.slots.recurrent_state,
+        chunks,
         rate=jnp.exp(self.log_rate[...]),
         b=b,
         c=c,
@@ -233,13 +239,20 @@ class Mamba(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     u, log_decay, b, c, skipped = self._parts(mixed)
     out, recurrent_state = diagonal_scan_step(
-      *(u, log_decay, pools.slots.recurrent_state),
-      *(rows.read, rows.write),
+      u,
+      log_decay,
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       rate=jnp.exp(self.log_rate[...]),
       b=b,
       c=c,

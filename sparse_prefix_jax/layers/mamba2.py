@@ -247,14 +247,22 @@ class Mamba2(ExplicitModule):
     mixed, gate = self._project(x)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("heads"):
       q, k, v, log_decay, skipped = map_rows(self._heads, x, mixed)
     with jax.named_scope("recurrence"):
       out, recurrent_state = linear_attention(
-        *(q, k, v, log_decay, pools.slots.recurrent_state, chunks),
+        q,
+        k,
+        v,
+        log_decay,
+        pools.slots.recurrent_state,
+        chunks,
         precision=self.numerics.product_precision,
         implementation=self.numerics.forced_implementation,
       )
@@ -284,13 +292,22 @@ class Mamba2(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     q, k, v, log_decay, skipped = self._heads(x, mixed)
     out, recurrent_state = linear_attention_step(
-      *(q, k, v, log_decay, pools.slots.recurrent_state),
-      *(rows.read, rows.write),
+      q,
+      k,
+      v,
+      log_decay,
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     out = self._gated_norm(out, skipped, gate)

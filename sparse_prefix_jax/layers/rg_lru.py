@@ -170,7 +170,10 @@ class RGLRU(ExplicitModule):
     mixed, gate = self._project(x)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     position = chunks.position[:, None] + jnp.arange(x.shape[1])[None]
@@ -178,7 +181,10 @@ class RGLRU(ExplicitModule):
       u, log_decay = map_rows(self._gates, mixed, position)
     with jax.named_scope("recurrence"):
       out, recurrent_state = diagonal_scan(
-        *(u, log_decay, pools.slots.recurrent_state, chunks),
+        u,
+        log_decay,
+        pools.slots.recurrent_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     with jax.named_scope("gates"):
@@ -207,12 +213,20 @@ class RGLRU(ExplicitModule):
     del page_table
     mixed, gate = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     u, log_decay = self._gates(mixed, rows.position)
     out, recurrent_state = diagonal_scan_step(
-      *(u, log_decay, pools.slots.recurrent_state, rows.read, rows.write),
+      u,
+      log_decay,
+      pools.slots.recurrent_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     out = _opened(out, gate)

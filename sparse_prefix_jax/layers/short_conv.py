@@ -143,7 +143,10 @@ class ShortConv(ExplicitModule):
     mixed, leave = self._project(x)
     with jax.named_scope("convolution"):
       mixed, conv_state = causal_conv1d(
-        *(mixed, self.conv[...], pools.slots.conv_state, chunks),
+        mixed,
+        self.conv[...],
+        pools.slots.conv_state,
+        chunks,
         implementation=self.numerics.forced_implementation,
       )
     out = map_rows(self._opened, mixed, leave)
@@ -170,7 +173,11 @@ class ShortConv(ExplicitModule):
     del page_table
     mixed, leave = self._project(x)
     mixed, conv_state = causal_conv1d_step(
-      *(mixed, self.conv[...], pools.slots.conv_state, rows.read, rows.write),
+      mixed,
+      self.conv[...],
+      pools.slots.conv_state,
+      rows.read,
+      rows.write,
       implementation=self.numerics.forced_step_implementation,
     )
     out = self._close(self._opened(mixed, leave))

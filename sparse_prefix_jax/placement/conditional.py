@@ -178,7 +178,7 @@ class Conditional:
     """
     start = None if self._plan is None else self._plan.price.low
     return partial(
-      *(_plan_of, self.learned(), self._recent, self.budget, self._cost, start)
+      _plan_of, self.learned(), self._recent, self.budget, self._cost, start
     )
 
   def adopt(self, plan: PricedPlan) -> None:

@@ -129,7 +129,11 @@ whole = st.integers
 verbs = st.one_of(
   st.tuples(
     st.just("open"),
-    *(whole(0, 2), whole(0, 30), whole(1, 9), whole(0, 2), whole(0, 20)),
+    whole(0, 2),
+    whole(0, 30),
+    whole(1, 9),
+    whole(0, 2),
+    whole(0, 20),
     st.booleans(),
   ),
   st.tuples(st.just("part"), whole(0, 5), whole(1, 12)),

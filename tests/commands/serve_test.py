@@ -67,9 +67,16 @@ def test_the_cache_is_made_as_simulate_would_have_it(command, monkeypatch):
 
   monkeypatch.setattr("sparse_prefix_jax.serving.server.serve.run_server", run)
   command(
-    *("serve", "--port=0", "--capacity=16MiB", "--placement=conditional"),
-    *("--budget=2", "--eviction=fifo", "--state_share=0.4", "--warm_up=false"),
-    *("--token_budget=128", "--max_waiting=0"),
+    "serve",
+    "--port=0",
+    "--capacity=16MiB",
+    "--placement=conditional",
+    "--budget=2",
+    "--eviction=fifo",
+    "--state_share=0.4",
+    "--warm_up=false",
+    "--token_budget=128",
+    "--max_waiting=0",
   )
   assert made["warm_up"] is False
   assert (made["token_budget"], made["max_waiting"]) == (128, 0)

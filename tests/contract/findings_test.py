@@ -45,7 +45,8 @@ class LooseRouter(Experts):
     routing = self._choose(x.reshape(n * c, width))
     real = jnp.arange(c)[None] < chunks.length[:, None]
     blocks = sort_into_blocks(
-      *(routing.expert, real.reshape(-1)),
+      routing.expert,
+      real.reshape(-1),
       experts=self.config.experts,
       block=self.config.rows,
     )

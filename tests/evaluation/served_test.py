@@ -45,7 +45,8 @@ OTHERS = {("fifo", name) for name in PLACEMENTS if name != "last"}
 # in the usual run, and a second in the slow one.
 RULES = [
   pytest.param(
-    *(name, eviction),
+    name,
+    eviction,
     marks=pytest.mark.slow if (eviction, name) in OTHERS else (),
   )
   for name in PLACEMENTS

@@ -285,7 +285,10 @@ def selective_scan_at(
 
   def packed(x, log_decay, b, c, pool, chunks, implementation=None):
     return diagonal_scan(
-      *(x, log_decay, pool, chunks),
+      x,
+      log_decay,
+      pool,
+      chunks,
       rate=jnp.asarray(rate),
       b=b,
       c=c,
@@ -294,7 +297,11 @@ def selective_scan_at(
 
   def step(x, log_decay, b, c, pool, read, write, implementation=None):
     return diagonal_scan_step(
-      *(x, log_decay, pool, read, write),
+      x,
+      log_decay,
+      pool,
+      read,
+      write,
       rate=jnp.asarray(rate),
       b=b,
       c=c,
@@ -303,7 +310,7 @@ def selective_scan_at(
 
   def core(x, log_decay, b, c, length, **options):
     return diagonal_scan_core(
-      *(x, log_decay, length), rate=jnp.asarray(rate), b=b, c=c, **options
+      x, log_decay, length, rate=jnp.asarray(rate), b=b, c=c, **options
     )
 
   return Operation(
@@ -337,7 +344,11 @@ def causal_conv1d_at(
 
   def step(x, pool, read, write, implementation=None):
     return causal_conv1d_step(
-      *(x, jnp.asarray(weight), pool, read, write),
+      x,
+      jnp.asarray(weight),
+      pool,
+      read,
+      write,
       implementation=implementation,
     )
 

@@ -88,8 +88,12 @@ def expected_layer(layer, x, pools, slot):
   )
   v = v.reshape(-1, c.value_heads, c.value_width)
   out, states = delta_rule(
-    *(q * c.key_width**-0.5, k, v, log_decay),
-    *(c.beta_scale * reference.sigmoid(beta), state),
+    q * c.key_width**-0.5,
+    k,
+    v,
+    log_decay,
+    c.beta_scale * reference.sigmoid(beta),
+    state,
   )
   normed = reference.rms(out, c.eps) * w(layer.norm)
   gate = reference.silu(x @ w(layer.in_gate).T).reshape(normed.shape)

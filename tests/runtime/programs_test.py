@@ -189,6 +189,6 @@ def test_a_decode_step_advances_states_in_a_kernel(
   # The kernels of attention, prefill and step, take no float32 where forced.
   model, pools = of_wide_heads(implementation, "bfloat16")
   text = lowered(
-    *(programs.decode_step, model, pools, inputs_of("decode_step")), kind=kind
+    programs.decode_step, model, pools, inputs_of("decode_step"), kind=kind
   )
   assert ("gated_delta_rule_step" in text) == has_kernel

@@ -394,7 +394,7 @@ def test_greedy_rows_have_the_bits_of_rows_that_may_draw():
   for greedy in (False, True):
     with traced_for(HOPPER):
       drawn, _ = sampler.sample(
-        *(logits, packed, sampler.no_counts(333), positions), greedy=greedy
+        logits, packed, sampler.no_counts(333), positions, greedy=greedy
       )
     found.append(jax.tree.map(np.asarray, drawn))
   assert_same_bits(*found)

@@ -208,7 +208,9 @@ class Learner:
     """Fits the hazards, the offsets and all flows again."""
     table = self.table
     forget(
-      *(table, self.tree, self._hazards),
+      table,
+      self.tree,
+      self._hazards,
       step=step,
       limit=self._memory_bytes,
     )

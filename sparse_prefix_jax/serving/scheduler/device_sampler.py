@@ -108,7 +108,7 @@ class DeviceSampler:
     """Draws one id for every row."""
     asked = self._asked([self._row(seat) for seat in rows.seat.tolist()])
     drawn, self._counts = sampler.sample(
-      *(logits, asked.rows, self._counts, rows.position), greedy=asked.greedy
+      logits, asked.rows, self._counts, rows.position, greedy=asked.greedy
     )
     return drawn
 

@@ -90,7 +90,7 @@ def test_gradients_reach_what_a_token_and_the_channels_bring():
 
   def loss(x, log_decay, pool, given, implementation):
     y, after = diagonal_scan_step(
-      *(x, log_decay, pool, slot, slot), **given, implementation=implementation
+      x, log_decay, pool, slot, slot, **given, implementation=implementation
     )
     return jnp.sum(y**2) + jnp.sum(after**2)
 

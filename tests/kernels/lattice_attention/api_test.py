@@ -207,7 +207,7 @@ def test_a_window_below_one_is_refused(window):
   pool, table = jnp.asarray(SIZES.free_pages()), jnp.zeros((1, WIDTH), int)
   with pytest.raises(ValueError, match=f"window is {window}; .* at least"):
     lattice_attention(
-      *(q, k, v, pool, pool, chunks_of([], 1, C), table), window=window
+      q, k, v, pool, pool, chunks_of([], 1, C), table, window=window
     )
 
 
@@ -230,7 +230,10 @@ def test_the_core_has_the_bits_of_the_packed_form(window):
   @functools.partial(jax.jit, static_argnums=3)
   def core(q, k, v, past):
     return lattice_attention_core(
-      *(q[past:], k[past:], v[past:], length[past:]),
+      q[past:],
+      k[past:],
+      v[past:],
+      length[past:],
       past_keys=k[:past],
       past_values=v[:past],
       window=window,
@@ -268,7 +271,10 @@ def test_gradients_equal_those_of_the_formula(window):
   @functools.partial(jax.grad, argnums=(0, 1, 2))
   def gradients(q, k, v):
     out = lattice_attention_core(
-      *(q[past:], k[past:], v[past:], length[past:]),
+      q[past:],
+      k[past:],
+      v[past:],
+      length[past:],
       past_keys=k[:past],
       past_values=v[:past],
       window=window,

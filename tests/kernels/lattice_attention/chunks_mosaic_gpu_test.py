@@ -62,7 +62,7 @@ def test_wide_heads_add_in_place_behind_their_wait(width, in_place):
   attend = functools.partial(lattice_attention, implementation="mosaic_gpu")
   with traced_for(HOPPER):
     traced = jax.make_jaxpr(attend)(
-      *(q, k, k, pool, pool, chunks_of([], 2, CHUNK), table)
+      q, k, k, pool, pool, chunks_of([], 2, CHUNK), table
     )
   sums = re.findall(r"(\w+):f32\[64,64\] = run_state\[", str(traced))
   # Of the pages without a mask, and of the last one.

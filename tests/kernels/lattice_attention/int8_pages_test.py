@@ -65,7 +65,7 @@ def expected_attention(sizes, q, k, v):
     keys = np.concatenate([later_k[:start], k[start:stop]])
     values = np.concatenate([later_v[:start], v[start:stop]])
     part = reference.causal_attention(
-      *(q[start:stop], keys, values), first=start, window=sizes.window
+      q[start:stop], keys, values, first=start, window=sizes.window
     )
     outs.append(part)
   return np.concatenate(outs)

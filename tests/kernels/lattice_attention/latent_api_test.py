@@ -224,8 +224,11 @@ def test_pages_of_another_dtype_are_refused():
   pool = jnp.zeros(sizes.free_pages().shape, jnp.bfloat16)
   with pytest.raises(ValueError, match="latent_attention is bfloat16"):
     latent_attention(
-      *(q[None], latent[None], pool),
-      *(chunks_of([Job(C)], 1, C), table_of([[0]], 1)),
+      q[None],
+      latent[None],
+      pool,
+      chunks_of([Job(C)], 1, C),
+      table_of([[0]], 1),
       value_width=VALUES,
     )
 

@@ -94,7 +94,10 @@ def test_keys_of_another_type_are_refused():
   q, k, v, *rest = arguments()
   with pytest.raises(ValueError, match="keys, values and pages differ"):
     lattice_attention(
-      *(q.astype(jnp.bfloat16), k, v, *rest),
+      q.astype(jnp.bfloat16),
+      k,
+      v,
+      *rest,
       implementation=Config(interpret=INTERPRET),
     )
 

@@ -92,9 +92,7 @@ def test_gradients_of_chunks_equal_those_of_the_formula(window):
 
   d_new, d_before = gradients(tuple(packed), tuple(map(jnp.asarray, pools)))
   for i, (start, t) in enumerate([(PAST, PAST + T), (0, OTHER)]):
-    want = expected_gradients(
-      heads[i], *(d_heads[i][0], d_heads[i][1:]), window
-    )
+    want = expected_gradients(heads[i], d_heads[i][0], d_heads[i][1:], window)
     for x, expected in zip(d_new, want, strict=True):
       found = unpack(jobs, x, C)[i]
       assert np.isfinite(found).all()

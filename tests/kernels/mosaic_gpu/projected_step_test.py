@@ -113,7 +113,8 @@ def test_key_heads_that_values_cannot_share_are_refused(key_heads, sentence):
   with pytest.raises(ValueError, match=sentence):
     gated_delta_rule_projected_step(
       *map(jnp.asarray, arguments(1)),
-      *(slots, slots),
+      slots,
+      slots,
       key_heads=key_heads,
       beta_scale=1.0,
       dtype="float32",

@@ -145,7 +145,13 @@ def test_what_does_not_fit_falls_back_to_xla():
   x, _, values, gate, pool, chunks = arguments(k=48)
   text = lowered(
     gated_delta_rule,
-    *(x, x, values, gate, gate, pool, chunks),
+    x,
+    x,
+    values,
+    gate,
+    gate,
+    pool,
+    chunks,
     kind="TPU v6 lite",
   )
   assert "tpu_custom_call" not in text

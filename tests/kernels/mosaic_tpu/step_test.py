@@ -178,7 +178,7 @@ def test_other_dtypes_are_refused():
     x, gate = jnp.zeros((1, 1, 64), dtype), jnp.zeros((1, 1), gates)
     pool, slots = jnp.zeros((1, 1, 64, 64), states), jnp.zeros(1, jnp.int32)
     return step_implementation("any").refusal(
-      *(ONE_CORE, StepConfig(), x, x, x, gate, pool, slots, slots)
+      ONE_CORE, StepConfig(), x, x, x, gate, pool, slots, slots
     )
 
   assert refusal() is None
