@@ -95,7 +95,7 @@ def _attention(rows: int, window: int | None) -> Step:
 
   def run(inputs: Any, pools: Any) -> Any:
     out, *pools = lattice_attention_step(
-      *inputs, *pools, position, active, jnp.asarray(table), window=window
+      *(*inputs, *pools, position, active, jnp.asarray(table)), window=window
     )
     return out, tuple(pools)
 
@@ -110,7 +110,7 @@ def _convolution(rows: int) -> Step:
   slots = jnp.arange(rows, dtype=jnp.int32)
 
   def run(inputs: Any, pools: Any) -> Any:
-    out, pool = causal_conv1d_step(*inputs, *pools, slots, slots)
+    out, pool = causal_conv1d_step(*(*inputs, *pools, slots, slots))
     return out, (pool,)
 
   return Step(run, (x, weight), (pool,), 2 * pool.nbytes + 2 * x.nbytes)
