@@ -68,7 +68,7 @@ def retract(index: PrefixIndex, running: Running, chunk: int) -> None:
       f"{running.handle} cannot take a token back: its {running.length} tokens "
       "are its prompt, or complete canonical chunks."
     )
-  if running.tokens.ids.size == running.length:
+  if len(running.tokens) == running.length:
     running.tokens.pop()
     del running.blocks[(running.length - 1) // chunk :]
   running.length -= 1

@@ -52,13 +52,17 @@ class TokenBuffer:
 
   >>> buffer = TokenBuffer(np.array([1, 2], np.int32))
   >>> buffer.append(3)
-  >>> buffer.ids.tolist()
-  [1, 2, 3]
+  >>> buffer.ids.tolist(), len(buffer)
+  ([1, 2, 3], 3)
   """
 
   def __init__(self, ids: np.ndarray) -> None:
     """Begins with some ids, which are not copied before the first append."""
     self._array, self._size = ids, ids.size
+
+  def __len__(self) -> int:
+    """How many ids there are."""
+    return self._size
 
   @property
   def ids(self) -> np.ndarray:
@@ -168,7 +172,7 @@ class Running:
   @property
   def unread(self) -> int:
     """Tokens booked whose ids are not known yet; hashed blocks have none."""
-    return self.length - self.tokens.ids.size if self.tokens.ids.size else 0
+    return self.length - len(self.tokens) if len(self.tokens) else 0
 
   def completed(self, chunk: int) -> bool:
     """Whether steps completed a chunk that is not canonical yet.

@@ -134,8 +134,8 @@ def head_blocks(
   """
   size, blocks = size or model.config.numerics.head_rows, []
   for start in range(0, rows.size, size):
-    part = rows[start : start + size].astype(np.int32)
-    padded = np.pad(part, (0, size - part.size))
+    part, padded = rows[start : start + size], np.zeros(size, np.int32)
+    padded[: part.size] = part
     logits = programs.head(model, programs.gather_rows(hidden, padded))
     blocks.append(HeadRows(logits, part.size))
   return blocks

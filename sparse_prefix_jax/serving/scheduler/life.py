@@ -54,7 +54,7 @@ class Life:
   @property
   def known(self) -> int:
     """Tokens of prompt and answer whose ids were read."""
-    return self.ids.ids.size
+    return len(self.ids)
 
   @property
   def answered(self) -> int:

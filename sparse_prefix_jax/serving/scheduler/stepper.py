@@ -288,7 +288,7 @@ class Stepper:
         row = None
         if logits is not None and life.asked.keep_logits:
           row = logits[i].copy()
-        self._take(life, jax.tree.map(lambda x, i=i: x[i], drawn), row)
+        self._take(life, Sampled(*(x[i] for x in drawn)), row)
 
   def _take(
     self, life: Life, drawn: Sampled, logits: np.ndarray | None
