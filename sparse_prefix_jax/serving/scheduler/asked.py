@@ -79,9 +79,9 @@ class Asked:
         answer are longer than the model takes.
       CapacityError: If they do not fit, even alone.
     """
-    salt = self.salt.encode() if isinstance(self.salt, str) else self.salt
-    anchors = [self.anchors]
-    (request,) = check_requests(cache.limits, [prompt], anchors, salt=salt)
+    (request,) = check_requests(
+      cache.limits, [prompt], [self.anchors], salt=self.salt
+    )
     # The last id is told and never computed with.
     longest = request.length + self.max_tokens - 1
     if longest > cache.limits.max_length:

@@ -186,7 +186,7 @@ REFUSALS = (
   ({"prompt": [1], "stop_tokens": [512]}, "stop_tokens holds id 512"),
   ({"prompt": [1], "stop_tokens": 5}, "stop_tokens has shape"),
   ({"prompt": [1], "anchors": [2]}, r"anchors\[0\] holds 2"),
-  ({"prompt": [1], "salt": 3}, "salt must be bytes"),
+  ({"prompt": [1], "salt": 3}, "salt must be a text or bytes"),
   ({"prompt": [1], "judged": 1}, "judged must be True or False"),
   ({"prompt": [1], "sampling": "hot"}, "sampling is 'hot'"),
 )
