@@ -6,11 +6,13 @@ lattice blocks; a trailing partial block is neither matched nor stored, and a
 match may reach the end of the prompt, which a server's cannot.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from sparse_prefix_jax.cache.index import token_blocks
@@ -18,6 +20,7 @@ from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner, Prompt
+from sparse_prefix_jax.placement.cues import CueLearner
 from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
@@ -82,6 +85,60 @@ def tree_paths(
     for node in nodes[:seen]:
       passed[node] = position
   return paths
+
+
+def overlap_tokens(trace: Trace, path: Path, place: int, chunk: int) -> int:
+  """Counts the leading tokens that a request shares with the one before it.
+
+  Args:
+    trace: The stream.
+    path: Of the request; it names the last one that went as far.
+    place: Of the request in the stream.
+    chunk: Tokens per lattice block.
+
+  Returns:
+    Tokens, less than the request has; those of whole blocks where the trace
+    holds hashes of blocks.
+
+  >>> from sparse_prefix_jax.workloads import token_trace
+  >>> trace = token_trace("two", [np.arange(9), np.arange(7)], groups=[0, 0])
+  >>> overlap_tokens(trace, tree_paths(trace, 4)[1], 1, 4)
+  6
+  """
+  whole = path.seen * chunk
+  if trace.block > 1 or not path.seen:
+    return whole
+  ours, theirs = trace.requests[place].ids, trace.requests[path.entry].ids
+  size = min(ours.size, theirs.size)
+  beyond = ours[whole:size] != theirs[whole:size]
+  shared = whole + int(np.argmax([*beyond, True]))
+  return min(shared, ours.size - 1)
+
+
+def told_depths(
+  trace: Trace, paths: Sequence[Path], chunk: int
+) -> Iterator[int]:
+  """Says where the tokens of each request tell that it will be left.
+
+  Args:
+    trace: The stream.
+    paths: What `tree_paths` gave for it.
+    chunk: Tokens per lattice block.
+
+  Yields:
+    Depths in blocks, 0 for none, and where only hashes of blocks are known.
+  """
+  cues = CueLearner(chunk=chunk)
+  for place, path in enumerate(paths):
+    if trace.block > 1:
+      yield 0
+      continue
+    prompt = Prompt(trace.requests[place].ids)
+    overlap = overlap_tokens(trace, path, place, chunk)
+    yield cues.cue(prompt, overlap) // chunk
+    if path.seen:
+      left = trace.requests[path.entry].length
+      cues.observe(overlap, left=left, prompt=prompt)
 
 
 class _Slots:
@@ -150,7 +207,7 @@ def wanted_depths(
   for position, (request, path) in enumerate(zip(trace.requests, paths)):
     if position == warmup:
       planner.end_warmup()
-    overlap = path.seen * chunk
+    overlap = overlap_tokens(trace, path, position, chunk)
     matched = known[path.entry] if path.seen else None
     prompt = Prompt(request.ids) if trace.block == 1 else None
     features = planner.describe(request.length, overlap, matched, prompt)
@@ -250,7 +307,11 @@ class Placed(NamedTuple):
 
 
 def place_adaptively(
-  policy: Adaptive, paths: Iterable[Path], *, slots: int
+  policy: Adaptive,
+  paths: Sequence[Path],
+  *,
+  slots: int,
+  told: Iterable[int] | None = None,
 ) -> Iterator[Placed]:
   """Serves requests with K state slots, of which `adaptive` makes the most.
 
@@ -258,6 +319,7 @@ def place_adaptively(
     policy: What is worth a slot; it learns from every request.
     paths: The ways of the requests, of `tree_paths`.
     slots: K.
+    told: What `told_depths` yields for them; None for no such depths.
 
   Yields:
     What was done, request by request.
@@ -267,10 +329,12 @@ def place_adaptively(
   >>> [(one.resumed, one.depths) for one in placed]
   [(0, (1, 2)), (2, ())]
   """
-  for path in paths:
+  for path, depth in zip(paths, told or itertools.repeat(0)):
     expected = policy.expected_lost()
     visit = policy.observe(path.nodes)
-    offered = policy.candidates(visit, roomy=policy.held_count < slots)
+    named = {depth} - {0} if depth <= len(path.nodes) else set()
+    roomy = policy.held_count < slots
+    offered = policy.candidates(visit, anchors=named, roomy=roomy)
     policy.hold(offered[-slots:])
     while policy.held_count > slots:
       policy.release(policy.choose())
@@ -307,7 +371,8 @@ def replay_adaptive(
   requests = tqdm(
     trace.requests, "adaptive", unit="request", disable=not progress
   )
-  placed = place_adaptively(policy, paths, slots=slots)
+  told = told_depths(trace, paths, chunk)
+  placed = place_adaptively(policy, paths, slots=slots, told=told)
   for position, (request, path, one) in enumerate(zip(requests, paths, placed)):
     tally.peak = max(tally.peak, policy.held_count)
     if position >= warmup:

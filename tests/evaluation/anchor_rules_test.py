@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.evaluation.anchor_rules import (
+  overlap_tokens,
   place_adaptively,
   replay_adaptive,
   replay_states,
+  told_depths,
   tree_paths,
   wanted_depths,
 )
@@ -103,7 +105,8 @@ def test_adaptive_resumes_from_what_it_holds(slots):
   trace = random_trace(slots, requests=150)
   paths, policy = tree_paths(trace, 2), Adaptive(block=2)
   placed = []
-  for one in place_adaptively(policy, paths, slots=slots):
+  told = told_depths(trace, paths, 2)
+  for one in place_adaptively(policy, paths, slots=slots, told=told):
     placed.append(one)
     assert policy.held_count <= slots
   assert all(one.resumed <= path.seen for one, path in zip(placed, paths))
@@ -114,3 +117,42 @@ def test_adaptive_resumes_from_what_it_holds(slots):
   assert tally.requests == 120 and tally.peak == min(slots, tally.peak)
   assert tally.tokens_saved == 2 * sum(one.resumed for one in placed[30:])
   assert tally.states == sum(len(one.depths) for one in placed[30:])
+
+
+def templated(documents):
+  """Each is asked about twice: a text of its own, a marker, a question."""
+  random = np.random.default_rng(0)
+  rows = []
+  for _ in range(documents):
+    text = [*random.integers(10, 500, 12 + random.integers(9)), 7, 8]
+    rows += [np.array([*text, *random.integers(500, 999, 9)]) for _ in range(2)]
+  return token_trace("templated", rows, [i // 2 for i in range(len(rows))])
+
+
+def test_an_overlap_is_counted_in_tokens_where_they_are_known():
+  trace = templated(4)
+  paths = tree_paths(trace, 4)
+  told = [overlap_tokens(trace, p, i, 4) for i, p in enumerate(paths)]
+  lengths = [r.length - 9 for r in trace.requests]
+  assert told[::2] == [0] * 4 and told[1::2] == lengths[1::2]
+  same = token_trace("same", [np.arange(10)] * 2, groups=[0, 0])
+  assert overlap_tokens(same, tree_paths(same, 4)[1], 1, 4) == 9
+
+
+def test_tokens_tell_adaptive_where_an_entry_will_be_left():
+  trace = templated(30)
+  paths = tree_paths(trace, 4)
+  told = [*told_depths(trace, paths, 4)]
+  wanted = [(r.length - 9) // 4 for r in trace.requests]
+  assert told[6::2] == wanted[6::2]  # Two documents show the marker.
+  saved = [
+    sum(one.resumed for one in placed)
+    for placed in (
+      place_adaptively(Adaptive(block=4), paths, slots=2, told=told),
+      place_adaptively(Adaptive(block=4), paths, slots=2),
+    )
+  ]
+  assert saved[0] > saved[1]
+  block = TraceRequest(ids=np.arange(5, dtype=np.int32), length=80)
+  hashed = Trace("blocks", (block, block), block=16)
+  assert [*told_depths(hashed, tree_paths(hashed, 16), 16)] == [0, 0]
