@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import core
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, check_captures
@@ -124,7 +124,7 @@ class ExplicitModule(nnx.Module):
 
     The bits are those of the packed form, whatever stands beside. Under a
     transformation values are not known and cannot be refused: a request that
-    would be refused is NaN then.
+    would be refused is NaN then, and so is a capture.
 
     Args:
       carry: Every position is a lattice point, a multiple of the chunk length.
@@ -219,6 +219,7 @@ def scan(
   check_axes(
     "scan", x=(x, "b t d"), **{"carry.position": (carry.position, "b")}
   )
+  _check_given(carry, x, numerics)
   t, c = x.shape[1], numerics.chunk
   length = jnp.full(len(x), t, jnp.int32) if length is None else length
   length = jnp.asarray(length)
@@ -237,6 +238,8 @@ def scan(
   shown = out.y[:, :t], out.slots, out.captured
   y, slots, captured = _allow(allowed, shown)
   captured = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), captured)
+  if isinstance(capture_at, core.Tracer):
+    captured = _allow(_are_captures(at, t, c), captured)
   after = ExplicitCarry(carry.position + counts[1], slots, out.pages)
   return ExplicitScan(after, y, captured)
 
@@ -255,6 +258,7 @@ def cell(
   check_undivided(jax.tree.leaves(module))
   _check_carry(carry)
   check_axes("cell", x=(x, "b d"), **{"carry.position": (carry.position, "b")})
+  _check_given(carry, x, numerics)
   room = _capacity(carry, numerics.chunk)
   values = concrete("carry.position", carry.position)
   if values is not None and (values >= room).any():
@@ -274,6 +278,19 @@ def _check_carry(carry: ExplicitCarry) -> None:
     raise ValueError(
       f"carry is {type(carry).__name__}; it must be an ExplicitCarry, of "
       "`initialize_carry`, `scan` or `cell`."
+    )
+
+
+def _check_given(carry: ExplicitCarry, x: Array, numerics: Numerics) -> None:
+  """Refuses a carry of other requests, and inputs of another dtype."""
+  for leaf in jax.tree.leaves((carry.slots, carry.pages)):
+    if leaf.shape[:1] != x.shape[:1]:
+      raise ValueError(
+        f"carry holds an array of shape {leaf.shape}; x has {len(x)} requests."
+      )
+  if x.dtype != jnp.dtype(numerics.dtype):
+    raise ValueError(
+      f"x has dtype {x.dtype}; it must be {numerics.dtype}, that of numerics."
     )
 
 
@@ -354,6 +371,14 @@ def _check_captures(
         f"capture_at holds {off[0]}; it must be a multiple of {chunk}."
       )
   return at
+
+
+def _are_captures(
+  at: Int32[Array, "m"], tokens: int, chunk: int
+) -> Bool[Array, "m"]:
+  """Which numbers of tokens would not be refused, were they known."""
+  once = (at[:, None] == at[None]).sum(1) == 1
+  return once & (at % chunk == 0) & (at >= 1) & (at <= tokens)
 
 
 def _allow(allowed: Array, tree: Any) -> Any:

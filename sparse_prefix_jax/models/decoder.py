@@ -190,7 +190,8 @@ class HybridDecoder(nnx.Module):
 
     It is pure, and differentiates in the parameters and in the carry. Under a
     transformation values are not known and cannot be refused: a request that
-    would be refused is NaN then.
+    would be refused is NaN then, and so is a capture; of an id outside of the
+    vocabulary its chunk and what follows.
 
     Args:
       carry: Every position is a lattice point, a multiple of the chunk length.
@@ -252,11 +253,16 @@ class HybridDecoder(nnx.Module):
   def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:
     """The embeddings of ids; known ones outside of the vocabulary are refused.
 
-    Indexing would take the nearest id for them, in silence.
+    Indexing would take the nearest id for them, in silence; of those that are
+    not known it is NaN.
     """
     ids, size = concrete("tokens", tokens), self.config.vocab_size
-    wrong = None if ids is None else ids[(ids < 0) | (ids >= size)]
-    if wrong is not None and wrong.size:
+    if ids is None:
+      known = (tokens >= 0) & (tokens < size)
+      x = self._embedded(jnp.where(known, tokens, 0))
+      return jnp.where(known[..., None], x, jnp.full_like(x, jnp.nan))
+    wrong = ids[(ids < 0) | (ids >= size)]
+    if wrong.size:
       raise ValueError(
         f"tokens holds {wrong[0]}; an id is 0 to {size - 1}, of vocab_size."
       )

@@ -111,7 +111,7 @@ def test_a_move_between_the_steps_of_a_scheduler():
     )
   events = [event for _ in range(4) for event in scheduler.step()]
   stepper = scheduler._stepper
-  stepper._read(0, [])
+  stepper._read(0)
   stepper.line.set_aside(stepper.line.running[1])
   assert cache.store.running[-1].computed < 100
   due(cache, 0.3)

@@ -358,3 +358,32 @@ def test_a_request_without_tokens_stays_wherever_it_is():
   carry = jax.device_get(carry)
   first = jax.tree.map(lambda leaf: leaf[0], (out.carry, carry))
   assert_same_bits(first[0], first[1])
+
+
+def test_arrays_that_do_not_belong_together_are_refused():
+  layer, x = make_layer("attention"), inputs()
+  carry = empty("attention")
+  more = carry._replace(pages=jax.tree.map(lambda p: p[:1], carry.pages))
+  with pytest.raises(
+    ValueError, match=r"carry holds an array of .* 2 requests"
+  ):
+    layer.scan(more, x)
+  with pytest.raises(
+    ValueError, match=r"carry holds an array of .* 2 requests"
+  ):
+    layer.cell(more, x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bfloat16", "float16"])
+@pytest.mark.usefixtures("unchecked_types")
+def test_inputs_of_another_dtype_are_refused(dtype):
+  """They would be rounded, or computed in another precision, in silence."""
+  layer, x = make_layer("attention"), inputs().astype(dtype)
+  with pytest.raises(
+    ValueError, match=f"x has dtype {dtype}; it must be float"
+  ):
+    layer.scan(empty("attention"), x)
+  with pytest.raises(
+    ValueError, match=f"x has dtype {dtype}; it must be float"
+  ):
+    layer.cell(empty("attention"), x[:, 0])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sparse_prefix_jax import preset
-from sparse_prefix_jax.models import cost
+from sparse_prefix_jax.models import cost, sizes
 from sparse_prefix_jax.placement import solve_placement
 
 
@@ -38,5 +38,5 @@ def test_quadratic_cost_moves_states_deeper():
 
 def test_sizes_are_those_of_the_models():
   config = preset("qwen3_5_0_8b_group")
-  assert cost.state_bytes(config) == 3 * (16 * 128 * 128 * 4 + 3 * 6144 * 4)
-  assert cost.page_bytes(config) == 2 * 64 * 2 * 256 * 4
+  assert sizes.state_bytes(config) == 3 * (16 * 128 * 128 * 4 + 3 * 6144 * 4)
+  assert sizes.page_bytes(config) == 2 * 64 * 2 * 256 * 4

@@ -256,3 +256,26 @@ def test_the_carry_of_another_model_is_refused():
         call(wrong, ids)
   with pytest.raises(ValueError, match="carry is NoneType; it must be an Expl"):
     model.scan(None, tokens)
+
+
+def test_ids_and_captures_that_are_not_known_are_no_numbers():
+  """Under `jit` they cannot be refused: no other id is taken for them."""
+  model = small_model()
+  carry = model.initialize_carry(batch=2, capacity=64)
+  tokens = np.stack([random_tokens(40), random_tokens(40, 1)])
+  right = scan(model, carry, tokens, None, np.array([16, 32]))
+  wrong = tokens.copy()
+  wrong[0, 20] = model.config.vocab_size
+  out = scan(model, carry, wrong, None, np.array([16, 32]))
+  assert_same_bits(out.y[0, :16], right.y[0, :16])
+  assert_same_bits(out.y[1], right.y[1])
+  assert np.isnan(out.y[0, 20:]).all()
+  at = np.array([16, 10, 32, 32, 64, 0])
+  captured = scan(model, carry, tokens, None, at).captured
+  for leaf, known in zip(
+    jax.tree.leaves(captured), jax.tree.leaves(right.captured), strict=True
+  ):
+    assert_same_bits(leaf[0], known[0])
+    assert np.isnan(leaf[1:]).all()
+  _, y = cell(model, carry, np.array([-5, 3]))
+  assert np.isnan(y[0]).all() and np.isfinite(y[1]).all()

@@ -77,12 +77,6 @@ def test_more_states_than_depths_are_not_planned(name):
   assert {64, 192} <= set(planner.positions(1000)) <= {64, 128, 192}
 
 
-def test_true_is_one_state():
-  planner = Planner(PlacementPolicy("dp", True), depths=4)
-  planner.observe(128)
-  assert planner.positions(1000) == (128,)
-
-
 def replay(policy, overlaps, warming_up=0):
   """Positions after each overlap."""
   planner = Planner(policy, depths=32, warming_up=warming_up > 0)
