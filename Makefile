@@ -125,7 +125,7 @@ $(VENV)/.dev: $(VENV)/.test
 
 .venv-aot/.aot: .venv-aot/.made pyproject.toml setup.py
 	@echo "Installing the compilers for TPU and CUDA (some GB)"
-	.venv-aot/bin/python $(PIP_INSTALL) -e '.[cuda12,machine_code,tpu]'
+	.venv-aot/bin/python $(PIP_INSTALL) -e '.[cuda12,disassembler,tpu]'
 	@touch $@
 
 .venv-parity/.parity: .venv-parity/.made pyproject.toml setup.py

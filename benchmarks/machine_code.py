@@ -15,7 +15,7 @@ that the program of most of them does not have: they would have other bits.
 `machine_code_limits`, and fails where one is above. Counts belong to a version
 of JAX and of the assembler, which made them.
 
-Needs `pip install '.[cuda12,machine_code]'`: the compiler and a disassembler.
+Needs `pip install '.[cuda12,disassembler]'`: the compiler and a disassembler.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def disassembler() -> Path:
   triton = importlib.util.find_spec("triton")
   if triton is None or triton.origin is None:
     raise ImportError(
-      "nvdisasm is not found; pip install '.[machine_code]' brings it"
+      "nvdisasm is not found; pip install '.[disassembler]' brings it"
     )
   return Path(triton.origin).parent / "backends" / "nvidia"
 

@@ -168,3 +168,9 @@ def test_extras_hold_what_one_command_imports() -> None:
   assert _names(extras["train"]) == {"matplotlib", "optax", "safetensors"}
   needed = _names(extras["demo"]) | _names(extras["text"]) | {"chex"}
   assert needed <= _names(extras["test"])
+
+
+def test_extras_have_names_that_every_pip_reads_alike() -> None:
+  """The pip of Python 3.11 asks for `a_b` where wheels say `a-b`: nothing."""
+  extras = _project()["optional-dependencies"]
+  assert extras and all(name.isalnum() for name in extras)
