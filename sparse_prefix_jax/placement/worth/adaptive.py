@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
+from sparse_prefix_jax.placement.inputs import as_integer
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
 from sparse_prefix_jax.placement.worth.learning import Learner
@@ -91,8 +92,11 @@ class Adaptive:
         longest ago are forgotten first; a held one never is.
 
     Raises:
-      ValueError: If there is less than one token to a block, or no memory.
+      ValueError: If there is less than one token to a block, or no memory, or
+        either is no integer.
     """
+    block = as_integer(block, "block")
+    memory_bytes = as_integer(memory_bytes, "memory_bytes")
     if block < 1 or memory_bytes < 1:
       given = f"{block} and {memory_bytes}"
       raise ValueError(
