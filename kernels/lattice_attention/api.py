@@ -6,7 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.kernels.checks import check_axes, check_shapes
+from sparse_prefix_jax.kernels.checks import (
+  check_axes,
+  check_pool,
+  check_shapes,
+)
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
@@ -81,7 +85,8 @@ def lattice_attention(
 
   Raises:
     ValueError: If no implementation fits, the page table is not a multiple of
-      BLOCK_PAGES wide, or the window is below 1.
+      BLOCK_PAGES wide, the window is below 1, or pages are of another dtype
+      than what is written into them.
   """
   pages = "p c hkv k"
   sizes = check_shapes(
@@ -95,6 +100,8 @@ def lattice_attention(
   )
   check_pages("lattice_attention", chunks, page_table, sizes)
   check_attention("lattice_attention", page_table, window, sizes)
+  check_pool("lattice_attention", key_pages, k.dtype)
+  check_pool("lattice_attention", value_pages, v.dtype)
   # NumPy's arrays cannot be indexed inside the scan.
   chunks = Chunks(*(jnp.asarray(field, jnp.int32) for field in chunks))
   page_table = jnp.asarray(page_table, jnp.int32)
@@ -154,7 +161,8 @@ def lattice_attention_step(
   Raises:
     ValueError: Shapes do not belong together, a position or a page is none, the
       page table is not a multiple of BLOCK_PAGES wide, the window is below 1,
-      or no implementation fits, with the reason of each.
+      pages are of another dtype than the token, or no implementation fits, with
+      the reason of each.
   """
   sizes = check_axes(
     "lattice_attention_step",
@@ -169,6 +177,8 @@ def lattice_attention_step(
   )
   check_tokens("lattice_attention_step", position, active, page_table, sizes)
   check_attention("lattice_attention_step", page_table, window, sizes)
+  check_pool("lattice_attention_step", key_pages, k.dtype)
+  check_pool("lattice_attention_step", value_pages, v.dtype)
   position, page_table = (
     jnp.asarray(x, jnp.int32) for x in (position, page_table)
   )
@@ -222,23 +232,27 @@ def lattice_attention_core(
 
   Raises:
     ValueError: As `lattice_attention`; or if only one of the pasts is given, or
-      they differ in shape.
+      they differ in shape, or in dtype from k and v.
   """
   check_axes(
     "lattice_attention_core",
     q=(q, "n c h k"),
     k=(k, "n c hkv k"),
+    v=(v, "n c hkv k"),
     length=(length, "n"),
   )
-  none = jnp.zeros((0, *k.shape[1:]), k.dtype)
   past_keys, past_values = (
-    none if past is None else past for past in (past_keys, past_values)
+    jnp.zeros((0, *new.shape[1:]), new.dtype) if past is None else past
+    for past, new in ((past_keys, k), (past_values, v))
   )
   if past_keys.shape != past_values.shape:
     raise ValueError(
       f"past_keys has shape {past_keys.shape} and past_values "
       f"{past_values.shape}; both are given, with the same shape, or neither."
     )
+  # Concatenated, either would be converted in silence.
+  check_pool("lattice_attention_core", past_keys, k.dtype)
+  check_pool("lattice_attention_core", past_values, v.dtype)
 
   def forward(q: Array, keys: Array, values: Array, length: Array) -> Array:
     n, past = q.shape[0], keys.shape[0] - q.shape[0]

@@ -52,6 +52,7 @@ def row_products(
       "row_products takes a sequence of weights, one or more, and got "
       f"{'an array' if hasattr(weights, 'ndim') else 'none'}."
     )
+  check_axes("row_products", x=(x, "b i"))
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
       f"x of row_products is of {x.dtype}; it must be floating point."

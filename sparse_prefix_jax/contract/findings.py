@@ -2,9 +2,9 @@
 
 Every kind of branch is run alone: chunk by chunk, then packed with another
 request, in both orders and on every rung, with other padding and with free
-slots and pages of NaN; then two steps, alone and together, in every row. What
-differs in a bit is a finding. A model without one lives a few random lives of a
-cache.
+slots and pages of NaN, with fewer tokens, and in other slots and pages; then
+two steps, alone and together, in every row. What differs in a bit is a finding.
+A model without one lives a few random lives of a cache.
 """
 
 from collections.abc import Iterator
@@ -50,6 +50,8 @@ PADDING = (
   "padding, or what a free slot or page holds, reaches real tokens: it is "
   "selected away, not multiplied by zero"
 )
+CAUSAL = "what a token gives depends on the tokens behind it in its chunk"
+NUMBERS = "the bits depend on which slots or pages a request has"
 FREE = "a slot or a page changes that nobody writes"
 STEPS = "the bits of a step depend on its row, or on what other rows hold"
 LIVES = "a random life of a cache gives other bits than cold runs"
@@ -122,12 +124,41 @@ def _broken(trial: Trial, ladder: tuple[int, ...]) -> Iterator[tuple[str, int]]:
   padding = _differing(expected, littered)
   if padding:
     yield PADDING, padding
+  elif ahead := _ahead(trial, ladder[0], expected):
+    # What padding reaches is reached by fewer tokens, too.
+    yield CAUSAL, ahead
+  numbers = _by_numbers(trial, ladder[0], expected)
+  if numbers:
+    yield NUMBERS, numbers
   steps, strayed = _stepping(trial, littered)
   free = trial.changed(littered.pools) + strayed
   if free:
     yield FREE, free
   if steps:
     yield STEPS, steps
+
+
+def _ahead(trial: Trial, rung: int, expected: Ran) -> int:
+  """Bits of tokens that change where the tokens behind them are left out."""
+  ran = trial.cut().run(rung, [[place] for place in (*_FIRST, _SECOND[0])])
+  return sum(
+    differing_bits(expected.outs[place][: out.shape[0]], out)
+    for place, out in ran.outs.items()
+  )
+
+
+def _by_numbers(trial: Trial, rung: int, expected: Ran) -> int:
+  """Bits of a run, and of a step from it, that change in other slots."""
+  other = trial.renumbered()
+  ran = other.run(rung, [[place] for place in (*_FIRST, *_SECOND)])
+  stepped = [
+    _tree_bits(
+      trial.step(expected.pools, {0: request}).made,
+      other.step(ran.pools, {0: request}).made,
+    )
+    for request in (0, 1)
+  ]
+  return _differing(expected, ran) + sum(stepped)
 
 
 def _stepping(trial: Trial, ran: Ran) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """One layer, run alone on two requests in any packing."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -77,10 +78,28 @@ class Trial:
     self._pools = sub.keeps(config.width, config.numerics)
     c = self.numerics.chunk
     self._lengths = 2 * c + c // 3 + 1, c + 1
+    self._numbers, self._stepped = _NUMBERS, _STEPPED
     random = np.random.default_rng(seed)
     self._inputs = [self._random(random, t + 2) for t in self._lengths]
     # Not a number: what is multiplied by zero would not show otherwise.
     self._litter = np.full_like(self._random(random, c), np.nan)
+
+  def cut(self) -> "Trial":
+    """The same requests with fewer tokens: 3 chunks and 1, the last ones cut.
+
+    Where a chunk of the one was whole, and where one was cut further behind.
+    """
+    c = self.numerics.chunk
+    trial = copy.copy(self)
+    trial._lengths = 2 * c + max(1, c // 6), max(1, c - c // 4 - 1)
+    return trial
+
+  def renumbered(self) -> "Trial":
+    """The same requests in the same slots and pages, each in another's."""
+    trial, numbers = copy.copy(self), list(_NUMBERS.values())
+    trial._numbers = dict(zip(_NUMBERS, numbers[1:] + numbers[:1], strict=True))
+    trial._stepped = _STEPPED[::-1]
+    return trial
 
   def run(
     self, rung: int, groups: list[list[Place]], *, littered: bool = False
@@ -104,7 +123,7 @@ class Trial:
         jnp.asarray(np.concatenate([x, rest])),
         pools,
         self._chunks(group, rung),
-        _table(rung),
+        self._table(rung),
       )
       for place, out in zip(group, np.asarray(y), strict=False):
         outs[place] = out[: self._real(place)]
@@ -136,9 +155,9 @@ class Trial:
     for row, request in rows.items():
       length = self._lengths[request]
       x[row] = self._inputs[request][length + again]
-      position[row], table[row] = length + again, _table(1)[request]
-      write[row] = _STEPPED[request]
-      read[row] = write[row] if again else _NUMBERS[_LAST[request]]
+      position[row], table[row] = length + again, self._table(1)[request]
+      write[row] = self._stepped[request]
+      read[row] = write[row] if again else self._numbers[_LAST[request]]
     active = np.isin(np.arange(size), list(rows))
     y, pools = _step_program(
       self._module,
@@ -166,8 +185,8 @@ class Trial:
 
     Its own are the slots that steps write, and the pages of its tokens.
     """
-    slots = [n for n in range(_COUNT) if n not in _STEPPED]
-    last = [_NUMBERS[place] for place in _LAST]
+    slots = [n for n in range(_COUNT) if n not in self._stepped]
+    last = [self._numbers[place] for place in _LAST]
     pages = [n for n in range(_COUNT) if n not in last]
     kept = [
       jax.tree.leaves(
@@ -181,7 +200,7 @@ class Trial:
 
   def _held(self, pools: BranchPools, request: int) -> Any:
     """The slot that a request's steps write, and the page of its tokens."""
-    slot, page = _STEPPED[request], _NUMBERS[_LAST[request]]
+    slot, page = self._stepped[request], self._numbers[_LAST[request]]
     return pools.map(lambda pool: pool[slot], lambda pool: pool[page])
 
   def _random(self, random: np.random.Generator, size: int) -> np.ndarray:
@@ -212,27 +231,26 @@ class Trial:
     fields = [(ZERO, NONE, 0, 0, 0)] * rung
     for index, (request, number) in enumerate(group):
       before = request, number - 1
-      read = _NUMBERS.get(before, ZERO)
+      read = self._numbers.get(before, ZERO)
       if index and group[index - 1] == before:
         read = CARRY
       position = number * self.numerics.chunk
       place = request, number
       real = self._real(place)
-      fields[index] = (read, _NUMBERS[place], real, position, request)
+      fields[index] = (read, self._numbers[place], real, position, request)
     return Chunks(*jnp.asarray(fields, jnp.int32).T)
 
   def _kept(self, pools: BranchPools) -> Any:
     """Slots of all chunks, and pages of those that are whole."""
-    slots = np.array(list(_NUMBERS.values()))
-    whole = [p for p in _NUMBERS if self._real(p) == self.numerics.chunk]
-    pages = np.array([_NUMBERS[place] for place in whole])
+    slots = np.array(list(self._numbers.values()))
+    whole = [p for p in self._numbers if self._real(p) == self.numerics.chunk]
+    pages = np.array([self._numbers[place] for place in whole])
     kept = pools.map(lambda pool: pool[slots], lambda pool: pool[pages])
     return jax.tree.map(np.asarray, kept)
 
-
-def _table(rung: int) -> jax.Array:
-  """The pages of both requests in order, in the first two rows."""
-  table = np.zeros((max(2, rung), _PAGES_PER_REQUEST), np.int32)
-  for (request, number), page in _NUMBERS.items():
-    table[request, number] = page
-  return jnp.asarray(table)
+  def _table(self, rung: int) -> jax.Array:
+    """The pages of both requests in order, in the first two rows."""
+    table = np.zeros((max(2, rung), _PAGES_PER_REQUEST), np.int32)
+    for (request, number), page in self._numbers.items():
+      table[request, number] = page
+    return jnp.asarray(table)

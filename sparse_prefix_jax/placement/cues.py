@@ -31,7 +31,8 @@ from jaxtyping import Bool, Float64, Int64
 # Pairs that are remembered; those with the fewest departures go first.
 _MOST = 1024
 
-# Tenants whose cues are remembered; whoever asked longest ago goes first.
+# Tenants whose cues are remembered; whoever taught longest ago goes first:
+# asking where an entry will be left renews nothing.
 _TENANTS = 64
 
 # A pair with a lower ratio is found where nobody leaves, as a rule. Whoever
@@ -190,7 +191,7 @@ class TenantCues(NamedTuple):
   """The cues of every tenant; no method changes it.
 
   Attributes:
-    of: The counts by tenant, whoever asked longest ago first.
+    of: The counts by tenant, whoever taught longest ago first.
   """
 
   of: Mapping[Hashable, Cues]

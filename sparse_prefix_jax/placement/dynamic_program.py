@@ -253,11 +253,10 @@ def _solve(
 ) -> Placement:
   """`solve_placement` once everything static is known; x64 as it needs."""
   problem = build_problem(weights, cost, integer, checked)
-  useful = min(budget, weights.shape[0] - 1)
-  if useful == 0:
-    return measure(problem, jnp.full((budget,), UNUSED, jnp.int32))
+  if budget == 0:
+    return measure(problem, jnp.zeros((0,), jnp.int32))
   cost_units, survival = _pad(problem, _strides(weights.shape[0])[0])
-  layers = _layers(cost_units, survival, useful)
+  layers = _layers(cost_units, survival, budget)
   descending = _trace_back(layers, cost_units, survival)
   return measure(problem, _ascending(descending, budget))
 
@@ -274,7 +273,8 @@ def solve_placement(
   It minimises `sum_t w(t) (F(t) - F(deepest s_i <= t))` exactly, which is the
   paper's placement problem (docs/design.md, "Where states are kept"). It works
   inside `jax.jit` and under `jax.vmap` over many prefixes, with `budget` and
-  `integer` static, and takes time O(budget N log N) and memory O(budget N).
+  `integer` static, and takes time O(budget N log N) and memory O(budget N);
+  a budget above N - 1 adds places that are not used, and nothing else.
 
   Args:
     weights: [N] Counts or probabilities of the overlap depths, N >= 2; index =
@@ -306,7 +306,15 @@ def solve_placement(
     raise ValueError(f"budget must be below 2**31, got {budget}")
   weights, cost, integer, checked = checked_inputs(weights, cost, integer)
   with jax.enable_x64(needs_x64(integer, weights, cost) or x64_is_on()):
+    useful = min(budget, weights.shape[0] - 1)
     placement = _solve(
-      weights, cost, budget=budget, integer=integer, checked=checked
+      weights, cost, budget=useful, integer=integer, checked=checked
+    )
+    placement = placement._replace(
+      positions=jnp.pad(
+        placement.positions,
+        (0, budget - useful),
+        constant_values=jnp.int32(UNUSED),
+      )
     )
   return check_fits(placement, integer) if checked else placement

@@ -108,7 +108,7 @@ class Planner:
     self._own = rule_of(policy.name, policy.budget)
     self._learner = learner_of(policy, depths, checked, beside=serving)
     self._cues = CueLearner(chunk=policy.chunk) if self.worth else None
-    self._serving = serving
+    self._serving, self._background = serving, background
     self._warming_up = warming_up
     self._planned = self._stale = False
     self._under_way = UnderWay[Any](background=background)
@@ -121,7 +121,11 @@ class Planner:
     False
     """
     return Planner(
-      self.policy, depths=self._depths, cost=self._cost, serving=True
+      self.policy,
+      depths=self._depths,
+      cost=self._cost,
+      serving=True,
+      background=self._background,
     )
 
   def renew_worth(self) -> Adaptive | None:

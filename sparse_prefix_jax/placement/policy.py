@@ -117,5 +117,6 @@ class PlacementPolicy:
         f"chunk and every must be at least 1, got {self.chunk} and {self.every}"
       )
     real = isinstance(self.decay, numbers.Real)
+    real = real and not isinstance(self.decay, bool)
     if not real or not 0 < self.decay <= 1:
       raise ValueError(f"decay must be in (0, 1], got {self.decay!r}")

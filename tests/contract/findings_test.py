@@ -10,7 +10,14 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
 from sparse_prefix_jax.contract import check
-from sparse_prefix_jax.contract.findings import FREE, PADDING, ROWS, STEPS
+from sparse_prefix_jax.contract.findings import (
+  CAUSAL,
+  FREE,
+  NUMBERS,
+  PADDING,
+  ROWS,
+  STEPS,
+)
 from sparse_prefix_jax.kernels.chunks import map_chunks
 from sparse_prefix_jax.layers import (
   Branch,
@@ -77,6 +84,14 @@ class BrokenConfig:
     return {}
 
 
+def add_all_real(x, length):
+  """Padding is selected away; the tokens behind are not."""
+  real = jnp.arange(x.shape[0])[:, None] < length
+  return x + jnp.sum(
+    jnp.where(real, x, jnp.zeros_like(x)), axis=0, keepdims=True
+  )
+
+
 class Broken(nnx.Module):
   def __init__(self, rule):
     self.rule = rule
@@ -84,6 +99,13 @@ class Broken(nnx.Module):
   def __call__(self, x, pools, chunks, page_table):
     if self.rule == PADDING:
       x = map_chunks(lambda one: one + jnp.mean(one), x)
+    if self.rule == CAUSAL:
+      x = map_chunks(add_all_real, x, chunks.length)
+    if self.rule == "slots":
+      x = x + chunks.write[:, None, None].astype(x.dtype)
+    if self.rule == "pages":
+      first = page_table[chunks.request, 0]
+      x = x + first[:, None, None].astype(x.dtype)
     slots = pools.slots
     one = jnp.ones((), slots.dtype)
     slots = slots.at[jnp.where(chunks.write < 0, 99, chunks.write)].set(
@@ -95,6 +117,8 @@ class Broken(nnx.Module):
 
   def step(self, x, pools, rows, page_table):
     slots, wrote = pools.slots, jnp.where(rows.active, rows.write, 99)
+    if self.rule == "step slots":
+      x = x + rows.write[:, None].astype(x.dtype)
     if self.rule == "neighbours":
       x = x + jnp.sum(jnp.where(rows.active[:, None], x, 0))
     if self.rule == "rows":
@@ -130,7 +154,7 @@ def test_a_router_outside_of_the_chunks_is_found():
   assert found.bits > 100
 
 
-@pytest.mark.parametrize("rule", [PADDING, FREE])
+@pytest.mark.parametrize("rule", [PADDING, CAUSAL, FREE])
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_the_rule_that_is_broken_is_named(rule, dtype):
   (found,) = check(model(BrokenConfig(rule, dtype)))
@@ -151,6 +175,13 @@ def test_the_rule_that_is_broken_is_named(rule, dtype):
 def test_steps_that_break_a_rule_are_found(broken, rules):
   found = check(model(BrokenConfig(broken)))
   assert [(one.branch, one.rule) for one in found] == [(1, r) for r in rules]
+
+
+@pytest.mark.parametrize("broken", ["slots", "pages", "step slots"])
+def test_bits_that_depend_on_numbers_are_found(broken):
+  (found,) = check(model(BrokenConfig(broken)), lives=0)
+  assert found[:3] == (1, "broken", NUMBERS)
+  assert found.bits > 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int8", "bool"])

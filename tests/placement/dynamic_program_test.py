@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparse_prefix_jax.placement import (
+  dynamic_program,
   linear_cost,
   quadratic_cost,
   solve_placement,
@@ -327,3 +328,20 @@ def test_costs():
   with pytest.raises(ValueError, match="ratio must keep the cost of 3 depths"):
     quadratic_cost(3, 1e38)
   assert quadratic_cost(3, 8e37)[-1] < np.finfo(np.float32).max
+
+
+def test_a_budget_without_use_is_padded_and_not_solved(monkeypatch):
+  solved, solve = [], dynamic_program._solve
+
+  def recorded(*inputs, budget, **options):
+    solved.append(budget)
+    return solve(*inputs, budget=budget, **options)
+
+  monkeypatch.setattr(dynamic_program, "_solve", recorded)
+  expected, placement = (solve_placement([1, 1, 2], b) for b in (2, 100_000))
+  assert solved == [2, 2]
+  assert placement.positions.shape == (100_000,)
+  assert placement.positions.dtype == np.int32
+  assert placement.positions[:2].tolist() == expected.positions.tolist()
+  assert (np.asarray(placement.positions[2:]) == -1).all()
+  assert placement[1:] == expected[1:]

@@ -382,3 +382,10 @@ def test_a_server_weighs_states_by_the_cost_and_places_no_single_entry():
   assert costs == [5, 10, 10]
   assert planner.fresh().worth.held_count == 0
   assert Planner(PlacementPolicy("last"), depths=4, serving=True).worth is None
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_fresh_planner_plans_where_the_first_one_does(background):
+  policy = PlacementPolicy("optimal", 1, chunk=16)
+  first = Planner(policy, depths=4, serving=True, background=background)
+  assert first.fresh()._under_way._background is background

@@ -37,6 +37,13 @@ def test_numbers_that_are_no_integers_are_refused(field, value):
     policy.__post_init__()
 
 
+def test_a_bool_is_no_decay():
+  policy = PlacementPolicy("optimal", 1)
+  object.__setattr__(policy, "decay", True)
+  with pytest.raises(ValueError, match=r"decay must be in \(0, 1\], got True"):
+    policy.__post_init__()
+
+
 @pytest.mark.parametrize("name", [["last"], None, 3])
 @pytest.mark.usefixtures("unchecked_types")
 def test_names_that_are_no_texts_are_refused(name):

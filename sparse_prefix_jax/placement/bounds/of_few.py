@@ -18,6 +18,7 @@ from sparse_prefix_jax.placement.bounds.uses import Passage
 
 _MOST_REQUESTS = 32
 _MOST_TRIES = 30_000
+_MOST_BITS = 2**29  # 64 MiB
 _ROUNDING = 1e-9
 
 
@@ -56,18 +57,39 @@ def best_plan(
     enough: What no plan exceeds, where the search may stop.
 
   Returns:
-    Its blocks; None where there are too many plans to try them.
+    Its blocks; None where there are too many plans to try them, or their pages
+    would take too much memory.
 
   >>> prompts = [Passage((n,), 1, 1) for n in (0, 1, 0, 1)]
   >>> room = np.array([2.0, 2.0, 2.0, 9.0])
   >>> best_plan(prompts, room, state=1.0, page=1.0, warmup=0, enough=2)
   1
   """
-  if len(prompts) > _MOST_REQUESTS:
+  if len(prompts) > _MOST_REQUESTS or _bits(prompts, warmup) > _MOST_BITS:
     return None
   search = _Search(_options(prompts, warmup), room, state, page, enough)
   search.go_on(0, 0)
   return None if search.tries > _MOST_TRIES else search.best
+
+
+def _bits(prompts: Sequence[Passage], warmup: int) -> int:
+  """How many bits the options take at most, counted before they are built."""
+  number: dict[int, int] = {}
+  visited: dict[int, int] = {}
+  bits = 0
+  for request, prompt in enumerate(prompts):
+    last = 0
+    usable = prompt.nodes[: prompt.limit] if request >= warmup else ()
+    for node in usable:
+      if node not in visited:
+        break
+      last = max(last, number[node] + 1)
+      bits += last * (request - max(visited[node], warmup - 1))
+    visited |= dict.fromkeys(prompt.nodes, request)
+    for node in prompt.nodes:
+      number.setdefault(node, len(number))
+  # A bit for each node, as the numbers that they are put together from.
+  return bits + len(number) ** 2 // 2
 
 
 def _options(

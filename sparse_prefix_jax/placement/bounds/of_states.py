@@ -33,6 +33,7 @@ from sparse_prefix_jax.placement.bounds.dual import (
   Relaxed,
   lowest,
 )
+from sparse_prefix_jax.placement.inputs import check_budget
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,16 @@ def upper_bound(intervals: Intervals, slots: int) -> Bound:
     intervals: What `intervals_of` gave.
     slots: K.
 
+  Raises:
+    ValueError: If K is negative or no integer.
+
   >>> from sparse_prefix_jax.evaluation.anchor_rules import Path
   >>> paths = [Path((0,), 0, -1), Path((1,), 0, -1)]
   >>> paths += [Path((0,), 1, 0), Path((1,), 1, 1)]
   >>> upper_bound(intervals_of(paths), slots=1).blocks
   1
   """
+  slots = check_budget(slots, "slots")
   if not intervals.request.size:
     return Bound(0, np.zeros(intervals.requests))
   dual = _Dual(intervals, slots)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
+from sparse_prefix_jax.placement.inputs import as_integer
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
 from sparse_prefix_jax.placement.worth.learning import Learner
@@ -91,15 +92,13 @@ class Adaptive:
         longest ago are forgotten first; a held one never is.
 
     Raises:
-      ValueError: If there is less than one token to a block, or no memory.
+      ValueError: If either number is no integer, or below 1.
     """
-    if block < 1 or memory_bytes < 1:
-      given = f"{block} and {memory_bytes}"
-      raise ValueError(
-        f"block and memory_bytes must be at least 1, got {given}"
-      )
+    self.held_count, self._block = 0, as_integer(block, "block")
+    if min(self._block, as_integer(memory_bytes, "memory_bytes")) < 1:
+      given = f"at least 1, got {block} and {memory_bytes}"
+      raise ValueError(f"block and memory_bytes must be {given}")
     tokens = cost or (lambda depth: float(depth * block))
-    self.held_count, self._block = 0, block
     self._learner = Learner(block, tokens, memory_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = self._caught_up = 0

@@ -315,3 +315,30 @@ def test_half_a_past_is_refused(given):
   length = chunks_of([Job(40)], 3, C).length
   with pytest.raises(ValueError, match="both are given"):
     lattice_attention_core(q, k, v, length, **{given: k[:1]})
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "bfloat16"])
+@pytest.mark.parametrize("wrong", ["key_pages", "value_pages"])
+def test_pages_of_another_dtype_are_refused(wrong, dtype, unchecked_types):
+  q, k, v = (x[None] for x in map(jnp.asarray, SIZES.tokens(0, C)))
+  pool = jnp.zeros((SIZES.pages, *k.shape[1:]))
+  pages = {"key_pages": pool, "value_pages": pool}
+  pages[wrong] = pool.astype(dtype)
+  table = jnp.zeros((1, BLOCK_PAGES), jnp.int32)
+  with pytest.raises(ValueError, match=f"attention is {dtype}; .* float32"):
+    lattice_attention(
+      q, k, v, **pages, chunks=chunks_of([], 1, C), page_table=table
+    )
+  row, rest = (q[0, :1], k[0, :1], v[0, :1]), (table[0, :1], table[0, :1] == 0)
+  with pytest.raises(ValueError, match=f"_step is {dtype}; .* float32"):
+    lattice_attention_step(*row, *pages.values(), *rest, table)
+
+
+@pytest.mark.parametrize("wrong", ["past_keys", "past_values"])
+def test_a_past_of_another_dtype_is_refused(wrong):
+  q, k, v = pack_request(SIZES.tokens(2, 40), 3)
+  length = chunks_of([Job(40)], 3, C).length
+  past = {"past_keys": k[:1], "past_values": v[:1]}
+  past[wrong] = jnp.asarray(past[wrong], jnp.bfloat16)
+  with pytest.raises(ValueError, match=r"core is bfloat16; .* float32"):
+    lattice_attention_core(q, k, v, length, **past)

@@ -128,6 +128,7 @@ def test_blackwell_takes_xla():
   [
     (lambda x, w: (x, []), "one or more, and got none"),
     (lambda x, w: (x, w[0]), "one or more, and got an array"),
+    (lambda x, w: ([[1.0, 2.0]], w), "x of row_products is a list; it must be"),
     (lambda x, w: (x.astype(int), w), "it must be floating point"),
     (lambda x, w: (x[0], w), r"x of row_products has shape .* must be \[b i\]"),
     (

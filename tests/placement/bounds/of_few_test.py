@@ -46,3 +46,27 @@ def test_a_search_that_takes_too_long_says_nothing(monkeypatch):
   monkeypatch.setattr(of_few, "_MOST_TRIES", 10)
   prompts, room = in_turn(12), np.full(12, 2.0)
   assert of_few.best_plan(prompts, room, **SIZES) is None
+
+
+def test_long_documents_are_given_up_before_their_pages_are_built(monkeypatch):
+  def built(*_):
+    raise AssertionError("the options were built")
+
+  documents = [
+    Passage(tuple(range(i * 1000, i * 1000 + 1000)), 1000, 1000)
+    for i in range(16)
+  ]
+  monkeypatch.setattr(of_few, "_options", built)
+  room = np.full(32, 9.0)
+  assert of_few.best_plan(documents * 2, room, **SIZES) is None
+
+
+def test_no_option_takes_more_bits_than_were_counted():
+  prompts = [Passage(tuple(range(9)), 8, 9), *in_turn(12)]
+  taken = sum(
+    held.bit_length()
+    for mine in of_few._options(prompts, 0)
+    for option in mine
+    for held in option.pages
+  )
+  assert 0 < taken <= of_few._bits(prompts, 0)

@@ -101,3 +101,9 @@ def test_streams_without_reuse_have_a_bound_of_zero(prompts):
   intervals = intervals_of(paths_of(prompts))
   bound = upper_bound(intervals, 3)
   assert bound.blocks == 0 == hindsight(intervals, bound, 3)
+
+
+def test_a_negative_number_of_states_is_refused():
+  intervals = intervals_of([Path((0,), 0, -1)])
+  with pytest.raises(ValueError, match="slots must not be negative, got -1"):
+    upper_bound(intervals, -1)

@@ -132,6 +132,12 @@ def test_bad_input_is_refused(fault):
     Adaptive(**{"block": 64} | fault)
 
 
+@pytest.mark.parametrize("name", ["block", "memory_bytes"])
+def test_sizes_that_are_no_integers_are_refused(name, unchecked_types):
+  with pytest.raises(ValueError, match=f"{name} must be an integer, got 1.5"):
+    Adaptive(**{"block": 64} | {name: 1.5})
+
+
 def test_what_cannot_be_is_refused_and_changes_nothing():
   policy = Adaptive(block=64)
   visit = policy.observe("abcd")
