@@ -24,7 +24,7 @@ Lengths are in tokens, sizes in bytes, times in seconds unless said otherwise.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -48,12 +48,7 @@ Hidden: TypeAlias = Float[Array, "rows d"]
 Logits: TypeAlias = Float32[Array, "rows vocab"]
 
 # The recurrence.
-QueryChunks: TypeAlias = Float[Array, "n c h k"]
-KeyChunks: TypeAlias = Float[Array, "n c h k"]
-ValueChunks: TypeAlias = Float[Array, "n c hv v"]
 Gates: TypeAlias = Float32[Array, "n c hv"]
-RecurrentState: TypeAlias = Float32[Array, "hv k v"]
-ConvState: TypeAlias = Float[Array, "w-1 d"]
 
 # What outlives a request.
 StatePool: TypeAlias = Float32[Array, "s hv k v"]
@@ -63,11 +58,8 @@ PageTable: TypeAlias = Int32[Array, "b pages"]
 
 # Placement.
 Weights: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
-Costs: TypeAlias = Float[Array, "N"] | Int[Array, "N"]
 Positions: TypeAlias = Int32[Array, "m"]
 NodeValues: TypeAlias = (
   Int64[np.ndarray, "nodes"] | Float64[np.ndarray, "nodes"]
 )
 Flag: TypeAlias = Bool[Array, ""]
-
-PyTree: TypeAlias = Any

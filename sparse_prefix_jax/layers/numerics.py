@@ -14,6 +14,7 @@ _NAMES = {
 }
 _LEAST = {"decode_rows": 2, "head_rows": 2}
 _LEAST_ROWS = 64  # measured: 16 rows differ from 64, 64 to 1,024 agree
+_MOST_ROWS = 2**24  # of one program: far from int32, and beyond any device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,12 @@ class Numerics:
       )
     if self.chunk % 16:
       raise ValueError(f"chunk is {self.chunk}; it must be a multiple of 16.")
+    if self.chunk * max(self.ladder) > _MOST_ROWS:
+      raise ValueError(
+        f"ladder is {self.ladder} and chunk is {self.chunk}, so the largest "
+        f"program has {self.chunk * max(self.ladder)} rows; it may have at "
+        f"most {_MOST_ROWS} rows."
+      )
     rows = self.chunk * min(self.ladder)
     if len(self.ladder) > 1 and rows < _LEAST_ROWS:
       raise ValueError(

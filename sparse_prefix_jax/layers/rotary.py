@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32
 
-from sparse_prefix_jax.layers.choices import is_positive
+from sparse_prefix_jax.layers.choices import check_names, check_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class RopeScaling:
     truncate: Yarn: whether the channels of these two are rounded outwards.
 
   Raises:
-    ValueError: If the kind is unknown or a number is not above 0.
+    ValueError: If a field has another type or is out of its range.
 
   Example:
     >>> RopeScaling(kind="linear", factor=4.0).attention_factor
@@ -51,19 +51,12 @@ class RopeScaling:
     Raises:
       ValueError: Naming the field, its value and what is allowed.
     """
-    if self.kind not in ("linear", "yarn"):
-      raise ValueError(f"kind is {self.kind!r}; it must be linear or yarn.")
-    for name in ("factor", "original_length", "attention_factor"):
-      self._check_positive(name)
-    for name in ("beta_fast", "beta_slow"):
-      self._check_positive(name)
-
-  def _check_positive(self, name: str) -> None:
-    """Refuses what is no finite number above 0."""
-    value = getattr(self, name)
-    if not is_positive(value):
+    check_values(self)
+    check_names(self, {"kind": ("linear", "yarn")})
+    if self.beta_fast < self.beta_slow:
       raise ValueError(
-        f"{name} is {value!r}; it must be a finite number above 0."
+        f"beta_fast is {self.beta_fast}; it must be at least "
+        f"beta_slow = {self.beta_slow}."
       )
 
 

@@ -86,6 +86,8 @@ def test_counts_below_one_are_refused(name, value):
     ({"layer_types": "attention"}, "layer_types is .*; it must be a tuple"),
     ({"ladder": [1]}, r"ladder is \[1\]; it must be a tuple"),
     ({"ladder": (1.0,)}, r"ladder is \(1\.0,\); .* ascending ints"),
+    ({"ladder": (10**12,)}, "chunk is 64, .* most 16777216"),
+    ({"chunk": 2**30}, "chunk is 1073741824, .* most 16777216"),
     ({"ladder": (True,)}, r"ladder is \(True,\); .* ascending ints"),
     ({"ladder": ("1",)}, r"ladder is \('1',\); .* ascending ints"),
     ({"width": 96}, "width is 96; .* multiple of 64 wide"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sparse_prefix_jax.layers import AttentionConfig
 from sparse_prefix_jax.models.checkpoint import read_config
 from tests.models.golden_cases import CHOICES, GOLDEN, load
 from tests.trees import assert_same_bits
@@ -128,6 +129,8 @@ REFUSED = [
     },
     "yarn, which depends on max_position_embeddings",
   ),
+  ("lfm2_1", {"theta": 5e4}, "^theta in .* rope_theta says something else"),
+  ("lfm2_1", {"full_attn_idxs": []}, "full_attn_idxs says something else"),
   ("mamba_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
   ("mamba_1", {"time_step_rank": 0}, "time_step_rank in .* int above 0"),
   ("falcon_mamba_1", {"mixer_rms_eps": 0}, "mixer_rms_eps in .* above 0"),
@@ -324,3 +327,10 @@ def test_numbers_of_layers_that_attend_are_the_same_model(tmp_path):
   changes = {"layer_types": None, "full_attn_idxs": [1]}
   config = read_config(copy(tmp_path, "lfm2_1", **changes), **CHOICES)
   assert config == read_config(GOLDEN / "lfm2_1", **CHOICES)
+
+
+def test_lfm2_takes_its_first_name_of_the_base(tmp_path):
+  directory = copy(tmp_path, "lfm2_1", rope_parameters=None, theta=5e4)
+  subs = [branch.sub for branch in read_config(directory, **CHOICES).branches]
+  bases = {sub.rope_theta for sub in subs if isinstance(sub, AttentionConfig)}
+  assert bases == {5e4}

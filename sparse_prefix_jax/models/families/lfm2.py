@@ -34,7 +34,7 @@ def _read(fields: Fields) -> ModelConfig:
   fields.only("tie_embedding", True)
   fields.only("use_pos_enc", True)
   eps = fields.number("norm_eps", 1e-5, **plain.EPS)
-  rope = read_whole_rope(fields, plain.head_width(fields), theta=1e6)
+  rope = _rope(fields)
   norm, width = Norm(centred=False, eps=eps), fields.count("hidden_size")
   mixers = {
     "conv": ShortConvConfig(
@@ -57,22 +57,46 @@ def _read(fields: Fields) -> ModelConfig:
   )
 
 
+def _rope(fields: Fields) -> Rope:
+  """Reads the rotary embedding, whose base the first release called theta.
+
+  Raises:
+    ValueError: If both names are there and differ.
+  """
+  theta = fields.number("theta", 1e6, least=1.0, most=1e30)
+  rope = read_whole_rope(fields, plain.head_width(fields), theta=theta)
+  if fields.get("theta") is not None and rope.theta != theta:
+    raise fields.error("theta", "rope_theta says something else")
+  return rope
+
+
 def _kinds(fields: Fields) -> list[str]:
   """Reads the kinds of the layers: a list, or the numbers of those that attend.
 
   Raises:
-    ValueError: If a kind is unknown, or a number is none of a layer.
+    ValueError: If a kind is unknown, or the two say different things.
   """
   kinds = plain.layer_kinds(fields, ("layer_types",))
+  if kinds is None:
+    layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
+    return _listed(fields, layers) or [_KINDS[1]] * layers
+  plain.check_kinds(fields, "layer_types", kinds, _KINDS)
+  if _listed(fields, len(kinds)) not in (None, kinds):
+    raise fields.error("layer_types", "full_attn_idxs says something else")
+  return kinds
+
+
+def _listed(fields: Fields, layers: int) -> list[str] | None:
+  """The kinds by the numbers of the layers that attend, or None.
+
+  Raises:
+    ValueError: If a number is none of a layer.
+  """
   attending = fields.ids("full_attn_idxs")
-  if kinds is not None:
-    plain.check_kinds(fields, "layer_types", kinds, _KINDS)
-    return kinds
-  layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
   if any(layer >= layers for layer in attending):
     raise fields.error("full_attn_idxs", f"there are {layers} layers, from 0")
   if fields.get("full_attn_idxs") is None:
-    return [_KINDS[1]] * layers
+    return None
   return [_KINDS[layer in attending] for layer in range(layers)]
 
 
@@ -171,7 +195,7 @@ LFM2 = Family(
   # How weights were initialised, and names of the first release that repeat
   # others.
   harmless_keys=frozenset(
-    {"block_dim", "block_mlp_init_scale", "block_norm_eps", "theta"}
+    {"block_dim", "block_mlp_init_scale", "block_norm_eps"}
     | {"block_out_init_scale", "block_use_swiglu", "block_use_xavier_init"}
     | {"conv_dim", "conv_dim_out", "conv_use_xavier_init", "num_heads"}
   ),

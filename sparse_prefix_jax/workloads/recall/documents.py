@@ -37,7 +37,6 @@ _QUESTIONS = (
   "Where does {} {} live ? In {} .",
   "What does {} {} keep ? A {} .",
 )
-_VALUES = (TOWNS, KEPT)
 # By length. Half of them hold a value or a name, of nobody's fact.
 _FILLERS = (
   "The NOUN was ADJECTIVE .",

@@ -153,12 +153,19 @@ def test_two_objects_that_differ_are_refused():
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"kind": "ntk"}, "kind is 'ntk'; it must be linear or yarn"),
+    ({"kind": "ntk"}, "kind is 'ntk'; .* one of linear, yarn"),
+    ({"truncate": "no"}, "truncate is 'no'; it must be True or False"),
+    ({"original_length": 100.5}, "original_length is 100.5; .* an int"),
+    (
+      {"beta_fast": 1.0, "beta_slow": 32.0},
+      "beta_fast is 1.0; it must be at least beta_slow = 32.0",
+    ),
     ({"factor": 0.0}, "factor is 0.0; it must be a finite number above 0"),
     ({"beta_fast": float("inf")}, "beta_fast is inf; .* finite"),
     ({"attention_factor": float("nan")}, "attention_factor is nan; .* finite"),
   ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_a_scaling_that_makes_no_angles_is_refused(changes, message):
   fields = {"kind": "yarn", "factor": 2.0} | changes
   with pytest.raises(ValueError, match=message):
