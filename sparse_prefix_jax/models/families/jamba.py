@@ -32,7 +32,6 @@ def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then a feed-forward, per layer."""
   plain.check_decoder(fields)
   fields.only("hidden_act", "silu")
-  # Text is computed the same with fewer logits, and with either kernel.
   norm = Norm(
     centred=False, eps=fields.number("rms_norm_eps", 1e-6, **plain.EPS)
   )
@@ -175,6 +174,7 @@ JAMBA = Family(
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Which implementation computes, and how many logits are asked for.
+  # Text is computed the same with fewer logits, and with either kernel.
   harmless_keys=frozenset(
     {"use_mamba_kernels", "use_mambapy", "use_associative_scan"}
     | {"num_logits_to_keep", "calc_logits_for_entire_prompt"}

@@ -8,7 +8,8 @@ from sparse_prefix_jax.models.config import ModelConfig
 SMALL = Numerics(ladder=(1, 2, 4), max_length=4096)
 """Of the small models, for trials."""
 FULL = Numerics(dtype="bfloat16", max_length=262144)
-"""Of the published ones."""
+"""Of the published ones, whatever context they were trained for: `preset(NAME,
+max_length=...)` says another, which page tables and memory plans follow."""
 
 
 def alternating(

@@ -99,6 +99,8 @@ def _minimax(
   """A MiniMax: of each layer l or a, a mixer and experts, residuals normed."""
   norm, heads = Norm(centred=False, eps=1e-5), attention[0]
   lightning = LightningConfig(heads=heads, head_width=attention[2])
+  # As the model was published; the form of file that transformers reads rotates
+  # whole heads, and so does `load_pretrained`.
   attending = plain_attention(*attention, rotary_width=attention[2] // 2)
   first, second, mixture = (
     Branch(sub, pre=norm, keep=3.5565588200778455, residual="normed")
