@@ -112,7 +112,7 @@ class Stepper:
     """What raises in it ends these requests."""
     self.mine += [life.sequence for life in lives]
     yield
-    self.mine.clear()
+    self.mine.clear()  # In no `finally`: the call ends those who are left.
 
   def told(self) -> tuple[Event, ...]:
     """What happened since it was asked last."""
