@@ -30,6 +30,7 @@ not."""
 LIMITS: Mapping[str, Mapping[str, int]] = {
   **{x: {"kernels": 1, "state_passes": 2} for x in RECURRENT_STEPS},
   "lattice_attention_step": {"own_kernels": 2, "kernels_in_loops": 0},
+  "latent_attention_step": {"own_kernels": 2, "kernels_in_loops": 0},
   "layer_group_decode": {
     "kernels": 64,
     "kernels_in_loops": 0,

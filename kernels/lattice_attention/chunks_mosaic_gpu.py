@@ -272,7 +272,7 @@ class _Program(NamedTuple):
       carry: Sums over the pages before.
     """
     keys = self.pages[0].at[stage]
-    scores = dot_transposed(self.queries, keys, CHUNK, self.config)
+    scores = dot_transposed(self.queries, keys, self.config)
     if mask is not None:
       scores = jnp.where(mask(page, stage), scores, -jnp.inf)
     maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=1))

@@ -213,9 +213,7 @@ def _columns(heads: int) -> int:
   return -(-heads // 8) * 8
 
 
-def bytes_of_rows(
-  width: int, heads: int, stages: int, pools: int = 2
-) -> int:
+def bytes_of_rows(width: int, heads: int, stages: int, pools: int = 2) -> int:
   """Counts the bytes of queries, pages and weights, in bfloat16.
 
   Args:

@@ -3,7 +3,7 @@
 Values are the first channels of the keys of a page, so that each latent is
 fetched once. All heads share it. What bounds a program is its registers: of a
 prefill two share a head, each with half of the values, and of a step each takes
-8 heads; what one of them fetches the others find in the L2 cache.
+16 heads; what one of them fetches the others find in the L2 cache.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 
-_HEADS = 8
-"""Query heads of a program of a step: the fewest columns of a product."""
+_HEADS = 16
+"""Query heads of a program of a step: with more it runs out of registers."""
 _MOST_VALUES = 512
 """Channels of a value at most: those of a step are rows of one product."""
 
@@ -143,9 +143,7 @@ def _refusal_of_latents(
   return refused
 
 
-def _heuristic(
-  device: Device, q: Array, *_: Any, **__: Any
-) -> MosaicGpuConfig:
+def _heuristic(device: Device, q: Array, *_: Any, **__: Any) -> MosaicGpuConfig:
   """Two stages where there is room: chunks hold their queries beside them."""
   fits = bytes_of_chunks(q.shape[-1], 2, pools=1) <= SHARED_BYTES
   return MosaicGpuConfig(stages=2 if fits else 1)

@@ -22,6 +22,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   along_columns,
   as_accumulator,
   dot,
+  dot_onto,
+  dot_transposed,
   launch,
   new,
   split,
@@ -35,6 +37,8 @@ RANGE_PAGES = 8
 same for all shapes; page tables are a multiple of it wide."""
 PARTS = 2
 """How many parts the weights have, as operands of products."""
+_MOST_BESIDE = 256 * 24
+"""Elements of o up to which a product has registers of its own beside it."""
 _ENOUGH_PROGRAMS = 2048
 """So many programs keep the largest device busy; with more ranges than that, a
 program takes several, one after another."""
@@ -100,7 +104,7 @@ def attend(
   buffers = (
     tile(columns, width),
     tuple(tile(stages, CHUNK, pool.shape[3]) for pool in pools),
-    tile(PARTS, columns, CHUNK),
+    (tile(columns, CHUNK),) * PARTS,
     plgpu.Barrier(num_arrivals=len(pools), num_barriers=stages),
     plgpu.Barrier(),
   )
@@ -149,7 +153,7 @@ class _Program(NamedTuple):
     sums: m and l of each range. [b groups ranges 2*64 g]
     queries: The queries, in shared memory like all that follows. [g k]
     pages: The pages under way of each pool. [stage c k]
-    weights: Parts of e^{s-m'}. [part g c]
+    weights: Each part of e^{s-m'}. [g c]
     arrived: One barrier per stage.
     loading: Barrier of the queries.
     programs: How many share the ranges of a row.
@@ -165,7 +169,7 @@ class _Program(NamedTuple):
   sums: Ref
   queries: Ref
   pages: tuple[Ref, ...]
-  weights: Ref
+  weights: tuple[Ref, ...]
   arrived: Ref
   loading: Ref
   programs: int
@@ -202,12 +206,6 @@ class _Program(NamedTuple):
     shared = self.q.shape[1] // self.pools[0].shape[2]
     return slot, lax.div(lax.axis_index("head"), shared)
 
-  @property
-  def _values(self) -> Ref:
-    """Values of the pages under way, the first channels of a latent."""
-    width = self.out.shape[3]
-    return self.pages[-1].at[:, :, pl.ds(0, width)]
-
   def _empty(self) -> _Softmax:
     width, columns = self.out.shape[3:]
     return _Softmax(
@@ -232,22 +230,30 @@ class _Program(NamedTuple):
     weights = jnp.exp(scores - along_columns(maximum, CHUNK))
     rescale = jnp.exp(carry.maximum - maximum)
     total = carry.total * rescale + jnp.sum(weights, axis=0)
-    for part, value in enumerate(split(weights, PARTS)):
-      store_transposed(self.weights.at[part], value, self.config)
+    for buffer, part in zip(self.weights, split(weights, PARTS), strict=True):
+      store_transposed(buffer, part, self.config)
     plgpu.commit_smem()
+    out = carry.out * along_columns(rescale, carry.out.shape[0])
+    return _Softmax(maximum, total, self._plus(out, stage))
 
-    width, columns = self.out.shape[3:]
+  def _plus(self, out: Float32[Array, "v g"], stage: Array) -> Array:
+    """Adds V^T P^T; see `chunks_mosaic_gpu.py` on sums in the accumulator.
+
+    Args:
+      out: o, rescaled.
+      stage: The stage of the buffers that holds the page.
+    """
+    width, columns = out.shape
 
     def added(values: Ref, *parts: Ref) -> Array:
-      return dot([(values, part) for part in parts], (width, columns))
+      pairs = [(values, part) for part in parts]
+      if width * columns > _MOST_BESIDE:
+        return dot_onto(out, pairs, self.config)
+      return out + dot(pairs, (width, columns))
 
-    out = carry.out * along_columns(rescale, width)
-    out = out + with_transposed(
-      [self._values.at[stage], *(self.weights.at[x] for x in range(PARTS))],
-      added,
-      self.config,
-    )
-    return _Softmax(maximum, total, out)
+    # The values of a latent are its first channels.
+    values = self.pages[-1].at[stage, :, pl.ds(0, width)]
+    return with_transposed([values, *self.weights], added, self.config)
 
   def _scores(self, page: Array, stage: Array) -> Float32[Array, "c g"]:
     """K q^T, -inf where the row does not see a key; clears absent values.
@@ -261,13 +267,10 @@ class _Program(NamedTuple):
     """
     position = self.row.position[lax.axis_index("row")]
     exist = position + 1 - page * CHUNK
-    clear_absent(self._values, stage, exist)
+    clear_absent(self.pages[-1], stage, exist)
     shape = (CHUNK, self.queries.shape[0])
-    scores = with_transposed(
-      [self.queries],
-      lambda queries: dot([(self.pages[0].at[stage], queries)], shape),
-      self.config,
-    )
+    keys = self.pages[0].at[stage]
+    scores = dot_transposed(keys, self.queries, self.config)
     token = lax.broadcasted_iota(jnp.int32, shape, 0)
     seen = token < exist
     if self.window is not None:

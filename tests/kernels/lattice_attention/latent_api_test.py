@@ -87,12 +87,12 @@ each_size = pytest.mark.parametrize(
 
 def call(sizes, jobs, inputs, pages, pool, n=14):
   """Tokens of each job: outputs per job, and the pool."""
-  packed = [pack(jobs, x, n, C) for x in zip(*inputs, strict=True)]
+  packed = [pack(jobs, x, n, sizes.chunk) for x in zip(*inputs, strict=True)]
   table = jnp.asarray(table_of(pages, n))
   out, pool = sizes.packed_call(
-    *packed, jnp.asarray(pool), chunks_of(jobs, n, C), table
+    *packed, jnp.asarray(pool), chunks_of(jobs, n, sizes.chunk), table
   )
-  return unpack(jobs, out, C), np.asarray(pool)
+  return unpack(jobs, out, sizes.chunk), np.asarray(pool)
 
 
 @functools.cache
