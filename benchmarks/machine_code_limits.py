@@ -51,9 +51,15 @@ SPILLING: Mapping[str, Sequence[int]] = {
   "gated_delta_rule": (256,),
   "linear_attention": (256,),
   "kimi_delta_attention": (64, 128, 256),
+  "kimi_linear_prefill": (576,),  # its heads of 128, of that operation
 }
 """Operations and widths that may spill registers. Those of no other may. A
 device has run each of these: bits and errors are those of the others."""
+
+
+def is_counted(program: str) -> bool:
+  """Whether the kernels of a program are counted; none takes long chunks."""
+  return not (program.startswith("model_") or program.endswith("_long"))
 
 
 def above(

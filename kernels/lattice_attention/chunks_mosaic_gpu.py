@@ -233,15 +233,15 @@ class _Program(NamedTuple):
     width = self.out.shape[3]
     return width // parts_of(width) // CHUNK
 
-  def _columns(self, block: int) -> Any:
-    """64 channels of values, of those that this program takes."""
-    parts = parts_of(self.out.shape[3])
+  def _columns(self, block: int, count: int = 1) -> Any:
+    """64 channels of the values of this program, or several times that many."""
+    parts, columns = parts_of(self.out.shape[3]), count * CHUNK
     if parts == 1:
-      return pl.ds(block * CHUNK, CHUNK)
+      return pl.ds(block * CHUNK, columns)
     part = lax.rem(lax.axis_index("head"), parts)
     first = (part * self._blocks + block) * CHUNK
     # Copies of tiles must be told that they begin at a tile.
-    return pl.ds(pl.multiple_of(first, CHUNK), CHUNK)
+    return pl.ds(pl.multiple_of(first, CHUNK), columns)
 
   def _find(self, page: Array) -> tuple[Array, Array]:
     """The slot of a page of the request, and the key head."""
@@ -341,9 +341,9 @@ class _Program(NamedTuple):
 
   def _clear_out(self) -> None:
     """Writes the outputs of an inactive chunk, which are zeros."""
-    zeros = jnp.zeros((CHUNK, CHUNK), jnp.float32)
-    for block in range(self._blocks):
-      self.out[self._chunk, :, self._head, self._columns(block)] = zeros
+    columns = self._columns(0, self._blocks)
+    zeros = jnp.zeros((CHUNK, self._blocks * CHUNK), jnp.float32)
+    self.out[self._chunk, :, self._head, columns] = zeros
 
   def _emit(self, carry: _Softmax) -> None:
     """Writes o / l, and zeros at padding, whose queries may be anything."""
