@@ -285,15 +285,14 @@ def dot_transposed(
   def accumulate(accumulator: Ref) -> Array:
     def block(index: Array, _: None) -> None:
       inner = pl.ds(pl.multiple_of(index * CHUNK, CHUNK), CHUNK)
-      multiply = functools.partial(plgpu.wgmma, accumulator, left.at[:, inner])
-      with_transposed([right.at[:, inner]], multiply, config)
+      add = functools.partial(plgpu.wgmma, accumulator, left.at[:, inner])
+      with_transposed([right.at[:, inner]], add, config)
 
     lax.fori_loop(0, terms // CHUNK, block, None)
     return lax.optimization_barrier(accumulator[...])
 
-  return pl.run_scoped(
-    accumulate, plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
-  )
+  total = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+  return pl.run_scoped(accumulate, total)
 
 
 def with_transposed(
