@@ -268,8 +268,7 @@ def dot_by_warps(
 
 
 _MOST_UNROLLED = 256
-"""Terms of a sum of products that stand in the program one by one: the compiler
-keeps the address of each in registers."""
+"""Terms of a sum that are written out: the address of each takes registers."""
 
 
 def dot_transposed(
