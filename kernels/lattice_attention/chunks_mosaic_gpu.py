@@ -45,11 +45,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   along_rows,
   dot,
   dot_onto,
-  dot_transposed,
   indices,
   launch,
   new,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
+  dot_transposed,
 )
 
 _MOST_BESIDE = 128
@@ -272,7 +274,7 @@ class _Program(NamedTuple):
       carry: Sums over the pages before.
     """
     keys = self.pages[0].at[stage]
-    scores = dot_transposed(self.queries, keys, self.config)
+    scores = dot_transposed(self.queries, keys, page, self.config)
     if mask is not None:
       scores = jnp.where(mask(page, stage), scores, -jnp.inf)
     maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=1))

@@ -23,12 +23,14 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   as_accumulator,
   dot,
   dot_onto,
-  dot_transposed,
   launch,
   new,
   split,
-  store_transposed,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
+  dot_transposed,
+  store_transposed,
   with_transposed,
 )
 
@@ -270,7 +272,7 @@ class _Program(NamedTuple):
     clear_absent(self.pages[-1], stage, exist)
     shape = (CHUNK, self.queries.shape[0])
     keys = self.pages[0].at[stage]
-    scores = dot_transposed(keys, self.queries, self.config)
+    scores = dot_transposed(keys, self.queries, page, self.config)
     token = lax.broadcasted_iota(jnp.int32, shape, 0)
     seen = token < exist
     if self.window is not None:

@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   latent_attention_step,
   latent_mosaic_gpu,
 )
-from sparse_prefix_jax.kernels.mosaic_gpu import launch
+from sparse_prefix_jax.kernels.mosaic_gpu import transposed
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels import reference
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered, traced_for
@@ -47,9 +47,9 @@ SMALL = LatentSizes(
 def small_programs(monkeypatch):
   """Several programs share a head's values, and the heads of a step.
 
-  The scores are sums over a loop, as those of wider latents are.
+  The scores are added 64 terms at a time, as those of wider latents are.
   """
-  monkeypatch.setattr(launch, "_MOST_UNROLLED", 64)
+  monkeypatch.setattr(transposed, "_MOST_UNROLLED", 64)
   monkeypatch.setattr(chunks_mosaic_gpu, "_MOST_VALUES", 64)
   monkeypatch.setattr(latent_mosaic_gpu, "_HEADS", 1)
   with OnGpu().around():
