@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import os
 import pathlib
 import re
 import reprlib
@@ -22,6 +23,9 @@ from sparse_prefix_jax.serving.text.template import (
 _FILE = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+# Each end of a message takes a rendering of what is before it. Those in the
+# middle of a long conversation were boundaries of its earlier turns.
+_FIRST_ENDS, _LAST_ENDS = 8, 8
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -30,8 +34,9 @@ class ChatPrompt(NamedTuple):
 
   Attributes:
     ids: Int32. [t]
-    boundaries: How many ids there are up to the end of each message, ascending.
-      The last is the boundary before the generation prompt.
+    boundaries: How many ids there are up to the end of each message, ascending;
+      of a long conversation, of the first eight and the last eight. The last
+      is the boundary before the generation prompt.
   """
 
   ids: np.ndarray
@@ -197,16 +202,21 @@ class TextTokenizer:
     """Characters up to the end of each message, where the text has it so.
 
     A template may refuse the start of a conversation, or write it in another
-    way once more follows.
+    way once more follows. Whatever it puts in place of a generation prompt, the
+    whole conversation ends where that begins.
     """
-    found = []
-    for count in range(1, len(messages) + 1):
+    found, size = [], len(messages)
+    first = range(1, min(size, _FIRST_ENDS) + 1)
+    last = range(max(1, size - _LAST_ENDS + 1), size + 1)
+    for count in sorted({*first, *last}):
       try:
         start = self.template.render(
           messages[:count], generation_prompt=False, **variables
         )
       except ValueError:
         continue
+      if count == size:
+        start = os.path.commonprefix([text, start])
       if text.startswith(start):
         found.append(len(start))
     return found

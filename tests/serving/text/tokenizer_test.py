@@ -112,6 +112,32 @@ def test_a_template_that_rewrites_the_past_has_fewer_boundaries():
   )
 
 
+def test_a_text_that_ends_without_an_answer_has_the_last_boundary():
+  closed = MARKED.replace("{% endif %}", "{% else %}$ {% endif %}")
+  open_, tokenizer = (
+    TextTokenizer(KINDS["byte_level"](), chat_template=template)
+    for template in (MARKED, closed)
+  )
+  prompt = tokenizer.encode_chat(MESSAGES)
+  assert prompt.boundaries == open_.encode_chat(MESSAGES).boundaries[-1:]
+
+
+def test_a_long_conversation_is_written_few_times(monkeypatch):
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=MARKED)
+  few = tokenizer.encode_chat(MESSAGES).boundaries
+  written, render = [], tokenizer.template.render
+
+  def counting(messages, **options):
+    written.append(len(messages))
+    return render(messages, **options)
+
+  monkeypatch.setattr(tokenizer.template, "render", counting)
+  prompt = tokenizer.encode_chat(MESSAGES * 50)
+  assert sum(written) < 12 * 200
+  assert prompt.boundaries[:4] == few
+  assert prompt.boundaries[-1] < prompt.ids.size
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_vocabulary_is_refused(kind):
   tokenizer = text_tokenizer(kind)
