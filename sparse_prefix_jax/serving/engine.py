@@ -25,7 +25,10 @@ from sparse_prefix_jax.serving.scheduler import (
   Scheduler,
 )
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
-from sparse_prefix_jax.serving.text.template import Message
+from sparse_prefix_jax.serving.text.template import (
+  Message,
+  checked_variables,
+)
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 TextPrompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
@@ -135,12 +138,12 @@ class Engine:
         f"prompts is {reprlib.repr(prompts)}; it must be a list of texts, ids "
         "or conversations."
       )
-    variables = dict(template or {})
+    variables = checked_variables("template", template)
     tasks = [
       self._task(f"prompts[{i}]", prompt, stop, n, variables)
       for i, prompt in enumerate(prompts)
     ]
-    asked = self._checked(sampling, max_tokens)
+    asked = self._checked(sampling, max_tokens, choose)
     with self._submitted(tasks, asked, max_tokens, salt) as scheduler:
       for task, _ in _events(scheduler, tasks):
         if task.complete:
@@ -180,8 +183,9 @@ class Engine:
       ValueError: At once, if an argument cannot be meant.
       RuntimeError: While it is iterated, if somebody else ended its sequence.
     """
-    task = self._task("prompt", prompt, stop, n, dict(template or {}))
-    asked = self._checked(sampling, max_tokens)
+    variables = checked_variables("template", template)
+    task = self._task("prompt", prompt, stop, n, variables)
+    asked = self._checked(sampling, max_tokens, choose)
     context = self._submitted([task], asked, max_tokens, salt)
     return self._deltas(task, context, choose)
 
@@ -232,8 +236,13 @@ class Engine:
     ]
     return EngineTask(ids, anchors, messages, variables, answers)
 
-  def _checked(self, sampling: Any, max_tokens: Any) -> Sampling:
-    """How ids are drawn, if that can be meant."""
+  def _checked(self, sampling: Any, max_tokens: Any, choose: Any) -> Sampling:
+    """How ids are drawn, if all of it can be meant."""
+    if not callable(choose):
+      raise ValueError(
+        f"choose is {reprlib.repr(choose)}; it must be a function of the "
+        "completions of a prompt."
+      )
     sampling = Sampling() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
       raise ValueError(

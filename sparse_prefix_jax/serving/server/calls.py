@@ -15,7 +15,11 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
-from sparse_prefix_jax.serving.text.template import Message, checked_messages
+from sparse_prefix_jax.serving.text.template import (
+  Message,
+  check_characters,
+  checked_messages,
+)
 
 
 class Conversation(NamedTuple):
@@ -222,7 +226,7 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
   """The stop strings."""
   stops = checked_stops(body.get("stop"))
   for stop in stops:
-    _check_text("stop", stop)
+    check_characters("stop", stop)
   return stops
 
 
@@ -288,7 +292,7 @@ def _prompts(body: Mapping[str, Any]) -> tuple[AskedPrompt, ...]:
     )
   for one in many:
     if isinstance(one, str):
-      _check_text("prompt", one)
+      check_characters("prompt", one)
   return tuple(many)
 
 
@@ -307,13 +311,5 @@ def _conversation(body: Mapping[str, Any]) -> Conversation:
   messages = checked_messages(body.get("messages"))
   for index, message in enumerate(messages):
     for name in ("role", "content"):
-      _check_text(f"messages[{index}]", message[name] or "")
+      check_characters(f"messages[{index}]", message.get(name) or "")
   return Conversation(messages)
-
-
-def _check_text(name: str, text: str) -> None:
-  """JSON can name halves of characters, which no text has."""
-  try:
-    text.encode("utf-8")
-  except UnicodeEncodeError:
-    raise ValueError(f"{name} holds half of a character.") from None

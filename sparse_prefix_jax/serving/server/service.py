@@ -174,7 +174,6 @@ class Service:
       Numbers of tokens: of the prompt, of the known prefix, of what would be
       restored, and the positions of the states that are kept.
     """
-
     ids, _ = await asyncio.to_thread(self._prompt, prompt)
 
     def look() -> dict[str, Any]:

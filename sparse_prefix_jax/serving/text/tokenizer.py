@@ -2,22 +2,24 @@
 
 import bisect
 import json
-import os
 import pathlib
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparse_prefix_jax import extras
+from sparse_prefix_jax.cache.request import check_whole
 from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
 from sparse_prefix_jax.serving.text.template import (
   PLAIN_TEMPLATE,
   ChatTemplate,
   Message,
+  check_characters,
   checked_messages,
+  checked_variables,
 )
 
 _FILE = "tokenizer.json"
@@ -78,8 +80,8 @@ class TextTokenizer:
       end_ids: What else ends a text.
 
     Raises:
-      ValueError: If it is no tokenizer, it cuts or pads texts, or the template
-        is no Jinja.
+      ValueError: If it is no tokenizer, it cuts or pads texts, the template
+        is no Jinja, or one of the others is of another type.
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
     library = extras.optional("tokenizers", "text")
@@ -88,13 +90,18 @@ class TextTokenizer:
         f"tokenizer is a {type(tokenizer).__name__}; it must be a "
         "tokenizers.Tokenizer, such as Tokenizer.from_file makes."
       )
+    if not isinstance(chat_template, str | None):
+      raise ValueError(
+        f"chat_template is {reprlib.repr(chat_template)}; it must be a text, "
+        "or None."
+      )
     if tokenizer.truncation or tokenizer.padding:
       raise ValueError(
         "tokenizer cuts or pads texts; call its no_truncation() and "
         "no_padding()."
       )
     self._tokenizer = tokenizer
-    tokens = dict(special_tokens or {})
+    tokens = _checked_tokens(special_tokens)
     self.template = ChatTemplate(chat_template or PLAIN_TEMPLATE, tokens)
     self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
     added = tokenizer.get_added_tokens_decoder()
@@ -104,7 +111,7 @@ class TextTokenizer:
     self._falls_back = "ByteFallback" in steps
     self._is_byte_level = "ByteLevel" in steps
     end = tokenizer.token_to_id(tokens.get("eos_token", ""))
-    self.end_ids = frozenset(end_ids) | ({end} - {None})
+    self.end_ids = _checked_ends(end_ids) | ({end} - {None})
 
   @classmethod
   def from_directory(cls, directory: str | pathlib.Path) -> "TextTokenizer":
@@ -168,14 +175,15 @@ class TextTokenizer:
       Int32. [t]
 
     Raises:
-      ValueError: If it is no text.
+      ValueError: If it is no text, or holds half of a character.
     """
     if not isinstance(text, str):
       raise ValueError(f"text is {reprlib.repr(text)}; it must be a string.")
+    check_characters("text", text)
     return np.array(self._tokenizer.encode(text).ids, np.int32)
 
   def encode_chat(
-    self, messages: Sequence[Message], **variables: Any
+    self, messages: Sequence[Message], /, **variables: Any
   ) -> ChatPrompt:
     """The ids of a conversation, up to where the next answer begins.
 
@@ -184,10 +192,13 @@ class TextTokenizer:
       **variables: What else the template reads.
 
     Raises:
-      ValueError: If they are no messages, or the template refuses them.
+      ValueError: If they are no messages, the template refuses them, or they
+        hold half of a character.
     """
     checked = checked_messages(messages)
+    variables = checked_variables("template", variables)
     text = self.template.render(checked, **variables)
+    check_characters("the conversation", text)
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     ends = [end for _, end in encoding.offsets]
     starts = self._starts(checked, text, variables)
@@ -215,10 +226,9 @@ class TextTokenizer:
         )
       except ValueError:
         continue
-      if count == size:
-        start = os.path.commonprefix([text, start])
-      if text.startswith(start):
-        found.append(len(start))
+      shared = _shared(text, start)
+      if shared == len(start) or count == size:
+        found.append(shared)
     return found
 
   def decode(self, ids: list[int]) -> str:
@@ -252,6 +262,34 @@ class TextTokenizer:
       known = all(character in _CODES for character in name)
       return bytes(_CODES[x] for x in name) if known else None
     return bytes([int(name[3:5], 16)]) if self.is_byte(token) else None
+
+
+def _checked_tokens(tokens: Any) -> dict[str, str]:
+  """Special tokens by their names; those that are None are none."""
+  given = {} if tokens is None else tokens
+  if not isinstance(given, Mapping) or not all(
+    isinstance(text, str | None) for text in given.values()
+  ):
+    raise ValueError(
+      f"special_tokens is {reprlib.repr(tokens)}; it must map names to texts."
+    )
+  return {name: text for name, text in given.items() if text is not None}
+
+
+def _checked_ends(ends: Any) -> frozenset[int]:
+  """The ids that end a text."""
+  if not isinstance(ends, Iterable):
+    raise ValueError(f"end_ids is {ends!r}; it must be a list of ids.")
+  return frozenset(check_whole("end_ids: an id", one) for one in ends)
+
+
+def _shared(text: str, start: str) -> int:
+  """Characters that two texts begin with alike."""
+  if text.startswith(start):
+    return len(start)
+  pairs = zip(text, start, strict=False)
+  differs = (index for index, (x, y) in enumerate(pairs) if x != y)
+  return next(differs, min(len(text), len(start)))
 
 
 def _byte_codes() -> dict[str, int]:

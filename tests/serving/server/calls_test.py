@@ -132,7 +132,10 @@ def test_texts_in_parts_are_one_text():
     (b"[" * 100_000, "the body is nested too deeply."),
     (b"[1]", "the body is a list; it must be an object."),
     (b'{"prompt": NaN}', "it holds NaN, which JSON has not"),
-    (rb'{"prompt": "\ud800"}', "prompt holds half of a character."),
+    (
+      rb'{"prompt": "\ud800"}',
+      "prompt holds half of a character, or bytes that are not UTF-8.",
+    ),
   ],
 )
 def test_a_body_that_is_none_is_refused(content, sentence):
@@ -198,7 +201,7 @@ def test_a_completion_that_cannot_be_meant_is_refused(body, sentence):
     ),
     (
       {"messages": [{"role": "user\ud800", "content": "Hi"}]},
-      "messages[0] holds half of a character.",
+      "messages[0] holds half of a character, or bytes that are not UTF-8.",
     ),
     ({"top_logprobs": 2}, "top_logprobs is 2; logprobs must be true with it."),
     ({"logprobs": 2}, "logprobs is 2; it must be a bool."),

@@ -170,3 +170,26 @@ def test_what_is_no_tokenizer_or_text_is_refused():
     TextTokenizer("tokenizer.json")
   with pytest.raises(ValueError, match="text is 5; it must be a string"):
     text_tokenizer("words").encode(5)
+  half = [{"role": "user", "content": "\udcff"}]
+  with pytest.raises(
+    ValueError, match="conversation holds half of a character"
+  ):
+    text_tokenizer("words").encode_chat(half)
+  with pytest.raises(ValueError, match="text holds half of a character"):
+    text_tokenizer("words").encode("\udcff")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+  "choice, sentence",
+  [
+    ({"chat_template": 5}, "chat_template is 5; it must be a text"),
+    ({"special_tokens": 5}, "special_tokens is 5; it must map names"),
+    ({"special_tokens": {"eos_token": 5}}, "it must map names to texts"),
+    ({"end_ids": 5}, "end_ids is 5; it must be a list"),
+    ({"end_ids": ["x"]}, "end_ids: an id must be an integer"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(choice, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    TextTokenizer(KINDS["words"](), **choice)
