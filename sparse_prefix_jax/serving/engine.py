@@ -38,6 +38,7 @@ SampleChoice: TypeAlias = Callable[[tuple[Completion, ...]], int]
 
 _MOST_SAMPLES = 128
 _NEXT = {"role": "user", "content": "And?"}
+_TOOL = {"role": "tool", "name": "f", "tool_call_id": "0", "content": "Done."}
 
 
 def first_sample(completions: tuple[Completion, ...]) -> int:
@@ -299,20 +300,25 @@ class Engine:
   def _repeated(self, task: EngineTask) -> int | None:
     """How many tokens the next turn of a conversation would begin with.
 
-    At least the prompt, which may be asked again; None for all.
+    At least the prompt, which may be asked again; None for all. Where there are
+    tools, one may speak next: many templates repeat thinking until the user
+    does.
     """
     answer = task.answers[task.chosen]
     if task.messages is None:
       return None
     said = {"role": "assistant", "content": answer.text}
-    try:
-      following = self.tokenizer.encode_chat(
-        [*task.messages, said, _NEXT], **task.variables
-      )
-    except ValueError:
-      return None  # a template that takes no further turn drops nothing
     past = np.concatenate([task.ids, np.array(answer.ids, np.int32)])
-    return max(_shared(past, following.ids), task.ids.size)
+    turns = [_NEXT, _TOOL] if task.variables.get("tools") else [_NEXT]
+    shared = []
+    for turn in turns:
+      # A template that takes no further turn drops nothing.
+      with contextlib.suppress(ValueError):
+        following = self.tokenizer.encode_chat(
+          [*task.messages, said, turn], **task.variables
+        )
+        shared.append(_shared(past, following.ids))
+    return max(task.ids.size, *shared) if shared else None
 
 
 def _events(

@@ -197,13 +197,21 @@ def test_a_turn_that_repeats_the_answer_resumes_in_it():
   assert second.completions == cold.completions
 
 
-@pytest.mark.parametrize("dropped", [True, False])
-def test_thinking_that_the_template_drops_is_not_stored(dropped):
+@pytest.mark.parametrize(
+  "close, tools, dropped",
+  [
+    ("</think>", [], True),
+    ("</think>", [{}], False),
+    ("</thought>", [], False),
+  ],
+)
+def test_thinking_that_the_template_drops_is_not_stored(close, tools, dropped):
   engine, talk = new_engine(), [user(TEXT[:100])]
-  close = "</think>" if dropped else "</thought>"
   text = "Let me see." * 4 + close + "Noon."
   sampling, size = only(text)
-  (out,) = engine.generate([talk], sampling, max_tokens=size)
+  (out,) = engine.generate(
+    [talk], sampling, max_tokens=size, template={"tools": tools}
+  )
   assert out.text == text
   whole = [*out.prompt_ids, *out.completions[0].ids]
   (report,) = prefill(text_model(), engine.cache, [whole]).reports
