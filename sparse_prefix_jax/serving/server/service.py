@@ -302,7 +302,7 @@ class Service:
         raise ValueError("prompt is empty; it must have at least one token.")
       return ids, ()
     if isinstance(prompt, Conversation):
-      return self.tokenizer.encode_chat(prompt.messages)
+      return self.tokenizer.encode_chat(prompt.messages, **prompt.variables)
     size = self.model.config.vocab_size
     wrong = [x for x in prompt if not 0 <= x < size]
     if wrong:

@@ -20,6 +20,28 @@ def talk(**body):
   )
 
 
+def test_what_a_template_reads_comes_with_the_conversation():
+  call = talk(chat_template_kwargs={"enable_thinking": False})
+  assert call.prompts[0].variables == {"enable_thinking": False}
+  with pytest.raises(ValueError, match="chat_template_kwargs names messages"):
+    talk(chat_template_kwargs={"messages": []})
+  with pytest.raises(ValueError, match="this is not done here"):
+    read(prompt="Hi", chat_template_kwargs={})
+
+
+@pytest.mark.parametrize(
+  ("told", "read"),
+  [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("[1]", "[1]"), ("{", "{")],
+)
+def test_arguments_of_tools_are_what_their_json_says(told, read):
+  calls = [{"id": "1", "function": {"name": "f", "arguments": told}}, "x"]
+  messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
+  (message,) = talk(messages=messages).prompts[0].messages
+  first, second = message["tool_calls"]
+  assert first["function"] == {"name": "f", "arguments": read}
+  assert (first["id"], second) == ("1", "x")
+
+
 @pytest.mark.parametrize(
   ("prompt", "prompts"),
   [

@@ -98,10 +98,12 @@ def test_long_prompts_become_ids_while_others_are_answered(
 
   def encode_chat(messages, **variables):
     threads.append(threading.current_thread().name)
+    assert variables == {"hint": "Tide"}
     return encode("Anna lives in Oslo ."), ()
 
   monkeypatch.setattr(service.tokenizer, "encode_chat", encode_chat)
   body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+  body["chat_template_kwargs"] = {"hint": "Tide"}
   with TestClient(make_app(service, "m")) as client:
     for path in ("/v1/chat/completions", "/v1/states"):
       assert client.post(path, json=body).status_code == 200
