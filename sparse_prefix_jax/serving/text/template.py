@@ -97,6 +97,35 @@ class ChatTemplate:
       ) from None
 
 
+def checked_templates(template: Any) -> dict[str, str]:
+  """The sources of templates by their names, of which one is "default".
+
+  Args:
+    template: One, several by their names, or None for the plain one.
+
+  Raises:
+    ValueError: If it is something else, or none is the default.
+
+  Example:
+    >>> checked_templates("Hi.")
+    {'default': 'Hi.'}
+  """
+  named = template
+  if not isinstance(template, Mapping):
+    named = {"default": template or PLAIN_TEMPLATE}
+  if not all(isinstance(source, str) for source in named.values()):
+    raise ValueError(
+      f"chat_template is {reprlib.repr(template)}; it must be a text, or texts "
+      "by their names."
+    )
+  if "default" not in named:
+    raise ValueError(
+      f"chat_template has the names {sorted(map(str, named))}; one must be "
+      '"default".'
+    )
+  return dict(named)
+
+
 def checked_messages(messages: Any) -> list[Message]:
   """The messages of a conversation, contents as texts.
 

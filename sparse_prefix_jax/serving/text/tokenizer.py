@@ -12,19 +12,17 @@ import numpy as np
 
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.cache.request import check_whole
-from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
 from sparse_prefix_jax.serving.text.template import (
-  PLAIN_TEMPLATE,
   ChatTemplate,
   Message,
   check_characters,
   checked_messages,
+  checked_templates,
   checked_variables,
 )
+from sparse_prefix_jax.serving.text.tokenizer_files import read_tokenizer_files
 
 _FILE = "tokenizer.json"
-_CONFIG = "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
 # Each end of a message takes a rendering of what is before it. Those in the
 # middle of a long conversation were boundaries of its earlier turns.
 _FIRST_ENDS, _LAST_ENDS = 8, 8
@@ -66,7 +64,7 @@ class TextTokenizer:
     self,
     tokenizer: Any,
     *,
-    chat_template: str | None = None,
+    chat_template: str | Mapping[str, str] | None = None,
     special_tokens: Mapping[str, str] | None = None,
     end_ids: Sequence[int] = (),
   ) -> None:
@@ -74,7 +72,9 @@ class TextTokenizer:
 
     Args:
       tokenizer: A `tokenizers.Tokenizer`.
-      chat_template: Jinja; None for a plain one, a name before each text.
+      chat_template: Jinja, or several by name: "tool_use" is taken where tools
+        are given, "default" elsewhere; None for a plain one, a name before each
+        text.
       special_tokens: Variables of the template, such as eos_token; that one
         ends a text too.
       end_ids: What else ends a text.
@@ -90,11 +90,6 @@ class TextTokenizer:
         f"tokenizer is a {type(tokenizer).__name__}; it must be a "
         "tokenizers.Tokenizer, such as Tokenizer.from_file makes."
       )
-    if not isinstance(chat_template, str | None):
-      raise ValueError(
-        f"chat_template is {reprlib.repr(chat_template)}; it must be a text, "
-        "or None."
-      )
     if tokenizer.truncation or tokenizer.padding:
       raise ValueError(
         "tokenizer cuts or pads texts; call its no_truncation() and "
@@ -102,7 +97,11 @@ class TextTokenizer:
       )
     self._tokenizer = tokenizer
     tokens = _checked_tokens(special_tokens)
-    self.template = ChatTemplate(chat_template or PLAIN_TEMPLATE, tokens)
+    self._templates = {
+      name: ChatTemplate(source, tokens)
+      for name, source in checked_templates(chat_template).items()
+    }
+    self.template = self._templates["default"]
     self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
     added = tokenizer.get_added_tokens_decoder()
     self._special = {i for i, token in added.items() if token.special}
@@ -118,8 +117,9 @@ class TextTokenizer:
     """Reads the tokenizer of a model's folder.
 
     Args:
-      directory: Holds tokenizer.json; beside it tokenizer_config.json and
-        chat_template.jinja are read where they are.
+      directory: Holds tokenizer.json; beside it tokenizer_config.json,
+        special_tokens_map.json, chat_template.jinja and the templates in
+        additional_chat_templates are read where they are.
 
     Raises:
       FileNotFoundError: If there is no tokenizer.json.
@@ -138,14 +138,8 @@ class TextTokenizer:
       raise ValueError(f"{folder / _FILE} is damaged: {reason}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = {}
-    if (folder / _CONFIG).exists():
-      config = read_json_object(folder / _CONFIG)
-    return cls(
-      tokenizer,
-      chat_template=_chat_template(folder, config),
-      special_tokens=_special_tokens(config),
-    )
+    templates, tokens = read_tokenizer_files(folder)
+    return cls(tokenizer, chat_template=templates, special_tokens=tokens)
 
   def check_vocabulary(self, vocab_size: int) -> None:
     """Refuses a model of another vocabulary.
@@ -197,39 +191,18 @@ class TextTokenizer:
     """
     checked = checked_messages(messages)
     variables = checked_variables("template", variables)
-    text = self.template.render(checked, **variables)
+    template = self.template
+    if variables.get("tools") is not None:
+      template = self._templates.get("tool_use", template)
+    text = template.render(checked, **variables)
     check_characters("the conversation", text)
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     ends = [end for _, end in encoding.offsets]
-    starts = self._starts(checked, text, variables)
+    starts = _starts(template, checked, text, variables)
     # Ids that reach over the end of a message are not of the message alone.
     counts = {bisect.bisect_right(ends, size) for size in starts}
     ids = np.array(encoding.ids, np.int32)
     return ChatPrompt(ids, tuple(sorted(counts - {0})))
-
-  def _starts(
-    self, messages: Sequence[Message], text: str, variables: dict[str, Any]
-  ) -> list[int]:
-    """Characters up to the end of each message, where the text has it so.
-
-    A template may refuse the start of a conversation, or write it in another
-    way once more follows. Whatever it puts in place of a generation prompt, the
-    whole conversation ends where that begins.
-    """
-    found, size = [], len(messages)
-    first = range(1, min(size, _FIRST_ENDS) + 1)
-    last = range(max(1, size - _LAST_ENDS + 1), size + 1)
-    for count in sorted({*first, *last}):
-      try:
-        start = self.template.render(
-          messages[:count], generation_prompt=False, **variables
-        )
-      except ValueError:
-        continue
-      shared = _shared(text, start)
-      if shared == len(start) or count == size:
-        found.append(shared)
-    return found
 
   def decode(self, ids: list[int]) -> str:
     """The text of ids, without special tokens."""
@@ -292,6 +265,34 @@ def _shared(text: str, start: str) -> int:
   return next(differs, min(len(text), len(start)))
 
 
+def _starts(
+  template: ChatTemplate,
+  messages: Sequence[Message],
+  text: str,
+  variables: dict[str, Any],
+) -> list[int]:
+  """Characters up to the end of each message, where the text has it so.
+
+  A template may refuse the start of a conversation, or write it in another
+  way once more follows. Whatever it puts in place of a generation prompt, the
+  whole conversation ends where that begins.
+  """
+  found, size = [], len(messages)
+  first = range(1, min(size, _FIRST_ENDS) + 1)
+  last = range(max(1, size - _LAST_ENDS + 1), size + 1)
+  for count in sorted({*first, *last}):
+    try:
+      start = template.render(
+        messages[:count], generation_prompt=False, **variables
+      )
+    except ValueError:
+      continue
+    shared = _shared(text, start)
+    if shared == len(start) or count == size:
+      found.append(shared)
+  return found
+
+
 def _byte_codes() -> dict[str, int]:
   """The byte that each character of a byte-level piece stands for.
 
@@ -312,41 +313,3 @@ def _decoder_types(tokenizer: Any) -> set[str]:
   decoder = json.loads(state) if state else {}
   steps = [decoder, *decoder.get("decoders", [])]
   return {step.get("type", "") for step in steps}
-
-
-def _chat_template(
-  folder: pathlib.Path, config: Mapping[str, Any]
-) -> str | None:
-  """The template of a folder: its own file, or of tokenizer_config.json."""
-  file = folder / _TEMPLATE
-  if file.is_file():
-    try:
-      return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-      raise ValueError(f"{file} is not UTF-8.") from None
-  template = config.get("chat_template")
-  if isinstance(template, list):
-    named = {
-      one.get("name"): one.get("template")
-      for one in template
-      if isinstance(one, dict)
-    }
-    template = named.get("default")
-  if template is not None and not isinstance(template, str):
-    raise ValueError(
-      f"chat_template in {folder / _CONFIG} is {reprlib.repr(template)}; it "
-      "must be a text."
-    )
-  return template
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-  """The tokens that tokenizer_config.json names, as texts."""
-  tokens = {}
-  for name, value in config.items():
-    if not name.endswith("_token"):
-      continue
-    text = value.get("content") if isinstance(value, dict) else value
-    if isinstance(text, str):
-      tokens[name] = text
-  return tokens

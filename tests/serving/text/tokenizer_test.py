@@ -47,14 +47,36 @@ def test_a_folder_is_read(tmp_path):
   )
 
 
+def test_special_tokens_lie_in_either_file(tmp_path):
+  config = {"eos_token": None, "chat_template": "{{ bos_token }}"}
+  folder = folder_with(tmp_path, config)
+  tokens = {"eos_token": {"content": "<|end|>"}, "bos_token": "<tool>"}
+  (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+  read = TextTokenizer.from_directory(folder)
+  assert read.end_ids == {read.vocab_size - 1}
+  assert spelled(read, read.encode_chat(MESSAGES).ids) == "<tool>"
+
+
 def test_which_template_counts(tmp_path):
   several = [
-    {"name": "tools", "template": "t"},
+    {"name": "tool_use", "template": "t"},
     {"name": "default", "template": "d"},
   ]
   folder = folder_with(tmp_path, {"chat_template": several})
   assert TextTokenizer.from_directory(folder).template.source == "d"
+  tools, plain = ({"tools": []}, MESSAGES[:1])
+  read = TextTokenizer.from_directory(folder)
+  assert read.encode_chat(plain, **tools).ids.tolist() == [read.encode("t")[0]]
+  with pytest.raises(ValueError, match="names \\['tool_use'\\]; one must be"):
+    TextTokenizer.from_directory(
+      folder_with(tmp_path, {"chat_template": several[:1]})
+    )
+  more = tmp_path / "additional_chat_templates"
+  more.mkdir()
+  (more / "tool_use.jinja").write_text("m")
   folder = folder_with(tmp_path, {"chat_template": several}, "f")
+  read = TextTokenizer.from_directory(folder)
+  assert read.encode_chat(plain, **tools).ids.tolist() == [read.encode("m")[0]]
   assert TextTokenizer.from_directory(folder).template.source == "f"
   (tmp_path / "chat_template.jinja").unlink()
   (tmp_path / "tokenizer_config.json").unlink()
@@ -183,7 +205,7 @@ def test_what_is_no_tokenizer_or_text_is_refused():
 @pytest.mark.parametrize(
   "choice, sentence",
   [
-    ({"chat_template": 5}, "chat_template is 5; it must be a text"),
+    ({"chat_template": 5}, "chat_template is 5; it must be a text, or"),
     ({"special_tokens": 5}, "special_tokens is 5; it must map names"),
     ({"special_tokens": {"eos_token": 5}}, "it must map names to texts"),
     ({"end_ids": 5}, "end_ids is 5; it must be a list"),
