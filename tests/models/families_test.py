@@ -206,6 +206,7 @@ def test_what_is_not_computed_is_refused(tmp_path, case, changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     read_config(directory, **CHOICES)
   assert "\n" not in str(refused.value)
+  assert str(directory / "config.json") in str(refused.value)
 
 
 def test_an_expert_of_another_shape_is_refused(tmp_path):
