@@ -346,6 +346,26 @@ def _by_blocks(pools: Any) -> bool:
   return current_device().platform == "cpu" and row >= _LARGE
 
 
+def as_captures(capture_at: Captures) -> Captures:
+  """One array of positions that are traced one by one; others as they are.
+
+  A list that enters `jax.jit` as an argument is a list of tracers inside.
+
+  Args:
+    capture_at: Numbers of steps.
+
+  Example:
+    >>> as_captures((64, 128))
+    (64, 128)
+    >>> jax.jit(lambda *at: as_captures(at))(64, 128).tolist()
+    [64, 128]
+  """
+  several = isinstance(capture_at, list | tuple)
+  if several and any(isinstance(at, core.Tracer) for at in capture_at):
+    return jnp.stack(capture_at)
+  return capture_at
+
+
 def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
   """Numbers of steps as an array; what is not an integer is refused.
 
@@ -361,6 +381,7 @@ def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
     ValueError: If it is no list of integers, or if a concrete value is outside
       the scan or repeated.
   """
+  capture_at = as_captures(capture_at)
   traced = isinstance(capture_at, core.Tracer)
   positions: Any = capture_at if traced else np.asarray(capture_at)
   if positions.ndim != 1:
