@@ -286,6 +286,17 @@ def test_experts_that_the_file_does_not_count_are_two(tmp_path):
   assert config == read_config(GOLDEN / "granite_hybrid_3", **CHOICES)
 
 
+def test_weights_of_experts_are_not_normed_where_that_is_null(tmp_path):
+  """As transformers takes null, under the name that it writes."""
+  case, key = "kimi_linear_1", "moe_renormalize"
+  configs = []
+  for value in (None, False, True):
+    (tmp_path / str(value)).mkdir()
+    directory = copy(tmp_path / str(value), case, **{key: value})
+    configs.append(read_config(directory, **CHOICES))
+  assert configs[0] == configs[1] != configs[2]
+
+
 def test_a_pattern_of_letters_is_the_same_model(tmp_path):
   changes = {"layers_block_type": None, "hybrid_override_pattern": "M-*"}
   changes |= {"num_hidden_layers": 3}
