@@ -267,23 +267,31 @@ def dot_by_warps(
   return total
 
 
+_MOST_UNROLLED = 256
+"""Terms of a sum that are written out: the address of each takes registers."""
+
+
 def dot_transposed(
-  left: Ref, right: Ref, rows: int, config: Config
-) -> Float32[Array, "r r"]:
-  """Multiplies a buffer [r k] by the transpose of another [r k].
+  left: Ref, right: Ref, config: Config
+) -> Float32[Array, "r s"]:
+  """Multiplies a buffer [r k] by the transpose of another [s k]."""
+  shape, terms = (left.shape[0], right.shape[0]), left.shape[1]
+  if terms <= _MOST_UNROLLED:
+    return with_transposed(
+      [right], lambda turned: dot([(left, turned)], shape), config
+    )
 
-  The product reads its right operand in either order, which the interpreter
-  does not follow: there a transposed copy is made first.
-  """
-  if config.interpret is None:
-    return dot([(left, right.transpose((1, 0)))], (rows, rows))
+  def accumulate(accumulator: Ref) -> Array:
+    def block(index: Array, _: None) -> None:
+      inner = pl.ds(pl.multiple_of(index * CHUNK, CHUNK), CHUNK)
+      add = functools.partial(plgpu.wgmma, accumulator, left.at[:, inner])
+      with_transposed([right.at[:, inner]], add, config)
 
-  def copied(buffer: Ref) -> Array:
-    buffer[...] = right[...].T
-    return dot([(left, buffer)], (rows, rows))
+    lax.fori_loop(0, terms // CHUNK, block, None)
+    return lax.optimization_barrier(accumulator[...])
 
-  copy = tile(right.shape[1], rows)
-  return pl.run_scoped(copied, copy)
+  total = plgpu.WGMMAAccumulatorRef(shape, jnp.float32)
+  return pl.run_scoped(accumulate, total)
 
 
 def with_transposed(

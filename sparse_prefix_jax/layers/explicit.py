@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import core
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
-from sparse_prefix_jax.kernels.checks import check_axes
-from sparse_prefix_jax.kernels.chunks import (
-  Captures,
+from sparse_prefix_jax.kernels.captures import (
+  are_lattice_captures,
   as_captures,
-  check_captures,
+  check_lattice_captures,
 )
+from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.chunks import Captures
 from sparse_prefix_jax.kernels.slot_checks import concrete, widened
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit_programs import run_cell, run_scan
@@ -230,7 +231,7 @@ def scan(
   check_axes("scan", x=(x, "b t d"), length=(length, "b"))
   capture_at, carry = as_captures(capture_at), _with_wide_position(carry)
   check_scan(carry, length, t, c)
-  at = _check_captures(capture_at, t, c)
+  at = check_lattice_captures(capture_at, t, c)
   counts = carry.position, length.astype(jnp.int32), at
   pools = BranchPools(carry.slots, carry.pages)
   # Outside of the program: where nothing else is compiled around it, prompts
@@ -244,7 +245,7 @@ def scan(
   y, slots, captured = _allow(allowed, shown)
   captured = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), captured)
   if isinstance(capture_at, core.Tracer):
-    captured = _allow(_are_captures(at, t, c), captured)
+    captured = _allow(are_lattice_captures(at, t, c), captured)
   after = ExplicitCarry(carry.position + counts[1], slots, out.pages)
   return ExplicitScan(after, y, captured)
 
@@ -380,29 +381,6 @@ def check_scan(
     raise ValueError(
       f"the tokens reach to {end}; the carry has room for {room}."
     )
-
-
-def _check_captures(
-  capture_at: Captures, tokens: int, chunk: int
-) -> Int32[Array, "m"]:
-  """Numbers of tokens as an array; known ones are lattice points."""
-  at = check_captures(capture_at, tokens)
-  if not isinstance(capture_at, core.Tracer):
-    values = np.asarray(capture_at)
-    off = values[values % chunk > 0]
-    if off.size:
-      raise ValueError(
-        f"capture_at holds {off[0]}; it must be a multiple of {chunk}."
-      )
-  return at
-
-
-def _are_captures(
-  at: Int32[Array, "m"], tokens: int, chunk: int
-) -> Bool[Array, "m"]:
-  """Which numbers of tokens would not be refused, were they known."""
-  once = (at[:, None] == at[None]).sum(1) == 1
-  return once & (at % chunk == 0) & (at >= 1) & (at <= tokens)
 
 
 def _allow(allowed: Array, tree: Any) -> Any:
