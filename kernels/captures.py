@@ -19,6 +19,7 @@ def as_captures(capture_at: Captures) -> Captures:
     capture_at: Numbers of steps.
 
   Example:
+    >>> import jax
     >>> as_captures((64, 128))
     (64, 128)
     >>> jax.jit(lambda *at: as_captures(at))(64, 128).tolist()
