@@ -1,8 +1,10 @@
 """What holds in every test.
 
 Promotion of dtypes is strict and promotion of ranks raises, x64 stays off, the
-signatures of the package are checked at run time by jaxtyping and beartype,
-and hypothesis draws the same examples each time, however long they take.
+signatures of the package are checked at run time by jaxtyping and beartype
+(where parts are tested: whole models run as users run them, which is a fifth of
+the time less), and hypothesis draws the same examples each time, however long
+they take.
 
 A program is compiled once in a run, whichever process asks for it first:
 compiling is most of what the tests take. `JAX_COMPILATION_CACHE_DIR` names a
@@ -71,12 +73,27 @@ _OLDER = jax.__version_info__ < (0, 11)
 _EASIER = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}
 
 
+# They run whole models, whose parts are tested elsewhere with their types.
+WHOLE = (
+  *("contract", "serving", "commands", "demo_test.py"),
+  *("evaluation/served_test.py", "cache/hour_test.py"),
+  *("models/family_bits_test.py", "models/family_logits_test.py"),
+  *("models/explicit_*_test.py", "models/preset_logits_test.py"),
+  *("models/checkpoint/mutations_test.py", "training/segments_test.py"),
+)
+
+
+def _is_among(request, patterns):
+  """Whether the file of a test is one of these, or in one of these folders."""
+  within = request.path.relative_to(_TESTS)
+  paths = within, *within.parents
+  return any(path.match(p) for path in paths for p in patterns)
+
+
 def _compiles_little(request):
   """Whether this is a test of the usual run that is among those above."""
   usual = request.config.option.markexpr.startswith("not slow and")
-  within = request.path.relative_to(_TESTS)
-  paths = within, *within.parents
-  return usual and any(path.match(p) for path in paths for p in LITTLE)
+  return usual and _is_among(request, LITTLE)
 
 
 def pytest_configure(config):
@@ -97,6 +114,15 @@ def pytest_configure(config):
 def unchecked_types(monkeypatch):
   """Users do not have the checks of types that the tests run with."""
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def types_of_parts(request):
+  """Checks types in tests of parts; those of whole models would wait for it."""
+  with pytest.MonkeyPatch.context() as patch:
+    if _is_among(request, WHOLE):
+      patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    yield
 
 
 @pytest.fixture(scope="module", autouse=True)
