@@ -168,11 +168,12 @@ class Worth:
     Args:
       fits: Whether there is room for so many offers.
     """
-    while self._turned_down and fits(self.offered + 1):
-      row, offer = self._turned_down.pop()
-      self._policy.hold([row])
-      self._offers[row] = offer
+    back: dict[int, _Offer] = {}
+    while self._turned_down and fits(self.offered + len(back) + 1):
+      back.update([self._turned_down.pop()])
     self._turned_down.clear()
+    self._policy.hold(sorted(back, key=self._policy.depth_of))
+    self._offers |= back
 
   def _freed_by(
     self, short: Shortage
