@@ -63,10 +63,7 @@ _FEWER = (1, 2, 4)
 """Chunks of the programs whose sums must be those of the whole group's."""
 _NARROW = 64
 """A product of fewer columns than that is not a wide one."""
-_OPERATIONS = tuple(
-  x for x in PROGRAMS if not (x.startswith("model_") or x.endswith("_long"))
-)
-"""No kernel of a GPU takes long chunks."""
+_OPERATIONS = tuple(x for x in PROGRAMS if machine_code_limits.is_counted(x))
 
 _CHECK = flags.DEFINE_bool(
   "check", False, "Fail where a count is above the kept ones, or a limit."

@@ -30,6 +30,7 @@ not."""
 LIMITS: Mapping[str, Mapping[str, int]] = {
   **{x: {"kernels": 1, "state_passes": 2} for x in RECURRENT_STEPS},
   "lattice_attention_step": {"own_kernels": 2, "kernels_in_loops": 0},
+  "latent_attention_step": {"own_kernels": 2, "kernels_in_loops": 0},
   "layer_group_decode": {
     "kernels": 64,
     "kernels_in_loops": 0,
@@ -50,9 +51,15 @@ SPILLING: Mapping[str, Sequence[int]] = {
   "gated_delta_rule": (256,),
   "linear_attention": (256,),
   "kimi_delta_attention": (64, 128, 256),
+  "kimi_linear_prefill": (576,),  # its heads of 128, of that operation
 }
 """Operations and widths that may spill registers. Those of no other may. A
 device has run each of these: bits and errors are those of the others."""
+
+
+def is_counted(program: str) -> bool:
+  """Whether the kernels of a program are counted; none takes long chunks."""
+  return not (program.startswith("model_") or program.endswith("_long"))
 
 
 def above(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import core, lax
+from jax import lax
 from jaxtyping import Array, Bool, Int32
 
 from sparse_prefix_jax.kernels.barrier import barrier
@@ -344,48 +344,3 @@ def _by_blocks(pools: Any) -> bool:
   leaves = jax.tree.leaves(pools)
   row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in leaves)
   return current_device().platform == "cpu" and row >= _LARGE
-
-
-def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
-  """Numbers of steps as an array; what is not an integer is refused.
-
-  The rank and the dtype are known of traced positions too: a fraction would be
-  cut to another step, a mask be taken for steps 0 and 1. Values are checked
-  where they are concrete.
-
-  Args:
-    capture_at: Distinct numbers of steps, each in 1..steps.
-    steps: Number of steps of the scan.
-
-  Raises:
-    ValueError: If it is no list of integers, or if a concrete value is outside
-      the scan or repeated.
-  """
-  traced = isinstance(capture_at, core.Tracer)
-  positions: Any = capture_at if traced else np.asarray(capture_at)
-  if positions.ndim != 1:
-    raise ValueError(
-      f"capture_at has shape {positions.shape}; it must have one axis."
-    )
-  if positions.size and not jnp.issubdtype(positions.dtype, jnp.integer):
-    raise ValueError(
-      f"capture_at has dtype {positions.dtype}; positions are integers, "
-      f"numbers of steps from 1 to {steps}."
-    )
-  if not traced:
-    _check_values(positions, steps)
-  return jnp.asarray(positions, jnp.int32)
-
-
-def _check_values(positions: np.ndarray, steps: int) -> None:
-  """Refuses positions that are outside the scan, or repeated."""
-  outside = positions[(positions < 1) | (positions > steps)]
-  if outside.size:
-    raise ValueError(
-      f"capture_at holds {outside[0]}; positions are numbers of steps from 1 "
-      f"to {steps}."
-    )
-  if np.unique(positions).size != positions.size:
-    raise ValueError(
-      f"capture_at is {positions.tolist()}; each position may stand once."
-    )

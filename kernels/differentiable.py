@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int32
 
+from sparse_prefix_jax.kernels.captures import check_captures
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import (
   CARRY,
   NONE,
   Captures,
   Chunks,
-  check_captures,
 )
 
 Packed: TypeAlias = Callable[[Any, Any, Any, Chunks], tuple[Any, Any]]

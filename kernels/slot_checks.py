@@ -19,6 +19,20 @@ from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 
 
+def widened(array: Array | np.ndarray) -> Array:
+  """Integers of at least 32 bits: a bound that 8 do not hold would wrap.
+
+  Args:
+    array: Of any dtype; what is not narrow is left as it is.
+
+  Example:
+    >>> widened(jnp.uint8(7)).dtype.name
+    'int32'
+  """
+  narrow = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < 4
+  return jnp.asarray(array, jnp.int32) if narrow else jnp.asarray(array)
+
+
 def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:
   """The values of an argument that numbers something, where there are any.
 

@@ -4,7 +4,7 @@
 
 Steps of the recurrences read a state and write it; attention reads all keys and
 values of a sequence. The shapes are those of a layer of Qwen3.5-0.8B, of Kimi
-Linear's and Mamba-2's forms, and of a window of the convolution.
+Linear's and Mamba-2's forms, its latents, and of a window of the convolution.
 """
 
 import statistics
@@ -28,6 +28,7 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
 )
 from sparse_prefix_jax.kernels.lattice_attention import (
   BLOCK_PAGES,
+  latent_attention_step,
   lattice_attention_step,
 )
 from sparse_prefix_jax.kernels.linear_attention import linear_attention_step
@@ -81,11 +82,9 @@ def _attention(rows: int, window: int | None) -> Step:
   heads, context = _HEADS.value, _CONTEXT.value
   kv_heads = max(1, heads // 8)
   pages = -(-context // _CHUNK)
-  wide = -(-(pages + 1) // BLOCK_PAGES) * BLOCK_PAGES
   shape = rows * pages, _CHUNK, kv_heads, _KEY
   pools = _normal(0, *shape), _normal(1, *shape)
-  table = np.zeros((rows, wide), np.int32)
-  table[:, :pages] = np.arange(rows * pages).reshape(rows, pages)
+  table = _table(rows, pages)
   position = jnp.full(rows, context - 1, jnp.int32)
   active = jnp.ones(rows, jnp.bool_)
   inputs = (
@@ -95,12 +94,40 @@ def _attention(rows: int, window: int | None) -> Step:
 
   def run(inputs: Any, pools: Any) -> Any:
     out, *pools = lattice_attention_step(
-      *(*inputs, *pools, position, active, jnp.asarray(table)), window=window
+      *(*inputs, *pools, position, active, table), window=window
     )
     return out, tuple(pools)
 
   read = min(context, window or context)
   return Step(run, inputs, pools, 4 * rows * read * kv_heads * _KEY)
+
+
+def _latents(rows: int) -> Step:
+  """The published widths of Kimi Linear."""
+  heads, width, values = 32, 576, 512
+  context = _CONTEXT.value
+  pages = -(-context // _CHUNK)
+  table = _table(rows, pages)
+  pool = _normal(0, rows * pages, _CHUNK, 1, width)
+  position = jnp.full(rows, context - 1, jnp.int32)
+  active = jnp.ones(rows, jnp.bool_)
+  inputs = _normal(2, rows, heads, width), _normal(3, rows, 1, width)
+
+  def run(inputs: Any, pools: Any) -> Any:
+    out, pool = latent_attention_step(
+      *(*inputs, *pools, position, active, table), value_width=values
+    )
+    return out, (pool,)
+
+  return Step(run, inputs, (pool,), 2 * rows * context * width)
+
+
+def _table(rows: int, pages: int) -> jax.Array:
+  """Each row has pages of its own, in order; it is as wide as kernels ask."""
+  wide = -(-(pages + 1) // BLOCK_PAGES) * BLOCK_PAGES
+  table = np.zeros((rows, wide), np.int32)
+  table[:, :pages] = np.arange(rows * pages).reshape(rows, pages)
+  return jnp.asarray(table)
 
 
 def _convolution(rows: int) -> Step:
@@ -131,6 +158,7 @@ def steps(rows: int) -> dict[str, Step]:
     "causal_conv1d": _convolution(rows),
     "lattice_attention": _attention(rows, None),
     "lattice_attention, window 512": _attention(rows, 512),
+    "latent_attention": _latents(rows),
   }
 
 

@@ -35,11 +35,13 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   store_each,
   tile,
   vector,
-  with_transposed,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.left_registers import dots
 from sparse_prefix_jax.kernels.mosaic_gpu.segments import real_rows
 from sparse_prefix_jax.kernels.mosaic_gpu.step import step_implementation
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
+  with_transposed,
+)
 
 
 def packed(

@@ -1,5 +1,9 @@
 """The kernel of lattice_attention on GPU: a program per chunk and query head.
 
+Values wider than 256, of latents, take several programs of a head, each with
+the scores of all channels and some of the values: a warpgroup has registers for
+no more.
+
 A program holds its 64 queries in shared memory and walks through the pages of
 its request in absolute order, the next pages on their way while one is reduced,
 with the online softmax in registers:
@@ -41,15 +45,19 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   along_rows,
   dot,
   dot_onto,
-  dot_transposed,
   indices,
   launch,
   new,
   tile,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
+  dot_transposed,
+)
 
 _MOST_BESIDE = 128
 """Widths up to which products have registers of their own beside o."""
+_MOST_VALUES = 256
+"""Channels of values that a program has registers for."""
 
 _Mask: TypeAlias = Callable[[Array, Array], Array]
 
@@ -70,32 +78,35 @@ class _Softmax(NamedTuple):
 
 def attend_chunks(
   q: BFloat16[Array, "n c h k"],
-  key_pages: BFloat16[Array, "p c hkv k"],
-  value_pages: BFloat16[Array, "p c hkv k"],
+  pools: tuple[BFloat16[Array, "p c hkv k"], ...],
   chunks: Chunks,
   page_table: Int32[Array, "requests pages"],
+  *,
   window: int | None,
+  value_width: int,
   config: MosaicGpuConfig,
-) -> Float32[Array, "n c h k"]:
+  name: str,
+) -> Float32[Array, "n c h v"]:
   """Computes the outputs of the chunks, which are zero past their lengths.
 
   Args:
     q: Queries, scaled and rotated.
-    key_pages: Pages of keys, those of the chunks among them.
-    value_pages: Pages of values, those of the chunks among them.
+    pools: Pages of keys and of values, those of the chunks among them; or of
+      latents, which are both.
     chunks: Position, length and page-table row of each chunk.
     page_table: Pages of each request, in order.
     window: Keys that a token sees, or None for all before it.
+    value_width: Channels v of a value.
     config: `stages` of pages.
+    name: What a profile calls the kernel.
   """
   n, _, heads, width = q.shape
   meta = jnp.stack([*chunks[2:], *_pages(chunks, window)]).astype(jnp.int32)
   buffers = (
     tile(CHUNK, width),
-    tile(config.stages, CHUNK, width),
-    tile(config.stages, CHUNK, width),
+    tuple(tile(config.stages, CHUNK, pool.shape[3]) for pool in pools),
     tile(CHUNK, CHUNK),
-    plgpu.Barrier(num_arrivals=2, num_barriers=config.stages),
+    plgpu.Barrier(num_arrivals=len(pools), num_barriers=config.stages),
     plgpu.Barrier(),
   )
 
@@ -105,14 +116,19 @@ def attend_chunks(
 
   (out,) = launch(
     body,
-    (meta, q, key_pages, value_pages, page_table),
-    [new(*q.shape, dtype=jnp.float32)],
+    (meta, q, pools, page_table),
+    [new(*q.shape[:3], value_width, dtype=jnp.float32)],
     buffers,
-    grid={"chunk": n, "head": heads},
+    grid={"chunk": n, "head": heads * parts_of(value_width)},
     config=config,
-    name="lattice_attention",
+    name=name,
   )
   return out
+
+
+def parts_of(value_width: int) -> int:
+  """How many programs share the values of a head."""
+  return -(-value_width // _MOST_VALUES)
 
 
 _LENGTH, _POSITION, _REQUEST, _FIRST, _WHOLE, _STOP = range(6)
@@ -145,18 +161,16 @@ def _pages(
 
 
 class _Program(NamedTuple):
-  """One chunk and query head.
+  """One chunk and query head, or a part of the values of a head.
 
   Attributes:
     meta: Length, position, request and pages (`_pages`) of chunks. [6 n]
     q: The queries. [n c h k]
-    key_pages: The pool of keys. [p c hkv k]
-    value_pages: The pool of values. [p c hkv k]
+    pools: Of keys and of values; or of latents, which are both. [p c hkv k]
     page_table: The pages of each request. [requests pages]
-    out: The outputs. [n c h k]
+    out: The outputs. [n c h v]
     queries: The queries, in shared memory like all that follows. [c k]
-    keys: Keys of the pages under way. [stage c k]
-    values: The values of the pages under way. [stage c k]
+    pages: The pages under way of each pool. [stage c k]
     weights: e^{s-m'}. [c c]
     arrived: One barrier per stage.
     loading: Barrier of the queries.
@@ -166,13 +180,11 @@ class _Program(NamedTuple):
 
   meta: Ref
   q: Ref
-  key_pages: Ref
-  value_pages: Ref
+  pools: tuple[Ref, ...]
   page_table: Ref
   out: Ref
   queries: Ref
-  keys: Ref
-  values: Ref
+  pages: tuple[Ref, ...]
   weights: Ref
   arrived: Ref
   loading: Ref
@@ -192,16 +204,9 @@ class _Program(NamedTuple):
       first: The number of the first page.
       stop: The end of the pages; the last of them is the chunk's own.
     """
-    source = self.q.at[self._chunk, :, lax.axis_index("head")]
+    source = self.q.at[self._chunk, :, self._head]
     plgpu.copy_gmem_to_smem(source, self.queries, self.loading)
-    pages = PageStream(
-      self.key_pages,
-      self.value_pages,
-      self.keys,
-      self.values,
-      self.arrived,
-      self._find,
-    )
+    pages = PageStream(self.pools, self.pages, self.arrived, self._find)
     pages.begin(first, stop)
     plgpu.barrier_wait(self.loading)
     begins, inner, own = (
@@ -219,19 +224,39 @@ class _Program(NamedTuple):
     """The chunk of this program; the last one is that of the first program."""
     return self.q.shape[0] - 1 - lax.axis_index("chunk")
 
+  @property
+  def _head(self) -> Array:
+    """The query head of this program."""
+    return lax.div(lax.axis_index("head"), parts_of(self.out.shape[3]))
+
+  @property
+  def _blocks(self) -> int:
+    """How many times 64 channels of values this program takes."""
+    width = self.out.shape[3]
+    return width // parts_of(width) // CHUNK
+
+  def _columns(self, block: int, count: int = 1) -> Any:
+    """64 channels of the values of this program, or several times that many."""
+    parts, columns = parts_of(self.out.shape[3]), count * CHUNK
+    if parts == 1:
+      return pl.ds(block * CHUNK, columns)
+    part = lax.rem(lax.axis_index("head"), parts)
+    first = (part * self._blocks + block) * CHUNK
+    # Copies of tiles must be told that they begin at a tile.
+    return pl.ds(pl.multiple_of(first, CHUNK), columns)
+
   def _find(self, page: Array) -> tuple[Array, Array]:
     """The slot of a page of the request, and the key head."""
     request = self.meta[_REQUEST, self._chunk]
     slot = self.page_table[request, page]
-    groups = self.q.shape[2] // self.key_pages.shape[2]
-    return slot, lax.div(lax.axis_index("head"), groups)
+    groups = self.q.shape[2] // self.pools[0].shape[2]
+    return slot, lax.div(self._head, groups)
 
   def _empty(self) -> _Softmax:
-    blocks = self.q.shape[3] // CHUNK
     return _Softmax(
       jnp.full((CHUNK,), -jnp.inf, jnp.float32),
       jnp.zeros((CHUNK,), jnp.float32),
-      (jnp.zeros((CHUNK, CHUNK), jnp.float32),) * blocks,
+      (jnp.zeros((CHUNK, CHUNK), jnp.float32),) * self._blocks,
     )
 
   def _page(
@@ -248,8 +273,8 @@ class _Program(NamedTuple):
       stage: The stage of the buffers that holds its keys and values.
       carry: Sums over the pages before.
     """
-    keys = self.keys.at[stage]
-    scores = dot_transposed(self.queries, keys, CHUNK, self.config)
+    keys = self.pages[0].at[stage]
+    scores = dot_transposed(self.queries, keys, page, self.config)
     if mask is not None:
       scores = jnp.where(mask(page, stage), scores, -jnp.inf)
     maximum = jnp.maximum(carry.maximum, jnp.max(scores, axis=1))
@@ -263,8 +288,7 @@ class _Program(NamedTuple):
     plgpu.commit_smem()
     out = []
     for index, known in enumerate(carry.out):
-      columns = pl.ds(index * CHUNK, CHUNK)
-      values = self.values.at[stage, :, columns]
+      values = self.pages[-1].at[stage, :, self._columns(index)]
       known = known * along_rows(rescale, CHUNK)
       out.append(self._plus(known, values))
     return _Softmax(maximum, total, tuple(out))
@@ -282,7 +306,7 @@ class _Program(NamedTuple):
       values: The same columns of a page. [c 64]
     """
     pairs = [(self.weights, values)]
-    if self.q.shape[3] > _MOST_BESIDE:
+    if self._blocks * CHUNK > _MOST_BESIDE:
       return dot_onto(known, pairs, self.config)
     return known + dot(pairs, (CHUNK, CHUNK))
 
@@ -310,7 +334,7 @@ class _Program(NamedTuple):
       stage: The stage of the buffers that holds its keys and values.
     """
     exist = self.meta[_LENGTH, self._chunk]
-    clear_absent(self.values, stage, exist)
+    clear_absent(self.pages[-1], stage, exist)
     row, column = indices()
     seen = (column <= row) & (column < exist)
     if self.window is not None:
@@ -319,16 +343,16 @@ class _Program(NamedTuple):
 
   def _clear_out(self) -> None:
     """Writes the outputs of an inactive chunk, which are zeros."""
-    zeros = jnp.zeros((CHUNK, self.q.shape[3]), jnp.float32)
-    self.out[self._chunk, :, lax.axis_index("head")] = zeros
+    columns = self._columns(0, self._blocks)
+    zeros = jnp.zeros((CHUNK, self._blocks * CHUNK), jnp.float32)
+    self.out[self._chunk, :, self._head, columns] = zeros
 
   def _emit(self, carry: _Softmax) -> None:
     """Writes o / l, and zeros at padding, whose queries may be anything."""
-    chunk, head = self._chunk, lax.axis_index("head")
+    chunk, head = self._chunk, self._head
     row, _ = indices()
     total = jnp.where(carry.total == 0, 1.0, carry.total)
     for index, out in enumerate(carry.out):
       out = out / along_rows(total, CHUNK)
       real = row < self.meta[_LENGTH, chunk]
-      columns = pl.ds(index * CHUNK, CHUNK)
-      self.out[chunk, :, head, columns] = jnp.where(real, out, 0.0)
+      self.out[chunk, :, head, self._columns(index)] = jnp.where(real, out, 0.0)

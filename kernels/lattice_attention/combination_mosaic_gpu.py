@@ -35,11 +35,12 @@ _MOST_STAGES = 8
 
 
 def combine(
-  out: Float32[Array, "b hkv ranges k g"],
-  sums: Float32[Array, "b hkv ranges rows g"],
+  out: Float32[Array, "b groups ranges v g"],
+  sums: Float32[Array, "b groups ranges rows g"],
   row: Row,
   config: MosaicGpuConfig,
-) -> Float32[Array, "b hkv k g"]:
+  name: str,
+) -> Float32[Array, "b groups v g"]:
   """Combines the ranges of a row in their order, 64 channels a program.
 
   Args:
@@ -47,8 +48,9 @@ def combine(
     sums: m and l of each range.
     row: Which pages a row sees.
     config: Of the launch.
+    name: What a profile calls the kernel.
   """
-  b, kv_heads, _, width, columns = out.shape
+  b, groups, _, width, columns = out.shape
   room = SHARED_BYTES // (3 * 4 * CHUNK * columns)
   stages = min(_MOST_STAGES, room)
   buffers = (
@@ -64,11 +66,11 @@ def combine(
   (combined,) = launch(
     body,
     (row, out, sums),
-    [new(b, kv_heads, width, columns, dtype=jnp.float32)],
+    [new(b, groups, width, columns, dtype=jnp.float32)],
     buffers,
-    grid={"row": b, "head": kv_heads, "block": width // CHUNK},
+    grid={"row": b, "head": groups, "block": width // CHUNK},
     config=config,
-    name="lattice_attention_combine",
+    name=name,
   )
   return combined
 
@@ -88,13 +90,13 @@ class _Sums(NamedTuple):
 
 
 class _Combination(NamedTuple):
-  """64 channels of the query heads of one key head of one row.
+  """64 channels of a group of query heads of one row.
 
   Attributes:
     row: Which pages a row sees.
-    partial: o of each range. [b hkv ranges k g]
-    sums: m and l of each range. [b hkv ranges 2*64 g]
-    out: The outputs, transposed. [b hkv k g]
+    partial: o of each range. [b groups ranges v g]
+    sums: m and l of each range. [b groups ranges 2*64 g]
+    out: The outputs, transposed. [b groups v g]
     partials: o of the ranges under way, in shared memory. [stage 64 g]
     totals: m and l of the ranges under way, likewise. [stage 2*64 g]
     arrived: One barrier per stage.

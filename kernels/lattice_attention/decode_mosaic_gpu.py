@@ -9,7 +9,7 @@ pages on the absolute grid; it walks through its pages with the online softmax,
     o' = o e^{m-m'} + e^{s-m'} V
 
 and leaves m, l and o. A program of the second kernel combines the ranges of one
-row and key head in their order. Where a range begins is said by its position
+row and such heads in their order. Where a range begins is said by its position
 alone, so the bits depend on the tokens alone.
 
 Tokens, not heads, are the rows of a product of a warpgroup, which has 64:
@@ -55,20 +55,14 @@ _STAGES = {64: (4, 2, 1), 128: (2, 1), 256: (3, 2, 1)}
 and one has it alone at 256."""
 
 
-def attend_rows(
+def _run(
   q: Float[Array, "b h k"],
   k: Float[Array, "b hkv k"],
   v: Float[Array, "b hkv k"],
   key_pages: Float[Array, "p c hkv k"],
   value_pages: Float[Array, "p c hkv k"],
-  position: Int32[Array, "b"],
-  active: Bool[Array, "b"],
-  page_table: Int32[Array, "b pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-  config: MosaicGpuConfig,
+  *rest: Any,
+  **options: Any,
 ) -> tuple[
   Float32[Array, "b h k"],
   Float[Array, "p c hkv k"],
@@ -76,33 +70,75 @@ def attend_rows(
 ]:
   """Writes one token per row to its page, then attends in two launches.
 
-  Arguments of `lattice_attention_step`. Blocks here are pages, and products of
-  bfloat16 are exact, so `block_pages` and `precision` say nothing.
+  Arguments of `lattice_attention_step`; outputs of free rows are zeros.
+  """
+  heads = q.shape[1] // k.shape[1]
+  pools = key_pages, value_pages
+  out, (key_pages, value_pages) = attend_rows(
+    q, (k, v), pools, *rest, heads=heads, **options
+  )
+  return out, key_pages, value_pages
 
-  Returns:
-    out, zero in inactive rows, and both pools.
+
+def attend_rows(
+  q: Float[Array, "b h k"],
+  tokens: tuple[Float[Array, "b hkv k"], ...],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
+  position: Int32[Array, "b"],
+  active: Bool[Array, "b"],
+  page_table: Int32[Array, "b pages"],
+  *,
+  heads: int,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+  config: MosaicGpuConfig,
+  value_width: int | None = None,
+  name: str = "lattice_attention",
+) -> tuple[Float32[Array, "b h v"], tuple[Float[Array, "p c hkv k"], ...]]:
+  """Writes keys and values of a token per row, or latents, then attends.
+
+  Args:
+    q: Queries, scaled.
+    tokens: Keys and values of the tokens; or latents, which are both.
+    pools: Pages of the same.
+    position: Of each token.
+    active: False for a free row, whose outputs are zeros.
+    page_table: Pages of each row, in order.
+    heads: Query heads of a program; those of a key head are a multiple of it.
+    block_pages: Says nothing: a block is a page.
+    window: Keys that a token sees, or None.
+    precision: Says nothing: products of bfloat16 are exact.
+    config: Of the kernels.
+    value_width: Channels v of a latent that are its value; None for two pools.
+    name: What a profile calls the kernels, in front.
   """
   del block_pages, precision
-  key_pages, value_pages = xla.write_rows(
-    (key_pages, value_pages), (k, v), position, active, page_table
-  )
+  pools = xla.write_rows(pools, tokens, position, active, page_table)
   first = jnp.zeros_like(position)
   if window is not None:
     first = jnp.maximum(position - window + 1, 0) // CHUNK
   stop = jnp.where(active, position // CHUNK + 1, 0)
   row = Row(*(x.astype(jnp.int32) for x in (position, first, stop)))
-  b, heads, width = q.shape
-  kv_heads = k.shape[1]
-  groups = heads // kv_heads
-  grouped = q.reshape(b, kv_heads, groups, width)
-  missing = _columns(groups) - groups
+  b, all_heads, width = q.shape
+  grouped = q.reshape(b, all_heads // heads, heads, width)
+  missing = _columns(heads) - heads
   grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
   partial, sums = ranges_mosaic_gpu.attend(
-    grouped, key_pages, value_pages, row, page_table, window, config
+    grouped,
+    pools,
+    row,
+    page_table,
+    window=window,
+    value_width=value_width or width,
+    config=config,
+    name=f"{name}_ranges",
   )
-  out = combination_mosaic_gpu.combine(partial, sums, row, config)
-  out = out.swapaxes(2, 3)[:, :, :groups]
-  return out.reshape(b, heads, width), key_pages, value_pages
+  out = combination_mosaic_gpu.combine(
+    partial, sums, row, config, f"{name}_combine"
+  )
+  out = out.swapaxes(2, 3)[:, :, :heads]
+  return out.reshape(b, all_heads, -1), pools
 
 
 def refusal(
@@ -144,7 +180,7 @@ def refusal(
       f"most, not {groups}"
     )
   refused = refused_device(device, config, products=True) or refused_sizes(
-    config.stages, _shared_bytes(width, groups, config.stages)
+    config.stages, bytes_of_rows(width, groups, config.stages)
   )
   if refused is None and not gpu_of(device).warpgroup_products:
     return f"needs products of warpgroups, and a {device.kind} has none"
@@ -159,31 +195,32 @@ def heuristic(
   fitting = [
     stages
     for stages in _STAGES.get(width, (2,))
-    if _shared_bytes(width, groups, stages) <= SHARED_BYTES
+    if bytes_of_rows(width, groups, stages) <= SHARED_BYTES
   ]
   return MosaicGpuConfig(stages=fitting[0] if fitting else 1)
 
 
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=attend_rows,
+  run=_run,
   refusal=within_grid(refusal),
   heuristic=heuristic,
 )
 
 
-def _columns(groups: int) -> int:
+def _columns(heads: int) -> int:
   """Columns of a product that has a column per head: a multiple of 8."""
-  return -(-groups // 8) * 8
+  return -(-heads // 8) * 8
 
 
-def _shared_bytes(width: int, groups: int, stages: int) -> int:
+def bytes_of_rows(width: int, heads: int, stages: int, pools: int = 2) -> int:
   """Counts the bytes of queries, pages and weights, in bfloat16.
 
   Args:
     width: Width of a head.
-    groups: Query heads per key head.
+    heads: Query heads of a program.
     stages: How many pages are under way at a time.
+    pools: Two, of keys and of values; or one of latents.
   """
-  columns = _columns(groups)
-  return 2 * (columns * (width + PARTS * CHUNK) + 2 * stages * CHUNK * width)
+  own = _columns(heads) * (width + PARTS * CHUNK)
+  return 2 * (own + pools * stages * CHUNK * width)

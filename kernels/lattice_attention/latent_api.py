@@ -4,7 +4,7 @@ Multi-head latent attention (MLA) keeps of a token one row that all heads share:
 a compressed part, which is its value, and channels that only keys have. With
 the projections of keys and values absorbed into queries and outputs, it is
 attention with one key head, whose values are the first channels of the keys.
-There is a kernel for TPU; elsewhere it runs in XLA operations.
+There are kernels for GPU and TPU; elsewhere it runs in XLA operations.
 """
 
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from sparse_prefix_jax.kernels.checks import (
 from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import (
+  latent_mosaic_gpu,
   latent_mosaic_tpu,
   pages_vjp,
 )
@@ -30,10 +31,12 @@ from sparse_prefix_jax.kernels.slot_checks import check_pages, check_tokens
 
 _PRECISION = lax.Precision.HIGHEST
 LATENT_IMPLEMENTATIONS = (
+  latent_mosaic_gpu.IMPLEMENTATION,
   latent_mosaic_tpu.IMPLEMENTATION,
   plain(pages_vjp.attend_latent_chunks),
 )
 LATENT_STEP_IMPLEMENTATIONS = (
+  latent_mosaic_gpu.STEP_IMPLEMENTATION,
   latent_mosaic_tpu.STEP_IMPLEMENTATION,
   plain(pages_vjp.attend_latent_rows),
 )

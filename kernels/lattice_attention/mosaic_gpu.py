@@ -25,19 +25,14 @@ WIDTHS = (64, 128, 256)
 """Widths of heads that kernels take."""
 
 
-def packed(
+def _run(
   q: Float[Array, "n c h k"],
   k: Float[Array, "n c hkv k"],
   v: Float[Array, "n c hkv k"],
   key_pages: Float[Array, "p c hkv k"],
   value_pages: Float[Array, "p c hkv k"],
-  chunks: Chunks,
-  page_table: Int32[Array, "requests pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-  config: MosaicGpuConfig,
+  *rest: Any,
+  **options: Any,
 ) -> tuple[
   Float32[Array, "n c h k"],
   Float[Array, "p c hkv k"],
@@ -45,21 +40,60 @@ def packed(
 ]:
   """Lets all chunks write their pages, then each attend in one launch.
 
-  Arguments of `lattice_attention`. A block here is one page, and products of
-  bfloat16 are exact, so `block_pages` and `precision` say nothing.
+  Arguments of `lattice_attention`; outputs past a chunk's length are zeros.
+  """
+  pools = key_pages, value_pages
+  out, (key_pages, value_pages) = packed(q, (k, v), pools, *rest, **options)
+  return out, key_pages, value_pages
 
-  Returns:
-    out, zero past a chunk's length, and both pools.
+
+def packed(
+  q: Float[Array, "n c h k"],
+  tokens: tuple[Float[Array, "n c hkv k"], ...],
+  pools: tuple[Float[Array, "p c hkv k"], ...],
+  chunks: Chunks,
+  page_table: Int32[Array, "requests pages"],
+  *,
+  block_pages: int,
+  window: int | None,
+  precision: lax.Precision,
+  config: MosaicGpuConfig,
+  value_width: int | None = None,
+  name: str = "lattice_attention",
+) -> tuple[Float32[Array, "n c h v"], tuple[Float[Array, "p c hkv k"], ...]]:
+  """Writes keys and values of all chunks, or latents, then attends.
+
+  Args:
+    q: Queries, scaled.
+    tokens: Keys and values of the tokens; or latents, which are both.
+    pools: Pages of the same.
+    chunks: Position, length and page-table row of each chunk.
+    page_table: Pages of each request, in order.
+    block_pages: Says nothing: a block is a page.
+    window: Keys that a token sees, or None.
+    precision: Says nothing: products of bfloat16 are exact.
+    config: Of the kernel.
+    value_width: Channels v of a latent that are its value; None for two pools.
+    name: What a profile calls the kernel.
   """
   del block_pages, precision
   own_page = page_table[chunks.request, chunks.position // CHUNK]
-  own_page = jnp.where(chunks.length > 0, own_page, key_pages.shape[0])
-  key_pages = key_pages.at[own_page].set(k, mode="drop")
-  value_pages = value_pages.at[own_page].set(v, mode="drop")
-  out = attend_chunks(
-    q, key_pages, value_pages, chunks, page_table, window, config
+  own_page = jnp.where(chunks.length > 0, own_page, pools[0].shape[0])
+  pools = tuple(
+    pool.at[own_page].set(x, mode="drop")
+    for pool, x in zip(pools, tokens, strict=True)
   )
-  return out, key_pages, value_pages
+  out = attend_chunks(
+    q,
+    pools,
+    chunks,
+    page_table,
+    window=window,
+    value_width=value_width or q.shape[3],
+    config=config,
+    name=name,
+  )
+  return out, pools
 
 
 def refusal(
@@ -94,18 +128,19 @@ def refusal(
   if q.shape[3] not in WIDTHS:
     return f"takes heads of {WIDTHS}, and these are {q.shape[3]} wide"
   return refused_device(device, config, products=True) or refused_sizes(
-    config.stages, _shared_bytes(q.shape[3], config.stages)
+    config.stages, bytes_of_chunks(q.shape[3], config.stages)
   )
 
 
-def _shared_bytes(width: int, stages: int) -> int:
+def bytes_of_chunks(width: int, stages: int, pools: int = 2) -> int:
   """Counts the bytes of queries, pages and weights, in bfloat16.
 
   Args:
     width: Width of a head.
     stages: How many pages are under way at a time.
+    pools: Two, of keys and of values; or one of latents.
   """
-  return 2 * CHUNK * (width * (1 + 2 * stages) + CHUNK)
+  return 2 * CHUNK * (width * (1 + pools * stages) + CHUNK)
 
 
 def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:
@@ -115,7 +150,7 @@ def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:
 
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=packed,
+  run=_run,
   refusal=within_grid(refusal),
   heuristic=heuristic,
 )

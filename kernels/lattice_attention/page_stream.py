@@ -5,7 +5,7 @@ the sequence, always.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import Array, lax
@@ -20,25 +20,21 @@ class PageStream(NamedTuple):
   """The pages of one program: from where, and into which buffers.
 
   Attributes:
-    key_pages: The pool of keys. [p c hkv k]
-    value_pages: The pool of values. [p c hkv k]
-    keys: Keys of the pages under way. [stage c k]
-    values: The values of the pages under way. [stage c k]
-    arrived: One barrier per stage, of two arrivals.
+    pools: Of keys and of values; or of latents, which are both. [p c hkv k]
+    buffers: The pages under way of each pool. [stage c k]
+    arrived: One barrier per stage, of one arrival per pool.
     find: The number of a page in its sequence -> its slot and the key head.
   """
 
-  key_pages: Ref
-  value_pages: Ref
-  keys: Ref
-  values: Ref
+  pools: Sequence[Ref]
+  buffers: Sequence[Ref]
   arrived: Ref
   find: Callable[[Array], tuple[Array, Array]]
 
   @property
   def stages(self) -> int:
     """Pages under way at a time."""
-    return self.keys.shape[0]
+    return self.buffers[0].shape[0]
 
   def begin(self, first: Array, stop: Array) -> None:
     """Starts the copies of the first pages of [first, stop)."""
@@ -100,14 +96,11 @@ class PageStream(NamedTuple):
     return carry
 
   def _load(self, page: Array, stage: Array | int) -> None:
-    """Starts the copies of one page's keys and values to a stage's buffers."""
+    """Starts the copies of one page of each pool to a stage's buffers."""
     slot, head = self.find(page)
-    for pages, buffer in (
-      (self.key_pages, self.keys),
-      (self.value_pages, self.values),
-    ):
+    for pool, buffer in zip(self.pools, self.buffers, strict=True):
       plgpu.copy_gmem_to_smem(
-        pages.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
+        pool.at[slot, :, head], buffer.at[stage], self.arrived.at[stage]
       )
 
 

@@ -22,11 +22,15 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   along_columns,
   as_accumulator,
   dot,
+  dot_onto,
   launch,
   new,
   split,
-  store_transposed,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
+  dot_transposed,
+  store_transposed,
   with_transposed,
 )
 
@@ -35,6 +39,8 @@ RANGE_PAGES = 8
 same for all shapes; page tables are a multiple of it wide."""
 PARTS = 2
 """How many parts the weights have, as operands of products."""
+_MOST_BESIDE = 256 * 24
+"""Elements of o up to which a product has registers of its own beside it."""
 _ENOUGH_PROGRAMS = 2048
 """So many programs keep the largest device busy; with more ranges than that, a
 program takes several, one after another."""
@@ -66,39 +72,42 @@ def ranges_of(row: Row, index: Array) -> tuple[Array, Array]:
 
 
 def attend(
-  q: BFloat16[Array, "b hkv g k"],
-  key_pages: BFloat16[Array, "p c hkv k"],
-  value_pages: BFloat16[Array, "p c hkv k"],
+  q: BFloat16[Array, "b groups g k"],
+  pools: tuple[BFloat16[Array, "p c hkv k"], ...],
   row: Row,
   page_table: Int32[Array, "b pages"],
+  *,
   window: int | None,
+  value_width: int,
   config: MosaicGpuConfig,
+  name: str,
 ) -> list[Array]:
   """Computes o, and m and l, of the ranges that hold keys of a row.
 
   Args:
-    q: Queries, scaled and rotated, grouped by key head, padded with zeros.
-    key_pages: Pages of keys, with those of the tokens.
-    value_pages: Pages of values, likewise.
+    q: Queries, scaled and rotated, in groups of heads that share a key head,
+      padded with zeros; one group for each key head or more.
+    pools: Pages of keys and of values; or of latents, which are both.
     row: Which pages a row sees.
     page_table: Pages of each row, in order.
     window: Keys that a token sees, or None for all before it.
+    value_width: Channels v of a value.
     config: `stages` of pages.
+    name: What a profile calls the kernel.
 
   Returns:
-    o, transposed, and m and l, in every row of a tile: [b hkv ranges k g] and
-    [b hkv ranges 2*64 g]. Those of other ranges hold anything.
+    o, transposed, and m and l, in every row of a tile: [b groups ranges v g]
+    and [b groups ranges 2*64 g]. Those of other ranges hold anything.
   """
-  b, kv_heads, columns, width = q.shape
+  b, groups, columns, width = q.shape
   ranges = page_table.shape[1] // RANGE_PAGES
-  lead, stages = (b, kv_heads, ranges), config.stages
-  programs = min(ranges, -(-_ENOUGH_PROGRAMS // (b * kv_heads)))
+  lead, stages = (b, groups, ranges), config.stages
+  programs = min(ranges, -(-_ENOUGH_PROGRAMS // (b * groups)))
   buffers = (
     tile(columns, width),
-    tile(stages, CHUNK, width),
-    tile(stages, CHUNK, width),
-    tile(PARTS, columns, CHUNK),
-    plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+    tuple(tile(stages, CHUNK, pool.shape[3]) for pool in pools),
+    (tile(columns, CHUNK),) * PARTS,
+    plgpu.Barrier(num_arrivals=len(pools), num_barriers=stages),
     plgpu.Barrier(),
   )
 
@@ -108,15 +117,15 @@ def attend(
 
   return launch(
     body,
-    (row, q, key_pages, value_pages, page_table),
+    (row, q, pools, page_table),
     [
-      new(*lead, width, columns, dtype=jnp.float32),
+      new(*lead, value_width, columns, dtype=jnp.float32),
       new(*lead, 2 * CHUNK, columns, dtype=jnp.float32),
     ],
     buffers,
-    grid={"row": b, "head": kv_heads, "range": programs},
+    grid={"row": b, "head": groups, "range": programs},
     config=config,
-    name="lattice_attention_ranges",
+    name=name,
   )
 
 
@@ -126,7 +135,7 @@ class _Softmax(NamedTuple):
   Attributes:
     maximum: m, -inf before the first key. [g]
     total: l. [g]
-    out: o, transposed. [k g]
+    out: o, transposed. [v g]
   """
 
   maximum: Array
@@ -135,20 +144,18 @@ class _Softmax(NamedTuple):
 
 
 class _Program(NamedTuple):
-  """The query heads of one key head of one row, and some ranges.
+  """A group of query heads of one row, and some ranges.
 
   Attributes:
     row: Which pages a row sees.
-    q: The queries. [b hkv g k]
-    key_pages: The pool of keys. [p c hkv k]
-    value_pages: The pool of values. [p c hkv k]
+    q: The queries. [b groups g k]
+    pools: Of keys and of values; or of latents, which are both. [p c hkv k]
     page_table: The pages of each row. [b pages]
-    out: o of each range. [b hkv ranges k g]
-    sums: m and l of each range. [b hkv ranges 2*64 g]
+    out: o of each range. [b groups ranges v g]
+    sums: m and l of each range. [b groups ranges 2*64 g]
     queries: The queries, in shared memory like all that follows. [g k]
-    keys: Keys of the pages under way. [stage c k]
-    values: The values of the pages under way. [stage c k]
-    weights: Parts of e^{s-m'}. [part g c]
+    pages: The pages under way of each pool. [stage c k]
+    weights: Each part of e^{s-m'}. [g c]
     arrived: One barrier per stage.
     loading: Barrier of the queries.
     programs: How many share the ranges of a row.
@@ -158,15 +165,13 @@ class _Program(NamedTuple):
 
   row: Row
   q: Ref
-  key_pages: Ref
-  value_pages: Ref
+  pools: tuple[Ref, ...]
   page_table: Ref
   out: Ref
   sums: Ref
   queries: Ref
-  keys: Ref
-  values: Ref
-  weights: Ref
+  pages: tuple[Ref, ...]
+  weights: tuple[Ref, ...]
   arrived: Ref
   loading: Ref
   programs: int
@@ -193,24 +198,18 @@ class _Program(NamedTuple):
     row = lax.axis_index("row")
     first = lax.max(self.row.first[row], index * RANGE_PAGES)
     stop = lax.min(self.row.stop[row], (index + 1) * RANGE_PAGES)
-    pages = PageStream(
-      self.key_pages,
-      self.value_pages,
-      self.keys,
-      self.values,
-      self.arrived,
-      self._find,
-    )
+    pages = PageStream(self.pools, self.pages, self.arrived, self._find)
     pages.begin(first, stop)
     self._emit(index, pages.reduce(first, stop, self._page, self._empty()))
 
   def _find(self, page: Array) -> tuple[Array, Array]:
     """The slot of a page of the row, and the key head."""
     slot = self.page_table[lax.axis_index("row"), page]
-    return slot, lax.axis_index("head")
+    shared = self.q.shape[1] // self.pools[0].shape[2]
+    return slot, lax.div(lax.axis_index("head"), shared)
 
   def _empty(self) -> _Softmax:
-    columns, width = self.queries.shape
+    width, columns = self.out.shape[3:]
     return _Softmax(
       jnp.full((columns,), -jnp.inf, jnp.float32),
       jnp.zeros((columns,), jnp.float32),
@@ -233,22 +232,30 @@ class _Program(NamedTuple):
     weights = jnp.exp(scores - along_columns(maximum, CHUNK))
     rescale = jnp.exp(carry.maximum - maximum)
     total = carry.total * rescale + jnp.sum(weights, axis=0)
-    for part, value in enumerate(split(weights, PARTS)):
-      store_transposed(self.weights.at[part], value, self.config)
+    for buffer, part in zip(self.weights, split(weights, PARTS), strict=True):
+      store_transposed(buffer, part, self.config)
     plgpu.commit_smem()
+    out = carry.out * along_columns(rescale, carry.out.shape[0])
+    return _Softmax(maximum, total, self._plus(out, stage))
 
-    columns, width = self.queries.shape
+  def _plus(self, out: Float32[Array, "v g"], stage: Array) -> Array:
+    """Adds V^T P^T; see `chunks_mosaic_gpu.py` on sums in the accumulator.
+
+    Args:
+      out: o, rescaled.
+      stage: The stage of the buffers that holds the page.
+    """
+    width, columns = out.shape
 
     def added(values: Ref, *parts: Ref) -> Array:
-      return dot([(values, part) for part in parts], (width, columns))
+      pairs = [(values, part) for part in parts]
+      if width * columns > _MOST_BESIDE:
+        return dot_onto(out, pairs, self.config)
+      return out + dot(pairs, (width, columns))
 
-    out = carry.out * along_columns(rescale, width)
-    out = out + with_transposed(
-      [self.values.at[stage], *(self.weights.at[x] for x in range(PARTS))],
-      added,
-      self.config,
-    )
-    return _Softmax(maximum, total, out)
+    # The values of a latent are its first channels.
+    values = self.pages[-1].at[stage, :, pl.ds(0, width)]
+    return with_transposed([values, *self.weights], added, self.config)
 
   def _scores(self, page: Array, stage: Array) -> Float32[Array, "c g"]:
     """K q^T, -inf where the row does not see a key; clears absent values.
@@ -262,13 +269,10 @@ class _Program(NamedTuple):
     """
     position = self.row.position[lax.axis_index("row")]
     exist = position + 1 - page * CHUNK
-    clear_absent(self.values, stage, exist)
+    clear_absent(self.pages[-1], stage, exist)
     shape = (CHUNK, self.queries.shape[0])
-    scores = with_transposed(
-      [self.queries],
-      lambda queries: dot([(self.keys.at[stage], queries)], shape),
-      self.config,
-    )
+    keys = self.pages[0].at[stage]
+    scores = dot_transposed(keys, self.queries, page, self.config)
     token = lax.broadcasted_iota(jnp.int32, shape, 0)
     seen = token < exist
     if self.window is not None:

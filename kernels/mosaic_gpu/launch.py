@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax.kernels.implementations import Config, current_device
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import gpu_of
@@ -265,70 +265,6 @@ def dot_by_warps(
       inner = slice(start, min(start + CHUNK, left.shape[1]))
       total = instructions.mma(total, left[:, inner], right[inner, :])
   return total
-
-
-def dot_transposed(
-  left: Ref, right: Ref, rows: int, config: Config
-) -> Float32[Array, "r r"]:
-  """Multiplies a buffer [r k] by the transpose of another [r k].
-
-  The product reads its right operand in either order, which the interpreter
-  does not follow: there a transposed copy is made first.
-  """
-  if config.interpret is None:
-    return dot([(left, right.transpose((1, 0)))], (rows, rows))
-
-  def copied(buffer: Ref) -> Array:
-    buffer[...] = right[...].T
-    return dot([(left, buffer)], (rows, rows))
-
-  copy = tile(right.shape[1], rows)
-  return pl.run_scoped(copied, copy)
-
-
-def with_transposed(
-  buffers: Sequence[Ref], use: Callable[..., Any], config: Config
-) -> Any:
-  """Calls `use` with the transposes of some buffers: operands of products.
-
-  A product reads its operands in either order, which the interpreter does not
-  follow: there transposed copies are made first.
-
-  Args:
-    buffers: Shared memory. [r k] each
-    use: Takes one reference [k r] per buffer.
-    config: Its `interpret` says whether the interpreter runs the kernel.
-
-  Returns:
-    What `use` returns.
-  """
-  if config.interpret is None:
-    return use(*(buffer.transpose((1, 0)) for buffer in buffers))
-
-  def copied(*copies: Ref) -> Any:
-    for copy, buffer in zip(copies, buffers, strict=True):
-      copy[...] = buffer[...].T
-    return use(*copies)
-
-  plain = (plgpu.SMEM(x.shape[::-1], x.dtype) for x in buffers)
-  return pl.run_scoped(copied, *plain)
-
-
-def store_transposed(
-  buffer: Ref, x: Float[Array, "r k"], config: Config
-) -> None:
-  """Writes the transpose of x to a buffer; `plgpu.commit_smem` is to follow.
-
-  Args:
-    buffer: Shared memory. [k r]
-    x: What lies in registers like the result of a product.
-    config: Its `interpret` says whether the interpreter runs the kernel.
-  """
-  if config.interpret is not None:
-    buffer[...] = x.T
-    return
-  x = plgpu.layout_cast(x, plgpu.Layout.WGMMA_TRANSPOSED)
-  buffer.transpose((1, 0))[...] = x
 
 
 def parts(buffer: Ref) -> list[Ref]:

@@ -33,7 +33,6 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   along_columns,
   choose,
   split,
-  store_transposed,
   tile,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.left_registers import (
@@ -57,6 +56,7 @@ from sparse_prefix_jax.kernels.mosaic_gpu.state_factors import (
   loads,
   staged,
 )
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import store_transposed
 
 _COLUMNS = 64
 """Value columns of a program: the rows of a warpgroup's product."""

@@ -41,6 +41,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import (
   launch,
   new,
   tile,
+)
+from sparse_prefix_jax.kernels.mosaic_gpu.transposed import (
   with_transposed,
 )
 

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from sparse_prefix_jax.kernels import chunks as packed
 from sparse_prefix_jax.kernels.barrier import barrier
+from sparse_prefix_jax.kernels.captures import check_captures
 
 
 class CapturedScan(NamedTuple):
@@ -64,7 +65,7 @@ def scan_with_capture(
     (6.0, [1.0, 3.0])
   """
   steps = _steps(xs)
-  capture_at = packed.check_captures(capture_at, steps)
+  capture_at = check_captures(capture_at, steps)
   carry = _settled(cell, carry, xs)
 
   def body(loop: Any, step: tuple[Any, Array, Array]) -> tuple[Any, Any]:

@@ -12,11 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import core
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
+from sparse_prefix_jax.kernels.captures import (
+  are_lattice_captures,
+  as_captures,
+  check_lattice_captures,
+)
 from sparse_prefix_jax.kernels.checks import check_axes
-from sparse_prefix_jax.kernels.chunks import Captures, check_captures
-from sparse_prefix_jax.kernels.slot_checks import concrete
+from sparse_prefix_jax.kernels.chunks import Captures
+from sparse_prefix_jax.kernels.slot_checks import concrete, widened
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit_programs import run_cell, run_scan
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -222,10 +227,11 @@ def scan(
   _check_given(carry, x, numerics)
   t, c = x.shape[1], numerics.chunk
   length = jnp.full(len(x), t, jnp.int32) if length is None else length
-  length = jnp.asarray(length)
+  length = widened(jnp.asarray(length))
   check_axes("scan", x=(x, "b t d"), length=(length, "b"))
+  capture_at, carry = as_captures(capture_at), _with_wide_position(carry)
   check_scan(carry, length, t, c)
-  at = _check_captures(capture_at, t, c)
+  at = check_lattice_captures(capture_at, t, c)
   counts = carry.position, length.astype(jnp.int32), at
   pools = BranchPools(carry.slots, carry.pages)
   # Outside of the program: where nothing else is compiled around it, prompts
@@ -239,7 +245,7 @@ def scan(
   y, slots, captured = _allow(allowed, shown)
   captured = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), captured)
   if isinstance(capture_at, core.Tracer):
-    captured = _allow(_are_captures(at, t, c), captured)
+    captured = _allow(are_lattice_captures(at, t, c), captured)
   after = ExplicitCarry(carry.position + counts[1], slots, out.pages)
   return ExplicitScan(after, y, captured)
 
@@ -259,8 +265,10 @@ def cell(
   _check_carry(carry)
   check_axes("cell", x=(x, "b d"), **{"carry.position": (carry.position, "b")})
   _check_given(carry, x, numerics)
-  room = _capacity(carry, numerics.chunk)
+  carry, room = _with_wide_position(carry), _capacity(carry, numerics.chunk)
   values = concrete("carry.position", carry.position)
+  if values is not None:
+    _check_not_below_0(values)
   if values is not None and (values >= room).any():
     raise ValueError(
       f"carry.position holds {values.max()}; there is room for {room} tokens."
@@ -278,6 +286,19 @@ def _check_carry(carry: ExplicitCarry) -> None:
     raise ValueError(
       f"carry is {type(carry).__name__}; it must be an ExplicitCarry, of "
       "`initialize_carry`, `scan` or `cell`."
+    )
+
+
+def _with_wide_position(carry: ExplicitCarry) -> ExplicitCarry:
+  """The carry whose position can be compared with any room."""
+  return carry._replace(position=widened(carry.position))
+
+
+def _check_not_below_0(position: np.ndarray) -> None:
+  """Refuses positions before the first token."""
+  if (position < 0).any():
+    raise ValueError(
+      f"carry.position holds {position.min()}; it must be at least 0."
     )
 
 
@@ -309,7 +330,10 @@ def check_kept(carry: ExplicitCarry, kept: BranchPools) -> None:
     lambda x: (x.shape[1:], x.dtype.name), lambda x: (x.shape[2:], x.dtype.name)
   )
   asked = kept.map(*[lambda x: (x.shape, x.dtype.name)] * 2)
-  if given != asked:
+  kinds = jax.tree.structure(kept)
+  # States of two kinds of layers are equal as tuples where their shapes are.
+  same = jax.tree.structure(BranchPools(carry.slots, carry.pages)) == kinds
+  if given != asked or not same:
     raise ValueError(
       "carry has the arrays of another model; it must be of this one's "
       "`initialize_carry`, `scan` or `cell`."
@@ -345,6 +369,7 @@ def check_scan(
     raise ValueError(f"length holds {wrong[0]}; it must be 0 to {tokens}.")
   if position is None:
     return
+  _check_not_below_0(position)
   off = position[(position % chunk > 0) & (lengths > 0)]
   if off.size:
     raise ValueError(
@@ -356,29 +381,6 @@ def check_scan(
     raise ValueError(
       f"the tokens reach to {end}; the carry has room for {room}."
     )
-
-
-def _check_captures(
-  capture_at: Captures, tokens: int, chunk: int
-) -> Int32[Array, "m"]:
-  """Numbers of tokens as an array; known ones are lattice points."""
-  at = check_captures(capture_at, tokens)
-  if not isinstance(capture_at, core.Tracer):
-    values = np.asarray(capture_at)
-    off = values[values % chunk > 0]
-    if off.size:
-      raise ValueError(
-        f"capture_at holds {off[0]}; it must be a multiple of {chunk}."
-      )
-  return at
-
-
-def _are_captures(
-  at: Int32[Array, "m"], tokens: int, chunk: int
-) -> Bool[Array, "m"]:
-  """Which numbers of tokens would not be refused, were they known."""
-  once = (at[:, None] == at[None]).sum(1) == 1
-  return once & (at % chunk == 0) & (at >= 1) & (at <= tokens)
 
 
 def _allow(allowed: Array, tree: Any) -> Any:

@@ -12,7 +12,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
-from sparse_prefix_jax.kernels.slot_checks import concrete
+from sparse_prefix_jax.kernels.slot_checks import concrete, widened
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
 from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
@@ -257,6 +257,7 @@ class HybridDecoder(nnx.Module):
     not known it is NaN.
     """
     ids, size = concrete("tokens", tokens), self.config.vocab_size
+    tokens = widened(tokens)
     if ids is None:
       known = (tokens >= 0) & (tokens < size)
       x = self._embedded(jnp.where(known, tokens, 0))
@@ -266,7 +267,7 @@ class HybridDecoder(nnx.Module):
       raise ValueError(
         f"tokens holds {wrong[0]}; an id is 0 to {size - 1}, of vocab_size."
       )
-    return self._embedded(jnp.asarray(tokens))
+    return self._embedded(tokens)
 
   def head(self, hidden: at.Hidden) -> at.Logits:
     """Applies the final norm and computes logits in float32.

@@ -25,7 +25,10 @@ from sparse_prefix_jax.serving.scheduler import (
   Scheduler,
 )
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
-from sparse_prefix_jax.serving.text.template import Message
+from sparse_prefix_jax.serving.text.template import (
+  Message,
+  checked_variables,
+)
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 TextPrompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
@@ -35,6 +38,7 @@ SampleChoice: TypeAlias = Callable[[tuple[Completion, ...]], int]
 
 _MOST_SAMPLES = 128
 _NEXT = {"role": "user", "content": "And?"}
+_TOOL = {"role": "tool", "name": "f", "tool_call_id": "0", "content": "Done."}
 
 
 def first_sample(completions: tuple[Completion, ...]) -> int:
@@ -135,12 +139,12 @@ class Engine:
         f"prompts is {reprlib.repr(prompts)}; it must be a list of texts, ids "
         "or conversations."
       )
-    variables = dict(template or {})
+    variables = checked_variables("template", template)
     tasks = [
       self._task(f"prompts[{i}]", prompt, stop, n, variables)
       for i, prompt in enumerate(prompts)
     ]
-    asked = self._checked(sampling, max_tokens)
+    asked = self._checked(sampling, max_tokens, choose)
     with self._submitted(tasks, asked, max_tokens, salt) as scheduler:
       for task, _ in _events(scheduler, tasks):
         if task.complete:
@@ -180,8 +184,9 @@ class Engine:
       ValueError: At once, if an argument cannot be meant.
       RuntimeError: While it is iterated, if somebody else ended its sequence.
     """
-    task = self._task("prompt", prompt, stop, n, dict(template or {}))
-    asked = self._checked(sampling, max_tokens)
+    variables = checked_variables("template", template)
+    task = self._task("prompt", prompt, stop, n, variables)
+    asked = self._checked(sampling, max_tokens, choose)
     context = self._submitted([task], asked, max_tokens, salt)
     return self._deltas(task, context, choose)
 
@@ -232,8 +237,13 @@ class Engine:
     ]
     return EngineTask(ids, anchors, messages, variables, answers)
 
-  def _checked(self, sampling: Any, max_tokens: Any) -> Sampling:
-    """How ids are drawn, if that can be meant."""
+  def _checked(self, sampling: Any, max_tokens: Any, choose: Any) -> Sampling:
+    """How ids are drawn, if all of it can be meant."""
+    if not callable(choose):
+      raise ValueError(
+        f"choose is {reprlib.repr(choose)}; it must be a function of the "
+        "completions of a prompt."
+      )
     sampling = Sampling() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
       raise ValueError(
@@ -290,20 +300,25 @@ class Engine:
   def _repeated(self, task: EngineTask) -> int | None:
     """How many tokens the next turn of a conversation would begin with.
 
-    At least the prompt, which may be asked again; None for all.
+    At least the prompt, which may be asked again; None for all. Where there are
+    tools, one may speak next: many templates repeat thinking until the user
+    does.
     """
     answer = task.answers[task.chosen]
     if task.messages is None:
       return None
     said = {"role": "assistant", "content": answer.text}
-    try:
-      following = self.tokenizer.encode_chat(
-        [*task.messages, said, _NEXT], **task.variables
-      )
-    except ValueError:
-      return None  # a template that takes no further turn drops nothing
     past = np.concatenate([task.ids, np.array(answer.ids, np.int32)])
-    return max(_shared(past, following.ids), task.ids.size)
+    turns = [_NEXT, _TOOL] if task.variables.get("tools") else [_NEXT]
+    shared = []
+    for turn in turns:
+      # A template that takes no further turn drops nothing.
+      with contextlib.suppress(ValueError):
+        following = self.tokenizer.encode_chat(
+          [*task.messages, said, turn], **task.variables
+        )
+        shared.append(_shared(past, following.ids))
+    return max(task.ids.size, *shared) if shared else None
 
 
 def _events(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import machine_code_limits, machine_code_sass
+from benchmarks.aot_programs import PROGRAMS
 from tests.project import checkout
 
 KEPT = checkout.ROOT / "benchmarks" / "results" / "machine_code.json"
@@ -79,6 +80,16 @@ def test_what_is_not_kept_or_fails_is_told():
   assert machine_code_limits.above([failed], []) == [
     "mamba_2 128 does not compile: exit code 1"
   ]
+
+
+def test_every_program_that_is_counted_has_counts_that_are_kept():
+  kept = json.loads(KEPT.read_text(encoding="utf-8"))["programs"]
+  assert {(x["operation"], x["width"]) for x in kept} == {
+    (name, width)
+    for name, (_, widths) in PROGRAMS.items()
+    if machine_code_limits.is_counted(name)
+    for width in widths
+  }
 
 
 def run(tmp_path, *flags, **counted):

@@ -18,9 +18,10 @@ from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Chunks
 from sparse_prefix_jax.kernels.row_products import row_products
 from sparse_prefix_jax.runtime import programs, sampler
 from sparse_prefix_jax.serving.sampling import Sampling, sampling_rows
-from tests.kernels import operations
+from tests.kernels import operations, reference
 from tests.kernels.attention_step_suite import AttentionStepSuite
 from tests.kernels.attention_suite import AttentionSuite, Sizes
+from tests.kernels.lattice_attention import latent_api_test as latents
 from tests.kernels.matrix_suite import MatrixSuite
 from tests.kernels.step_suite import (
   DecayingStepSuite,
@@ -221,6 +222,32 @@ class TestXlaAttentionSteps(AttentionStepSuite):
 class TestXlaAttention(AttentionSuite):
   sizes = Sizes(64, 2, 1, 64, 40, 14, None, "float32")
   implementation = "xla"
+
+
+LATENTS = latents.LatentSizes(
+  chunk=64,
+  heads=32 if HAS_KERNELS else 2,
+  width=576 if HAS_KERNELS else 24,
+  values=512 if HAS_KERNELS else 16,
+  dtype="bfloat16",
+  implementation=KERNELS,
+)
+
+
+def test_latents_equal_softmax_attention():
+  (q, latent), _, out, _ = latents.cold(LATENTS)
+  expected = LATENTS.expected(q, latent)
+  limit = operations.TOLERANCE[LATENTS.dtype]
+  assert reference.relative_error(out, expected) <= limit
+  step = latents.stepped(LATENTS, 0, ())
+  assert reference.relative_error(step, expected[-1]) <= limit
+  assert_same_bits(latents.stepped(LATENTS, 3, (0, 2)), step)
+
+
+@pytest.mark.parametrize("done", [1, 8, 11])
+def test_latents_resumed_in_any_packing_have_the_bits_of_cold(done):
+  out, resumed = latents.resumed(LATENTS, done)
+  assert_same_bits(resumed, out[done * LATENTS.chunk :])
 
 
 def some_products(rows, inputs, outputs):

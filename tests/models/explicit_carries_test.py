@@ -15,6 +15,7 @@ from flax import nnx
 from sparse_prefix_jax import HybridDecoder, decode, prefill, preset
 from sparse_prefix_jax.contract import ColdRuns
 from sparse_prefix_jax.layers import explicit
+from sparse_prefix_jax.layers.mamba2 import Mamba2State
 from sparse_prefix_jax.models.decoder import Branches
 from tests.layers import reference
 from tests.models.own_layer_test import side_by_side, toy
@@ -250,12 +251,46 @@ def test_the_carry_of_another_model_is_refused():
   model = small_model()
   carry, tokens = model.initialize_carry(2, 64), jnp.zeros((2, 16), jnp.int32)
   other = small_model(value_heads=2).initialize_carry(2, 64)
-  for wrong in (other, carry._replace(slots=())):
+  first, *others = carry.slots
+  renamed = Mamba2State(*first)  # of another kind of layer, with equal shapes
+  renamed = carry._replace(slots=(renamed, *others))
+  for wrong in (other, carry._replace(slots=()), renamed):
     for call, ids in ((model.scan, tokens), (model.cell, tokens[:, 0])):
       with pytest.raises(ValueError, match="the arrays of another model"):
         call(wrong, ids)
   with pytest.raises(ValueError, match="carry is NoneType; it must be an Expl"):
     model.scan(None, tokens)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_positions_before_the_first_token_are_refused():
+  model = small_model()
+  carry, tokens = model.initialize_carry(1, 64), jnp.zeros((1, 16), jnp.int32)
+  carry = carry._replace(position=jnp.array([-16]))
+  for call, ids in ((model.scan, tokens), (model.cell, tokens[:, 0])):
+    with pytest.raises(ValueError, match="holds -16; it must be at least 0"):
+      call(carry, ids)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_narrow_ids_under_jit_are_those_of_wide_ones():
+  """Their dtype does not hold `vocab_size`, which they are compared with."""
+  model, ids = small_model(), np.array([200, 3])
+  carry = model.initialize_carry(batch=2, capacity=64)
+  narrow, wide = (
+    cell(model, carry, ids.astype(dtype)) for dtype in (np.uint8, np.int32)
+  )
+  assert_same_bits(narrow, wide)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_captures_that_are_traced_one_by_one_are_taken():
+  model = small_model()
+  carry, tokens = model.initialize_carry(1, 64), jnp.zeros((1, 32), jnp.int32)
+  out = jax.eval_shape(
+    lambda *at: model.scan(carry, tokens, None, at).captured, 16, 32
+  )
+  assert all(leaf.shape[:2] == (2, 1) for leaf in jax.tree.leaves(out))
 
 
 def test_ids_and_captures_that_are_not_known_are_no_numbers():

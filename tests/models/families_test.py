@@ -83,7 +83,10 @@ REFUSED = [
   ("mamba2_1", {"hidden_act": "gelu"}, "hidden_act in .* only 'silu'"),
   ("mamba2_1", {"expand": 3}, "expand in .* is 3; heads .* 64 channels"),
   ("mamba2_1", {"n_groups": 3}, "heads is 4; .* multiple of groups = 3"),
-  ("mamba2_1", {"norm_before_gate": True}, "norm_before_gate in .* not known"),
+  ("mamba2_1", {"rms_norm": False}, "rms_norm in .* is False; only True"),
+  ("mamba2_1", {"intermediate_size": 8}, "intermediate_size in .* only 64"),
+  ("qwen3_next_1", {"use_sliding_window": True}, "use_sliding_.* only False"),
+  ("olmo_hybrid_1", {"linear_use_gate": False}, "linear_use_gate .* only True"),
   ("granite_hybrid_1", {"attention_bias": True}, "attention_bias in .* only"),
   ("granite_hybrid_1", {"layer_types": ["mamba"]}, "names 1 layers; .* = 3"),
   ("granite_hybrid_1", {"layer_types": ["x"] * 3}, "holds 'x'; .* attention"),
@@ -91,6 +94,11 @@ REFUSED = [
     "granite_hybrid_1",
     {"position_embedding_type": "alibi"},
     "position_embedding_type in .* 'alibi'; only 'rope' or 'nope'",
+  ),
+  (
+    "granite_hybrid_2",
+    {"partial_rotary_factor": 0.5},
+    "4 channels of 8; .* whole",
   ),
   ("granite_hybrid_1", {"logits_scaling": 0}, "logits_scaling in .* above 0"),
   (
@@ -198,6 +206,7 @@ def test_what_is_not_computed_is_refused(tmp_path, case, changes, message):
   with pytest.raises(ValueError, match=message) as refused:
     read_config(directory, **CHOICES)
   assert "\n" not in str(refused.value)
+  assert str(directory / "config.json") in str(refused.value)
 
 
 def test_an_expert_of_another_shape_is_refused(tmp_path):
@@ -241,6 +250,51 @@ def test_what_published_files_say_twice_is_no_fault(tmp_path, case, keys):
   changes = {key: stated.get(value, value) for key, value in keys.items()}
   models = load(GOLDEN / case), load(copy(tmp_path, case, **changes))
   assert_same_bits(*map(jax.tree.leaves, models))
+
+
+# Codestral Mamba's file says all of these.
+CODESTRAL = {"norm_before_gate": True, "rms_norm": True}
+CODESTRAL |= {"intermediate_size": 64, "time_step_scale": 1.0}
+CODESTRAL |= {"time_step_init_scheme": "random", "tf_legacy_loss": False}
+STEPS = {"time_step_max": 0.1, "time_step_min": 0.001}
+
+
+@pytest.mark.parametrize(
+  ("case", "keys"),
+  [
+    ("bamba_1", STEPS),
+    ("falcon_h1_1", STEPS),
+    # Granite-4 without experts says so twice.
+    ("granite_hybrid_1", STEPS | {"init_method": "mup"}),
+    ("granite_hybrid_1", {"num_experts_per_tok": 0, "intermediate_size": 0}),
+    ("jamba_1", {"n_ctx": 262144}),
+    ("mamba2_1", CODESTRAL),
+    ("olmo_hybrid_1", {"linear_use_gate": True}),
+    ("qwen3_next_1", {"use_sliding_window": False}),
+  ],
+)
+def test_what_published_files_say_besides_is_no_fault(tmp_path, case, keys):
+  config = read_config(copy(tmp_path, case, **keys), **CHOICES)
+  assert config == read_config(GOLDEN / case, **CHOICES)
+
+
+def test_experts_that_the_file_does_not_count_are_two(tmp_path):
+  """What transformers takes where Granite-4's file does not say."""
+  config = read_config(
+    copy(tmp_path, "granite_hybrid_3", num_experts_per_tok=None), **CHOICES
+  )
+  assert config == read_config(GOLDEN / "granite_hybrid_3", **CHOICES)
+
+
+def test_weights_of_experts_are_not_normed_where_that_is_null(tmp_path):
+  """As transformers takes null, under the name that it writes."""
+  case, key = "kimi_linear_1", "moe_renormalize"
+  configs = []
+  for value in (None, False, True):
+    (tmp_path / str(value)).mkdir()
+    directory = copy(tmp_path / str(value), case, **{key: value})
+    configs.append(read_config(directory, **CHOICES))
+  assert configs[0] == configs[1] != configs[2]
 
 
 def test_a_pattern_of_letters_is_the_same_model(tmp_path):

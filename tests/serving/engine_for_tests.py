@@ -10,11 +10,12 @@ from tests.serving.text.tokenizers_for_tests import KINDS
 
 TEMPLATE = (
   "{% for m in messages %}<{{ m.role }}>"
-  "{% if m.role == 'assistant' and '</think>' in m.content %}"
+  "{% if m.role == 'assistant' and '</think>' in m.content"
+  " and messages[-1].role != 'tool' %}"
   "{{ m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}\n"
   "{% endfor %}{% if add_generation_prompt %}<assistant>{{ hint }}{% endif %}"
 )
-"""As those of models that think: the past has no thoughts."""
+"""As those of models that think: the past has no thoughts, but for tools."""
 
 
 @functools.cache

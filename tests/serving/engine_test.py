@@ -197,13 +197,21 @@ def test_a_turn_that_repeats_the_answer_resumes_in_it():
   assert second.completions == cold.completions
 
 
-@pytest.mark.parametrize("dropped", [True, False])
-def test_thinking_that_the_template_drops_is_not_stored(dropped):
+@pytest.mark.parametrize(
+  "close, tools, dropped",
+  [
+    ("</think>", [], True),
+    ("</think>", [{}], False),
+    ("</thought>", [], False),
+  ],
+)
+def test_thinking_that_the_template_drops_is_not_stored(close, tools, dropped):
   engine, talk = new_engine(), [user(TEXT[:100])]
-  close = "</think>" if dropped else "</thought>"
   text = "Let me see." * 4 + close + "Noon."
   sampling, size = only(text)
-  (out,) = engine.generate([talk], sampling, max_tokens=size)
+  (out,) = engine.generate(
+    [talk], sampling, max_tokens=size, template={"tools": tools}
+  )
   assert out.text == text
   whole = [*out.prompt_ids, *out.completions[0].ids]
   (report,) = prefill(text_model(), engine.cache, [whole]).reports
@@ -322,6 +330,9 @@ def test_a_cache_that_others_hold_is_told():
     ({"sampling": 0.7}, "sampling is 0.7; it must be a Sampling"),
     ({"sampling": Sampling(logit_bias={9999: 1.0})}, "names id 9999"),
     ({"choose": lambda samples: 4}, "choose returned 4; there are 1"),
+    ({"choose": None}, "choose is None; it must be a function"),
+    ({"template": "x"}, "template is 'x'; it must map names"),
+    ({"prompts": ["\ud800"]}, "text holds half of a character"),
   ],
 )
 def test_what_cannot_be_meant_is_one_sentence(arguments, sentence):
@@ -338,6 +349,8 @@ def test_a_stream_refuses_at_once():
     new_engine().stream("a", n=0)
   with pytest.raises(ValueError, match="max_tokens is 0"):
     new_engine().stream("a", max_tokens=0)
+  with pytest.raises(ValueError, match="names messages"):
+    new_engine().stream("a", template={"messages": []})
   with pytest.raises(ValueError, match="one message"):
     new_engine().stream(user("Hi."))
 

@@ -108,7 +108,7 @@ def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:
   if outer.get("model_type") is not None:
     family_of(outer)
   quantization = read_quantization(outer, text)
-  config = family.read(text)
+  config = _read(family, text)
   text.get(_TIED)
   # Of models that also see, the outer object decides; transformers reads no
   # other, and without it does what the family does.
@@ -128,6 +128,21 @@ def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:
     config = config.replace(end_ids=end_ids)
   config = _with_rungs(path, config, changes)
   return Description(config, family, quantization)
+
+
+def _read(family: Family, text: Fields) -> ModelConfig:
+  """Reads the model; the file is named where a layer refuses its sizes.
+
+  Raises:
+    ValueError: As the family does, and the layers that it asks for.
+  """
+  try:
+    return family.read(text)
+  except ValueError as error:
+    if text.where in str(error):
+      raise
+    reason = f"{text.where} asks for what no layer computes: {error}"
+    raise ValueError(reason) from None
 
 
 def _dtype(

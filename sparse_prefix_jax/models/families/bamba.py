@@ -22,6 +22,7 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_rope
 from sparse_prefix_jax.models.families.state_space import (
+  STEP_KEYS,
   check_plain,
   mamba2_sources,
   read_mamba2,
@@ -112,10 +113,9 @@ BAMBA = Family(
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, and what training adds to its loss.
-  harmless_keys=frozenset(
-    {"mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"}
-    | {"use_mamba_kernels"}
-  ),
+  harmless_keys=STEP_KEYS
+  | {"mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"}
+  | {"use_mamba_kernels"},
   harmless_tensors=(),
 )
 """Mamba-2 and rotated attention, SwiGLU behind each."""

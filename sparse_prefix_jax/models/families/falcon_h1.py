@@ -23,6 +23,7 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 from sparse_prefix_jax.models.families.state_space import (
+  STEP_KEYS,
   check_plain,
   mamba2_sources,
   read_mamba2,
@@ -165,9 +166,8 @@ FALCON_H1 = Family(
   head="lm_head.weight",
   # Chunks of another implementation, and what a sampler asks for.
   # `intermediate_size` holds, not what it is of the width.
-  harmless_keys=frozenset(
-    {"mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor"}
-  ),
+  harmless_keys=STEP_KEYS
+  | {"mamba_chunk_size", "num_logits_to_keep", "mlp_expansion_factor"},
   harmless_tensors=(),
 )
 """Mamba-2 and rotated attention side by side, SwiGLU, and 14 factors."""

@@ -115,10 +115,13 @@ class Fields:
     return float(value)
 
   def flag(self, key: str, default: bool) -> bool:
-    """Reads true or false, or takes the default where it is absent or null."""
+    """Reads true or false, or takes the default where it is absent.
+
+    Null is false: where transformers takes it, it asks whether it is true.
+    """
     value = self.get(key)
     if value is None:
-      return default
+      return default and key not in self.values
     if not isinstance(value, bool):
       raise self.error(key, "it must be true or false")
     return value

@@ -23,8 +23,9 @@ from sparse_prefix_jax.models.families.family import (
   same,
 )
 from sparse_prefix_jax.models.families.fields import Fields
-from sparse_prefix_jax.models.families.rope import Rope, read_rope
+from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 from sparse_prefix_jax.models.families.state_space import (
+  STEP_KEYS,
   check_plain,
   mamba2_sources,
   read_mamba2,
@@ -40,7 +41,7 @@ def _read(fields: Fields) -> ModelConfig:
   check_plain(fields)
   fields.only("attention_bias", False)
   eps = fields.number("rms_norm_eps", 1e-6, **plain.EPS)
-  rope = read_rope(fields, plain.head_width(fields), 1.0)
+  rope = read_whole_rope(fields, plain.head_width(fields))
   norm = Norm(centred=False, eps=eps)
   scale = fields.number("residual_multiplier", 1.0, **plain.FACTORS)
   feed_forward = Branch(_feed_forward(fields), pre=norm, scale=scale)
@@ -82,12 +83,14 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
 def _feed_forward(fields: Fields) -> Sublayer:
   """Reads SwiGLU, or experts beside it."""
   shared = SwiGLUConfig(hidden=fields.count("shared_intermediate_size"))
-  hidden = fields.count("intermediate_size", 1)
-  chosen = fields.count("num_experts_per_tok", 1)
   if not fields.get("num_local_experts"):
+    for key in ("intermediate_size", "num_experts_per_tok"):
+      fields.get(key)  # of experts that the model does not have
     return shared
   experts = ExpertsConfig(
-    experts=fields.count("num_local_experts"), chosen=chosen, hidden=hidden
+    experts=fields.count("num_local_experts"),
+    chosen=fields.count("num_experts_per_tok", 2),
+    hidden=fields.count("intermediate_size"),
   )
   return ParallelConfig((experts, shared))
 
@@ -149,8 +152,10 @@ GRANITE_HYBRID = Family(
   parameters=_parameters,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
-  # Chunks of another implementation, and what only training normalises.
-  harmless_keys=frozenset({"mamba_chunk_size", "normalization_function"}),
+  # Chunks of another implementation, how weights were initialised, and what
+  # only training normalises.
+  harmless_keys=STEP_KEYS
+  | {"mamba_chunk_size", "normalization_function", "init_method"},
   harmless_tensors=(),
 )
 """Mamba-2 and plain attention, SwiGLU with or without experts, factors."""

@@ -13,7 +13,7 @@ unsloth_version
 _TRAINING = """
 attention_dropout embd_pdrop finetuning_task hidden_dropout id2label
 initializer_range label2id num_labels output_router_logits pretraining_tp
-problem_type resid_pdrop router_aux_loss_coef
+problem_type resid_pdrop router_aux_loss_coef tf_legacy_loss
 """
 _COMPUTING = """
 _attn_implementation _attn_implementation_autoset attn_implementation

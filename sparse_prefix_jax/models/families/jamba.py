@@ -178,7 +178,7 @@ JAMBA = Family(
   harmless_keys=frozenset(
     {"use_mamba_kernels", "use_mambapy", "use_associative_scan"}
     | {"num_logits_to_keep", "calc_logits_for_entire_prompt"}
-    | {"mamba_inner_layernorms"}
+    | {"mamba_inner_layernorms", "n_ctx"}
   ),
   harmless_tensors=(),
 )

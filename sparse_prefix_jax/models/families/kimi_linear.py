@@ -99,7 +99,9 @@ def _either(fields: Fields, key: str, default: Any) -> tuple[str, Any]:
   value, also = fields.get(key), fields.get(other)
   if None not in (value, also) and value != also:
     raise fields.error(key, f"{other} says something else")
-  return (key if value is not None else other), default
+  # Where both are null or absent, null is read: for a flag it is an answer.
+  first = value is not None or (also is None and key in fields.values)
+  return (key if first else other), default
 
 
 def _kinds(fields: Fields) -> list[str]:

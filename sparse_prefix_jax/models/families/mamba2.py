@@ -13,6 +13,7 @@ from sparse_prefix_jax.models.families.family import (
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import (
+  STEP_KEYS,
   check_inner_width,
   check_plain,
   mamba2_sources,
@@ -34,6 +35,8 @@ def _read(fields: Fields) -> ModelConfig:
     eps=eps,
   )
   check_inner_width(fields, "expand", sub)
+  fields.only("intermediate_size", sub.inner_width)
+  fields.only("rms_norm", True)  # without it layers would have no norm
   norm = Norm(centred=False, eps=eps)
   layers = fields.count("num_hidden_layers", most=plain.MOST_LAYERS)
   return ModelConfig(
@@ -68,11 +71,12 @@ MAMBA2 = Family(
   embedding="backbone.embeddings.weight",
   head="lm_head.weight",
   # How steps and weights were initialised, chunks of another implementation,
-  # and the type of a residual stream that here has that of the activations.
-  harmless_keys=frozenset(
-    {"time_step_floor", "time_step_max", "time_step_min", "time_step_rank"}
-    | {"rescale_prenorm_residual", "chunk_size", "residual_in_fp32"}
-  ),
+  # the type of a residual stream that here has that of the activations, and
+  # an order of norm and gate that no implementation asks for: gates are first.
+  harmless_keys=STEP_KEYS
+  | {"time_step_floor", "time_step_rank", "time_step_init_scheme"}
+  | {"time_step_scale", "rescale_prenorm_residual", "chunk_size"}
+  | {"residual_in_fp32", "norm_before_gate"},
   harmless_tensors=(),
 )
 """Mamba-2 layers without feed-forward layers between them."""

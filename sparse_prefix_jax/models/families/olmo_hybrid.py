@@ -102,6 +102,7 @@ def _gated_delta_net(fields: Fields) -> GatedDeltaNetConfig:
   width = int(0.75 * fields.count("hidden_size") / key_heads)
   key_width = fields.count("linear_key_head_dim", max(1, width))
   negative = fields.flag("linear_allow_neg_eigval", True)
+  fields.only("linear_use_gate", True)
   return GatedDeltaNetConfig(
     key_heads=key_heads,
     value_heads=fields.count("linear_num_value_heads", heads),

@@ -139,6 +139,7 @@ def _check_variant(fields: Fields) -> None:
   fields.only("attn_output_gate", True)
   fields.only("output_gate_type", "swish", "silu")
   fields.only("mamba_ssm_dtype", "float32")
+  fields.only("use_sliding_window", False)
   fields.only("is_encoder_decoder", False)
   fields.only("is_decoder", False, True)
   fields.only("add_cross_attention", False)

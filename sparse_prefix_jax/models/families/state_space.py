@@ -16,6 +16,8 @@ from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.plain import check_decoder
 
 _PARTS = ("dt", "b", "c")
+STEP_KEYS = frozenset({"time_step_max", "time_step_min"})
+"""How the steps of Mamba-2 were initialised, which changes no logits."""
 _NO_LIMIT = ([0.0, {"__float__": "Infinity"}], [0.0, math.inf], [0, math.inf])
 
 

@@ -105,6 +105,7 @@ def make_app(
       Route("/health", routes.health),
       Route("/metrics", routes.metrics),
       Route("/v1/models", routes.models),
+      Route("/v1/models/{name:path}", routes.named_model),
       Route("/v1/states", routes.states, methods=["POST"]),
       Route(
         "/v1/completions",
@@ -168,13 +169,24 @@ class _Routes:
   async def models(self, request: Request) -> Response:
     """The only model."""
     self._salt(request)
-    one = {
+    return JSONResponse({"object": "list", "data": [self._described()]})
+
+  async def named_model(self, request: Request) -> Response:
+    """The model of a name."""
+    self._salt(request)
+    name = request.path_params["name"]
+    if name != self._model:
+      raise Refused(404, f"{name} is no model here; {self._model} is.")
+    return JSONResponse(self._described())
+
+  def _described(self) -> dict[str, Any]:
+    """What is said of the model."""
+    return {
       "id": self._model,
       "object": "model",
       "created": 0,
       "owned_by": "sparse_prefix_jax",
     }
-    return JSONResponse({"object": "list", "data": [one]})
 
   async def states(self, request: Request) -> Response:
     """What is stored of a prompt or a conversation."""

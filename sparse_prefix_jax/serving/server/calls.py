@@ -11,11 +11,17 @@ import math
 import reprlib
 import secrets
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
-from sparse_prefix_jax.serving.text.template import Message, checked_messages
+from sparse_prefix_jax.serving.text.template import (
+  Message,
+  check_characters,
+  checked_messages,
+  checked_variables,
+)
 
 
 class Conversation(NamedTuple):
@@ -23,9 +29,11 @@ class Conversation(NamedTuple):
 
   Attributes:
     messages: Each has a role and a text as its content.
+    variables: What else the chat template reads, such as enable_thinking.
   """
 
   messages: list[Message]
+  variables: Mapping[str, Any] = MappingProxyType({})
 
 
 AskedPrompt: TypeAlias = str | list[int] | Conversation
@@ -35,6 +43,10 @@ MOST_SAMPLES = 16
 """How many samples of how many prompts a call may ask for."""
 _MOST_BEST = 20
 _BOTH = {"model", "n", "stop", "stream", "stream_options", "max_tokens"}
+_OF_CHATS = {
+  *("messages", "chat_template_kwargs"),
+  *("max_completion_tokens", "logprobs", "top_logprobs"),
+}
 _SAMPLING = {
   *("temperature", "top_p", "top_k", "min_p", "seed", "logit_bias"),
   *("presence_penalty", "frequency_penalty", "repetition_penalty"),
@@ -108,8 +120,7 @@ def read_call(content: bytes, model: str, *, chat: bool | None) -> Call:
   """
   body = _read_object(content)
   chat = "messages" in body if chat is None else chat
-  own = {"messages", "max_completion_tokens", "logprobs", "top_logprobs"}
-  known = _BOTH | _SAMPLING | (own if chat else {"prompt", "logprobs"})
+  known = _BOTH | _SAMPLING | (_OF_CHATS if chat else {"prompt", "logprobs"})
   _refuse_others(body, known)
   if body.get("model") not in (None, model):
     raise _error(body, "model", f"the only one here is {model!r}")
@@ -222,7 +233,7 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
   """The stop strings."""
   stops = checked_stops(body.get("stop"))
   for stop in stops:
-    _check_text("stop", stop)
+    check_characters("stop", stop)
   return stops
 
 
@@ -288,7 +299,7 @@ def _prompts(body: Mapping[str, Any]) -> tuple[AskedPrompt, ...]:
     )
   for one in many:
     if isinstance(one, str):
-      _check_text("prompt", one)
+      check_characters("prompt", one)
   return tuple(many)
 
 
@@ -307,13 +318,33 @@ def _conversation(body: Mapping[str, Any]) -> Conversation:
   messages = checked_messages(body.get("messages"))
   for index, message in enumerate(messages):
     for name in ("role", "content"):
-      _check_text(f"messages[{index}]", message[name] or "")
-  return Conversation(messages)
+      check_characters(f"messages[{index}]", message.get(name) or "")
+  variables = checked_variables(
+    "chat_template_kwargs", body.get("chat_template_kwargs")
+  )
+  return Conversation(list(map(_with_arguments, messages)), variables)
 
 
-def _check_text(name: str, text: str) -> None:
-  """JSON can name halves of characters, which no text has."""
+def _with_arguments(message: Message) -> Message:
+  """A message whose calls of tools have mappings as arguments.
+
+  Here they are JSON in a text, and chat templates read mappings.
+  """
+  calls = message.get("tool_calls")
+  if not isinstance(calls, list):
+    return message
+  return {**message, "tool_calls": list(map(_parsed_call, calls))}
+
+
+def _parsed_call(call: Any) -> Any:
+  """A call of a tool; what is no text, or no object, stays as it is."""
+  function = call.get("function") if isinstance(call, dict) else None
+  if not isinstance(function, dict):
+    return call
   try:
-    text.encode("utf-8")
-  except UnicodeEncodeError:
-    raise ValueError(f"{name} holds half of a character.") from None
+    arguments = json.loads(function["arguments"])
+  except (KeyError, TypeError, ValueError, RecursionError):
+    return call
+  if not isinstance(arguments, dict):
+    return call
+  return {**call, "function": {**function, "arguments": arguments}}

@@ -1,7 +1,8 @@
 """Who steps the scheduler: one thread, which everybody else talks to by queues.
 
 Texts grow in that thread, right after the step that chose their ids, so that a
-stop string ends an answer before more of it is computed.
+stop string ends an answer before more of it is computed. Prompts become ids in
+threads of their own: nobody waits for the text of somebody else.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -34,6 +35,8 @@ from sparse_prefix_jax.serving.server.calls import (
 from sparse_prefix_jax.serving.server.inbox import Inbox, ShutDownError
 from sparse_prefix_jax.serving.server.pieces import Piece, ServedAnswer
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+
+_PromptIds: TypeAlias = tuple[np.ndarray, tuple[int, ...]]
 
 _LOG = logging.getLogger(__name__)
 # A step that fails ends those that it computed; so many in a row help nobody.
@@ -137,8 +140,10 @@ class Service:
       with contextlib.suppress(RuntimeError):  # The loop is closed.
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
+    # Long texts take a while, in which the steps of others go on.
+    prompts = await asyncio.to_thread(self._prompts, call)
     submitted = asyncio.ensure_future(
-      self._inbox.ask(lambda: self._submit(call, salt, tell))
+      self._inbox.ask(lambda: self._submit(call, prompts, salt, tell))
     )
     try:
       handles = await asyncio.shield(submitted)
@@ -169,9 +174,9 @@ class Service:
       Numbers of tokens: of the prompt, of the known prefix, of what would be
       restored, and the positions of the states that are kept.
     """
+    ids, _ = await asyncio.to_thread(self._prompt, prompt)
 
     def look() -> dict[str, Any]:
-      ids, _ = self._prompt(prompt)
       with self.cache.call():
         (request,) = check_requests(self.cache.limits, [ids], salt=salt)
         match, chunk = self.cache.store.match(request), self.cache.store.chunk
@@ -247,12 +252,15 @@ class Service:
     return events
 
   def _submit(
-    self, call: Call, salt: bytes, tell: Callable[[Piece], None]
+    self,
+    call: Call,
+    prompts: Sequence[_PromptIds],
+    salt: bytes,
+    tell: Callable[[Piece], None],
   ) -> list[RequestHandle]:
     """Submits all answers of a call, or none."""
     if self._closing:
       raise ShutDownError("the server is about to end.")
-    prompts = [self._prompt(prompt) for prompt in call.prompts]
     self._scheduler.check_places(len(prompts) * call.samples)
     handles: list[RequestHandle] = []
     try:
@@ -282,7 +290,11 @@ class Service:
       raise
     return handles
 
-  def _prompt(self, prompt: AskedPrompt) -> tuple[np.ndarray, tuple[int, ...]]:
+  def _prompts(self, call: Call) -> list[_PromptIds]:
+    """The prompts of a call as ids, and their anchors."""
+    return [self._prompt(prompt) for prompt in call.prompts]
+
+  def _prompt(self, prompt: AskedPrompt) -> _PromptIds:
     """A prompt as ids, and its anchors."""
     if isinstance(prompt, str):
       ids = self.tokenizer.encode(prompt)
@@ -290,7 +302,7 @@ class Service:
         raise ValueError("prompt is empty; it must have at least one token.")
       return ids, ()
     if isinstance(prompt, Conversation):
-      return self.tokenizer.encode_chat(prompt.messages)
+      return self.tokenizer.encode_chat(prompt.messages, **prompt.variables)
     size = self.model.config.vocab_size
     wrong = [x for x in prompt if not 0 <= x < size]
     if wrong:

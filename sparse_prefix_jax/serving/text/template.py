@@ -1,9 +1,10 @@
 """Chat templates: messages to the text of a prompt, by Jinja in a sandbox.
 
 They are what tokenizer_config.json and chat_template.jinja hold, and see what
-they see in transformers: `messages`, `add_generation_prompt`, the special
-tokens, `raise_exception`, `strftime_now`, `tojson` without escapes of HTML,
-`break` and `continue`, and `generation` blocks.
+they see in transformers: `messages` without what is None, their thinking under
+each of its names, `add_generation_prompt`, the special tokens,
+`raise_exception`, `strftime_now`, `tojson` without escapes of HTML, `break` and
+`continue`, and `generation` blocks.
 """
 
 import datetime
@@ -17,6 +18,10 @@ from sparse_prefix_jax import extras
 
 Message: TypeAlias = Mapping[str, Any]
 """One message: "role", "content", and what else a template reads."""
+
+_THINKING = ("reasoning_content", "thinking", "reasoning")
+# What `ChatTemplate.render` gives a template itself.
+_OWN = ("messages", "add_generation_prompt", "generation_prompt")
 
 PLAIN_TEMPLATE = """\
 {% for message in messages %}{{ message.role }}: {{ message.content }}
@@ -60,6 +65,7 @@ class ChatTemplate:
   def render(
     self,
     messages: Sequence[Message],
+    /,
     *,
     generation_prompt: bool = True,
     **variables: Any,
@@ -91,8 +97,41 @@ class ChatTemplate:
       ) from None
 
 
+def checked_templates(template: Any) -> dict[str, str]:
+  """The sources of templates by their names, of which one is "default".
+
+  Args:
+    template: One, several by their names, or None for the plain one.
+
+  Raises:
+    ValueError: If it is something else, or none is the default.
+
+  Example:
+    >>> checked_templates("Hi.")
+    {'default': 'Hi.'}
+  """
+  named = template
+  if not isinstance(template, Mapping):
+    named = {"default": template or PLAIN_TEMPLATE}
+  if not all(isinstance(source, str) for source in named.values()):
+    raise ValueError(
+      f"chat_template is {reprlib.repr(template)}; it must be a text, or texts "
+      "by their names."
+    )
+  if "default" not in named:
+    raise ValueError(
+      f"chat_template has the names {sorted(map(str, named))}; one must be "
+      '"default".'
+    )
+  return dict(named)
+
+
 def checked_messages(messages: Any) -> list[Message]:
   """The messages of a conversation, contents as texts.
+
+  What clients send as None, a template finds missing. Templates differ in the
+  name of an answer's thinking; it is under the one that was given, and under
+  "reasoning_content" and "thinking".
 
   Args:
     messages: Each a mapping with "role" and "content"; a content may be a list
@@ -134,7 +173,12 @@ def _checked(index: int, message: Any) -> Message:
       f"messages[{index}] has the content {reprlib.repr(content)}; it must be "
       "a text."
     )
-  return {**message, "content": content}
+  told = {**message, "content": content}
+  told = {name: value for name, value in told.items() if value is not None}
+  thinking = next((told[name] for name in _THINKING if name in told), None)
+  if thinking is None:
+    return told
+  return {"thinking": thinking, **told, "reasoning_content": thinking}
 
 
 def _text_of(index: int, part: Any) -> str:
@@ -146,6 +190,55 @@ def _text_of(index: int, part: Any) -> str:
       "type text."
     )
   return text
+
+
+def checked_variables(name: str, variables: Any) -> dict[str, Any]:
+  """What a template reads besides the messages.
+
+  Args:
+    name: Of the argument.
+    variables: By their names; None for nothing.
+
+  Raises:
+    ValueError: If it is no mapping of names, or names what a template gets
+      anyway.
+
+  Example:
+    >>> checked_variables("template", {"enable_thinking": False})
+    {'enable_thinking': False}
+  """
+  given = {} if variables is None else variables
+  if not isinstance(given, Mapping) or not all(
+    isinstance(key, str) for key in given
+  ):
+    raise ValueError(
+      f"{name} is {reprlib.repr(variables)}; it must map names to what the "
+      "template reads by them."
+    )
+  for own in _OWN:
+    if own in given:
+      raise ValueError(f"{name} names {own}, which no caller chooses.")
+  return dict(given)
+
+
+def check_characters(name: str, text: str) -> None:
+  """Refuses half of a character, which JSON can name and no text has.
+
+  Bytes of a terminal or a file that are not UTF-8 become such, too.
+
+  Args:
+    name: Of the text.
+    text: What was given.
+
+  Raises:
+    ValueError: If it holds one.
+  """
+  try:
+    text.encode("utf-8")
+  except UnicodeEncodeError:
+    raise ValueError(
+      f"{name} holds half of a character, or bytes that are not UTF-8."
+    ) from None
 
 
 @functools.cache

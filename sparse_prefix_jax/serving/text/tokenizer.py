@@ -5,23 +5,27 @@ import json
 import pathlib
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
+from sparse_prefix_jax.cache.request import check_whole
 from sparse_prefix_jax.serving.text.template import (
-  PLAIN_TEMPLATE,
   ChatTemplate,
   Message,
+  check_characters,
   checked_messages,
+  checked_templates,
+  checked_variables,
 )
+from sparse_prefix_jax.serving.text.tokenizer_files import read_tokenizer_files
 
 _FILE = "tokenizer.json"
-_CONFIG = "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
+# Each end of a message takes a rendering of what is before it. Those in the
+# middle of a long conversation were boundaries of its earlier turns.
+_FIRST_ENDS, _LAST_ENDS = 8, 8
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -30,8 +34,9 @@ class ChatPrompt(NamedTuple):
 
   Attributes:
     ids: Int32. [t]
-    boundaries: How many ids there are up to the end of each message, ascending.
-      The last is the boundary before the generation prompt.
+    boundaries: How many ids there are up to the end of each message, ascending;
+      of a long conversation, of the first eight and the last eight. The last
+      is the boundary before the generation prompt.
   """
 
   ids: np.ndarray
@@ -59,7 +64,7 @@ class TextTokenizer:
     self,
     tokenizer: Any,
     *,
-    chat_template: str | None = None,
+    chat_template: str | Mapping[str, str] | None = None,
     special_tokens: Mapping[str, str] | None = None,
     end_ids: Sequence[int] = (),
   ) -> None:
@@ -67,14 +72,16 @@ class TextTokenizer:
 
     Args:
       tokenizer: A `tokenizers.Tokenizer`.
-      chat_template: Jinja; None for a plain one, a name before each text.
+      chat_template: Jinja, or several by name: "tool_use" is taken where tools
+        are given, "default" elsewhere; None for a plain one, a name before each
+        text.
       special_tokens: Variables of the template, such as eos_token; that one
         ends a text too.
       end_ids: What else ends a text.
 
     Raises:
-      ValueError: If it is no tokenizer, it cuts or pads texts, or the template
-        is no Jinja.
+      ValueError: If it is no tokenizer, it cuts or pads texts, the template
+        is no Jinja, or one of the others is of another type.
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
     library = extras.optional("tokenizers", "text")
@@ -89,8 +96,12 @@ class TextTokenizer:
         "no_padding()."
       )
     self._tokenizer = tokenizer
-    tokens = dict(special_tokens or {})
-    self.template = ChatTemplate(chat_template or PLAIN_TEMPLATE, tokens)
+    tokens = _checked_tokens(special_tokens)
+    self._templates = {
+      name: ChatTemplate(source, tokens)
+      for name, source in checked_templates(chat_template).items()
+    }
+    self.template = self._templates["default"]
     self.vocab_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
     added = tokenizer.get_added_tokens_decoder()
     self._special = {i for i, token in added.items() if token.special}
@@ -99,15 +110,16 @@ class TextTokenizer:
     self._falls_back = "ByteFallback" in steps
     self._is_byte_level = "ByteLevel" in steps
     end = tokenizer.token_to_id(tokens.get("eos_token", ""))
-    self.end_ids = frozenset(end_ids) | ({end} - {None})
+    self.end_ids = _checked_ends(end_ids) | ({end} - {None})
 
   @classmethod
   def from_directory(cls, directory: str | pathlib.Path) -> "TextTokenizer":
     """Reads the tokenizer of a model's folder.
 
     Args:
-      directory: Holds tokenizer.json; beside it tokenizer_config.json and
-        chat_template.jinja are read where they are.
+      directory: Holds tokenizer.json; beside it tokenizer_config.json,
+        special_tokens_map.json, chat_template.jinja and the templates in
+        additional_chat_templates are read where they are.
 
     Raises:
       FileNotFoundError: If there is no tokenizer.json.
@@ -126,14 +138,8 @@ class TextTokenizer:
       raise ValueError(f"{folder / _FILE} is damaged: {reason}.") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    config = {}
-    if (folder / _CONFIG).exists():
-      config = read_json_object(folder / _CONFIG)
-    return cls(
-      tokenizer,
-      chat_template=_chat_template(folder, config),
-      special_tokens=_special_tokens(config),
-    )
+    templates, tokens = read_tokenizer_files(folder)
+    return cls(tokenizer, chat_template=templates, special_tokens=tokens)
 
   def check_vocabulary(self, vocab_size: int) -> None:
     """Refuses a model of another vocabulary.
@@ -163,14 +169,15 @@ class TextTokenizer:
       Int32. [t]
 
     Raises:
-      ValueError: If it is no text.
+      ValueError: If it is no text, or holds half of a character.
     """
     if not isinstance(text, str):
       raise ValueError(f"text is {reprlib.repr(text)}; it must be a string.")
+    check_characters("text", text)
     return np.array(self._tokenizer.encode(text).ids, np.int32)
 
   def encode_chat(
-    self, messages: Sequence[Message], **variables: Any
+    self, messages: Sequence[Message], /, **variables: Any
   ) -> ChatPrompt:
     """The ids of a conversation, up to where the next answer begins.
 
@@ -179,37 +186,23 @@ class TextTokenizer:
       **variables: What else the template reads.
 
     Raises:
-      ValueError: If they are no messages, or the template refuses them.
+      ValueError: If they are no messages, the template refuses them, or they
+        hold half of a character.
     """
     checked = checked_messages(messages)
-    text = self.template.render(checked, **variables)
+    variables = checked_variables("template", variables)
+    template = self.template
+    if variables.get("tools") is not None:
+      template = self._templates.get("tool_use", template)
+    text = template.render(checked, **variables)
+    check_characters("the conversation", text)
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     ends = [end for _, end in encoding.offsets]
-    starts = self._starts(checked, text, variables)
+    starts = _starts(template, checked, text, variables)
     # Ids that reach over the end of a message are not of the message alone.
     counts = {bisect.bisect_right(ends, size) for size in starts}
     ids = np.array(encoding.ids, np.int32)
     return ChatPrompt(ids, tuple(sorted(counts - {0})))
-
-  def _starts(
-    self, messages: Sequence[Message], text: str, variables: dict[str, Any]
-  ) -> list[int]:
-    """Characters up to the end of each message, where the text has it so.
-
-    A template may refuse the start of a conversation, or write it in another
-    way once more follows.
-    """
-    found = []
-    for count in range(1, len(messages) + 1):
-      try:
-        start = self.template.render(
-          messages[:count], generation_prompt=False, **variables
-        )
-      except ValueError:
-        continue
-      if text.startswith(start):
-        found.append(len(start))
-    return found
 
   def decode(self, ids: list[int]) -> str:
     """The text of ids, without special tokens."""
@@ -244,6 +237,62 @@ class TextTokenizer:
     return bytes([int(name[3:5], 16)]) if self.is_byte(token) else None
 
 
+def _checked_tokens(tokens: Any) -> dict[str, str]:
+  """Special tokens by their names; those that are None are none."""
+  given = {} if tokens is None else tokens
+  if not isinstance(given, Mapping) or not all(
+    isinstance(text, str | None) for text in given.values()
+  ):
+    raise ValueError(
+      f"special_tokens is {reprlib.repr(tokens)}; it must map names to texts."
+    )
+  return {name: text for name, text in given.items() if text is not None}
+
+
+def _checked_ends(ends: Any) -> frozenset[int]:
+  """The ids that end a text."""
+  if not isinstance(ends, Iterable):
+    raise ValueError(f"end_ids is {ends!r}; it must be a list of ids.")
+  return frozenset(check_whole("end_ids: an id", one) for one in ends)
+
+
+def _shared(text: str, start: str) -> int:
+  """Characters that two texts begin with alike."""
+  if text.startswith(start):
+    return len(start)
+  pairs = zip(text, start, strict=False)
+  differs = (index for index, (x, y) in enumerate(pairs) if x != y)
+  return next(differs, min(len(text), len(start)))
+
+
+def _starts(
+  template: ChatTemplate,
+  messages: Sequence[Message],
+  text: str,
+  variables: dict[str, Any],
+) -> list[int]:
+  """Characters up to the end of each message, where the text has it so.
+
+  A template may refuse the start of a conversation, or write it in another
+  way once more follows. Whatever it puts in place of a generation prompt, the
+  whole conversation ends where that begins.
+  """
+  found, size = [], len(messages)
+  first = range(1, min(size, _FIRST_ENDS) + 1)
+  last = range(max(1, size - _LAST_ENDS + 1), size + 1)
+  for count in sorted({*first, *last}):
+    try:
+      start = template.render(
+        messages[:count], generation_prompt=False, **variables
+      )
+    except ValueError:
+      continue
+    shared = _shared(text, start)
+    if shared == len(start) or count == size:
+      found.append(shared)
+  return found
+
+
 def _byte_codes() -> dict[str, int]:
   """The byte that each character of a byte-level piece stands for.
 
@@ -264,41 +313,3 @@ def _decoder_types(tokenizer: Any) -> set[str]:
   decoder = json.loads(state) if state else {}
   steps = [decoder, *decoder.get("decoders", [])]
   return {step.get("type", "") for step in steps}
-
-
-def _chat_template(
-  folder: pathlib.Path, config: Mapping[str, Any]
-) -> str | None:
-  """The template of a folder: its own file, or of tokenizer_config.json."""
-  file = folder / _TEMPLATE
-  if file.is_file():
-    try:
-      return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-      raise ValueError(f"{file} is not UTF-8.") from None
-  template = config.get("chat_template")
-  if isinstance(template, list):
-    named = {
-      one.get("name"): one.get("template")
-      for one in template
-      if isinstance(one, dict)
-    }
-    template = named.get("default")
-  if template is not None and not isinstance(template, str):
-    raise ValueError(
-      f"chat_template in {folder / _CONFIG} is {reprlib.repr(template)}; it "
-      "must be a text."
-    )
-  return template
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-  """The tokens that tokenizer_config.json names, as texts."""
-  tokens = {}
-  for name, value in config.items():
-    if not name.endswith("_token"):
-      continue
-    text = value.get("content") if isinstance(value, dict) else value
-    if isinstance(text, str):
-      tokens[name] = text
-  return tokens

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.chunks import Chunks
+from sparse_prefix_jax.kernels.implementations import Choice
 from sparse_prefix_jax.kernels.lattice_attention import (
   latent_attention,
   latent_attention_step,
@@ -22,8 +23,7 @@ from tests.kernels.mosaic_tpu.suite import INTERPRET, assert_no_race
 from tests.kernels.operations import TOLERANCE
 from tests.kernels.packing import Job, bits, chunks_of, pack, unpack
 
-C, LONG = 16, 11 * 16 + 4
-VALUES = 20
+C, VALUES = 16, 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,12 @@ class LatentSizes(Sizes):
 
   kv_heads: int = 1
   values: int = VALUES
-  implementation: Config | None = None
+  implementation: Choice = None
+
+  @property
+  def long(self):
+    """Tokens of a request of 12 chunks."""
+    return 11 * self.chunk + 4
 
   @functools.cached_property
   def packed_call(self):
@@ -55,7 +60,7 @@ class LatentSizes(Sizes):
 
   def assert_no_race(self):
     """The interpreter notes what is read before it was written."""
-    if self.implementation is not None:
+    if isinstance(self.implementation, Config):
       assert_no_race()
 
   def expected(self, q, latent, first=0):
@@ -87,19 +92,20 @@ each_size = pytest.mark.parametrize(
 
 def call(sizes, jobs, inputs, pages, pool, n=14):
   """Tokens of each job: outputs per job, and the pool."""
-  packed = [pack(jobs, x, n, C) for x in zip(*inputs, strict=True)]
+  packed = [pack(jobs, x, n, sizes.chunk) for x in zip(*inputs, strict=True)]
   table = jnp.asarray(table_of(pages, n))
   out, pool = sizes.packed_call(
-    *packed, jnp.asarray(pool), chunks_of(jobs, n, C), table
+    *packed, jnp.asarray(pool), chunks_of(jobs, n, sizes.chunk), table
   )
-  return unpack(jobs, out, C), np.asarray(pool)
+  return unpack(jobs, out, sizes.chunk), np.asarray(pool)
 
 
 @functools.cache
 def cold(sizes):
   """One request alone: its inputs, pages, outputs, and the pool."""
-  (pages,), inputs = sizes.scrambled(LONG), sizes.tokens(5, LONG)[:2]
-  (out,), pool = call(sizes, [Job(LONG)], [inputs], [pages], sizes.free_pages())
+  (pages,), inputs = sizes.scrambled(sizes.long), sizes.tokens(5, sizes.long)
+  inputs, jobs = inputs[:2], [Job(sizes.long)]
+  (out,), pool = call(sizes, jobs, [inputs], [pages], sizes.free_pages())
   return inputs, pages, out, pool
 
 
@@ -109,25 +115,31 @@ def test_equals_softmax_attention(sizes):
   expected = sizes.expected(q, latent)
   error = reference.relative_error(out, expected)
   assert error <= TOLERANCE[sizes.dtype]
-  held = pool[pages].reshape(-1, *latent.shape[1:])[:LONG]
+  held = pool[pages].reshape(-1, *latent.shape[1:])[: sizes.long]
   assert bits(held) == bits(latent)
+
+
+def resumed(sizes, done):
+  """Outputs of the request, and again of what follows some of its chunks."""
+  inputs, pages, expected, before = cold(sizes)
+  start = done * sizes.chunk
+  # The pages of the prefix stand elsewhere now, everything else is NaN.
+  moved, pool = (pages + 7) % sizes.pages, sizes.free_pages()
+  pool[moved[:done]] = before[pages[:done]]
+  others = [p for p in range(sizes.pages) if p not in moved]
+  jobs = [Job(3), Job(sizes.long - start, start=start), Job(1)]
+  rest = [sizes.tokens(6, 3)[:2], [x[start:] for x in inputs]]
+  rest.append(sizes.tokens(7, 1)[:2])
+  tables = [others[:1], moved, others[1:2]]
+  outs, _ = call(sizes, jobs, rest, tables, pool, n=16)
+  return expected, outs[1]
 
 
 @each_size
 @pytest.mark.parametrize("done", [1, 8, 11])
 def test_resumed_in_any_packing_has_the_bits_of_cold(sizes, done):
-  inputs, pages, expected, before = cold(sizes)
-  start = done * C
-  # The pages of the prefix stand elsewhere now, everything else is NaN.
-  moved, pool = (pages + 7) % sizes.pages, sizes.free_pages()
-  pool[moved[:done]] = before[pages[:done]]
-  others = [p for p in range(sizes.pages) if p not in moved]
-  jobs = [Job(3), Job(LONG - start, start=start), Job(1)]
-  rest = [sizes.tokens(6, 3)[:2], [x[start:] for x in inputs]]
-  rest.append(sizes.tokens(7, 1)[:2])
-  tables = [others[:1], moved, others[1:2]]
-  outs, _ = call(sizes, jobs, rest, tables, pool, n=16)
-  assert bits(outs[1]) == bits(expected[start:])
+  expected, again = resumed(sizes, done)
+  assert bits(again) == bits(expected[done * sizes.chunk :])
   sizes.assert_no_race()
 
 
@@ -135,8 +147,9 @@ def stepped(sizes, row, others):
   """The last token of the long request in a row, beside two or none."""
   (q, latent), pages, _, pool = cold(sizes)
   pool = np.array(pool)
-  pool[pages[-1], (LONG - 1) % C :] = np.nan  # it is written by the step
-  shape, last = (5, *q.shape[1:]), LONG - 1
+  shape, last = (5, *q.shape[1:]), sizes.long - 1
+  place = last % sizes.chunk
+  pool[pages[-1], place:] = np.nan  # it is written by the step
   queries, latents = (
     np.full(shape, np.nan, q.dtype),
     np.array(sizes.tokens(8, 5)[1]),
@@ -151,7 +164,7 @@ def stepped(sizes, row, others):
     queries[other], active[other], table[other, 0] = q[other], True, page
   arrays = map(jnp.asarray, (queries, latents, pool, position, active, table))
   out, after = sizes.step(*arrays)
-  assert bits(after[pages[-1], last % C]) == bits(latent[last])
+  assert bits(after[pages[-1], place]) == bits(latent[last])
   return np.asarray(out[row])
 
 
@@ -159,7 +172,7 @@ def stepped(sizes, row, others):
 def test_a_step_equals_softmax_attention_with_the_same_bits_in_any_row(sizes):
   (q, latent), *_ = cold(sizes)
   first = stepped(sizes, 0, ())
-  expected = sizes.expected(q[-1:], latent, LONG - 1)[0]
+  expected = sizes.expected(q[-1:], latent, sizes.long - 1)[0]
   assert reference.relative_error(first, expected) <= TOLERANCE[sizes.dtype]
   assert bits(stepped(sizes, 3, (0, 2))) == bits(first)
   sizes.assert_no_race()

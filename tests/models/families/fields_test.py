@@ -25,10 +25,16 @@ def test_values_are_read_by_kind():
   for key in ("none", "absent"):
     assert f.count(key, 7) == 7 or key == "absent"
     assert f.number(key, 0.5, least=0.1, most=1.0) == 0.5
-    assert f.flag(key, True) is True
     assert f.texts(key) is None and f.within(key) is None
     assert f.ids(key) == ()
   f.refuse_unread(harmless=())
+
+
+def test_a_flag_that_is_null_is_off():
+  """Another implementation asks whether it is true, and null is not."""
+  f = fields(none=None)
+  assert f.flag("none", True) is False
+  assert f.flag("absent", True) is True
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.0, True, "1", [1], {}, math.nan])

@@ -34,6 +34,17 @@ def app_of(model, **options):
   return make_app(service, "m", **options)
 
 
+def test_a_model_is_found_by_its_name(model):
+  with TestClient(app_of(model)) as client:
+    (one,) = client.get("/v1/models").json()["data"]
+    assert client.get("/v1/models/m").json() == one
+    reply = client.get("/v1/models/org/other")
+    assert reply.status_code == 404
+    assert reply.json()["error"]["message"] == (
+      "org/other is no model here; m is."
+    )
+
+
 def test_a_burst_is_told_to_come_again(model):
   with TestClient(app_of(model)) as client:
     reply = client.post("/v1/completions", json=PROMPT | {"n": 4})

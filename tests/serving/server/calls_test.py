@@ -20,6 +20,28 @@ def talk(**body):
   )
 
 
+def test_what_a_template_reads_comes_with_the_conversation():
+  call = talk(chat_template_kwargs={"enable_thinking": False})
+  assert call.prompts[0].variables == {"enable_thinking": False}
+  with pytest.raises(ValueError, match="chat_template_kwargs names messages"):
+    talk(chat_template_kwargs={"messages": []})
+  with pytest.raises(ValueError, match="this is not done here"):
+    read(prompt="Hi", chat_template_kwargs={})
+
+
+@pytest.mark.parametrize(
+  ("told", "read"),
+  [('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1}), ("[1]", "[1]"), ("{", "{")],
+)
+def test_arguments_of_tools_are_what_their_json_says(told, read):
+  calls = [{"id": "1", "function": {"name": "f", "arguments": told}}, "x"]
+  messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
+  (message,) = talk(messages=messages).prompts[0].messages
+  first, second = message["tool_calls"]
+  assert first["function"] == {"name": "f", "arguments": read}
+  assert (first["id"], second) == ("1", "x")
+
+
 @pytest.mark.parametrize(
   ("prompt", "prompts"),
   [
@@ -132,7 +154,10 @@ def test_texts_in_parts_are_one_text():
     (b"[" * 100_000, "the body is nested too deeply."),
     (b"[1]", "the body is a list; it must be an object."),
     (b'{"prompt": NaN}', "it holds NaN, which JSON has not"),
-    (rb'{"prompt": "\ud800"}', "prompt holds half of a character."),
+    (
+      rb'{"prompt": "\ud800"}',
+      "prompt holds half of a character, or bytes that are not UTF-8.",
+    ),
   ],
 )
 def test_a_body_that_is_none_is_refused(content, sentence):
@@ -198,7 +223,7 @@ def test_a_completion_that_cannot_be_meant_is_refused(body, sentence):
     ),
     (
       {"messages": [{"role": "user\ud800", "content": "Hi"}]},
-      "messages[0] holds half of a character.",
+      "messages[0] holds half of a character, or bytes that are not UTF-8.",
     ),
     ({"top_logprobs": 2}, "top_logprobs is 2; logprobs must be true with it."),
     ({"logprobs": 2}, "logprobs is 2; it must be a bool."),

@@ -91,6 +91,25 @@ def test_who_hangs_up_during_a_step_that_fails(service, monkeypatch):
     assert text_of(client)
 
 
+def test_long_prompts_become_ids_while_others_are_answered(
+  service, monkeypatch
+):
+  encode, threads = service.tokenizer.encode, []
+
+  def encode_chat(messages, **variables):
+    threads.append(threading.current_thread().name)
+    assert variables == {"hint": "Tide"}
+    return encode("Anna lives in Oslo ."), ()
+
+  monkeypatch.setattr(service.tokenizer, "encode_chat", encode_chat)
+  body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+  body["chat_template_kwargs"] = {"hint": "Tide"}
+  with TestClient(make_app(service, "m")) as client:
+    for path in ("/v1/chat/completions", "/v1/states"):
+      assert client.post(path, json=body).status_code == 200
+  assert len(threads) == 2 and "scheduler" not in threads
+
+
 def test_who_goes_before_a_look_was_taken_ends_nothing(service):
   async def look():
     await asyncio.wait_for(service.states("Anna", b""), 0.05)

@@ -8,6 +8,7 @@ from sparse_prefix_jax.serving.text.template import (
   PLAIN_TEMPLATE,
   ChatTemplate,
   checked_messages,
+  checked_variables,
 )
 
 USER = {"role": "user", "content": "<Hi> & 'ä'"}
@@ -115,4 +116,33 @@ def test_what_are_no_messages_is_refused(messages, sentence):
 
 def test_a_call_of_tools_needs_no_content():
   call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
-  assert checked_messages([call])[0]["content"] is None
+  assert checked_messages([call | {"content": None}]) == [call]
+
+
+def test_what_is_none_is_missing_for_a_template():
+  """As clients dump the messages that they got."""
+  got = {"role": "assistant", "content": "Hi.", "tool_calls": None}
+  template = ChatTemplate("{{ 'tool_calls' in messages[1] }}")
+  assert template.render(checked_messages([USER, got])) == "False"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_thinking_is_found_under_each_of_its_names(name):
+  (got,) = checked_messages([USER | {name: "Hm."}])
+  assert got["reasoning_content"] == got["thinking"] == "Hm."
+  assert checked_messages([USER]) == [USER]
+
+
+@pytest.mark.parametrize(
+  "variables, sentence",
+  [
+    ("x", "template is 'x'; it must map names"),
+    ({1: 2}, "template is {1: 2}; it must map names"),
+    ({"messages": []}, "template names messages"),
+    ({"generation_prompt": False}, "template names generation_prompt"),
+  ],
+)
+def test_what_are_no_variables_is_refused(variables, sentence):
+  with pytest.raises(ValueError) as caught:
+    checked_variables("template", variables)
+  assert str(caught.value).startswith(sentence)

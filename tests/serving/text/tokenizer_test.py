@@ -47,14 +47,36 @@ def test_a_folder_is_read(tmp_path):
   )
 
 
+def test_special_tokens_lie_in_either_file(tmp_path):
+  config = {"eos_token": None, "chat_template": "{{ bos_token }}"}
+  folder = folder_with(tmp_path, config)
+  tokens = {"eos_token": {"content": "<|end|>"}, "bos_token": "<tool>"}
+  (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+  read = TextTokenizer.from_directory(folder)
+  assert read.end_ids == {read.vocab_size - 1}
+  assert spelled(read, read.encode_chat(MESSAGES).ids) == "<tool>"
+
+
 def test_which_template_counts(tmp_path):
   several = [
-    {"name": "tools", "template": "t"},
+    {"name": "tool_use", "template": "t"},
     {"name": "default", "template": "d"},
   ]
   folder = folder_with(tmp_path, {"chat_template": several})
   assert TextTokenizer.from_directory(folder).template.source == "d"
+  tools, plain = ({"tools": []}, MESSAGES[:1])
+  read = TextTokenizer.from_directory(folder)
+  assert read.encode_chat(plain, **tools).ids.tolist() == [read.encode("t")[0]]
+  with pytest.raises(ValueError, match="names \\['tool_use'\\]; one must be"):
+    TextTokenizer.from_directory(
+      folder_with(tmp_path, {"chat_template": several[:1]})
+    )
+  more = tmp_path / "additional_chat_templates"
+  more.mkdir()
+  (more / "tool_use.jinja").write_text("m")
   folder = folder_with(tmp_path, {"chat_template": several}, "f")
+  read = TextTokenizer.from_directory(folder)
+  assert read.encode_chat(plain, **tools).ids.tolist() == [read.encode("m")[0]]
   assert TextTokenizer.from_directory(folder).template.source == "f"
   (tmp_path / "chat_template.jinja").unlink()
   (tmp_path / "tokenizer_config.json").unlink()
@@ -112,6 +134,32 @@ def test_a_template_that_rewrites_the_past_has_fewer_boundaries():
   )
 
 
+def test_a_text_that_ends_without_an_answer_has_the_last_boundary():
+  closed = MARKED.replace("{% endif %}", "{% else %}$ {% endif %}")
+  open_, tokenizer = (
+    TextTokenizer(KINDS["byte_level"](), chat_template=template)
+    for template in (MARKED, closed)
+  )
+  prompt = tokenizer.encode_chat(MESSAGES)
+  assert prompt.boundaries == open_.encode_chat(MESSAGES).boundaries[-1:]
+
+
+def test_a_long_conversation_is_written_few_times(monkeypatch):
+  tokenizer = TextTokenizer(KINDS["byte_level"](), chat_template=MARKED)
+  few = tokenizer.encode_chat(MESSAGES).boundaries
+  written, render = [], tokenizer.template.render
+
+  def counting(messages, **options):
+    written.append(len(messages))
+    return render(messages, **options)
+
+  monkeypatch.setattr(tokenizer.template, "render", counting)
+  prompt = tokenizer.encode_chat(MESSAGES * 50)
+  assert sum(written) < 12 * 200
+  assert prompt.boundaries[:4] == few
+  assert prompt.boundaries[-1] < prompt.ids.size
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_vocabulary_is_refused(kind):
   tokenizer = text_tokenizer(kind)
@@ -144,3 +192,26 @@ def test_what_is_no_tokenizer_or_text_is_refused():
     TextTokenizer("tokenizer.json")
   with pytest.raises(ValueError, match="text is 5; it must be a string"):
     text_tokenizer("words").encode(5)
+  half = [{"role": "user", "content": "\udcff"}]
+  with pytest.raises(
+    ValueError, match="conversation holds half of a character"
+  ):
+    text_tokenizer("words").encode_chat(half)
+  with pytest.raises(ValueError, match="text holds half of a character"):
+    text_tokenizer("words").encode("\udcff")
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+  "choice, sentence",
+  [
+    ({"chat_template": 5}, "chat_template is 5; it must be a text, or"),
+    ({"special_tokens": 5}, "special_tokens is 5; it must map names"),
+    ({"special_tokens": {"eos_token": 5}}, "it must map names to texts"),
+    ({"end_ids": 5}, "end_ids is 5; it must be a list"),
+    ({"end_ids": ["x"]}, "end_ids: an id must be an integer"),
+  ],
+)
+def test_what_cannot_be_meant_is_refused(choice, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    TextTokenizer(KINDS["words"](), **choice)
