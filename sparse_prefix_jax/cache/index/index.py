@@ -106,7 +106,11 @@ class PrefixIndex(IndexView):
       CapacityError: If not even evicting every state would make enough room.
     """
     self._ledger.require_possible(slots, pages)
-    while not self._ledger.has_room(slots + self._order.offered, pages):
+
+    def fits(offered: int) -> bool:
+      return self._ledger.has_room(slots + offered, pages)
+
+    while not fits(self._order.offered):
       short = self._ledger.shortage(slots + self._order.offered, pages)
       offered = self._order.offered
       if state := self._order.victim(short):
@@ -119,6 +123,7 @@ class PrefixIndex(IndexView):
         raise ValueError(
           "eviction: victim named no state and took no offer back."
         )
+    self._order.reconsider(fits)
     return self._ledger.lease(slots, pages)
 
   def _check_own(self, state: State) -> None:

@@ -130,6 +130,18 @@ class Order:
     with self.asked() as rule:
       return rule.victim(short)
 
+  def reconsider(self, fits: Callable[[int], bool]) -> None:
+    """Room was made, perhaps more than was missing: for what was turned down.
+
+    Args:
+      fits: Whether there is room for so many offers.
+    """
+    if self.worth is None:
+      return
+    with self.asked() as rule:
+      if isinstance(rule, Worth):
+        rule.reconsider(fits)
+
   def _tell(self, change: Callable[[EvictionRule], object]) -> None:
     """Tells the rule of a change; one that has failed needs to know no more."""
     if not self._trusted:

@@ -179,6 +179,9 @@ def hindsight_of_bytes(
   prices; whoever finds no room takes his next best. It is a plan, not the best
   one: the best one saves at least as much, and at most the bound.
 
+  It may begin to keep a prefix above the state that a prompt resumes from, as
+  the bound allows; a server computes nothing there, and cannot.
+
   Args:
     prompts: As of `upper_bound_of_bytes`, all of them measured.
     bound: What that gave for them.

@@ -139,6 +139,9 @@ def hindsight(intervals: Intervals, bound: Bound, slots: int) -> int:
   prices; whoever finds a step full takes his next best. It is a plan, not the
   best one: the best one saves at least as much, and at most the bound.
 
+  It may begin to keep a prefix above the state that a prompt resumes from, as
+  the bound allows; a server computes nothing there, and cannot.
+
   Args:
     intervals: What `intervals_of` gave.
     bound: What `upper_bound` gave for them.

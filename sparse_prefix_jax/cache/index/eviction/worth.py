@@ -83,6 +83,7 @@ class Worth:
     self._stored: dict[int, State] = {}
     self._awaited: dict[int, int] = {}
     self._offers: dict[int, _Offer] = {}
+    self._turned_down: list[tuple[int, _Offer]] = []
 
   @property
   def offered(self) -> int:
@@ -154,9 +155,25 @@ class Worth:
       freed=self._freed_by(short),
       stays=lambda row: self._stored[row].pins > 0,
     )
-    for one in gone:
-      del self._offers[one]
+    self._turned_down += [(one, self._offers.pop(one)) for one in gone]
     return gone, row
+
+  def reconsider(self, fits: Callable[[int], bool]) -> None:
+    """Offers again what was turned down for room that there is after all.
+
+    What is worth least goes first, and is small perhaps: what went after it may
+    have freed more than was missing. So of what was turned down since the last
+    call the most worthwhile comes back first, while nothing has to go for it.
+
+    Args:
+      fits: Whether there is room for so many offers.
+    """
+    back: dict[int, _Offer] = {}
+    while self._turned_down and fits(self.offered + len(back) + 1):
+      back.update([self._turned_down.pop()])
+    self._turned_down.clear()
+    self._policy.hold(sorted(back, key=self._policy.depth_of))
+    self._offers |= back
 
   def _freed_by(
     self, short: Shortage

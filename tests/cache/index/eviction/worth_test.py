@@ -125,6 +125,26 @@ def test_an_offer_worth_less_is_turned_down():
   index.check()
 
 
+@pytest.mark.parametrize("pages", [12, 4])
+def test_an_offer_comes_back_where_more_went_than_was_missing(pages):
+  """A document is worth more, but goes as well, and may leave room for it."""
+  budget = Budget(400, slot_bytes=100, page_bytes=10)
+  index = PrefixIndex(budget, Worth(Adaptive(block=4)))
+  store(index, range(32), depths=(8,))
+  for step in range(100):
+    for start in (1000 + 64 * step, 0):
+      asked(index, range(start, start + 32))
+      index.withdraw(0)
+  asked(index, range(90000, 90016), owner=1)
+  index.reserve(1, pages)  # The document has 180 bytes.
+  assert (len(index.states), index.worth.accept(1)) == (1, ())
+  asked(index, range(80000, 80016), owner=2)
+  index.reserve(1, 0)
+  assert len(index.states) == 0
+  assert index.worth.accept(2) == ((4,) if pages == 4 else ())
+  index.check()
+
+
 def test_what_another_waits_for_is_turned_down_last():
   index, _ = busy(2, (0,))
   asked(index, range(200, 208), owner=1, wanted=[1])
