@@ -70,7 +70,9 @@ class Rows(NamedTuple):
   active: Bool[Array, "b"]
 
 
-Captures: TypeAlias = Sequence[int] | np.ndarray | Int32[Array, "m"]
+Captures: TypeAlias = (
+  Sequence[int] | Sequence[Int32[Array, ""]] | np.ndarray | Int32[Array, "m"]
+)
 """Numbers of steps after which a scan hands out its carry."""
 Cell = Callable[[Any, Any, Array], tuple[Any, Any]]
 

@@ -106,11 +106,8 @@ class PrefixIndex(IndexView):
       CapacityError: If not even evicting every state would make enough room.
     """
     self._ledger.require_possible(slots, pages)
-
-    def fits(offered: int) -> bool:
-      return self._ledger.has_room(slots + offered, pages)
-
-    while not fits(self._order.offered):
+    has_room = self._ledger.has_room
+    while not has_room(slots + self._order.offered, pages):
       short = self._ledger.shortage(slots + self._order.offered, pages)
       offered = self._order.offered
       if state := self._order.victim(short):
@@ -123,7 +120,7 @@ class PrefixIndex(IndexView):
         raise ValueError(
           "eviction: victim named no state and took no offer back."
         )
-    self._order.reconsider(fits)
+    self._order.reconsider(lambda offered: has_room(slots + offered, pages))
     return self._ledger.lease(slots, pages)
 
   def _check_own(self, state: State) -> None:
