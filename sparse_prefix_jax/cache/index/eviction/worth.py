@@ -265,6 +265,7 @@ class Worth:
       owner: Number of the sequence.
     """
     self.accept(owner)
+    self._turned_down = [x for x in self._turned_down if x[1].owner != owner]
     for row in [row for row, by in self._awaited.items() if by == owner]:
       self._policy.release(row)
       del self._awaited[row]

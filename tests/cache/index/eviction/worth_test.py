@@ -145,6 +145,16 @@ def test_an_offer_comes_back_where_more_went_than_was_missing(pages):
   index.check()
 
 
+def test_an_offer_of_a_wave_that_failed_does_not_come_back():
+  index, _ = busy(3, (0, 100))
+  asked(index, range(200, 204), owner=1)
+  assert index.worth.victim(Shortage(slot=1, page=0)) is None  # then it failed
+  index.withdraw(1)
+  index.free(*index.reserve(0, 0))
+  assert index.worth.offered == 0
+  index.check()
+
+
 def test_what_another_waits_for_is_turned_down_last():
   index, _ = busy(2, (0,))
   asked(index, range(200, 208), owner=1, wanted=[1])
