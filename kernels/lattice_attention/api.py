@@ -21,6 +21,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   pages_vjp,
   vjp,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.slot_checks import (
   check_pages,
   check_tokens,
@@ -33,12 +34,12 @@ _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
   chunks_mosaic_tpu.IMPLEMENTATION,
-  plain(pages_vjp.attend_chunks),
+  plain(over_pools(pages_vjp.attend_chunks, 2)),
 )
 STEP_IMPLEMENTATIONS = (
   decode_mosaic_gpu.IMPLEMENTATION,
   decode_mosaic_tpu.IMPLEMENTATION,
-  plain(pages_vjp.attend_rows),
+  plain(over_pools(pages_vjp.attend_rows, 2)),
 )
 
 

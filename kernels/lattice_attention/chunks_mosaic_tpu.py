@@ -17,29 +17,8 @@ from sparse_prefix_jax.kernels.lattice_attention.mosaic_tpu import (
   Config,
   attend,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
-
-
-def _run(
-  q: Float[Array, "n c h k"],
-  k: Float[Array, "n c hkv k"],
-  v: Float[Array, "n c hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  chunks: Chunks,
-  page_table: Int32[Array, "requests pages"],
-  **options: Any,
-) -> tuple[
-  Float32[Array, "n c h k"],
-  Float[Array, "p c hkv k"],
-  Float[Array, "p c hkv k"],
-]:
-  """Lets all chunks write their pages, then each attend, as one kernel."""
-  pools = key_pages, value_pages
-  out, (key_pages, value_pages) = attend_chunks(
-    q, (k, v), pools, chunks, page_table, **options
-  )
-  return out, key_pages, value_pages
 
 
 def attend_chunks(
@@ -134,4 +113,6 @@ def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   return Config(vmem_limit_bytes=most)
 
 
-IMPLEMENTATION = Implementation(Config, _run, refusal_of_chunks, _heuristic)
+IMPLEMENTATION = Implementation(
+  Config, over_pools(attend_chunks, 2), refusal_of_chunks, _heuristic
+)

@@ -34,6 +34,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   xla,
 )
 from sparse_prefix_jax.kernels.lattice_attention.mosaic_gpu import WIDTHS
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.lattice_attention.ranges_mosaic_gpu import (
   PARTS,
   Row,
@@ -50,34 +51,11 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 _MOST_HEADS = {64: 64, 128: 40, 256: 24}
 """Query heads per key head at most, by width: with more of them the compiler
 runs out of registers."""
+MOST_LATENT_HEADS = 16
+"""Query heads of a program that attends to latents, at most."""
 _STAGES = {64: (4, 2, 1), 128: (2, 1), 256: (3, 2, 1)}
 """Stages to try, by width: three programs share a multiprocessor at 64 and 128,
 and one has it alone at 256."""
-
-
-def _run(
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b hkv k"],
-  v: Float[Array, "b hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[
-  Float32[Array, "b h k"],
-  Float[Array, "p c hkv k"],
-  Float[Array, "p c hkv k"],
-]:
-  """Writes one token per row to its page, then attends in two launches.
-
-  Arguments of `lattice_attention_step`; outputs of free rows are zeros.
-  """
-  heads = q.shape[1] // k.shape[1]
-  pools = key_pages, value_pages
-  out, (key_pages, value_pages) = attend_rows(
-    q, (k, v), pools, *rest, heads=heads, **options
-  )
-  return out, key_pages, value_pages
 
 
 def attend_rows(
@@ -88,7 +66,6 @@ def attend_rows(
   active: Bool[Array, "b"],
   page_table: Int32[Array, "b pages"],
   *,
-  heads: int,
   block_pages: int,
   window: int | None,
   precision: lax.Precision,
@@ -105,7 +82,6 @@ def attend_rows(
     position: Of each token.
     active: False for a free row, whose outputs are zeros.
     page_table: Pages of each row, in order.
-    heads: Query heads of a program; those of a key head are a multiple of it.
     block_pages: Says nothing: a block is a page.
     window: Keys that a token sees, or None.
     precision: Says nothing: products of bfloat16 are exact.
@@ -121,6 +97,7 @@ def attend_rows(
   stop = jnp.where(active, position // CHUNK + 1, 0)
   row = Row(*(x.astype(jnp.int32) for x in (position, first, stop)))
   b, all_heads, width = q.shape
+  heads = heads_of_program(all_heads // tokens[0].shape[1], value_width)
   grouped = q.reshape(b, all_heads // heads, heads, width)
   missing = _columns(heads) - heads
   grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
@@ -202,10 +179,20 @@ def heuristic(
 
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=_run,
+  run=over_pools(attend_rows, 2),
   refusal=within_grid(refusal),
   heuristic=heuristic,
 )
+
+
+def heads_of_program(groups: int, value_width: int | None) -> int:
+  """Query heads of a program; those of a key head are a multiple of it.
+
+  Args:
+    groups: Query heads of a key head, or of a latent.
+    value_width: Channels of a latent that are its value, or None.
+  """
+  return groups if value_width is None else min(groups, MOST_LATENT_HEADS)
 
 
 def _columns(heads: int) -> int:

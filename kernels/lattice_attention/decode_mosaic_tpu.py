@@ -24,34 +24,11 @@ from sparse_prefix_jax.kernels.lattice_attention.fit_mosaic_tpu import (
   bytes_of_rows,
   refusal_of_pages,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 
 _ROWS = 16
 """What queries of a key head are padded to: whole registers of 16 bits."""
-
-
-def _run(
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b hkv k"],
-  v: Float[Array, "b hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[
-  Float32[Array, "b h k"],
-  Float[Array, "p c hkv k"],
-  Float[Array, "p c hkv k"],
-]:
-  """Writes one token per row to its page, then attends in one launch.
-
-  Arguments of `lattice_attention_step`; free rows read no page.
-  """
-  pools = key_pages, value_pages
-  out, (key_pages, value_pages) = attend_rows(
-    q, (k, v), pools, *rest, **options
-  )
-  return out, key_pages, value_pages
 
 
 def attend_rows(
@@ -146,7 +123,7 @@ def refusal_of_rows(
 
 IMPLEMENTATION = Implementation(
   mosaic_tpu.Config,
-  _run,
+  over_pools(attend_rows, 2),
   refusal_of_rows,
   chunks_mosaic_tpu.IMPLEMENTATION.heuristic,
 )

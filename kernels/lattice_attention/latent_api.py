@@ -27,18 +27,19 @@ from sparse_prefix_jax.kernels.lattice_attention.api import (
   BLOCK_PAGES,
   check_attention,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.slot_checks import check_pages, check_tokens
 
 _PRECISION = lax.Precision.HIGHEST
 LATENT_IMPLEMENTATIONS = (
   latent_mosaic_gpu.IMPLEMENTATION,
   latent_mosaic_tpu.IMPLEMENTATION,
-  plain(pages_vjp.attend_latent_chunks),
+  plain(over_pools(pages_vjp.attend_chunks, 1)),
 )
 LATENT_STEP_IMPLEMENTATIONS = (
   latent_mosaic_gpu.STEP_IMPLEMENTATION,
   latent_mosaic_tpu.STEP_IMPLEMENTATION,
-  plain(pages_vjp.attend_latent_rows),
+  plain(over_pools(pages_vjp.attend_rows, 1)),
 )
 
 

@@ -9,7 +9,7 @@ prefill two share a head, each with half of the values, and of a step each takes
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_gpu import (
@@ -18,11 +18,13 @@ from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_gpu import (
 from sparse_prefix_jax.kernels.lattice_attention.decode_mosaic_gpu import (
   attend_rows,
   bytes_of_rows,
+  heads_of_program,
 )
 from sparse_prefix_jax.kernels.lattice_attention.mosaic_gpu import (
   bytes_of_chunks,
   packed,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   SHARED_BYTES,
   gpu_of,
@@ -32,44 +34,8 @@ from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
 )
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 
-_HEADS = 16
-"""Query heads of a program of a step: with more it runs out of registers."""
 _MOST_VALUES = 512
 """Channels of a value at most: those of a step are rows of one product."""
-
-
-def _run(
-  q: Float[Array, "n c h k"],
-  latent: Float[Array, "n c hkv k"],
-  latent_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[Float32[Array, "n c h v"], Float[Array, "p c hkv k"]]:
-  """Attends with the chunks of a call; arguments of `latent_attention`."""
-  out, (pages,) = packed(
-    q, (latent,), (latent_pages,), *rest, name="latent_attention", **options
-  )
-  return out, pages
-
-
-def _run_step(
-  q: Float[Array, "b h k"],
-  latent: Float[Array, "b hkv k"],
-  latent_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[Float32[Array, "b h v"], Float[Array, "p c hkv k"]]:
-  """Attends with a token per row; arguments of `latent_attention_step`."""
-  out, (pages,) = attend_rows(
-    q,
-    (latent,),
-    (latent_pages,),
-    *rest,
-    heads=min(_HEADS, q.shape[1] // latent.shape[1]),
-    name="latent_attention",
-    **options,
-  )
-  return out, pages
 
 
 def _refusal(
@@ -100,10 +66,11 @@ def _refusal_of_step(
   **__: Any,
 ) -> str | None:
   """Why the kernels do not take these tokens of rows, or None."""
-  heads = q.shape[1] // latent.shape[1]
-  if heads > _HEADS and heads % _HEADS:
-    return f"takes a multiple of {_HEADS} query heads per latent, not {heads}"
-  taken = bytes_of_rows(q.shape[2], _HEADS, config.stages, pools=1)
+  groups = q.shape[1] // latent.shape[1]
+  heads = heads_of_program(groups, value_width)
+  if groups % heads:
+    return f"takes a multiple of {heads} query heads per latent, not {groups}"
+  taken = bytes_of_rows(q.shape[2], heads, config.stages, pools=1)
   return _refusal_of_latents(
     device, config, (q, latent, latent_pages), value_width
   ) or refused_sizes(config.stages, taken)
@@ -151,13 +118,13 @@ def _heuristic(device: Device, q: Array, *_: Any, **__: Any) -> MosaicGpuConfig:
 
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=_run,
+  run=over_pools(packed, 1, name="latent_attention"),
   refusal=within_grid(_refusal),
   heuristic=_heuristic,
 )
 STEP_IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=_run_step,
+  run=over_pools(attend_rows, 1, name="latent_attention"),
   refusal=within_grid(_refusal_of_step),
   heuristic=_heuristic,
 )

@@ -7,8 +7,6 @@ product, many more than of a key head elsewhere, which takes more memory.
 
 from typing import Any
 
-from jaxtyping import Array, Float, Float32
-
 from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_tpu import (
   attend_chunks,
@@ -19,42 +17,10 @@ from sparse_prefix_jax.kernels.lattice_attention.decode_mosaic_tpu import (
   refusal_of_rows,
 )
 from sparse_prefix_jax.kernels.lattice_attention.mosaic_tpu import Config
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.mosaic_tpu import fit as fit
 
 _VMEM_BYTES = 96 * 2**20
-
-
-def _run(
-  q: Float[Array, "n c h k"],
-  latent: Float[Array, "n c hkv k"],
-  latent_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[Float32[Array, "n c h v"], Float[Array, "p c hkv k"]]:
-  """Attends with the chunks of a call; arguments of `latent_attention`."""
-  out, (pages,) = attend_chunks(
-    q, (latent,), (latent_pages,), *rest, name="latent_attention", **options
-  )
-  return out, pages
-
-
-def _run_step(
-  q: Float[Array, "b h k"],
-  latent: Float[Array, "b hkv k"],
-  latent_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[Float32[Array, "b h v"], Float[Array, "p c hkv k"]]:
-  """Attends with a token per row; arguments of `latent_attention_step`."""
-  out, (pages,) = attend_rows(
-    q,
-    (latent,),
-    (latent_pages,),
-    *rest,
-    name="latent_attention_step",
-    **options,
-  )
-  return out, pages
 
 
 def _refusal(*arguments: Any, value_width: int, **options: Any) -> str | None:
@@ -85,7 +51,15 @@ def _heuristic(device: Device, *arguments: Any, **options: Any) -> Config:
   return Config(vmem_limit_bytes=min(_VMEM_BYTES, fit.vmem_bytes(device)))
 
 
-IMPLEMENTATION = Implementation(Config, _run, _refusal, _heuristic)
+IMPLEMENTATION = Implementation(
+  Config,
+  over_pools(attend_chunks, 1, name="latent_attention"),
+  _refusal,
+  _heuristic,
+)
 STEP_IMPLEMENTATION = Implementation(
-  Config, _run_step, _refusal_of_step, _heuristic
+  Config,
+  over_pools(attend_rows, 1, name="latent_attention_step"),
+  _refusal_of_step,
+  _heuristic,
 )

@@ -14,6 +14,7 @@ from sparse_prefix_jax.kernels.implementations import Device, Implementation
 from sparse_prefix_jax.kernels.lattice_attention.chunks_mosaic_gpu import (
   attend_chunks,
 )
+from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.mosaic_gpu.devices import (
   refused_device,
   refused_sizes,
@@ -23,28 +24,6 @@ from sparse_prefix_jax.kernels.mosaic_gpu.launch import CHUNK, MosaicGpuConfig
 
 WIDTHS = (64, 128, 256)
 """Widths of heads that kernels take."""
-
-
-def _run(
-  q: Float[Array, "n c h k"],
-  k: Float[Array, "n c hkv k"],
-  v: Float[Array, "n c hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  *rest: Any,
-  **options: Any,
-) -> tuple[
-  Float32[Array, "n c h k"],
-  Float[Array, "p c hkv k"],
-  Float[Array, "p c hkv k"],
-]:
-  """Lets all chunks write their pages, then each attend in one launch.
-
-  Arguments of `lattice_attention`; outputs past a chunk's length are zeros.
-  """
-  pools = key_pages, value_pages
-  out, (key_pages, value_pages) = packed(q, (k, v), pools, *rest, **options)
-  return out, key_pages, value_pages
 
 
 def packed(
@@ -150,7 +129,7 @@ def heuristic(device: Device, *_: Any, **__: Any) -> MosaicGpuConfig:
 
 IMPLEMENTATION = Implementation(
   config=MosaicGpuConfig,
-  run=_run,
+  run=over_pools(packed, 2),
   refusal=within_grid(refusal),
   heuristic=heuristic,
 )

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Float, Int32
 
-from sparse_prefix_jax.kernels.chunks import Chunks
 from sparse_prefix_jax.kernels.lattice_attention import vjp, xla
 from sparse_prefix_jax.kernels.lattice_attention.xla import AttentionOptions
 
@@ -32,92 +31,16 @@ class _Queries(NamedTuple):
 _Index: TypeAlias = Array | tuple[Array, Array]
 
 
-def attend_chunks(
-  q: Float[Array, "n c h k"],
-  k: Float[Array, "n c hkv k"],
-  v: Float[Array, "n c hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  chunks: Chunks,
-  page_table: Int32[Array, "requests pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-) -> tuple[Array, Array, Array]:
+def attend_chunks(*arrays: Any, **options: Any) -> tuple[Array, Any]:
   """`xla.attend_chunks`, with a gradient in all but the integers."""
-  options = AttentionOptions(block_pages, window, precision)
-  pools = key_pages, value_pages
-  results: Any = _chunks(options, q, (k, v), pools, chunks, page_table)
-  out, (key_pages, value_pages) = results
-  return out, key_pages, value_pages
+  results: Any = _chunks(AttentionOptions(**options), *arrays)
+  return results
 
 
-def attend_latent_chunks(
-  q: Float[Array, "n c h k"],
-  latent: Float[Array, "n c 1 k"],
-  latent_pages: Float[Array, "p c 1 k"],
-  chunks: Chunks,
-  page_table: Int32[Array, "requests pages"],
-  **options: Any,
-) -> tuple[Array, Array]:
-  """The same of latents, one pool of which holds keys and values."""
-  results: Any = _chunks(
-    AttentionOptions(**options),
-    q,
-    (latent,),
-    (latent_pages,),
-    chunks,
-    page_table,
-  )
-  out, (latent_pages,) = results
-  return out, latent_pages
-
-
-def attend_rows(
-  q: Float[Array, "b h k"],
-  k: Float[Array, "b hkv k"],
-  v: Float[Array, "b hkv k"],
-  key_pages: Float[Array, "p c hkv k"],
-  value_pages: Float[Array, "p c hkv k"],
-  position: Int32[Array, "b"],
-  active: Bool[Array, "b"],
-  page_table: Int32[Array, "b pages"],
-  *,
-  block_pages: int,
-  window: int | None,
-  precision: lax.Precision,
-) -> tuple[Array, Array, Array]:
+def attend_rows(*arrays: Any, **options: Any) -> tuple[Array, Any]:
   """`xla.attend_rows`, with a gradient in all but the integers."""
-  options = AttentionOptions(block_pages, window, precision)
-  pools = key_pages, value_pages
-  rest = position, active, page_table
-  results: Any = _rows(options, q, (k, v), pools, *rest)
-  out, (key_pages, value_pages) = results
-  return out, key_pages, value_pages
-
-
-def attend_latent_rows(
-  q: Float[Array, "b h k"],
-  latent: Float[Array, "b 1 k"],
-  latent_pages: Float[Array, "p c 1 k"],
-  position: Int32[Array, "b"],
-  active: Bool[Array, "b"],
-  page_table: Int32[Array, "b pages"],
-  **options: Any,
-) -> tuple[Array, Array]:
-  """The same of latents, one pool of which holds keys and values."""
-  results: Any = _rows(
-    AttentionOptions(**options),
-    q,
-    (latent,),
-    (latent_pages,),
-    position,
-    active,
-    page_table,
-  )
-  out, (latent_pages,) = results
-  return out, latent_pages
+  results: Any = _rows(AttentionOptions(**options), *arrays)
+  return results
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

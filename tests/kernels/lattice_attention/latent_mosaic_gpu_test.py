@@ -14,9 +14,9 @@ import pytest
 
 from sparse_prefix_jax.kernels.lattice_attention import (
   chunks_mosaic_gpu,
+  decode_mosaic_gpu,
   latent_attention,
   latent_attention_step,
-  latent_mosaic_gpu,
 )
 from sparse_prefix_jax.kernels.mosaic_gpu import transposed
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
@@ -51,7 +51,7 @@ def small_programs(monkeypatch):
   """
   monkeypatch.setattr(transposed, "_MOST_UNROLLED", 64)
   monkeypatch.setattr(chunks_mosaic_gpu, "_MOST_VALUES", 64)
-  monkeypatch.setattr(latent_mosaic_gpu, "_HEADS", 1)
+  monkeypatch.setattr(decode_mosaic_gpu, "MOST_LATENT_HEADS", 1)
   with OnGpu().around():
     yield
 
