@@ -55,7 +55,6 @@ _TESTS = pathlib.Path(__file__).parent
 # numbers within a tolerance: less optimisation shows it too. Not among them is
 # what looks for bits that compiled programs lose.
 LITTLE = (
-  "demo_test.py",
   *("benchmarks", "cache", "commands", "evaluation", "project", "serving"),
   "training",
   *("placement/conditional_test.py", "placement/dynamic_program_test.py"),

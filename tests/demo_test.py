@@ -99,7 +99,7 @@ def asked(
   tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, Any], int]:
   """Questions about facts, and how many: few that ask about two documents."""
-  stream, requests = recall_stream(), 8
+  stream, requests = recall_stream(), 4
   assert stream.first(requests).has_controls
   report = demo.run_demo(
     tmp_path_factory.mktemp("asked"),

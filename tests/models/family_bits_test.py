@@ -19,13 +19,12 @@ REPEATED = tuple(
     *("olmo_hybrid", "falcon_mamba", "jamba"),
   )
 )
-# Of the others Qwen3.5 and Kimi Linear live in both dtypes, each of the rest in
-# one; the other dtype of those is with the slow tests.
-IN_BFLOAT16 = ("falcon_h1_tiny",)
+# The others live in one dtype each; the other is with the slow tests.
+IN_BFLOAT16 = "falcon_h1_tiny", "qwen3_5_moe_tiny"
 IN_FLOAT32 = tuple(
   f"{family}_tiny"
   for family in (
-    *("mamba", "mamba2", "nemotron_h"),
+    *("mamba", "mamba2", "nemotron_h", "kimi_linear"),
     *("lfm2", "minimax", "recurrent_gemma"),
   )
 )

@@ -10,7 +10,14 @@ from tests.models import preset_logits
 CLOSE = {"float32": 2e-4, "bfloat16": 0.1}
 
 
-@pytest.mark.parametrize("name", preset_logits.PRESETS)
+# The preset "demo" has the layers of "tiny": it is with the slow tests.
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name
+    for name in preset_logits.PRESETS
+  ],
+)
 def test_logits_are_the_stored_ones(name):
   stored = np.load(preset_logits.PATH)
   found = preset_logits.logits(name)

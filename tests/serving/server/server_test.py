@@ -176,7 +176,7 @@ def test_the_page_needs_nothing_else(server):
 
 
 def test_a_signal_lets_what_runs_finish(server):
-  stream = completion(server, max_tokens=300, stream=True)
+  stream = completion(server, max_tokens=100, stream=True)
   pieces = iter(stream)
   next(pieces)
   server.process.send_signal(signal.SIGTERM)
