@@ -12,6 +12,7 @@ class Blocks(NamedTuple):
   Attributes:
     expert: The expert of each block.
     used: Whether the block holds a token.
+    first: Whether it is the first block of its expert.
     source: The row of each place, or the number of rows where it is free.
     place: Where each choice of each row stands among all places of all blocks;
       their number for rows that are not computed. [rows chosen]
@@ -19,6 +20,7 @@ class Blocks(NamedTuple):
 
   expert: Int32[Array, "blocks"]
   used: Bool[Array, "blocks"]
+  first: Bool[Array, "blocks"]
   source: Int32[Array, "blocks block"]
   place: Int32[Array, "rows chosen"]
 
@@ -47,6 +49,8 @@ def sort_into_blocks(
     ... )
     >>> blocks.expert[:2].tolist(), blocks.source[:2].tolist()
     ([0, 2], [[1, 3], [0, 2]])
+    >>> blocks.first[:2].tolist()
+    [True, True]
   """
   rows, chosen = expert.shape
   expert = jnp.where(real[:, None], expert, experts).reshape(-1)
@@ -67,9 +71,11 @@ def sort_into_blocks(
   source = source.at[place].set(order // chosen, mode="drop")
   number = jnp.arange(many)
   owner = jnp.searchsorted(ends, number, side="right")
+  owner, used = jnp.minimum(owner, experts - 1), number < ends[-1]
   return Blocks(
-    expert=jnp.minimum(owner, experts - 1).astype(jnp.int32),
-    used=number < ends[-1],
+    expert=owner.astype(jnp.int32),
+    used=used,
+    first=used & (number == (ends - blocks)[owner]),
     source=source.reshape(many, block),
     place=jnp.zeros_like(place).at[order].set(place).reshape(rows, chosen),
   )

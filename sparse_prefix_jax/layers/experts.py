@@ -307,38 +307,51 @@ class Experts(ExplicitModule):
   ) -> Float[Array, "rows chosen d"]:
     """What each chosen expert makes of each row, block by block."""
     x = barrier(x)
+    # Taking an expert's weights copies them: once for all blocks of an expert,
+    # of which there is one where a block has room for every row.
+    several = blocks.source.shape[1] < x.shape[0]
 
-    def body(_: None, block: Any) -> tuple[None, Array]:
-      expert, used, source = barrier(block)
+    def body(held: Any, block: Any) -> tuple[Any, Array]:
+      expert, used, first, source = barrier(block)
+      if several:
+        held = lax.cond(first, lambda: self._weights(expert), lambda: held)
       y = lax.cond(
         used,
-        lambda: self._expert(x, expert, source),
+        lambda: self._expert(x, held or self._weights(expert), source),
         lambda: jnp.zeros((source.size, x.shape[1]), x.dtype),
       )
-      return None, barrier(y)
+      return held, barrier(y)
 
-    inputs = blocks.expert, blocks.used, blocks.source
-    _, outs = scan_into_buffers(body, None, inputs)
+    inputs = blocks.expert, blocks.used, blocks.first, blocks.source
+    held = self._weights(blocks.expert[0]) if several else None
+    _, outs = scan_into_buffers(body, held, inputs)
     outs = outs.reshape(-1, x.shape[1])
     # Past the end is what no expert computes.
     outs = outs.at[blocks.place].get(mode="fill", fill_value=0)
     return barrier(outs)
 
+  def _weights(
+    self, expert: Int32[Array, ""]
+  ) -> tuple[Float[Array, "o d"], Float[Array, "d h"]]:
+    """Those of one expert: what leads in, and what leads back."""
+    return self.gate_up[expert], self.down[expert]
+
   def _expert(
     self,
     x: Float[Array, "rows d"],
-    expert: Int32[Array, ""],
+    weights: tuple[Float[Array, "o d"], Float[Array, "d h"]],
     source: Int32[Array, "block"],
   ) -> Float[Array, "block d"]:
     """One expert on the rows of one block; free places are rows of zeros."""
+    gate_up, down = weights
     rows = x.at[source].get(mode="fill", fill_value=0)
-    gate, up = self._product(rows, self.gate_up[expert]), None
+    gate, up = self._product(rows, gate_up), None
     if self.config.gated:
       gate, up = jnp.split(gate, 2, axis=-1)
     hidden = ACTIVATIONS[self.config.activation](gate.astype(jnp.float32))
     hidden = hidden.astype(x.dtype)
     hidden = hidden if up is None else hidden * up
-    return self._product(hidden, self.down[expert])
+    return self._product(hidden, down)
 
   def _product(
     self, x: Float[Array, "block i"], weight: Float[Array, "o i"]
