@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.kernels.row_products import row_products
+from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.numerics import Numerics
 
 _FEW = 16
@@ -200,6 +201,12 @@ def taps(
 
 
 def _normal(rngs: nnx.Rngs, inputs: int, outputs: int, dtype: str) -> Array:
+  """Draws them; here a width that is none is found, whatever makes a layer."""
+  for name, many in (("inputs", inputs), ("outputs", outputs)):
+    if not is_int(many) or many < 1:
+      raise ValueError(
+        f"a weight has {many!r} {name}; it must be an int from 1."
+      )
   init = nnx.initializers.lecun_normal()
   return init(rngs.params(), (inputs, outputs), jnp.dtype(dtype))
 

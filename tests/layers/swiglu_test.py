@@ -43,3 +43,9 @@ def test_equals_the_formula(dtype, changes):
 def test_an_unknown_activation_is_refused():
   with pytest.raises(ValueError, match=r"activation is 'tanh'; .* silu"):
     SwiGLUConfig(hidden=8, activation="tanh")
+
+
+@pytest.mark.parametrize("width", [0, -1, True])
+def test_what_is_no_width_is_refused(width):
+  with pytest.raises(ValueError, match=f"a weight has {width} inputs; it must"):
+    SwiGLUConfig(hidden=8).make(width, Numerics(), rngs=nnx.Rngs(0))

@@ -22,6 +22,7 @@ from sparse_prefix_jax.models.families.family import (
   same,
   side_by_side,
   stack_of,
+  stack_of_pairs,
   taps_first,
 )
 from sparse_prefix_jax.models.families.fields import Fields, shown
@@ -194,22 +195,17 @@ def mixture_sources(sub: ParallelConfig) -> Sources:
   experts = sub.subs[0].experts
   prefix = "mlp.experts."
   numbered = [f"{prefix}{number}." for number in range(experts)]
-  pairs = stack_of(
+  pairs = stack_of_pairs(
     *(f"{at}{part}.weight" for at in numbered for part in _GATE_UP)
   )
   down = stack_of(*(f"{at}down_proj.weight" for at in numbered))
-
-  def joined(*parts: np.ndarray) -> np.ndarray:
-    rows = pairs.convert(*parts)
-    # [experts * 2, hidden, d]: the rows of gate and up follow each other.
-    return rows.reshape(experts, -1, rows.shape[-1]) if rows.ndim == 3 else rows
 
   shared = "mlp.shared_expert."
   return {
     "pre": same("post_attention_layernorm.weight"),
     "sub.subs.0.router": same("mlp.gate.weight", rank=2),
     "sub.subs.0.gate_up": same(prefix + "gate_up_proj", rank=3)._replace(
-      otherwise=pairs._replace(convert=joined)
+      otherwise=pairs
     ),
     "sub.subs.0.down": same(prefix + "down_proj", rank=3)._replace(
       otherwise=down
