@@ -2,6 +2,7 @@
 
 import contextlib
 import reprlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -26,7 +27,7 @@ from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
 from sparse_prefix_jax.cache.request import Limits
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
-from sparse_prefix_jax.cache.share_mover import ShareMover
+from sparse_prefix_jax.cache.share_mover import Promise, ShareMover
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
@@ -61,6 +62,8 @@ class PrefixCache:
     config: The configuration of its model.
     store: What is stored, where, and what runs; integers only.
     pools: Device arrays; programs donate and replace them.
+    promises: Who has accepted requests: states get no share under which one of
+      them could not end.
 
   Example:
     >>> from flax import nnx
@@ -133,6 +136,7 @@ class PrefixCache:
       stores=policy.name != "no_cache",
     )
     self._lock = CallLock()
+    self.promises = weakref.WeakSet[Promise]()
     self._pools: Pools | None = self._fresh_pools()
     self._mover: ShareMover | None = None
     if state_share is None and len(divided.usable) > 1:

@@ -43,6 +43,7 @@ class Line:
   ) -> None:
     """Nobody has come yet."""
     self._cache, self._store, self._sampler = cache, cache.store, sampler
+    cache.promises.add(self)
     self._swap_bytes, self._fail = swap_bytes, fail
     self._seats, self._most = list(range(seats)), seats
     self.running: list[Life] = []
@@ -53,6 +54,11 @@ class Line:
   def active(self) -> bool:
     """Whether a request runs that is not over."""
     return any(not life.over for life in self.running)
+
+  def most_pages(self) -> int:
+    """Pages that the longest request needs at its end, alone."""
+    lives = [x for x in (*self.running, *self.waiting) if not x.over]
+    return max((x.most_pages(self._store.chunk) for x in lives), default=0)
 
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
