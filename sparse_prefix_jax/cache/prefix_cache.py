@@ -34,6 +34,7 @@ from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.compiling import check_not_traced
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
   allocate,
@@ -112,6 +113,7 @@ class PrefixCache:
         or the capacity is too small for one sequence of two slots and a page.
     """
     self._served = held_model(model)
+    check_not_traced(self.frozen.leaves[0])
     self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
     memory = parse_bytes(remembered, name="remembered")
@@ -212,6 +214,7 @@ class PrefixCache:
     Yields:
       A list for the sequences that the call began or is changing.
     """
+    check_not_traced(self.frozen.leaves[0])
     mine: list[Running] = []
     try:
       with self._lock.held():

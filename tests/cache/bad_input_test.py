@@ -16,6 +16,7 @@ from sparse_prefix_jax import (
   CapacityError,
   HybridDecoder,
   PrefixCache,
+  Scheduler,
   decode,
   prefill,
 )
@@ -180,6 +181,24 @@ def test_under_jit_is_said(lived_in):
     return decode(small_model(), cache, sequences, ids).logits
 
   assert_refused(cache, lambda: jax.jit(step)(jnp.arange(1)), "outside of jit")
+
+
+def test_under_jit_with_ids_that_are_known_is_said(lived_in):
+  """Nothing in the arguments is traced, but the pools would be."""
+  cache, sequences = lived_in
+  scheduler = Scheduler(small_model(), cache)
+  for call in (
+    lambda: prefill(small_model(), cache, [PROMPT]),
+    lambda: decode(small_model(), cache, sequences, [1]),
+    lambda: cache.fork(sequences[0]),
+    scheduler.step,
+    new_cache,
+  ):
+    assert_refused(cache, lambda call=call: jax.jit(call)(), "outside of jit")
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(cache.pools))
+  out = prefill(small_model(), cache, [PROMPT])
+  assert out.reports[0].resumed == 32
+  cache.release(out.sequences)
 
 
 @pytest.mark.parametrize(
