@@ -87,6 +87,15 @@ class Life:
     """Whether an id follows its last booked token: nobody has chosen it yet."""
     return self.sequence.length == self.known + self.unread
 
+  def is_late(self, step: int) -> bool:
+    """Whether the last step that may serve it has passed, and it goes on.
+
+    Args:
+      step: That begins.
+    """
+    last = self.asked.deadline
+    return last is not None and last < step and not self.over
+
   def most_pages(self, chunk: int) -> int:
     """Pages of its prompt and longest answer.
 

@@ -100,7 +100,7 @@ class Line:
       return False
     for other in self.running:
       one = other.sequence
-      if one.prefilled or other.order > life.order:
+      if one.prefilled or other.over or other.order > life.order:
         continue
       shared = life.opening.shared_chunks(one.request, store.chunk)
       if shared * store.chunk <= one.computed:
@@ -336,7 +336,7 @@ class Line:
     return lost
 
   def why_lost(self, life: Life) -> Exception | None:
-    """What to say of a request whose sequence somebody else ended.
+    """What to say of a request whose sequence a failure or a caller ended.
 
     Args:
       life: Of `forget_lost`.
@@ -344,5 +344,5 @@ class Line:
     try:
       self._store.find(life.sequence.handle)
     except ValueError as error:
-      return RuntimeError(f"{life.handle} was ended from outside: {error}")
+      return RuntimeError(f"{life.handle} lost its sequence: {error}")
     return None

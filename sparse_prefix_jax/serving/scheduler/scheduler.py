@@ -262,15 +262,18 @@ class Scheduler:
       What is compiled next.
 
     Raises:
-      ValueError: If requests run or wait, or a way of sampling cannot be meant.
+      ValueError: If requests run or wait, at first or later: their seats are
+        tried in. Or if a way of sampling cannot be meant.
     """
-    if not self.idle or self._stepper.lives:
-      raise ValueError("requests run or wait; a scheduler is warmed up before.")
     for sampling in samplings:
       self._sampler.check(sampling)
     stages = self._stepper.warm_up(samplings)
     while True:
       with self._call():
+        if not self.idle or self._stepper.lives:
+          raise ValueError(
+            "requests run or wait; a scheduler is warmed up before."
+          )
         stage = next(stages, None)
       if stage is None:
         return

@@ -151,9 +151,10 @@ class Stepper:
 
   def _expire(self) -> None:
     """Ends those whose last step has passed."""
-    for life in [*self.lives.values()]:
-      last = life.asked.deadline
-      if last is not None and last < self.number:
+    for life in [x for x in self.lives.values() if x.is_late(self.number)]:
+      if life.asked.held:
+        self.over(life, Ending.DEADLINE)
+      else:
         self.end(life, Ending.DEADLINE)
 
   def _admit(self) -> None:
