@@ -24,7 +24,7 @@ from sparse_prefix_jax.cache.identity import (
   hold_equal,
 )
 from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
-from sparse_prefix_jax.cache.request import Limits
+from sparse_prefix_jax.cache.request import Limits, listed
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.share_mover import Promise, ShareMover
@@ -330,13 +330,12 @@ class PrefixCache:
     Raises:
       ValueError: If they are no handles, not running, or one is named twice.
     """
-    if isinstance(sequences, SequenceHandle) or not isinstance(
-      sequences, Iterable
-    ):
+    handles = listed(sequences)
+    if handles is None:
       raise ValueError(
         f"sequences must be a list of handles, got {reprlib.repr(sequences)}."
       )
-    running = [self.store.find(handle) for handle in sequences]
+    running = [self.store.find(handle) for handle in handles]
     if len({one.number for one in running}) != len(running):
       raise ValueError("sequences: one is named twice.")
     return running

@@ -128,6 +128,8 @@ def prefill(
     (192, 10)
   """
   check_cache(cache)
+  if not isinstance(all_logits, bool):
+    raise ValueError(f"all_logits must be True or False, got {all_logits!r}.")
   waiting = check_requests(cache.limits, prompts, anchors, capture, salt)
   if capture is not None and not cache.store.stores:
     raise ValueError(

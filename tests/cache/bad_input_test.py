@@ -132,10 +132,10 @@ def test_handles(lived_in, handle):
   assert_refused(cache, lambda: cache.fork(handle), refused)
 
 
-@pytest.mark.parametrize("sequences", [None, 5, "whole"])
+@pytest.mark.parametrize("sequences", [None, 5, "whole", np.array(3)])
 def test_lists_of_handles(lived_in, sequences):
   cache, (running,) = lived_in
-  sequences = running if sequences == "whole" else sequences
+  sequences = running if isinstance(sequences, str) else sequences
   refused = "sequences must be a list of handles"
   assert_refused(
     cache, lambda: decode(small_model(), cache, sequences, [1]), refused
@@ -155,7 +155,19 @@ def test_next_tokens(lived_in, tokens):
   assert_refused(cache, call, "next_tokens")
 
 
-@pytest.mark.parametrize("keep", [-1, 21, 1.5, "5", True, NAN])
+@pytest.mark.parametrize("all_logits", [1, None, "no", np.array([1])])
+def test_all_logits(lived_in, all_logits):
+  cache, _ = lived_in
+
+  def call():
+    return prefill(small_model(), cache, [PROMPT], all_logits=all_logits)
+
+  assert_refused(cache, call, "all_logits must be True or False")
+
+
+@pytest.mark.parametrize(
+  "keep", [-1, 21, 1.5, "5", True, NAN, np.timedelta64(3)]
+)
 def test_keep(lived_in, keep):
   cache, sequences = lived_in
   assert_refused(cache, lambda: cache.release(sequences, keep=keep), "keep")
