@@ -132,7 +132,9 @@ def memory_plan(
   programs that serve are compiled from shapes, which takes seconds, or about a
   minute for a model of 24 layers.
 
-  Four things cannot be known without the device that will serve. Temporaries
+  Counts of penalties are left out: 4 bytes per id and request that may run, once
+  somebody asks for one. And four things cannot be known without the device that
+  will serve. Temporaries
   are those of the compiler of JAX's default device: a plan made on a CPU says
   little of a GPU's, and leaves out that programs in bfloat16 copy pools on a
   CPU. What the driver takes, and what an allocator loses between buffers, is
