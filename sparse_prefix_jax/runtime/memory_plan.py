@@ -132,15 +132,15 @@ def memory_plan(
   programs that serve are compiled from shapes, which takes seconds, or about a
   minute for a model of 24 layers.
 
-  Counts of penalties are left out: 4 bytes per id and request that may run, once
-  somebody asks for one. And four things cannot be known without the device that
-  will serve. Temporaries
-  are those of the compiler of JAX's default device: a plan made on a CPU says
-  little of a GPU's, and leaves out that programs in bfloat16 copy pools on a
-  CPU. What the driver takes, and what an allocator loses between buffers, is
-  not counted. JAX itself takes three quarters of a GPU's memory unless
-  `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise; `memory` should be what it
-  takes. And a TPU pads pools of heads of 64 to twice their bytes.
+  Counts of penalties are left out: 4 bytes per id and request that may run,
+  once somebody asks for one. And four things cannot be known without the device
+  that will serve. Temporaries are those of the compiler of JAX's default
+  device: a plan made on a CPU says little of a GPU's, and leaves out that
+  programs in bfloat16 copy pools on a CPU. What the driver takes, and what an
+  allocator loses between buffers, is not counted. JAX itself takes three
+  quarters of a GPU's memory unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says
+  otherwise; `memory` should be what it takes. And a TPU pads pools of heads of
+  64 to twice their bytes.
 
   Args:
     config: The model's configuration, from `preset` or `read_config`.
