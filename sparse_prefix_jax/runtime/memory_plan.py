@@ -22,6 +22,8 @@ _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 # updates them in place. But XLA computes bfloat16 in float32 on a CPU and
 # copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
+# A sequence needs two; the third can be missed, but who has it holds it.
+_RUNNING_STATES = 3
 
 
 class LengthPlan(NamedTuple):
@@ -29,9 +31,11 @@ class LengthPlan(NamedTuple):
 
   Attributes:
     length: Tokens of every sequence.
-    running_bytes: Bytes of one running sequence: two states, and a page for
-      each chunk that it has begun.
-    running: How many run at once when nothing else is held.
+    running_bytes: Bytes of one running sequence: two states, a third one that
+      its placement stores at the last whole chunk of its prompt and that it
+      resumes from, and a page for each chunk that it has begun.
+    running: How many run at once when nothing else is held; more where they
+      share that state or store none.
     state_share: Share of `running_bytes` that states take; the rest is pages.
     stored_bytes: Bytes of one stored prefix that keeps one state: the state,
       and a page for each whole chunk.
@@ -280,13 +284,13 @@ def _lengths(config: ModelConfig) -> list[int]:
 def _length(config: ModelConfig, cache: int, length: int) -> LengthPlan:
   """The line of the table for sequences of one length."""
   state, page = state_bytes(config), page_bytes(config)
-  running = 2 * state + -(-length // config.numerics.chunk) * page
+  running = _RUNNING_STATES * state + -(-length // config.numerics.chunk) * page
   stored = state + length // config.numerics.chunk * page
   return LengthPlan(
     length=length,
     running_bytes=running,
     running=cache // running,
-    state_share=2 * state / running,
+    state_share=_RUNNING_STATES * state / running,
     stored_bytes=stored,
     # Without recurrent layers, less than a chunk leaves nothing to store.
     stored=cache // stored if stored else 0,

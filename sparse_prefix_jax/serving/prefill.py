@@ -108,7 +108,8 @@ def prefill(
 
   Returns:
     Logits, running sequences and a report per request. Release the sequences
-    when they are done: they hold two states and their last pages.
+    when they are done: they hold two states and their last pages, and keep
+    what they resumed from in the cache.
 
   Raises:
     ValueError: If an argument is out of range; nothing has changed then.
