@@ -51,7 +51,11 @@ class PoolOwner(Protocol):
 
   store: PrefixStore
   config: ModelConfig
-  promises: Collection[Promise]
+
+  @property
+  def promises(self) -> Collection[Promise]:
+    """Who has accepted requests."""
+    ...
 
   @property
   def pools(self) -> Pools:

@@ -282,6 +282,9 @@ def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
   config = read_config(tmp_path, dtype="bfloat16", max_length=1024)
   assert content["weights_bytes"] == weights_bytes(config)
   assert content["config"]["numerics"]["dtype"] == "bfloat16"
+  written = f"--report={tmp_path / 'config.json'}"
+  status, _, err = command(f"--model={tmp_path}", "--memory=64MiB", written)
+  assert status == 2 and "which is the same file" in err
 
 
 @pytest.mark.parametrize(
