@@ -39,7 +39,7 @@ def check_writable(path: Path, *others: str | Path) -> None:
 
 
 def _are_same(one: Path, other: Path) -> bool:
-  """Whether two paths name one file, by a link or not, even if there is none."""
+  """Whether two paths name one file, which need not exist."""
   if one.exists() and other.exists():
     return one.samefile(other)
   return one.resolve() == other.resolve()
