@@ -166,7 +166,7 @@ def test_all_logits(lived_in, all_logits):
 
 
 @pytest.mark.parametrize(
-  "keep", [-1, 21, 1.5, "5", True, NAN, np.timedelta64(3)]
+  "keep", [-1, 21, 1.5, "5", True, NAN, np.timedelta64(3, "s")]
 )
 def test_keep(lived_in, keep):
   cache, sequences = lived_in

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("unchecked_types")
     ({"best": 21}, "best is 21; it must be 0 to 20"),
     ({"logit_bias": 5}, "logit_bias is 5; it must map ids to numbers"),
     ({"logit_bias": np.array(5)}, "it must map ids to numbers"),
-    ({"temperature": np.timedelta64(3)}, "temperature is np.timedelta64"),
+    ({"temperature": np.timedelta64(3, "s")}, "temperature is np.timedelta64"),
     ({"logit_bias": {-1: 1.0}}, "names id -1; ids are from 0, each once"),
     ({"logit_bias": ((1, 1.0), (1, 2.0))}, "names id 1"),
     ({"logit_bias": {1: float("nan")}}, "of id 1 is nan"),

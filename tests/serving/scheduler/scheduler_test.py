@@ -189,7 +189,7 @@ REFUSALS = (
   ({"prompt": [1], "salt": 3}, "salt must be a text or bytes"),
   ({"prompt": [1], "judged": 1}, "judged must be True or False"),
   ({"prompt": [1], "judged": None}, "judged must be True or False"),
-  ({"prompt": [1], "max_tokens": np.timedelta64(3)}, "must be an integer"),
+  ({"prompt": [1], "max_tokens": np.timedelta64(3, "s")}, "must be an integer"),
   ({"prompt": [1], "sampling": "hot"}, "sampling is 'hot'"),
 )
 
