@@ -9,17 +9,21 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+# What a shell reports of a program that Ctrl-C has ended.
+_INTERRUPTED = 130
 
-from sparse_prefix_jax.commands.command_flags import help_text, parse
-from sparse_prefix_jax.commands.printing import hush, say, sentence_of, tell
-from sparse_prefix_jax.contract import ContractError
+try:
+  from absl import flags
+
+  from sparse_prefix_jax.commands.command_flags import help_text, parse
+  from sparse_prefix_jax.commands.printing import hush, say, sentence_of, tell
+  from sparse_prefix_jax.contract import ContractError
+except KeyboardInterrupt:  # It takes a second, or a few.
+  sys.stderr.write("sparse_prefix_jax: interrupted.\n")
+  sys.exit(_INTERRUPTED)
 
 # What a shell reports of a program that a closed pipe has ended.
 _CLOSED_PIPE = 141
-
-# What a shell reports of a program that Ctrl-C has ended.
-_INTERRUPTED = 130
 
 # Any other error is a bug of ours, which a traceback helps to find.
 _BAD_INPUT = (

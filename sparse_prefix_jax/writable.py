@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *others: str | Path) -> None:
   """Raises OSError before long work if a file could not be written.
 
   Permissions alone do not tell: who runs as root has all of them, and a disk
@@ -16,10 +16,14 @@ def check_writable(path: Path) -> None:
 
   Args:
     path: the file that is to be written.
+    others: files that are read, or written too: it must be none of them.
 
   Raises:
     OSError: it cannot be.
   """
+  for other in others:
+    if _are_same(path, Path(other)):
+      raise OSError(f"cannot write {path} over {other}, which is the same file")
   if path.is_dir():
     raise OSError(f"cannot write {path}, which is a folder")
   if path.exists():
@@ -32,6 +36,13 @@ def check_writable(path: Path) -> None:
       return
   except OSError as error:
     raise OSError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _are_same(one: Path, other: Path) -> bool:
+  """Whether two paths name one file, which need not exist."""
+  if one.exists() and other.exists():
+    return one.samefile(other)
+  return one.resolve() == other.resolve()
 
 
 def writable_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import reprlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
@@ -23,16 +24,17 @@ from sparse_prefix_jax.cache.identity import (
   hold_equal,
 )
 from sparse_prefix_jax.cache.index import Budget, Eviction, eviction_for
-from sparse_prefix_jax.cache.request import Limits
+from sparse_prefix_jax.cache.request import Limits, listed
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
-from sparse_prefix_jax.cache.share_mover import ShareMover
+from sparse_prefix_jax.cache.share_mover import Promise, ShareMover
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.runtime import programs
+from sparse_prefix_jax.runtime.compiling import check_not_traced
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
 from sparse_prefix_jax.runtime.pools import (
   allocate,
@@ -61,6 +63,8 @@ class PrefixCache:
     config: The configuration of its model.
     store: What is stored, where, and what runs; integers only.
     pools: Device arrays; programs donate and replace them.
+    promises: Who has accepted requests: states get no share under which one of
+      them could not end.
 
   Example:
     >>> from flax import nnx
@@ -109,6 +113,7 @@ class PrefixCache:
         or the capacity is too small for one sequence of two slots and a page.
     """
     self._served = held_model(model)
+    check_not_traced(self.frozen.leaves[0])
     self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
     memory = parse_bytes(remembered, name="remembered")
@@ -133,6 +138,7 @@ class PrefixCache:
       stores=policy.name != "no_cache",
     )
     self._lock = CallLock()
+    self.promises = weakref.WeakSet[Promise]()
     self._pools: Pools | None = self._fresh_pools()
     self._mover: ShareMover | None = None
     if state_share is None and len(divided.usable) > 1:
@@ -208,6 +214,7 @@ class PrefixCache:
     Yields:
       A list for the sequences that the call began or is changing.
     """
+    check_not_traced(self.frozen.leaves[0])
     mine: list[Running] = []
     try:
       with self._lock.held():
@@ -323,13 +330,12 @@ class PrefixCache:
     Raises:
       ValueError: If they are no handles, not running, or one is named twice.
     """
-    if isinstance(sequences, SequenceHandle) or not isinstance(
-      sequences, Iterable
-    ):
+    handles = listed(sequences)
+    if handles is None:
       raise ValueError(
         f"sequences must be a list of handles, got {reprlib.repr(sequences)}."
       )
-    running = [self.store.find(handle) for handle in sequences]
+    running = [self.store.find(handle) for handle in handles]
     if len({one.number for one in running}) != len(running):
       raise ValueError("sequences: one is named twice.")
     return running

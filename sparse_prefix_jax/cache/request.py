@@ -247,6 +247,18 @@ def _array(name: str, ids: Any) -> np.ndarray:
   )
 
 
+def listed(values: Any) -> list[Any] | None:
+  """What can be gone through once or often, as a list; None of anything else.
+
+  >>> listed(x for x in "ab"), listed(np.array(3))
+  (['a', 'b'], None)
+  """
+  try:
+    return list(values)
+  except TypeError:  # An array without dimensions calls itself iterable.
+    return None
+
+
 def check_whole(name: str, value: Any) -> int:
   """An integer, of Python or of NumPy.
 

@@ -8,8 +8,37 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from sparse_prefix_jax.cache.canonical import renumber
-from sparse_prefix_jax.cache.index import Lease, PrefixIndex, Renumbering
+from sparse_prefix_jax.cache.index import (
+  Budget,
+  Lease,
+  PrefixIndex,
+  Renumbering,
+)
 from sparse_prefix_jax.cache.running import Running
+
+
+def limits_with_room(
+  index: PrefixIndex, slots: int, pages: int, spare: tuple[int, int]
+) -> Budget:
+  """The limits while pools get another size, if what runs fits; a look.
+
+  Args:
+    index: Of the pools.
+    slots: That there will be.
+    pages: That there will be.
+    spare: Slots and pages that must be left beside what runs.
+
+  Returns:
+    Those of now, with the smaller size of both.
+
+  Raises:
+    CapacityError: If running sequences hold more.
+  """
+  now = index.budget
+  fewer = min(slots, now.slots or slots), min(pages, now.pages or pages)
+  low = dataclasses.replace(now, slots=fewer[0], pages=fewer[1])
+  index.check_room(*spare, low)
+  return low
 
 
 def make_room(
@@ -29,10 +58,7 @@ def make_room(
   Raises:
     CapacityError: If running sequences hold more; nothing has changed.
   """
-  now = index.budget
-  fewer = min(slots, now.slots or slots), min(pages, now.pages or pages)
-  low = dataclasses.replace(now, slots=fewer[0], pages=fewer[1])
-  index.check_room(*spare, low)
+  low = limits_with_room(index, slots, pages, spare)
   index.set_budget(low)
   return index.renumbering(low.slots or 0, low.pages or 0)
 

@@ -8,6 +8,7 @@ other bits is never taken again.
 import concurrent.futures
 import functools
 import time
+from collections.abc import Collection
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -36,11 +37,25 @@ def _compiler() -> concurrent.futures.ThreadPoolExecutor:
 
 
 @runtime_checkable
+class Promise(Protocol):
+  """Who has accepted requests that may come to need more than they hold."""
+
+  def most_pages(self) -> int:
+    """Pages that the longest of them needs at its end, alone."""
+    ...
+
+
+@runtime_checkable
 class PoolOwner(Protocol):
   """What is divided: a `PrefixCache`, as far as a move needs it."""
 
   store: PrefixStore
   config: ModelConfig
+
+  @property
+  def promises(self) -> Collection[Promise]:
+    """Who has accepted requests."""
+    ...
 
   @property
   def pools(self) -> Pools:
@@ -78,8 +93,13 @@ class ShareMover:
     chooser = self._chooser
     for share in {chooser.chosen, chooser.due} - {chooser.share}:
       self._compile(share)
-    if chooser.due != chooser.share:
+    if chooser.due != chooser.share and self._keeps_promises(chooser.due):
       self._move(chooser.due)
+
+  def _keeps_promises(self, share: float) -> bool:
+    """Whether a share has room for every request that was accepted."""
+    _, pages = self._chooser.divided.split(share)
+    return all(one.most_pages() <= pages for one in self._cache.promises)
 
   def _compile(self, share: float) -> None:
     """Starts to compile the programs of a share, once."""
@@ -102,13 +122,15 @@ class ShareMover:
     Whatever fails, the share of the chooser, the limits of the store and the
     size of the pools agree afterwards.
     """
-    chooser, budget = self._chooser, self._cache.store.index.budget
-    before = budget.slots or 0, budget.pages or 0
+    chooser, store = self._chooser, self._cache.store
+    before = store.index.budget.slots or 0, store.index.budget.pages or 0
+    there, spare = chooser.divided.split(share), chooser.divided.spare
     try:
+      store.check_resize(*there, spare=spare)  # A probe runs every program.
       bits = self._probe()
       if not self._is_compiled(share):
         return
-      copied = self._resize(*chooser.divided.split(share), back=before)
+      copied = self._resize(*there, back=before)
       if self._probes_as(bits):
         chooser.moved(share, copied)
         return

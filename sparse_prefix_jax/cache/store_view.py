@@ -3,6 +3,7 @@
 The verbs that change it stand in `cache/store.py`.
 """
 
+from sparse_prefix_jax.cache import resizing
 from sparse_prefix_jax.cache.admission import Admission
 from sparse_prefix_jax.cache.audit import audit_sequences
 from sparse_prefix_jax.cache.counts import Counts, StoreStats, describe_store
@@ -96,6 +97,21 @@ class StoreView:
   def match(self, request: Request) -> Match:
     """What is stored of a prompt and why it goes no deeper; nothing changes."""
     return self._admission.match(request)
+
+  def check_resize(
+    self, slots: int, pages: int, *, spare: tuple[int, int] = (0, 0)
+  ) -> None:
+    """Refuses what `PrefixStore.begin_resize` would refuse; nothing changes.
+
+    Args:
+      slots: That there would be.
+      pages: That there would be.
+      spare: Slots and pages that must be left beside what runs.
+
+    Raises:
+      CapacityError: If running sequences hold more.
+    """
+    resizing.limits_with_room(self.index, slots, pages, spare)
 
   def stats(self) -> StoreStats:
     """What is held now, and what requests found so far."""

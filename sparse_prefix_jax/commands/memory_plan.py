@@ -26,7 +26,8 @@ def memory_plan_command(values: flags.FlagValues) -> None:
     max_length=values.max_length,
   )
   if values.report is not None:
-    check_writable(Path(values.report))
+    read = [Path(values.model, "config.json")] if values.model else []
+    check_writable(Path(values.report), *read)
   plan = planner.memory_plan(config, values.memory, progress=True)
   if values.report is not None:
     write_json_file(values.report, plan.to_json())

@@ -100,8 +100,12 @@ def _state_share(text: str | None) -> float | str | None:
   return text if known else share_in(text, others="undivided or ")
 
 
-def _plots(path: str | None) -> Any:
+def _plots(path: str | None, *others: str | Path) -> Any:
   """The module that draws, before a long replay; None where nothing is drawn.
+
+  Args:
+    path: what `--plot` names.
+    others: files that it must not be.
 
   Raises:
     ValueError: it is no PNG file.
@@ -112,7 +116,7 @@ def _plots(path: str | None) -> Any:
     return None
   if not path.endswith(".png"):
     raise ValueError(f"--plot must end in .png, got {path}")
-  check_writable(Path(path))
+  check_writable(Path(path), *others)
   extras.optional("matplotlib.figure", "plot")
   return importlib.import_module("sparse_prefix_jax.evaluation.replay_plots")
 
@@ -139,8 +143,8 @@ def simulate_command(values: flags.FlagValues) -> None:
   if values.warmup_fraction is not None:
     warmup = values.warmup_fraction
   sizes = _sizes(values, chunk) if capacity.kind == "bytes" else None
-  check_writable(report_path)
-  plots = _plots(values.plot)
+  check_writable(report_path, values.requests)
+  plots = _plots(values.plot, values.requests, report_path)
   report = evaluation.simulate(
     trace,
     policy,

@@ -110,3 +110,26 @@ class Program:
 def _is_traced(arguments: tuple[Any, ...]) -> bool:
   """Whether a larger program is being made of these."""
   return any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
+
+
+def check_not_traced(beside: Any) -> None:
+  """Refuses to work on arrays while JAX makes a program of the caller.
+
+  What a program returns would be no array then, but a part of that program: a
+  cache whose pools it took would never work again.
+
+  Args:
+    beside: Any array of floats: what is traced depends on the place, not on
+      the value.
+
+  Raises:
+    ValueError: If so.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> check_not_traced(jnp.zeros(2))  # not within jit
+  """
+  if isinstance(jax.lax.stop_gradient(beside), Tracer):
+    raise ValueError(
+      "a cache changes arrays; call it outside of jit, scan and the like."
+    )

@@ -22,6 +22,8 @@ _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 # updates them in place. But XLA computes bfloat16 in float32 on a CPU and
 # copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
+# A sequence needs two; the third can be missed, but who has it holds it.
+_RUNNING_STATES = 3
 
 
 class LengthPlan(NamedTuple):
@@ -29,9 +31,11 @@ class LengthPlan(NamedTuple):
 
   Attributes:
     length: Tokens of every sequence.
-    running_bytes: Bytes of one running sequence: two states, and a page for
-      each chunk that it has begun.
-    running: How many run at once when nothing else is held.
+    running_bytes: Bytes of one running sequence: two states, a third one that
+      its placement stores at the last whole chunk of its prompt and that it
+      resumes from, and a page for each chunk that it has begun.
+    running: How many run at once when nothing else is held; more where they
+      share that state or store none.
     state_share: Share of `running_bytes` that states take; the rest is pages.
     stored_bytes: Bytes of one stored prefix that keeps one state: the state,
       and a page for each whole chunk.
@@ -132,13 +136,15 @@ def memory_plan(
   programs that serve are compiled from shapes, which takes seconds, or about a
   minute for a model of 24 layers.
 
-  Four things cannot be known without the device that will serve. Temporaries
-  are those of the compiler of JAX's default device: a plan made on a CPU says
-  little of a GPU's, and leaves out that programs in bfloat16 copy pools on a
-  CPU. What the driver takes, and what an allocator loses between buffers, is
-  not counted. JAX itself takes three quarters of a GPU's memory unless
-  `XLA_PYTHON_CLIENT_MEM_FRACTION` says otherwise; `memory` should be what it
-  takes. And a TPU pads pools of heads of 64 to twice their bytes.
+  Counts of penalties are left out: 4 bytes per id and request that may run,
+  once somebody asks for one. And four things cannot be known without the device
+  that will serve. Temporaries are those of the compiler of JAX's default
+  device: a plan made on a CPU says little of a GPU's, and leaves out that
+  programs in bfloat16 copy pools on a CPU. What the driver takes, and what an
+  allocator loses between buffers, is not counted. JAX itself takes three
+  quarters of a GPU's memory unless `XLA_PYTHON_CLIENT_MEM_FRACTION` says
+  otherwise; `memory` should be what it takes. And a TPU pads pools of heads of
+  64 to twice their bytes.
 
   Args:
     config: The model's configuration, from `preset` or `read_config`.
@@ -278,13 +284,13 @@ def _lengths(config: ModelConfig) -> list[int]:
 def _length(config: ModelConfig, cache: int, length: int) -> LengthPlan:
   """The line of the table for sequences of one length."""
   state, page = state_bytes(config), page_bytes(config)
-  running = 2 * state + -(-length // config.numerics.chunk) * page
+  running = _RUNNING_STATES * state + -(-length // config.numerics.chunk) * page
   stored = state + length // config.numerics.chunk * page
   return LengthPlan(
     length=length,
     running_bytes=running,
     running=cache // running,
-    state_share=2 * state / running,
+    state_share=_RUNNING_STATES * state / running,
     stored_bytes=stored,
     # Without recurrent layers, less than a chunk leaves nothing to store.
     stored=cache // stored if stored else 0,

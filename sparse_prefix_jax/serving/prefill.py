@@ -108,7 +108,8 @@ def prefill(
 
   Returns:
     Logits, running sequences and a report per request. Release the sequences
-    when they are done: they hold two states and their last pages.
+    when they are done: they hold two states and their last pages, and keep
+    what they resumed from in the cache.
 
   Raises:
     ValueError: If an argument is out of range; nothing has changed then.
@@ -128,6 +129,8 @@ def prefill(
     (192, 10)
   """
   check_cache(cache)
+  if not isinstance(all_logits, bool):
+    raise ValueError(f"all_logits must be True or False, got {all_logits!r}.")
   waiting = check_requests(cache.limits, prompts, anchors, capture, salt)
   if capture is not None and not cache.store.stores:
     raise ValueError(

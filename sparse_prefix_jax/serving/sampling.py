@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import numbers
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparse_prefix_jax.cache.request import check_whole
+from sparse_prefix_jax.cache.request import check_whole, listed
 from sparse_prefix_jax.runtime.row_sampler import (
   MOST_BEST,
   MOST_BIASES,
@@ -17,6 +16,7 @@ from sparse_prefix_jax.runtime.row_sampler import (
   NO_COUNTS,
   SamplingRows,
 )
+from sparse_prefix_jax.whole_numbers import is_real
 
 Allowed: TypeAlias = Callable[[tuple[int, ...]], Any]
 """A grammar: from the ids decoded so far to what may come next.
@@ -268,9 +268,7 @@ def _check_range(name: str, value: Any) -> None:
 
 def _as_number(value: Any) -> float:
   """A float; NaN for what is no real number, and for a bool."""
-  if isinstance(value, bool) or not isinstance(value, numbers.Real):
-    return math.nan
-  return float(value)
+  return float(value) if is_real(value) else math.nan
 
 
 def _check_count(name: str, value: Any, most: int) -> None:
@@ -281,8 +279,8 @@ def _check_count(name: str, value: Any, most: int) -> None:
 
 def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
   """The pairs of a bias, by id."""
-  given = bias.items() if isinstance(bias, Mapping) else bias
-  if not isinstance(given, Iterable) or not all(map(_is_pair, given)):
+  given = listed(bias.items() if isinstance(bias, Mapping) else bias)
+  if given is None or not all(map(_is_pair, given)):
     raise ValueError(
       f"logit_bias is {_shown(bias)}; it must map ids to numbers."
     )

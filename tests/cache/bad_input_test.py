@@ -16,6 +16,7 @@ from sparse_prefix_jax import (
   CapacityError,
   HybridDecoder,
   PrefixCache,
+  Scheduler,
   decode,
   prefill,
 )
@@ -131,10 +132,10 @@ def test_handles(lived_in, handle):
   assert_refused(cache, lambda: cache.fork(handle), refused)
 
 
-@pytest.mark.parametrize("sequences", [None, 5, "whole"])
+@pytest.mark.parametrize("sequences", [None, 5, "whole", np.array(3)])
 def test_lists_of_handles(lived_in, sequences):
   cache, (running,) = lived_in
-  sequences = running if sequences == "whole" else sequences
+  sequences = running if isinstance(sequences, str) else sequences
   refused = "sequences must be a list of handles"
   assert_refused(
     cache, lambda: decode(small_model(), cache, sequences, [1]), refused
@@ -154,7 +155,19 @@ def test_next_tokens(lived_in, tokens):
   assert_refused(cache, call, "next_tokens")
 
 
-@pytest.mark.parametrize("keep", [-1, 21, 1.5, "5", True, NAN])
+@pytest.mark.parametrize("all_logits", [1, None, "no", np.array([1])])
+def test_all_logits(lived_in, all_logits):
+  cache, _ = lived_in
+
+  def call():
+    return prefill(small_model(), cache, [PROMPT], all_logits=all_logits)
+
+  assert_refused(cache, call, "all_logits must be True or False")
+
+
+@pytest.mark.parametrize(
+  "keep", [-1, 21, 1.5, "5", True, NAN, np.timedelta64(3, "s")]
+)
 def test_keep(lived_in, keep):
   cache, sequences = lived_in
   assert_refused(cache, lambda: cache.release(sequences, keep=keep), "keep")
@@ -180,6 +193,24 @@ def test_under_jit_is_said(lived_in):
     return decode(small_model(), cache, sequences, ids).logits
 
   assert_refused(cache, lambda: jax.jit(step)(jnp.arange(1)), "outside of jit")
+
+
+def test_under_jit_with_ids_that_are_known_is_said(lived_in):
+  """Nothing in the arguments is traced, but the pools would be."""
+  cache, sequences = lived_in
+  scheduler = Scheduler(small_model(), cache)
+  for call in (
+    lambda: prefill(small_model(), cache, [PROMPT]),
+    lambda: decode(small_model(), cache, sequences, [1]),
+    lambda: cache.fork(sequences[0]),
+    scheduler.step,
+    new_cache,
+  ):
+    assert_refused(cache, lambda call=call: jax.jit(call)(), "outside of jit")
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(cache.pools))
+  out = prefill(small_model(), cache, [PROMPT])
+  assert out.reports[0].resumed == 32
+  cache.release(out.sequences)
 
 
 @pytest.mark.parametrize(

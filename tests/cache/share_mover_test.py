@@ -1,5 +1,7 @@
 """Another share for states: same bits, same entries, and failures survived."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
@@ -149,19 +151,45 @@ def test_a_smaller_share_evicts_what_it_has_no_room_for():
   check(cache, running, entries=0)
 
 
-def test_running_sequences_that_hold_too_much_put_a_move_off():
+def test_running_sequences_that_hold_too_much_put_a_move_off(monkeypatch):
   cache, _ = lived_in()
   prompts = [random_tokens(20, 20 + i) for i in range(8)]
   sequences = prefill(small_model(), cache, prompts).sequences
-  share = cache.store.chooser.share
+  share, probes = cache.store.chooser.share, []
+  probe = share_mover.probe
+  monkeypatch.setattr(
+    share_mover, "probe", lambda *x: (probes.append(1), probe(*x))[1]
+  )
   due(cache, 0.08)
   cache.move_if_due()
   assert cache.store.chooser.share == share
+  assert not probes  # Or every call would run every program.
   cache.audit()
   cache.release(sequences)
   cache.move_if_due()
   assert cache.store.chooser.share == 0.08
   cache.audit()
+
+
+def test_a_request_that_was_accepted_puts_a_move_off(monkeypatch):
+  """Its longest answer would not fit any more, and it would fail half told."""
+  cache, _ = lived_in()
+  scheduler = Scheduler(small_model(), cache, token_budget=2 * CHUNK)
+  handle = scheduler.submit(random_tokens(20), max_tokens=237)
+  line = scheduler._stepper.line
+  assert line.most_pages() == 16 and line in cache.promises
+  divided = cache.store.chooser.divided
+  monkeypatch.setattr(type(divided), "split", lambda *_: (60, 15))
+  due(cache, 0.5)
+  scheduler.step()
+  assert cache.store.chooser.moves == 0
+  scheduler.cancel(handle)
+  monkeypatch.undo()
+  cache.move_if_due()
+  assert (line.most_pages(), cache.store.chooser.moves) == (0, 1)
+  del scheduler, line
+  gc.collect()
+  assert not cache.promises
 
 
 @pytest.mark.parametrize("error", [MemoryError, jax.errors.JaxRuntimeError])

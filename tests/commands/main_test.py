@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 import types
@@ -108,6 +109,24 @@ def test_an_interruption_is_one_sentence(command, monkeypatch):
   monkeypatch.setattr(place, "place_command", interrupted)
   status, out, err = command("place", "--histogram=h.npy", "--budget=1")
   assert (status, out, err) == (130, "", "sparse_prefix_jax: interrupted.\n")
+
+
+def test_an_interruption_while_modules_are_loaded(monkeypatch, capsys):
+  """Which takes a second, or a few on a machine that is busy."""
+
+  class Interrupting:
+    def find_spec(self, name, *_):
+      if name == flags:
+        raise KeyboardInterrupt
+
+  flags = "sparse_prefix_jax.commands.command_flags"
+  for loaded in (flags, "sparse_prefix_jax.__main__"):
+    monkeypatch.delitem(sys.modules, loaded)
+  monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_module("sparse_prefix_jax", run_name="__main__", alter_sys=True)
+  told = capsys.readouterr().err
+  assert (ended.value.code, told) == (130, "sparse_prefix_jax: interrupted.\n")
 
 
 def test_demo_gets_its_folder(command, monkeypatch):

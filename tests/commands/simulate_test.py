@@ -275,6 +275,22 @@ def test_unwritable_reports_are_refused_before_the_work(
     assert str(tmp_path) in sentence
 
 
+def test_nothing_is_written_over_what_is_read_or_written_too(
+  command, tmp_path, tokens
+):
+  before, link = tokens.read_bytes(), tmp_path / "link.npz"
+  link.symlink_to(tokens)
+  new = tmp_path / "new.png"
+  for files in (
+    [f"--report={tokens}"],
+    [f"--report={link}"],
+    [f"--report={new}", f"--plot={tmp_path / 'x' / '..' / 'new.png'}"],
+  ):
+    flags = [f"--requests={tokens}", "--capacity=states:3", *files]
+    assert "which is the same file" in refused(command("simulate", *flags))
+  assert tokens.read_bytes() == before and not new.exists()
+
+
 def test_refusals_leave_nothing_behind(command, tmp_path, tokens):
   before = sorted(tmp_path.rglob("*"))
   flags = [f"--requests={tokens}", f"--report={tmp_path / 'new' / 'r.json'}"]

@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
   | {"cache.store", "cache.index"},
   "serving": {"models", "runtime", "runtime.segment", "kernels", "extras"}
-  | {"byte_sizes"}
+  | {"byte_sizes", "whole_numbers"}
   | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}

@@ -5,10 +5,12 @@ import pathlib
 
 import chex
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from sparse_prefix_jax import (
+  CapacityError,
   HybridDecoder,
   ModelConfig,
   PrefixCache,
@@ -16,6 +18,7 @@ from sparse_prefix_jax import (
   preset,
 )
 from sparse_prefix_jax import __main__ as main
+from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.contract import check
 from sparse_prefix_jax.layers import Branch, Numerics, SwiGLUConfig
 from sparse_prefix_jax.models.checkpoint import read_config
@@ -109,14 +112,35 @@ def test_the_table_counts_what_fits_and_no_more(plan):
   assert [row.length for row in plan.lengths] == [256]
   for row in plan.lengths:
     chunks = row.length // CONFIG.numerics.chunk
-    running = 2 * plan.state_bytes + chunks * plan.page_bytes
+    running = 3 * plan.state_bytes + chunks * plan.page_bytes
     stored = plan.state_bytes + chunks * plan.page_bytes
     assert (row.running_bytes, row.stored_bytes) == (running, stored)
     assert row.running * running <= plan.cache_bytes
     assert (row.running + 1) * running > plan.cache_bytes
     assert row.stored * stored <= plan.cache_bytes
     assert (row.stored + 1) * stored > plan.cache_bytes
-    assert row.state_share == 2 * plan.state_bytes / running
+    assert row.state_share == 3 * plan.state_bytes / running
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("placement", ["adaptive", "last"])
+def test_so_many_run_at_once_as_the_table_says(placement):
+  """Prompts with a few tokens after their last whole chunk, as most have."""
+  plan = memory_plan(CONFIG, "8MiB")
+  (row,) = plan.lengths
+  cache = PrefixCache(
+    small_model(),
+    capacity=plan.cache_bytes,
+    state_share=row.state_share,
+    placement=placement,
+  )
+  store, random = cache.store, np.random.default_rng(0)
+  with pytest.raises(CapacityError):
+    for _ in range(2 * row.running):
+      prompt = random.integers(0, 512, row.length - 5)
+      (running,) = store.open([Request.of_tokens(prompt, store.chunk)])
+      store.commit(running, store.next_segment(running))
+  assert len(store.running) == row.running > 0
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -125,7 +149,7 @@ def test_lengths_go_up_to_the_longest_sequence():
   plan = memory_plan(config, "64MiB")
   assert [row.length for row in plan.lengths] == [1024, 8192, 9000]
   row = plan.lengths[-1]  # 562 whole chunks, and the running one
-  assert row.running_bytes == 2 * plan.state_bytes + 563 * plan.page_bytes
+  assert row.running_bytes == 3 * plan.state_bytes + 563 * plan.page_bytes
   assert row.stored_bytes == plan.state_bytes + 562 * plan.page_bytes
 
 
@@ -258,6 +282,9 @@ def test_the_command_reads_the_configuration_of_a_directory(command, tmp_path):
   config = read_config(tmp_path, dtype="bfloat16", max_length=1024)
   assert content["weights_bytes"] == weights_bytes(config)
   assert content["config"]["numerics"]["dtype"] == "bfloat16"
+  written = f"--report={tmp_path / 'config.json'}"
+  status, _, err = command(f"--model={tmp_path}", "--memory=64MiB", written)
+  assert status == 2 and "which is the same file" in err
 
 
 @pytest.mark.parametrize(

@@ -375,7 +375,7 @@ def test_who_releases_the_sequence_of_a_stream_is_told():
   next(pieces)
   (ours,) = set(engine.cache.sequences) - set(other)
   engine.cache.release([ours])
-  with pytest.raises(RuntimeError, match="was ended from outside: Sequence"):
+  with pytest.raises(RuntimeError, match="lost its sequence: Sequence"):
     list(pieces)
   assert engine.cache.sequences == other
   engine.cache.release(other)

@@ -46,6 +46,8 @@ pytestmark = pytest.mark.usefixtures("unchecked_types")
     ({"seed": None}, "seed must be an integer, got None"),
     ({"best": 21}, "best is 21; it must be 0 to 20"),
     ({"logit_bias": 5}, "logit_bias is 5; it must map ids to numbers"),
+    ({"logit_bias": np.array(5)}, "it must map ids to numbers"),
+    ({"temperature": np.timedelta64(3, "s")}, "temperature is np.timedelta64"),
     ({"logit_bias": {-1: 1.0}}, "names id -1; ids are from 0, each once"),
     ({"logit_bias": ((1, 1.0), (1, 2.0))}, "names id 1"),
     ({"logit_bias": {1: float("nan")}}, "of id 1 is nan"),
@@ -62,6 +64,7 @@ def test_what_cannot_be_meant_is_refused(fields, sentence):
 
 def test_a_sampling_is_a_value():
   one = Sampling(logit_bias={3: 1, 1: 2})
+  assert one == Sampling(logit_bias=iter([(3, 1.0), (1, 2.0)]))
   assert one == Sampling(logit_bias=((1, 2.0), (3, 1.0)))
   assert hash(one) == hash(Sampling(logit_bias={1: 2.0, 3: 1.0}))
   assert dataclasses.replace(one, seed=2).logit_bias == one.logit_bias

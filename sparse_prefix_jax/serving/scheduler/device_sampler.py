@@ -31,11 +31,13 @@ class _Seat:
     sampling: What it asks for.
     sample: Which of several samples of its prompt it is.
     answer: Ids drawn so far, where its grammar has to know them.
+    allowed: What its grammar lets come next; None where it has none.
   """
 
   sampling: Sampling
   sample: int
   answer: list[int]
+  allowed: np.ndarray | None
 
 
 class _Asked(NamedTuple):
@@ -92,7 +94,9 @@ class DeviceSampler:
   ) -> None:
     """A request takes a seat; what it drew before counts."""
     asked, sample = self._read(sampling)
-    self._sitting[seat] = _Seat(asked, sample, answer.tolist())
+    drawn = answer.tolist()
+    allowed = asked.allowed_after(drawn, self._vocab)
+    self._sitting[seat] = _Seat(asked, sample, drawn, allowed)
     if not asked.has_penalties:
       return
     if self._counts.shape[0] < self._seats:
@@ -101,8 +105,14 @@ class DeviceSampler:
     self._counts = sampler.set_counts(self._counts, np.int32(seat), row)
 
   def note(self, seat: int, token: int) -> None:
-    """An id of a seat was read."""
-    self._sitting[seat].answer.append(token)
+    """An id of a seat was read; its grammar is asked what may follow.
+
+    Here and not where the id is drawn: a grammar that fails is the fault of
+    one, and a program draws for many.
+    """
+    here = self._sitting[seat]
+    here.answer.append(token)
+    here.allowed = here.sampling.allowed_after(here.answer, self._vocab)
 
   def sample(self, logits: jax.Array, rows: SampleRows) -> Sampled:
     """Draws one id for every row."""
@@ -135,8 +145,7 @@ class DeviceSampler:
       return None
     here = self._sitting[seat]
     counts = seat if here.sampling.has_penalties else NO_COUNTS
-    allowed = here.sampling.allowed_after(here.answer, self._vocab)
-    return SamplingRow(here.sampling, here.sample, counts, allowed)
+    return SamplingRow(here.sampling, here.sample, counts, here.allowed)
 
   def _read(self, sampling: object) -> tuple[Sampling, int]:
     """What is asked, and for which sample."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import listed
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.plan import Plan, build_plan, page_table
@@ -111,7 +112,15 @@ class Dispatcher:
 
     Yields:
       What is compiled next.
+
+    Raises:
+      ValueError: If one of them cannot be meant.
     """
+    ways = listed(samplings)
+    if ways is None:
+      raise ValueError("samplings must be a list of ways of sampling.")
+    for sampling in ways:
+      self._sampler.check(sampling)
     cache, numerics = self._cache, self._cache.config.numerics
     one = np.zeros(1, np.int32)
     for rung in numerics.ladder:
@@ -121,7 +130,7 @@ class Dispatcher:
         cache.frozen, cache.pools, plan, one
       ):
         cache.pools = pools
-        self._draw(blocks, samplings)
+        self._draw(blocks, ways)
     yield f"a step of {numerics.decode_rows} requests"
     size = numerics.decode_rows
     nobody, unknown = self._seat([], size), np.full(size, -1, np.int32)
@@ -129,7 +138,7 @@ class Dispatcher:
     step = step_input(cache.config, [], tokens)
     hidden, cache.pools = programs.decode_step(cache.frozen, cache.pools, step)
     blocks = head_blocks(cache.frozen, hidden, one, size)
-    self._draw(blocks, samplings)
+    self._draw(blocks, ways)
     jax.block_until_ready(self._ids)
 
   def _draw(

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sparse_prefix_jax.cache.index import Reason
+from sparse_prefix_jax.runtime.row_sampler import Sampled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,31 @@ class TokenEvent:
   logprob: float
   best: tuple[tuple[int, float], ...]
   logits: np.ndarray | None
+
+
+def token_event(
+  handle: RequestHandle,
+  position: int,
+  drawn: Sampled,
+  logits: np.ndarray | None,
+) -> TokenEvent:
+  """Tells of an id that was drawn.
+
+  Args:
+    handle: Of its request.
+    position: Where it stands.
+    drawn: Its row of what a program drew.
+    logits: That it was chosen from, or None.
+  """
+  best = zip(drawn.best_ids.tolist(), drawn.best_logprobs.tolist())
+  return TokenEvent(
+    handle,
+    int(drawn.ids),
+    position,
+    float(drawn.logprobs),
+    tuple(pair for pair in best if pair[0] >= 0),
+    logits,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,6 +87,25 @@ class Life:
     """Whether an id follows its last booked token: nobody has chosen it yet."""
     return self.sequence.length == self.known + self.unread
 
+  def is_late(self, step: int) -> bool:
+    """Whether the last step that may serve it has passed, and it goes on.
+
+    Args:
+      step: That begins.
+    """
+    last = self.asked.deadline
+    return last is not None and last < step and not self.over
+
+  def most_pages(self, chunk: int) -> int:
+    """Pages of its prompt and longest answer.
+
+    The last id is told and never computed with.
+
+    Args:
+      chunk: Tokens of a chunk, c.
+    """
+    return -(-(self.prompt + self.asked.max_tokens - 1) // chunk)
+
   def replay(self, chunk: int) -> Request:
     """What to prefill of a sequence that was dropped; the rest is decoded.
 

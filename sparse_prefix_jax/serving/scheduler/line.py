@@ -43,6 +43,7 @@ class Line:
   ) -> None:
     """Nobody has come yet."""
     self._cache, self._store, self._sampler = cache, cache.store, sampler
+    cache.promises.add(self)
     self._swap_bytes, self._fail = swap_bytes, fail
     self._seats, self._most = list(range(seats)), seats
     self.running: list[Life] = []
@@ -53,6 +54,11 @@ class Line:
   def active(self) -> bool:
     """Whether a request runs that is not over."""
     return any(not life.over for life in self.running)
+
+  def most_pages(self) -> int:
+    """Pages that the longest request needs at its end, alone."""
+    lives = [x for x in (*self.running, *self.waiting) if not x.over]
+    return max((x.most_pages(self._store.chunk) for x in lives), default=0)
 
   def enter(self, life: Life) -> None:
     """A request waits, behind those that come before it."""
@@ -94,7 +100,7 @@ class Line:
       return False
     for other in self.running:
       one = other.sequence
-      if one.prefilled or other.order > life.order:
+      if one.prefilled or other.over or other.order > life.order:
         continue
       shared = life.opening.shared_chunks(one.request, store.chunk)
       if shared * store.chunk <= one.computed:
@@ -330,7 +336,7 @@ class Line:
     return lost
 
   def why_lost(self, life: Life) -> Exception | None:
-    """What to say of a request whose sequence somebody else ended.
+    """What to say of a request whose sequence a failure or a caller ended.
 
     Args:
       life: Of `forget_lost`.
@@ -338,5 +344,5 @@ class Line:
     try:
       self._store.find(life.sequence.handle)
     except ValueError as error:
-      return RuntimeError(f"{life.handle} was ended from outside: {error}")
+      return RuntimeError(f"{life.handle} lost its sequence: {error}")
     return None

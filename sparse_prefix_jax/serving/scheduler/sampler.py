@@ -59,6 +59,8 @@ class Sampler(Protocol):
   def note(self, seat: int, token: int) -> None:
     """An id that was chosen for a seat was read, and did not end its request.
 
+    What raises here, as in `begin`, ends that request and no other.
+
     Args:
       seat: Its number.
       token: The id.

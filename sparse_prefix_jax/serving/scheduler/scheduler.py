@@ -30,7 +30,8 @@ from sparse_prefix_jax.serving.scheduler.sampler import Sampler
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 
-_SEATS = 64
+# Each has a place in arrays of the device, whether or not somebody sits there.
+_SEATS, _MOST_SEATS = 64, 1 << 16
 
 
 class Scheduler:
@@ -96,7 +97,7 @@ class Scheduler:
     self._watched = WatchedModel(model, cache)
     seats = _SEATS
     if max_running is not None:
-      seats = check_at_least("max_running", max_running, 1)
+      seats = check_at_least("max_running", max_running, 1, _MOST_SEATS)
     budget = check_at_least("token_budget", token_budget, cache.store.chunk)
     waiting = None
     if max_waiting is not None:
@@ -146,8 +147,9 @@ class Scheduler:
 
     Raises:
       QueueFullError: If so many find no place now.
+      ValueError: If `count` is no integer of at least 1.
     """
-    line = self._stepper.line
+    count, line = check_at_least("count", count, 1), self._stepper.line
     here = len(line.running) + len(line.waiting)
     if self._most is not None and here + count > self._seats + self._most:
       raise QueueFullError(
@@ -181,7 +183,7 @@ class Scheduler:
     pages = cache.store.index.budget.most_pages(2)
     longest = min(cache.limits.max_length, pages * cache.store.chunk)
     # The last id is told and never computed with.
-    return max(1, longest - prompt + 1)
+    return max(1, longest - check_at_least("prompt", prompt, 0) + 1)
 
   def submit(
     self,
@@ -238,7 +240,7 @@ class Scheduler:
       stop_tokens=checked_stop_tokens(
         stop_tokens, self._cache.config.vocab_size
       ),
-      judged=judged or judges,
+      judged=judges if judged is False else judged,
       held=held,
       keep_logits=keep_logits,
     )
@@ -262,15 +264,16 @@ class Scheduler:
       What is compiled next.
 
     Raises:
-      ValueError: If requests run or wait, or a way of sampling cannot be meant.
+      ValueError: If requests run or wait, at first or later: their seats are
+        tried in. Or if a way of sampling cannot be meant.
     """
-    if not self.idle or self._stepper.lives:
-      raise ValueError("requests run or wait; a scheduler is warmed up before.")
-    for sampling in samplings:
-      self._sampler.check(sampling)
     stages = self._stepper.warm_up(samplings)
     while True:
       with self._call():
+        if not self.idle or self._stepper.lives:
+          raise ValueError(
+            "requests run or wait; a scheduler is warmed up before."
+          )
         stage = next(stages, None)
       if stage is None:
         return

@@ -22,7 +22,7 @@ from sparse_prefix_jax.serving.scheduler.events import (
   Event,
   Finished,
   Started,
-  TokenEvent,
+  token_event,
 )
 from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.line import Line
@@ -151,9 +151,10 @@ class Stepper:
 
   def _expire(self) -> None:
     """Ends those whose last step has passed."""
-    for life in [*self.lives.values()]:
-      last = life.asked.deadline
-      if last is not None and last < self.number:
+    for life in [x for x in self.lives.values() if x.is_late(self.number)]:
+      if life.asked.held:
+        self.over(life, Ending.DEADLINE)
+      else:
         self.end(life, Ending.DEADLINE)
 
   def _admit(self) -> None:
@@ -294,25 +295,25 @@ class Stepper:
     self, life: Life, drawn: Sampled, logits: np.ndarray | None
   ) -> None:
     """Tells an id; it may be the last one."""
-    token = int(drawn.ids)
-    best = zip(drawn.best_ids.tolist(), drawn.best_logprobs.tolist())
-    told = TokenEvent(
-      life.handle,
-      token,
-      life.known,
-      float(drawn.logprobs),
-      tuple(pair for pair in best if pair[0] >= 0),
-      logits,
-    )
+    told = token_event(life.handle, life.known, drawn, logits)
     self._tell(told)
     life.unread -= 1
-    self._sampler.note(life.seat, token)
-    life.ids.append(token)
-    if token in life.asked.stop_tokens:
+    life.ids.append(told.id)
+    if told.id in life.asked.stop_tokens:
       self._answered(life, Ending.STOP)
     elif life.answered == life.asked.max_tokens:
       self._answered(life, Ending.LENGTH)
-    elif life.sequence.unread:  # A step has taken it already.
+    else:
+      self._goes_on(life, told.id)
+
+  def _goes_on(self, life: Life, token: int) -> None:
+    """Notes an id that ends nothing; a grammar that fails now ends its own."""
+    try:
+      self._sampler.note(life.seat, token)
+    except Exception as error:
+      self._fail(life, error)
+      return
+    if life.sequence.unread:  # A step has taken it already.
       self._store.append(life.sequence, token)
 
   def _answered(self, life: Life, why: Ending) -> None:

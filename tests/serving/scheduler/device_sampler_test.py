@@ -12,7 +12,12 @@ from sparse_prefix_jax.serving.scheduler import (
   device_sampler,
 )
 from tests.models_for_tests import answers, cold_runs, small_model
-from tests.serving.scheduler.scenes import new_cache, serve
+from tests.serving.scheduler.scenes import (
+  ids,
+  new_cache,
+  serve,
+  steps_until_idle,
+)
 
 VOCAB = 512
 LONG, MIDDLE, SHORT = 3, 6, 2  # 100, 74 and 22 tokens
@@ -158,9 +163,10 @@ def test_what_is_no_choice_is_refused(sampling, sentence):
   assert sentence in str(caught.value)
 
 
-def test_a_grammar_that_fails_ends_its_request_and_no_other():
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_a_grammar_that_fails_ends_its_request_and_no_other(size):
   def broken(decoded):
-    if decoded:
+    if len(decoded) == size:
       raise ZeroDivisionError("no rule follows")
     return np.ones(VOCAB, bool)
 
@@ -168,18 +174,27 @@ def test_a_grammar_that_fails_ends_its_request_and_no_other():
   scheduler = Scheduler(small_model(), cache, token_budget=64)
   bad = submitted(scheduler, (SHORT, Sampling(allowed=broken), 0))
   good = submitted(scheduler, ASKED[5], 4)
-  why, raised = {}, 0
-  for _ in range(100):
-    if scheduler.idle:
-      break
-    try:
-      events = scheduler.step()
-    except ZeroDivisionError:
-      raised += 1
-      continue
-    why |= {e.handle: e.why for e in events if isinstance(e, Finished)}
-  assert (raised, why[bad]) == (1, "failed")
-  assert why[good] in ("length", "failed")
+  events = [e for s in steps_until_idle(cache, scheduler) for e in s]
+  ends = {e.handle: e for e in events if isinstance(e, Finished)}
+  assert len(ids(events, bad)) == size
+  assert ends[bad].why == "failed"
+  assert isinstance(ends[bad].error, ZeroDivisionError)
+  assert ends[good].why == "length" and len(ids(events, good)) == 4
+  assert cache.sequences == ()
+
+
+def test_a_grammar_is_not_asked_what_follows_the_last_id():
+  asked = []
+
+  def short(decoded):
+    asked.append(len(decoded))
+    return np.ones(VOCAB, bool)
+
+  cache = new_cache()
+  scheduler = Scheduler(small_model(), cache, token_budget=64)
+  submitted(scheduler, (SHORT, Sampling(allowed=short), 0), 3)
+  (events,) = told(cache, scheduler)
+  assert asked == [0, 1, 2] and len(events) == 3
 
 
 def test_the_number_of_a_sample_may_be_numpy_s():

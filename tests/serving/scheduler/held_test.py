@@ -4,7 +4,9 @@ import threading
 
 import pytest
 
+from sparse_prefix_jax import prefill
 from sparse_prefix_jax.serving.scheduler import Ending, Finished, Started
+from tests.models_for_tests import answers, small_model
 from tests.serving.scheduler.scenes import (
   LONG,
   MIDDLE,
@@ -71,6 +73,41 @@ def test_what_ends_in_the_host_leaves_its_prompt():
   cache.audit()
 
 
+@pytest.mark.parametrize("size", [3, 30])
+def test_a_deadline_leaves_what_is_held_to_its_caller(size):
+  """Whether the request was over before it or is ended by it."""
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  held = submit(scheduler, SHORT, max_tokens=size, held=True, deadline=8)
+  events = [e for s in steps_until_idle(cache, scheduler) for e in s]
+  ends = endings(events)
+  submit(scheduler, OTHER, max_tokens=9)
+  steps_until_idle(cache, scheduler)
+  assert ends == {held.number: Ending.LENGTH if size == 3 else Ending.DEADLINE}
+  assert scheduler.steps > 8 and len(cache.sequences) == 1
+  scheduler.cancel(held, keep=22)
+  turn = [*answers().prompts[SHORT], *ids(events, held)]
+  report = prefill(small_model(), cache, [turn]).reports[0]
+  assert report.overlap == 22
+
+
+def test_nobody_waits_for_a_prompt_that_was_ended():
+  """It is computed no further, however long its caller takes to say so."""
+  cache = new_cache()
+  scheduler = new_scheduler(cache, token_budget=16)
+  held = submit(scheduler, LONG, held=True)
+  scheduler.step()
+  scheduler.end(held)
+  other = submit(scheduler, LONG, max_tokens=1)
+  submit(scheduler, OTHER, max_tokens=40)
+  steps = steps_until_idle(cache, scheduler)
+  began = [any(isinstance(e, Started) for e in step) for step in steps]
+  assert began.index(True) < 3 and len(cache.sequences) == 1
+  events = [e for step in steps for e in step]
+  assert ids(events, other) == expected_ids(LONG, 1)
+  scheduler.cancel(held, keep=16)
+
+
 def test_who_else_ends_a_sequence_is_told():
   cache = new_cache()
   scheduler = new_scheduler(cache)
@@ -79,7 +116,7 @@ def test_who_else_ends_a_sequence_is_told():
   cache.release(cache.sequences[:1])
   events = [e for s in steps_until_idle(cache, scheduler) for e in s]
   (error,) = [e.error for e in events if getattr(e, "error", None)]
-  assert str(error).startswith(f"{taken} was ended from outside: Sequence")
+  assert str(error).startswith(f"{taken} lost its sequence: Sequence")
   assert str(error).endswith("was released, or belongs to another cache.")
   assert ids(events, other) == expected_ids(OTHER, 16)
 

@@ -188,6 +188,8 @@ REFUSALS = (
   ({"prompt": [1], "anchors": [2]}, r"anchors\[0\] holds 2"),
   ({"prompt": [1], "salt": 3}, "salt must be a text or bytes"),
   ({"prompt": [1], "judged": 1}, "judged must be True or False"),
+  ({"prompt": [1], "judged": None}, "judged must be True or False"),
+  ({"prompt": [1], "max_tokens": np.timedelta64(3, "s")}, "must be an integer"),
   ({"prompt": [1], "sampling": "hot"}, "sampling is 'hot'"),
 )
 
@@ -207,6 +209,7 @@ def test_refusals_of_schedulers_and_handles():
   for fields, match in (
     ({"token_budget": 15}, "token_budget is 15; it must be at least 16"),
     ({"max_running": 0}, "max_running is 0"),
+    ({"max_running": 1 << 40}, "at least 1 and at most 65536"),
     ({"max_waiting": -1}, "max_waiting is -1"),
     ({"sampler": 7}, "sampler is 7; it must be a Sampler"),
     ({"overlap": 1}, "overlap must be True or False"),
@@ -224,6 +227,14 @@ def test_refusals_of_schedulers_and_handles():
   handle = submit(scheduler, SHORT)
   with pytest.raises(ValueError, match="keep is 23; it must be 0 to the 22"):
     scheduler.cancel(handle, keep=23)
+  for call, match in (
+    (lambda: scheduler.check_places("2"), "count must be an integer"),
+    (lambda: scheduler.most_tokens(1.5), "prompt must be an integer"),
+    (lambda: next(new_scheduler(cache).warm_up(5)), "list of ways of sampling"),
+    (lambda: next(new_scheduler(cache).warm_up([5])), "sampling is 5"),
+  ):
+    with pytest.raises(ValueError, match=match):
+      call()
 
 
 def test_what_never_fits_and_what_finds_no_place_is_refused():

@@ -58,6 +58,16 @@ def test_bits_are_those_of_a_scheduler_that_was_not():
   assert ids(events, handle) == expected_ids(LONG, 12)
 
 
+def test_who_begins_to_serve_is_not_warmed_up_further():
+  """The seats that are tried in are those of requests then."""
+  scheduler = new_scheduler(new_cache())
+  stages = scheduler.warm_up()
+  next(stages)
+  submit(scheduler, SHORT)
+  with pytest.raises(ValueError, match="warmed up before"):
+    next(stages)
+
+
 def test_who_serves_is_not_warmed_up():
   scheduler = new_scheduler(new_cache())
   submit(scheduler, SHORT)

@@ -227,6 +227,8 @@ def test_a_server_that_has_gone_and_a_key_that_is_missing(chromium, tmp_path):
   page.locator("#talk .wrong", has_text=gone).wait_for()
   page.locator("#status", has_text=gone).wait_for()
   assert page.input_value("#text") == "Anna Berg"
+  # Whatever is served there next, its name is asked for.
+  assert page.evaluate("model") == ""
   page.close()
 
 
