@@ -274,7 +274,9 @@ class Admission:
     if not isinstance(proposed, Iterable):
       raise ValueError(f"eviction proposes {proposed!r}; it must be depths.")
     depths = [*proposed]
-    if not all(is_whole(depth) and 0 < depth <= blocks for depth in depths):
+    if not all(
+      is_whole(depth) and 0 < int(depth) <= blocks for depth in depths
+    ):
       # A state beyond the prompt would be one that nobody has written.
       raise ValueError(
         f"eviction proposes depths {depths!r}; they must be ints of 1 to "

@@ -163,7 +163,7 @@ class Leaving:
       row: Its row.
     """
     place = int(self._rows.searchsorted(row))
-    self._worth_at[place] = _STAYS
+    self._worth[place] = _STAYS
     if self._freed is None:
       self._others[place] = _STAYS
       self._other = self._least_other()
@@ -179,7 +179,7 @@ class Leaving:
     rates = [*map(add, self._rates[above], self._rates.pop(row))]
     self._rates[above], self._best[above] = rates, max(rates)
     self._heirs[row] = above
-    self._worth_at[self._place[row]] = _STAYS
+    self._worth[self._place[row]] = _STAYS
     for heir in self._below.pop(row, ()):
       if heir in self._above:  # It has not left itself.
         self._above[heir] = above
@@ -222,7 +222,7 @@ class Leaving:
     rate = self._best.get(row)
     rate = self._rate[row] if rate is None else rate
     spared = self._cost[row] - self._cost[over]
-    self._worth_at[place] = worth = max(rate, LEAST_RATE) * spared
+    self._worth[place] = worth = max(rate, LEAST_RATE) * spared
     if self._freed is None:
       heappush(self._heap, (worth, self._number[row], place))
 
