@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from ..results import Match, Shortage
 from ..tree import State
@@ -132,7 +133,7 @@ class Ranked:
     return state in self._above
 
 
-def _ascending(ranks: Sequence[float], count: int) -> list[int]:
+def _ascending(ranks: Any, count: int) -> list[int]:
   """Returns the places of ranks, the lowest first.
 
   Raises:
