@@ -20,6 +20,7 @@ from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import NO_SLOT, Running, TokenBuffer
 from sparse_prefix_jax.placement import Features, Planner, Prompt
 from sparse_prefix_jax.placement.worth import Visit
+from sparse_prefix_jax.whole_numbers import is_whole
 
 SEQUENCE_NUMBERS = itertools.count()
 """Numbers of sequences, over all stores of a process."""
@@ -269,16 +270,19 @@ class Admission:
     if not self._stores:
       return ()
     blocks = running.prompt_length // self._chunk
-    depths = self._index.proposed(running.match, blocks)
-    if any(
-      type(depth) is not int or not 0 < depth <= blocks for depth in depths
+    proposed = self._index.proposed(running.match, blocks)
+    if not isinstance(proposed, Iterable):
+      raise ValueError(f"eviction proposes {proposed!r}; it must be depths.")
+    depths = [*proposed]
+    if not all(
+      is_whole(depth) and 0 < int(depth) <= blocks for depth in depths
     ):
       # A state beyond the prompt would be one that nobody has written.
       raise ValueError(
-        f"eviction proposes depths {[*depths]!r}; they must be ints of 1 to "
+        f"eviction proposes depths {depths!r}; they must be ints of 1 to "
         f"{blocks}, the whole blocks of the prompt."
       )
-    return depths
+    return [*map(int, depths)]
 
   def _stored_at(self, running: Running, position: int) -> bool:
     """Whether the tree holds a state there, beyond where it may be resumed."""

@@ -12,8 +12,15 @@ from typing import Protocol, runtime_checkable
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 
-SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5)
-"""Shares of a capacity that states may have."""
+SHARES = (
+  *(0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5),
+  *(0.6, 0.7, 0.8, 0.88, 0.94),
+)
+"""Shares of a capacity that states may have, eight of them at most: the high
+ones where low ones are too few bytes for the slots of one sequence."""
+
+MOST_SHARES = 8
+"""How many shares a capacity may move between: each has programs of its own."""
 
 PERIOD = 50
 """Requests between two moves."""
@@ -21,7 +28,7 @@ PERIOD = 50
 REMEMBERED = 192 << 20
 """Bytes of host memory for what is remembered, unless others are asked for."""
 
-_FIRST = 0.4
+_FIRST, _HALF = 0.4, 0.5
 
 
 def host_memory(remembered: int, *, weighs: bool) -> dict[str, int]:
@@ -109,25 +116,38 @@ class DividedCapacity:
     """The shares under which one of the longest sequences can run.
 
     Where there are none, those under which any can: two slots and a page. What
-    fits is then a matter of the share, as it is of any fixed one. Where one
-    kind of layers takes all, one share stands for them.
+    fits is then a matter of the share, as it is of any fixed one. Shares that
+    come to as many slots are one. Where one kind of layers takes all, one share
+    stands for them.
 
     >>> DividedCapacity(10_000, 100, 10, 8).usable
     (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5)
     >>> DividedCapacity(1_000, 100, 10, 60).usable
     (0.22, 0.3, 0.4)
+    >>> DividedCapacity(600, 100, 1, 60).usable
+    (0.4, 0.5, 0.7, 0.88)
     """
     if self.undivided is not None:
       return (_FIRST,)
-    room = {share: self.split(share) for share in SHARES}
-    runs = [s for s, (slots, pages) in room.items() if slots >= 2 and pages]
-    longest = tuple(s for s in runs if room[s][1] >= self.longest)
-    return longest or tuple(runs) or (SHARES[-1],)
+    room = {self.split(share): share for share in reversed(SHARES)}
+    runs = {
+      share: pages
+      for (slots, pages), share in reversed(room.items())
+      if slots >= 2 and pages
+    }
+    longest = [share for share in runs if runs[share] >= self.longest]
+    return tuple(longest or runs or [_HALF])[:MOST_SHARES]
 
   @property
   def first(self) -> float:
-    """The share to begin with."""
-    return min(self.usable, key=lambda share: abs(share - _FIRST))
+    """The share to begin with: beside a sequence that runs a state has room.
+
+    >>> DividedCapacity(600, 100, 1, 60).first
+    0.5
+    """
+    keeps = [share for share in self.usable if self.split(share)[0] > 2]
+    shares = keeps or self.usable
+    return min(shares, key=lambda share: abs(share - _FIRST))
 
 
 @runtime_checkable

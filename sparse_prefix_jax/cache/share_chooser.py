@@ -10,7 +10,7 @@ import collections
 import dataclasses
 
 from sparse_prefix_jax.cache.divided_capacity import PERIOD, DividedCapacity
-from sparse_prefix_jax.cache.index import CapacityError, Eviction
+from sparse_prefix_jax.cache.index import CapacityError, Eviction, PrefixIndex
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.cache.store import PrefixStore
@@ -26,6 +26,17 @@ PATIENCE = 8
 def _smooth(mean: float, new: float) -> float:
   """What is wanted over the last periods."""
   return mean + 0.3 * (new - mean)
+
+
+def _used_by_states(index: PrefixIndex) -> float:
+  """The share of states in what is held; of all, where no slot more fits.
+
+  What is left then is too few bytes for a slot, but some for pages.
+  """
+  slot, held = index.budget.slot_bytes, index.held_bytes
+  capacity = index.budget.capacity_bytes
+  full = capacity - held < slot
+  return index.held_slots * slot / (capacity if full else held)
 
 
 def _clearly_closer(there: float, here: float, wanted: float) -> bool:
@@ -171,8 +182,7 @@ class ShareChooser:
       if segment is not None:
         self._shadow.catch_up()
         self._shadow.commit(running, segment)
-      index = self._shadow.index
-      used = index.held_slots * index.budget.slot_bytes / index.held_bytes
+      used = _used_by_states(self._shadow.index)
       self._shadow.close(running)
     except BaseException:
       self._shadow.drop(running)

@@ -35,7 +35,11 @@ from sparse_prefix_jax.cache.swapping import (
   leave,
   private_parts,
 )
-from sparse_prefix_jax.cache.verbs import entirely, index_for
+from sparse_prefix_jax.cache.verbs import (
+  collecting_later,
+  entirely,
+  index_for,
+)
 from sparse_prefix_jax.runtime.segment import Segment
 
 
@@ -94,6 +98,7 @@ class PrefixStore(StoreView):
       self.chooser.refused(request)
     raise budget.shortage(request.length, 2, pages)
 
+  @collecting_later
   @entirely
   def open(
     self,
@@ -103,9 +108,8 @@ class PrefixStore(StoreView):
     """Begins a wave of requests as one act.
 
     All matches are pinned before anything is evicted. Where pins are in the way
-    the wave gives its matches up and starts cold (`no_room`). Overlaps are
-    observed in order, then all requests are placed, and slots for the states
-    to capture are leased as far as there is room.
+    the wave gives its matches up and starts cold (`no_room`). Overlaps are seen
+    in order, then all are placed, and slots leased as far as there is room.
 
     Args:
       requests: Checked.

@@ -4,6 +4,7 @@ Only `cache/store.py` and `cache/store_view.py` call this module.
 """
 
 import functools
+import gc
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
@@ -66,6 +67,31 @@ def entirely(
         store.start_over(LOST)
 
   return whole
+
+
+def collecting_later(
+  verb: Callable[_Given, _Result],
+) -> Callable[_Given, _Result]:
+  """Lets Python look for unreachable objects when a verb has ended.
+
+  It would look at all that a long prompt has just named, node by node, while
+  somebody waits for the verb. Whoever has switched that off is left alone.
+
+  Args:
+    verb: Ends soon.
+  """
+
+  @functools.wraps(verb)
+  def undisturbed(*given: _Given.args, **named: _Given.kwargs) -> _Result:
+    collects = gc.isenabled()
+    try:
+      gc.disable()
+      return verb(*given, **named)
+    finally:
+      if collects:
+        gc.enable()
+
+  return undisturbed
 
 
 def index_for(

@@ -29,7 +29,8 @@ class PrefillReport(NamedTuple):
     overlap: Leading tokens that were known.
     resumed: Position of the state that it resumed from.
     captured: Positions at which states were captured.
-    states: States on its path that it asked for and that are stored.
+    states: States on its path that it asked for and that were stored when it
+      was computed; what ran after it may have evicted some.
     reason: Why it did not resume any deeper.
     wave: Which wave of the batch it ran in.
     expected_lost: Tokens of known whole chunks that it was expected to compute

@@ -104,3 +104,24 @@ def test_what_follows_is_told_where_a_known_template_will_be_left():
   store.chooser.catch_up()
   for one in (store, store.chooser._shadow):
     assert one.match(prompt(3, 6)).resume_blocks == 28 // CHUNK
+
+
+def test_a_capacity_of_few_states_is_divided_as_well_as_one_of_many():
+  """Six states and short prompts: half of it are three, two of which run."""
+  documents = np.random.default_rng(0).integers(0, 1_000, (6, 60))
+  saved = []
+  for share in (None, "undivided"):
+    random = np.random.default_rng(1)
+    store = make_store(
+      Planner(PlacementPolicy("last", chunk=CHUNK), depths=20, serving=True),
+      ModelSizes(state_bytes=100, page_bytes=2, probed=1),
+      capacity_bytes=650,
+      longest=64,
+      state_share=share,
+    )
+    for number in range(4 * PERIOD):
+      document = documents[min(random.geometric(0.5), 6) - 1]
+      ids = np.append(document, 1_000 + number).astype(np.int32)
+      store.close(run_prompt(store, Request.of_tokens(ids, CHUNK)))
+    saved.append(store.stats().saved_tokens)
+  assert saved[0] > 0.8 * saved[1] > 0

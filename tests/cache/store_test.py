@@ -1,5 +1,7 @@
 """PrefixStore: each verb happens entirely or not at all, and counts add up."""
 
+import gc
+
 import pytest
 
 from sparse_prefix_jax.cache.index import CapacityError
@@ -313,3 +315,21 @@ def test_salts_are_counted_and_bounded():
     serve(store, request(ids(3, number), salt=b"%800d" % number))
     store.audit()
   assert len(store.index._forest.roots) == len(store.index) < 40
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_python_collects_garbage_when_a_prompt_is_opened(collects, monkeypatch):
+  store, meanwhile = new_store(), []
+
+  def failing(*_, **__):
+    meanwhile.append(gc.isenabled())
+    raise MemoryError
+
+  monkeypatch.setattr(store.index, "match", failing)
+  (gc.enable if collects else gc.disable)()
+  try:
+    with pytest.raises(MemoryError):
+      store.open([request(ids(9))])
+    assert (meanwhile, gc.isenabled()) == ([False], collects)
+  finally:
+    gc.enable()

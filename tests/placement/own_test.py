@@ -1,6 +1,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.cache.index import EVICTIONS, Budget
@@ -92,24 +93,38 @@ def test_the_how_to_runs(capsys):
   assert capsys.readouterr().out.startswith("Useful: ")
 
 
-@pytest.mark.parametrize("depths", [[4], [-1], [0], [True]])
-def test_depths_beyond_a_prompt_are_refused(depths):
-  """A state there would be one that nobody has written."""
+def proposing(depths):
+  """A store whose rule of eviction admits some depths."""
 
-  class Beyond(Lru):
+  class Own(Lru):
     def proposes(self, match, blocks):
       return depths
 
-  store = PrefixStore(
+  return PrefixStore(
     Budget(10_000, 100, 10),
     Planner(PlacementPolicy("last"), depths=16, serving=True),
     chunk=64,
-    eviction=Beyond,
+    eviction=Own,
   )
-  with pytest.raises(ValueError, match="eviction proposes depths"):
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("depths", [[4], [-1], [0], [True], ["1"], None])
+def test_depths_beyond_a_prompt_are_refused(depths):
+  """A state there would be one that nobody has written."""
+  store = proposing(depths)
+  with pytest.raises(ValueError, match="eviction proposes"):
     store.open([Request(200, ("x", "y", "z"), b"")])
   store.audit()
   assert not store.running
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("depths", [np.arange(1, 3), iter([1, 2])])
+def test_depths_are_whatever_gives_integers(depths):
+  store = proposing(depths)
+  (running,) = store.open([Request(200, ("x", "y", "z"), b"")])
+  assert running.kept == (64, 128, 192)
 
 
 def test_a_rule_that_names_no_state_is_refused():

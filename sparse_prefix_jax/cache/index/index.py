@@ -109,27 +109,14 @@ class PrefixIndex(IndexView):
     has_room = self._ledger.has_room
     while not has_room(slots + self._order.offered, pages):
       short = self._ledger.shortage(slots + self._order.offered, pages)
-      offered = self._order.offered
-      if state := self._order.victim(short):
-        self._check_own(state)
+      state = self._order.victim(short, self._forest.all_states)
+      if state:
         self.drop(state)
         state.node.absence = Absence.EVICTED
         self.evictions += 1
         self._order.raise_failure()
-      elif self._order.offered >= offered:
-        raise ValueError(
-          "eviction: victim named no state and took no offer back."
-        )
     self._order.reconsider(lambda offered: has_room(slots + offered, pages))
     return self._ledger.lease(slots, pages)
-
-  def _check_own(self, state: State) -> None:
-    """Refuses a state of another index: its slot has another owner here."""
-    if state not in self._forest.all_states:
-      raise ValueError(
-        "eviction: victim named a state that this cache does not hold; every "
-        "cache needs a rule of its own."
-      )
 
   def withdraw(self, owner: int) -> None:
     """A sequence captures nothing more; no state is awaited of it.

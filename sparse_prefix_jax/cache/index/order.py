@@ -13,6 +13,8 @@ from .eviction import EvictionRule, Worth
 from .results import Match, Shortage
 from .tree import State
 
+_NOBODY = "eviction: victim named no state and took no offer back."
+
 
 class Order:
   """A rule that agrees with the trees between any two verbs.
@@ -121,14 +123,38 @@ class Order:
     """States that are weighed against those stored."""
     return self.rule.offered
 
-  def victim(self, short: Shortage) -> State | None:
-    """The next state to evict.
+  def victim(self, short: Shortage, stored: Collection[State]) -> State | None:
+    """The next state to evict; a rule that names no such state has failed.
 
     Args:
       short: What room is missing.
+      stored: All states of the trees.
+
+    Returns:
+      The state, or None where an offer was taken back.
+
+    Raises:
+      ValueError: If the rule names nothing, or what may not go.
     """
     with self.asked() as rule:
-      return rule.victim(short)
+      offered = rule.offered
+      try:
+        state = rule.victim(short)
+      except StopIteration as ended:
+        raise ValueError(_NOBODY) from ended
+      if state is None and rule.offered >= offered:
+        raise ValueError(_NOBODY)
+      if state is not None and state not in stored:
+        raise ValueError(
+          "eviction: victim named a state that this cache does not hold; every "
+          "cache needs a rule of its own."
+        )
+      if state is not None and state.pins:
+        raise ValueError(
+          f"eviction: victim named the state at depth {state.node.depth}, "
+          "which a running sequence holds."
+        )
+    return state
 
   def reconsider(self, fits: Callable[[int], bool]) -> None:
     """Room was made, perhaps more than was missing: for what was turned down.

@@ -8,7 +8,7 @@ are worth, and nobody else; so all are weighed once, and those few again.
 
 from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush
-from operator import add, truediv
+from operator import add
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,14 +21,22 @@ from sparse_prefix_jax.placement.worth.table import ROOT, Table
 Freed = Callable[[Int64[np.ndarray, "n"]], np.ndarray]
 """What evicting each of some held rows would free, positive."""
 
-_HORIZONS = [*map(float, HORIZONS)]
+_HORIZONS = HORIZONS.astype(np.float64)
 _STAYS = float("inf")
+
+_Weighed = tuple[float, int, int]
+"""What one is worth, its number, and its place among all that are held."""
 
 
 class Leaving:
   """Held candidates by what they are worth, while some of them leave.
 
   Nothing else may change them meanwhile, and `finish` is due at the end.
+
+  Of all that are held only few change: those that may go, and who is next to
+  them. These are in a heap; of the others one is least, and stays so. Flows
+  are counted as rates, per horizon: horizons are powers of two, so that nothing
+  is rounded by it.
 
   Args:
     table: Its columns of states, flows and pages are written.
@@ -47,39 +55,74 @@ class Leaving:
   ) -> None:
     """Weighs all that are held."""
     self._table, self._freed = table, freed
-    self._rows = rows = np.flatnonzero(table.held[: table.size])
-    self._worth: list[float] = worths(table, rows).tolist()
-    self._place = {row: place for place, row in enumerate(rows.tolist())}
-    for row in pinned:
-      if row in self._place:
-        self.keep(row)
-    # Where units do not change the order: the least, its number and its place.
-    numbers = table.number[rows].tolist()
-    self._heap = [*zip(self._worth, numbers, range(rows.size))]
-    if freed is None:
-      heapify(self._heap)
+    self._rows = np.flatnonzero(table.held[: table.size])
+    self._worth = worths(table, self._rows)
+    self._pin(pinned)
     # One number at a time is read of a view in a third of the time.
+    self._worth_at = self._worth.data
     self._rate, self._cost = table.rate.data, table.cost.data
     self._number = table.number.data
     self._counting = pages.Counting(table)
     self._above: dict[int, int] = {}
     self._below: dict[int, list[int]] = {ROOT: []}
-    self._flows: dict[int, list[float]] = {}
-    self._rates: dict[int, float] = {}
+    self._rates: dict[int, list[float]] = {}
+    self._best: dict[int, float] = {}
     self._heirs: dict[int, int] = {}
-    if going:
-      self._note_neighbours([*going])
+    near = self._note_neighbours([*going]) if going else self._rows[:0]
+    self._place = dict(zip(self._rows[near].tolist(), near.tolist()))
+    self._heap: list[_Weighed] = []
+    if freed is None:
+      self._begin_heap(near)
 
-  def _note_neighbours(self, going: list[int]) -> None:
-    """Who stands above those that may go, and who below them."""
+  def _pin(self, pinned: Collection[int]) -> None:
+    """Some must stay, of those that are held."""
+    if pinned and self._rows.size:
+      rows = np.fromiter(pinned, np.int64, len(pinned))
+      places = np.minimum(self._rows.searchsorted(rows), self._rows.size - 1)
+      self._worth[places[self._rows[places] == rows]] = _STAYS
+
+  def _note_neighbours(self, going: list[int]) -> Int64[np.ndarray, "n"]:
+    """Who stands above those that may go, and who below them.
+
+    Returns:
+      The places of all whose worth may change.
+    """
     table, rows = self._table, self._rows
-    goes = np.zeros(table.size, np.bool_)
-    goes[going] = True
     above = table.holder[table.parent[rows]]
-    near = np.flatnonzero(goes[rows] | goes[above])
-    for row, over in zip(rows[near].tolist(), above[near].tolist()):
+    goes, gains = np.zeros((2, table.size), np.bool_)
+    goes[going] = True
+    may_go = goes[rows]
+    gains[above[may_go]] = True
+    linked = np.flatnonzero(may_go | goes[above])
+    for row, over in zip(rows[linked].tolist(), above[linked].tolist()):
       self._above[row] = over
       self._below.setdefault(over, []).append(row)
+    flows = np.append(ROOT, rows[may_go | gains[rows]])
+    rates = (table.flow[flows] / _HORIZONS).tolist()
+    self._rates = dict(zip(flows.tolist(), rates))
+    return np.flatnonzero(may_go | goes[above] | gains[rows])
+
+  def _begin_heap(self, near: Int64[np.ndarray, "n"]) -> None:
+    """Orders those whose worth may change, and finds the least of the others.
+
+    Units do not change the order: the least, its number and its place.
+    """
+    worth, numbers = self._worth[near], self._table.number[self._rows[near]]
+    self._heap = [*zip(worth.tolist(), numbers.tolist(), near.tolist())]
+    heapify(self._heap)
+    self._others = self._worth.copy()
+    self._others[near] = _STAYS
+    self._other = self._least_other()
+
+  def _least_other(self) -> _Weighed:
+    """The least of those whose worth does not change."""
+    if not self._rows.size:
+      return _STAYS, 0, 0
+    least = self._others.min()
+    places = np.flatnonzero(self._others == least)
+    numbers = self._table.number[self._rows[places]]
+    first = int(numbers.argmin())
+    return float(least), int(numbers[first]), int(places[first])
 
   def least(self) -> int | None:
     """Names the one that is worth least per unit that it takes.
@@ -91,22 +134,20 @@ class Leaving:
     Raises:
       ValueError: If one frees nothing.
     """
-    if self._freed is not None and self._worth:
-      return self._least_by_unit(self._freed)
-    heap, worth = self._heap, self._worth
-    while heap:
-      least, _, place = heap[0]
-      if least == worth[place]:
-        return None if least == _STAYS else int(self._rows[place])
+    if self._freed is not None:
+      return self._least_by_unit(self._freed) if self._rows.size else None
+    heap, worth = self._heap, self._worth_at
+    while heap and heap[0][0] != worth[heap[0][2]]:
       heappop(heap)  # It was weighed anew since, or stays.
-    return None
+    least, _, place = min(heap[0], self._other) if heap else self._other
+    return None if least == _STAYS else int(self._rows[place])
 
   def _least_by_unit(self, freed: Freed) -> int | None:
     """As `least`, where what each of them frees may have changed."""
     units = np.asarray(freed(self._rows), np.float64)
     if not (units > 0).all():
       raise ValueError(f"freed must be positive, got {units.min()}")
-    worth = np.array(self._worth) / units
+    worth = self._worth / units
     place = int(worth.argmin())
     if worth[place] == _STAYS:
       return None
@@ -121,7 +162,11 @@ class Leaving:
     Args:
       row: Its row.
     """
-    self._worth[self._place[row]] = _STAYS
+    place = int(self._rows.searchsorted(row))
+    self._worth[place] = _STAYS
+    if self._freed is None:
+      self._others[place] = _STAYS
+      self._other = self._least_other()
 
   def release(self, row: int) -> None:
     """One leaves; its flow goes to the next holder above.
@@ -131,12 +176,10 @@ class Leaving:
     """
     above = self._above.pop(row)
     self._counting.go(row)
-    flow = [*map(add, self._flow(above), self._flow(row))]
-    self._flows.pop(row, None)
-    self._flows[above] = flow
-    self._rates[above] = max(map(truediv, flow, _HORIZONS))
+    rates = [*map(add, self._rates[above], self._rates.pop(row))]
+    self._rates[above], self._best[above] = rates, max(rates)
     self._heirs[row] = above
-    self.keep(row)
+    self._worth[self._place[row]] = _STAYS
     for heir in self._below.pop(row, ()):
       if heir in self._above:  # It has not left itself.
         self._above[heir] = above
@@ -152,19 +195,18 @@ class Leaving:
       return
     for row in reversed([*heirs]):
       heirs[row] = heirs.get(heirs[row], heirs[row])
-    now = np.arange(table.size)
-    now[[*heirs]] = [*heirs.values()]
-    table.holder[: table.size] = now[table.holder[: table.size]]
-    gone = [*heirs]
+    gone, holder = [*heirs], table.holder[: table.size]
+    left = np.zeros(table.size, np.bool_)
+    left[gone] = True
+    heir_of = np.empty(table.size, np.int64)
+    heir_of[gone] = [*heirs.values()]
+    loses = np.flatnonzero(left[holder])
+    holder[loses] = heir_of[holder[loses]]
     table.flow[gone], table.rate[gone] = 0.0, 0.0
-    rates = [self._rates[row] for row in self._flows]
-    table.flow[[*self._flows]] = [*self._flows.values()]
-    table.rate[[*self._flows]] = rates
-
-  def _flow(self, row: int) -> list[float]:
-    """The flow of a holder by now."""
-    flow = self._flows.get(row)
-    return self._table.flow[row].tolist() if flow is None else flow
+    gained = [row for row in self._best if row in self._rates]
+    rates = np.array([self._rates[row] for row in gained])
+    table.flow[gained] = rates * _HORIZONS
+    table.rate[gained] = [self._best[row] for row in gained]
 
   def _over(self, row: int) -> int:
     """The nearest held above a row by now; `ROOT` where there is none."""
@@ -175,9 +217,9 @@ class Leaving:
   def _weigh(self, row: int, over: int) -> None:
     """Weighs one anew, unless it stays anyway."""
     place = self._place[row]
-    if self._worth[place] == _STAYS:
+    if self._worth_at[place] == _STAYS:
       return
-    rate = self._rates.get(row)
+    rate = self._best.get(row)
     rate = self._rate[row] if rate is None else rate
     spared = self._cost[row] - self._cost[over]
     self._worth[place] = worth = max(rate, LEAST_RATE) * spared

@@ -215,9 +215,21 @@ def _made(make: Callable[[], EvictionRule]) -> EvictionRule:
       "eviction must make an EvictionRule (derive from Ranked or Lru), got"
       f" {made!r} from {make!r}."
     )
-  if made is other or len(made) or len(other):
+  if made is other or _known_states(made) or _known_states(other):
     raise ValueError(
       "eviction must make a new rule that knows no state every time, since "
       f"every cache needs one of its own, got {made!r} from {make!r}."
     )
   return made
+
+
+def _known_states(rule: EvictionRule) -> int:
+  """How many states a rule knows, if it can tell."""
+  try:
+    return len(rule)
+  except (AttributeError, TypeError) as error:
+    raise ValueError(
+      "eviction must make a rule that says how many states it has, got"
+      f" {error!r} of {rule!r}; an __init__ of your own calls"
+      " super().__init__()."
+    ) from error

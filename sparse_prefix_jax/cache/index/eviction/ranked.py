@@ -1,6 +1,8 @@
 """Rules that give every state a rank: the lowest goes first."""
 
+import reprlib
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from ..results import Match, Shortage
 from ..tree import State
@@ -26,6 +28,8 @@ class Ranked:
 
   def ranks(self, states: Sequence[State]) -> Sequence[float]:
     """Returns the rank of each state; of equals the one stored first goes.
+
+    What has no order, as NaN, is refused when a state has to go.
 
     Args:
       states: Stored ones, in the order in which they were stored, which is
@@ -113,15 +117,12 @@ class Ranked:
 
   def __iter__(self) -> Iterator[State]:
     """All states, the one of the lowest rank first."""
-    states = [*self._above]
-    ranks = self.ranks(states) if states else []
-    if not hasattr(ranks, "__len__") or len(ranks) != len(states):
-      raise ValueError(
-        f"ranks must return one rank for each of {len(states)} states, got "
-        f"{ranks!r}."
-      )
-    order = sorted(range(len(states)), key=lambda i: ranks[i])
-    return iter([states[i] for i in order])
+    states = (*self._above,)  # Nobody else can put them in another order.
+    if not states:
+      return iter(())
+    return iter(
+      [states[i] for i in _ascending(self.ranks(states), len(states))]
+    )
 
   def __len__(self) -> int:
     """How many states there are."""
@@ -130,3 +131,29 @@ class Ranked:
   def __contains__(self, state: object) -> bool:
     """Whether the state is stored."""
     return state in self._above
+
+
+def _ascending(ranks: Any, count: int) -> list[int]:
+  """Returns the places of ranks, the lowest first.
+
+  Raises:
+    ValueError: If there is not one for each state, or they have no order.
+  """
+  if not hasattr(ranks, "__len__") or len(ranks) != count:
+    raise ValueError(
+      f"ranks must return one rank for each of {count} states, got {ranks!r}."
+    )
+  try:
+    given = [ranks[place] for place in range(count)]
+    ordered = not any(
+      rank != rank for rank in given
+    )  # NaN differs from itself.
+    places = sorted(range(count), key=given.__getitem__)
+  except (TypeError, ValueError, LookupError):
+    ordered, places = False, []
+  if not ordered:
+    raise ValueError(
+      "ranks must return numbers that have an order, got"
+      f" {reprlib.repr(ranks)}."
+    )
+  return places

@@ -239,9 +239,10 @@ class Worth:
     if not proposes:
       rows = [row for row in rows if policy.depth_of(row) in named]
     policy.hold(rows)
-    for row in rows:
-      self._offers[row] = _Offer(owner, policy.depth_of(row) in wanted)
-    return tuple(map(policy.depth_of, rows))
+    depths = tuple(map(policy.depth_of, rows))
+    for row, depth in zip(rows, depths):
+      self._offers[row] = _Offer(owner, depth in wanted)
+    return depths
 
   def accept(self, owner: int) -> tuple[int, ...]:
     """What a sequence offered, and was not turned down, is awaited from now on.

@@ -84,9 +84,22 @@ class Needs(Lru):
     super().__init__()
 
 
-class Short(Ranked):
+class Answers(Ranked):
+  """Says what it is told to say."""
+
+  says = None
+
   def ranks(self, states):
-    return [0.0]
+    return self.says(states)
+
+
+def answers(says):
+  return type("Own", (Answers,), {"says": staticmethod(says)})
+
+
+class Forgetful(Lru):
+  def __init__(self):
+    self.size = 0
 
 
 ONE = Lru()
@@ -97,6 +110,7 @@ ONE = Lru()
   ("make", "complaint"),
   [
     (Needs, "must be called without arguments to make a rule, got .*size"),
+    (Forgetful, r"says how many states it has, got .* calls super\(\)"),
     (lambda: ONE, "must make a new rule that knows no state every time"),
     (
       itertools.cycle([Lru(), filled(Lru)._order.rule]).__next__,
@@ -136,9 +150,61 @@ def test_a_name_of_ones_own_is_given_and_taken_back():
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_ranks_of_another_number_are_refused():
-  with pytest.raises(ValueError, match="one rank for each of 2 states"):
-    filled(Short)
+@pytest.mark.parametrize(
+  ("says", "complaint"),
+  [
+    (lambda states: [0.0], "one rank for each of 2 states"),
+    (lambda states: None, "one rank for each of 1 states, got None"),
+    (lambda states: [np.nan for _ in states], r"an order, got \[nan\]"),
+    (lambda states: [None for _ in states], r"order, got \[None, None\]"),
+    (lambda states: np.zeros((len(states), 2)), "have an order, got array"),
+    (lambda states: {1}, r"an order, got \{1\}"),
+  ],
+)
+def test_ranks_without_an_order_are_refused(says, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    filled(answers(says))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_rule_cannot_put_what_it_ranks_in_another_order():
+  def sorting(states):
+    states.sort(key=lambda state: -state.node.depth)
+    return range(len(states))
+
+  with pytest.raises(AttributeError, match=r"'tuple' .* no attribute 'sort'"):
+    filled(answers(sorting))
+
+
+def naming(names):
+  return type("Own", (Lru,), {"victim": names})
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+  ("names", "complaint"),
+  [
+    (lambda rule, short: None, "named no state and took no offer back"),
+    (lambda rule, short: next(iter(())), "named no state and took no"),
+    (lambda rule, short: "a", "named a state that this cache does not hold"),
+    (
+      lambda rule, short: next(state for state in rule if state.pins),
+      "named the state at depth 2, which a running sequence holds",
+    ),
+  ],
+)
+def test_a_rule_that_names_no_victim_has_failed(names, complaint):
+  Own = naming(Lru.victim)
+  index = filled(Own)
+  pin, rule = index.pin(look_up(index, [0] * 9).node), index._order.rule
+  Own.victim = names
+  with pytest.raises(ValueError, match=complaint):
+    index.reserve(1, 0)
+  assert index._order.rule is not rule and len(index._order.rule) == 3
+  Own.victim = Lru.victim
+  index.reserve(1, 0)
+  index.unpin(pin)
+  index.check()
 
 
 @pytest.mark.usefixtures("unchecked_types")
