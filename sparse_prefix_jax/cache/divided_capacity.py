@@ -12,15 +12,14 @@ from typing import Protocol, runtime_checkable
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.running import Running
 
-SHARES = (
-  *(0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5),
-  *(0.6, 0.7, 0.8, 0.88, 0.94),
-)
-"""Shares of a capacity that states may have, eight of them at most: the high
-ones where low ones are too few bytes for the slots of one sequence."""
+SHARES = (0.02, 0.04, 0.08, 0.14, 0.22, 0.3, 0.4, 0.5)
+"""Shares of a capacity that states may have: each has programs of its own."""
 
-MOST_SHARES = 8
-"""How many shares a capacity may move between: each has programs of its own."""
+SHARES_OF_FEW = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94)
+"""Those of few states: the lower ones would not be the slots of a sequence."""
+
+_FEW = 10
+"""States, of which a half are too few: a sequence that runs takes two."""
 
 PERIOD = 50
 """Requests between two moves."""
@@ -129,14 +128,16 @@ class DividedCapacity:
     """
     if self.undivided is not None:
       return (_FIRST,)
-    room = {self.split(share): share for share in reversed(SHARES)}
+    few = self.capacity < _FEW * self.slot_bytes
+    shares = SHARES_OF_FEW if few else SHARES
+    room = {self.split(share): share for share in reversed(shares)}
     runs = {
       share: pages
       for (slots, pages), share in reversed(room.items())
       if slots >= 2 and pages
     }
     longest = [share for share in runs if runs[share] >= self.longest]
-    return tuple(longest or runs or [_HALF])[:MOST_SHARES]
+    return tuple(longest or runs or [_HALF])
 
   @property
   def first(self) -> float:

@@ -4,11 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from sparse_prefix_jax.cache.divided_capacity import (
-  MOST_SHARES,
-  SHARES,
-  DividedCapacity,
-)
+from sparse_prefix_jax.cache.divided_capacity import SHARES, DividedCapacity
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from tests.models_for_tests import tiny_config
 
@@ -79,10 +75,10 @@ def test_few_states_are_divided_in_other_places_than_many():
   for states in range(2, 200):
     sizes = DividedCapacity(1000 * states + 50, 1000, 20, longest=20)
     slots = [sizes.split(share)[0] for share in sizes.usable]
-    assert len(slots) <= MOST_SHARES and slots == sorted({*slots})
+    assert len(slots) <= 8 and slots == sorted({*slots})
     assert states < 5 or 2 < sizes.split(sizes.first)[0] < slots[-1]
-    assert states < 100 or sizes.usable == SHARES[:MOST_SHARES]
-    assert slots[-1] >= (0.6 if 4 < states < 50 else 0.4) * states
+    assert states < 100 or sizes.usable == SHARES
+    assert slots[-1] >= (0.8 if 4 < states < 10 else 0.4) * states
 
 
 def test_where_the_longest_never_fits_any_share_will_do():
