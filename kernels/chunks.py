@@ -197,8 +197,8 @@ def rounded(product: Callable[[Array], Array], x: Array) -> Array:
 
   On a CPU XLA drops barriers before it fuses: a product and a sum behind it
   become one instruction that rounds once (measured: 2,162 of 8,192 sums have
-  other bits), and bfloat16 is not rounded in between. What comes from outside of
-  a program is. So there the product is made in a loop, which writes it down.
+  other bits), and bfloat16 is not rounded in between. What comes from outside
+  of a program is. So there the product is made in a loop, which writes it down.
 
   Args:
     product: An array to one of its shape, number by number.
