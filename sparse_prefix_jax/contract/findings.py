@@ -146,7 +146,9 @@ def _broken(trial: Trial, ladder: tuple[int, ...]) -> Iterator[tuple[str, int]]:
   elif not rows and (reads := _sparsely(trial, ladder[-1], expected)):
     yield READS, reads
   steps, strayed = _stepping(trial, littered)
-  free = trial.changed(littered.pools) + strayed
+  # On the highest rung some chunks of a program hold nothing.
+  crowded = trial.run(ladder[-1], alone, littered=True)
+  free = trial.changed(crowded.pools) + strayed
   if free:
     yield FREE, free
   elif not padding and (left := _left(trial, expected, littered)):

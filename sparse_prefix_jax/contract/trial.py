@@ -18,10 +18,11 @@ from sparse_prefix_jax.runtime.compiling import Program
 Place: TypeAlias = tuple[int, int]
 """A chunk: the number of its request, and its own in it."""
 
-# Slots and pages of the chunks of both requests, and free ones.
+# Slots and pages of the chunks of both requests, and free ones: the first and
+# the last are what a number that is none reaches by mistake.
 _NUMBERS = {(0, 0): 4, (0, 1): 1, (0, 2): 6, (1, 0): 2, (1, 1): 5}
-_FREE = 0, 3
-_COUNT = 9
+_FREE = 0, 3, 9
+_COUNT = 10
 # The last chunk of each request, and the slot that its steps write.
 _LAST = (0, 2), (1, 1)
 _STEPPED = 7, 8

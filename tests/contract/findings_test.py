@@ -121,6 +121,8 @@ class Broken(nnx.Module):
     )
     if self.rule == FREE:
       slots = slots.at[0].set(one)
+    if self.rule == "last":
+      slots = slots.at[jnp.where(chunks.length > 0, 99, -1)].set(one)
     return x, pools._replace(slots=slots)
 
   def step(self, x, pools, rows, page_table):
@@ -180,9 +182,10 @@ def test_the_rule_that_is_broken_is_named(rule, dtype):
     ("reads", [FREE]),
     ("positions", [FREE]),
     ("left", [LEFT]),
+    ("last", [FREE]),
   ],
 )
-def test_steps_that_break_a_rule_are_found(broken, rules):
+def test_layers_that_write_what_is_not_theirs_are_found(broken, rules):
   found = check(model(BrokenConfig(broken)))
   assert [(one.branch, one.rule) for one in found] == [(1, r) for r in rules]
 
