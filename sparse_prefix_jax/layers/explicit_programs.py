@@ -278,12 +278,9 @@ class _Cell(_Program):
     )
     pages = _count(inputs.pages, axis=1)
     table = own[:, None] * pages + _table(pages)
-    x = inputs.x[own].reshape(-1, size, width)
-    steps = (
-      x,
-      *jax.tree.map(
-        lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (rows, table)
-      ),
+    steps = jax.tree.map(
+      lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]),
+      (inputs.x[own], rows, table),
     )
     flat = jax.tree.map(
       lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs.pages
@@ -381,9 +378,8 @@ def _structure(module: Any) -> tuple[Any, tuple[bool, ...]]:
 def _divided(module: Any) -> tuple[list[Array], list[Array]]:
   """The leaves that are floats, and the others, behind a barrier.
 
-  Those of a module that a program closes over are constants there. XLA computes
-  with constants as it compiles, and what it gets has other bits (measured: the
-  decays of RG-LRU and of Gated DeltaNet).
+  Those of a module that a program closes over are constants: XLA computes with
+  them as it compiles, to other bits (measured: decays of RG-LRU).
   """
   leaves = barrier(jax.tree.leaves(module))
   floats = [leaf for leaf in leaves if _is_float(leaf)]
