@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array, Bool, Int32
 
 from sparse_prefix_jax.kernels.barrier import barrier
@@ -190,6 +190,26 @@ def in_fixed_rows(
     y = barrier(function(*barrier(first)))
     ys = jax.tree.map(lambda x: x[None], y)
   return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:count], ys)
+
+
+def rounded(product: Callable[[Array], Array], x: Array) -> Array:
+  """Applies a product whose results are rounded, whatever is added to them.
+
+  On a CPU XLA drops barriers before it fuses: a product and a sum behind it
+  become one instruction that rounds once (measured: 2,162 of 8,192 sums have
+  other bits), and bfloat16 is not rounded in between. What comes from outside
+  of a program is. So there the product is made in a loop, which writes it down.
+
+  Args:
+    product: An array to one of its shape, number by number.
+    x: Of chunks, [n c d], or of rows, [b d].
+  """
+  if not isinstance(x, core.Tracer):
+    return product(x)
+  if current_device().platform == "gpu":
+    return barrier(product(barrier(x)))
+  parts = x if x.ndim > 2 else x[None]
+  return map_chunks(product, parts).reshape(x.shape)
 
 
 def two_steps(xs: Any) -> Any:

@@ -36,5 +36,6 @@ def read(fields: dict[str, Any], numerics: Numerics) -> ModelConfig:
       for letter in fields["pattern"]
     ),
     final_norm=norm,
+    embedding_scale=fields["embedding_multiplier"],
     numerics=numerics,
   )

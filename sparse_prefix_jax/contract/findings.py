@@ -1,9 +1,10 @@
 """Looks for a layer that breaks the contract, and names the rule.
 
 Every kind of branch is run alone: chunk by chunk, then packed with another
-request, in both orders and on every rung, with other padding and with free
-slots and pages of NaN, with fewer tokens, and in other slots and pages; then
-two steps, alone and together, in every row. What differs in a bit is a finding.
+request, in both orders and on every rung, with few captures, with other padding
+and with free slots and pages of NaN, with fewer tokens, and in other slots and
+pages, of which there are more; then two steps, alone and together, in every
+row. What differs in a bit is a finding.
 A model without one lives a few random lives of a cache.
 """
 
@@ -16,6 +17,7 @@ from sparse_prefix_jax.contract.bits import differing_bits
 from sparse_prefix_jax.contract.cold_runs import ColdRuns
 from sparse_prefix_jax.contract.schedule import Schedule
 from sparse_prefix_jax.contract.trial import Ran, Trial
+from sparse_prefix_jax.layers import BranchPools
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.undivided import check_undivided
 from sparse_prefix_jax.models.decoder import HybridDecoder
@@ -51,8 +53,19 @@ PADDING = (
   "selected away, not multiplied by zero"
 )
 CAUSAL = "what a token gives depends on the tokens behind it in its chunk"
-NUMBERS = "the bits depend on which slots or pages a request has"
+READS = (
+  "a chunk does not go on from the slot that it reads, or from the chunk "
+  "before it where that is not captured"
+)
+NUMBERS = (
+  "the bits depend on which slots, pages or row of the page table a request "
+  "has, or on how many there are"
+)
 FREE = "a slot or a page changes that nobody writes"
+LEFT = (
+  "something is left of what the slot or the page of a token held before its "
+  "step, which has to write all of the state"
+)
 STEPS = "the bits of a step depend on its row, or on what other rows hold"
 LIVES = "a random life of a cache gives other bits than cold runs"
 
@@ -130,10 +143,17 @@ def _broken(trial: Trial, ladder: tuple[int, ...]) -> Iterator[tuple[str, int]]:
   numbers = _by_numbers(trial, ladder[0], expected)
   if numbers:
     yield NUMBERS, numbers
+  elif not rows and (reads := _sparsely(trial, ladder[-1], expected)):
+    yield READS, reads
   steps, strayed = _stepping(trial, littered)
-  free = trial.changed(littered.pools) + strayed
+  # On the highest rung some chunks of a program hold nothing.
+  crowded = trial.run(ladder[-1], alone, littered=True)
+  free = trial.changed(crowded.pools) + strayed
   if free:
     yield FREE, free
+  elif not padding and (left := _left(trial, expected, littered)):
+    # What is written elsewhere is not where it belongs, either.
+    yield LEFT, left
   if steps:
     yield STEPS, steps
 
@@ -145,6 +165,16 @@ def _ahead(trial: Trial, rung: int, expected: Ran) -> int:
     differing_bits(expected.outs[place][: out.shape[0]], out)
     for place, out in ran.outs.items()
   )
+
+
+def _sparsely(trial: Trial, rung: int, expected: Ran) -> int:
+  """Bits of outputs that change with few captures, read amid a program."""
+  heads, rest = [_FIRST[0], _SECOND[0]], [*_FIRST[1:], *_SECOND[1:]]
+  groups = [
+    part[i : i + rung] for part in (heads, rest) for i in range(0, 3, rung)
+  ]
+  ran = trial.run(rung, [group for group in groups if group], sparse=True)
+  return _tree_bits(expected.outs, ran.outs)
 
 
 def _by_numbers(trial: Trial, rung: int, expected: Ran) -> int:
@@ -159,6 +189,20 @@ def _by_numbers(trial: Trial, rung: int, expected: Ran) -> int:
     for request in (0, 1)
   ]
   return _differing(expected, ran) + sum(stepped)
+
+
+def _left(trial: Trial, clean: Ran, littered: Ran) -> int:
+  """Bits of two steps that depend on what free slots and pages held."""
+
+  def seen(pools: BranchPools, again: bool) -> Any:
+    made = [trial.step(pools, {0: r}, again=again).made[r] for r in (0, 1)]
+    return [(y, kept.slots) for y, kept in made]
+
+  def both(ran: Ran) -> Any:
+    after = trial.step(ran.pools, {0: 0, 1: 1}).pools
+    return seen(ran.pools, False), seen(after, True)
+
+  return _tree_bits(both(clean), both(littered))
 
 
 def _stepping(trial: Trial, ran: Ran) -> tuple[int, int]:

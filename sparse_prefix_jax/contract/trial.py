@@ -11,16 +11,18 @@ import numpy as np
 from sparse_prefix_jax.contract.bits import differing_bits, litter_of
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.layers import BranchPools, Sublayer, SublayerModule
+from sparse_prefix_jax.layers.branch import check_forms
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime.compiling import Program
 
 Place: TypeAlias = tuple[int, int]
 """A chunk: the number of its request, and its own in it."""
 
-# Slots and pages of the chunks of both requests, and free ones.
+# Slots and pages of the chunks of both requests, and free ones: the first and
+# the last are what a number that is none reaches by mistake.
 _NUMBERS = {(0, 0): 4, (0, 1): 1, (0, 2): 6, (1, 0): 2, (1, 1): 5}
-_FREE = 0, 3
-_COUNT = 9
+_FREE = 0, 3, 9
+_COUNT = 10
 # The last chunk of each request, and the slot that its steps write.
 _LAST = (0, 2), (1, 1)
 _STEPPED = 7, 8
@@ -74,11 +76,12 @@ class Trial:
     seed: int,
   ) -> None:
     self.numerics = config.numerics
-    self._module, self._width = module, config.width
+    self._module, self._width, self._kind = module, config.width, sub.kind
     self._pools = sub.keeps(config.width, config.numerics)
     c = self.numerics.chunk
     self._lengths = 2 * c + c // 3 + 1, c + 1
-    self._numbers, self._stepped = _NUMBERS, _STEPPED
+    self._numbers, self._stepped, self._rows = _NUMBERS, _STEPPED, (0, 1)
+    self._count, self._entries = _COUNT, _PAGES_PER_REQUEST
     random = np.random.default_rng(seed)
     self._inputs = [self._random(random, t + 2) for t in self._lengths]
     # Not a number: what is multiplied by zero would not show otherwise.
@@ -95,14 +98,24 @@ class Trial:
     return trial
 
   def renumbered(self) -> "Trial":
-    """The same requests in the same slots and pages, each in another's."""
+    """The same requests in the same slots and pages, each in another's.
+
+    There are more of both, and the requests have each other's row in a table
+    of pages that is wider.
+    """
     trial, numbers = copy.copy(self), list(_NUMBERS.values())
     trial._numbers = dict(zip(_NUMBERS, numbers[1:] + numbers[:1], strict=True))
-    trial._stepped = _STEPPED[::-1]
+    trial._stepped, trial._rows = _STEPPED[::-1], (1, 0)
+    trial._count, trial._entries = _COUNT + 4, 2 * _PAGES_PER_REQUEST
     return trial
 
   def run(
-    self, rung: int, groups: list[list[Place]], *, littered: bool = False
+    self,
+    rung: int,
+    groups: list[list[Place]],
+    *,
+    littered: bool = False,
+    sparse: bool = False,
   ) -> Ran:
     """Runs chunks in groups, each a call of one program.
 
@@ -110,21 +123,19 @@ class Trial:
       rung: How many chunks the program takes; the rest of it is inactive.
       groups: The chunks of each call; those of a request stand in order.
       littered: Whether padding is not zero, and what is free not a number.
+      sparse: Whether only that is captured which another call, or nobody, goes
+        on from; else every chunk is.
     """
-    pools = self._pools.zeros(slots=_COUNT, pages=_COUNT)
+    pools = self._pools.zeros(slots=self._count, pages=self._count)
     if littered:
       pools = jax.tree.map(litter_of, pools)
     outs = {}
     for group in groups:
       x = np.stack([self._chunk(place, littered) for place in group])
       rest = np.stack([self._padding(littered)] * (rung - len(group) + 1))[1:]
-      y, pools = _run_program(
-        self._module,
-        jnp.asarray(np.concatenate([x, rest])),
-        pools,
-        self._chunks(group, rung),
-        self._table(rung),
-      )
+      given = jnp.asarray(np.concatenate([x, rest])), pools
+      chunks = self._chunks(group, rung, sparse)
+      y, pools = self._returned(_run_program, given, chunks, self._table(rung))
       for place, out in zip(group, np.asarray(y), strict=False):
         outs[place] = out[: self._real(place)]
     return Ran(outs, self._kept(pools), pools)
@@ -151,21 +162,18 @@ class Trial:
       x[:] = self._litter[0]
     read, write, position = np.zeros((3, size), np.int32)
     read[:], write[:] = ZERO, NONE
-    table = np.zeros((size, _PAGES_PER_REQUEST), np.int32)
+    table = np.zeros((size, self._entries), np.int32)
     for row, request in rows.items():
       length = self._lengths[request]
       x[row] = self._inputs[request][length + again]
-      position[row], table[row] = length + again, self._table(1)[request]
+      position[row] = length + again
+      table[row] = self._table(1)[self._rows[request]]
       write[row] = self._stepped[request]
       read[row] = write[row] if again else self._numbers[_LAST[request]]
     active = np.isin(np.arange(size), list(rows))
-    y, pools = _step_program(
-      self._module,
-      jnp.asarray(x),
-      jax.tree.map(jnp.array, pools),
-      Rows(*map(jnp.asarray, (read, write, position, active))),
-      jnp.asarray(table),
-    )
+    given = jnp.asarray(x), jax.tree.map(jnp.array, pools)
+    written = Rows(*map(jnp.asarray, (read, write, position, active)))
+    y, pools = self._returned(_step_program, given, written, jnp.asarray(table))
     made = {
       request: (y[row], self._held(pools, request))
       for row, request in rows.items()
@@ -198,6 +206,17 @@ class Trial:
     ]
     return sum(map(differing_bits, *kept))
 
+  def _returned(
+    self, program: Program, given: tuple[jax.Array, BranchPools], *others: Any
+  ) -> tuple[jax.Array, BranchPools]:
+    """Calls the layer; what has another form than it was given is refused."""
+    forms = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given
+    )
+    returned = program(self._module, *given, *others)
+    check_forms(self._kind, forms, returned)
+    return returned
+
   def _held(self, pools: BranchPools, request: int) -> Any:
     """The slot that a request's steps write, and the page of its tokens."""
     slot, page = self._stepped[request], self._numbers[_LAST[request]]
@@ -226,8 +245,8 @@ class Trial:
     x[:real] = self._inputs[request][first : first + real]
     return x
 
-  def _chunks(self, group: list[Place], rung: int) -> Chunks:
-    """What each chunk of a call reads and writes: every one is captured."""
+  def _chunks(self, group: list[Place], rung: int, sparse: bool) -> Chunks:
+    """What each chunk of a call reads, writes and holds."""
     fields = [(ZERO, NONE, 0, 0, 0)] * rung
     for index, (request, number) in enumerate(group):
       before = request, number - 1
@@ -236,8 +255,10 @@ class Trial:
         read = CARRY
       position = number * self.numerics.chunk
       place = request, number
-      real = self._real(place)
-      fields[index] = (read, self._numbers[place], real, position, request)
+      follows = group[index + 1 : index + 2] == [(request, number + 1)]
+      write = NONE if sparse and follows else self._numbers[place]
+      row, real = self._rows[request], self._real(place)
+      fields[index] = (read, write, real, position, row)
     return Chunks(*jnp.asarray(fields, jnp.int32).T)
 
   def _kept(self, pools: BranchPools) -> Any:
@@ -250,7 +271,7 @@ class Trial:
 
   def _table(self, rung: int) -> jax.Array:
     """The pages of both requests in order, in the first two rows."""
-    table = np.zeros((max(2, rung), _PAGES_PER_REQUEST), np.int32)
+    table = np.zeros((max(2, rung), self._entries), np.int32)
     for (request, number), page in self._numbers.items():
-      table[request, number] = page
+      table[self._rows[request], number] = page
     return jnp.asarray(table)

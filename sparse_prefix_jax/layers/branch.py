@@ -109,8 +109,9 @@ class ResidualBranch(nnx.Module):
     """
     with jax.named_scope(self.config.sub.kind):
       normed = _normed(x, self.pre, self.config.pre)
-      out, after = self.sub(normed, pools, chunks, page_table)
-      self._check_forms((normed, pools), (out, after))
+      returned = self.sub(normed, pools, chunks, page_table)
+      check_forms(self.config.sub.kind, (normed, pools), returned)
+      out, after = returned
       return self._joined(x, normed, out), after
 
   def step(
@@ -132,23 +133,10 @@ class ResidualBranch(nnx.Module):
       The residual stream, and the pools with the tokens' states or keys.
     """
     normed = _normed(x, self.pre, self.config.pre)
-    out, after = self.sub.step(normed, pools, rows, page_table)
-    self._check_forms((normed, pools), (out, after))
+    returned = self.sub.step(normed, pools, rows, page_table)
+    check_forms(self.config.sub.kind, (normed, pools), returned)
+    out, after = returned
     return self._joined(x, normed, out), after
-
-  def _check_forms(self, given: Any, returned: Any) -> None:
-    """Refuses a sublayer that changes the form of its input or its pools.
-
-    A pool of another type would be another program for the next call, and an
-    output of another type change the residual stream, both in silence.
-    """
-    forms = [jax.tree.map(_form, tree) for tree in (given, returned)]
-    structures = [jax.tree.structure(tree) for tree in (given, returned)]
-    if forms[0] != forms[1] or structures[0] != structures[1]:
-      raise ValueError(
-        f"{self.config.sub.kind} returns {forms[1]} for an input and pools of "
-        f"{forms[0]}; it must keep their form."
-      )
 
   def _joined(self, x: Array, normed: Array, out: Array) -> Array:
     """Adds the sublayer to r; a factor of 1 is no product."""
@@ -158,8 +146,33 @@ class ResidualBranch(nnx.Module):
     return kept + (out if c.scale == 1 else out * c.scale)
 
 
-def _form(x: Array) -> str:
-  """Type and shape of an array."""
+def check_forms(kind: str, given: Any, returned: Any) -> None:
+  """Refuses a sublayer that changes the form of its input or its pools.
+
+  A pool of another type would be another program for the next call, and an
+  output of another type change the residual stream, both in silence.
+
+  Args:
+    kind: What the sublayer calls itself.
+    given: Its input and its pools.
+    returned: What it made of them.
+
+  Raises:
+    ValueError: If they are not of one form.
+  """
+  forms = [jax.tree.map(_form, tree) for tree in (given, returned)]
+  structures = [jax.tree.structure(tree) for tree in (given, returned)]
+  if forms[0] != forms[1] or structures[0] != structures[1]:
+    raise ValueError(
+      f"{kind} returns {forms[1]} for an input and pools of {forms[0]}; it "
+      "must keep their form."
+    )
+
+
+def _form(x: Any) -> str:
+  """Type and shape of an array; what is none has neither."""
+  if not hasattr(x, "dtype"):
+    return repr(x)
   return f"{x.dtype}{list(x.shape)}"
 
 

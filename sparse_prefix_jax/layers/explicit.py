@@ -358,8 +358,10 @@ def check_scan(
     chunk: Tokens of a chunk.
 
   Raises:
-    ValueError: If one is out of range, off the lattice or beyond the room.
+    ValueError: If it is no carry, or a number is out of range, off the lattice
+      or beyond the room.
   """
+  _check_carry(carry)
   position = concrete("carry.position", carry.position)
   lengths, room = concrete("length", length), _capacity(carry, chunk)
   if lengths is None:

@@ -92,7 +92,7 @@ def run_scan(
   k = chunks_per_group(-(-t // c), numerics.ladder)
   groups = -(-t // (k * c))
   program = _Scan(*_structure(module), numerics)
-  weights, others = _divided(jax.tree.leaves(module))
+  weights, others = _divided(module)
   real = (jnp.arange(t)[None] < counts[1][:, None])[:, :, None]
   # Padding may hold anything, and would reach the gradient of the weights.
   x = jnp.where(real, x, jnp.zeros_like(x))
@@ -123,7 +123,7 @@ def run_cell(
     numerics: How the module is computed.
   """
   program = _Cell(*_structure(module), numerics)
-  weights, others = _divided(jax.tree.leaves(module))
+  weights, others = _divided(module)
   inputs = Inputs(weights, pools.slots, pools.pages, x)
   none = jnp.zeros(0, jnp.int32)
   counts = Integers(others, position, jnp.ones_like(position), none)
@@ -278,12 +278,9 @@ class _Cell(_Program):
     )
     pages = _count(inputs.pages, axis=1)
     table = own[:, None] * pages + _table(pages)
-    x = inputs.x[own].reshape(-1, size, width)
-    steps = (
-      x,
-      *jax.tree.map(
-        lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (rows, table)
-      ),
+    steps = jax.tree.map(
+      lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]),
+      (inputs.x[own], rows, table),
     )
     flat = jax.tree.map(
       lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs.pages
@@ -378,8 +375,13 @@ def _structure(module: Any) -> tuple[Any, tuple[bool, ...]]:
   return structure, tuple(map(_is_float, leaves))
 
 
-def _divided(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
-  """The leaves that are floats, and the others."""
+def _divided(module: Any) -> tuple[list[Array], list[Array]]:
+  """The leaves that are floats, and the others, behind a barrier.
+
+  Those of a module that a program closes over are constants: XLA computes with
+  them as it compiles, to other bits (measured: decays of RG-LRU).
+  """
+  leaves = barrier(jax.tree.leaves(module))
   floats = [leaf for leaf in leaves if _is_float(leaf)]
   return floats, [leaf for leaf in leaves if not _is_float(leaf)]
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int32
 from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
-from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows
+from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows, rounded
 from sparse_prefix_jax.kernels.slot_checks import concrete, widened
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
 from sparse_prefix_jax.layers.dense import product_of_few
@@ -246,9 +246,12 @@ class HybridDecoder(nnx.Module):
     return explicit.cell(branches, self.config.numerics, carry, x)
 
   def _embedded(self, tokens: Int32[Array, "*rows"]) -> Array:
-    """Looks up embeddings; a factor of 1 is no product."""
+    """Looks up embeddings; a factor of 1 is no product.
+
+    Any other is rounded: `scan` has the embeddings before its program begins.
+    """
     x, scale = self.embedding[...][tokens], self.config.embedding_scale
-    return x if scale == 1 else x * scale
+    return x if scale == 1 else rounded(lambda x: x * scale, x)
 
   def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:
     """The embeddings of ids; known ones outside of the vocabulary are refused.

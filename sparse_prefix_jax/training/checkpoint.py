@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparse_prefix_jax.models.checkpoint.header import damaged
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.training.curriculum import Progress
 from sparse_prefix_jax.training.optimization import TrainState
 from sparse_prefix_jax.training.weights import (
+  array_like,
   filled,
   load_arrays,
   named_leaves,
@@ -94,7 +96,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-  folder: pathlib.Path, run: Run, state: TrainState
+  folder: pathlib.Path, run: Run, state: TrainState, stages: int
 ) -> Checkpoint | None:
   """Reads the checkpoint of a training.
 
@@ -102,6 +104,7 @@ def load_checkpoint(
     folder: The folder of the training.
     run: Which training it is.
     state: What gives names, shapes and types.
+    stages: How many stages the training has.
 
   Returns:
     What was written; None where there is no checkpoint.
@@ -115,18 +118,43 @@ def load_checkpoint(
     return None
   arrays = load_arrays(path)
   for name, asked in run._asdict().items():
-    held = arrays.get(name)
-    same = held is not None and int(held) == asked
-    if name == "task" and not same:
+    held = array_like(np.asarray(asked), arrays, name, str(path)).item()
+    if name == "task" and held != asked:
       raise ValueError(
         f"{path} is of another model or other stages; train in another folder."
       )
-    if not same:
+    if held != asked:
       raise ValueError(
         f"{name} is {asked}, and {path} has {held}; go on with that, or train "
         "in another folder."
       )
   tree = filled(state._asdict(), arrays, str(path))
-  progress = {name: arrays[name].item() for name in Progress._fields}
-  state, history = TrainState(**tree), arrays["history"]
-  return Checkpoint(state, Progress(**progress), history)
+  progress, history = _progress(path, run, arrays, stages)
+  return Checkpoint(TrainState(**tree), progress, history)
+
+
+def _progress(
+  path: pathlib.Path, run: Run, arrays: dict[str, np.ndarray], stages: int
+) -> tuple[Progress, np.ndarray]:
+  """Reads where a training is, and refuses what its history does not make.
+
+  Raises:
+    ValueError: If the two are not of one training.
+  """
+  fields = Progress()._asdict().items()
+  held = Progress(
+    **{
+      name: array_like(np.asarray(x), arrays, name, str(path)).item()
+      for name, x in fields
+    }
+  )
+  steps = max(0, min(held.step, run.steps))
+  history = array_like(
+    np.zeros((steps, 3), np.float32), arrays, "history", str(path)
+  )
+  reached = Progress()
+  for right in history[:, 2]:
+    reached = reached.after(float(right), steps=run.steps, stages=stages)
+  if reached != held:
+    raise damaged(path, f"its history leads to {reached}, and it says {held}")
+  return held, history

@@ -89,7 +89,7 @@ def train(
   model = HybridDecoder(config, rngs=nnx.Rngs(seed))
   initialize_for_recall(model)
   state = TrainState(model, make_optimizer(steps).init(model))
-  held = load_checkpoint(folder, run, state) or Checkpoint(
+  held = load_checkpoint(folder, run, state, len(stages)) or Checkpoint(
     state, Progress(), np.zeros((0, 3), np.float32)
   )
   step = make_step(steps)

@@ -18,6 +18,7 @@ from jax import core, lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.layers import ExplicitCarry
+from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit import check_scan
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.training.losses import cross_entropy
@@ -153,7 +154,7 @@ def segmented_gradient(
   """
   tokens, chunk = data.token_ids.shape[1], model.config.numerics.chunk
   segment = segment_length(tokens, chunk) if segment is None else segment
-  if segment < 1 or segment % chunk or tokens % segment:
+  if not is_int(segment) or segment < 1 or segment % chunk or tokens % segment:
     raise ValueError(
       f"segment is {segment}; it must be a multiple of {chunk} that divides "
       f"{tokens}."
@@ -162,8 +163,11 @@ def segmented_gradient(
   check_scan(carry, jnp.full(len(data.token_ids), tokens), tokens, chunk)
   # The carry after the last segment has no gradient to cut.
   horizon = tokens // segment if horizon is None else horizon
-  if not isinstance(horizon, core.Tracer) and horizon < 1:
-    raise ValueError(f"horizon is {horizon}; it must be at least 1 or None.")
+  whole = jnp.issubdtype(jnp.result_type(horizon), jnp.integer)
+  if not whole or (not isinstance(horizon, core.Tracer) and horizon < 1):
+    raise ValueError(
+      f"horizon is {horizon}; it must be an int of at least 1, or None."
+    )
   parts = jax.tree.map(lambda x: _in_segments(x, segment), data)
 
   def forward(carry: ExplicitCarry, part: Labelled) -> tuple[Any, Any]:

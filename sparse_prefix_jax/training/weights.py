@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.models.checkpoint.header import read_header
+from sparse_prefix_jax.models.checkpoint.header import damaged, read_header
 from sparse_prefix_jax.models.checkpoint.values import read_tensor
+from sparse_prefix_jax.models.families.fields import shown
 
 _TYPES = {
   "F64": np.float64,
@@ -78,6 +79,11 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   """
   # Not by the library: it writes bfloat16 and does not read it.
   tensors, content = read_header(path), path.read_bytes()
+  for tensor in tensors:
+    if tensor.dtype not in _TYPES:
+      raise damaged(
+        path, f"{shown(tensor.name)} is {tensor.dtype}, which is not written"
+      )
   return {
     t.name: np.frombuffer(
       content, _TYPES[t.dtype], math.prod(t.shape), t.start
@@ -100,16 +106,32 @@ def filled(tree: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
 
   def leaf(path: Any, like: Any) -> Any:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
-    found = arrays.get(name)
-    form = (like.shape, like.dtype.name)
-    if found is None or (found.shape, found.dtype.name) != form:
-      held = "nothing" if found is None else f"{found.dtype}{found.shape}"
-      raise ValueError(
-        f"{where} holds {held} as {name}; it must be {form[1]}{form[0]}."
-      )
-    return jnp.asarray(found)
+    return jnp.asarray(array_like(like, arrays, name, where))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def array_like(
+  like: Any, arrays: Mapping[str, np.ndarray], name: str, where: str
+) -> np.ndarray:
+  """Returns the array of a name.
+
+  Args:
+    like: What has its shape and type.
+    arrays: Arrays by name.
+    name: Which one.
+    where: What a sentence calls their file.
+
+  Raises:
+    ValueError: If it is missing, or has another shape or type.
+  """
+  found, form = arrays.get(name), (like.shape, like.dtype.name)
+  if found is None or (found.shape, found.dtype.name) != form:
+    held = "nothing" if found is None else f"{found.dtype}{found.shape}"
+    raise ValueError(
+      f"{where} holds {held} as {name}; it must be {form[1]}{form[0]}."
+    )
+  return found
 
 
 def load_weights(path: pathlib.Path, model: Any) -> Any:

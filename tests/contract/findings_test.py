@@ -13,12 +13,14 @@ from sparse_prefix_jax.contract import check
 from sparse_prefix_jax.contract.findings import (
   CAUSAL,
   FREE,
+  LEFT,
   NUMBERS,
   PADDING,
+  READS,
   ROWS,
   STEPS,
 )
-from sparse_prefix_jax.kernels.chunks import map_chunks
+from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, map_chunks
 from sparse_prefix_jax.layers import (
   Branch,
   BranchPools,
@@ -29,7 +31,7 @@ from sparse_prefix_jax.layers import (
 )
 from sparse_prefix_jax.layers.expert_blocks import sort_into_blocks
 from sparse_prefix_jax.layers.experts import Experts
-from tests.toy_layer import LeakySumConfig
+from tests.toy_layer import LeakySum, LeakySumConfig
 
 NUMERICS = Numerics(ladder=(1, 4), max_length=512)
 
@@ -103,6 +105,12 @@ class Broken(nnx.Module):
       x = map_chunks(add_all_real, x, chunks.length)
     if self.rule == "slots":
       x = x + chunks.write[:, None, None].astype(x.dtype)
+    if self.rule == "rows of the table":
+      x = x + chunks.request[:, None, None].astype(x.dtype)
+    if self.rule == "how many":
+      x = x * pools.slots.shape[0]
+    if self.rule == "form":
+      return x, pools.slots
     if self.rule == "pages":
       first = page_table[chunks.request, 0]
       x = x + first[:, None, None].astype(x.dtype)
@@ -113,6 +121,8 @@ class Broken(nnx.Module):
     )
     if self.rule == FREE:
       slots = slots.at[0].set(one)
+    if self.rule == "last":
+      slots = slots.at[jnp.where(chunks.length > 0, 99, -1)].set(one)
     return x, pools._replace(slots=slots)
 
   def step(self, x, pools, rows, page_table):
@@ -132,7 +142,8 @@ class Broken(nnx.Module):
     if self.rule == "places":
       value = jnp.arange(x.shape[0], dtype=jnp.int32)
     value = value[:, None].astype(slots.dtype)
-    slots = slots.at[wrote].set(value, mode="drop")
+    if self.rule != "left":
+      slots = slots.at[wrote].set(value, mode="drop")
     return x, pools._replace(slots=slots)
 
 
@@ -170,18 +181,50 @@ def test_the_rule_that_is_broken_is_named(rule, dtype):
     ("places", [STEPS]),
     ("reads", [FREE]),
     ("positions", [FREE]),
+    ("left", [LEFT]),
+    ("last", [FREE]),
   ],
 )
-def test_steps_that_break_a_rule_are_found(broken, rules):
+def test_layers_that_write_what_is_not_theirs_are_found(broken, rules):
   found = check(model(BrokenConfig(broken)))
   assert [(one.branch, one.rule) for one in found] == [(1, r) for r in rules]
 
 
-@pytest.mark.parametrize("broken", ["slots", "pages", "step slots"])
+@pytest.mark.parametrize(
+  "broken",
+  ["slots", "pages", "step slots", "rows of the table", "how many"],
+)
 def test_bits_that_depend_on_numbers_are_found(broken):
   (found,) = check(model(BrokenConfig(broken)), lives=0)
   assert found[:3] == (1, "broken", NUMBERS)
   assert found.bits > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ForgetfulConfig(LeakySumConfig):
+  """Sums that go on only from what was captured."""
+
+  kind: ClassVar[str] = "forgetful"
+
+  def make(self, width, numerics, *, rngs):
+    return Forgetful(self, width, numerics, rngs=rngs)
+
+
+class Forgetful(LeakySum):
+  def __call__(self, x, pools, chunks, page_table):
+    lost = jnp.roll(chunks.write == NONE, 1) & (chunks.read == CARRY)
+    chunks = chunks._replace(read=jnp.where(lost, ZERO, chunks.read))
+    return super().__call__(x, pools, chunks, page_table)
+
+
+def test_a_layer_that_forgets_what_is_not_captured_is_found():
+  (found,) = check(model(ForgetfulConfig(channels=64)), lives=0)
+  assert found[:3] == (1, "forgetful", READS)
+
+
+def test_pools_of_another_form_are_refused():
+  with pytest.raises(ValueError, match=r"^broken returns .* keep their form"):
+    check(model(BrokenConfig("form")))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "int8", "bool"])

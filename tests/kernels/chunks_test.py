@@ -21,6 +21,7 @@ from sparse_prefix_jax.kernels.chunks import (
   packed_scan,
   restore,
   restore_rows,
+  rounded,
   select,
   step_rows,
 )
@@ -217,3 +218,18 @@ def test_map_chunks_sees_one_chunk_whatever_n_is():
   np.testing.assert_allclose(
     y[3], xs[0][3] / np.linalg.norm(xs[0][3]) * 3, rtol=1e-5
   )
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (1, 64, 64), (4, 64)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_is_rounded_before_it_is_added_to(shape, dtype):
+  random = np.random.default_rng(0)
+  x, y = (jnp.asarray(random.standard_normal(shape), dtype) for _ in range(2))
+  added = jax.jit(lambda x, y: rounded(lambda x: x * 12.1, x) + y)(x, y)
+  assert np.asarray(added).tobytes() == np.asarray(x * 12.1 + y).tobytes()
+
+
+def test_a_gpu_rounds_products_between_barriers():
+  x = jnp.zeros((2, 64, 4))
+  text = lowered(lambda x: rounded(lambda x: x * 3, x), x, kind=HOPPER)
+  assert text.count("optimization_barrier") == 2 and "while" not in text

@@ -202,6 +202,17 @@ def test_every_transformation_gives_the_same_bits(name):
   assert_same_bits(last.carry, expected.carry)
 
 
+def test_a_layer_that_is_closed_over_has_the_same_bits():
+  """Its weights are constants then, which XLA must not compute with."""
+  random, layer = np.random.default_rng(0), make_layer("rg_lru")
+  layer = jax.tree.map(lambda x: x + 0.1 * random.random(x.shape, "f4"), layer)
+  carry, x = empty("rg_lru", batch=1), inputs()[:1, :64]
+  closed = jax.jit(lambda *given: layer.scan(*given))(carry, x)
+  assert_same_bits(closed, scan(layer, carry, x))
+  closed = jax.jit(lambda *given: layer.cell(*given))(carry, x[:, 0])
+  assert_same_bits(closed, cell(layer, carry, x[:, 0]))
+
+
 @pytest.mark.parametrize("name", TRANSFORMED)
 def test_cells_are_mapped_scanned_and_captured_with_the_same_bits(name):
   layer, x = make_layer(name), np.asarray(inputs()).swapaxes(0, 1)[:6]

@@ -59,6 +59,7 @@ FIELDS = {
   "intermediate_size": 128,
   "norm_eps": 1e-5,
   "residual_multiplier": 0.5,
+  "embedding_multiplier": 12.0,  # products that are no numbers of float32
 }
 SMALL = {"chunk": 16, "ladder": (4, 8), "max_length": 256, "head_rows": 32}
 LARGE = {"chunk": 64, "max_length": 1024, "head_rows": 64}

@@ -100,6 +100,21 @@ def test_a_damaged_checkpoint_is_refused(
   (tmp_path / CHECKPOINT_FILE).write_bytes(content[:-1])
   with pytest.raises(ValueError, match="is damaged: its tensors have"):
     train(tmp_path)
+  arrays = load_arrays(ran[0] / CHECKPOINT_FILE)
+  for name, wrong, message in (
+    ("step", None, "holds nothing as step; it must be"),
+    ("seed", np.zeros(2, np.int64), "holds int64.* as seed; it must be"),
+    ("history", arrays["history"][1:], r"as history; .* float32\(5, 3\)"),
+    ("step", np.int64(-1), r"as history; .* float32\(0, 3\)"),
+    ("stage", np.int64(9), "is damaged: its history leads to .*stage=0"),
+    ("other", np.int8(9), "is damaged: 'other' is I8, which is not written"),
+  ):
+    held = {k: v for k, v in arrays.items() if k != name or wrong is not None}
+    if wrong is not None:
+      held[name] = wrong
+    save_arrays(tmp_path / CHECKPOINT_FILE, held)
+    with pytest.raises(ValueError, match=message):
+      train(tmp_path)
 
 
 def test_what_cannot_be_trained_is_refused_first(

@@ -111,7 +111,12 @@ def test_segments_that_do_not_fit_are_refused():
     segmented_gradient(model, carry, data, segment=40)
   with pytest.raises(ValueError, match=r"segment is 96; .* divides 256"):
     segmented_gradient(model, carry, data, segment=96)
-  with pytest.raises(ValueError, match="horizon is 0; it must be at least 1"):
-    segmented_gradient(model, carry, data, horizon=0)
+  with pytest.raises(ValueError, match=r"segment is 64\.0; it must be"):
+    segmented_gradient(model, carry, data, segment=64.0)
+  for horizon in (0, 1.5, True):
+    with pytest.raises(ValueError, match=f"horizon is {horizon}; it must be "):
+      segmented_gradient(model, carry, data, horizon=horizon)
+  with pytest.raises(ValueError, match="carry is tuple; it must be an Explic"):
+    segmented_gradient(model, tuple(carry), data)
   with pytest.raises(ValueError, match="reach to 256; the carry has room for "):
     segmented_gradient(model, model.initialize_carry(2, 128), data)
