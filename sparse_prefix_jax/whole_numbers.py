@@ -1,6 +1,8 @@
-"""What counts as a whole number where a user gives one."""
+"""What counts as a number where a user gives one."""
 
+import math
 import numbers
+import operator
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -27,3 +29,49 @@ def is_real(value: Any) -> TypeGuard[numbers.Real]:
     (True, True, False)
   """
   return isinstance(value, numbers.Real) and not isinstance(value, _NO_NUMBERS)
+
+
+def check_whole(name: str, value: Any) -> int:
+  """An integer, of Python, of NumPy or of JAX.
+
+  Args:
+    name: What to call it in a message.
+    value: What was given.
+
+  Raises:
+    ValueError: If it is no integer; a bool is none.
+
+  >>> check_whole("keep", np.int64(3))
+  3
+  """
+  try:
+    if not isinstance(value, _NO_NUMBERS):
+      return operator.index(value)
+  except TypeError:  # It is none, or one that a traced program has yet to make.
+    pass
+  shown = "nan" if isinstance(value, float) and math.isnan(value) else value
+  raise ValueError(f"{name} must be an integer, got {shown!r}.")
+
+
+def check_at_least(
+  name: str, value: Any, least: int, most: int | None = None
+) -> int:
+  """An integer that is not too small.
+
+  Args:
+    name: What to call it in a message.
+    value: What was given.
+    least: That is allowed.
+    most: That is allowed; None for any.
+
+  Raises:
+    ValueError: If it is no integer, or smaller, or larger.
+
+  >>> check_at_least("max_running", 4, 1)
+  4
+  """
+  whole = check_whole(name, value)
+  if whole < least or (most is not None and whole > most):
+    bound = "" if most is None else f" and at most {most}"
+    raise ValueError(f"{name} is {whole}; it must be at least {least}{bound}.")
+  return whole

@@ -5,7 +5,6 @@ takes the same verbs as token ids.
 """
 
 import dataclasses
-import math
 import reprlib
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparse_prefix_jax.cache.index import common_blocks, token_blocks
-from sparse_prefix_jax.whole_numbers import is_whole
+from sparse_prefix_jax.whole_numbers import check_whole
 
 _NO_IDS = np.zeros(0, np.int32)
 _LONGEST_SALT = 1024
@@ -257,25 +256,6 @@ def listed(values: Any) -> list[Any] | None:
     return list(values)
   except TypeError:  # An array without dimensions calls itself iterable.
     return None
-
-
-def check_whole(name: str, value: Any) -> int:
-  """An integer, of Python or of NumPy.
-
-  Args:
-    name: What to call it in a message.
-    value: What was given.
-
-  Raises:
-    ValueError: If it is no integer; a bool is none.
-
-  >>> check_whole("keep", np.int64(3))
-  3
-  """
-  if not is_whole(value):
-    shown = "nan" if isinstance(value, float) and math.isnan(value) else value
-    raise ValueError(f"{name} must be an integer, got {shown!r}.")
-  return int(value)
 
 
 def _positions(

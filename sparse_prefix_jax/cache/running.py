@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sparse_prefix_jax.cache.index import Entry, Lease, Match, Pin, State
-from sparse_prefix_jax.cache.request import Request, check_whole
+from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.placement import Features
+from sparse_prefix_jax.whole_numbers import check_whole
 
 NO_SLOT = -1
 """Where no slot holds a carry: the recurrence starts from zeros."""

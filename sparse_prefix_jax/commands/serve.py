@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from sparse_prefix_jax import extras, placement
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 from .command_flags import share_in
 from .served_model import open_served_model
@@ -57,10 +58,9 @@ def _counts(values: flags.FlagValues) -> dict[str, int]:
   Raises:
     ValueError: one is too small.
   """
-  asked = importlib.import_module("sparse_prefix_jax.serving.scheduler.asked")
   least = {"max_running": 1, "max_waiting": 0, "token_budget": 1}
   return {
-    name: asked.check_at_least(name, values[name].value, low)
+    name: check_at_least(name, values[name].value, low)
     for name, low in least.items()
     if values[name].value is not None
   }

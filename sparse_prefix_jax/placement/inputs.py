@@ -5,13 +5,14 @@ by the program itself (`problem.build_problem`).
 """
 
 import math
-import operator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+from sparse_prefix_jax.whole_numbers import check_whole
 
 # Weights or a cumulative cost as a user may hand them over.
 Vector: TypeAlias = jax.Array | np.ndarray | list | tuple
@@ -73,27 +74,6 @@ def is_concrete(*arrays: object) -> bool:
   return not any(isinstance(a, Tracer) for a in arrays)
 
 
-def as_integer(value: Any, name: str) -> int:
-  """Returns any kind of integer as an int.
-
-  Args:
-    value: What may be one.
-    name: What an error calls it.
-
-  Raises:
-    ValueError: If it is none; a bool is none.
-
-  >>> as_integer(np.int64(3), "budget")
-  3
-  """
-  try:
-    if not isinstance(value, bool):
-      return operator.index(value)
-  except TypeError:
-    pass
-  raise ValueError(f"{name} must be an integer, got {value!r}")
-
-
 def check_budget(budget: int, name: str = "budget") -> int:
   """Returns the budget as an int.
 
@@ -107,7 +87,7 @@ def check_budget(budget: int, name: str = "budget") -> int:
   >>> check_budget(3)
   3
   """
-  value = as_integer(budget, name)
+  value = check_whole(name, budget)
   if value < 0:
     raise ValueError(f"{name} must not be negative, got {value}")
   return value

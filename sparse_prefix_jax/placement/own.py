@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
-from sparse_prefix_jax.placement.inputs import as_integer
 from sparse_prefix_jax.placement.policy import PLACEMENTS
+from sparse_prefix_jax.whole_numbers import check_whole
 
 
 @runtime_checkable
@@ -130,7 +130,7 @@ def checked_positions(positions: Iterable[int], length: int) -> list[int]:
     raise ValueError(
       f"positions must be an iterable of integers, got {positions!r}"
     )
-  wished = [as_integer(position, "positions") for position in positions]
+  wished = [check_whole("positions", position) for position in positions]
   for position in wished:
     if not 0 <= position <= length:
       raise ValueError(

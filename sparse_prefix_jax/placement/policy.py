@@ -5,7 +5,7 @@ import numbers
 from dataclasses import dataclass
 
 from sparse_prefix_jax.placement.heuristics import NEEDS_STEP
-from sparse_prefix_jax.placement.inputs import as_integer
+from sparse_prefix_jax.whole_numbers import check_whole
 
 DEFAULT_CHUNK = 64
 """How many tokens lie between lattice positions, unless configured."""
@@ -101,12 +101,12 @@ class PlacementPolicy:
       raise ValueError(
         f"placement must be one of {', '.join(PLACEMENTS)}, got {self.name!r}"
       )
-    as_integer(self.chunk, "chunk")
-    as_integer(self.every, "every")
+    check_whole("chunk", self.chunk)
+    check_whole("every", self.every)
     if self.name == "conditional":
       _check_fraction(self.budget)
     else:
-      as_integer(0 if self.budget is None else self.budget, "budget")
+      check_whole("budget", 0 if self.budget is None else self.budget)
     _check_budget(self.name, self.budget)
     if self.replan not in REPLANNING:
       raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.request import check_tokens, check_whole
+from sparse_prefix_jax.cache.request import check_tokens
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.answers import (
   Completion,
@@ -30,6 +30,7 @@ from sparse_prefix_jax.serving.text.template import (
   checked_variables,
 )
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
+from sparse_prefix_jax.whole_numbers import check_whole
 
 TextPrompt: TypeAlias = str | Sequence[int] | np.ndarray | Sequence[Message]
 """A text, its ids, or the messages of a conversation."""

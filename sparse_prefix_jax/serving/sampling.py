@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sparse_prefix_jax.cache.request import check_whole, listed
+from sparse_prefix_jax.cache.request import listed
 from sparse_prefix_jax.runtime.row_sampler import (
   MOST_BEST,
   MOST_BIASES,
@@ -16,7 +16,7 @@ from sparse_prefix_jax.runtime.row_sampler import (
   NO_COUNTS,
   SamplingRows,
 )
-from sparse_prefix_jax.whole_numbers import is_real
+from sparse_prefix_jax.whole_numbers import check_whole, is_real
 
 Allowed: TypeAlias = Callable[[tuple[int, ...]], Any]
 """A grammar: from the ids decoded so far to what may come next.

@@ -23,14 +23,14 @@ ARROWS: dict[str, set[str]] = {
   "kernels": set(),
   "layers": {"kernels"},
   "machine": set(),  # where a report was made
-  "whole_numbers": set(),  # what an integer is, for who takes one of a user
+  "whole_numbers": set(),  # what an integer is, for whoever takes one of a user
   "writable": set(),  # files of results
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
   "models": {"layers", "kernels"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
   "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
-  "placement": set(),
+  "placement": {"whole_numbers"},
   "workloads": {"byte_sizes", "extras", "whole_numbers"},
   # Losses and steps over `scan`; no cache, no pools.
   "training": {"models", "layers", "workloads", "extras", "writable"},
@@ -46,7 +46,8 @@ ARROWS: dict[str, set[str]] = {
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
   # One file per command; what only one needs is imported late.
-  "commands": {"evaluation", "placement", "workloads", "writable", "extras"},
+  "commands": {"evaluation", "placement", "workloads", "writable", "extras"}
+  | {"whole_numbers"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes", "extras", "writable"},
 }

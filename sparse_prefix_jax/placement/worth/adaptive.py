@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
-from sparse_prefix_jax.placement.inputs import as_integer
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
 from sparse_prefix_jax.placement.worth.learning import Learner
@@ -33,6 +32,7 @@ from sparse_prefix_jax.placement.worth.pages import blocks_freed
 from sparse_prefix_jax.placement.worth.proposals import proposals
 from sparse_prefix_jax.placement.worth.table import ROOT
 from sparse_prefix_jax.placement.worth.tree import Keys, Way
+from sparse_prefix_jax.whole_numbers import check_whole
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Adaptive:
     Raises:
       ValueError: If either number is no integer, or below 1.
     """
-    self.held_count, self._block = 0, as_integer(block, "block")
-    if min(self._block, as_integer(memory_bytes, "memory_bytes")) < 1:
+    self.held_count, self._block = 0, check_whole("block", block)
+    if min(self._block, check_whole("memory_bytes", memory_bytes)) < 1:
       given = f"at least 1, got {block} and {memory_bytes}"
       raise ValueError(f"block and memory_bytes must be {given}")
     tokens = cost or (lambda depth: float(depth * block))

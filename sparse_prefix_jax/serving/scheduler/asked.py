@@ -11,8 +11,8 @@ from sparse_prefix_jax.cache.request import (
   Request,
   check_ids,
   check_requests,
-  check_whole,
 )
+from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
 class QueueFullError(CapacityError):
@@ -111,24 +111,3 @@ def checked_stop_tokens(stop_tokens: Any, vocab_size: int) -> frozenset[int]:
   if isinstance(given, Set):
     given = sorted(given)
   return frozenset(check_ids("stop_tokens", given, vocab_size).tolist())
-
-
-def check_at_least(
-  name: str, value: Any, least: int, most: int | None = None
-) -> int:
-  """An integer that is not too small.
-
-  Args:
-    name: What to call it in a message.
-    value: What was given.
-    least: That is allowed.
-    most: That is allowed; None for any.
-
-  Raises:
-    ValueError: If it is no integer, or smaller, or larger.
-  """
-  whole = check_whole(name, value)
-  if whole < least or (most is not None and whole > most):
-    bound = "" if most is None else f" and at most {most}"
-    raise ValueError(f"{name} is {whole}; it must be at least {least}{bound}.")
-  return whole

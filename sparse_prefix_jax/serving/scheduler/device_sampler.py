@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparse_prefix_jax.cache.request import check_whole
 from sparse_prefix_jax.kernels.implementations import current_device
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime import sampler
@@ -21,6 +20,7 @@ from sparse_prefix_jax.serving.sampling import (
   sampling_rows,
 )
 from sparse_prefix_jax.serving.scheduler.sampler import SampleRows
+from sparse_prefix_jax.whole_numbers import check_whole
 
 
 @dataclasses.dataclass(eq=False)

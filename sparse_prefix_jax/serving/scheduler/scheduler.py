@@ -16,7 +16,6 @@ from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
   Asked,
   QueueFullError,
-  check_at_least,
   checked_stop_tokens,
 )
 from sparse_prefix_jax.serving.scheduler.device_sampler import DeviceSampler
@@ -29,6 +28,7 @@ from sparse_prefix_jax.serving.scheduler.life import Life
 from sparse_prefix_jax.serving.scheduler.sampler import Sampler
 from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 # Each has a place in arrays of the device, whether or not somebody sits there.
 _SEATS, _MOST_SEATS = 64, 1 << 16

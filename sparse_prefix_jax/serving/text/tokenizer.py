@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.cache.request import check_whole
 from sparse_prefix_jax.serving.text.template import (
   ChatTemplate,
   Message,
@@ -21,6 +20,7 @@ from sparse_prefix_jax.serving.text.template import (
   checked_variables,
 )
 from sparse_prefix_jax.serving.text.tokenizer_files import read_tokenizer_files
+from sparse_prefix_jax.whole_numbers import check_whole
 
 _FILE = "tokenizer.json"
 # Each end of a message takes a rendering of what is before it. Those in the
