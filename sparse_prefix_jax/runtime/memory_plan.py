@@ -166,7 +166,7 @@ def memory_plan(
     >>> plan.weights_bytes, plan.state_bytes, plan.page_bytes
     (597664, 19456, 32768)
     >>> plan.lengths[0].length, plan.lengths[0].running_bytes
-    (1024, 563200)
+    (1024, 582656)
   """
   if not isinstance(config, ModelConfig):
     raise ValueError(
