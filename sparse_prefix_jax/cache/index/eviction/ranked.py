@@ -145,9 +145,8 @@ def _ascending(ranks: Any, count: int) -> list[int]:
     )
   try:
     given = [ranks[place] for place in range(count)]
-    ordered = not any(
-      rank != rank for rank in given
-    )  # NaN differs from itself.
+    # NaN differs from itself.
+    ordered = not any(rank != rank for rank in given)
     places = sorted(range(count), key=given.__getitem__)
   except (TypeError, ValueError, LookupError):
     ordered, places = False, []
