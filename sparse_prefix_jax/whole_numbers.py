@@ -1,6 +1,5 @@
 """What counts as a number where a user gives one."""
 
-import math
 import numbers
 import operator
 from typing import Any, TypeGuard
@@ -49,8 +48,7 @@ def check_whole(name: str, value: Any) -> int:
       return operator.index(value)
   except TypeError:  # It is none, or one that a traced program has yet to make.
     pass
-  shown = "nan" if isinstance(value, float) and math.isnan(value) else value
-  raise ValueError(f"{name} must be an integer, got {shown!r}.")
+  raise ValueError(f"{name} must be an integer, got {value!r}.")
 
 
 def check_at_least(
