@@ -164,10 +164,11 @@ class PrefixStore(StoreView):
 
     Whole chunks of the prompt become nodes that the sequence's pin holds, with
     the states captured in them; after its last token the prompt is remembered.
-    A chunk that decoding completed stays the sequence's own until it is closed.
+    A chunk that decoding completed stays the sequence's own until it is closed;
+    nothing holds the state at the end of its prompt any more.
     """
     if running.prefilled:
-      commit_decoded(running, segment, self.chunk)
+      commit_decoded(self.index, running, segment, self.chunk)
       return
     commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
     if running.prefilled and not running.request.observed:

@@ -22,7 +22,8 @@ _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 # updates them in place. But XLA computes bfloat16 in float32 on a CPU and
 # copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
-# A sequence needs two; the third can be missed, but who has it holds it.
+# A sequence needs two; the third can be missed, but who has it holds it until
+# an answer completes a chunk.
 _RUNNING_STATES = 3
 
 
@@ -33,7 +34,8 @@ class LengthPlan(NamedTuple):
     length: Tokens of every sequence.
     running_bytes: Bytes of one running sequence: two states, a third one that
       its placement stores at the last whole chunk of its prompt and that it
-      resumes from, and a page for each chunk that it has begun.
+      holds until its answer completes a further one, and a page for each chunk
+      that it has begun.
     running: How many run at once when nothing else is held; more where they
       share that state or store none.
     state_share: Share of `running_bytes` that states take; the rest is pages.
