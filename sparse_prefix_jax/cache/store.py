@@ -164,8 +164,7 @@ class PrefixStore(StoreView):
 
     Whole chunks of the prompt become nodes that the sequence's pin holds, with
     the states captured in them; after its last token the prompt is remembered.
-    A chunk that decoding completed stays the sequence's own until it is closed;
-    nothing holds the state at the end of its prompt any more.
+    A chunk that decoding completed stays the sequence's own until it is closed.
     """
     if running.prefilled:
       commit_decoded(self.index, running, segment, self.chunk)
