@@ -9,15 +9,18 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sparse_prefix_jax.commands.interruptions import after_imports, hear_again
+
 # What a shell reports of a program that Ctrl-C has ended.
 _INTERRUPTED = 130
 
 try:
-  from absl import flags
+  with after_imports():
+    from absl import flags
 
-  from sparse_prefix_jax.commands.command_flags import help_text, parse
-  from sparse_prefix_jax.commands.printing import hush, say, sentence_of, tell
-  from sparse_prefix_jax.contract import ContractError
+    from sparse_prefix_jax.commands.command_flags import help_text, parse
+    from sparse_prefix_jax.commands.printing import hush, say, sentence_of, tell
+    from sparse_prefix_jax.contract import ContractError
 except KeyboardInterrupt:  # It takes a second, or a few.
   sys.stderr.write("sparse_prefix_jax: interrupted.\n")
   sys.exit(_INTERRUPTED)
@@ -78,4 +81,5 @@ def run(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+  hear_again()
   sys.exit(run(sys.argv))
