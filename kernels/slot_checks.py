@@ -7,7 +7,10 @@ end would be clamped or dropped, and one below zero taken from the end: a state
 would be lost, or be another's, in silence.
 """
 
+import contextlib
+import reprlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +34,30 @@ def widened(array: Array | np.ndarray) -> Array:
   """
   narrow = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < 4
   return jnp.asarray(array, jnp.int32) if narrow else jnp.asarray(array)
+
+
+def numbers(name: str, values: Any) -> Array:
+  """An array of what a caller gives in place of one; text is none.
+
+  Args:
+    name: What the argument is called, for the message.
+    values: An array, or a list of numbers.
+
+  Raises:
+    ValueError: If they are no numbers, or integers of more than 32 bits.
+  """
+  leaves = jax.tree.leaves(values)
+  if any(isinstance(leaf, jax.Array) for leaf in leaves):
+    return jnp.asarray(values)
+  with contextlib.suppress(ValueError, TypeError, OverflowError):
+    found = np.asarray(values)
+    whole = found.dtype.kind in "iu"
+    if found.dtype.kind in "bf" or (whole and (abs(found) < 2**31).all()):
+      return jnp.asarray(found)
+  shown = " ".join(reprlib.repr(values).split())
+  raise ValueError(
+    f"{name} is {shown}; it must be an array of integers of 32 bits."
+  )
 
 
 def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:

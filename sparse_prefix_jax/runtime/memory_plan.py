@@ -8,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import (
   check_kept_bytes,
   page_bytes,
@@ -170,11 +170,7 @@ def memory_plan(
     >>> plan.lengths[0].length, plan.lengths[0].running_bytes
     (1024, 582656)
   """
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f"config is {config!r}; it must be a ModelConfig, of `preset` or "
-      "`read_config`."
-    )
+  check_config_kind(config)
   check_kept_bytes(config)
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)
@@ -205,11 +201,15 @@ def weights_bytes(config: ModelConfig) -> int:
   Returns:
     The sum over all parameters.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> weights_bytes(preset("tiny"))
     597664
   """
+  check_config_kind(config)
   leaves = shapes.model_shapes(config).leaves
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
