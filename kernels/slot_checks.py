@@ -7,8 +7,6 @@ end would be clamped or dropped, and one below zero taken from the end: a state
 would be lost, or be another's, in silence.
 """
 
-import contextlib
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,15 +44,18 @@ def numbers(name: str, values: Any) -> Array:
   Raises:
     ValueError: If they are no numbers, or integers of more than 32 bits.
   """
-  leaves = jax.tree.leaves(values)
-  if any(isinstance(leaf, jax.Array) for leaf in leaves):
+  if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)):
     return jnp.asarray(values)
-  with contextlib.suppress(ValueError, TypeError, OverflowError):
+  try:
     found = np.asarray(values)
-    whole = found.dtype.kind in "iu"
-    if found.dtype.kind in "bf" or (whole and (abs(found) < 2**31).all()):
-      return jnp.asarray(found)
-  shown = " ".join(reprlib.repr(values).split())
+  except (ValueError, TypeError):  # of lists of several lengths, for example
+    found = np.empty(0, object)
+  whole = found.dtype.kind in "iu"
+  if whole and (found >= -(2**31)).all() and (found < 2**31).all():
+    return jnp.asarray(found)
+  if found.dtype.kind in "bf":
+    return jnp.asarray(found)
+  shown = " ".join(repr(values).split())[:80]
   raise ValueError(
     f"{name} is {shown}; it must be an array of integers of 32 bits."
   )
