@@ -136,6 +136,26 @@ def test_an_interruption_while_modules_are_loaded(monkeypatch, capsys):
   assert sys.unraisablehook is hook
 
 
+def test_an_interrupted_command_leaves_at_once(monkeypatch, capsys):
+  """JAX would take apart what it was tracing, and crash."""
+
+  def left(status):
+    raise SystemExit(f"left with {status}")
+
+  def interrupted(_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "_exit", left)
+  monkeypatch.setattr(place, "place_command", interrupted)
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  line = ["main", "place", "--histogram=h.npy", "--budget=1"]
+  monkeypatch.setattr(sys, "argv", line)
+  monkeypatch.delitem(sys.modules, "sparse_prefix_jax.__main__")
+  with pytest.raises(SystemExit, match="left with 130"):
+    runpy.run_module("sparse_prefix_jax", run_name="__main__")
+  assert capsys.readouterr().err == "sparse_prefix_jax: interrupted.\n"
+
+
 def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch):
   """The garbage collector calls JAX, often just when a signal has come."""
 
