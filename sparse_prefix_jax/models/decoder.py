@@ -13,12 +13,13 @@ from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows, rounded
 from sparse_prefix_jax.kernels.slot_checks import concrete, widened
+from sparse_prefix_jax.kinds import check_kind
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
 from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.layers.sublayer import join_pools, split_pools
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import kept_shapes
 
 Pools: TypeAlias = tuple[BranchPools, ...]
@@ -88,6 +89,8 @@ class HybridDecoder(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    check_config_kind(config)
+    check_kind("rngs", rngs, nnx.Rngs, "of flax.nnx")
     numerics = config.numerics
     dtype = jnp.dtype(numerics.dtype)
     shape = (config.vocab_size, config.width)

@@ -8,7 +8,7 @@ import jax
 from tqdm import tqdm
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import (
   check_kept_bytes,
   page_bytes,
@@ -22,7 +22,8 @@ _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 # updates them in place. But XLA computes bfloat16 in float32 on a CPU and
 # copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
-# A sequence needs two; the third can be missed, but who has it holds it.
+# A sequence needs two; the third can be missed, but who has it holds it until
+# an answer completes a chunk.
 _RUNNING_STATES = 3
 
 
@@ -33,7 +34,8 @@ class LengthPlan(NamedTuple):
     length: Tokens of every sequence.
     running_bytes: Bytes of one running sequence: two states, a third one that
       its placement stores at the last whole chunk of its prompt and that it
-      resumes from, and a page for each chunk that it has begun.
+      holds until its answer completes a further one, and a page for each chunk
+      that it has begun.
     running: How many run at once when nothing else is held; more where they
       share that state or store none.
     state_share: Share of `running_bytes` that states take; the rest is pages.
@@ -168,11 +170,7 @@ def memory_plan(
     >>> plan.lengths[0].length, plan.lengths[0].running_bytes
     (1024, 582656)
   """
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f"config is {config!r}; it must be a ModelConfig, of `preset` or "
-      "`read_config`."
-    )
+  check_config_kind(config)
   check_kept_bytes(config)
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)
@@ -203,11 +201,15 @@ def weights_bytes(config: ModelConfig) -> int:
   Returns:
     The sum over all parameters.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> weights_bytes(preset("tiny"))
     597664
   """
+  check_config_kind(config)
   leaves = shapes.model_shapes(config).leaves
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 

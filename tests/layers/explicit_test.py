@@ -311,6 +311,8 @@ def shifted(carry, *positions):
     ({"carry": (0, 192)}, "the tokens reach to 342; .* room for 256"),
     ({"length": [10, 151]}, "length holds 151; it must be 0 to 150"),
     ({"length": [-1, 150]}, "length holds -1; it must be 0 to 150"),
+    ({"length": ["a", "b"]}, r"length is \['a', 'b'\]; it must be an array"),
+    ({"length": [2**70, 1]}, "length is .*; it must be an array of integers"),
     ({"length": [1, 2, 3]}, r"length of scan has shape \(3,\)"),
     ({"capture_at": (70,)}, "capture_at holds 70; .* a multiple of 64"),
     ({"capture_at": (192,)}, "capture_at holds 192; .* from 1 to 150"),

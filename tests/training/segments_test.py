@@ -114,8 +114,14 @@ def test_segments_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match=r"segment is 64\.0; it must be"):
     segmented_gradient(model, carry, data, segment=64.0)
   for horizon in (0, 1.5, True):
-    with pytest.raises(ValueError, match=f"horizon is {horizon}; it must be "):
+    with pytest.raises(ValueError, match=f"^horizon .*{horizon}"):
       segmented_gradient(model, carry, data, horizon=horizon)
+  with pytest.raises(ValueError, match=r"data is \(.*of `labelled_answers`"):
+    segmented_gradient(model, carry, tuple(data))
+  with pytest.raises(ValueError, match="model is None; it must be "):
+    segmented_gradient(None, carry, data)
+  with pytest.raises(ValueError, match="labels of segmented_gradient is "):
+    segmented_gradient(model, carry, data._replace(labels=[1]))
   with pytest.raises(ValueError, match="carry is tuple; it must be an Explic"):
     segmented_gradient(model, tuple(carry), data)
   with pytest.raises(ValueError, match="reach to 256; the carry has room for "):
