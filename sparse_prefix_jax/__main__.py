@@ -87,7 +87,7 @@ def _leave(status: int) -> NoReturn:
   """Ends the process: after an interruption at once.
 
   What JAX was tracing then is half built, and taking it apart ends in a crash
-  (2 of 14 that were interrupted at their first program).
+  now and then (4 of 57 that were interrupted at a random moment).
   """
   if status == _INTERRUPTED:
     for stream in (sys.stdout, sys.stderr):
