@@ -54,7 +54,8 @@ def inputs_among(arrays: Mapping[str, tuple[Array, str]]) -> dict[str, Array]:
       or p, pages.
 
   Example:
-    >>> list(inputs_among({"x": (jnp.ones(1), "b"), "pool": (jnp.ones(1), "s")}))
+    >>> x = jnp.ones(1)
+    >>> list(inputs_among({"x": (x, "b"), "pool": (x, "s")}))
     ['x']
   """
   return {

@@ -45,7 +45,8 @@ def row_products(
       each.
 
   Example:
-    >>>     >>> one, two = jnp.eye(2), jnp.ones((1, 2))
+    >>> import jax.numpy as jnp
+    >>> one, two = jnp.eye(2), jnp.ones((1, 2))
     >>> [y.tolist() for y in row_products(jnp.array([[1.0, 2.0]]), [one, two])]
     [[[1.0, 2.0]], [[3.0]]]
   """
