@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.chunk_algebra import BLOCK
@@ -13,7 +16,7 @@ from sparse_prefix_jax.kernels.chunks import Chunks
 def check_shapes(
   operation: str, chunks: Chunks, **arrays: tuple[Array, str]
 ) -> dict[str, int]:
-  """Refuses arrays whose axes do not belong together.
+  """Refuses arrays that are no numbers, or whose axes do not belong together.
 
   Broadcasting would take an axis of one for any other, in silence.
 
@@ -21,6 +24,7 @@ def check_shapes(
     operation: The name of the operation, for the message.
     chunks: What each packed chunk reads, writes and holds; integers [n] each.
     **arrays: An array and its axes, as in "n c h k"; one letter has one size.
+      All but pools are floating point.
 
   Returns:
     The size of every letter.
@@ -33,14 +37,126 @@ def check_shapes(
     >>> check_shapes("sum", chunks, x=(jnp.zeros((2, 3)), "n c"))
     {'n': 2, 'c': 3}
   """
-  if not isinstance(chunks, Chunks):
-    raise ValueError(
-      f"chunks of {operation} is a {type(chunks).__name__}; it must be Chunks."
-    )
+  check_kind(operation, "chunks", chunks, Chunks)
   fields = {f"chunks.{name}": x for name, x in chunks._asdict().items()}
-  return check_axes(
+  sizes = check_axes(
     operation, **arrays, **{name: (x, "n") for name, x in fields.items()}
   )
+  check_floating(operation, **inputs_among(arrays))
+  return sizes
+
+
+def inputs_among(arrays: Mapping[str, tuple[Array, str]]) -> dict[str, Array]:
+  """All arrays but pools, whose dtype `check_pool` compares with another.
+
+  Args:
+    arrays: An array and its axes, by name; those of pools begin with s, slots,
+      or p, pages.
+
+  Example:
+    >>> x = jnp.ones(1)
+    >>> list(inputs_among({"x": (x, "b"), "pool": (x, "s")}))
+    ['x']
+  """
+  return {
+    name: array
+    for name, (array, axes) in arrays.items()
+    if axes.split()[0] not in ("s", "p")
+  }
+
+
+def check_kind(operation: str, name: str, value: Any, kind: type) -> None:
+  """Refuses what is not of the class whose fields are read.
+
+  Args:
+    operation: The name of the operation, for the message.
+    name: Of the argument.
+    value: What was given.
+    kind: The class.
+
+  Raises:
+    ValueError: Naming both classes.
+
+  Example:
+    >>> check_kind("sum", "chunks", (1, 2), Chunks)
+    Traceback (most recent call last):
+    ValueError: chunks of sum is a tuple; it must be Chunks.
+  """
+  if not isinstance(value, kind):
+    raise ValueError(
+      f"{name} of {operation} is {_named(value)}; it must be {kind.__name__}."
+    )
+
+
+def check_floating(operation: str, **arrays: Array) -> None:
+  """Refuses arrays of whole, complex or very short numbers, or of none.
+
+  Weights of a softmax would be rounded to integers, an imaginary part be
+  dropped; and sums in 8 bits are none.
+
+  Args:
+    operation: The name of the operation, for the message.
+    **arrays: What must hold floating point of 16 bits or more.
+
+  Raises:
+    ValueError: Naming the first that does not.
+
+  Example:
+    >>> check_floating("sum", x=jnp.zeros(2, jnp.int8))
+    Traceback (most recent call last):
+    ValueError: x of sum is int8; it must be floating point of 16 bits or more.
+  """
+  for name, array in arrays.items():
+    real = jnp.issubdtype(array.dtype, jnp.floating)
+    if not real or array.dtype.itemsize < 2:
+      raise ValueError(
+        f"{name} of {operation} is {array.dtype}; it must be floating point of "
+        "16 bits or more."
+      )
+
+
+def as_gates(*arrays: Any) -> tuple[Any, ...]:
+  """Decays and strengths in float32, which all implementations take.
+
+  The exponential of a decay in bfloat16 would have 8 bits. Their values stay as
+  they were rounded.
+
+  Args:
+    *arrays: Of any floating point; None stays None.
+
+  Example:
+    >>> (gate,) = as_gates(jnp.ones(1, jnp.bfloat16))
+    >>> gate.dtype.name
+    'float32'
+  """
+  return tuple(
+    None if x is None else jnp.asarray(x, jnp.float32) for x in arrays
+  )
+
+
+def as_precision(
+  operation: str, precision: str | lax.Precision | None
+) -> lax.Precision:
+  """The precision that a name, or JAX's own constant, stands for.
+
+  Args:
+    operation: The name of the operation, for the message.
+    precision: Of products.
+
+  Raises:
+    ValueError: It stands for none.
+
+  Example:
+    >>> as_precision("sum", "highest").name
+    'HIGHEST'
+  """
+  try:
+    return lax.Precision(precision)
+  except ValueError:
+    raise ValueError(
+      f"precision of {operation} is {precision!r}; it must be default, high or "
+      "highest."
+    ) from None
 
 
 def check_axes(operation: str, **arrays: tuple[Any, str]) -> dict[str, int]:
@@ -64,12 +180,7 @@ def check_axes(operation: str, **arrays: tuple[Any, str]) -> dict[str, int]:
   sizes: dict[str, int] = {}
   for name, (array, axes) in arrays.items():
     letters = axes.split()
-    # What stands for an array, as a parameter of a module does, is one.
-    if not hasattr(array, "ndim") or not hasattr(array, "dtype"):
-      raise ValueError(
-        f"{name} of {operation} is {_named(array)}; it must be an array"
-        f" [{axes}]."
-      )
+    check_array(operation, name, array, f" [{axes}]")
     if array.ndim != len(letters):
       raise ValueError(
         f"{name} of {operation} has shape {array.shape}; it must be [{axes}]."
@@ -82,6 +193,32 @@ def check_axes(operation: str, **arrays: tuple[Any, str]) -> dict[str, int]:
         )
   _check_not_empty(operation, sizes)
   return sizes
+
+
+def check_array(operation: str, name: str, value: Any, axes: str = "") -> None:
+  """Refuses what JAX does not compute with; a mask would be lost.
+
+  Args:
+    operation: The name of the operation, for the message.
+    name: Of the argument.
+    value: What was given.
+    axes: What it must have, for the message.
+
+  Raises:
+    ValueError: Naming what it is.
+
+  Example:
+    >>> check_array("sum", "x", [1.0])
+    Traceback (most recent call last):
+    ValueError: x of sum is a list; it must be an array.
+  """
+  masked = isinstance(value, np.ma.MaskedArray)
+  # What stands for an array, as a parameter of a module does, is one.
+  own = isinstance(value, jax.Array | np.ndarray)
+  if masked or not (own or hasattr(value, "__jax_array__")):
+    raise ValueError(
+      f"{name} of {operation} is {_named(value)}; it must be an array{axes}."
+    )
 
 
 def _named(value: Any) -> str:

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Int32
 
 from sparse_prefix_jax.kernels.captures import check_captures
-from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.checks import check_array, check_axes
 from sparse_prefix_jax.kernels.chunks import (
   CARRY,
   NONE,
@@ -114,6 +114,9 @@ def scan(
       integers, or if a concrete one is repeated or outside 1..n.
   """
   check_axes("the scan", length=(length, "n"))
+  check_array("the scan", "initial_state", state)
+  for leaf in jax.tree.leaves((inputs, constants)):
+    check_array("the scan", "an input", leaf)
   capture_at = check_captures(capture_at, length.shape[0])
   return _scan(core, inputs, state, length, capture_at, constants)
 

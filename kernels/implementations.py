@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 class DoesNotFit(ValueError):
@@ -120,6 +122,8 @@ def dispatch(
     DoesNotFit: If what is named does not fit, with the reason of each
       candidate; a ValueError too.
   """
+  # NumPy's arrays have no updates, and traced numbers do not index them.
+  arguments = jax.tree.map(_of_jax, arguments)
   names = [candidate.config.name for candidate in candidates]
   wanted = choice.name if isinstance(choice, Config) else choice
   own = [candidate.config for candidate in candidates]
@@ -147,6 +151,11 @@ def dispatch(
   raise DoesNotFit(
     f"implementation={wanted!r} of {operation} does not fit. {told}."
   )
+
+
+def _of_jax(leaf: Any) -> Any:
+  """NumPy's arrays as JAX's; anything else as it is."""
+  return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _with_gradient(

@@ -16,7 +16,11 @@ import numpy as np
 from jax import core
 from jaxtyping import Array
 
-from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.checks import (
+  check_axes,
+  check_floating,
+  inputs_among,
+)
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
 
 
@@ -167,7 +171,7 @@ def check_rows(
     write: The slot of each row, or NONE; no slot stands twice, and none is one
       that another row reads. [b]
     **arrays: An array and its axes, those of the rows "b ..."; one of them has
-      an axis s, the slots.
+      an axis s, the slots. All but pools are floating point.
 
   Returns:
     The size of every letter.
@@ -184,6 +188,7 @@ def check_rows(
     ValueError: write of step holds 4; it must be a slot below 4 or NONE (-3).
   """
   sizes = check_axes(operation, **arrays, read=(read, "b"), write=(write, "b"))
+  check_floating(operation, **inputs_among(arrays))
   s, name = sizes["s"], f"{{}} of {operation}".format
   reads, writes = concrete(name("read"), read), concrete(name("write"), write)
   _check_range(name("read"), reads, ZERO, s, f"a slot below {s} or ZERO (-1)")

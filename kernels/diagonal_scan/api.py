@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
+from sparse_prefix_jax.kernels.checks import as_gates, check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.diagonal_scan import (
   mosaic_gpu,
@@ -88,6 +88,7 @@ def diagonal_scan(
   )
   check_pool("diagonal_scan", pool, jnp.float32)
   check_slots("diagonal_scan", chunks, sizes)
+  log_decay, rate = as_gates(log_decay, rate)
   return dispatch(
     "diagonal_scan",
     implementation,
@@ -207,6 +208,7 @@ def diagonal_scan_step(
     **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
   )
   check_pool("diagonal_scan_step", pool, jnp.float32)
+  log_decay, rate = as_gates(log_decay, rate)
   return dispatch(
     "diagonal_scan_step",
     implementation,
@@ -231,7 +233,8 @@ def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:
       f"{[n for n, x in zip(('rate', 'b', 'c'), given) if x]}."
     )
   wanted = 2 + all(given)
-  if pool.ndim != wanted:
+  # What is no array is refused with its name, behind this.
+  if getattr(pool, "ndim", wanted) != wanted:
     raise ValueError(
       f"the pool of diagonal_scan has shape {pool.shape}; it must have "
       f"{wanted} axes {'with' if all(given) else 'without'} rate, b and c."

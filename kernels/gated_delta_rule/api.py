@@ -4,7 +4,12 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
+from sparse_prefix_jax.kernels.checks import (
+  as_gates,
+  as_precision,
+  check_heads,
+  check_shapes,
+)
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.gated_delta_rule import (
   mosaic_gpu,
@@ -24,6 +29,7 @@ IMPLEMENTATIONS = (
   plain(xla.packed),
 )
 STEP_IMPLEMENTATIONS = (mosaic_gpu.STEP, mosaic_tpu.STEP, plain(xla.step))
+_DTYPES = "float32", "bfloat16", "float16"
 PROJECTED_STEP_IMPLEMENTATIONS = (
   projected_mosaic_gpu.PROJECTED_STEP,
   projected_mosaic_tpu.PROJECTED_STEP,
@@ -87,6 +93,7 @@ def gated_delta_rule(
   )
   check_heads("gated_delta_rule", sizes, pool)
   check_slots("gated_delta_rule", chunks, sizes)
+  log_decay, beta = as_gates(log_decay, beta)
   return dispatch(
     "gated_delta_rule",
     implementation,
@@ -98,7 +105,7 @@ def gated_delta_rule(
     beta,
     pool,
     chunks,
-    precision=precision,
+    precision=as_precision("gated_delta_rule", precision),
   )
 
 
@@ -199,6 +206,7 @@ def gated_delta_rule_step(
     pool=(pool, "s hv k v"),
   )
   check_heads("gated_delta_rule_step", sizes, pool)
+  log_decay, beta = as_gates(log_decay, beta)
   return dispatch(
     "gated_delta_rule_step",
     implementation,
@@ -272,8 +280,12 @@ def gated_delta_rule_projected_step(
     decay_bias=(decay_bias, "hv"),
     pool=(pool, "s hv k v"),
   )
-  if key_heads < 1:
-    raise ValueError(f"key_heads is {key_heads}; it must be at least 1.")
+  if not isinstance(key_heads, int) or key_heads < 1:
+    raise ValueError(f"key_heads is {key_heads!r}; it must be an int from 1.")
+  if dtype not in _DTYPES:
+    raise ValueError(f"dtype is {dtype!r}; it must be one of {_DTYPES}.")
+  as_precision(name, precision)
+  mixed, log_rate, decay_bias = as_gates(mixed, log_rate, decay_bias)
   check_heads(name, sizes | {"h": key_heads}, pool)
   columns = 2 * key_heads * sizes["k"] + sizes["hv"] * sizes["v"]
   if sizes["d"] != columns or sizes["g"] != 2 * sizes["hv"]:

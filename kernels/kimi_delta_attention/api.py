@@ -4,7 +4,12 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
+from sparse_prefix_jax.kernels.checks import (
+  as_gates,
+  as_precision,
+  check_heads,
+  check_shapes,
+)
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.kimi_delta_attention import (
@@ -81,6 +86,7 @@ def kimi_delta_attention(
   )
   check_heads("kimi_delta_attention", sizes, pool)
   check_slots("kimi_delta_attention", chunks, sizes)
+  log_decay, beta = as_gates(log_decay, beta)
   return dispatch(
     "kimi_delta_attention",
     implementation,
@@ -92,7 +98,7 @@ def kimi_delta_attention(
     beta,
     pool,
     chunks,
-    precision=precision,
+    precision=as_precision("kimi_delta_attention", precision),
   )
 
 
@@ -193,6 +199,7 @@ def kimi_delta_attention_step(
     pool=(pool, "s hv k v"),
   )
   check_heads("kimi_delta_attention_step", sizes, pool)
+  log_decay, beta = as_gates(log_decay, beta)
   return dispatch(
     "kimi_delta_attention_step",
     implementation,

@@ -7,7 +7,10 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import (
+  as_precision,
+  check_array,
   check_axes,
+  check_floating,
   check_pool,
   check_shapes,
 )
@@ -119,7 +122,7 @@ def lattice_attention(
     page_table,
     block_pages=BLOCK_PAGES,
     window=window,
-    precision=precision,
+    precision=as_precision("lattice_attention", precision),
   )
 
 
@@ -176,6 +179,7 @@ def lattice_attention_step(
     active=(active, "b"),
     page_table=(page_table, "b pages"),
   )
+  check_floating("lattice_attention_step", q=q, k=k, v=v)
   check_tokens("lattice_attention_step", position, active, page_table, sizes)
   check_attention("lattice_attention_step", page_table, window, sizes)
   check_pool("lattice_attention_step", key_pages, k.dtype)
@@ -198,7 +202,7 @@ def lattice_attention_step(
     page_table,
     block_pages=BLOCK_PAGES,
     window=window,
-    precision=precision,
+    precision=as_precision("lattice_attention_step", precision),
   )
 
 
@@ -242,18 +246,18 @@ def lattice_attention_core(
     v=(v, "n c hkv k"),
     length=(length, "n"),
   )
+  precision = as_precision("lattice_attention_core", precision)
   past_keys, past_values = (
     jnp.zeros((0, *new.shape[1:]), new.dtype) if past is None else past
     for past, new in ((past_keys, k), (past_values, v))
   )
+  _check_past("past_keys", past_keys, k)
+  _check_past("past_values", past_values, v)
   if past_keys.shape != past_values.shape:
     raise ValueError(
       f"past_keys has shape {past_keys.shape} and past_values "
       f"{past_values.shape}; both are given, with the same shape, or neither."
     )
-  # Concatenated, either would be converted in silence.
-  check_pool("lattice_attention_core", past_keys, k.dtype)
-  check_pool("lattice_attention_core", past_values, v.dtype)
 
   def forward(q: Array, keys: Array, values: Array, length: Array) -> Array:
     n, past = q.shape[0], keys.shape[0] - q.shape[0]
@@ -280,6 +284,20 @@ def lattice_attention_core(
   values = jnp.concatenate([past_values, v])
   core = vjp.Core(forward, window, precision)
   return vjp.attend(core, q, keys, values, length)
+
+
+def _check_past(name: str, past: Array, new: Array) -> None:
+  """Refuses a past that cannot stand before the chunks of a call, in dtype too.
+
+  Concatenated, it would be converted in silence.
+  """
+  check_array("lattice_attention_core", name, past)
+  if past.shape[1:] != new.shape[1:]:
+    raise ValueError(
+      f"{name} of lattice_attention_core has shape {past.shape}; its chunks "
+      f"must be {new.shape[1:]}."
+    )
+  check_pool("lattice_attention_core", past, new.dtype)
 
 
 def check_attention(
@@ -310,7 +328,8 @@ def check_attention(
       f"of {BLOCK_PAGES}."
     )
   whole = isinstance(window, int) and not isinstance(window, bool)
-  if window is not None and (not whole or window < 1):
+  if window is not None and not (whole and 1 <= window < 1 << 31):
     raise ValueError(
-      f"window is {window}; a token sees at least itself: an int from 1."
+      f"window is {window}; a token sees at least itself: an int from 1, of at "
+      "most 31 bits."
     )

@@ -8,7 +8,9 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import (
+  as_precision,
   check_axes,
+  check_kind,
   check_pool,
   check_shapes,
 )
@@ -74,6 +76,7 @@ def lattice_attention_int8(
     ValueError: If arrays do not belong together, or no implementation fits.
   """
   operation = "lattice_attention_int8"
+  _check_kinds(operation, running, pages)
   sizes = check_shapes(
     operation,
     chunks,
@@ -100,7 +103,7 @@ def lattice_attention_int8(
     jnp.asarray(page_table, jnp.int32),
     block_pages=BLOCK_PAGES,
     window=window,
-    precision=precision,
+    precision=as_precision(operation, precision),
   )
 
 
@@ -142,6 +145,8 @@ def lattice_attention_int8_step(
     ValueError: If arrays do not belong together, or no implementation fits.
   """
   operation = "lattice_attention_int8_step"
+  _check_kinds(operation, running, pages)
+  check_kind(operation, "rows", rows, Rows)
   sizes = check_rows(
     operation,
     rows.read,
@@ -177,8 +182,16 @@ def lattice_attention_int8_step(
     jnp.asarray(page_table, jnp.int32),
     block_pages=BLOCK_PAGES,
     window=window,
-    precision=precision,
+    precision=as_precision(operation, precision),
   )
+
+
+def _check_kinds(
+  operation: str, running: RunningPages, pages: Int8Pages
+) -> None:
+  """Refuses pages that are not of these classes: fields go by their names."""
+  check_kind(operation, "running", running, RunningPages)
+  check_kind(operation, "pages", pages, Int8Pages)
 
 
 def _axes(

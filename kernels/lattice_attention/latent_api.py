@@ -12,7 +12,9 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import (
+  as_precision,
   check_axes,
+  check_floating,
   check_pool,
   check_shapes,
 )
@@ -112,7 +114,7 @@ def latent_attention(
     jnp.asarray(page_table, jnp.int32),
     block_pages=BLOCK_PAGES,
     window=None,
-    precision=precision,
+    precision=as_precision(operation, precision),
     value_width=value_width,
   )
 
@@ -158,6 +160,7 @@ def latent_attention_step(
     active=(active, "b"),
     page_table=(page_table, "b pages"),
   )
+  check_floating(operation, q=q, latent=latent)
   check_tokens(operation, position, active, page_table, sizes)
   check_attention(operation, page_table, None, sizes)
   _check_values(operation, latent, latent_pages, value_width)
@@ -173,7 +176,7 @@ def latent_attention_step(
     jnp.asarray(page_table, jnp.int32),
     block_pages=BLOCK_PAGES,
     window=None,
-    precision=precision,
+    precision=as_precision(operation, precision),
     value_width=value_width,
   )
 

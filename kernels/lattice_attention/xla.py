@@ -190,7 +190,8 @@ def attend_chunk(
   rows = q.reshape(size, heads, groups, -1).transpose(1, 2, 0, 3)
   out = attend_blocks(
     rows.reshape(heads, groups * size, -1),
-    jnp.tile(position + jnp.arange(size), groups),
+    # As wide as positions, where 64 bits are the default too.
+    jnp.tile(position + jnp.arange(size, dtype=position.dtype), groups),
     position + length,
     blocks,
     window,
@@ -307,7 +308,7 @@ def attend_blocks(
   def block(index: Array, carry: _Softmax) -> _Softmax:
     start = index * block_pages
     ids = lax.dynamic_slice_in_dim(blocks.pages, start, block_pages)
-    key_position = index * width + jnp.arange(width)
+    key_position = index * width + jnp.arange(width, dtype=index.dtype)
     k, v = blocks.load(index, ids)
     # A page that no row sees may hold anything.
     held = key_position < end

@@ -4,7 +4,12 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
-from sparse_prefix_jax.kernels.checks import check_heads, check_shapes
+from sparse_prefix_jax.kernels.checks import (
+  as_gates,
+  as_precision,
+  check_heads,
+  check_shapes,
+)
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.linear_attention import (
@@ -77,6 +82,7 @@ def linear_attention(
   )
   check_heads("linear_attention", sizes, pool)
   check_slots("linear_attention", chunks, sizes)
+  (log_decay,) = as_gates(log_decay)
   return dispatch(
     "linear_attention",
     implementation,
@@ -87,7 +93,7 @@ def linear_attention(
     log_decay,
     pool,
     chunks,
-    precision=precision,
+    precision=as_precision("linear_attention", precision),
   )
 
 
@@ -183,6 +189,7 @@ def linear_attention_step(
     pool=(pool, "s hv k v"),
   )
   check_heads("linear_attention_step", sizes, pool)
+  (log_decay,) = as_gates(log_decay)
   return dispatch(
     "linear_attention_step",
     implementation,

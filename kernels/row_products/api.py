@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.checks import (
+  as_precision,
+  check_axes,
+  check_floating,
+)
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.row_products import mosaic_gpu, xla
 
@@ -47,16 +50,15 @@ def row_products(
     >>> [y.tolist() for y in row_products(jnp.array([[1.0, 2.0]]), [one, two])]
     [[[1.0, 2.0]], [[3.0]]]
   """
-  if hasattr(weights, "ndim") or not len(weights):
+  several = isinstance(weights, Sequence)
+  if not several or not len(weights):
+    other = "an array" if hasattr(weights, "ndim") else repr(type(weights))
     raise ValueError(
       "row_products takes a sequence of weights, one or more, and got "
-      f"{'an array' if hasattr(weights, 'ndim') else 'none'}."
+      f"{'none' if several else other}."
     )
   check_axes("row_products", x=(x, "b i"))
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    raise ValueError(
-      f"x of row_products is of {x.dtype}; it must be floating point."
-    )
+  check_floating("row_products", x=x)
   for index, weight in enumerate(weights):
     name = f"weights[{index}]"
     check_axes("row_products", x=(x, "b i"), **{name: (weight, "o i")})
@@ -72,6 +74,6 @@ def row_products(
       IMPLEMENTATIONS,
       x,
       *weights,
-      precision=lax.Precision(precision),
+      precision=as_precision("row_products", precision),
     )
   )

@@ -390,6 +390,7 @@ def _allow(allowed: Array, tree: Any) -> Any:
 
   def leaf(x: Array) -> Array:
     condition = allowed.reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.where(condition, x, jnp.full_like(x, jnp.nan))
+    # A number, no array: `jax_debug_nans` would stop at an array of NaN.
+    return jnp.where(condition, x, jnp.nan)
 
   return jax.tree.map(leaf, tree)

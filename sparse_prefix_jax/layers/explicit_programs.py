@@ -360,7 +360,7 @@ def _from_pool(pool: Any, pages: Any) -> tuple[Any, Any, Any]:
 def _table(pages: int) -> Int32[Array, "1 width"]:
   """The pages of a request, in order; entries past the last repeat it."""
   width = -(-pages // BLOCK_PAGES) * BLOCK_PAGES
-  return jnp.minimum(jnp.arange(width), pages - 1)[None]
+  return jnp.minimum(jnp.arange(width, dtype=jnp.int32), pages - 1)[None]
 
 
 def _count(pages: Any, axis: int) -> int:

@@ -267,7 +267,7 @@ class HybridDecoder(nnx.Module):
     if ids is None:
       known = (tokens >= 0) & (tokens < size)
       x = self._embedded(jnp.where(known, tokens, 0))
-      return jnp.where(known[..., None], x, jnp.full_like(x, jnp.nan))
+      return jnp.where(known[..., None], x, jnp.nan)
     wrong = ids[(ids < 0) | (ids >= size)]
     if wrong.size:
       raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.gated_delta_rule import gated_delta_rule
 from sparse_prefix_jax.kernels.lattice_attention import (
   BLOCK_PAGES,
   lattice_attention,
@@ -14,6 +15,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 )
 from sparse_prefix_jax.kernels.slot_checks import concrete
 from tests.kernels import operations
+from tests.trees import assert_same_bits
 
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
@@ -91,6 +93,56 @@ def test_chunks_that_are_none(operation):
     packed(at, listed)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "complex64", "float8_e5m2"])
+def test_inputs_that_are_no_numbers_to_add_up(operation, dtype):
+  name, at = operation
+  x, *inputs, pool, _ = at.empty_call(N, SLOTS)
+  with pytest.raises(ValueError, match=rf"of {name} is {dtype}; it must be fl"):
+    at.packed(x.astype(dtype), *inputs, pool, chunks())
+  row, *rest = (u[:N] for u in at.tokens(0, N))
+  slots = np.arange(N)
+  with pytest.raises(ValueError, match=rf"of {name}_step is {dtype}; it must"):
+    at.step(jnp.asarray(row, dtype), *rest, pool, slots, slots)
+
+
+def test_what_only_looks_like_an_array_is_none(operation):
+  name, at = operation
+  x, *inputs, pool, _ = at.empty_call(N, SLOTS)
+  masked = np.ma.masked_array(x, mask=x == 0)
+  for wrong in (masked, jax.ShapeDtypeStruct(x.shape, x.dtype)):
+    with pytest.raises(
+      ValueError, match=rf"of {name} is a \w+; it must be an a"
+    ):
+      at.packed(wrong, *inputs, pool, chunks())
+  with pytest.raises(ValueError, match=r"^initial_state of the scan is a list"):
+    at.core(x, *inputs, np.array([C, 3]), initial_state=[0.0])
+
+
+@pytest.mark.parametrize(
+  "name, gates", [("gated_delta_rule", 2), ("diagonal_scan", 1)]
+)
+def test_a_step_takes_gates_of_less_digits_as_they_are(name, gates):
+  """The exponential of a decay is float32, whatever the decay is."""
+  at = ON_STATES[name](chunk=C)
+  inputs = [jnp.asarray(x) for x in at.tokens(0, N)]
+  short = [x.astype(jnp.bfloat16) for x in inputs[-gates:]]
+  pool = jnp.ones((SLOTS, *at.slot))
+  found = [
+    at.step(*inputs[:-gates], *given, pool, np.arange(N), np.arange(N))
+    for given in (short, [x.astype(jnp.float32) for x in short])
+  ]
+  assert_same_bits(*found)
+
+
+def test_a_precision_that_there_is_not():
+  at = ON_STATES["gated_delta_rule"](chunk=C)
+  arguments = *at.empty_call(N, SLOTS)[:-1], chunks()
+  with pytest.raises(
+    ValueError, match=r"precision of gated_.* is 'x'; it must"
+  ):
+    gated_delta_rule(*arguments, precision="x")
+
+
 def test_what_is_allowed_passes(operation):
   _, at = operation
   packed(at, chunks(write=[2, 0], length=[C, 0]))
@@ -127,7 +179,7 @@ def test_values_of_a_tracer_are_none():
 
 def step(at, read, write):
   inputs = [jnp.zeros((N, *x.shape[1:]), x.dtype) for x in at.tokens(0, 1)]
-  pool = jnp.zeros((SLOTS, *at.slot), at.pool_dtype)
+  pool = np.zeros((SLOTS, *at.slot), at.pool_dtype)  # as read from a file
   return at.step(*inputs, pool, np.array(read), np.array(write))
 
 
@@ -188,7 +240,7 @@ def attend(table=None, **changes):
     table = np.array([[0, 1], [2, 3]]).repeat(BLOCK_PAGES // 2, axis=1)
     table[:, 1] = [1, 3]
   q, kv = jnp.zeros((N, C, 2, 8)), jnp.zeros((N, C, 1, 8))
-  pools = [jnp.zeros((PAGES, C, 1, 8))] * 2
+  pools = [np.zeros((PAGES, C, 1, 8), np.float32)] * 2
   given = chunks(**(fields | changes))
   return lattice_attention(q, kv, kv, *pools, given, np.asarray(table))
 
@@ -248,6 +300,24 @@ def test_lengths_of_the_core_of_attention(length):
   q, kv = jnp.zeros((N, C, 2, 8)), jnp.zeros((N, C, 1, 8))
   with pytest.raises(ValueError, match="length of lattice_attention_core "):
     lattice_attention_core(q, kv, kv, length)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_values_that_weights_would_be_rounded_to(dtype):
+  x = jnp.zeros((N, C, 1, 8), dtype)
+  with pytest.raises(ValueError, match=f" is {dtype}; it must be floating poi"):
+    lattice_attention_core(x.astype(jnp.float32), x, x, np.array([C, 3]))
+
+
+def test_a_past_that_cannot_stand_before():
+  x = jnp.zeros((N, C, 1, 8))
+  wrong = {"is a list; it must be an array": [0.0], "must be .16": x[..., :4]}
+  for sentence, past in wrong.items():
+    for pasts in ((past, x), (x, past)):
+      with pytest.raises(ValueError, match=rf"^past_\w+ of .* {sentence}"):
+        lattice_attention_core(
+          *(x, x, x, np.array([C, 3])), past_keys=pasts[0], past_values=pasts[1]
+        )
 
 
 def attend_step(**changes):

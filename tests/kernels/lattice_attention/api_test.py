@@ -342,3 +342,13 @@ def test_a_past_of_another_dtype_is_refused(wrong):
   past[wrong] = jnp.asarray(past[wrong], jnp.bfloat16)
   with pytest.raises(ValueError, match=r"core is bfloat16; .* float32"):
     lattice_attention_core(q, k, v, length, **past)
+
+
+def test_a_window_where_64_bits_are_the_default():
+  inputs = pack_request(SIZES.tokens(2, 20), 2)
+  length = jnp.array([C, 4], jnp.int32)
+  outs = []
+  for wide in (False, True):
+    with jax.enable_x64(wide):
+      outs.append(lattice_attention_core(*inputs, length, window=5))
+  assert bits(outs[0]) == bits(outs[1])

@@ -3,11 +3,12 @@
 Of gated_delta_rule, kimi_delta_attention and linear_attention.
 """
 
+import jax
 import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
-from tests.kernels.devices import TPUS
+from tests.kernels.devices import TPUS, traced_for
 from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
 from tests.kernels.mosaic_tpu.suite import (
   INTERPRET,
@@ -76,6 +77,16 @@ def test_a_reset_leaves_nothing_of_a_state_whatever_it_was(name):
 @pytest.mark.parametrize("device", TPUS)
 def test_is_picked_and_lowers(name, device):
   assert_lowers(operation_at(name, (2, 4, 64, 64)), device)
+
+
+def test_gates_of_less_digits_are_taken(unchecked_types):
+  operation = operation_at("linear_attention", (1, 1, 64, 64))
+  *inputs, gate, pool, chunks = operation.empty_call(2, 4)
+  with traced_for(TPUS[0]):
+    out, _ = jax.eval_shape(
+      operation.packed, *inputs, gate.astype("bfloat16"), pool, chunks
+    )
+  assert out.dtype == "float32"
 
 
 @pytest.mark.slow_kernels
