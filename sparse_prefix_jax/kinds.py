@@ -6,7 +6,7 @@ import reprlib
 from typing import Any
 
 
-def check_kind(name: str, value: Any, kind: type, source: str = "") -> None:
+def check_class(name: str, value: Any, kind: type, source: str = "") -> None:
   """Refuses what is no object of a class.
 
   Args:
@@ -18,7 +18,7 @@ def check_kind(name: str, value: Any, kind: type, source: str = "") -> None:
   Raises:
     ValueError: If it is of another class.
 
-  >>> check_kind("trace", [1, 2], dict, "of `load_token_file`")
+  >>> check_class("trace", [1, 2], dict, "of `load_token_file`")
   Traceback (most recent call last):
   ValueError: trace is [1, 2]; it must be a dict, of `load_token_file`.
   """

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from sparse_prefix_jax.cache.counts import StoreStats
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 
 _PREFIX = "sparse_prefix_cache"
 
@@ -83,9 +83,9 @@ def prometheus_text(
     >>> text.splitlines()[2]
     'sparse_prefix_cache_requests_total{model="tiny"} 0'
   """
-  check_kind("stats", stats, StoreStats, "of `PrefixCache.stats`")
+  check_class("stats", stats, StoreStats, "of `PrefixCache.stats`")
   if labels is not None:
-    check_kind("labels", labels, Mapping, "names to values")
+    check_class("labels", labels, Mapping, "names to values")
   given = dict(labels or {})
   for name in given:
     if (

@@ -32,7 +32,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   store_planner,
 )
 from sparse_prefix_jax.evaluation.stretches import passages_of
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
   intervals_of,
@@ -187,7 +187,7 @@ def simulate(
   warmup = _warmup(requests, warmup_fraction)
   if capacity.kind == "bytes":
     if sizes is not None:
-      check_kind("sizes", sizes, ModelSizes, "such as `ModelSizes.of_model`")
+      check_class("sizes", sizes, ModelSizes, "such as `ModelSizes.of_model`")
     run = _Run(requests, policy, capacity, eviction, warmup, progress)
     return _of_bytes(run, sizes, state_share)
   # The paper and the anchors know prompts only.

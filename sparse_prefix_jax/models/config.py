@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
@@ -258,7 +258,7 @@ def check_config_kind(config: Any) -> None:
   Raises:
     ValueError: If it is anything else.
   """
-  check_kind("config", config, ModelConfig, "of `preset` or `read_config`")
+  check_class("config", config, ModelConfig, "of `preset` or `read_config`")
 
 
 def _pairs(given: Any, known: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

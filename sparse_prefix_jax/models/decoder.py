@@ -13,7 +13,7 @@ from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows, rounded
 from sparse_prefix_jax.kernels.slot_checks import concrete, widened
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
 from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
@@ -90,7 +90,7 @@ class HybridDecoder(nnx.Module):
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
     check_config_kind(config)
-    check_kind("rngs", rngs, nnx.Rngs, "of flax.nnx")
+    check_class("rngs", rngs, nnx.Rngs, "of flax.nnx")
     numerics = config.numerics
     dtype = jnp.dtype(numerics.dtype)
     shape = (config.vocab_size, config.width)

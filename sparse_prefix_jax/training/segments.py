@@ -18,7 +18,7 @@ from jax import core, lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import check_axes
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import ExplicitCarry
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit import check_scan
@@ -156,8 +156,8 @@ def segmented_gradient(
     >>> out.carry.position.shape, out.model.embedding.shape
     ((1,), (512, 64))
   """
-  check_kind("model", model, HybridDecoder)
-  check_kind("data", data, Labelled, "of `labelled_answers`")
+  check_class("model", model, HybridDecoder)
+  check_class("data", data, Labelled, "of `labelled_answers`")
   fields = {name: (x, "b t") for name, x in data._asdict().items()}
   check_axes("segmented_gradient", **fields)
   tokens, chunk = data.token_ids.shape[1], model.config.numerics.chunk

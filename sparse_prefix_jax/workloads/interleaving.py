@@ -5,7 +5,7 @@ import heapq
 
 import numpy as np
 
-from sparse_prefix_jax.kinds import check_kind
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.workloads.request import (
   Trace,
   check_number,
@@ -36,7 +36,7 @@ def interleave(trace: Trace, seed: int = 42) -> Trace:
   >>> [request.index for request in interleave(trace, seed=3).requests]
   [2, 3, 0, 1]
   """
-  check_kind("trace", trace, Trace, "of `token_trace` or a file")
+  check_class("trace", trace, Trace, "of `token_trace` or a file")
   check_number("seed", seed, 0, 2**32)
   random = np.random.RandomState(seed)
   members: dict[int, list[int]] = {}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparse_prefix_jax.kinds import check_kind, path_of
+from sparse_prefix_jax.kinds import check_class, path_of
 from sparse_prefix_jax.workloads.arrays import MAX_BYTES, read_vectors
 from sparse_prefix_jax.workloads.request import (
   Trace,
@@ -143,7 +143,7 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   ...   load_token_file(file).longest
   3
   """
-  check_kind("trace", trace, Trace, "of `token_trace`")
+  check_class("trace", trace, Trace, "of `token_trace`")
   path = path_of("path", path)
   if trace.block != 1:
     raise ValueError(f"trace must hold token ids, got blocks of {trace.block}")
