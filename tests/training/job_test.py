@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -191,10 +192,25 @@ def test_what_cannot_be_trained_is_refused_first(
     train(tmp_path, config=models.CONFIG.replace(max_length=256), stages=longer)
 
 
-def test_a_curve_of_one_step_is_drawn(tmp_path: pathlib.Path) -> None:
-  report = {"right": [0.5], "tokens": [128.0]}
+@pytest.mark.parametrize("steps", [1, 12, 700])
+def test_a_curve_of_any_length_is_seen(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+  """One of few steps was a line of one point: nothing."""
+  drawn, library = [], curve.figures()
+
+  def figure(**options: Any) -> Any:
+    drawn.append(library.Figure(**options))
+    return drawn[-1]
+
+  monkeypatch.setattr(curve, "figures", lambda: SimpleNamespace(Figure=figure))
+  report = {"right": [0.5] * steps, "tokens": [128.0] * steps}
   curve.draw_curve(report, tmp_path / "curve.png")
   assert (tmp_path / "curve.png").stat().st_size > 1000
+  for axes in drawn[0].axes:
+    (line,) = axes.lines
+    assert len(line.get_xdata()) > 1 or line.get_marker() == "."
+  assert [x.get_text() for x in drawn[0].axes[1].get_yticklabels()] == ["128"]
 
 
 def test_every_type_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
