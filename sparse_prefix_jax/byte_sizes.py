@@ -49,6 +49,21 @@ def parse_bytes(
   return amount
 
 
+def readable_bytes(size: int) -> str:
+  """Writes bytes in the largest binary unit that leaves at least one of it.
+
+  Args:
+    size: A number of bytes.
+
+  >>> readable_bytes(512), readable_bytes(24 << 30)
+  ('512 B', '24.0 GiB')
+  """
+  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    if size >= 1 << power:
+      return f"{size / (1 << power):.1f} {unit}"
+  return f"{size} B"
+
+
 def _from_text(text: str) -> int | None:
   """The bytes that a text names, or None where it is no size."""
   match = _TEXT.fullmatch(text.strip(" "))

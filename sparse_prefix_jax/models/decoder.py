@@ -19,6 +19,7 @@ from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.layers.sublayer import join_pools, split_pools
+from sparse_prefix_jax.layers.wide_gradients import looked_up
 from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import kept_shapes
 
@@ -253,7 +254,8 @@ class HybridDecoder(nnx.Module):
 
     Any other is rounded: `scan` has the embeddings before its program begins.
     """
-    x, scale = self.embedding[...][tokens], self.config.embedding_scale
+    x = looked_up(self.embedding[...], tokens)
+    scale = self.config.embedding_scale
     return x if scale == 1 else rounded(lambda x: x * scale, x)
 
   def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:

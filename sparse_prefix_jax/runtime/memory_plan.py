@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from sparse_prefix_jax.byte_sizes import parse_bytes
+from sparse_prefix_jax.byte_sizes import parse_bytes, readable_bytes
 from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import (
   check_kept_bytes,
@@ -110,7 +110,7 @@ class MemoryPlan:
       ("one state", self.state_bytes),
       (chunk, self.page_bytes),
     ]
-    lines = [f"{what:46}{_readable(size):>12}" for what, size in parts]
+    lines = [f"{what:46}{readable_bytes(size):>12}" for what, size in parts]
     lines += ["", _HEADING, *map(_line, self.lengths)]
     return "\n".join(lines)
 
@@ -123,9 +123,11 @@ _HEADING = (
 
 def _line(row: LengthPlan) -> str:
   """One line under `_HEADING`."""
+  running = readable_bytes(row.running_bytes)
+  stored = readable_bytes(row.stored_bytes)
   return (
-    f"{row.length:8,}{row.running:13,}{_readable(row.running_bytes):>13}"
-    f"{row.state_share:17.0%}{row.stored:15,}{_readable(row.stored_bytes):>13}"
+    f"{row.length:8,}{row.running:13,}{running:>13}"
+    f"{row.state_share:17.0%}{row.stored:15,}{stored:>13}"
   )
 
 
@@ -297,16 +299,3 @@ def _length(config: ModelConfig, cache: int, length: int) -> LengthPlan:
     # Without recurrent layers, less than a chunk leaves nothing to store.
     stored=cache // stored if stored else 0,
   )
-
-
-def _readable(size: int) -> str:
-  """Bytes in the largest binary unit that leaves at least one of it.
-
-  Example:
-    >>> _readable(512), _readable(24 << 30)
-    ('512 B', '24.0 GiB')
-  """
-  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-    if size >= 1 << power:
-      return f"{size / (1 << power):.1f} {unit}"
-  return f"{size} B"

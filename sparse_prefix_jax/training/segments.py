@@ -22,6 +22,11 @@ from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import ExplicitCarry
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit import check_scan
+from sparse_prefix_jax.layers.wide_gradients import (
+  added_wide,
+  rounded_once,
+  wide_zeros,
+)
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.training.losses import cross_entropy
 from sparse_prefix_jax.whole_numbers import check_at_least
@@ -220,11 +225,10 @@ def _backward(
     )
     _, pull = jax.vjp(run, model, slots, pages)
     d_here, d_slots, d_pages = pull((jnp.float32(1), d_slots, d_pages))
-    d_model = jax.tree.map(jnp.add, d_model, d_here)
-    return (d_model, d_slots, d_pages), None
+    return (added_wide(d_model, d_here), d_slots, d_pages), None
 
-  none = jax.tree.map(jnp.zeros_like, (model, starts[1], pages))
-  none = (none[0], jax.tree.map(lambda x: x[0], none[1]), none[2])
+  slots = jax.tree.map(lambda x: jnp.zeros_like(x[0]), starts[1])
+  none = wide_zeros(model), slots, jax.tree.map(jnp.zeros_like, pages)
   steps = jnp.arange(len(parts.token_ids)), parts, *starts
   (d_model, *_), _ = lax.scan(segment, none, steps, reverse=True)
-  return d_model
+  return rounded_once(d_model, model)
