@@ -88,8 +88,8 @@ def plain(run: Callable[..., Any]) -> Implementation:
 def current_device() -> Device:
   """The device that the program under trace is for.
 
-  A mesh that names a device (lowering ahead of time) comes before the machine's
-  own default.
+  A mesh that names a device (lowering ahead of time) comes first, then what
+  `jax.default_device` says, then the machine's own default.
   """
   abstract = jax.sharding.get_abstract_mesh().abstract_device
   if abstract is not None and abstract.platform is not None:
@@ -97,7 +97,9 @@ def current_device() -> Device:
     return Device(
       "gpu" if platform == "cuda" else platform, abstract.device_kind
     )
-  device = jax.devices()[0]
+  device = jax.config.jax_default_device
+  if device is None or isinstance(device, str):
+    device = jax.devices(device)[0]
   return Device(device.platform, device.device_kind)
 
 
@@ -175,10 +177,12 @@ def _with_gradient(
 
   @jax.custom_vjp
   def differentiable(*arguments: Any) -> Any:
-    return run(*arguments)
+    # Kernels count in 32 bits, whatever JAX's default is.
+    with jax.enable_x64(False):
+      return run(*arguments)
 
   def forward(*arguments: Any) -> tuple[Any, Any]:
-    return run(*arguments), arguments
+    return differentiable(*arguments), arguments
 
   def backward(arguments: Any, cotangents: Any) -> Any:
     return jax.vjp(plainly, *arguments)[1](cotangents)

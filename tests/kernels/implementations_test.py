@@ -2,8 +2,10 @@
 
 import dataclasses
 from typing import ClassVar
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from sparse_prefix_jax.kernels.implementations import (
@@ -93,6 +95,31 @@ def test_the_device_is_that_of_the_mesh_or_of_the_machine():
   assert current_device().platform == jax.default_backend()
   with traced_for(HOPPER):
     assert current_device() == Device("gpu", HOPPER)
+
+
+def test_the_device_is_the_default_one(monkeypatch):
+  first, elsewhere = jax.devices()[0], mock.Mock(platform="gpu")
+  devices = {None: [elsewhere], "cpu": [first]}
+  monkeypatch.setattr(jax, "devices", lambda name=None: devices[name])
+  assert current_device().platform == "gpu"
+  for named in (first, "cpu"):
+    with jax.default_device(named):
+      assert current_device() == Device(first.platform, first.device_kind)
+
+
+def test_a_kernel_counts_in_32_bits_where_64_are_the_default():
+  counted = []
+
+  def run(x, config):
+    counted.append(jnp.arange(config.tile).dtype)
+    return 2 * x
+
+  kernel = dataclasses.replace(TILES, run=run, refusal=lambda *_: None)
+  choice, everywhere = TileConfig(tile=3, interpret="any"), plain(lambda x: x)
+  with jax.enable_x64(True):
+    dispatch("double", choice, (kernel, everywhere), 8.0)
+    assert jnp.arange(3).dtype == jnp.int64
+  assert counted == [jnp.int32]
 
 
 def test_the_gradient_of_a_kernel_is_that_of_the_form_that_runs_everywhere():
