@@ -13,6 +13,7 @@ and `close`, with all that is learned seldom. Times are of the thread itself,
 and depend on the machine and on who else uses it.
 """
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -154,17 +155,13 @@ def main(argv: list[str]) -> None:
     policy = checked_policy(_PLACEMENT.value, DEFAULT_CHUNK, None)
     capacity = parse_bytes(_CAPACITY.value, name="capacity")
     command_line.writable(_OUTPUT)
+    measured = functools.partial(
+      row_of, policy, tokens=_TOKENS.value, capacity=capacity
+    )
+    measured(entries=0, requests=1)  # Does one fit?
   rows = []
   for entries in counts:
-    rows.append(
-      row_of(
-        policy,
-        tokens=_TOKENS.value,
-        capacity=capacity,
-        entries=entries,
-        requests=_REQUESTS.value,
-      )
-    )
+    rows.append(measured(entries=entries, requests=_REQUESTS.value))
     print(rows[-1], flush=True)
   if _OUTPUT.value:
     result = {"tokens": _TOKENS.value, "placement": _PLACEMENT.value}

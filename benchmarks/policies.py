@@ -26,6 +26,7 @@ from benchmarks.record import write_result
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.writable import check_writable
 
+_MODEL = "qwen3_5_0_8b", "float32"
 _TRACE = flags.DEFINE_multi_string(
   "trace", [], "A Mooncake trace, and numbers of states: FILE@K,K,..."
 )
@@ -41,6 +42,8 @@ def main(argv: list[str]) -> None:
   with command_line.one_sentence(argv):
     cases = [policy_table.parse_case(text) for text in _TRACE.value]
     sized = [policy_bytes.parse_bytes_case(text) for text in _BYTES.value]
+    for case in sized:
+      policy_bytes.check_capacities(case, *_MODEL)
     command_line.writable(_OUTPUT)
     if _PLOTS.value:
       check_writable(Path(_PLOTS.value) / "policies.png")
@@ -73,7 +76,7 @@ def _with_bytes(cases: list[policy_bytes.BytesCase]) -> None:
   """Replays, prints and keeps what so many bytes save."""
   rows = []
   for case in cases:
-    found = policy_bytes.rows_of_bytes(case, "qwen3_5_0_8b", "float32")
+    found = policy_bytes.rows_of_bytes(case, *_MODEL)
     for row in found:
       print(policy_bytes.bytes_line(row), flush=True)
       rows.append(row)

@@ -3,6 +3,7 @@
 The replay is that of the store: what a server with this capacity would save.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +58,32 @@ def parse_bytes_case(text: str) -> BytesCase:
     raise ValueError(f"a trace must be FILE@SIZE,SIZE,..., got {text}")
   amounts = [parse_bytes(size, name="capacity") for size in sizes.split(",")]
   return BytesCase(parse_trace(where), tuple(amounts))
+
+
+def ends_of(trace: Trace) -> Trace:
+  """Its longest request and its shortest: does anything fit a capacity?
+
+  Args:
+    trace: Not empty.
+  """
+  by_length = sorted(trace.requests, key=lambda request: request.length)
+  return dataclasses.replace(trace, requests=(by_length[-1], by_length[0]))
+
+
+def check_capacities(case: BytesCase, model: str, dtype: str) -> None:
+  """Refuses what would end in the middle of a replay.
+
+  Args:
+    case: As in `rows_of_bytes`.
+    model: As in `rows_of_bytes`.
+    dtype: As in `rows_of_bytes`.
+
+  Raises:
+    ValueError: No request fits one of the capacities.
+  """
+  ends = BytesCase(ends_of(case.trace), case.capacities)
+  for _ in rows_of_bytes(ends, model, dtype):
+    pass
 
 
 def rows_of_bytes(

@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import command_line
+from benchmarks.policy_bytes import ends_of
 from benchmarks.record import write_result
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.evaluation.model_sizes import ModelSizes
@@ -76,13 +77,20 @@ def main(argv: list[str]) -> None:
   """Replays every cell, prints it, and keeps them where it was asked for."""
   with command_line.one_sentence(argv[:1]):
     traces = [load_mooncake(pathlib.Path(path)) for path in argv[1:]]
+    capacities = [
+      float(command_line.number(gib, f"--gib={gib}")) for gib in _GIB.value
+    ]
+    for trace in map(ends_of, traces):  # What is refused is so before hours.
+      for placement in _PLACEMENTS.value:
+        for gib in capacities:
+          cell(trace, placement, gib)
     command_line.writable(_OUTPUT)
   rows = []
   for trace in traces:
     some = trace.requests[: _REQUESTS.value]
     part = Trace(trace.name, some, trace.block)
     for placement in _PLACEMENTS.value:
-      for gib in map(float, _GIB.value):
+      for gib in capacities:
         row = cell(part, placement, gib)
         rows.append(row)
         print(

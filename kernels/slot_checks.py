@@ -8,6 +8,7 @@ would be lost, or be another's, in silence.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,33 @@ def widened(array: Array | np.ndarray) -> Array:
   """
   narrow = jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < 4
   return jnp.asarray(array, jnp.int32) if narrow else jnp.asarray(array)
+
+
+def numbers(name: str, values: Any) -> Array:
+  """An array of what a caller gives in place of one; text is none.
+
+  Args:
+    name: What the argument is called, for the message.
+    values: An array, or a list of numbers.
+
+  Raises:
+    ValueError: If they are no numbers, or integers of more than 32 bits.
+  """
+  if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)):
+    return jnp.asarray(values)
+  try:
+    found = np.asarray(values)
+  except (ValueError, TypeError):  # of lists of several lengths, for example
+    found = np.empty(0, object)
+  whole = found.dtype.kind in "iu"
+  if whole and (found >= -(2**31)).all() and (found < 2**31).all():
+    return jnp.asarray(found)
+  if found.dtype.kind in "bf":
+    return jnp.asarray(found)
+  shown = " ".join(repr(values).split())[:80]
+  raise ValueError(
+    f"{name} is {shown}; it must be an array of integers of 32 bits."
+  )
 
 
 def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:

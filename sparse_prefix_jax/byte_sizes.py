@@ -18,7 +18,9 @@ _TEXT = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)")
 _MOST = 2**63 - 1
 
 
-def parse_bytes(size: str | int | float, *, name: str = "size") -> int:
+def parse_bytes(
+  size: str | int | float, *, name: str = "size", least: int = 1
+) -> int:
   """Reads a size in bytes.
 
   Args:
@@ -27,9 +29,10 @@ def parse_bytes(size: str | int | float, *, name: str = "size") -> int:
       bytes; fractions are allowed and are rounded down to whole bytes. Or a
       number of bytes: an integer, or a float that is a whole number.
     name: what the size is called in the sentence of a refusal.
+    least: the fewest bytes that are allowed.
 
   Returns:
-    The number of bytes, from 1 to 2**63 - 1.
+    The number of bytes, from `least` to 2**63 - 1.
 
   Raises:
     ValueError: the size is anything else.
@@ -38,12 +41,27 @@ def parse_bytes(size: str | int | float, *, name: str = "size") -> int:
   (4294967296, 1500000, 512)
   """
   amount = _from_text(size) if isinstance(size, str) else _from_number(size)
-  if amount is None or not 1 <= amount <= _MOST:
+  if amount is None or not least <= amount <= _MOST:
     raise ValueError(
-      f"{name} must be a whole number of bytes, at least 1 and below 2**63, or"
-      f" a text such as '4GiB', '1.5MB' or '800B', got {_shown(size)}"
+      f"{name} must be a whole number of bytes, at least {least} and below"
+      f" 2**63, or a text such as '4GiB', '1.5MB' or '800B', got {_shown(size)}"
     )
   return amount
+
+
+def readable_bytes(size: int) -> str:
+  """Writes bytes in the largest binary unit that leaves at least one of it.
+
+  Args:
+    size: A number of bytes.
+
+  >>> readable_bytes(512), readable_bytes(24 << 30)
+  ('512 B', '24.0 GiB')
+  """
+  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+    if size >= 1 << power:
+      return f"{size / (1 << power):.1f} {unit}"
+  return f"{size} B"
 
 
 def _from_text(text: str) -> int | None:

@@ -117,10 +117,16 @@ def commit_prompt(
     remember_prompt(index, running, chunk)
 
 
-def commit_decoded(running: Running, segment: Segment, chunk: int) -> None:
+def commit_decoded(
+  index: PrefixIndex, running: Running, segment: Segment, chunk: int
+) -> None:
   """Notes what a segment of decoded tokens computes, perhaps a whole chunk.
 
+  From a whole chunk on it decodes from its own slot, so the state where its
+  prompt ends is stored like any other, and may make room.
+
   Args:
+    index: Where its pin is.
     running: The sequence; the chunk stays its own until it is closed.
     segment: What was dispatched.
     chunk: Tokens of a chunk, c.
@@ -128,6 +134,7 @@ def commit_decoded(running: Running, segment: Segment, chunk: int) -> None:
   running.computed = segment.stop
   if segment.stop % chunk == 0:
     running.lattice_slot = running.own_slot
+    running.pin = index.spare_state(running.pin)
 
 
 def store_past(

@@ -97,6 +97,9 @@ def fork(
     grow(index, running, depth, chunk)
     index.raise_failure()
     pin = index.pin(running.pin.node, salt=running.request.salt)
+    if running.own_carry:  # Both decode from slots of their own.
+      running.pin = index.spare_state(running.pin)
+      pin = index.spare_state(pin)
     claims = index.claim(pin, running.claims)
     if running.entry:
       index.share(running.entry)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from sparse_prefix_jax.cache.counts import StoreStats
+from sparse_prefix_jax.kinds import check_class
 
 _PREFIX = "sparse_prefix_cache"
 
@@ -70,8 +71,8 @@ def prometheus_text(
     the reason why they went no deeper, too. What nobody expects is left out.
 
   Raises:
-    ValueError: If a label is not named as Prometheus names labels, or is called
-      `reason`.
+    ValueError: If `stats` are none, or a label is not named as Prometheus names
+      labels, or is called `reason`.
 
   Example:
     >>> from flax import nnx
@@ -82,9 +83,16 @@ def prometheus_text(
     >>> text.splitlines()[2]
     'sparse_prefix_cache_requests_total{model="tiny"} 0'
   """
+  check_class("stats", stats, StoreStats, "of `PrefixCache.stats`")
+  if labels is not None:
+    check_class("labels", labels, Mapping, "names to values")
   given = dict(labels or {})
   for name in given:
-    if not _LABEL.fullmatch(name) or name == "reason":
+    if (
+      not isinstance(name, str)
+      or not _LABEL.fullmatch(name)
+      or name == "reason"
+    ):
       raise ValueError(
         f"a label is named {name!r}; it must be letters, digits and _, begin "
         "with a letter, and not be 'reason'."

@@ -167,7 +167,7 @@ class PrefixStore(StoreView):
     A chunk that decoding completed stays the sequence's own until it is closed.
     """
     if running.prefilled:
-      commit_decoded(running, segment, self.chunk)
+      commit_decoded(self.index, running, segment, self.chunk)
       return
     commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
     if running.prefilled and not running.request.observed:

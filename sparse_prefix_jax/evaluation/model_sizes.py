@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
+from sparse_prefix_jax.whole_numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ModelSizes:
     model: Whose sizes these are, for a report.
 
   Raises:
-    ValueError: If a size is negative, or a state has no bytes.
+    ValueError: If a size is no integer or negative, or a state has no bytes.
 
   >>> ModelSizes(state_bytes=1000, page_bytes=10).max_length
   0
@@ -38,10 +39,11 @@ class ModelSizes:
 
   def __post_init__(self) -> None:
     """Checks both sizes."""
-    if self.state_bytes < 1 or self.page_bytes < 0:
+    both = is_whole(self.state_bytes) and is_whole(self.page_bytes)
+    if not both or self.state_bytes < 1 or self.page_bytes < 0:
       raise ValueError(
-        "state_bytes must be positive and page_bytes not negative, got"
-        f" {self.state_bytes} and {self.page_bytes}"
+        "state_bytes must be a positive integer and page_bytes an integer of at"
+        f" least 0, got {self.state_bytes!r} and {self.page_bytes!r}"
       )
 
   @classmethod

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 
 from sparse_prefix_jax import extras
+from sparse_prefix_jax.byte_sizes import readable_bytes
 from sparse_prefix_jax.evaluation.report import SimulationReport
 from sparse_prefix_jax.evaluation.stretches import Stretch
 
 _BINS = 64
+_INK, _DOTS = 1000, (2, 24)  # points^2: of all dots of a column, of one
+_MARGIN = 0.02  # of the depths, so that the first and the last are seen
 
 
 def draw_overlaps(chosen: Any, overlaps: Any, report: SimulationReport) -> None:
@@ -32,10 +35,14 @@ def draw_overlaps(chosen: Any, overlaps: Any, report: SimulationReport) -> None:
   counts = [len(one.positions) for one in outcomes]
   positions = [p for one in outcomes for p in one.positions]
   chosen.scatter(
-    positions, np.repeat(np.arange(len(outcomes)), counts), s=2, linewidths=0
+    positions,
+    np.repeat(np.arange(len(outcomes)), counts),
+    s=np.clip(_INK / len(outcomes), *_DOTS),
+    linewidths=0,
   )
-  chosen.set_ylim(len(outcomes), 0)
-  chosen.set_ylabel("request")
+  chosen.set_ylim(len(outcomes) - 0.5, -0.5)
+  chosen.set_ylabel("states of request")
+  chosen.yaxis.get_major_locator().set_params(integer=True)
   matched = [one.overlap for one in outcomes if one.overlap]
   restored = [one.restored for one in outcomes if one.restored]
   end = max([*matched, *positions, 1])
@@ -44,7 +51,7 @@ def draw_overlaps(chosen: Any, overlaps: Any, report: SimulationReport) -> None:
   overlaps.hist(
     restored, edges, histtype="step", color="#0072b2", label="restored"
   )
-  overlaps.set_xlim(0, end)
+  overlaps.set_xlim(-_MARGIN * end, (1 + _MARGIN) * end)
   overlaps.set_xlabel("depth, tokens")
   overlaps.set_ylabel("requests")
   overlaps.legend(fontsize="small")
@@ -86,6 +93,7 @@ def draw_saved(
   axes.set_xlim(edges[0], edges[-1])
   axes.set_ylim(0)
   axes.set_xlabel("request")
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel("prompt tokens saved, %")
   axes.grid(alpha=0.3)
   axes.legend(fontsize="small")
@@ -114,7 +122,9 @@ def plot_replay(
   chosen.sharex(overlaps)
   draw_overlaps(chosen, overlaps, report)
   draw_saved(saved, [report], stretches)
-  chosen.set_title(f"{report.trace}, {report.capacity}: {_name(report)}")
+  kind, _, amount = report.capacity.partition(":")
+  held = readable_bytes(int(amount)) if kind == "bytes" else report.capacity
+  chosen.set_title(f"{report.trace}, {held}: {_name(report)}")
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
 

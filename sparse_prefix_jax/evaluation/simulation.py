@@ -1,5 +1,6 @@
 """Replay a request stream against a placement policy, without a model."""
 
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   store_planner,
 )
 from sparse_prefix_jax.evaluation.stretches import passages_of
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
   intervals_of,
@@ -38,6 +40,7 @@ from sparse_prefix_jax.placement.bounds import (
   upper_bound_of_bytes,
 )
 from sparse_prefix_jax.placement.worth import Adaptive
+from sparse_prefix_jax.whole_numbers import is_real
 from sparse_prefix_jax.workloads import Trace
 
 # The paper's histogram: 64-token bins up to 16,384 tokens.
@@ -115,9 +118,12 @@ def _check_rule(policy: PlacementPolicy, eviction: Eviction, kind: str) -> None:
 
 def _warmup(requests: Trace, fraction: float) -> int:
   """How many requests warm the cache; ValueError for a share out of range."""
-  if not 0 <= fraction < 1:
-    raise ValueError(f"warmup_fraction must be in [0, 1), got {fraction}")
-  return int(fraction * len(requests))
+  if not is_real(fraction) or not 0 <= float(fraction) < 1:
+    raise ValueError(
+      "warmup_fraction must be a number in [0, 1), got"
+      f" {reprlib.repr(fraction)}"
+    )
+  return int(float(fraction) * len(requests))
 
 
 def simulate(
@@ -180,6 +186,8 @@ def simulate(
   _check_rule(policy, eviction, capacity.kind)
   warmup = _warmup(requests, warmup_fraction)
   if capacity.kind == "bytes":
+    if sizes is not None:
+      check_class("sizes", sizes, ModelSizes, "such as `ModelSizes.of_model`")
     run = _Run(requests, policy, capacity, eviction, warmup, progress)
     return _of_bytes(run, sizes, state_share)
   # The paper and the anchors know prompts only.

@@ -21,7 +21,7 @@ from sparse_prefix_jax.kernels.captures import (
 )
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures
-from sparse_prefix_jax.kernels.slot_checks import concrete, widened
+from sparse_prefix_jax.kernels.slot_checks import concrete, numbers, widened
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit_programs import run_cell, run_scan
 from sparse_prefix_jax.layers.numerics import Numerics
@@ -227,7 +227,7 @@ def scan(
   _check_given(carry, x, numerics)
   t, c = x.shape[1], numerics.chunk
   length = jnp.full(len(x), t, jnp.int32) if length is None else length
-  length = widened(jnp.asarray(length))
+  length = widened(numbers("length", length))
   check_axes("scan", x=(x, "b t d"), length=(length, "b"))
   capture_at, carry = as_captures(capture_at), _with_wide_position(carry)
   check_scan(carry, length, t, c)
@@ -390,6 +390,7 @@ def _allow(allowed: Array, tree: Any) -> Any:
 
   def leaf(x: Array) -> Array:
     condition = allowed.reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.where(condition, x, jnp.full_like(x, jnp.nan))
+    # A number, no array: `jax_debug_nans` would stop at an array of NaN.
+    return jnp.where(condition, x, jnp.nan)
 
   return jax.tree.map(leaf, tree)

@@ -27,6 +27,11 @@ from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
 from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
 from sparse_prefix_jax.layers.sublayer import BranchPools
+from sparse_prefix_jax.layers.wide_gradients import (
+  added_wide,
+  rounded_once,
+  wide_zeros,
+)
 
 
 class Inputs(NamedTuple):
@@ -202,7 +207,7 @@ class _Scan(_Program):
         pool = _pool(start, counts.capture_at.size)
         _, pull = jax.vjp(run, weights, pool, pages, x)
         d_here, d_pool, d_pages, d_x = pull((d_y, d_pool, d_pages))
-        d_weights = jax.tree.map(_add_wide, d_weights, d_here)
+        d_weights = added_wide(d_weights, d_here)
         return (d_weights, d_pool, d_pages), d_x
 
       d_pool = jax.tree.map(
@@ -216,11 +221,9 @@ class _Scan(_Program):
       )
       return d_weights, (jax.tree.map(lambda p: p[0], d_pool), d_pages, d_x)
 
-    # Sums over groups and requests are float32, whatever the weights are.
-    zeros = [jnp.zeros(weight.shape, jnp.float32) for weight in weights]
     each = starts, pages, x, counts.position, counts.length, d
-    d_weights, d_others = lax.scan(request, zeros, each)
-    return Inputs(jax.tree.map(_as_type, d_weights, weights), *d_others)
+    d_weights, d_others = lax.scan(request, wide_zeros(weights), each)
+    return Inputs(rounded_once(d_weights, weights), *d_others)
 
   def plan(
     self,
@@ -360,7 +363,7 @@ def _from_pool(pool: Any, pages: Any) -> tuple[Any, Any, Any]:
 def _table(pages: int) -> Int32[Array, "1 width"]:
   """The pages of a request, in order; entries past the last repeat it."""
   width = -(-pages // BLOCK_PAGES) * BLOCK_PAGES
-  return jnp.minimum(jnp.arange(width), pages - 1)[None]
+  return jnp.minimum(jnp.arange(width, dtype=jnp.int32), pages - 1)[None]
 
 
 def _count(pages: Any, axis: int) -> int:
@@ -388,11 +391,3 @@ def _divided(module: Any) -> tuple[list[Array], list[Array]]:
 
 def _is_float(leaf: Array) -> bool:
   return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _add_wide(total: Array, x: Array) -> Array:
-  return total + x.astype(jnp.float32)
-
-
-def _as_type(x: Array, like: Array) -> Array:
-  return x.astype(like.dtype)

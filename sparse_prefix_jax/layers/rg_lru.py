@@ -143,7 +143,9 @@ class RGLRU(ExplicitModule):
     self.input_gate_bias = bias_row(True, c.channels, dtype)
     self.recurrent_gate_bias = bias_row(True, c.channels, dtype)
     # a is about 0.9 to 0.999 where the gate is half open.
-    self.rate = nnx.Param(jnp.linspace(-8.0, -3.6, c.channels))
+    self.rate = nnx.Param(
+      jnp.linspace(-8.0, -3.6, c.channels, dtype=jnp.float32)
+    )
     self.out = kernel(rngs, c.channels, width, dtype)
     self.out_bias = bias_row(True, width, dtype)
 

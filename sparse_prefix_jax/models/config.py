@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
@@ -246,6 +247,18 @@ def differences(given: Any, known: Any) -> Iterator[tuple[str, Any, Any]]:
   for path, x, y in _pairs(given, known, ""):
     if x != y:
       yield path, x, y
+
+
+def check_config_kind(config: Any) -> None:
+  """Refuses what is no configuration.
+
+  Args:
+    config: What a user gave.
+
+  Raises:
+    ValueError: If it is anything else.
+  """
+  check_class("config", config, ModelConfig, "of `preset` or `read_config`")
 
 
 def _pairs(given: Any, known: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 
 
 class PrefillCost(NamedTuple):
@@ -57,11 +57,15 @@ def prefill_flops(config: ModelConfig) -> PrefillCost:
   A product of a row with [i, o] counts 2 i o. Each sublayer says what it counts
   per token, and per pair of a token and one that it attends to.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> round(prefill_flops(preset("qwen3_5_0_8b_group")).at([1024])[0] / 1e9)
     182
   """
+  check_config_kind(config)
   counts = [
     branch.sub.flops(config.width, config.numerics)
     for branch in config.branches

@@ -13,12 +13,14 @@ from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks, Rows, rounded
 from sparse_prefix_jax.kernels.slot_checks import concrete, widened
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import BranchPools, ResidualBranch, explicit
 from sparse_prefix_jax.layers.dense import product_of_few
 from sparse_prefix_jax.layers.explicit import ExplicitCarry, ExplicitScan
 from sparse_prefix_jax.layers.normalization import residual_norm
 from sparse_prefix_jax.layers.sublayer import join_pools, split_pools
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.layers.wide_gradients import looked_up
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import kept_shapes
 
 Pools: TypeAlias = tuple[BranchPools, ...]
@@ -88,6 +90,8 @@ class HybridDecoder(nnx.Module):
   """
 
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+    check_config_kind(config)
+    check_class("rngs", rngs, nnx.Rngs, "of flax.nnx")
     numerics = config.numerics
     dtype = jnp.dtype(numerics.dtype)
     shape = (config.vocab_size, config.width)
@@ -250,7 +254,8 @@ class HybridDecoder(nnx.Module):
 
     Any other is rounded: `scan` has the embeddings before its program begins.
     """
-    x, scale = self.embedding[...][tokens], self.config.embedding_scale
+    x = looked_up(self.embedding[...], tokens)
+    scale = self.config.embedding_scale
     return x if scale == 1 else rounded(lambda x: x * scale, x)
 
   def _embed(self, tokens: _Tokens) -> Float[Array, "*rows d"]:
@@ -264,7 +269,7 @@ class HybridDecoder(nnx.Module):
     if ids is None:
       known = (tokens >= 0) & (tokens < size)
       x = self._embedded(jnp.where(known, tokens, 0))
-      return jnp.where(known[..., None], x, jnp.full_like(x, jnp.nan))
+      return jnp.where(known[..., None], x, jnp.nan)
     wrong = ids[(ids < 0) | (ids >= size)]
     if wrong.size:
       raise ValueError(

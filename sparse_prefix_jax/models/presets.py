@@ -119,7 +119,7 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     >>> preset("tiny", dtype="bfloat16").numerics.dtype
     'bfloat16'
   """
-  if name not in PRESETS:
+  if not isinstance(name, str) or name not in PRESETS:
     raise ValueError(
       f"preset is {name!r}; the presets are {', '.join(PRESETS)}."
     )

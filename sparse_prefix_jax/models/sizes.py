@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from sparse_prefix_jax.layers import BranchPools
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 
 
 def kept_shapes(config: ModelConfig) -> tuple[BranchPools, ...]:
@@ -32,22 +32,30 @@ def kept_shapes(config: ModelConfig) -> tuple[BranchPools, ...]:
 def state_bytes(config: ModelConfig) -> int:
   """Counts the bytes of one state checkpoint: the carries of all branches.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> state_bytes(preset("qwen3_5_0_8b_group"))
     3366912
   """
+  check_config_kind(config)
   return _bytes([kept.slots for kept in kept_shapes(config)])
 
 
 def page_bytes(config: ModelConfig) -> int:
   """Counts the bytes of one page: what all branches keep of a chunk.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> page_bytes(preset("qwen3_5_0_8b_group"))
     262144
   """
+  check_config_kind(config)
   return _bytes([kept.pages for kept in kept_shapes(config)])
 
 

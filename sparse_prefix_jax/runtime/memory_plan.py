@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from sparse_prefix_jax.byte_sizes import parse_bytes
-from sparse_prefix_jax.models.config import ModelConfig
+from sparse_prefix_jax.byte_sizes import parse_bytes, readable_bytes
+from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import (
   check_kept_bytes,
   page_bytes,
@@ -22,7 +22,8 @@ _LENGTHS = (1 << 10, 8 << 10, 32 << 10, 128 << 10)
 # updates them in place. But XLA computes bfloat16 in float32 on a CPU and
 # copies pools of it, so they are as small as can be.
 _SLOTS, _PAGES = 4, 8
-# A sequence needs two; the third can be missed, but who has it holds it.
+# A sequence needs two; the third can be missed, but who has it holds it until
+# an answer completes a chunk.
 _RUNNING_STATES = 3
 
 
@@ -33,7 +34,8 @@ class LengthPlan(NamedTuple):
     length: Tokens of every sequence.
     running_bytes: Bytes of one running sequence: two states, a third one that
       its placement stores at the last whole chunk of its prompt and that it
-      resumes from, and a page for each chunk that it has begun.
+      holds until its answer completes a further one, and a page for each chunk
+      that it has begun.
     running: How many run at once when nothing else is held; more where they
       share that state or store none.
     state_share: Share of `running_bytes` that states take; the rest is pages.
@@ -108,7 +110,7 @@ class MemoryPlan:
       ("one state", self.state_bytes),
       (chunk, self.page_bytes),
     ]
-    lines = [f"{what:46}{_readable(size):>12}" for what, size in parts]
+    lines = [f"{what:46}{readable_bytes(size):>12}" for what, size in parts]
     lines += ["", _HEADING, *map(_line, self.lengths)]
     return "\n".join(lines)
 
@@ -121,9 +123,11 @@ _HEADING = (
 
 def _line(row: LengthPlan) -> str:
   """One line under `_HEADING`."""
+  running = readable_bytes(row.running_bytes)
+  stored = readable_bytes(row.stored_bytes)
   return (
-    f"{row.length:8,}{row.running:13,}{_readable(row.running_bytes):>13}"
-    f"{row.state_share:17.0%}{row.stored:15,}{_readable(row.stored_bytes):>13}"
+    f"{row.length:8,}{row.running:13,}{running:>13}"
+    f"{row.state_share:17.0%}{row.stored:15,}{stored:>13}"
   )
 
 
@@ -168,11 +172,7 @@ def memory_plan(
     >>> plan.lengths[0].length, plan.lengths[0].running_bytes
     (1024, 582656)
   """
-  if not isinstance(config, ModelConfig):
-    raise ValueError(
-      f"config is {config!r}; it must be a ModelConfig, of `preset` or "
-      "`read_config`."
-    )
+  check_config_kind(config)
   check_kept_bytes(config)
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)
@@ -203,11 +203,15 @@ def weights_bytes(config: ModelConfig) -> int:
   Returns:
     The sum over all parameters.
 
+  Raises:
+    ValueError: If `config` is no `ModelConfig`.
+
   Example:
     >>> from sparse_prefix_jax import preset
     >>> weights_bytes(preset("tiny"))
     597664
   """
+  check_config_kind(config)
   leaves = shapes.model_shapes(config).leaves
   return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -295,16 +299,3 @@ def _length(config: ModelConfig, cache: int, length: int) -> LengthPlan:
     # Without recurrent layers, less than a chunk leaves nothing to store.
     stored=cache // stored if stored else 0,
   )
-
-
-def _readable(size: int) -> str:
-  """Bytes in the largest binary unit that leaves at least one of it.
-
-  Example:
-    >>> _readable(512), _readable(24 << 30)
-    ('512 B', '24.0 GiB')
-  """
-  for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-    if size >= 1 << power:
-      return f"{size / (1 << power):.1f} {unit}"
-  return f"{size} B"

@@ -175,7 +175,7 @@ def draw_row(
 def draw_nothing(logits: _Row) -> Sampled:
   """The result of a row that is not in use."""
   zero = jnp.zeros((), jnp.int32)
-  return Sampled(zero, jnp.zeros(()), *_none_best(logits))
+  return Sampled(zero, jnp.zeros((), jnp.float32), *_none_best(logits))
 
 
 def _none_best(
@@ -183,7 +183,9 @@ def _none_best(
 ) -> tuple[Int32[Array, "best"], Float32[Array, "best"]]:
   """What stands for the best ids where nobody wants them."""
   size = min(MOST_BEST, logits.size)
-  return jnp.full(size, -1, jnp.int32), jnp.full(size, -jnp.inf)
+  return jnp.full(size, -1, jnp.int32), jnp.full_like(
+    logits, -jnp.inf, shape=size
+  )
 
 
 def _best(
@@ -243,7 +245,7 @@ def _drawn(
   # From the largest: no temperature makes infinities of it.
   scaled = (logits - jnp.max(logits)) / row.temperature
   kept = kept_ids(scaled, row, needs)
-  noise = jax.random.gumbel(_key(row, position), logits.shape)
+  noise = jax.random.gumbel(_key(row, position), logits.shape, logits.dtype)
   chosen = jnp.argmax(jnp.where(kept, scaled + noise, -jnp.inf))
   return chosen.astype(jnp.int32)
 
@@ -273,7 +275,7 @@ def kept_ids(
   everything = jnp.ones(scaled.shape, bool)
 
   def largest() -> Bool[Array, "vocab"]:
-    start = _start(keys, jnp.ones(scaled.shape), jnp.float32(row.top_k))
+    start = _start(keys, jnp.ones_like(scaled), jnp.float32(row.top_k))
     return start | (row.top_k <= 0)
 
   first = _where_needed(needs.top_k, largest, lambda: everything)

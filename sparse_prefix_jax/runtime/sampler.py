@@ -66,8 +66,20 @@ def sample(
       loop, one step would be another program, with other bits.
 
   Example:
-    >>> from sparse_prefix_jax.serving.sampling import Sampling, sampling_rows
-    >>> rows = sampling_rows([Sampling(), None], vocab_size=4)
+    >>> zeros, ids = np.zeros(2, np.float32), np.zeros((2, 1), np.int32)
+    >>> rows = SamplingRows(
+    ...   active=np.array([True, False]),
+    ...   **dict.fromkeys(("temperature", "min_p", "presence"), zeros),
+    ...   **dict.fromkeys(("top_p", "repetition"), zeros + 1),
+    ...   **dict.fromkeys(("seed", "sample"), np.zeros(2, np.uint32)),
+    ...   frequency=zeros,
+    ...   top_k=ids[:, 0],
+    ...   counts=ids[:, 0] - 1,
+    ...   best=zeros > 0,
+    ...   bias_ids=ids - 1,
+    ...   biases=zeros[:, None],
+    ...   allowed=np.uint32(ids + 15),
+    ... )
     >>> logits = jnp.array([[0.0, 2.0, 1.0, 2.0], [0.0] * 4])
     >>> drawn, _ = sample(logits, rows, no_counts(4), np.zeros(2, np.int32))
     >>> drawn.ids.tolist()

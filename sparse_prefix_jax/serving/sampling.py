@@ -268,7 +268,10 @@ def _check_range(name: str, value: Any) -> None:
 
 def _as_number(value: Any) -> float:
   """A float; NaN for what is no real number, and for a bool."""
-  return float(value) if is_real(value) else math.nan
+  try:
+    return float(value) if is_real(value) else math.nan
+  except OverflowError:  # an integer of hundreds of digits
+    return math.inf
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

@@ -86,10 +86,17 @@ def save_checkpoint(
 
   Raises:
     OSError: If it cannot be written; the one before is whole then.
+    ValueError: If a number is not finite; the one before stays then.
     MissingExtraError: If the package `safetensors` is not installed.
   """
   state, progress, history = checkpoint
   arrays = named_leaves(state._asdict()) | {"history": history}
+  for name, array in arrays.items():
+    if not np.isfinite(np.asarray(array, np.float32)).all():
+      raise ValueError(
+        f"{name} is not finite after step {progress.step}; the training ends, "
+        f"and {folder} keeps the checkpoint before it."
+      )
   for tree in (run, progress):
     arrays |= {name: np.asarray(x) for name, x in tree._asdict().items()}
   save_arrays(folder / CHECKPOINT_FILE, arrays)

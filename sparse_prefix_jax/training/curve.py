@@ -8,7 +8,7 @@ import numpy as np
 
 from sparse_prefix_jax import extras
 
-_SMOOTH = 50  # steps
+_SMOOTH, _PARTS = 50, 10  # steps of a mean at most; parts of a training
 
 
 def figures() -> Any:
@@ -34,16 +34,23 @@ def draw_curve(report: Mapping[str, Any], path: pathlib.Path) -> None:
   figure = figures().Figure(figsize=(8, 4.5), layout="constrained")
   axes = figure.subplots()
   right = np.asarray(report["right"])
-  width = max(1, min(_SMOOTH, right.size))
+  width = max(1, min(_SMOOTH, right.size // _PARTS))
   mean = np.convolve(right, np.full(width, 1 / width), mode="valid")
-  steps = np.arange(right.size)
-  axes.plot(steps[width - 1 :], 100 * mean, color="#0072b2")
+  steps = np.arange(1, right.size + 1)
+  # A line of one point is invisible.
+  dot = "." if right.size == 1 else ""
+  axes.plot(steps[width - 1 :], 100 * mean, dot + "-", color="#0072b2")
   axes.set_xlabel("step")
-  axes.set_ylabel(f"answers right, %, mean of {width} steps", color="#0072b2")
+  smoothed = f", mean of {width} steps" if width > 1 else ""
+  axes.set_ylabel(f"answers right, %{smoothed}", color="#0072b2")
   axes.set_ylim(0, 100)
   axes.grid(alpha=0.3)
-  lengths = axes.twinx()
-  lengths.step(steps, report["tokens"], color="#d55e00", where="post")
+  axes.xaxis.get_major_locator().set_params(integer=True)
+  lengths, tokens = axes.twinx(), np.asarray(report["tokens"])
+  lengths.step(steps, tokens, dot + "-", color="#d55e00", where="post")
   lengths.set_yscale("log", base=2)
+  lengths.set_yticks(
+    np.unique(tokens), [f"{x:,.0f}" for x in np.unique(tokens)]
+  )
   lengths.set_ylabel("tokens of a document", color="#d55e00")
   figure.savefig(path, dpi=150)

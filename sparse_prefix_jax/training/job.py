@@ -76,8 +76,9 @@ def train(
 
   Raises:
     OSError: The folder cannot be written to; nothing has been computed then.
-    ValueError: A number is out of its range, or the folder holds the checkpoint
-      of another training.
+    ValueError: A number is out of its range, the folder holds the checkpoint of
+      another training or a damaged one, or a loss or a weight is no longer
+      finite; the last checkpoint stays then.
     MissingExtraError: What trains, saves or draws is not installed; nothing has
       been computed then.
   """
@@ -138,13 +139,22 @@ def _advance(
   stages: tuple[RecallShape, ...],
   run: Run,
 ) -> Checkpoint:
-  """Takes one step, with documents drawn from its number and the seed."""
+  """Takes one step, with documents drawn from its number and the seed.
+
+  Raises:
+    ValueError: If its loss is not finite: all that follows would be so too.
+  """
   shape = stages[held.progress.stage]
   generator = np.random.default_rng((run.seed, held.progress.step))
   batch = max(1, TOKENS_PER_STEP // shape.tokens)
   documents = recall_batch(shape, batch, generator, held_out=False)
   state, report = step(held.state, *map(jnp.asarray, documents))
   seen = np.array([[shape.tokens, report.loss, report.right]], np.float32)
+  if not np.isfinite(report.loss):
+    raise ValueError(
+      f"loss is {report.loss} at step {held.progress.step + 1}; the training "
+      "ends, and out keeps the last checkpoint."
+    )
   return Checkpoint(
     state,
     held.progress.after(

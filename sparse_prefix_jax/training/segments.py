@@ -17,11 +17,19 @@ import jax.numpy as jnp
 from jax import core, lax
 from jaxtyping import Array, Float, Float32, Int32
 
+from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import ExplicitCarry
 from sparse_prefix_jax.layers.choices import is_int
 from sparse_prefix_jax.layers.explicit import check_scan
+from sparse_prefix_jax.layers.wide_gradients import (
+  added_wide,
+  rounded_once,
+  wide_zeros,
+)
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.training.losses import cross_entropy
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 
 class Labelled(NamedTuple):
@@ -139,8 +147,9 @@ def segmented_gradient(
     The loss, the gradient, and the carry after the documents.
 
   Raises:
-    ValueError: If segments are no multiples of the chunk that divide the
-      documents, the horizon is below 1, or the carry has no room for them.
+    ValueError: If model or data are none, segments are no multiples of the
+      chunk that divide the documents, the horizon is below 1, or the carry has
+      no room for them.
 
   Example:
     >>> from flax import nnx
@@ -152,6 +161,10 @@ def segmented_gradient(
     >>> out.carry.position.shape, out.model.embedding.shape
     ((1,), (512, 64))
   """
+  check_class("model", model, HybridDecoder)
+  check_class("data", data, Labelled, "of `labelled_answers`")
+  fields = {name: (x, "b t") for name, x in data._asdict().items()}
+  check_axes("segmented_gradient", **fields)
   tokens, chunk = data.token_ids.shape[1], model.config.numerics.chunk
   segment = segment_length(tokens, chunk) if segment is None else segment
   if not is_int(segment) or segment < 1 or segment % chunk or tokens % segment:
@@ -163,11 +176,7 @@ def segmented_gradient(
   check_scan(carry, jnp.full(len(data.token_ids), tokens), tokens, chunk)
   # The carry after the last segment has no gradient to cut.
   horizon = tokens // segment if horizon is None else horizon
-  whole = jnp.issubdtype(jnp.result_type(horizon), jnp.integer)
-  if not whole or (not isinstance(horizon, core.Tracer) and horizon < 1):
-    raise ValueError(
-      f"horizon is {horizon}; it must be an int of at least 1, or None."
-    )
+  _check_horizon(horizon)
   parts = jax.tree.map(lambda x: _in_segments(x, segment), data)
 
   def forward(carry: ExplicitCarry, part: Labelled) -> tuple[Any, Any]:
@@ -177,6 +186,14 @@ def segmented_gradient(
   after, (losses, *starts) = lax.scan(forward, carry, parts)
   d_model = _backward(model, after.pages, parts, starts, horizon)
   return SegmentedGradient(losses.sum(), d_model, after)
+
+
+def _check_horizon(horizon: Any) -> None:
+  """Refuses what is no number of segments; of a tracer its kind is known."""
+  if not isinstance(horizon, core.Tracer):
+    check_at_least("horizon", horizon, 1, 2**31 - 1)
+  elif horizon.ndim or not jnp.issubdtype(horizon.dtype, jnp.integer):
+    raise ValueError(f"horizon is {horizon.aval}; it must be an integer.")
 
 
 def _in_segments(x: Array, segment: int) -> Array:
@@ -208,11 +225,10 @@ def _backward(
     )
     _, pull = jax.vjp(run, model, slots, pages)
     d_here, d_slots, d_pages = pull((jnp.float32(1), d_slots, d_pages))
-    d_model = jax.tree.map(jnp.add, d_model, d_here)
-    return (d_model, d_slots, d_pages), None
+    return (added_wide(d_model, d_here), d_slots, d_pages), None
 
-  none = jax.tree.map(jnp.zeros_like, (model, starts[1], pages))
-  none = (none[0], jax.tree.map(lambda x: x[0], none[1]), none[2])
+  slots = jax.tree.map(lambda x: jnp.zeros_like(x[0]), starts[1])
+  none = wide_zeros(model), slots, jax.tree.map(jnp.zeros_like, pages)
   steps = jnp.arange(len(parts.token_ids)), parts, *starts
   (d_model, *_), _ = lax.scan(segment, none, steps, reverse=True)
-  return d_model
+  return rounded_once(d_model, model)

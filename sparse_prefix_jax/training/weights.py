@@ -2,9 +2,11 @@
 
 A name is the path of a leaf, so that a file is read by whoever has a tree of
 the same form. Whole files appear at once: they are written beside their place
-and renamed into it.
+and renamed into it. They hold a checksum, so that a bit that a disk has turned
+is noticed.
 """
 
+import hashlib
 import math
 import os
 import pathlib
@@ -16,7 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax import extras
-from sparse_prefix_jax.models.checkpoint.header import damaged, read_header
+from sparse_prefix_jax.models.checkpoint.header import (
+  damaged,
+  read_header,
+  read_metadata,
+)
 from sparse_prefix_jax.models.checkpoint.values import read_tensor
 from sparse_prefix_jax.models.families.fields import shown
 
@@ -30,6 +36,7 @@ _TYPES = {
   "U32": np.uint32,
   "BOOL": np.bool_,
 }
+_CHECKSUM = "checksum"  # the key of the metadata
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   held = {name: np.asarray(x, order="C") for name, x in arrays.items()}
   beside = path.with_name(f".{path.name}.part")
   with beside.open("wb") as file:
-    file.write(library.save(held))
+    file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
     file.flush()
     os.fsync(file.fileno())
   beside.replace(path)
@@ -84,12 +91,25 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       raise damaged(
         path, f"{shown(tensor.name)} is {tensor.dtype}, which is not written"
       )
-  return {
+  arrays = {
     t.name: np.frombuffer(
       content, _TYPES[t.dtype], math.prod(t.shape), t.start
     ).reshape(t.shape)
     for t in tensors
   }
+  # Files of others have none.
+  if read_metadata(path).get(_CHECKSUM) not in (None, _checksum(arrays)):
+    raise damaged(path, "its arrays have another checksum than it says")
+  return arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+  """Of names, types, shapes and bytes, whatever the order."""
+  digest = hashlib.blake2b(digest_size=16)
+  for name, array in sorted(arrays.items()):
+    digest.update(f"{name} {array.dtype.name} {array.shape} ".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
 
 
 def filled(tree: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
@@ -147,6 +167,8 @@ def load_weights(path: pathlib.Path, model: Any) -> Any:
       model.
   """
   tensors = {tensor.name: tensor for tensor in read_header(path)}
+  if _CHECKSUM in read_metadata(path):
+    load_arrays(path)
   arrays = {}
   for name, like in named_leaves(model).items():
     tensor = tensors.get(name, tensors.get(f"model.{name}"))

@@ -5,6 +5,7 @@ import heapq
 
 import numpy as np
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.workloads.request import (
   Trace,
   check_number,
@@ -28,13 +29,14 @@ def interleave(trace: Trace, seed: int = 42) -> Trace:
     The same requests in the new order.
 
   Raises:
-    ValueError: the seed is no integer from 0 to 2**32 - 1.
+    ValueError: the seed is no integer from 0 to 2**32 - 1, or `trace` is none.
 
   >>> from sparse_prefix_jax.workloads import token_trace
   >>> trace = token_trace("two", [[1], [2], [3], [4]], [0, 0, 1, 1])
   >>> [request.index for request in interleave(trace, seed=3).requests]
   [2, 3, 0, 1]
   """
+  check_class("trace", trace, Trace, "of `token_trace` or a file")
   check_number("seed", seed, 0, 2**32)
   random = np.random.RandomState(seed)
   members: dict[int, list[int]] = {}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
+from sparse_prefix_jax.kinds import path_of
 from sparse_prefix_jax.whole_numbers import is_whole
 from sparse_prefix_jax.workloads.block_sizes import (
   PromptSize,
@@ -232,11 +233,14 @@ def load_mooncake(
   >>> trace.block, trace.requests[0].ids.tolist()
   (16, [0, 1])
   """
-  if time_unit is not None and time_unit not in TIME_UNITS:
+  if not isinstance(time_unit, str | None) or time_unit not in (
+    None,
+    *TIME_UNITS,
+  ):
     raise ValueError(
       f"time_unit must be one of {', '.join(TIME_UNITS)}, got {time_unit!r}"
     )
-  path, notes = Path(path), []
+  path, notes = path_of("path", path), []
   block = block_size_of(path, block_size)
   skipped = _Skipped()
   on_bad = skipped.add if skip_bad_lines else None

@@ -177,9 +177,19 @@ def token_row(where: str, ids: Any) -> np.ndarray:
   return np.ascontiguousarray(row, np.int32)
 
 
+def _listed(name: str, what: str, values: Any) -> list[Any]:
+  """The values as a list; ValueError for what has none, such as a number."""
+  try:
+    return list(values)
+  except TypeError:
+    raise ValueError(
+      f"{name}: {what} must be a list, got {reprlib.repr(values)}"
+    ) from None
+
+
 def _whole_numbers(name: str, what: str, values: Iterable[Any]) -> list[int]:
   """The values as Python integers; ValueError for what `int` would cut off."""
-  values = list(values)
+  values = _listed(name, f"{what}s", values)
   for index, value in enumerate(values):
     if not is_whole(value) or not -(2**63) <= int(value) < 2**63:
       raise ValueError(
@@ -224,7 +234,8 @@ def token_trace(
   >>> len(token_trace("two", [np.array([1, 2]), np.array([1])], [0, 0]))
   2
   """
-  if not len(rows):
+  rows = _listed(name, "the rows", rows)
+  if not rows:
     raise ValueError(f"{name} has no requests")
   groups = _whole_numbers(name, "the group", groups)
   answers = [0] * len(rows) if answers is None else answers

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sparse_prefix_jax.kinds import check_class, path_of
 from sparse_prefix_jax.workloads.arrays import MAX_BYTES, read_vectors
 from sparse_prefix_jax.workloads.request import (
   Trace,
@@ -111,7 +112,7 @@ def load_token_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Trace:
   >>> [(r.prompt.tolist(), r.answer) for r in again.requests]
   [([1, 2, 3], 0), ([1, 2], 2)]
   """
-  path = Path(path)
+  path = path_of("path", path)
   fields = read_vectors(
     path, _FIELDS, (_ANSWER,), what="token file", max_bytes=max_bytes
   )
@@ -142,6 +143,8 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   ...   load_token_file(file).longest
   3
   """
+  check_class("trace", trace, Trace, "of `token_trace`")
+  path = path_of("path", path)
   if trace.block != 1:
     raise ValueError(f"trace must hold token ids, got blocks of {trace.block}")
   if not len(trace):
@@ -166,5 +169,5 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   arrays = {name: np.array(column) for name, column in columns.items()}
   arrays["tail"] = np.concatenate(tails)
   # NumPy would add .npz to a name that has another suffix.
-  with Path(path).open("wb") as file:
+  with path.open("wb") as file:
     np.savez_compressed(file, allow_pickle=False, **arrays)

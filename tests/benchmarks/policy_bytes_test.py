@@ -40,3 +40,14 @@ def test_traces_are_named_with_bytes(tmp_path):
     policy_bytes.parse_bytes_case(f"{path}")
   with pytest.raises(ValueError, match="capacity"):
     policy_bytes.parse_bytes_case(f"{path}@much")
+
+
+def test_a_capacity_that_holds_no_request_is_refused_before_the_replay():
+  trace = changed_regime(before=2, after=2, documents_first=True)
+  policy_bytes.check_capacities(
+    BytesCase(trace, (1 << 30,)), "qwen3_5_0_8b", "float32"
+  )
+  with pytest.raises(ValueError, match="bytes:1000 is too small for every"):
+    policy_bytes.check_capacities(
+      BytesCase(trace, (1 << 30, 1000)), "qwen3_5_0_8b", "float32"
+    )

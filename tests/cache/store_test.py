@@ -190,6 +190,39 @@ def test_a_fork_shares_and_each_goes_on():
     assert match.resume_blocks == 6
 
 
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_state_that_nobody_decodes_from_makes_room(forked):
+  """The one at a prompt's end, once decoding has completed a further chunk."""
+  store = new_store(slots=6 if forked else 4)
+  running = computed(store, ids(10))
+  sequences = [running, *([store.fork(running)[0]] if forked else [])]
+  other = request(ids(9, seed=1))
+  for one in sequences:
+    with pytest.raises(CapacityError):
+      store.open([other])
+    decode(store, one, range(2))
+  (opened_now,) = store.open([other])
+  assert store.index.stats.states == 0 and not opened_now.captures
+  decode(store, running, range(2, 5))
+  for one in (*sequences, opened_now):
+    store.audit()
+    store.close(one)
+  match = store.match(request([*ids(10), *range(6)]))
+  assert (match.resume_blocks, match.overlap_tokens) == (3, 15)
+
+
+def test_a_fork_that_decodes_from_slots_of_its_own_holds_no_state():
+  store = new_store()
+  first, second = computed(store, ids(10)), computed(store, ids(10))
+  for one in (first, second):
+    decode(store, one, range(3))
+  store.close(first)  # stores the state that the second has in its own slot
+  twin, _ = store.fork(second)
+  store.audit()
+  for one in (second, twin):
+    assert one.own_carry and one.held_slots() == {*one.leased_slots()}
+
+
 def test_no_cache_holds_nothing_after_its_sequences():
   store = new_store("no_cache")
   running = computed(store, ids(10))

@@ -1,11 +1,14 @@
 """Commands in general: help, streams that close, what any error becomes."""
 
 import errno
+import gc
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 
 import sparse_prefix_jax
 from sparse_prefix_jax import __main__ as main
-from sparse_prefix_jax.commands import place
+from sparse_prefix_jax.commands import interruptions, place
 from tests.commands.refusal import refused
 
 
@@ -117,9 +120,10 @@ def test_an_interruption_while_modules_are_loaded(monkeypatch, capsys):
   class Interrupting:
     def find_spec(self, name, *_):
       if name == flags:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
   flags = "sparse_prefix_jax.commands.command_flags"
+  hook = sys.unraisablehook
   for loaded in (flags, "sparse_prefix_jax.__main__"):
     monkeypatch.delitem(sys.modules, loaded)
   monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
@@ -127,6 +131,44 @@ def test_an_interruption_while_modules_are_loaded(monkeypatch, capsys):
     runpy.run_module("sparse_prefix_jax", run_name="__main__", alter_sys=True)
   told = capsys.readouterr().err
   assert (ended.value.code, told) == (130, "sparse_prefix_jax: interrupted.\n")
+  assert flags in sys.modules, "an import was cut short"
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert sys.unraisablehook is hook
+
+
+def test_an_interrupted_command_leaves_at_once(monkeypatch, capsys):
+  """JAX would take apart what it was tracing, and crash."""
+
+  def left(status):
+    raise SystemExit(f"left with {status}")
+
+  def interrupted(_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "_exit", left)
+  monkeypatch.setattr(place, "place_command", interrupted)
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  line = ["main", "place", "--histogram=h.npy", "--budget=1"]
+  monkeypatch.setattr(sys, "argv", line)
+  monkeypatch.delitem(sys.modules, "sparse_prefix_jax.__main__")
+  with pytest.raises(SystemExit, match="left with 130"):
+    runpy.run_module("sparse_prefix_jax", run_name="__main__")
+  assert capsys.readouterr().err == "sparse_prefix_jax: interrupted.\n"
+
+
+def test_an_interruption_that_a_callback_swallows_comes_again(monkeypatch):
+  """The garbage collector calls JAX, often just when a signal has come."""
+
+  def interrupted(*_):
+    gc.callbacks.remove(interrupted)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  interruptions.hear_again()
+  gc.callbacks.append(interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    gc.collect()
+    time.sleep(30)
 
 
 def test_demo_gets_its_folder(command, monkeypatch):

@@ -42,6 +42,20 @@ def test_positions_stand_over_overlaps(report):
   assert sum(heights) == matched
 
 
+def test_all_positions_are_within_the_axes(report):
+  """Those of the first request and of the deepest state lay on the frame."""
+  few = dataclasses.replace(report, outcomes=report.outcomes[:3])
+  for shown in (report, few):
+    chosen, overlaps = Figure().subplots(2)
+    draw_overlaps(chosen, overlaps, shown)
+    depths, requests = chosen.collections[0].get_offsets().T
+    left, right = overlaps.get_xlim()
+    below, above = chosen.get_ylim()
+    assert left < depths.min() <= depths.max() < right
+    assert below > requests.max() >= requests.min() > above
+  assert chosen.collections[0].get_sizes() > 20  # points^2: three are seen
+
+
 def test_what_is_drawn_over_time_is_what_was_saved(report, stretches):
   axes = Figure().subplots()
   draw_saved(axes, [report, report], stretches)

@@ -57,7 +57,7 @@ def test_the_page_lists_every_model_type():
     ("nemotron_3_nano_30b_a3b", 31.6e9),
     ("falcon_h1_0_5b", 0.52e9),
     ("olmo_hybrid_7b", 7.4e9),
-    ("mamba_2_8b", 2.8e9),
+    ("mamba1_2_8b", 2.8e9),
     ("falcon_mamba_7b", 7.3e9),
     ("jamba_52b_a12b", 51.6e9),
     ("recurrent_gemma_2b", 2.7e9),

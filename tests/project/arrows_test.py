@@ -21,24 +21,27 @@ ARROWS: dict[str, set[str]] = {
   "byte_sizes": set(),
   "extras": set(),  # packages that may be missing
   "kernels": set(),
+  "kinds": set(),  # what else a user gives: refused by name
   "layers": {"kernels"},
   "machine": set(),  # where a report was made
   "whole_numbers": set(),  # what an integer is, for whoever takes one of a user
   "writable": set(),  # files of results
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
-  "models": {"layers", "kernels"},
+  "models": {"layers", "kernels", "kinds"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
-  "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"},
+  "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"}
+  | {"kinds"},
   "placement": {"whole_numbers"},
-  "workloads": {"byte_sizes", "extras", "whole_numbers"},
+  "workloads": {"byte_sizes", "extras", "kinds", "whole_numbers"},
   # Losses and steps over `scan`; no cache, no pools.
-  "training": {"models", "layers", "workloads", "extras", "writable"},
+  "training": {"models", "layers", "workloads", "extras", "writable"}
+  | {"kernels", "kinds", "whole_numbers"},
   "cache.index": {"placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"}
   | {"whole_numbers"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
-  | {"cache.store", "cache.index"},
+  | {"cache.store", "cache.index", "kinds"},
   "serving": {"models", "runtime", "runtime.segment", "kernels", "extras"}
   | {"byte_sizes", "whole_numbers"}
   | CACHE,
@@ -49,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
   "commands": {"evaluation", "placement", "workloads", "writable", "extras"}
   | {"whole_numbers"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
-  | {"models", "byte_sizes", "extras", "writable"},
+  | {"models", "byte_sizes", "extras", "kinds", "whole_numbers", "writable"},
 }
 # The one life of a request, without arrays: a bare store needs no device.
 STORE = {"admission", "audit", "canonical", "counts", "request", "running"}

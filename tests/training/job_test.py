@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -117,6 +119,51 @@ def test_a_damaged_checkpoint_is_refused(
       train(tmp_path)
 
 
+def test_one_turned_bit_of_the_weights_is_noticed(
+  ran: Any, tmp_path: pathlib.Path
+) -> None:
+  model = HybridDecoder(models.CONFIG, rngs=nnx.Rngs(9))
+  for file, load in (
+    (CHECKPOINT_FILE, lambda _: train(tmp_path)),
+    (job.WEIGHTS_FILE, lambda path: load_weights(path, model)),
+  ):
+    content = bytearray((ran[0] / file).read_bytes())
+    content[-5] ^= 1
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match="damaged: its arrays have another ch"):
+      load(tmp_path / file)
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_what_is_not_finite_ends_a_training(
+  ran: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+  """The checkpoint before it stays."""
+  step, taken = job.make_step(STEPS), []
+
+  def broken(*inputs: Any) -> Any:
+    state, report = step(*inputs)
+    taken.append(report)
+    if len(taken) < 4:
+      return state, report
+    if what == "loss":
+      return state, report._replace(loss=np.float32(np.nan))
+    nan = jax.tree.map(lambda x: x * jnp.nan, state.model)
+    return state._replace(model=nan), report
+
+  monkeypatch.setattr(job, "_SAVE_EVERY", 2)
+  with monkeypatch.context() as patch:
+    patch.setattr(job, "make_step", lambda _: broken)
+    sentence = {
+      "loss": "loss is nan at step 4; the training ends, and out keeps the la",
+      "weights": r"model.* is not finite after step 4; .* keeps the checkpoin",
+    }
+    with pytest.raises(ValueError, match=sentence[what]):
+      train(tmp_path)
+  assert load_file(tmp_path / CHECKPOINT_FILE)["step"] == 2
+  assert train(tmp_path) == ran[1]
+
+
 def test_what_cannot_be_trained_is_refused_first(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,10 +192,25 @@ def test_what_cannot_be_trained_is_refused_first(
     train(tmp_path, config=models.CONFIG.replace(max_length=256), stages=longer)
 
 
-def test_a_curve_of_one_step_is_drawn(tmp_path: pathlib.Path) -> None:
-  report = {"right": [0.5], "tokens": [128.0]}
+@pytest.mark.parametrize("steps", [1, 12, 700])
+def test_a_curve_of_any_length_is_seen(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+  """One of few steps was a line of one point: nothing."""
+  drawn, library = [], curve.figures()
+
+  def figure(**options: Any) -> Any:
+    drawn.append(library.Figure(**options))
+    return drawn[-1]
+
+  monkeypatch.setattr(curve, "figures", lambda: SimpleNamespace(Figure=figure))
+  report = {"right": [0.5] * steps, "tokens": [128.0] * steps}
   curve.draw_curve(report, tmp_path / "curve.png")
   assert (tmp_path / "curve.png").stat().st_size > 1000
+  for axes in drawn[0].axes:
+    (line,) = axes.lines
+    assert len(line.get_xdata()) > 1 or line.get_marker() == "."
+  assert [x.get_text() for x in drawn[0].axes[1].get_yticklabels()] == ["128"]
 
 
 def test_every_type_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:

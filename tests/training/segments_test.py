@@ -114,9 +114,35 @@ def test_segments_that_do_not_fit_are_refused():
   with pytest.raises(ValueError, match=r"segment is 64\.0; it must be"):
     segmented_gradient(model, carry, data, segment=64.0)
   for horizon in (0, 1.5, True):
-    with pytest.raises(ValueError, match=f"horizon is {horizon}; it must be "):
+    with pytest.raises(ValueError, match=f"^horizon .*{horizon}"):
       segmented_gradient(model, carry, data, horizon=horizon)
+  with pytest.raises(ValueError, match=r"data is \(.*of `labelled_answers`"):
+    segmented_gradient(model, carry, tuple(data))
+  with pytest.raises(ValueError, match="model is None; it must be "):
+    segmented_gradient(None, carry, data)
+  with pytest.raises(ValueError, match="labels of segmented_gradient is "):
+    segmented_gradient(model, carry, data._replace(labels=[1]))
   with pytest.raises(ValueError, match="carry is tuple; it must be an Explic"):
     segmented_gradient(model, tuple(carry), data)
   with pytest.raises(ValueError, match="reach to 256; the carry has room for "):
     segmented_gradient(model, model.initialize_carry(2, 128), data)
+
+
+def test_segments_in_bfloat16_are_summed_in_float32():
+  """Sixteen segments are alike; but for the last, each weighs 1 / 300 of it."""
+  config = CONFIG.replace(branches=CONFIG.branches[:1], dtype="bfloat16")
+  model = HybridDecoder(config, rngs=nnx.Rngs(0))
+  ids = jnp.asarray(np.tile(np.random.default_rng(0).integers(0, 64, 16), 16))
+  last = np.repeat([0, 1], [240, 16])
+  first = (1 - last) / 300
+  alone = jax.jit(functools.partial(segmented_gradient, segment=16, horizon=1))
+  both, *parts = (
+    alone(
+      model,
+      model.initialize_carry(1, TOKENS),
+      Labelled(ids[None], jnp.roll(ids, -1)[None], jnp.float32(weights)[None]),
+    ).model
+    for weights in (first + last, first, last)
+  )
+  total = jax.tree.map(lambda x, y: np.float64(x) + np.float64(y), *parts)
+  assert max(distances(jax.tree.map(np.float64, both), total)) < 1e-2

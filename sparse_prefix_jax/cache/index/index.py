@@ -79,14 +79,35 @@ class PrefixIndex(IndexView):
     if pin not in self._pins:
       raise ValueError(f"the pin at depth {pin.depth} is not open.")
     self._pins.remove(pin)
-    if pin.state:
-      pin.state.pins -= 1
-      self._ledger.slots.pinned -= pin.state.pins == 0
+    self._let_go(pin.state)
     if pin.node is None:
       return
     self._ledger.pages.pinned -= release_path(pin.node)
     self._forest.settle(pin.node)
     self._bound_memory()
+
+  def spare_state(self, pin: Pin) -> Pin:
+    """Keeps the path of a pin and lets the state at its end be evicted.
+
+    Args:
+      pin: Given back; a new one is returned.
+
+    Raises:
+      ValueError: If the pin is not open (any more).
+    """
+    if pin not in self._pins:
+      raise ValueError(f"the pin at depth {pin.depth} is not open.")
+    kept = Pin(pin.node, pin.salt, None)
+    self._pins.remove(pin)
+    self._let_go(pin.state)
+    self._pins.add(kept)
+    return kept
+
+  def _let_go(self, state: State | None) -> None:
+    """One pin less holds a state."""
+    if state:
+      state.pins -= 1
+      self._ledger.slots.pinned -= state.pins == 0
 
   def check_room(self, slots: int, pages: int, budget: Budget) -> None:
     """Raises CapacityError if another budget could not hold so many more."""

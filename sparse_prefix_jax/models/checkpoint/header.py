@@ -54,6 +54,27 @@ def read_header(file: pathlib.Path) -> list[StoredTensor]:
   Raises:
     ValueError: If it is damaged or cannot be read, or if MLX wrote it.
   """
+  header, data, size = _read(file)
+  _metadata(file, header)
+  tensors = [_tensor(file, name, entry, data) for name, entry in header.items()]
+  _check_filled(file, [end for _, end in tensors], header, size - data)
+  return [tensor for tensor, _ in tensors]
+
+
+def read_metadata(file: pathlib.Path) -> dict[str, str]:
+  """Returns what a file says besides its tensors.
+
+  Args:
+    file: A safetensors file.
+
+  Raises:
+    ValueError: If it is damaged or cannot be read, or if MLX wrote it.
+  """
+  return _metadata(file, _read(file)[0])
+
+
+def _read(file: pathlib.Path) -> tuple[dict[str, Any], int, int]:
+  """Reads the header: what it says, where the data begins, and ends."""
   if file.is_dir():
     raise ValueError(f"{file} is a folder; it must be a file.")
   try:
@@ -65,12 +86,7 @@ def read_header(file: pathlib.Path) -> list[StoredTensor]:
     raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
   if size < 8 or length > min(size - 8, _LONGEST_HEADER):
     raise damaged(file, f"its {size} bytes cannot hold the header")
-  header = parse_json_object(content, f"the header of {file}")
-  _check_metadata(file, header.pop("__metadata__", {}))
-  data = 8 + length
-  tensors = [_tensor(file, name, entry, data) for name, entry in header.items()]
-  _check_filled(file, [end for _, end in tensors], header, size - data)
-  return [tensor for tensor, _ in tensors]
+  return parse_json_object(content, f"the header of {file}"), 8 + length, size
 
 
 def damaged(file: pathlib.Path, why: str) -> ValueError:
@@ -78,12 +94,13 @@ def damaged(file: pathlib.Path, why: str) -> ValueError:
   return ValueError(f"{file} is damaged: {why}.")
 
 
-def _check_metadata(file: pathlib.Path, metadata: Any) -> None:
-  """Refuses metadata of another form, and weights that MLX has changed.
+def _metadata(file: pathlib.Path, header: dict[str, Any]) -> dict[str, str]:
+  """Takes the metadata out; other forms, and what MLX changed, are refused.
 
   MLX adds one to the weights of norms and turns convolutions, under the same
   names.
   """
+  metadata = header.pop("__metadata__", {})
   if not isinstance(metadata, dict) or not all(
     isinstance(value, str) for value in metadata.values()
   ):
@@ -93,6 +110,7 @@ def _check_metadata(file: pathlib.Path, metadata: Any) -> None:
       f"{file} was written by MLX, which stores norms and convolutions in "
       "another way; convert the original checkpoint instead."
     )
+  return metadata
 
 
 def _tensor(

@@ -83,6 +83,11 @@ def same(name: str, rank: int = 1) -> Source:
   return Source((name,), (rank,), lambda x: x)
 
 
+def in_a_row(name: str, rank: int) -> Source:
+  """A tensor of several axes that is used as one, a head behind the other."""
+  return Source((name,), (rank,), lambda x: x.reshape(-1))
+
+
 def taps_first(name: str) -> Source:
   """A convolution that is stored as [channels 1 w] and used as [w channels].
 
@@ -158,6 +163,28 @@ def stack_of_pairs(*names: str) -> Source:
     return rows.reshape(len(names) // 2, -1, rows.shape[-1])
 
   return single._replace(convert=convert)
+
+
+def numbered_experts(
+  prefix: str, count: int, gate: str, up: str, down: str
+) -> tuple[Source, Source]:
+  """Experts that are stored one by one: gate above up, and down, stacked.
+
+  Args:
+    prefix: What stands before the number of an expert.
+    count: How many there are.
+    gate: Name of the weight behind the number, as of the other two.
+    up: See `gate`.
+    down: See `gate`.
+
+  Example:
+    >>> numbered_experts("e.", 2, "w1", "w3", "w2")[0].names
+    ('e.0.w1.weight', 'e.0.w3.weight', 'e.1.w1.weight', 'e.1.w3.weight')
+  """
+  numbers = range(count)
+  pairs = (f"{prefix}{n}.{w}.weight" for n in numbers for w in (gate, up))
+  single = (f"{prefix}{n}.{down}.weight" for n in numbers)
+  return stack_of_pairs(*pairs), stack_of(*single)
 
 
 def rows_of(name: str, first: int, last: int, rank: int = 2) -> Source:

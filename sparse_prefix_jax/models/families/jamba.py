@@ -18,9 +18,8 @@ from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
   Source,
+  numbered_experts,
   same,
-  stack_of,
-  stack_of_pairs,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import mamba_sources
@@ -152,12 +151,8 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
 def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: one tensor, or each its own."""
   prefix = "feed_forward.experts."
-  numbered = [f"{prefix}{number}." for number in range(sub.experts)]
-  pairs = stack_of_pairs(
-    *(f"{at}{part}_proj.weight" for at in numbered for part in ("gate", "up"))
-  )
-  down = stack_of(*(f"{at}down_proj.weight" for at in numbered))
-
+  names = prefix, sub.experts, "gate_proj", "up_proj", "down_proj"
+  pairs, down = numbered_experts(*names)
   return {
     "sub.router": same("feed_forward.router.weight", rank=2),
     "sub.gate_up": same(prefix + "gate_up_proj", rank=3)._replace(

@@ -23,10 +23,9 @@ from sparse_prefix_jax.models.families.family import (
   Family,
   Source,
   joined_in,
+  numbered_experts,
   same,
   side_by_side,
-  stack_of,
-  stack_of_pairs,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 
@@ -305,13 +304,13 @@ def _latent_sources(sub: LatentAttentionConfig) -> dict[str, Source]:
 
 def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: each its own tensors."""
-  numbered = [f"{_MIXTURE}experts.{number}." for number in range(sub.experts)]
-  pairs = (f"{at}{w}.weight" for at in numbered for w in ("w1", "w3"))
+  names = f"{_MIXTURE}experts.", sub.experts, "w1", "w3", "w2"
+  gate_up, down = numbered_experts(*names)
   return {
     "sub.router": same(f"{_MIXTURE}gate.weight", rank=2),
     "sub.correction": same(f"{_MIXTURE}gate.e_score_correction_bias"),
-    "sub.gate_up": stack_of_pairs(*pairs),
-    "sub.down": stack_of(*(f"{at}w2.weight" for at in numbered)),
+    "sub.gate_up": gate_up,
+    "sub.down": down,
   }
 
 

@@ -19,9 +19,9 @@ from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
   Source,
+  in_a_row,
+  numbered_experts,
   same,
-  stack_of,
-  stack_of_pairs,
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
@@ -148,26 +148,21 @@ def _lightning(sub: LightningConfig) -> dict[str, Source]:
 
   return {f"sub.{name}": part(i) for i, name in enumerate(_PARTS)} | {
     "sub.in_gate": same(f"{prefix}output_gate.weight", rank=2),
-    "sub.rate": Source((f"{prefix}slope_rate",), (3,), _in_a_row),
+    "sub.rate": in_a_row(f"{prefix}slope_rate", rank=3),
     "sub.norm": same(f"{prefix}norm.weight"),
     "sub.out": same(f"{prefix}out_proj.weight", rank=2),
   }
 
 
-def _in_a_row(x: np.ndarray) -> np.ndarray:
-  """The rates of all heads, one behind the other."""
-  return x.reshape(-1)
-
-
 def _mixture(sub: ExpertsConfig) -> dict[str, Source]:
   """Where experts come from: each its own tensors."""
   prefix = "block_sparse_moe."
-  numbered = [f"{prefix}experts.{number}." for number in range(sub.experts)]
-  pairs = (f"{at}{w}.weight" for at in numbered for w in ("w1", "w3"))
+  names = f"{prefix}experts.", sub.experts, "w1", "w3", "w2"
+  gate_up, down = numbered_experts(*names)
   return {
     "sub.router": same(f"{prefix}gate.weight", rank=2),
-    "sub.gate_up": stack_of_pairs(*pairs),
-    "sub.down": stack_of(*(f"{at}w2.weight" for at in numbered)),
+    "sub.gate_up": gate_up,
+    "sub.down": down,
   }
 
 

@@ -19,10 +19,9 @@ from sparse_prefix_jax.models.families import plain
 from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Source,
+  numbered_experts,
   same,
   side_by_side,
-  stack_of,
-  stack_of_pairs,
   taps_first,
 )
 from sparse_prefix_jax.models.families.fields import Fields, shown
@@ -194,12 +193,7 @@ def mixture_sources(sub: ParallelConfig) -> Sources:
     raise ValueError(f"subs[0] is {sub.subs[0]!r}; it must be experts.")
   experts = sub.subs[0].experts
   prefix = "mlp.experts."
-  numbered = [f"{prefix}{number}." for number in range(experts)]
-  pairs = stack_of_pairs(
-    *(f"{at}{part}.weight" for at in numbered for part in _GATE_UP)
-  )
-  down = stack_of(*(f"{at}down_proj.weight" for at in numbered))
-
+  pairs, down = numbered_experts(prefix, experts, *_GATE_UP, "down_proj")
   shared = "mlp.shared_expert."
   return {
     "pre": same("post_attention_layernorm.weight"),

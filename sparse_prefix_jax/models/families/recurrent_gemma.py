@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import ml_dtypes
-import numpy as np
 
 from sparse_prefix_jax.layers import (
   AttentionConfig,
@@ -20,6 +19,7 @@ from sparse_prefix_jax.models.families.family import (
   SINGLE_RUNG,
   Family,
   Source,
+  in_a_row,
   same,
   taps_first,
 )
@@ -147,17 +147,12 @@ def _recurrent() -> dict[str, Source]:
   for gate in ("input_gate", "recurrent_gate"):
     name = f"{prefix}rg_lru.{gate}"
     sources[f"sub.{gate}"] = same(f"{name}_weight", rank=3)
-    sources[f"sub.{gate}_bias"] = Source((f"{name}_bias",), (2,), _in_a_row)
+    sources[f"sub.{gate}_bias"] = in_a_row(f"{name}_bias", rank=2)
   return sources | {
     "sub.conv": taps_first(f"{prefix}conv_1d.weight"),
     "sub.conv_bias": same(f"{prefix}conv_1d.bias"),
     "sub.rate": same(f"{prefix}rg_lru.recurrent_param"),
   }
-
-
-def _in_a_row(x: np.ndarray) -> np.ndarray:
-  """The biases of all blocks, one behind the other."""
-  return x.reshape(-1)
 
 
 RECURRENT_GEMMA = Family(

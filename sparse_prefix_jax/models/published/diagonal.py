@@ -124,7 +124,7 @@ DIAGONAL_PRESETS: dict[str, ModelConfig] = {
     MambaConfig(inner_width=128, state_width=16, rank=4),
     numerics=SMALL,
   ),
-  "mamba_2_8b": _mamba(
+  "mamba1_2_8b": _mamba(
     50280,
     2560,
     64,

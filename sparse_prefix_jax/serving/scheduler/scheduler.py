@@ -60,7 +60,7 @@ class Scheduler:
       most probable ids, or a pair of one and the number of a sample.
     swap_capacity: Bytes of the host for sequences that make room, a number or a
       size such as "1GiB"; what does not fit is dropped and replayed, and so is
-      everything with None.
+      everything with None or 0.
     overlap: Whether a step is dispatched before the last ids are read. Without,
       ids are told by the step that chose them.
 
@@ -104,7 +104,7 @@ class Scheduler:
       waiting = check_at_least("max_waiting", max_waiting, 0)
     swap_bytes = 0
     if swap_capacity is not None:
-      swap_bytes = parse_bytes(swap_capacity, name="swap_capacity")
+      swap_bytes = parse_bytes(swap_capacity, name="swap_capacity", least=0)
     if not isinstance(overlap, bool):
       raise ValueError(f"overlap must be True or False, got {overlap!r}.")
     self._cache, self._seats, self._most = cache, seats, waiting

@@ -7,11 +7,17 @@ import hashlib
 import hmac
 import json
 import pathlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
-from typing import Any
+from collections.abc import (
+  AsyncGenerator,
+  AsyncIterator,
+  Awaitable,
+  Collection,
+  Iterator,
+)
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import (
   HTMLResponse,
   JSONResponse,
@@ -30,6 +36,7 @@ from sparse_prefix_jax.serving.server.service import (
   Service,
 )
 
+_T = TypeVar("_T")
 _MOST_BYTES = 16 * 2**20
 _MOST_READ = 2**30
 _RETRY_SECONDS = 1
@@ -208,16 +215,14 @@ class _Routes:
     if call.stream:
       # What is refused is so before the first byte.
       with _refusing():
-        first = await anext(pieces)
+        first = await _unless_gone(request, anext(pieces))
       return StreamingResponse(
         _events(reply, first, pieces), media_type="text/event-stream"
       )
-    gone = asyncio.create_task(_disconnected(request))
     try:
       with _refusing():
-        await _unless(gone, _collect(reply, pieces))
+        await _unless_gone(request, _collect(reply, pieces))
     finally:
-      gone.cancel()
       await pieces.aclose()
     return JSONResponse(reply.whole())
 
@@ -245,12 +250,15 @@ async def _content(request: Request) -> bytes:
   A client that still sends does not read; so the rest is read, and let go.
   """
   content, size = bytearray(), 0
-  async for part in request.stream():
-    size += len(part)
-    if size <= _MOST_BYTES:
-      content += part
-    if size > _MOST_READ:
-      break
+  try:
+    async for part in request.stream():
+      size += len(part)
+      if size <= _MOST_BYTES:
+        content += part
+      if size > _MOST_READ:
+        break
+  except ClientDisconnect:
+    raise _gone() from None
   if size > _MOST_BYTES:
     raise Refused(400, f"the body has more than {_MOST_BYTES} bytes.")
   return bytes(content)
@@ -276,22 +284,31 @@ async def _collect(reply: Reply, pieces: AsyncGenerator[Piece, None]) -> None:
     reply.add(piece)
 
 
+def _gone() -> Refused:
+  """Nobody reads this; the log of a proxy may."""
+  return Refused(499, "the client has gone.")
+
+
 async def _disconnected(request: Request) -> None:
   """Returns when the client has gone."""
   while (await request.receive())["type"] != "http.disconnect":
     pass
 
 
-async def _unless(gone: asyncio.Task[None], work: Any) -> None:
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
   """Does some work, and lets go of it if the client goes first."""
+  gone = asyncio.ensure_future(_disconnected(request))
   task = asyncio.ensure_future(work)
-  await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-  if not task.done():
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-      await task
-    raise Refused(499, "the client has gone.")
-  await task
+  try:
+    await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+      raise _gone()
+    return task.result()
+  finally:
+    gone.cancel()
+    if task.cancel():
+      with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def _events(

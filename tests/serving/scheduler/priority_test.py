@@ -52,7 +52,7 @@ def finish(cache, scheduler, events):
   return [*events, *(e for s in steps_until_idle(cache, scheduler) for e in s)]
 
 
-@pytest.mark.parametrize("swap_capacity", [None, "1GiB"])
+@pytest.mark.parametrize("swap_capacity", [0, "1GiB"])
 @pytest.mark.parametrize("short", ROOM)
 def test_a_higher_one_begins_at_once_and_the_lower_one_goes_on(
   short, swap_capacity

@@ -213,7 +213,7 @@ def test_refusals_of_schedulers_and_handles():
     ({"max_waiting": -1}, "max_waiting is -1"),
     ({"sampler": 7}, "sampler is 7; it must be a Sampler"),
     ({"overlap": 1}, "overlap must be True or False"),
-    ({"swap_capacity": -1}, "swap_capacity must be"),
+    ({"swap_capacity": -1}, "swap_capacity must be .* at least 0"),
   ):
     with pytest.raises(ValueError, match=match):
       new_scheduler(cache, **fields)

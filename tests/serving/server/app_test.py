@@ -143,3 +143,34 @@ def test_who_goes_before_it_was_submitted_leaves_nothing_running(model):
     assert counts["steps"] < 100
   finally:
     service.stop()
+
+
+@pytest.mark.parametrize(
+  "body",
+  [b'{"prompt": "Anna"}', b'{"prompt": "Anna", "stream": true}', b'{"prom'],
+  ids=["whole", "streamed", "cut"],
+)
+def test_who_goes_while_waiting_gives_the_place_up(model, body):
+  """Nobody steps, so nothing is told before the client has gone."""
+  app, sent = app_of(model), []
+  cut = not body.endswith(b"}")
+  received = [{"type": "http.request", "body": body, "more_body": cut}]
+
+  async def receive():
+    if not received:
+      await asyncio.sleep(0.1)
+    return received.pop() if received else {"type": "http.disconnect"}
+
+  async def send(message):
+    sent.append(message)
+
+  scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
+  scope |= {"headers": [], "query_string": b""}
+  asyncio.run(asyncio.wait_for(app(scope, receive, send), 10))
+  assert sent[0]["status"] == 499
+  with TestClient(app) as client:  # Now somebody steps.
+    reply = client.post("/v1/completions", json=PROMPT | {"n": 3})
+    figures = client.get("/metrics").text.splitlines()
+  assert reply.status_code == 200
+  (requests,) = [x for x in figures if x.startswith("sparse_prefix_cache_requ")]
+  assert requests.endswith(" 3")
