@@ -152,7 +152,7 @@ def as_precision(
   """
   try:
     return lax.Precision(precision)
-  except ValueError:
+  except (ValueError, TypeError):
     raise ValueError(
       f"precision of {operation} is {precision!r}; it must be default, high or "
       "highest."

@@ -281,7 +281,9 @@ def gated_delta_rule_projected_step(
     pool=(pool, "s hv k v"),
   )
   if not isinstance(key_heads, int) or key_heads < 1:
-    raise ValueError(f"key_heads is {key_heads!r}; it must be an int from 1.")
+    raise ValueError(
+      f"key_heads is {key_heads!r}; it must be an int, at least 1."
+    )
   if dtype not in _DTYPES:
     raise ValueError(f"dtype is {dtype!r}; it must be one of {_DTYPES}.")
   as_precision(name, precision)

@@ -246,6 +246,7 @@ def lattice_attention_core(
     v=(v, "n c hkv k"),
     length=(length, "n"),
   )
+  check_floating("lattice_attention_core", q=q, k=k, v=v)
   precision = as_precision("lattice_attention_core", precision)
   past_keys, past_values = (
     jnp.zeros((0, *new.shape[1:]), new.dtype) if past is None else past
