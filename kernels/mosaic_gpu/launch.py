@@ -261,10 +261,25 @@ def dot_by_warps(
   instructions: Any = plgpu  # JAX 0.10 has no mma, and is refused before
   total = plgpu.layout_cast(jnp.zeros(shape, jnp.float32), plgpu.Layout.WGMMA)
   for left, right in pairs:
+    if isinstance(left, jax.Array):
+      left = _from_a_buffer(left)
     for start in range(0, left.shape[1], CHUNK):
       inner = slice(start, min(start + CHUNK, left.shape[1]))
       total = instructions.mma(total, left[:, inner], right[inner, :])
   return total
+
+
+def _from_a_buffer(x: Array) -> Array:
+  """The same array, in registers that a buffer was read into.
+
+  Those of a sum are in another order than a left operand of a warp wants them.
+  """
+
+  def through(buffer: Ref) -> Array:
+    buffer[...] = x
+    return buffer[...]
+
+  return pl.run_scoped(through, plgpu.SMEM(x.shape, x.dtype))
 
 
 def parts(buffer: Ref) -> list[Ref]:
