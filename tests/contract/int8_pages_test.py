@@ -64,7 +64,7 @@ def crowded(answers, seed):
 def test_crowded_traffic_swaps_drops_and_forks():
   answers = Answers(cold_runs(page_dtype="int8"), seed=0, longest=LONGEST)
   counts = collections.Counter()
-  for seed in (9, 10):
+  for seed in (9, 12):
     traffic = crowded(answers, seed)
     assert traffic.run() == 0
     counts += traffic.scheduler.counts

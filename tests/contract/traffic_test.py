@@ -63,16 +63,16 @@ def test_a_step_reads_the_weights_of_the_vocabulary_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("seed", "kind"), [(10, "preempted"), (10, "dropped"), (11, "swapped_out")]
+  ("seed", "kinds"), [(20, ("preempted", "dropped")), (11, ("swapped_out",))]
 )
-def test_crowded_traffic_swaps_drops_and_preempts(seed, kind):
+def test_crowded_traffic_swaps_drops_and_preempts(seed, kinds):
   """Streams that are known to be crowded."""
   random = np.random.default_rng(seed)
   traffic = Traffic(
     answers(), lambda low, high: int(random.integers(low, high + 1))
   )
   assert traffic.run() == 0
-  assert traffic.scheduler.counts[kind] > 0
+  assert min(traffic.scheduler.counts[kind] for kind in kinds) > 0
 
 
 def differing(cache, scheduler, prompts):

@@ -243,7 +243,7 @@ def test_bad_input_is_refused():
   with pytest.raises(ValueError, match="requests must not be empty"):
     simulate(Trace("none", ()), policy, capacity)
   for fraction in (-0.1, 1.0, float("nan")):
-    with pytest.raises(ValueError, match="warmup_fraction must be in"):
+    with pytest.raises(ValueError, match="warmup_fraction must be a number in"):
       simulate(STREAM, policy, capacity, warmup_fraction=fraction)
   with pytest.raises(ValueError, match="needs sizes of a state and a page"):
     simulate(STREAM, policy, Capacity("bytes", 3))

@@ -97,7 +97,7 @@ def test_traces_of_hashed_blocks():
 
 
 def test_bad_sizes_are_refused():
-  with pytest.raises(ValueError, match="state_bytes must be positive"):
+  with pytest.raises(ValueError, match="state_bytes must be a positive"):
     ModelSizes(state_bytes=0, page_bytes=1)
 
 

@@ -72,7 +72,7 @@ def test_a_higher_one_begins_at_once_and_the_lower_one_goes_on(
   events = finish(cache, scheduler, events)
   assert ids(events, high) == expected_ids(LONG, 5)
   assert ids(events, low) == expected_ids(MIDDLE, 50)
-  kind = "dropped" if swap_capacity is None else "swapped_out"
+  kind = "swapped_out" if swap_capacity else "dropped"
   assert (scheduler.counts["preempted"], scheduler.counts[kind]) == (1, 1)
 
 
