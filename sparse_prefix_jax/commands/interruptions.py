@@ -52,7 +52,16 @@ def _again(lost: Any) -> None:
   if lost.exc_type is not KeyboardInterrupt:
     sys.__unraisablehook__(lost)
     return
-  soon = threading.Timer(_SOON, _thread.interrupt_main)
+  soon = threading.Timer(_SOON, _signal_again)
   soon.daemon = True
   with contextlib.suppress(RuntimeError):  # The interpreter ends.
     soon.start()
+
+
+def _signal_again() -> None:
+  """Sends a signal that wakes the main thread, whatever it waits for."""
+  main = threading.main_thread().ident
+  if main is not None and hasattr(signal, "pthread_kill"):
+    signal.pthread_kill(main, signal.SIGINT)
+  else:  # of Windows, which has none
+    _thread.interrupt_main()
