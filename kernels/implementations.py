@@ -97,7 +97,8 @@ def current_device() -> Device:
     return Device(
       "gpu" if platform == "cuda" else platform, abstract.device_kind
     )
-  device = jax.config.jax_default_device
+  settings: Any = jax.config  # whose fields are made as JAX loads
+  device = settings.jax_default_device
   if device is None or isinstance(device, str):
     device = jax.devices(device)[0]
   return Device(device.platform, device.device_kind)
