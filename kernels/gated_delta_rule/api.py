@@ -1,5 +1,7 @@
 """gated_delta_rule: what layers call, whatever computes it."""
 
+from typing import Any
+
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
@@ -280,12 +282,7 @@ def gated_delta_rule_projected_step(
     decay_bias=(decay_bias, "hv"),
     pool=(pool, "s hv k v"),
   )
-  if not isinstance(key_heads, int) or key_heads < 1:
-    raise ValueError(
-      f"key_heads is {key_heads!r}; it must be an int, at least 1."
-    )
-  if dtype not in _DTYPES:
-    raise ValueError(f"dtype is {dtype!r}; it must be one of {_DTYPES}.")
+  _check_choices(key_heads, dtype)
   as_precision(name, precision)
   mixed, log_rate, decay_bias = as_gates(mixed, log_rate, decay_bias)
   check_heads(name, sizes | {"h": key_heads}, pool)
@@ -313,3 +310,13 @@ def gated_delta_rule_projected_step(
     dtype=dtype,
     precision=precision,
   )
+
+
+def _check_choices(key_heads: Any, dtype: Any) -> None:
+  """Refuses what no projection of a layer has."""
+  if not isinstance(key_heads, int) or key_heads < 1:
+    raise ValueError(
+      f"key_heads is {key_heads!r}; it must be an int, at least 1."
+    )
+  if dtype not in _DTYPES:
+    raise ValueError(f"dtype is {dtype!r}; it must be one of {_DTYPES}.")

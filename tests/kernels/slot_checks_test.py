@@ -13,7 +13,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
   lattice_attention_core,
   lattice_attention_step,
 )
-from sparse_prefix_jax.kernels.slot_checks import concrete
+from sparse_prefix_jax.kernels.slot_checks import concrete, numbers
 from tests.kernels import operations
 from tests.trees import assert_same_bits
 
@@ -362,3 +362,13 @@ def test_tokens_that_are_allowed():
   active, position = np.array([True, False]), np.array([3, 3])
   out, _, _ = attend_step(active=active, position=position, page_table=WIDE)
   assert out.shape == (N, 2, 8)
+
+
+@pytest.mark.parametrize(
+  "values", [["a", "b"], [2**70, 1], [2**31], [[1], [1, 2]], object()]
+)
+def test_what_are_no_numbers_of_32_bits_are_refused(values):
+  """An array of 64 bits would be cut to 32 in silence."""
+  told = r"^length is .*; it must be an array of integers of 32 bits\.$"
+  with pytest.raises(ValueError, match=told):
+    numbers("length", values)

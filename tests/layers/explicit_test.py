@@ -289,14 +289,6 @@ def test_inputs_of_as_many_chunks_share_a_program():
   assert explicit_programs.run_scan._cache_size() == before
 
 
-def test_nothing_that_is_allowed_is_taken_for_a_nan():
-  """`jax_debug_nans` stops at an array of them, wherever it is made."""
-  layer, carry = make_layer("swiglu"), empty("swiglu")
-  whole = layer.scan(carry, inputs()).y
-  with jax.debug_nans(True):
-    assert_same_bits(layer.scan(carry, inputs()).y, whole)
-
-
 def test_a_rung_is_chosen_that_pads_little():
   ladder = (1, 2, 4, 8, 16)
   chosen = [chunks_per_group(n, ladder) for n in (1, 3, 4, 13, 17, 33, 40)]
@@ -319,8 +311,6 @@ def shifted(carry, *positions):
     ({"carry": (0, 192)}, "the tokens reach to 342; .* room for 256"),
     ({"length": [10, 151]}, "length holds 151; it must be 0 to 150"),
     ({"length": [-1, 150]}, "length holds -1; it must be 0 to 150"),
-    ({"length": ["a", "b"]}, r"length is \['a', 'b'\]; it must be an array"),
-    ({"length": [2**70, 1]}, "length is .*; it must be an array of integers"),
     ({"length": [1, 2, 3]}, r"length of scan has shape \(3,\)"),
     ({"capture_at": (70,)}, "capture_at holds 70; .* a multiple of 64"),
     ({"capture_at": (192,)}, "capture_at holds 192; .* from 1 to 150"),

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -46,36 +45,6 @@ def test_the_group_is_a_layer_group_of_the_model():
   assert mixers == ["gated_delta_net"] * 3 + ["attention"]
   assert model.branches == 6 * group.branches
   assert model.replace(vocab_size=512, branches=group.branches) == group
-
-
-# Together they have every kind of layer.
-EVERY_KIND = (
-  "recurrent_gemma",
-  "kimi_linear",
-  "nemotron_h",
-  "jamba",
-  "minimax",
-)
-
-
-@pytest.mark.parametrize("name", [f"{name}_tiny" for name in EVERY_KIND])
-@pytest.mark.usefixtures("unchecked_types")
-def test_nothing_gets_wider_where_64_bits_are_the_default(name):
-  def run(model, tokens):
-    carry = model.initialize_carry(batch=2, capacity=128)
-    out = model.scan(carry, tokens)
-    return out, model.cell(carry, tokens[:, 0])
-
-  # Whoever turns them on mixes widths as he likes.
-  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-    model = nnx.eval_shape(
-      lambda: HybridDecoder(preset(name), rngs=nnx.Rngs(0))
-    )
-    tokens = jax.ShapeDtypeStruct((2, 100), jnp.int32)
-    results = jax.eval_shape(run, model, tokens)
-  assert {
-    leaf.dtype.itemsize for leaf in jax.tree.leaves((model, results))
-  } <= {1, 2, 4}
 
 
 @pytest.mark.parametrize("name", PRESETS)

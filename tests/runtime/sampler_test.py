@@ -92,16 +92,6 @@ def test_log_probabilities_are_those_of_the_model():
       assert best[order.index(chosen)] == drawn.logprobs[row]
 
 
-@pytest.mark.usefixtures("unchecked_types")
-def test_draws_are_the_same_where_64_bits_are_the_default():
-  some = Sampling(temperature=0.5, top_k=9, best=3), Sampling(temperature=2.0)
-  inputs = random_logits(8), [*some * 4], np.arange(8)
-  expected, _ = run_few(*inputs)
-  with jax.enable_x64(True):
-    drawn, _ = run_few(*inputs)
-  assert_same_bits(drawn, expected)
-
-
 @functools.cache
 def kept_program():
   return jax.jit(row_sampler.kept_ids)
