@@ -33,11 +33,9 @@ def random_tokens(size, seed=0):
   return np.random.default_rng(seed).integers(0, 512, size).astype(np.int32)
 
 
-# Schedules below find in bfloat16 what the layers alone show here.
-@pytest.mark.parametrize(
-  "dtype",
-  ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)],
-)
+# Schedules below find what the layers alone show here.
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_no_layer_breaks_a_rule(dtype):
   assert check(int8_model(dtype=dtype), lives=0) == ()
 

@@ -30,6 +30,8 @@ def test_random_schedules_differ_in_no_bit(dtype):
   assert sum(compared) > 1e6  # bytes: the schedules did something
 
 
+# In bfloat16 families live in chunks of 64 on two rungs.
+@pytest.mark.slow
 def test_chunks_of_64_and_all_rungs_differ_in_no_bit():
   model = small_model(chunk=64, ladder=(1, 2, 4), max_length=1024)
   cold, compared = ColdRuns(model, longest=640), 0

@@ -160,8 +160,15 @@ def _check(directory):
   golden = np.load(directory / "golden.npz")
   again, _ = _logits(directory, golden["tokens"])
   worst = float(np.abs(again - golden["logits"]).max())
-  print(f"{directory.name}: transformers again, max difference {worst:.1e}")
-  return worst < 1e-5
+  # Both are float32, each as far from the truth as what is compared with them
+  # may be: where PyTorch adds in another order (an Intel with AVX-512 beside an
+  # AMD), Qwen3-Next's chunks of decays come to 2.3e-4.
+  limit = 2 * 2e-4 * max(1.0, float(np.abs(golden["logits"]).max()) / 10)
+  print(
+    f"{directory.name}: transformers again, max difference {worst:.1e},"
+    f" at most {limit:.1e}"
+  )
+  return worst < limit
 
 
 def _copy(root, target):

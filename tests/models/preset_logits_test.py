@@ -10,11 +10,14 @@ from tests.models import preset_logits
 CLOSE = {"float32": 2e-4, "bfloat16": 0.1}
 
 
-# The preset "demo" has the layers of "tiny": it is with the slow tests.
+# Presets with the layers of the others are with the slow tests.
+REPEATED = "tiny", "demo"
+
+
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name
+    pytest.param(name, marks=pytest.mark.slow) if name in REPEATED else name
     for name in preset_logits.PRESETS
   ],
 )

@@ -96,13 +96,16 @@ def test_the_bases_are_computed(tmp_path, number):
   assert worst_difference(tmp_path / "base") < 2e-5
 
 
-def test_two_hundred_harmless_changes_change_nothing(tmp_path):
+@pytest.mark.parametrize(
+  "changes", [60, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_harmless_changes_change_nothing(tmp_path, changes):
   bases = []
   for number in range(len(BASES)):
     base = write_base(tmp_path / f"base{number}", number)
     bases.append(load_pretrained(base, **LOAD))
   kinds = collections.Counter()
-  for seed in range(200):
+  for seed in range(changes):
     directory = tmp_path / str(seed)
     kinds[change_nothing(directory, seed)] += 1
     model, config = load_pretrained(directory, **LOAD)
@@ -110,4 +113,4 @@ def test_two_hundred_harmless_changes_change_nothing(tmp_path):
     assert config == same
     assert_same_bits(*map(jax.tree.leaves, (model, expected)))
     shutil.rmtree(directory)
-  assert len(kinds) == 6 and min(kinds.values()) >= 30
+  assert len(kinds) == 6 and min(kinds.values()) >= changes // 10
