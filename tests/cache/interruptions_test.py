@@ -155,7 +155,7 @@ def test_an_interruption_at_any_line_ends_its_own_call(verb):
 
 @pytest.mark.parametrize("verb", ["prefill", "decode", "fork"])
 def test_a_call_interrupts_nothing_of_jax(monkeypatch, verb):
-  """JAX traces nothing any more if it is interrupted as it puts back a trace."""
+  """JAX runs nothing any more if it is interrupted as it puts back a trace."""
   scene, went_on, looked_at = Scene(), [], jax.lax.stop_gradient
 
   def pressed(array):
