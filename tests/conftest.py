@@ -19,6 +19,7 @@ import gc
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -96,7 +97,13 @@ def _compiles_little(request):
 
 
 def pytest_configure(config):
-  """Makes a folder of compiled programs for all processes of this run."""
+  """Makes a folder of compiled programs for all processes of this run.
+
+  Ctrl-C interrupts as it does in a terminal: a shell that starts the tests in
+  the background has told them to ignore it.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = tempfile.mkdtemp(prefix="programs_of_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder

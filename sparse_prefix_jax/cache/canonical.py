@@ -166,7 +166,7 @@ def store_past(
 def _give_own_state(
   index: PrefixIndex, running: Running, depth: int, chunk: int
 ) -> None:
-  """Passes the state at the last lattice point to the tree, if it is there.
+  """Passes the state at the last lattice point to the tree, and claims it.
 
   Those that the prompt captured go on probation then, unless somebody resumed
   from them: whoever goes on resumes from the new one.
@@ -176,6 +176,9 @@ def _give_own_state(
   if given:
     captured = [p // chunk for p in running.captured]
     index.demote(running.claims[d] for d in captured if d in running.claims)
+  claimed = running.claims.get(depth)
+  if claimed is None or not claimed.alive:
+    # The tree's may be another's: it stays when that one takes it back.
     running.claims |= index.claim(running.pin, [depth])
 
 

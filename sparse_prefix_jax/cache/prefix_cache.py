@@ -214,10 +214,10 @@ class PrefixCache:
     Yields:
       A list for the sequences that the call began or is changing.
     """
-    check_not_traced(self.frozen.leaves[0])
     mine: list[Running] = []
     try:
       with self._lock.held():
+        check_not_traced(self.frozen.leaves[0])
         try:
           yield mine
           self._lock.deliver()

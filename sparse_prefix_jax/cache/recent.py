@@ -24,13 +24,13 @@ _WORK = 100_000_000
 
 
 class _Visit(NamedTuple):
-  """A prompt that was computed, or a decoded sequence that ended.
+  """A prompt that was computed, once or again, or a decoded sequence's end.
 
   Attributes:
     salt: Hash of the tenant.
     keys: Hashes of its whole blocks, the bytes of int64.
     known: How many of them were known.
-    length: Tokens of the prompt; 0 for one that ended.
+    length: Tokens of the prompt; 0 for one computed again, and for an end.
     resumed: Tokens that it resumed after.
   """
 
@@ -48,7 +48,7 @@ class Recent(dict[str, int]):
   `requests`, and the tokens that they did not compute, `saved_tokens`.
 
   Args:
-    visits: Prompts, and ends of decoded sequences, in order.
+    visits: Prompts, once or again, and ends of decoded sequences, in order.
     budget: What may be held.
     chunk: Tokens of a block.
 
@@ -139,8 +139,15 @@ class Window:
     self._blocks = self._requests = 0
 
   def prompt(self, running: Running) -> None:
-    """Notes a sequence whose prompt is computed."""
+    """Notes a sequence whose prompt is computed.
+
+    One that was dropped and is computed again is no request any more; but what
+    it leaves can be kept from here on.
+    """
     blocks = running.prompt_length // self._chunk
+    if running.request.observed:
+      self._note(running, blocks, 0, 0, 0)
+      return
     known = min(running.match.overlap_blocks, blocks)
     self._note(running, blocks, known, running.prompt_length, running.resumed)
 

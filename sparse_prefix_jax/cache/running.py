@@ -176,13 +176,13 @@ class Running:
     return self.length - len(self.tokens) if len(self.tokens) else 0
 
   def completed(self, chunk: int) -> bool:
-    """Whether steps completed a chunk that is not canonical yet.
+    """Whether decoding completed a chunk that is not canonical yet.
 
     Args:
       chunk: Tokens of a chunk, c.
     """
-    steps = self.computed < self.length and not self.exact
-    return self.prefilled and steps and self.length % chunk == 0
+    ahead = self.computed < self.length
+    return self.prefilled and ahead and self.length % chunk == 0
 
   @property
   def states(self) -> int:

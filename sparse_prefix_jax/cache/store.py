@@ -170,7 +170,7 @@ class PrefixStore(StoreView):
       commit_decoded(self.index, running, segment, self.chunk)
       return
     commit_prompt(self.index, running, segment, self.chunk, stores=self.stores)
-    if running.prefilled and not running.request.observed:
+    if running.prefilled:
       self._window.prompt(running)
 
   @entirely

@@ -97,8 +97,9 @@ def overlap_tokens(trace: Trace, path: Path, place: int, chunk: int) -> int:
     chunk: Tokens per lattice block.
 
   Returns:
-    Tokens, less than the request has; those of whole blocks where the trace
-    holds hashes of blocks.
+    Tokens, those of whole blocks where the trace holds hashes of blocks. They
+    are all of the request's only where it ends with a block: what follows the
+    last one is never restored.
 
   >>> from sparse_prefix_jax.workloads import token_trace
   >>> trace = token_trace("two", [np.arange(9), np.arange(7)], groups=[0, 0])
@@ -112,7 +113,7 @@ def overlap_tokens(trace: Trace, path: Path, place: int, chunk: int) -> int:
   size = min(ours.size, theirs.size)
   beyond = ours[whole:size] != theirs[whole:size]
   shared = whole + int(np.argmax([*beyond, True]))
-  return min(shared, ours.size - 1)
+  return max(whole, min(shared, ours.size - 1))
 
 
 def told_depths(

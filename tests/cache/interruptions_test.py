@@ -153,6 +153,24 @@ def test_an_interruption_at_any_line_ends_its_own_call(verb):
   assert interrupted == POINTS
 
 
+@pytest.mark.parametrize("verb", ["prefill", "decode", "fork"])
+def test_a_call_interrupts_nothing_of_jax(monkeypatch, verb):
+  """JAX runs nothing any more if it is interrupted as it puts back a trace."""
+  scene, went_on, looked_at = Scene(), [], jax.lax.stop_gradient
+
+  def pressed(array):
+    signal.raise_signal(signal.SIGINT)
+    went_on.append(verb)
+    return looked_at(array)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(jax.lax, "stop_gradient", pressed)
+    with pytest.raises(KeyboardInterrupt):
+      scene.act(verb)
+  assert went_on == [verb]
+  scene.check(verb, False)
+
+
 class Failing:
   """Fails at the n-th call of a function of a module or class."""
 

@@ -43,6 +43,18 @@ def test_keep_spares_what_others_claim():
   store.audit()
 
 
+def test_keep_spares_the_state_where_another_has_ended():
+  """Its answer is short, and the state before it was in the tree already."""
+  store = new_store()
+  first = computed(store, ids(13), anchors=(8,))
+  second = computed(store, ids(8))
+  decode(store, second, [1, 2])
+  store.close(second)
+  store.close(first, keep=0)
+  assert store.match(request([*ids(8), 1, 2, 3])).resume_blocks == 2
+  store.audit()
+
+
 def test_keep_of_a_fork_spares_its_twin():
   store = new_store("block", CHUNK)
   running = computed(store, ids(17))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ from sparse_prefix_jax.cache import recent
 from sparse_prefix_jax.cache.index import Budget
 from sparse_prefix_jax.cache.request import Request
 from sparse_prefix_jax.cache.store import PrefixStore
-from sparse_prefix_jax.evaluation.store_rules import serve
+from sparse_prefix_jax.evaluation.store_rules import commit_all, serve
 from sparse_prefix_jax.placement import PlacementPolicy, Planner
 
 # Checks of types would take most of the time: bounds are searched many times.
@@ -110,6 +111,26 @@ def test_a_prompt_computed_in_parts_is_never_above_the_bound():
   store.close(slow)
   stats = store.stats()
   assert 0 < stats.saved_tokens <= stats.upper_bound_tokens
+
+
+def test_a_prompt_computed_again_leaves_what_can_be_kept():
+  """Others leave no room for its state before that, and all room after it."""
+  store = a_store(400, "last")
+  for _ in range(2):
+    (lost,) = store.open([a_request(range(21))])
+    commit_all(store, lost)
+    store.close(lost, keep=0)
+  dropped = a_request(range(100, 121))
+  (slow,) = store.open([dropped])
+  store.commit(slow, store.next_segment(slow, CHUNK))
+  store.drop(slow)
+  for seed in range(5, 11):
+    serve(store, a_request(np.arange(28) + 100 * seed))
+  serve(store, dataclasses.replace(dropped, observed=True))
+  serve(store, dropped)
+  stats = store.stats()
+  assert (stats.saved_tokens, stats.upper_bound_tokens) == (20, 40)
+  assert stats.recent.requests == 9
 
 
 def test_figures_can_be_written_as_json():

@@ -159,6 +159,19 @@ def test_form_of_decoding_is_kept():
   assert running.length == 6
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_chunk_that_nobody_computed_is_not_stored(exact):
+  """Its last token was read, and no program was dispatched for it."""
+  store = new_store()
+  running = computed(store, ids(7))
+  store.advance([running], exact=exact)
+  store.append(running, 1)
+  store.close(running)
+  store.audit()
+  match = store.match(request([*ids(7), 1, 2]))
+  assert (match.overlap_tokens, match.resume_blocks) == (7, 1)
+
+
 def test_no_page_for_one_of_several_changes_none():
   store = new_store(slots=8, pages=5)
   first, second = (computed(store, ids(8, seed)) for seed in range(2))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sparse_prefix_jax.evaluation import Capacity, simulate
 from sparse_prefix_jax.evaluation.anchor_rules import (
   overlap_tokens,
   place_adaptively,
@@ -137,6 +138,18 @@ def test_an_overlap_is_counted_in_tokens_where_they_are_known():
   assert told[::2] == [0] * 4 and told[1::2] == lengths[1::2]
   same = token_trace("same", [np.arange(10)] * 2, groups=[0, 0])
   assert overlap_tokens(same, tree_paths(same, 4)[1], 1, 4) == 9
+
+
+@pytest.mark.parametrize("name", ["optimal", "dp", "conditional"])
+def test_a_prompt_of_whole_blocks_is_learned_as_its_hashes_are(name):
+  """A match may reach its end: there the state is of use under these rules."""
+  rows = [np.arange(first, first + 8) for first in [0, 0, 9, 0, 9, 0] * 6]
+  tokens = token_trace("tokens", rows, [0] * 36)
+  blocks = (TraceRequest(r[::4].astype(np.int32), 8) for r in rows)
+  hashes = Trace("hashes", tuple(blocks), block=4)
+  policy, capacity = PlacementPolicy(name, 1, 4, every=4), Capacity("states", 3)
+  told = [simulate(trace, policy, capacity) for trace in (tokens, hashes)]
+  assert told[0].tokens_saved == told[1].tokens_saved >= 8 * 24
 
 
 def test_tokens_tell_adaptive_where_an_entry_will_be_left():

@@ -203,6 +203,7 @@ class PrefixIndex(IndexView):
     new = list(itertools.islice(end.upwards(), len(keys)))[::-1]
     states = {node.depth: node.state for node in (*new, start)}
     self._forest.drop_bare_root(start)
+    self._bound_memory()  # The first of a tenant has made a root.
     return Grown(
       pin=moved,
       pages=tuple(node.page for node in new),

@@ -169,7 +169,9 @@ def test_memory_of_what_is_remembered_is_bounded():
   assert len(index) + index.stats.forgotten == 200
   assert look_up(index, [0, 1, 2, 3, 4]).overlap_tokens == 0
   assert look_up(index, [199, 1, 2, 3, 4]).overlap_tokens == 5
-  index.check()
+  for i in range(40):  # Tenants whose prompts are not complete yet.
+    begin(index, [i] * 4, (), salt=bytes([i]))
+    index.check()
 
 
 def test_nothing_is_remembered_without_memory_for_it():
