@@ -65,6 +65,7 @@ class PrefixCache:
     pools: Device arrays; programs donate and replace them.
     promises: Who has accepted requests: states get no share under which one of
       them could not end.
+    replaced: How often its weights were replaced.
 
   Example:
     >>> from flax import nnx
@@ -112,7 +113,7 @@ class PrefixCache:
       ValueError: If a choice is unknown or out of range, weights are divided,
         or the capacity is too small for one sequence of two slots and a page.
     """
-    self._served = held_model(model)
+    self._served, self.replaced = held_model(model), 0
     check_not_traced(self.frozen.leaves[0])
     self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
@@ -196,7 +197,8 @@ class PrefixCache:
     """Serves other weights of the same configuration from here on.
 
     What was stored or running belongs to the old weights and is gone; the
-    pools stay, and no program is compiled again.
+    pools stay, and no program is compiled again. Whoever serves from the cache,
+    a `Scheduler` or an `Engine`, goes on with the new ones.
 
     Raises:
       ValueError: If configuration or weights are refused; nothing has changed.
@@ -206,6 +208,7 @@ class PrefixCache:
     with self._lock.held():
       self.store.reset("the weights of its cache were replaced")
       self._served = served
+      self.replaced += 1
 
   @contextlib.contextmanager
   def call(self) -> Iterator[list[Running]]:

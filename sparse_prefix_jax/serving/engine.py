@@ -24,6 +24,7 @@ from sparse_prefix_jax.serving.scheduler import (
   Finished,
   Scheduler,
 )
+from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import (
   Message,
@@ -57,8 +58,7 @@ class Engine:
   generation prompt among them, so the next turn resumes there.
 
   Attributes:
-    model: The model.
-    cache: Its cache.
+    cache: Of the model.
     tokenizer: With the chat template.
 
   Example:
@@ -93,12 +93,17 @@ class Engine:
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
     check_cache(cache)
-    cache.check_model(model)
+    self._watched = WatchedModel(model, cache)
     if not isinstance(tokenizer, TextTokenizer):
       tokenizer = TextTokenizer(tokenizer)
     tokenizer.check_vocabulary(model.config.vocab_size)
-    self.model, self.cache, self.tokenizer = model, cache, tokenizer
+    self.cache, self.tokenizer = cache, tokenizer
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
+
+  @property
+  def model(self) -> HybridDecoder:
+    """The model, or the one whose weights its cache was given since."""
+    return self._watched.current()
 
   def generate(
     self,
