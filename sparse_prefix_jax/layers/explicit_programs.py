@@ -29,6 +29,7 @@ from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
 from sparse_prefix_jax.layers.sublayer import BranchPools
 from sparse_prefix_jax.layers.wide_gradients import (
   added_wide,
+  graded_wide,
   rounded_once,
   wide_zeros,
 )
@@ -263,12 +264,26 @@ class _Cell(_Program):
 
   def backward(self, kept: Inputs, counts: Integers, d: Outputs) -> Inputs:
     """Computes the tokens again, and differentiates that."""
-    _, pull = jax.vjp(lambda inputs: self.plain(inputs, counts), kept)
-    return pull(d)[0]
 
-  def plain(self, inputs: Inputs, counts: Integers) -> Outputs:
-    """Takes one token of all requests; the carry is the pools."""
-    module = self.module(inputs.weights, counts.others)
+    def run(sums: list[Array], slots: Any, pages: Any, x: Array) -> Outputs:
+      inputs = Inputs(kept.weights, slots, pages, x)
+      return self.plain(inputs, counts, sums)
+
+    sums = wide_zeros(kept.weights)
+    _, pull = jax.vjp(run, sums, kept.slots, kept.pages, kept.x)
+    d_weights, *d_others = pull(d)
+    return Inputs(rounded_once(d_weights, kept.weights), *d_others)
+
+  def plain(
+    self, inputs: Inputs, counts: Integers, sums: list[Array] | None = None
+  ) -> Outputs:
+    """Takes one token of all requests; the carry is the pools.
+
+    Args:
+      inputs: Weights, carry and activations.
+      counts: Positions, and what else has no gradient.
+      sums: Get the gradient of the weights, if there is one.
+    """
     (b, width), size = inputs.x.shape, self.numerics.decode_rows
     index = jnp.arange(-(-b // size) * size)
     active = index < b
@@ -291,6 +306,10 @@ class _Cell(_Program):
 
     def group(pools: BranchPools, step: Any) -> tuple[Any, Array]:
       x, rows, table = barrier(step)
+      weights = inputs.weights
+      if sums is not None:
+        weights = graded_wide(weights, sums)
+      module = self.module(weights, counts.others)
       y, pools = module.step(x, pools, rows, table)
       return pools, barrier(y)
 
