@@ -39,7 +39,6 @@ _ATTENTION = ("attention", "full_attention")
 def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then feed-forward layers, per layer."""
   check_plain(fields)
-  fields.only("attention_bias", False)
   eps = fields.number("rms_norm_eps", 1e-6, **plain.EPS)
   rope = read_whole_rope(fields, plain.head_width(fields))
   norm = Norm(centred=False, eps=eps)
@@ -67,6 +66,7 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
   fields.only("position_embedding_type", "rope", "nope")
   rotated = fields.get("position_embedding_type") == "rope"
   heads = fields.count("num_attention_heads")
+  bias = fields.flag("attention_bias", False)
   return AttentionConfig(
     heads=heads,
     kv_heads=fields.count("num_key_value_heads", heads),
@@ -76,6 +76,8 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
     rope_scaling=rope.scaling if rotated else None,
     gate=False,
     head_norm=False,
+    bias=bias,
+    out_bias=bias,
     scale=fields.number("attention_multiplier", 1.0, **plain.FACTORS),
   )
 

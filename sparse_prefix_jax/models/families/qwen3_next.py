@@ -17,6 +17,9 @@ from sparse_prefix_jax.models.families.fields import Fields
 
 _QKVZ = "linear_attn.in_proj_qkvz.weight"
 _BA = "linear_attn.in_proj_ba.weight"
+# What a file says of experts, whether or not a layer has any.
+_OF_EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+_OF_EXPERTS += ("shared_expert_intermediate_size", "norm_topk_prob")
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -26,14 +29,18 @@ def _read(fields: Fields) -> ModelConfig:
   dense = fields.ids("mlp_only_layers")
   if any(layer >= layers for layer in dense):
     raise fields.error("mlp_only_layers", f"there are {layers} layers, from 0")
+  # No experts are 0 of them, or layers that are all dense.
+  has_any = fields.get("num_experts") != 0
   sparse = [
-    layer not in dense and (layer + 1) % step == 0 for layer in range(layers)
+    has_any and layer not in dense and (layer + 1) % step == 0
+    for layer in range(layers)
   ]
   subs: dict[bool, Sublayer] = {}
   if any(sparse):
     normalized = fields.flag("norm_topk_prob", True)
     subs[True] = qwen.read_mixture(fields, normalized=normalized)
-  fields.get("intermediate_size")  # nothing depends on it without such a layer
+  for key in ("intermediate_size", *_OF_EXPERTS):
+    fields.get(key)  # nothing depends on it without such a layer
   if not all(sparse):
     subs[False] = SwiGLUConfig(hidden=fields.count("intermediate_size"))
   return qwen.read_hybrid(fields, feed_forwards=tuple(subs[s] for s in sparse))
