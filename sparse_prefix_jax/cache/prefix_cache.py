@@ -1,7 +1,6 @@
 """PrefixCache: a store, the pools of one model, and a lock."""
 
 import contextlib
-import reprlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
@@ -29,6 +28,7 @@ from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.share_mover import Promise, ShareMover
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -336,7 +336,7 @@ class PrefixCache:
     handles = listed(sequences)
     if handles is None:
       raise ValueError(
-        f"sequences must be a list of handles, got {reprlib.repr(sequences)}."
+        f"sequences must be a list of handles, got {brief(sequences)}."
       )
     running = [self.store.find(handle) for handle in handles]
     if len({one.number for one in running}) != len(running):

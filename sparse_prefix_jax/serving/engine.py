@@ -1,7 +1,6 @@
 """Engine: text in, text out, over a model and its cache."""
 
 import contextlib
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ import numpy as np
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_tokens
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.answers import (
   Completion,
@@ -142,7 +142,7 @@ class Engine:
     """
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
       raise ValueError(
-        f"prompts is {reprlib.repr(prompts)}; it must be a list of texts, ids "
+        f"prompts is {brief(prompts)}; it must be a list of texts, ids "
         "or conversations."
       )
     variables = checked_variables("template", template)
@@ -247,14 +247,12 @@ class Engine:
     """How ids are drawn, if all of it can be meant."""
     if not callable(choose):
       raise ValueError(
-        f"choose is {reprlib.repr(choose)}; it must be a function of the "
+        f"choose is {brief(choose)}; it must be a function of the "
         "completions of a prompt."
       )
     sampling = Sampling() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
-      raise ValueError(
-        f"sampling is {reprlib.repr(sampling)}; it must be a Sampling."
-      )
+      raise ValueError(f"sampling is {brief(sampling)}; it must be a Sampling.")
     sampling.check_vocabulary(self.model.config.vocab_size)
     if check_whole("max_tokens", max_tokens) < 1:
       raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")
