@@ -184,8 +184,7 @@ class _Scan(_Program):
       (pool, pages), (y, starts) = lax.scan(group, (pool, pages), steps)
       return Outputs(y, *_from_pool(pool, pages)), starts
 
-    arrays = inputs.slots, inputs.pages, inputs.x
-    each = (*arrays, counts.position, counts.length)
+    each = (*inputs[1:], counts.position, counts.length)
     out, starts = lax.map(request, each)
     return out, (inputs.weights, starts, out.pages, inputs.x)
 
@@ -265,25 +264,17 @@ class _Cell(_Program):
   def backward(self, kept: Inputs, counts: Integers, d: Outputs) -> Inputs:
     """Computes the tokens again, and differentiates that."""
 
-    def run(sums: list[Array], slots: Any, pages: Any, x: Array) -> Outputs:
-      inputs = Inputs(kept.weights, slots, pages, x)
-      return self.plain(inputs, counts, sums)
+    def run(sums: Any, others: Any) -> Outputs:
+      return self.plain(Inputs(kept.weights, *others), counts, sums)
 
-    sums = wide_zeros(kept.weights)
-    _, pull = jax.vjp(run, sums, kept.slots, kept.pages, kept.x)
-    d_weights, *d_others = pull(d)
+    _, pull = jax.vjp(run, wide_zeros(kept.weights), kept[1:])
+    d_weights, d_others = pull(d)
     return Inputs(rounded_once(d_weights, kept.weights), *d_others)
 
   def plain(
-    self, inputs: Inputs, counts: Integers, sums: list[Array] | None = None
+    self, inputs: Inputs, counts: Integers, sums: Any = None
   ) -> Outputs:
-    """Takes one token of all requests; the carry is the pools.
-
-    Args:
-      inputs: Weights, carry and activations.
-      counts: Positions, and what else has no gradient.
-      sums: Get the gradient of the weights, if there is one.
-    """
+    """Takes a token of all; the sums get the gradient of the weights."""
     (b, width), size = inputs.x.shape, self.numerics.decode_rows
     index = jnp.arange(-(-b // size) * size)
     active = index < b
@@ -306,10 +297,7 @@ class _Cell(_Program):
 
     def group(pools: BranchPools, step: Any) -> tuple[Any, Array]:
       x, rows, table = barrier(step)
-      weights = inputs.weights
-      if sums is not None:
-        weights = graded_wide(weights, sums)
-      module = self.module(weights, counts.others)
+      module = self.module(graded_wide(inputs.weights, sums), counts.others)
       y, pools = module.step(x, pools, rows, table)
       return pools, barrier(y)
 
