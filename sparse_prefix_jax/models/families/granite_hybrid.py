@@ -1,7 +1,5 @@
 """Foreign names of the Granite-4 hybrids, dense and mixtures of experts."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -31,7 +29,6 @@ from sparse_prefix_jax.models.families.state_space import (
   read_mamba2,
 )
 
-_BRANCHES_PER_LAYER = 2
 _MAMBA = ("mamba", "linear_attention")
 _ATTENTION = ("attention", "full_attention")
 
@@ -107,19 +104,9 @@ def _layer_types(fields: Fields) -> list[str]:
   return kinds
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, GRANITE_HYBRID.embedding, "norm.weight", GRANITE_HYBRID.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   if isinstance(sub, Mamba2Config):
     return before | mamba2_sources(sub, "mamba.")
@@ -151,7 +138,7 @@ def _mlp(sub: Sublayer) -> dict[str, Source]:
 GRANITE_HYBRID = Family(
   model_types=("granitemoehybrid",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, how weights were initialised, and what

@@ -1,12 +1,10 @@
 """Foreign names of Qwen3-Next: projections interleaved by key head."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from sparse_prefix_jax.layers import (
+  Branch,
   GatedDeltaNetConfig,
-  ParallelConfig,
   Sublayer,
   SwiGLUConfig,
 )
@@ -46,17 +44,12 @@ def _read(fields: Fields) -> ModelConfig:
   return qwen.read_hybrid(fields, feed_forwards=tuple(subs[s] for s in sparse))
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-
-  def sources(sub: Sublayer) -> qwen.Sources:
-    if isinstance(sub, ParallelConfig):
-      return qwen.mixture_sources(sub)
-    if isinstance(sub, GatedDeltaNetConfig):
-      return qwen.BRANCHES[sub.kind] | _interleaved(sub)
-    return qwen.BRANCHES[sub.kind]
-
-  yield from qwen.parameters(config, sources)
+def _sources(branch: Branch) -> qwen.Sources:
+  """Where the parameters of a branch come from, by its sublayer."""
+  sources = qwen.branch_sources(branch)
+  if isinstance(branch.sub, GatedDeltaNetConfig):
+    return sources | _interleaved(branch.sub)
+  return sources
 
 
 def _interleaved(sub: GatedDeltaNetConfig) -> qwen.Sources:
@@ -106,7 +99,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 QWEN3_NEXT = Family(
   model_types=("qwen3_next",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding=qwen.EMBEDDING,
   head=qwen.HEAD,
   # Layers that predict several tokens are not part of these logits.
