@@ -14,8 +14,8 @@ def brief(value: Any) -> str:
   Args:
     value: What was given.
 
-  >>> brief("a b " * 20), brief(10**5000)
-  ("'a b a b a b a...a b a b a b '", 'an integer of thousands of digits')
+  >>> brief("x" * 99), brief(10**5000)
+  ("'xxxxxxxxxxxx...xxxxxxxxxxxxx'", 'an integer of thousands of digits')
   """
   try:
     return " ".join(reprlib.repr(value).split())
