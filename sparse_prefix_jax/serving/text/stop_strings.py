@@ -24,7 +24,9 @@ def checked_stops(stop: Any) -> tuple[str, ...]:
     Traceback (most recent call last):
     ValueError: stop holds ''; a stop string has at least one character.
   """
-  stops = (stop,) if isinstance(stop, str) else stop or ()
+  stops = (stop,) if isinstance(stop, str) else stop
+  if stops is None:
+    return ()
   if not isinstance(stops, Sequence) or isinstance(stops, bytes):
     raise ValueError(
       f"stop is {brief(stop)}; it must be a string, or a list of them."

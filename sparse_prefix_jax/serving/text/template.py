@@ -112,7 +112,8 @@ def checked_templates(template: Any) -> dict[str, str]:
   """
   named = template
   if not isinstance(template, Mapping):
-    named = {"default": template or PLAIN_TEMPLATE}
+    plain = template is None or (isinstance(template, str) and not template)
+    named = {"default": PLAIN_TEMPLATE if plain else template}
   if not all(isinstance(source, str) for source in named.values()):
     raise ValueError(
       f"chat_template is {brief(template)}; it must be a text, or texts "
