@@ -110,10 +110,10 @@ def checked_templates(template: Any) -> dict[str, str]:
     >>> checked_templates("Hi.")
     {'default': 'Hi.'}
   """
-  named = template
+  named: Any = template
   if not isinstance(template, Mapping):
-    plain = template is None or (isinstance(template, str) and not template)
-    named = {"default": PLAIN_TEMPLATE if plain else template}
+    none = template is None or (isinstance(template, str) and not template)
+    named = {"default": PLAIN_TEMPLATE if none else template}
   if not all(isinstance(source, str) for source in named.values()):
     raise ValueError(
       f"chat_template is {brief(template)}; it must be a text, or texts "
