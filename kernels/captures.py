@@ -48,12 +48,14 @@ def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
   """
   capture_at = as_captures(capture_at)
   traced = isinstance(capture_at, core.Tracer)
-  positions: Any = capture_at if traced else np.asarray(capture_at)
+  positions: Any = capture_at if traced else _held(capture_at)
   if positions.ndim != 1:
     raise ValueError(
       f"capture_at has shape {positions.shape}; it must have one axis."
     )
-  if positions.size and not jnp.issubdtype(positions.dtype, jnp.integer):
+  # NumPy counts durations as integers.
+  whole = jnp.issubdtype(positions.dtype, jnp.integer)
+  if positions.size and (not whole or positions.dtype.kind == "m"):
     raise ValueError(
       f"capture_at has dtype {positions.dtype}; positions are integers, "
       f"numbers of steps from 1 to {steps}."
@@ -61,6 +63,19 @@ def check_captures(capture_at: Captures, steps: int) -> Int32[Array, "m"]:
   if not traced:
     _check_values(positions, steps)
   return jnp.asarray(positions, jnp.int32)
+
+
+def _held(capture_at: Any) -> np.ndarray:
+  """Known positions on the host; a mask would be lost."""
+  if not isinstance(capture_at, np.ma.MaskedArray):
+    try:
+      return np.asarray(capture_at)
+    except (TypeError, ValueError):
+      pass
+  raise ValueError(
+    f"capture_at is a {type(capture_at).__name__} of no numbers; it must be a "
+    "list of integers."
+  )
 
 
 def _check_values(positions: np.ndarray, steps: int) -> None:

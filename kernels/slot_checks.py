@@ -46,12 +46,14 @@ def numbers(name: str, values: Any) -> Array:
     values: An array, or a list of numbers.
 
   Raises:
-    ValueError: If they are no numbers, or integers of more than 32 bits.
+    ValueError: If they are no numbers, masked, or integers of more than 32
+      bits.
   """
   if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)):
     return jnp.asarray(values)
   try:
-    found = np.asarray(values)
+    masked = isinstance(values, np.ma.MaskedArray)
+    found = np.empty(0, object) if masked else np.asarray(values)
   except (ValueError, TypeError):  # of lists of several lengths, for example
     found = np.empty(0, object)
   whole = found.dtype.kind in "iu"
@@ -73,8 +75,9 @@ def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:
     array: Integers of any shape.
 
   Returns:
-    The values, or None for a tracer, whose values are not known yet, and for an
-    array of which other processes hold a part.
+    The values, of 32 bits at least, so that any bound can be compared; None for
+    a tracer, whose values are not known yet, and for an array of which other
+    processes hold a part.
 
   Raises:
     ValueError: The argument does not hold integers; a fraction would be cut off
@@ -86,13 +89,15 @@ def concrete(name: str, array: Array | np.ndarray) -> np.ndarray | None:
     >>> jax.jit(lambda read: concrete("read", read) is None)(jnp.array([2]))
     Array(True, dtype=bool)
   """
-  if not jnp.issubdtype(array.dtype, jnp.integer):
+  # NumPy counts durations as integers.
+  if array.dtype.kind == "m" or not jnp.issubdtype(array.dtype, jnp.integer):
     raise ValueError(f"{name} has dtype {array.dtype}; it must hold integers.")
   if isinstance(array, core.Tracer):
     return None
   if isinstance(array, jax.Array) and not array.is_fully_addressable:
     return None
-  return np.asarray(array)
+  values = np.asarray(array)
+  return values.astype(np.int32) if values.dtype.itemsize < 4 else values
 
 
 def _check_range(

@@ -1,10 +1,12 @@
 """Sizes in bytes, as people write them: "4GiB", "1.5MB" or a whole number."""
 
 import re
-import reprlib
 from fractions import Fraction
-from numbers import Integral, Rational, Real
+from numbers import Rational
 from typing import Any
+
+from sparse_prefix_jax.kinds import brief
+from sparse_prefix_jax.whole_numbers import is_real, is_whole
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
@@ -44,7 +46,7 @@ def parse_bytes(
   if amount is None or not least <= amount <= _MOST:
     raise ValueError(
       f"{name} must be a whole number of bytes, at least {least} and below"
-      f" 2**63, or a text such as '4GiB', '1.5MB' or '800B', got {_shown(size)}"
+      f" 2**63, or a text such as '4GiB', '1.5MB' or '800B', got {brief(size)}"
     )
   return amount
 
@@ -75,20 +77,10 @@ def _from_text(text: str) -> int | None:
 
 def _from_number(number: Any) -> int | None:
   """A whole number as an int, or None; True and 1.5 are no numbers of bytes."""
-  if isinstance(number, bool):
-    return None
-  if isinstance(number, Integral):
+  if is_whole(number):
     return int(number)
   # Nobody counts bytes in fractions, and `float` of one may overflow.
-  if not isinstance(number, Real) or isinstance(number, Rational):
+  if not is_real(number) or isinstance(number, Rational):
     return None
   floating = float(number)
   return int(floating) if floating.is_integer() else None
-
-
-def _shown(value: Any) -> str:
-  """A value on a few characters of one line."""
-  try:
-    return " ".join(reprlib.repr(value).split())
-  except ValueError:  # an integer with more digits than Python prints
-    return "an integer of thousands of digits"

@@ -1,10 +1,13 @@
 """What counts as a number where a user gives one."""
 
+import math
 import numbers
 import operator
 from typing import Any, TypeGuard
 
 import numpy as np
+
+from sparse_prefix_jax.kinds import brief
 
 # NumPy counts durations as signed integers; Python does so with bools.
 _NO_NUMBERS = (bool, np.timedelta64)
@@ -20,7 +23,7 @@ def is_whole(value: Any) -> TypeGuard[numbers.Integral]:
   return isinstance(value, numbers.Integral) and is_real(value)
 
 
-def is_real(value: Any) -> TypeGuard[numbers.Real]:
+def is_real(value: Any) -> TypeGuard[float]:
   """Whether it is a real number, of Python or of NumPy; a bool is none.
 
   Example:
@@ -28,6 +31,21 @@ def is_real(value: Any) -> TypeGuard[numbers.Real]:
     (True, True, False)
   """
   return isinstance(value, numbers.Real) and not isinstance(value, _NO_NUMBERS)
+
+
+def as_float(value: Any) -> float:
+  """A real number of Python, NumPy or JAX as a float; NaN of anything else.
+
+  Example:
+    >>> as_float(np.float32(0.5)), as_float("0.5"), as_float(10**400)
+    (0.5, nan, nan)
+  """
+  if isinstance(value, (*_NO_NUMBERS, np.bool_, str, bytes)):
+    return math.nan
+  try:
+    return float(value)
+  except (TypeError, ValueError, OverflowError):
+    return math.nan
 
 
 def check_whole(name: str, value: Any) -> int:
@@ -48,7 +66,7 @@ def check_whole(name: str, value: Any) -> int:
       return operator.index(value)
   except TypeError:  # It is none, or one that a traced program has yet to make.
     pass
-  raise ValueError(f"{name} must be an integer, got {value!r}.")
+  raise ValueError(f"{name} must be an integer, got {brief(value)}.")
 
 
 def check_at_least(
@@ -71,5 +89,7 @@ def check_at_least(
   whole = check_whole(name, value)
   if whole < least or (most is not None and whole > most):
     bound = "" if most is None else f" and at most {most}"
-    raise ValueError(f"{name} is {whole}; it must be at least {least}{bound}.")
+    raise ValueError(
+      f"{name} is {brief(whole)}; it must be at least {least}{bound}."
+    )
   return whole

@@ -11,24 +11,42 @@ from flax import nnx
 
 from sparse_prefix_jax import (
   Capacity,
+  DemandTree,
   HybridDecoder,
   ModelSizes,
+  Numerics,
+  OverlapHistogram,
   PlacementPolicy,
   Sampling,
+  TextTokenizer,
   interleave,
   load_mooncake,
   load_token_file,
+  measure_prefill,
+  observe,
   page_bytes,
   prefill_flops,
   preset,
   prometheus_text,
   save_token_file,
+  scan_with_capture,
   simulate,
+  solve_placement,
+  solve_tree,
+  solve_tree_priced,
   state_bytes,
   token_trace,
 )
+from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.kinds import path_of
+from sparse_prefix_jax.placement import quadratic_cost
 from sparse_prefix_jax.runtime.memory_plan import weights_bytes
+from sparse_prefix_jax.training.segments import labelled_answers
+from sparse_prefix_jax.training.weights import (
+  load_arrays,
+  load_weights,
+  save_arrays,
+)
 
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
@@ -36,8 +54,24 @@ TRACE = token_trace("two", [[1, 2, 3], [1, 2]], [0, 0])
 ODD = (None, 7, "text", [1], {}, np.zeros(2), object())
 NO_NUMBERS = (None, *ODD[2:])
 NO_PATHS = (None, 7, b"bytes", [1], "a\0b", "\ud800")
+MASKED = np.ma.masked_array([1, 2], [False, True])
+NO_ARRAYS = (MASKED, [[1], [2, 3]])
+HISTOGRAM = OverlapHistogram.create(4, on_host=True)
+IDS = np.array([[5, 6, 7]])
 replay = functools.partial(simulate, TRACE, PlacementPolicy("last"))
 in_bytes = functools.partial(replay, Capacity("bytes", 1 << 20))
+
+
+def add(carry, x):
+  return carry + x, carry
+
+
+def quadratic_cost_of(value):
+  return quadratic_cost(4, value)
+
+
+def load_weights_of(value):
+  return load_weights(value, {"a": np.zeros(1)})
 
 
 def sizes_of(value):
@@ -103,6 +137,97 @@ def decoder_with(rngs):
       lambda x: Sampling(temperature=x),
       (10**400, *NO_NUMBERS),
       "temperature is .*; it",
+    ),
+    (lambda x: solve_placement([1, 2], 1, integer=x), ODD[1:], "integer must"),
+    (functools.partial(solve_placement, [1, 2]), NO_NUMBERS, "budget must be"),
+    (lambda x: solve_placement(x, 1), NO_ARRAYS, "weights is .*; it must be"),
+    (lambda x: solve_placement([1, 2], 1, x), NO_ARRAYS, "cost is .*; it mu"),
+    (lambda x: DemandTree.of(x, [1], [1]), NO_ARRAYS, "parents is .*; it must"),
+    (lambda x: DemandTree.of([-1], x, [1]), NO_ARRAYS, "cost is .*; it must"),
+    (
+      lambda x: DemandTree(np.array([-1]), MASKED, np.array([1])),
+      ODD[:1],
+      "cost is .*; it must be an array",
+    ),
+    (lambda x: solve_tree(x, 1), ODD, "tree is .*; it must be a DemandTree"),
+    (lambda x: solve_tree_priced(x, 1), ODD, "tree is .*; it must be a Dema"),
+    (lambda x: observe(x, 1), ODD, "histogram is .*; it must be an? Overlap"),
+    (lambda x: observe(HISTOGRAM, x), (1.5, True, *ODD[2:]), "depth must be "),
+    (
+      lambda x: observe(HISTOGRAM, 1, x),
+      (True, 10**400, float("nan"), *ODD[2:]),
+      r"decay must be in \(0, 1\]",
+    ),
+    (OverlapHistogram.create, (1.5, None, *ODD[2:]), "depths must be an int"),
+    (HISTOGRAM.smoothed, (10**400, None, *ODD[2:]), "pseudo_count must be fi"),
+    (quadratic_cost_of, (10**400, None, *ODD[2:]), "ratio must be finite"),
+    (prefill_flops(preset("tiny")).at, NO_ARRAYS, "tokens is .*; it must be"),
+    (
+      lambda x: ModelSizes.of_model(preset("tiny"), x),
+      (1.5, None, *ODD[2:]),
+      "block must be an integer",
+    ),
+    (
+      lambda x: load_token_file("a.npz", max_bytes=x),
+      (float("inf"), None, *ODD[2:]),
+      "max_bytes must be an integer",
+    ),
+    (
+      lambda x: load_mooncake("a", skip_bad_lines=x),
+      ODD,
+      "skip_bad_lines must be True or False",
+    ),
+    (parse_bytes, (np.timedelta64(3, "s"), *NO_NUMBERS), "size must be"),
+    (
+      lambda x: PlacementPolicy("conditional", budget=x),
+      (np.timedelta64(3, "s"), *ODD[2:]),
+      "budget must be a finite number",
+    ),
+    (lambda x: PlacementPolicy("last", replan=x), ODD, "replan must be one"),
+    (lambda x: Numerics(page_dtype=x), ODD[1:], "page_dtype is .*; it must"),
+    (
+      lambda x: scan_with_capture(add, x, np.ones(3), ()),
+      ("text", object(), MASKED),
+      "carry holds .*; it must hold arrays or numbers",
+    ),
+    (
+      lambda x: scan_with_capture(add, 0.0, np.ones(3), x),
+      (MASKED, [[1], [2, 3]]),
+      "capture_at is a .*; it must be a list of integers",
+    ),
+    (
+      lambda x: scan_with_capture(add, 0.0, np.ones(3), x),
+      (np.array([1, 2], "m8[s]"),),
+      "capture_at has dtype .*; positions are integers",
+    ),
+    (load_weights_of, NO_PATHS, "path is .*; it must be the path of a file"),
+    (load_arrays, NO_PATHS, "path is .*; it must be the path of a file"),
+    (
+      lambda x: load_weights("a", x),
+      (None, "text", [1], {}),
+      "model is .*; it must hold arrays",
+    ),
+    (lambda x: save_arrays("a", x), ODD[:4], "arrays is .*; it must be a Map"),
+    (
+      lambda x: save_arrays("a", {"x": x}),
+      (None, np.zeros(2, np.int8), "text", [None]),
+      "x is .*, which files do not hold",
+    ),
+    (TextTokenizer.from_directory, NO_PATHS, "directory is .*; it must be the"),
+    (
+      lambda x: labelled_answers(IDS, x),
+      (None, [[1]], MASKED, np.array([[1.5]]), np.array([[0]])),
+      "answers ",
+    ),
+    (
+      lambda x: labelled_answers(IDS, x),
+      (np.array([[3]]), np.array([[1, 1]]), np.array([[1], [2]])),
+      "answers ",
+    ),
+    (
+      lambda x: measure_prefill(x, [16, 32]),
+      ODD,
+      "model is .*; it must be an? HybridDecoder",
     ),
   ],
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from sparse_prefix_jax.cache.counts import StoreStats
-from sparse_prefix_jax.kinds import check_class
+from sparse_prefix_jax.kinds import check_class, check_flag
 
 _PREFIX = "sparse_prefix_cache"
 
@@ -97,6 +97,7 @@ def prometheus_text(
         f"a label is named {name!r}; it must be letters, digits and _, begin "
         "with a letter, and not be 'reason'."
       )
+  check_flag("bound", bound)
   return "".join(line + "\n" for line in _lines(stats, given, bound))
 
 

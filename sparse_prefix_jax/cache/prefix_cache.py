@@ -1,7 +1,6 @@
 """PrefixCache: a store, the pools of one model, and a lock."""
 
 import contextlib
-import reprlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
@@ -29,6 +28,7 @@ from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.share_chooser import ShareChooser
 from sparse_prefix_jax.cache.share_mover import Promise, ShareMover
 from sparse_prefix_jax.cache.store import Copies, PrefixStore
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder, Pools
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
@@ -65,6 +65,7 @@ class PrefixCache:
     pools: Device arrays; programs donate and replace them.
     promises: Who has accepted requests: states get no share under which one of
       them could not end.
+    replaced: How often its weights were replaced.
 
   Example:
     >>> from flax import nnx
@@ -112,7 +113,7 @@ class PrefixCache:
       ValueError: If a choice is unknown or out of range, weights are divided,
         or the capacity is too small for one sequence of two slots and a page.
     """
-    self._served = held_model(model)
+    self._served, self.replaced = held_model(model), 0
     check_not_traced(self.frozen.leaves[0])
     self.config = model.config
     capacity = parse_bytes(capacity, name="capacity")
@@ -196,7 +197,8 @@ class PrefixCache:
     """Serves other weights of the same configuration from here on.
 
     What was stored or running belongs to the old weights and is gone; the
-    pools stay, and no program is compiled again.
+    pools stay, and no program is compiled again. Whoever serves from the cache,
+    a `Scheduler` or an `Engine`, goes on with the new ones.
 
     Raises:
       ValueError: If configuration or weights are refused; nothing has changed.
@@ -206,6 +208,7 @@ class PrefixCache:
     with self._lock.held():
       self.store.reset("the weights of its cache were replaced")
       self._served = served
+      self.replaced += 1
 
   @contextlib.contextmanager
   def call(self) -> Iterator[list[Running]]:
@@ -333,7 +336,7 @@ class PrefixCache:
     handles = listed(sequences)
     if handles is None:
       raise ValueError(
-        f"sequences must be a list of handles, got {reprlib.repr(sequences)}."
+        f"sequences must be a list of handles, got {brief(sequences)}."
       )
     running = [self.store.find(handle) for handle in handles]
     if len({one.number for one in running}) != len(running):

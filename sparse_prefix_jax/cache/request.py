@@ -5,13 +5,13 @@ takes the same verbs as token ids.
 """
 
 import dataclasses
-import reprlib
 from collections.abc import Hashable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from sparse_prefix_jax.cache.index import common_blocks, token_blocks
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.whole_numbers import check_whole
 
 _NO_IDS = np.zeros(0, np.int32)
@@ -138,9 +138,7 @@ def _length_of(
   """Of a sequence; anything else is refused."""
   plain = isinstance(values, str | bytes | Mapping | Set)
   if plain or not hasattr(values, "__len__"):
-    raise ValueError(
-      f"{name} must be a sequence {of}, got {reprlib.repr(values)}."
-    )
+    raise ValueError(f"{name} must be a sequence {of}, got {brief(values)}.")
   if getattr(values, "ndim", 1) == 0:
     raise ValueError(f"{name} must be a sequence, got a scalar array.")
   return len(values)

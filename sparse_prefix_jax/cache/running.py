@@ -4,7 +4,6 @@ Only the verbs of `cache/store.py` change a `Running`.
 """
 
 import dataclasses
-import reprlib
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from sparse_prefix_jax.cache.index import Entry, Lease, Match, Pin, State
 from sparse_prefix_jax.cache.request import Request
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.placement import Features
 from sparse_prefix_jax.whole_numbers import check_whole
 
@@ -42,7 +42,7 @@ def check_handle(handle: object) -> None:
     ValueError: If it is anything else.
   """
   if not isinstance(handle, SequenceHandle):
-    shown = " ".join(reprlib.repr(handle).split())
+    shown = brief(handle)
     raise ValueError(
       f"a sequence is a handle that prefill or decode returned, got {shown}."
     )

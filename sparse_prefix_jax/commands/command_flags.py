@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-import reprlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from sparse_prefix_jax import evaluation, placement, workloads
+from sparse_prefix_jax.kinds import brief
 
 _USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
 
@@ -282,8 +282,7 @@ def share_in(text: str, *, others: str = "") -> float:
     if 0 < float(text) < 1:
       return float(text)
   raise ValueError(
-    f"--state_share must be {others}a number in (0, 1), got"
-    f" {reprlib.repr(text)}"
+    f"--state_share must be {others}a number in (0, 1), got {brief(text)}"
   )
 
 

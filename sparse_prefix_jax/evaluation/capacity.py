@@ -1,12 +1,12 @@
 """How much a simulated cache may hold: sequences, states or bytes."""
 
 import re
-import reprlib
 from dataclasses import dataclass
-from numbers import Integral
 
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.index import EVICTIONS, Eviction
+from sparse_prefix_jax.kinds import brief
+from sparse_prefix_jax.whole_numbers import is_whole
 
 KINDS = ("sequences", "states", "bytes")
 """The kinds of capacity: "sequences" holds the entries of the last N requests
@@ -41,15 +41,14 @@ class Capacity:
 
   def __post_init__(self) -> None:
     """Checks both fields."""
-    if self.kind not in KINDS:
+    if not isinstance(self.kind, str) or self.kind not in KINDS:
       raise ValueError(
-        f"capacity must be of {', '.join(KINDS)}, got {reprlib.repr(self.kind)}"
+        f"capacity must be of {', '.join(KINDS)}, got {brief(self.kind)}"
       )
-    whole = isinstance(self.amount, Integral)
-    if not whole or isinstance(self.amount, bool) or self.amount < 1:
+    if not is_whole(self.amount) or self.amount < 1:
       raise ValueError(
         f"capacity must be an integer of at least 1 of {self.kind}, got"
-        f" {reprlib.repr(self.amount)}"
+        f" {brief(self.amount)}"
       )
 
   def __str__(self) -> str:
@@ -77,7 +76,7 @@ def check_eviction(kind: str, eviction: Eviction) -> None:
   own = kind == "bytes" and callable(eviction)
   named = isinstance(eviction, str) and eviction in known
   if not own and not named:
-    shown = " ".join(reprlib.repr(eviction).split())
+    shown = brief(eviction)
     raise ValueError(f"eviction must be one of {', '.join(known)}, got {shown}")
 
 
@@ -105,5 +104,5 @@ def parse_capacity(text: str) -> Capacity:
     return Capacity(kind, int(amount))
   raise ValueError(
     "capacity must be sequences:N, states:K or bytes:SIZE (4GiB, say), with N"
-    f" and K of at most 18 digits, got {reprlib.repr(text)}"
+    f" and K of at most 18 digits, got {brief(text)}"
   )

@@ -1,6 +1,5 @@
 """Replay a request stream against a placement policy, without a model."""
 
-import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from sparse_prefix_jax.evaluation.store_rules import (
   store_planner,
 )
 from sparse_prefix_jax.evaluation.stretches import passages_of
-from sparse_prefix_jax.kinds import check_class
+from sparse_prefix_jax.kinds import brief, check_class, check_flag
 from sparse_prefix_jax.placement import SHARED, PlacementPolicy, Planner
 from sparse_prefix_jax.placement.bounds import (
   intervals_of,
@@ -40,7 +39,7 @@ from sparse_prefix_jax.placement.bounds import (
   upper_bound_of_bytes,
 )
 from sparse_prefix_jax.placement.worth import Adaptive
-from sparse_prefix_jax.whole_numbers import is_real
+from sparse_prefix_jax.whole_numbers import as_float
 from sparse_prefix_jax.workloads import Trace
 
 # The paper's histogram: 64-token bins up to 16,384 tokens.
@@ -118,10 +117,9 @@ def _check_rule(policy: PlacementPolicy, eviction: Eviction, kind: str) -> None:
 
 def _warmup(requests: Trace, fraction: float) -> int:
   """How many requests warm the cache; ValueError for a share out of range."""
-  if not is_real(fraction) or not 0 <= float(fraction) < 1:
+  if not 0 <= as_float(fraction) < 1:
     raise ValueError(
-      "warmup_fraction must be a number in [0, 1), got"
-      f" {reprlib.repr(fraction)}"
+      f"warmup_fraction must be a number in [0, 1), got {brief(fraction)}"
     )
   return int(float(fraction) * len(requests))
 
@@ -181,6 +179,7 @@ def simulate(
   (50, 4.0)
   """
   _check(requests, policy, capacity)
+  check_flag("progress", progress)
   if eviction is None:
     eviction = default_eviction(capacity, policy.name)
   _check_rule(policy, eviction, capacity.kind)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from sparse_prefix_jax.kernels import chunks as packed
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.captures import check_captures
+from sparse_prefix_jax.kinds import brief
 
 
 class CapturedScan(NamedTuple):
@@ -54,8 +55,10 @@ def scan_with_capture(
 
   Raises:
     ValueError: If `capture_at` is no list of integers, if a concrete position
-      is past the end, below 1 or repeated, or if `xs` holds no array or arrays
-      of different lengths.
+      is past the end, below 1 or repeated, if `xs` holds no array or arrays
+      of different lengths, or if carry or `xs` hold what is no number.
+    TypeError: As `lax.scan` raises it, of a cell that returns no pair, or a
+      carry of another form.
 
   Example:
     >>> import jax.numpy as jnp
@@ -64,6 +67,8 @@ def scan_with_capture(
     >>> out.carry.item(), out.captured.tolist()
     (6.0, [1.0, 3.0])
   """
+  _check_numbers("carry", carry)
+  _check_numbers("xs", xs)
   steps = _steps(xs)
   capture_at = check_captures(capture_at, steps)
   carry = _settled(cell, carry, xs)
@@ -95,6 +100,21 @@ def scan_with_capture(
     jax.tree.map(lambda y: y[:steps], ys),
     jax.tree.map(lambda x: x[:asked], captured),
   )
+
+
+def _check_numbers(name: str, tree: Any) -> None:
+  """Refuses a tree with leaves that JAX does not compute with.
+
+  Raises:
+    ValueError: Naming the first one.
+  """
+  for leaf in jax.tree.leaves(tree):
+    try:
+      jax.eval_shape(lambda x: x, leaf)
+    except (TypeError, ValueError, OverflowError):
+      raise ValueError(
+        f"{name} holds {brief(leaf)}; it must hold arrays or numbers."
+      ) from None
 
 
 def _steps(xs: Any) -> int:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from sparse_prefix_jax.kinds import brief
+
 MOST = 2**30
 """No count is larger: ids and positions are int32, with room to add chunks."""
 
@@ -63,7 +65,7 @@ def check_values(choices: Any, least: Mapping[str, int] | None = None) -> None:
     value = getattr(choices, field.name)
     fits, allowed = _fits(field.type, value)
     if not fits:
-      raise ValueError(f"{field.name} is {value!r}; it must be {allowed}.")
+      raise ValueError(f"{field.name} is {brief(value)}; it must be {allowed}.")
   for field in dataclasses.fields(choices):
     value, low = getattr(choices, field.name), (least or {}).get(field.name, 1)
     if field.type is int and not low <= value <= MOST:

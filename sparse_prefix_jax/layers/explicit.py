@@ -22,7 +22,8 @@ from sparse_prefix_jax.kernels.captures import (
 from sparse_prefix_jax.kernels.checks import check_axes
 from sparse_prefix_jax.kernels.chunks import Captures
 from sparse_prefix_jax.kernels.slot_checks import concrete, numbers, widened
-from sparse_prefix_jax.layers.choices import is_int
+from sparse_prefix_jax.kinds import brief
+from sparse_prefix_jax.layers.choices import MOST, is_int
 from sparse_prefix_jax.layers.explicit_programs import run_cell, run_scan
 from sparse_prefix_jax.layers.numerics import Numerics
 from sparse_prefix_jax.layers.sublayer import BranchPools
@@ -183,14 +184,14 @@ def empty_carry(
   Raises:
     ValueError: If the batch is no count, or the capacity is out of its range.
   """
-  if not is_int(batch) or batch < 1:
-    raise ValueError(f"batch is {batch!r}; it must be an int from 1.")
+  if not is_int(batch) or not 1 <= batch <= MOST:
+    raise ValueError(f"batch is {brief(batch)}; it must be an int from 1.")
   longest = numerics.max_length
   capacity = longest if capacity is None else capacity
   if not is_int(capacity) or not 1 <= capacity <= longest:
     raise ValueError(
-      f"capacity is {capacity!r}; it must be an int from 1 to max_length = "
-      f"{longest}."
+      f"capacity is {brief(capacity)}; it must be an int from 1 to max_length "
+      f"= {longest}."
     )
   pages = -(-capacity // numerics.chunk)
 

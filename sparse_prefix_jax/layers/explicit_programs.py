@@ -29,6 +29,7 @@ from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
 from sparse_prefix_jax.layers.sublayer import BranchPools
 from sparse_prefix_jax.layers.wide_gradients import (
   added_wide,
+  graded_wide,
   rounded_once,
   wide_zeros,
 )
@@ -183,8 +184,7 @@ class _Scan(_Program):
       (pool, pages), (y, starts) = lax.scan(group, (pool, pages), steps)
       return Outputs(y, *_from_pool(pool, pages)), starts
 
-    arrays = inputs.slots, inputs.pages, inputs.x
-    each = (*arrays, counts.position, counts.length)
+    each = (*inputs[1:], counts.position, counts.length)
     out, starts = lax.map(request, each)
     return out, (inputs.weights, starts, out.pages, inputs.x)
 
@@ -263,12 +263,18 @@ class _Cell(_Program):
 
   def backward(self, kept: Inputs, counts: Integers, d: Outputs) -> Inputs:
     """Computes the tokens again, and differentiates that."""
-    _, pull = jax.vjp(lambda inputs: self.plain(inputs, counts), kept)
-    return pull(d)[0]
 
-  def plain(self, inputs: Inputs, counts: Integers) -> Outputs:
-    """Takes one token of all requests; the carry is the pools."""
-    module = self.module(inputs.weights, counts.others)
+    def run(sums: Any, others: Any) -> Outputs:
+      return self.plain(Inputs(kept.weights, *others), counts, sums)
+
+    _, pull = jax.vjp(run, wide_zeros(kept.weights), kept[1:])
+    d_weights, d_others = pull(d)
+    return Inputs(rounded_once(d_weights, kept.weights), *d_others)
+
+  def plain(
+    self, inputs: Inputs, counts: Integers, sums: Any = None
+  ) -> Outputs:
+    """Takes a token of all; the sums get the gradient of the weights."""
     (b, width), size = inputs.x.shape, self.numerics.decode_rows
     index = jnp.arange(-(-b // size) * size)
     active = index < b
@@ -291,6 +297,7 @@ class _Cell(_Program):
 
     def group(pools: BranchPools, step: Any) -> tuple[Any, Array]:
       x, rows, table = barrier(step)
+      module = self.module(graded_wide(inputs.weights, sums), counts.others)
       y, pools = module.step(x, pools, rows, table)
       return pools, barrier(y)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.layers.choices import check_names, check_values, is_int
 
 _NAMES = {
@@ -89,9 +90,9 @@ class Numerics:
     """Refuses what pages cannot be, and kernels that cannot read them."""
     if self.page_dtype is None:
       return
-    if self.page_dtype != "int8":
+    if not isinstance(self.page_dtype, str) or self.page_dtype != "int8":
       raise ValueError(
-        f"page_dtype is {self.page_dtype!r}; it must be 'int8' or None."
+        f"page_dtype is {brief(self.page_dtype)}; it must be 'int8' or None."
       )
     if self.implementation not in ("auto", "xla"):
       raise ValueError(

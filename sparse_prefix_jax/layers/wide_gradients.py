@@ -40,6 +40,34 @@ def rounded_once(sums: Any, weights: Any) -> Any:
   return jax.tree.map(lambda s, like: s.astype(like.dtype), sums, weights)
 
 
+@jax.custom_vjp
+def graded_wide(weights: Any, sums: Any) -> Any:
+  """Returns the weights; what would be their gradient is that of the sums.
+
+  A loop adds up gradients of what it closes over in the type of that, and the
+  values of the sums are never read.
+
+  Args:
+    weights: A tree of arrays; they get no gradient.
+    sums: Of `wide_zeros`.
+
+  Example:
+    >>> weight, zero = jnp.ones((), jnp.bfloat16), jnp.zeros(())
+    >>> jax.grad(lambda sums: 3 * graded_wide(weight, sums))(zero).dtype.name
+    'float32'
+  """
+  del sums
+  return weights
+
+
+def _widened(_: None, gradient: Any) -> tuple[None, Any]:
+  """The gradient as that of the sums."""
+  return None, jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+
+
+graded_wide.defvjp(lambda weights, _: (weights, None), _widened)
+
+
 def looked_up(
   embedding: Float[Array, "v d"], ids: Int32[Array, "*rows"]
 ) -> Float[Array, "*rows d"]:

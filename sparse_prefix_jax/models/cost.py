@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparse_prefix_jax.kinds import brief, host_array
 from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 
 class PrefillCost(NamedTuple):
@@ -30,8 +32,15 @@ class PrefillCost(NamedTuple):
   unit: str
 
   def at(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Computes F at these depths in tokens, in float64."""
-    t = np.asarray(tokens, np.float64)
+    """Computes F at these depths in tokens, in float64.
+
+    Raises:
+      ValueError: If they are no numbers.
+    """
+    t = host_array("tokens", tokens)
+    if t.size and t.dtype.kind not in "iuf":
+      raise ValueError(f"tokens must be numbers, got {brief(tokens)}.")
+    t = t.astype(np.float64)
     return self.linear * t + self.quadratic * t * t
 
   def cumulative(self, depths: int, chunk: int) -> np.ndarray:
@@ -44,11 +53,15 @@ class PrefillCost(NamedTuple):
     Returns:
       The `cost` to give to the solver. [depths]
 
+    Raises:
+      ValueError: If they are no integers, or there is no chunk.
+
     Example:
       >>> PrefillCost(2.0, 0.0, "flops").cumulative(3, chunk=64).tolist()
       [0.0, 128.0, 256.0]
     """
-    return self.at(chunk * np.arange(depths))
+    depths = check_at_least("depths", depths, 0)
+    return self.at(check_at_least("chunk", chunk, 1) * np.arange(depths))
 
 
 def prefill_flops(config: ModelConfig) -> PrefillCost:

@@ -282,8 +282,12 @@ class HybridDecoder(nnx.Module):
 
     Args:
       hidden: `head_rows` gathered rows of what the branches returned.
+
+    Raises:
+      ValueError: If it is no array of rows of the model's width.
     """
     c = self.config
+    check_axes("head", norm=(self.norm[...], "d"), hidden=(hidden, "rows d"))
     hidden = residual_norm(hidden, self.norm[...], c.final_norm)
     weight = self.embedding if c.tie_embeddings else self.unembedding
     logits = product_of_few(hidden, weight[...], c.numerics.precision)

@@ -25,6 +25,7 @@ from jaxtyping import Int64
 from numpy.typing import ArrayLike
 
 from sparse_prefix_jax.array_typing import NodeValues
+from sparse_prefix_jax.kinds import host_array
 
 NO_PARENT = -1
 """Parent of a node that has none."""
@@ -107,7 +108,7 @@ class DemandTree:
       2
     """
     given = {"parents": parents, "cost": cost, "demand": demand}
-    arrays = {name: np.asarray(values) for name, values in given.items()}
+    arrays = {name: host_array(name, values) for name, values in given.items()}
     _check_arrays(arrays)
     # An empty list is one of floats for NumPy.
     whole = all(x.dtype.kind in "iu" or not x.size for x in arrays.values())
@@ -165,6 +166,7 @@ _KINDS = {
 def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
   """Refuses arrays that are no numbers, or do not belong together."""
   for name, array in arrays.items():
+    host_array(name, array)  # A mask would be lost.
     kinds = "iu" if name == "parents" else "iuf"
     # An empty list has no type of its own.
     if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):

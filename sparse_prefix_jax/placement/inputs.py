@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from sparse_prefix_jax.whole_numbers import check_whole
+from sparse_prefix_jax.kinds import brief, host_array
+from sparse_prefix_jax.whole_numbers import as_float, check_whole
 
 # Weights or a cumulative cost as a user may hand them over.
 Vector: TypeAlias = jax.Array | np.ndarray | list | tuple
@@ -37,7 +38,7 @@ def linear_cost(depths: int) -> np.ndarray:
   >>> linear_cost(4)
   array([0, 1, 2, 3], dtype=int32)
   """
-  return np.arange(depths, dtype=np.int32)
+  return np.arange(check_budget(depths, "depths"), dtype=np.int32)
 
 
 def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
@@ -57,8 +58,12 @@ def quadratic_cost(depths: int, ratio: float) -> np.ndarray:
   >>> quadratic_cost(4, 0.5)
   array([0. , 1.5, 4. , 7.5])
   """
-  if not (math.isfinite(ratio) and ratio >= 0):
-    raise ValueError(f"ratio must be finite and not negative, got {ratio}")
+  given, ratio = ratio, as_float(ratio)
+  if not 0 <= ratio < math.inf:
+    raise ValueError(
+      f"ratio must be finite and not negative, got {brief(given)}"
+    )
+  depths = check_budget(depths, "depths")
   depth = np.arange(depths, dtype=np.float64)
   deepest = max(depths - 1, 0)
   if ratio * deepest > _MOST_COST / max(deepest, 1) - 1:
@@ -98,9 +103,9 @@ def as_vector(values: Vector, name: str) -> jax.Array | np.ndarray:
 
   Raises:
     ValueError: If the rank is another, there are fewer than two values, or they
-      are no real numbers.
+      are no real numbers, or masked.
   """
-  array = values if isinstance(values, jax.Array) else np.asarray(values)
+  array = values if isinstance(values, jax.Array) else host_array(name, values)
   if array.ndim != 1 or array.shape[0] < 2:
     raise ValueError(
       f"{name} must be one-dimensional with at least two depths, got shape"
@@ -243,9 +248,10 @@ def choose_integer(
   Raises:
     ValueError: If the name is unknown, or concrete integers do not fit.
   """
-  if integer is not None and integer not in INTEGERS:
+  if not isinstance(integer, str | None) or integer not in (None, *INTEGERS):
     raise ValueError(
-      f"integer must be one of {', '.join(INTEGERS)} or None, got {integer!r}"
+      f"integer must be one of {', '.join(INTEGERS)} or None, got"
+      f" {brief(integer)}"
     )
   exact = is_integer(weights) and is_integer(cost)
   if not (exact and is_concrete(weights, cost)):

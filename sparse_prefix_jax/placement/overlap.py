@@ -11,15 +11,19 @@ re-plan from it (`planner.Planner` does all three, with counts on the host):
   0.99, the paper's), so that the plan follows traffic that changes.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Float64, Int, Int64, Integer
 
+from sparse_prefix_jax.kinds import brief, check_class, check_flag
 from sparse_prefix_jax.placement.inputs import is_concrete
+from sparse_prefix_jax.whole_numbers import as_float, check_whole
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -61,6 +65,8 @@ class OverlapHistogram:
     >>> OverlapHistogram.create(3).counts.tolist()
     [0.0, 0.0, 0.0]
     """
+    check_flag("on_host", on_host)
+    depths = check_whole("depths", depths)
     if depths < 2:
       raise ValueError(f"depths must be at least 2, got {depths}")
     if on_host:
@@ -84,9 +90,10 @@ class OverlapHistogram:
     >>> OverlapHistogram.create(4).smoothed(2.0).counts.tolist()
     [0.5, 0.5, 0.5, 0.5]
     """
-    if not (np.isfinite(pseudo_count) and pseudo_count >= 0):
+    if not 0 <= as_float(pseudo_count) < math.inf:
       raise ValueError(
-        f"pseudo_count must be finite and not negative, got {pseudo_count}"
+        "pseudo_count must be finite and not negative, got"
+        f" {brief(pseudo_count)}"
       )
     share = float(pseudo_count) / self.counts.shape[-1]
     return OverlapHistogram(self.counts + share, self.observations)
@@ -124,20 +131,24 @@ def observe(
     The new histogram.
 
   Raises:
-    ValueError: If a concrete depth is negative, or a decay outside (0, 1].
+    ValueError: If it is no histogram, a depth no integer, a concrete one
+      negative, a decay outside (0, 1], or if a histogram of the host would
+      count what is traced.
 
   >>> h = observe(OverlapHistogram.create(3), 1)
   >>> observe(h, 2, decay=0.5).counts.tolist()
   [0.0, 0.5, 1.0]
   """
-  if is_concrete(depth) and int(depth) < 0:
-    raise ValueError(f"depth must not be negative, got {int(depth)}")
-  if is_concrete(decay) and not 0 < float(decay) <= 1:
-    raise ValueError(f"decay must be in (0, 1], got {float(decay)}")
+  check_class(
+    "histogram", histogram, OverlapHistogram, "of `OverlapHistogram.create`"
+  )
+  if is_concrete(decay) and not 0 < as_float(decay) <= 1:
+    raise ValueError(f"decay must be in (0, 1], got {brief(decay)}")
   counts, last = histogram.counts, histogram.counts.shape[-1] - 1
-  if is_concrete(depth):
-    depth = min(int(depth), last)
+  depth = _checked_depth(depth, last)
   if isinstance(counts, np.ndarray):
+    if not is_concrete(depth, decay):
+      raise ValueError("a histogram on the host counts nothing that is traced")
     counts, seen = counts * float(decay), histogram.observations + 1
     counts[int(depth)] += 1.0
     return OverlapHistogram(counts, np.asarray(seen))
@@ -150,3 +161,15 @@ def observe(
     counts=counts.at[where].add(jnp.float32(1.0)),
     observations=histogram.observations + jnp.int32(1),
   )
+
+
+def _checked_depth(depth: Any, last: int) -> Any:
+  """A depth, up to the last bin; of a traced one its kind is known."""
+  if is_concrete(depth):
+    whole = check_whole("depth", depth)
+    if whole < 0:
+      raise ValueError(f"depth must not be negative, got {brief(whole)}")
+    return min(whole, last)
+  if depth.ndim or not jnp.issubdtype(depth.dtype, jnp.integer):
+    raise ValueError(f"depth must be an integer, got {depth.aval}")
+  return depth

@@ -1,11 +1,11 @@
 """Which placement to use, by name: `PlacementPolicy`, checked configuration."""
 
 import math
-import numbers
 from dataclasses import dataclass
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.placement.heuristics import NEEDS_STEP
-from sparse_prefix_jax.whole_numbers import check_whole
+from sparse_prefix_jax.whole_numbers import check_whole, is_real
 
 DEFAULT_CHUNK = 64
 """How many tokens lie between lattice positions, unless configured."""
@@ -41,10 +41,9 @@ REPLANNING = ("frozen", "periodic", "decaying")
 def _check_fraction(budget: int | float | None) -> None:
   """Raises ValueError for what is no finite number; None is left out."""
   number = 0 if budget is None else budget
-  real = isinstance(number, numbers.Real) and not isinstance(number, bool)
   # An int compares with a float of any size; converting it could overflow.
-  if not real or not -math.inf < number < math.inf:
-    raise ValueError(f"budget must be a finite number, got {budget!r}")
+  if not is_real(number) or not -math.inf < number < math.inf:
+    raise ValueError(f"budget must be a finite number, got {brief(budget)}")
 
 
 def _check_budget(name: str, budget: int | float | None) -> None:
@@ -99,7 +98,8 @@ class PlacementPolicy:
     """Checks every field."""
     if not isinstance(self.name, str) or self.name not in PLACEMENTS:
       raise ValueError(
-        f"placement must be one of {', '.join(PLACEMENTS)}, got {self.name!r}"
+        f"placement must be one of {', '.join(PLACEMENTS)}, got"
+        f" {brief(self.name)}"
       )
     check_whole("chunk", self.chunk)
     check_whole("every", self.every)
@@ -108,15 +108,14 @@ class PlacementPolicy:
     else:
       check_whole("budget", 0 if self.budget is None else self.budget)
     _check_budget(self.name, self.budget)
-    if self.replan not in REPLANNING:
+    if not isinstance(self.replan, str) or self.replan not in REPLANNING:
       raise ValueError(
-        f"replan must be one of {', '.join(REPLANNING)}, got {self.replan!r}"
+        f"replan must be one of {', '.join(REPLANNING)}, got"
+        f" {brief(self.replan)}"
       )
     if self.chunk < 1 or self.every < 1:
       raise ValueError(
         f"chunk and every must be at least 1, got {self.chunk} and {self.every}"
       )
-    real = isinstance(self.decay, numbers.Real)
-    real = real and not isinstance(self.decay, bool)
-    if not real or not 0 < self.decay <= 1:
-      raise ValueError(f"decay must be in (0, 1], got {self.decay!r}")
+    if not is_real(self.decay) or not 0 < self.decay <= 1:
+      raise ValueError(f"decay must be in (0, 1], got {brief(self.decay)}")

@@ -17,6 +17,7 @@ grows with nodes, depth and budget, not with their powers. What is irregular
 import numpy as np
 from jaxtyping import Int64
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.demand_tree import (
   NO_PARENT,
   DemandTree,
@@ -42,8 +43,8 @@ def solve_tree(tree: DemandTree, budget: int) -> TreePlacement:
     The choice; its upper bound is what it saves.
 
   Raises:
-    ValueError: If the budget is no integer of at least 0, or if the tree is so
-      large that `solve_tree_priced` is needed.
+    ValueError: If it is no tree, the budget is no integer of at least 0, or if
+      the tree is so large that `solve_tree_priced` is needed.
 
   Example:
     >>> tree = DemandTree.of([-1, 0, 0, 0], [10, 19, 19, 19], [0, 1, 1, 1])
@@ -52,6 +53,7 @@ def solve_tree(tree: DemandTree, budget: int) -> TreePlacement:
     >>> solve_tree(tree, 3).nodes
     array([1, 2, 3])
   """
+  check_class("tree", tree, DemandTree, "of `DemandTree.of`")
   budget = check_budget(budget)
   small, numbers = tree.compressed()
   table = _Table(small, min(budget, len(small)))

@@ -17,6 +17,7 @@ import heapq
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.demand_tree import (
   NO_PARENT,
   DemandTree,
@@ -40,7 +41,7 @@ def solve_tree_priced(tree: DemandTree, budget: int) -> TreePlacement:
     The choice. Its upper bound is rounded up, for whole numbers as well.
 
   Raises:
-    ValueError: If the budget is no integer of at least 0.
+    ValueError: If it is no tree, or the budget is no integer of at least 0.
 
   Example:
     >>> tree = DemandTree.of([-1, 0, 0, 0], [10, 19, 19, 19], [0, 1, 1, 1])
@@ -48,6 +49,7 @@ def solve_tree_priced(tree: DemandTree, budget: int) -> TreePlacement:
     >>> placement.saved, round(placement.upper_bound, 3)
     (39, 43.5)
   """
+  check_class("tree", tree, DemandTree, "of `DemandTree.of`")
   budget = check_budget(budget)
   small, numbers = tree.compressed()
   if budget >= len(small):

@@ -8,6 +8,7 @@ import jax
 from tqdm import tqdm
 
 from sparse_prefix_jax.byte_sizes import parse_bytes, readable_bytes
+from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
 from sparse_prefix_jax.models.sizes import (
   check_kept_bytes,
@@ -173,6 +174,7 @@ def memory_plan(
     (1024, 582656)
   """
   check_config_kind(config)
+  check_flag("progress", progress)
   check_kept_bytes(config)
   total, weights = parse_bytes(memory, name="memory"), weights_bytes(config)
   _check_memory(config, total, weights, None)

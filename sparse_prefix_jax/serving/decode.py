@@ -17,6 +17,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_ids
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.kernels.chunks import NONE, ZERO, Rows
+from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.plan import Plan, page_table
@@ -85,8 +86,7 @@ def decode(
     >>> cache.release(out.sequences)
   """
   check_cache(cache)
-  if not isinstance(exact, bool):
-    raise ValueError(f"exact must be True or False, got {exact!r}.")
+  check_flag("exact", exact)
   tokens = check_ids("next_tokens", next_tokens, cache.config.vocab_size)
   with cache.call() as mine:
     cache.check_model(model)

@@ -1,7 +1,6 @@
 """Engine: text in, text out, over a model and its cache."""
 
 import contextlib
-import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ import numpy as np
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_tokens
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.answers import (
   Completion,
@@ -24,6 +24,7 @@ from sparse_prefix_jax.serving.scheduler import (
   Finished,
   Scheduler,
 )
+from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import (
   Message,
@@ -57,8 +58,7 @@ class Engine:
   generation prompt among them, so the next turn resumes there.
 
   Attributes:
-    model: The model.
-    cache: Its cache.
+    cache: Of the model.
     tokenizer: With the chat template.
 
   Example:
@@ -93,12 +93,17 @@ class Engine:
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
     check_cache(cache)
-    cache.check_model(model)
+    self._watched = WatchedModel(model, cache)
     if not isinstance(tokenizer, TextTokenizer):
       tokenizer = TextTokenizer(tokenizer)
     tokenizer.check_vocabulary(model.config.vocab_size)
-    self.model, self.cache, self.tokenizer = model, cache, tokenizer
+    self.cache, self.tokenizer = cache, tokenizer
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
+
+  @property
+  def model(self) -> HybridDecoder:
+    """The model, or the one whose weights its cache was given since."""
+    return self._watched.current()
 
   def generate(
     self,
@@ -137,7 +142,7 @@ class Engine:
     """
     if isinstance(prompts, str | Mapping) or not isinstance(prompts, Sequence):
       raise ValueError(
-        f"prompts is {reprlib.repr(prompts)}; it must be a list of texts, ids "
+        f"prompts is {brief(prompts)}; it must be a list of texts, ids "
         "or conversations."
       )
     variables = checked_variables("template", template)
@@ -242,14 +247,12 @@ class Engine:
     """How ids are drawn, if all of it can be meant."""
     if not callable(choose):
       raise ValueError(
-        f"choose is {reprlib.repr(choose)}; it must be a function of the "
+        f"choose is {brief(choose)}; it must be a function of the "
         "completions of a prompt."
       )
     sampling = Sampling() if sampling is None else sampling
     if not isinstance(sampling, Sampling):
-      raise ValueError(
-        f"sampling is {reprlib.repr(sampling)}; it must be a Sampling."
-      )
+      raise ValueError(f"sampling is {brief(sampling)}; it must be a Sampling.")
     sampling.check_vocabulary(self.model.config.vocab_size)
     if check_whole("max_tokens", max_tokens) < 1:
       raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1.")

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.cache.request import listed
+from sparse_prefix_jax.kinds import brief, check_class
 from sparse_prefix_jax.models.cost import PrefillCost
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.models.sizes import page_bytes, state_bytes
 from sparse_prefix_jax.serving.prefill import prefill
+from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
 def measure_prefill(
@@ -26,7 +29,8 @@ def measure_prefill(
     repeats: Timed runs per length, after one that compiles.
 
   Raises:
-    ValueError: If there are fewer than two lengths or no repeats.
+    ValueError: If there are fewer than two lengths or no repeats, or an
+      argument is of another kind.
 
   Example:
     >>> from flax import nnx
@@ -36,10 +40,17 @@ def measure_prefill(
     >>> measure_prefill(model, [64, 128], repeats=1).unit
     'seconds'
   """
+  check_class("model", model, HybridDecoder)
+  most = model.config.numerics.max_length
+  lengths = [
+    check_at_least("lengths: a length", length, 1, most)
+    for length in listed(lengths) or ()
+  ]
+  repeats = check_whole("repeats", repeats)
   if len(set(lengths)) < 2 or repeats < 1:
     raise ValueError(
-      f"lengths is {list(lengths)} and repeats {repeats}; at least two lengths "
-      "and one repeat are needed."
+      f"lengths is {lengths} and repeats {brief(repeats)}; at least two "
+      "lengths and one repeat are needed."
     )
   longest = -(-max(lengths) // model.config.numerics.chunk)
   room = 4 * (state_bytes(model.config) + longest * page_bytes(model.config))

@@ -15,6 +15,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_requests
 from sparse_prefix_jax.cache.running import Running, SequenceHandle
 from sparse_prefix_jax.cache.waves import next_wave
+from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.run import all_rows, last_rows
 from sparse_prefix_jax.runtime.segment import Segment
@@ -130,8 +131,7 @@ def prefill(
     (192, 10)
   """
   check_cache(cache)
-  if not isinstance(all_logits, bool):
-    raise ValueError(f"all_logits must be True or False, got {all_logits!r}.")
+  check_flag("all_logits", all_logits)
   waiting = check_requests(cache.limits, prompts, anchors, capture, salt)
   if capture is not None and not cache.store.stores:
     raise ValueError(

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from sparse_prefix_jax.cache.request import listed
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.runtime.row_sampler import (
   MOST_BEST,
   MOST_BIASES,
@@ -100,7 +100,7 @@ class Sampling:
     _check_count("best", self.best, MOST_BEST)
     if self.allowed is not None and not callable(self.allowed):
       raise ValueError(
-        f"allowed is {reprlib.repr(self.allowed)}; it must be a function of "
+        f"allowed is {brief(self.allowed)}; it must be a function of "
         "the ids decoded so far, or None."
       )
     object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
@@ -263,7 +263,7 @@ def _check_range(name: str, value: Any) -> None:
   least = "above 0" if above else f"at least {low:g}"
   most = f" and at most {high:g}" if math.isfinite(high) else " and finite"
   bounds = "finite" if low == -math.inf else least + most
-  raise ValueError(f"{name} is {_shown(value)}; it must be a number, {bounds}.")
+  raise ValueError(f"{name} is {brief(value)}; it must be a number, {bounds}.")
 
 
 def _as_number(value: Any) -> float:
@@ -285,14 +285,14 @@ def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
   given = listed(bias.items() if isinstance(bias, Mapping) else bias)
   if given is None or not all(map(_is_pair, given)):
     raise ValueError(
-      f"logit_bias is {_shown(bias)}; it must map ids to numbers."
+      f"logit_bias is {brief(bias)}; it must map ids to numbers."
     )
   pairs: dict[int, float] = {}
   for token, value in given:
     token = check_whole("logit_bias: an id", token)
     if not math.isfinite(_as_number(value)):
       raise ValueError(
-        f"logit_bias of id {token} is {_shown(value)}; it must be a finite "
+        f"logit_bias of id {token} is {brief(value)}; it must be a finite "
         "number."
       )
     if token < 0 or token in pairs:
@@ -309,7 +309,3 @@ def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
 
 def _is_pair(value: Any) -> bool:
   return isinstance(value, tuple) and len(value) == 2
-
-
-def _shown(value: Any) -> str:
-  return " ".join(reprlib.repr(value).split())

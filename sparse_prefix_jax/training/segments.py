@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import core, lax
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.slot_checks import concrete
 from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.layers import ExplicitCarry
 from sparse_prefix_jax.layers.choices import is_int
@@ -29,7 +31,7 @@ from sparse_prefix_jax.layers.wide_gradients import (
 )
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.training.losses import cross_entropy
-from sparse_prefix_jax.whole_numbers import check_at_least
+from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
 class Labelled(NamedTuple):
@@ -67,16 +69,41 @@ def labelled_answers(
 
   Args:
     token_ids: The documents.
-    answers: Positions of the answers, above 0.
+    answers: Positions of the answers, above 0, each once in its document.
+
+  Raises:
+    ValueError: If they are no integers that belong together, or a position is
+      known and outside, or stands twice.
 
   Example:
     >>> labelled_answers(jnp.array([[5, 6, 7]]), jnp.array([[2]])).weights
     Array([[0., 1., 0.]], dtype=float32)
   """
+  sizes = check_axes(
+    "labelled_answers", token_ids=(token_ids, "b t"), answers=(answers, "b q")
+  )
+  concrete("token_ids", token_ids)  # No fractions.
+  known = concrete("answers", answers)
+  if known is not None:
+    _check_answers(known, sizes["t"])
   rows = jnp.arange(len(token_ids))[:, None]
   zeros = jnp.zeros(token_ids.shape, jnp.float32)
   weights = zeros.at[rows, answers - 1].set(1 / answers.size)
   return Labelled(token_ids, jnp.roll(token_ids, -1, axis=1), weights)
+
+
+def _check_answers(answers: np.ndarray, tokens: int) -> None:
+  """Refuses positions that would be another's, nobody's, or count once of two.
+
+  What is before the first token of a document cannot predict it.
+  """
+  wrong = answers[(answers < 1) | (answers >= tokens)]
+  if wrong.size:
+    raise ValueError(
+      f"answers holds {wrong[0]}; a position is 1 to {tokens - 1}."
+    )
+  if (np.diff(np.sort(answers)) == 0).any():
+    raise ValueError("answers names a position of a document twice.")
 
 
 def weighted_loss(
@@ -110,13 +137,14 @@ def segment_length(tokens: int, chunk: int) -> int:
     at least the square root of its chunks.
 
   Raises:
-    ValueError: If the document is not made of whole chunks.
+    ValueError: If the document is not made of whole chunks, or these are none.
 
   Example:
     >>> [segment_length(t, 64) for t in (2048, 8192, 32768)]
     [512, 1024, 2048]
   """
-  chunks, rest = divmod(tokens, chunk)
+  chunk = check_at_least("chunk", chunk, 1)
+  chunks, rest = divmod(check_whole("tokens", tokens), chunk)
   if rest or chunks < 1:
     raise ValueError(
       f"a document has {tokens} tokens; it must be a multiple of {chunk}."

@@ -9,7 +9,6 @@ is noticed.
 import hashlib
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_prefix_jax import extras
+from sparse_prefix_jax.kinds import brief, check_class, host_array, path_of
 from sparse_prefix_jax.models.checkpoint.header import (
   damaged,
   read_header,
@@ -54,19 +54,24 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   return {name(path, simple=True, separator="."): leaf for path, leaf in paths}
 
 
-def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+def save_arrays(
+  path: str | os.PathLike[str], arrays: Mapping[str, Any]
+) -> None:
   """Writes arrays by name; the file is the old or the new one, never a part.
 
   Args:
     path: The safetensors file.
-    arrays: Arrays of any type that the format knows.
+    arrays: Arrays of any type that `load_arrays` reads.
 
   Raises:
+    ValueError: If an array is of another type, or none, or a name no text.
     OSError: If it cannot be written.
     MissingExtraError: If the package `safetensors` is not installed.
   """
   library = extras.optional("safetensors.numpy", "train")
-  held = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+  path = path_of("path", path)
+  check_class("arrays", arrays, Mapping, "names and arrays")
+  held = {name: _written(name, array) for name, array in arrays.items()}
   beside = path.with_name(f".{path.name}.part")
   with beside.open("wb") as file:
     file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
@@ -75,7 +80,16 @@ def save_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
   beside.replace(path)
 
 
-def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _written(name: Any, array: Any) -> np.ndarray:
+  """An array as a file holds it, if it can be read again."""
+  check_class("the name of an array", name, str)
+  held = np.asarray(host_array(name, array), order="C")
+  if held.dtype not in [np.dtype(kind) for kind in _TYPES.values()]:
+    raise ValueError(f"{name} is {held.dtype}, which files do not hold.")
+  return held
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """Reads all arrays of a file, in the types that they were stored in.
 
   Args:
@@ -84,6 +98,7 @@ def load_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   Raises:
     ValueError: If the file is damaged, or cannot be read.
   """
+  path = path_of("path", path)
   # Not by the library: it writes bfloat16 and does not read it.
   tensors, content = read_header(path), path.read_bytes()
   for tensor in tensors:
@@ -154,7 +169,7 @@ def array_like(
   return found
 
 
-def load_weights(path: pathlib.Path, model: Any) -> Any:
+def load_weights(path: str | os.PathLike[str], model: Any) -> Any:
   """Returns a model with the weights of a file; no extra is needed for it.
 
   Args:
@@ -164,13 +179,16 @@ def load_weights(path: pathlib.Path, model: Any) -> Any:
 
   Raises:
     ValueError: If the file is damaged, or its tensors are not those of the
-      model.
+      model, or that has none.
   """
+  path, likes = path_of("path", path), named_leaves(model)
+  if not likes or not all(hasattr(like, "dtype") for like in likes.values()):
+    raise ValueError(f"model is {brief(model)}; it must hold arrays.")
   tensors = {tensor.name: tensor for tensor in read_header(path)}
   if _CHECKSUM in read_metadata(path):
     load_arrays(path)
   arrays = {}
-  for name, like in named_leaves(model).items():
+  for name, like in likes.items():
     tensor = tensors.get(name, tensors.get(f"model.{name}"))
     if tensor is not None:
       arrays[name] = read_tensor(tensor, like.dtype)

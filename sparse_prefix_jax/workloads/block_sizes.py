@@ -6,11 +6,12 @@ request are counted.
 """
 
 import re
-import reprlib
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
+
+from sparse_prefix_jax.kinds import brief
+from sparse_prefix_jax.whole_numbers import is_whole
 
 DEFAULT_BLOCK = 512
 """Tokens per block where neither name nor caller says it: those of Mooncake."""
@@ -58,10 +59,9 @@ def block_size_of(path: str | Path, block_size: int | None = None) -> int:
   """
   name = Path(path).name
   if block_size is not None:
-    whole = isinstance(block_size, Integral)
-    if not whole or isinstance(block_size, bool):
+    if not is_whole(block_size):
       raise ValueError(
-        f"block_size must be an integer, got {reprlib.repr(block_size)}"
+        f"block_size must be an integer, got {brief(block_size)}"
       )
     _check_range("block_size", int(block_size))
   named = sorted({int(size) for size in _NAMED.findall(name)})
@@ -82,8 +82,7 @@ def _check_range(what: str, size: int) -> None:
   """Raises ValueError for a size that no block can have."""
   if not 1 <= size <= _LARGEST:
     raise ValueError(
-      f"{what} must be at least 1 and at most {_LARGEST}, got"
-      f" {reprlib.repr(size)}"
+      f"{what} must be at least 1 and at most {_LARGEST}, got {brief(size)}"
     )
 
 
@@ -101,11 +100,11 @@ def misfit(sizes: PromptSize, block: int) -> str:
   '521 tokens are at most 2 blocks of 512, but hash_ids has 33'
   """
   whole, most = sizes.tokens // block, -(-sizes.tokens // block)
-  blocks = f"at most {reprlib.repr(most)}"
+  blocks = f"at most {brief(most)}"
   if sizes.ids < whole:
-    blocks = f"{reprlib.repr(whole)} whole"
+    blocks = f"{brief(whole)} whole"
   return (
-    f"{reprlib.repr(sizes.tokens)} tokens are {blocks} blocks of {block}, but"
+    f"{brief(sizes.tokens)} tokens are {blocks} blocks of {block}, but"
     f" hash_ids has {sizes.ids}"
   )
 

@@ -10,7 +10,6 @@ timestamps in seconds, and are read as well.
 
 import dataclasses
 import itertools
-import reprlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from sparse_prefix_jax.kinds import path_of
+from sparse_prefix_jax.kinds import brief, check_flag, path_of
 from sparse_prefix_jax.whole_numbers import is_whole
 from sparse_prefix_jax.workloads.block_sizes import (
   PromptSize,
@@ -82,8 +81,7 @@ def _check(where: str, fields: dict[str, Any]) -> None:
   length, hashes = fields.get("input_length"), fields.get("hash_ids")
   if not _is_count(length) or length == 0:
     raise ValueError(
-      f"{where}: input_length must be a positive integer, got"
-      f" {reprlib.repr(length)}"
+      f"{where}: input_length must be a positive integer, got {brief(length)}"
     )
   if not isinstance(hashes, list) or not all(map(_is_count, hashes)):
     raise ValueError(f"{where}: hash_ids must be a list of integers >= 0")
@@ -93,7 +91,7 @@ def _check(where: str, fields: dict[str, Any]) -> None:
   if not number or not -_LATEST <= time <= _LATEST:
     raise ValueError(
       f"{where}: timestamp must be a number within +-{_LATEST:.0e}, got"
-      f" {reprlib.repr(time)}"
+      f" {brief(time)}"
     )
 
 
@@ -240,6 +238,7 @@ def load_mooncake(
     raise ValueError(
       f"time_unit must be one of {', '.join(TIME_UNITS)}, got {time_unit!r}"
     )
+  check_flag("skip_bad_lines", skip_bad_lines)
   path, notes = path_of("path", path), []
   block = block_size_of(path, block_size)
   skipped = _Skipped()

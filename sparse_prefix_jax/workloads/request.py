@@ -1,13 +1,13 @@
 """What every loader yields: requests as arrays of ids, in an order."""
 
 import dataclasses
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.whole_numbers import is_whole
 
 
@@ -118,7 +118,7 @@ def check_number(name: str, value: Any, low: int, end: int = 2**31) -> None:
   if not is_whole(value) or not low <= int(value) < end:
     raise ValueError(
       f"{name} must be an integer of at least {low} and below {end}, got"
-      f" {reprlib.repr(value)}"
+      f" {brief(value)}"
     )
 
 
@@ -183,7 +183,7 @@ def _listed(name: str, what: str, values: Any) -> list[Any]:
     return list(values)
   except TypeError:
     raise ValueError(
-      f"{name}: {what} must be a list, got {reprlib.repr(values)}"
+      f"{name}: {what} must be a list, got {brief(values)}"
     ) from None
 
 
@@ -194,7 +194,7 @@ def _whole_numbers(name: str, what: str, values: Iterable[Any]) -> list[int]:
     if not is_whole(value) or not -(2**63) <= int(value) < 2**63:
       raise ValueError(
         f"{name}: {what} of request {index} must be an integer of 64 bits, got"
-        f" {reprlib.repr(value)}"
+        f" {brief(value)}"
       )
   return [int(value) for value in values]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparse_prefix_jax.kinds import check_class, path_of
+from sparse_prefix_jax.whole_numbers import check_at_least
 from sparse_prefix_jax.workloads.arrays import MAX_BYTES, read_vectors
 from sparse_prefix_jax.workloads.request import (
   Trace,
@@ -113,6 +114,7 @@ def load_token_file(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Trace:
   [([1, 2, 3], 0), ([1, 2], 2)]
   """
   path = path_of("path", path)
+  max_bytes = check_at_least("max_bytes", max_bytes, 0)
   fields = read_vectors(
     path, _FIELDS, (_ANSWER,), what="token file", max_bytes=max_bytes
   )

@@ -34,6 +34,17 @@ def operation(request):
   return request.param, ON_STATES[request.param](chunk=C)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int2, jnp.uint4, jnp.int8])
+def test_numbers_of_few_bits_are_compared_with_any_bound(dtype):
+  values = concrete("tokens", jnp.ones(2, dtype))
+  assert values.dtype == np.int32 and (values < 512).all()
+
+
+def test_durations_are_no_numbers():
+  with pytest.raises(ValueError, match="read has dtype timedelta64"):
+    concrete("read", np.array([1], "m8[s]"))
+
+
 def chunks(**changes):
   """Two chunks of one request, from nothing to slot 0."""
   fields = {

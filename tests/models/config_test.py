@@ -70,7 +70,7 @@ def test_counts_below_one_are_refused(name, value):
     ({"eps": None}, "eps is None; it must be a finite number above 0"),
     ({"rope_theta": -5}, "rope_theta is -5; .* finite number above 0"),
     ({"rope_theta": math.inf}, "rope_theta is inf; .* finite number"),
-    ({"rope_theta": 10**400}, "rope_theta is 10*; .* finite number above 0"),
+    ({"rope_theta": 10**400}, "rope_theta is 10.*; .* finite number above 0"),
     ({"rope_scaling": {"kind": "yarn"}}, "rope_scaling .* None or a RopeScal"),
     (
       {"rope_scaling": RopeScaling(kind="yarn", factor=2.0), "rope_theta": 1.0},

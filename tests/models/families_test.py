@@ -87,7 +87,7 @@ REFUSED = [
   ("mamba2_1", {"intermediate_size": 8}, "intermediate_size in .* only 64"),
   ("qwen3_next_1", {"use_sliding_window": True}, "use_sliding_.* only False"),
   ("olmo_hybrid_1", {"linear_use_gate": False}, "linear_use_gate .* only True"),
-  ("granite_hybrid_1", {"attention_bias": True}, "attention_bias in .* only"),
+  ("granite_hybrid_1", {"attention_bias": 1}, "attention_bias in .* true or"),
   ("granite_hybrid_1", {"layer_types": ["mamba"]}, "names 1 layers; .* = 3"),
   ("granite_hybrid_1", {"layer_types": ["x"] * 3}, "holds 'x'; .* attention"),
   (
@@ -276,6 +276,17 @@ STEPS = {"time_step_max": 0.1, "time_step_min": 0.001}
 def test_what_published_files_say_besides_is_no_fault(tmp_path, case, keys):
   config = read_config(copy(tmp_path, case, **keys), **CHOICES)
   assert config == read_config(GOLDEN / case, **CHOICES)
+
+
+@pytest.mark.parametrize(
+  "keys", [{"num_experts": 0}, {"mlp_only_layers": [0, 1, 2]}]
+)
+def test_a_file_that_may_have_experts_may_have_none(tmp_path, keys):
+  """Every layer is then the dense one that there is."""
+  config = read_config(copy(tmp_path, "qwen3_next_2", **keys), **CHOICES)
+  mixed = read_config(GOLDEN / "qwen3_next_2", **CHOICES)
+  (dense,) = set(config.branches[1::2])
+  assert dense == mixed.branches[3] != mixed.branches[1]
 
 
 def test_experts_that_the_file_does_not_count_are_two(tmp_path):

@@ -128,6 +128,7 @@ _GRANITE_SHAPES = {
   "3": {
     "num_local_experts": 6,
     "num_experts_per_tok": 2,
+    "attention_bias": True,
     "mamba_n_groups": 4,
     "layer_types": ["full_attention", "linear_attention"],
     "num_hidden_layers": 2,

@@ -18,39 +18,39 @@ CACHE = {"cache", "cache.store", "cache.index"}
 ARROWS: dict[str, set[str]] = {
   "array_typing": set(),
   # Texts such as "4GiB": whoever takes a capacity reads them the same way.
-  "byte_sizes": set(),
+  "byte_sizes": {"kinds", "whole_numbers"},
   "extras": set(),  # packages that may be missing
   "kernels": set(),
   "kinds": set(),  # what else a user gives: refused by name
-  "layers": {"kernels"},
+  "layers": {"kernels", "kinds"},
   "machine": set(),  # where a report was made
-  "whole_numbers": set(),  # what an integer is, for whoever takes one of a user
+  "whole_numbers": {"kinds"},  # what is an integer, for who takes one of users
   "writable": set(),  # files of results
   # `kernels.chunks` is the vocabulary of a plan: sentinels, Chunks, Rows.
-  "models": {"layers", "kernels", "kinds"},
+  "models": {"layers", "kernels", "kinds", "whole_numbers"},
   # What a store says is to be computed; integers and token ids.
   "runtime.segment": set(),
   "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"}
   | {"kinds"},
-  "placement": {"whole_numbers"},
+  "placement": {"kinds", "whole_numbers"},
   "workloads": {"byte_sizes", "extras", "kinds", "whole_numbers"},
   # Losses and steps over `scan`; no cache, no pools.
   "training": {"models", "layers", "workloads", "extras", "writable"}
   | {"kernels", "kinds", "whole_numbers"},
-  "cache.index": {"placement"},
+  "cache.index": {"kinds", "placement"},
   "cache.store": {"cache.index", "placement", "runtime.segment"}
-  | {"whole_numbers"},
+  | {"kinds", "whole_numbers"},
   "cache": {"models", "runtime", "runtime.segment", "placement", "byte_sizes"}
   | {"cache.store", "cache.index", "kinds"},
   "serving": {"models", "runtime", "runtime.segment", "kernels", "extras"}
-  | {"byte_sizes", "whole_numbers"}
+  | {"byte_sizes", "kinds", "whole_numbers"}
   | CACHE,
   # Path independence tried on schedules: a user of everything that serves.
   "contract": {"models", "runtime", "runtime.segment", "placement", "serving"}
   | CACHE,
   # One file per command; what only one needs is imported late.
   "commands": {"evaluation", "placement", "workloads", "writable", "extras"}
-  | {"whole_numbers"},
+  | {"kinds", "whole_numbers"},
   "evaluation": {"cache.store", "cache.index", "placement", "workloads"}
   | {"models", "byte_sizes", "extras", "kinds", "whole_numbers", "writable"},
 }

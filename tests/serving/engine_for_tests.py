@@ -2,7 +2,9 @@
 
 import functools
 
-from sparse_prefix_jax import PrefixCache
+from flax import nnx
+
+from sparse_prefix_jax import HybridDecoder, PrefixCache
 from sparse_prefix_jax.serving.engine import Engine
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 from tests.models_for_tests import last_placement, small_model
@@ -28,6 +30,12 @@ def demo_tokenizer():
 def text_model():
   """A model of that vocabulary."""
   return small_model(vocab_size=2112, ladder=(4,))
+
+
+@functools.cache
+def other_model():
+  """The same with other weights."""
+  return HybridDecoder(text_model().config, rngs=nnx.Rngs(1))
 
 
 def new_engine(placement=None, **changes):

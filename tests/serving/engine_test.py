@@ -16,6 +16,7 @@ from tests.models_for_tests import small_model
 from tests.serving.engine_for_tests import (
   demo_tokenizer,
   new_engine,
+  other_model,
   text_model,
 )
 from tests.serving.text.tokenizers_for_tests import KINDS
@@ -380,6 +381,8 @@ def test_who_releases_the_sequence_of_a_stream_is_told():
   assert engine.cache.sequences == other
   engine.cache.release(other)
   assert engine.generate([PROMPT], max_tokens=2)[0].restored > 0
+  engine.cache.replace_weights(other_model())
+  assert engine.generate([PROMPT], max_tokens=2)[0].restored == 0
 
 
 def test_an_answer_that_is_complete_is_not_lost_with_its_sequence():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.training import curve, job
@@ -109,7 +109,6 @@ def test_a_damaged_checkpoint_is_refused(
     ("history", arrays["history"][1:], r"as history; .* float32\(5, 3\)"),
     ("step", np.int64(-1), r"as history; .* float32\(0, 3\)"),
     ("stage", np.int64(9), "is damaged: its history leads to .*stage=0"),
-    ("other", np.int8(9), "is damaged: 'other' is I8, which is not written"),
   ):
     held = {k: v for k, v in arrays.items() if k != name or wrong is not None}
     if wrong is not None:
@@ -117,6 +116,10 @@ def test_a_damaged_checkpoint_is_refused(
     save_arrays(tmp_path / CHECKPOINT_FILE, held)
     with pytest.raises(ValueError, match=message):
       train(tmp_path)
+  arrays["other"] = np.zeros(1, np.int8)
+  save_file(arrays, tmp_path / CHECKPOINT_FILE)
+  with pytest.raises(ValueError, match="'other' is I8, which is not written"):
+    train(tmp_path)
 
 
 def test_one_turned_bit_of_the_weights_is_noticed(

@@ -5,6 +5,7 @@ import pathlib
 import warnings
 from typing import Any, NamedTuple
 
+from sparse_prefix_jax.kinds import path_of
 from sparse_prefix_jax.layers import Numerics
 from sparse_prefix_jax.models.checkpoint.files import stored_tensors
 from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
@@ -79,11 +80,7 @@ def as_folder(directory: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     ValueError: If it is no text and no path.
   """
-  if not isinstance(directory, str | os.PathLike):
-    raise ValueError(
-      f"directory is {directory!r}; it must be the path of a folder."
-    )
-  return pathlib.Path(directory)
+  return path_of("directory", directory, "folder")
 
 
 def describe(directory: pathlib.Path, changes: dict[str, Any]) -> Description:

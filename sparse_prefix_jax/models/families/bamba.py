@@ -1,14 +1,11 @@
 """Foreign names of Bamba: Mamba-2 and attention, SwiGLU behind each."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
   Mamba2Config,
   Norm,
   Numerics,
-  Sublayer,
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
@@ -27,8 +24,6 @@ from sparse_prefix_jax.models.families.state_space import (
   mamba2_sources,
   read_mamba2,
 )
-
-_BRANCHES_PER_LAYER = 2
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -82,19 +77,9 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, BAMBA.embedding, "final_layernorm.weight", BAMBA.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   if isinstance(sub, Mamba2Config):
     return before | mamba2_sources(sub, "mamba.")
@@ -109,7 +94,8 @@ def _sources(sub: Sublayer) -> dict[str, Source]:
 BAMBA = Family(
   model_types=("bamba",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="final_layernorm.weight",
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, and what training adds to its loss.

@@ -1,7 +1,6 @@
 """Foreign names of Falcon-H1: Mamba-2 beside attention, scaled everywhere."""
 
 import math
-from collections.abc import Iterator
 
 from sparse_prefix_jax.layers import (
   AttentionConfig,
@@ -28,8 +27,6 @@ from sparse_prefix_jax.models.families.state_space import (
   mamba2_sources,
   read_mamba2,
 )
-
-_BRANCHES_PER_LAYER = 2
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -129,17 +126,6 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, FALCON_H1.embedding, "final_layernorm.weight", FALCON_H1.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
 def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
   if isinstance(branch.sub, SwiGLUConfig):
@@ -161,7 +147,8 @@ def _sources(branch: Branch) -> dict[str, Source]:
 FALCON_H1 = Family(
   model_types=("falcon_h1",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="final_layernorm.weight",
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, and what a sampler asks for.

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from sparse_prefix_jax.layers import Branch
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families.fields import Fields
 
@@ -55,8 +56,8 @@ class Family(NamedTuple):
       one rung, which fits all widths, and the model's context. It reads every
       key that changes the logits, and refuses values that are not computed
       here.
-    parameters: Pairs every parameter, a dotted path in the model, with its
-      source.
+    sources: Where the parameters of a branch come from, by their paths in it,
+      within a layer.
     embedding: Name of the tensor of embeddings.
     head: Name of the tensor of the head, where the embeddings are not used.
     harmless_keys: Keys that change no logits, beside `HARMLESS_KEYS`.
@@ -65,17 +66,38 @@ class Family(NamedTuple):
     harmless_ends: How names of tensors end that others are made of, which are
       read: what another implementation computes in advance.
     tied: Whether the head is the embeddings where the file does not say.
+    norm: Name of the weight of the final norm.
+    layers: How names of tensors begin that stand in a layer.
+    branches_per_layer: How many branches a layer has.
   """
 
   model_types: tuple[str, ...]
   read: Callable[[Fields], ModelConfig]
-  parameters: Callable[[ModelConfig], Iterator[tuple[str, Source]]]
+  sources: Callable[[Branch], dict[str, Source]]
   embedding: str
   head: str
   harmless_keys: frozenset[str]
   harmless_tensors: tuple[str, ...]
   harmless_ends: tuple[str, ...] = ()
   tied: bool = False
+  norm: str = "norm.weight"
+  layers: str = "layers."
+  branches_per_layer: int = 2
+
+  def parameters(self, config: ModelConfig) -> Iterator[tuple[str, Source]]:
+    """Pairs every parameter of a model, a dotted path, with its source.
+
+    Args:
+      config: The model's configuration.
+    """
+    yield "embedding", same(self.embedding, rank=2)
+    yield "norm", same(self.norm)
+    if not config.tie_embeddings:
+      yield "unembedding", same(self.head, rank=2)
+    for index, branch in enumerate(config.branches):
+      inside = f"{self.layers}{index // self.branches_per_layer}."
+      for path, source in self.sources(branch).items():
+        yield f"branches.{index}.{path}", source.inside(inside)
 
 
 def same(name: str, rank: int = 1) -> Source:

@@ -1,7 +1,5 @@
 """Foreign names of the Granite-4 hybrids, dense and mixtures of experts."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -31,7 +29,6 @@ from sparse_prefix_jax.models.families.state_space import (
   read_mamba2,
 )
 
-_BRANCHES_PER_LAYER = 2
 _MAMBA = ("mamba", "linear_attention")
 _ATTENTION = ("attention", "full_attention")
 
@@ -39,7 +36,6 @@ _ATTENTION = ("attention", "full_attention")
 def _read(fields: Fields) -> ModelConfig:
   """Makes the configuration: a mixer, then feed-forward layers, per layer."""
   check_plain(fields)
-  fields.only("attention_bias", False)
   eps = fields.number("rms_norm_eps", 1e-6, **plain.EPS)
   rope = read_whole_rope(fields, plain.head_width(fields))
   norm = Norm(centred=False, eps=eps)
@@ -67,6 +63,7 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
   fields.only("position_embedding_type", "rope", "nope")
   rotated = fields.get("position_embedding_type") == "rope"
   heads = fields.count("num_attention_heads")
+  bias = fields.flag("attention_bias", False)
   return AttentionConfig(
     heads=heads,
     kv_heads=fields.count("num_key_value_heads", heads),
@@ -76,6 +73,8 @@ def _attention(fields: Fields, rope: Rope) -> AttentionConfig:
     rope_scaling=rope.scaling if rotated else None,
     gate=False,
     head_norm=False,
+    bias=bias,
+    out_bias=bias,
     scale=fields.number("attention_multiplier", 1.0, **plain.FACTORS),
   )
 
@@ -105,19 +104,9 @@ def _layer_types(fields: Fields) -> list[str]:
   return kinds
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, GRANITE_HYBRID.embedding, "norm.weight", GRANITE_HYBRID.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   if isinstance(sub, Mamba2Config):
     return before | mamba2_sources(sub, "mamba.")
@@ -149,7 +138,7 @@ def _mlp(sub: Sublayer) -> dict[str, Source]:
 GRANITE_HYBRID = Family(
   model_types=("granitemoehybrid",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Chunks of another implementation, how weights were initialised, and what

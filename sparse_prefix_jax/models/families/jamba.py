@@ -1,7 +1,5 @@
 """Foreign names of Jamba: Mamba and attention, SwiGLU or experts."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -23,8 +21,6 @@ from sparse_prefix_jax.models.families.family import (
 )
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.state_space import mamba_sources
-
-_BRANCHES_PER_LAYER = 2
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -122,19 +118,9 @@ def _experts(fields: Fields) -> Sublayer:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, JAMBA.embedding, "final_layernorm.weight", JAMBA.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   behind = {"pre": same("pre_ff_layernorm.weight")}
   if isinstance(sub, MambaConfig):
@@ -165,7 +151,8 @@ def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
 JAMBA = Family(
   model_types=("jamba",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="final_layernorm.weight",
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Which implementation computes, and how many logits are asked for.

@@ -1,6 +1,5 @@
 """Foreign names of Kimi Linear: delta attention, latents, experts."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from sparse_prefix_jax.models.families.family import (
 )
 from sparse_prefix_jax.models.families.fields import Fields
 
-_BRANCHES_PER_LAYER = 2
 _DELTA, _FULL = _KINDS = "linear_attention", "full_attention"
 _FEED_FORWARDS = "dense", "sparse"
 _MIXTURE = "block_sparse_moe."
@@ -209,19 +207,9 @@ def _mixture(fields: Fields) -> ParallelConfig:
   return ParallelConfig((experts, SwiGLUConfig(hidden=shared * hidden)))
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, KIMI_LINEAR.embedding, "norm.weight", KIMI_LINEAR.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   if isinstance(sub, KimiDeltaAttentionConfig):
     return before | _delta_sources(sub)
@@ -317,7 +305,7 @@ def _expert_sources(sub: ExpertsConfig) -> dict[str, Source]:
 KIMI_LINEAR = Family(
   model_types=("kimi_linear",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Nothing is rotated, and layers that predict several tokens are left out.

@@ -1,14 +1,11 @@
 """Foreign names of LFM2: short convolutions and attention, SwiGLU."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
   Norm,
   Numerics,
   ShortConvConfig,
-  Sublayer,
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
@@ -24,7 +21,6 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 
-_BRANCHES_PER_LAYER = 2
 _KINDS = ("conv", "full_attention")
 
 
@@ -129,19 +125,9 @@ def _attention(fields: Fields, rope: Rope, eps: float) -> AttentionConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, LFM2.embedding, "embedding_norm.weight", LFM2.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("operator_norm.weight")}
   if isinstance(sub, ShortConvConfig):
     return before | _convolution(sub)
@@ -189,7 +175,8 @@ def _convolution(sub: ShortConvConfig) -> dict[str, Source]:
 LFM2 = Family(
   model_types=("lfm2",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="embedding_norm.weight",
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # How weights were initialised, and names of the first release that repeat

@@ -1,7 +1,5 @@
 """Foreign names of the Mamba models, and of Falcon-Mamba."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import Branch, MambaConfig, Norm, Numerics
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families import plain
@@ -52,25 +50,20 @@ def _read(fields: Fields) -> ModelConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, MAMBA.embedding, "backbone.norm_f.weight", MAMBA.head
-  )
-  for index, branch in enumerate(config.branches):
-    if not isinstance(branch.sub, MambaConfig):
-      continue
-    sources = mamba_sources(branch.sub, "mixer.")
-    sources["pre"] = same("norm.weight")
-    for path, source in sources.items():
-      inside = source.inside(f"backbone.layers.{index}.")
-      yield f"branches.{index}.{path}", inside
+def _sources(branch: Branch) -> dict[str, Source]:
+  """Where the parameters of a branch come from: a norm and its mixer."""
+  if not isinstance(branch.sub, MambaConfig):
+    raise ValueError(f"sub is {branch.sub!r}; it must be Mamba.")
+  return mamba_sources(branch.sub, "mixer.") | {"pre": same("norm.weight")}
 
 
 MAMBA = Family(
   model_types=("mamba", _FALCON),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="backbone.norm_f.weight",
+  layers="backbone.layers.",
+  branches_per_layer=1,
   embedding="backbone.embeddings.weight",
   head="lm_head.weight",
   # How steps and weights were initialised, which implementation computes, the

@@ -1,7 +1,5 @@
 """Foreign names of the Mamba-2 models."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import Branch, Mamba2Config, Norm, Numerics
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families import plain
@@ -48,26 +46,20 @@ def _read(fields: Fields) -> ModelConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield "embedding", same(MAMBA2.embedding, rank=2)
-  yield "norm", same("backbone.norm_f.weight")
-  if not config.tie_embeddings:
-    yield "unembedding", same(MAMBA2.head, rank=2)
-  for index, branch in enumerate(config.branches):
-    if not isinstance(branch.sub, Mamba2Config):
-      continue
-    sources = mamba2_sources(branch.sub, "mixer.")
-    sources["pre"] = same("norm.weight")
-    for path, source in sources.items():
-      inside = source.inside(f"backbone.layers.{index}.")
-      yield f"branches.{index}.{path}", inside
+def _sources(branch: Branch) -> dict[str, Source]:
+  """Where the parameters of a branch come from: a norm and its mixer."""
+  if not isinstance(branch.sub, Mamba2Config):
+    raise ValueError(f"sub is {branch.sub!r}; it must be Mamba-2.")
+  return mamba2_sources(branch.sub, "mixer.") | {"pre": same("norm.weight")}
 
 
 MAMBA2 = Family(
   model_types=("mamba2",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="backbone.norm_f.weight",
+  layers="backbone.layers.",
+  branches_per_layer=1,
   embedding="backbone.embeddings.weight",
   head="lm_head.weight",
   # How steps and weights were initialised, chunks of another implementation,

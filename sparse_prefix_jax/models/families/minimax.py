@@ -1,7 +1,5 @@
 """Foreign names of MiniMax: lightning attention, experts, normed residuals."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from sparse_prefix_jax.layers import (
@@ -26,7 +24,6 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 
-_BRANCHES_PER_LAYER = 2
 _KINDS = ("linear_attention", "full_attention")
 _PARTS = ("in_query", "in_key", "in_value")
 
@@ -110,19 +107,9 @@ def _experts(fields: Fields) -> ExpertsConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, MINIMAX.embedding, "norm.weight", MINIMAX.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("input_layernorm.weight")}
   if isinstance(sub, LightningConfig):
     return before | _lightning(sub)
@@ -169,7 +156,7 @@ def _mixture(sub: ExpertsConfig) -> dict[str, Source]:
 MINIMAX = Family(
   model_types=("minimax",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # Blocks of another implementation, and what only training adds.

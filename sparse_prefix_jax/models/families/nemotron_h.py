@@ -1,7 +1,5 @@
 """Foreign names of Nemotron-H, dense and mixtures of experts."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -195,20 +193,13 @@ def _mixture(fields: Fields) -> ParallelConfig:
   return ParallelConfig((experts, shared))
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, NEMOTRON_H.embedding, "backbone.norm_f.weight", NEMOTRON_H.head
-  )
-  for index, branch in enumerate(config.branches):
-    sources = _sources(branch.sub) | {"pre": same("norm.weight")}
-    for path, source in sources.items():
-      inside = source.inside(f"backbone.layers.{index}.")
-      yield f"branches.{index}.{path}", inside
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  return _mixer(branch.sub) | {"pre": same("norm.weight")}
+
+
+def _mixer(sub: Sublayer) -> dict[str, Source]:
+  """Where those of its sublayer come from."""
   if isinstance(sub, Mamba2Config):
     return mamba2_sources(sub, "mixer.")
   if isinstance(sub, AttentionConfig):
@@ -250,7 +241,10 @@ def _experts(sub: ExpertsConfig) -> dict[str, Source]:
 NEMOTRON_H = Family(
   model_types=("nemotron_h",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="backbone.norm_f.weight",
+  layers="backbone.layers.",
+  branches_per_layer=1,
   embedding="backbone.embeddings.weight",
   head="lm_head.weight",
   harmless_keys=frozenset(_HARMLESS.split()),

@@ -1,7 +1,5 @@
 """Foreign names of OLMo-hybrid: Gated DeltaNet, attention normed behind."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from sparse_prefix_jax.layers import (
@@ -25,7 +23,6 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_whole_rope
 
-_BRANCHES_PER_LAYER = 2
 _KINDS = ("linear_attention", "full_attention")
 _EVERY = 4
 # As the recurrent layers were trained, whatever the other norms add.
@@ -135,17 +132,6 @@ def _attention(fields: Fields, rope: Rope | None) -> AttentionConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config, OLMO_HYBRID.embedding, "norm.weight", OLMO_HYBRID.head
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
 def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
   if isinstance(branch.sub, SwiGLUConfig):
@@ -207,7 +193,7 @@ def _taps(prefix: str) -> Source:
 OLMO_HYBRID = Family(
   model_types=("olmo_hybrid",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # How decays and steps were initialised.

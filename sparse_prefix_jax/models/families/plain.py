@@ -1,9 +1,6 @@
 """What most families share: how attention and feed-forward layers are named."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.layers import AttentionConfig, MLPConfig, SwiGLUConfig
-from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families.family import Source, same
 from sparse_prefix_jax.models.families.fields import Fields, shown
 
@@ -82,23 +79,6 @@ def check_kinds(
         f"{key} in {fields.where} holds {shown(kind)}; it may hold "
         f"{', '.join(known)}."
       )
-
-
-def outer_sources(
-  config: ModelConfig, embedding: str, norm: str, head: str
-) -> Iterator[tuple[str, Source]]:
-  """Pairs what stands around the branches with its sources.
-
-  Args:
-    config: The model's configuration.
-    embedding: Name of the tensor of embeddings.
-    norm: Name of the weight of the final norm.
-    head: Name of the tensor of the head, where the embeddings are not used.
-  """
-  yield "embedding", same(embedding, rank=2)
-  yield "norm", same(norm)
-  if not config.tie_embeddings:
-    yield "unembedding", same(head, rank=2)
 
 
 def attention_sources(sub: AttentionConfig, prefix: str) -> dict[str, Source]:

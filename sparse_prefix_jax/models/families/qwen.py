@@ -1,17 +1,16 @@
 """What the Qwen families share: mixers, experts, and how they are named."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from sparse_prefix_jax.layers import (
   AttentionConfig,
+  Branch,
   ExpertsConfig,
   GatedDeltaNetConfig,
   Numerics,
   ParallelConfig,
-  Sublayer,
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
@@ -83,7 +82,6 @@ BRANCHES: dict[str, Sources] = {
     "sub.out": same("linear_attn.out_proj.weight", rank=2),
   },
 }
-_BRANCHES_PER_LAYER = 2
 
 
 def read_hybrid(fields: Fields, **feed_forward: Any) -> ModelConfig:
@@ -180,7 +178,18 @@ def layer_types(fields: Fields) -> tuple[str, ...]:
   return tuple(_LAYER_TYPES[kind] for kind in kinds)
 
 
-def mixture_sources(sub: ParallelConfig) -> Sources:
+def branch_sources(branch: Branch) -> Sources:
+  """Where the parameters of a branch come from, by its sublayer.
+
+  Args:
+    branch: A mixer, SwiGLU, or what `read_mixture` made.
+  """
+  if isinstance(branch.sub, ParallelConfig):
+    return _mixture_sources(branch.sub)
+  return BRANCHES[branch.sub.kind]
+
+
+def _mixture_sources(sub: ParallelConfig) -> Sources:
   """Where a mixture comes from: experts in one tensor, or one by one.
 
   Args:
@@ -216,22 +225,3 @@ def mixture_sources(sub: ParallelConfig) -> Sources:
 def _only_row(x: np.ndarray) -> np.ndarray:
   """The one row of a weight; several leave a shape that no parameter has."""
   return x[0] if x.shape[0] == 1 else x
-
-
-def parameters(
-  config: ModelConfig, branch_sources: Callable[[Sublayer], Sources]
-) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source.
-
-  Args:
-    config: The model's configuration.
-    branch_sources: Gives the sources of a branch, by its sublayer.
-  """
-  yield "embedding", same(EMBEDDING, rank=2)
-  yield "norm", same("norm.weight")
-  if not config.tie_embeddings:
-    yield "unembedding", same(HEAD, rank=2)
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in branch_sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)

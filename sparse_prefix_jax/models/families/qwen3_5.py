@@ -1,10 +1,8 @@
 """Foreign names of the dense Qwen3.5 text models, Qwen3.6 among them."""
 
-from collections.abc import Iterator
-
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families import qwen
-from sparse_prefix_jax.models.families.family import Family, Source
+from sparse_prefix_jax.models.families.family import Family
 from sparse_prefix_jax.models.families.fields import Fields
 
 
@@ -21,15 +19,10 @@ def _read(fields: Fields) -> ModelConfig:
   return qwen.read_hybrid(fields, hidden=fields.count("intermediate_size"))
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from qwen.parameters(config, lambda sub: qwen.BRANCHES[sub.kind])
-
-
 QWEN3_5 = Family(
   model_types=("qwen3_5_text", "qwen3_5"),
   read=_read,
-  parameters=_parameters,
+  sources=qwen.branch_sources,
   embedding=qwen.EMBEDDING,
   head=qwen.HEAD,
   # Layers that predict several tokens are not part of these logits.

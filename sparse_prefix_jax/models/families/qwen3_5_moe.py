@@ -1,11 +1,8 @@
 """Foreign names of the mixtures of experts of Qwen3.5 and Qwen3.6."""
 
-from collections.abc import Iterator
-
-from sparse_prefix_jax.layers import ParallelConfig, Sublayer
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.families import qwen
-from sparse_prefix_jax.models.families.family import Family, Source
+from sparse_prefix_jax.models.families.family import Family
 from sparse_prefix_jax.models.families.fields import Fields
 
 
@@ -18,21 +15,10 @@ def _read(fields: Fields) -> ModelConfig:
   return qwen.read_hybrid(fields, feed_forwards=(mixture,) * layers)
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-
-  def sources(sub: Sublayer) -> qwen.Sources:
-    if isinstance(sub, ParallelConfig):
-      return qwen.mixture_sources(sub)
-    return qwen.BRANCHES[sub.kind]
-
-  yield from qwen.parameters(config, sources)
-
-
 QWEN3_5_MOE = Family(
   model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
   read=_read,
-  parameters=_parameters,
+  sources=qwen.branch_sources,
   embedding=qwen.EMBEDDING,
   head=qwen.HEAD,
   # Layers that predict several tokens are not part of these logits, and no

@@ -1,12 +1,10 @@
 """Foreign names of Qwen3-Next: projections interleaved by key head."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from sparse_prefix_jax.layers import (
+  Branch,
   GatedDeltaNetConfig,
-  ParallelConfig,
   Sublayer,
   SwiGLUConfig,
 )
@@ -17,6 +15,9 @@ from sparse_prefix_jax.models.families.fields import Fields
 
 _QKVZ = "linear_attn.in_proj_qkvz.weight"
 _BA = "linear_attn.in_proj_ba.weight"
+# What a file says of experts, whether or not a layer has any.
+_OF_EXPERTS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+_OF_EXPERTS += ("shared_expert_intermediate_size", "norm_topk_prob")
 
 
 def _read(fields: Fields) -> ModelConfig:
@@ -26,30 +27,29 @@ def _read(fields: Fields) -> ModelConfig:
   dense = fields.ids("mlp_only_layers")
   if any(layer >= layers for layer in dense):
     raise fields.error("mlp_only_layers", f"there are {layers} layers, from 0")
+  # No experts are 0 of them, or layers that are all dense.
+  has_any = fields.get("num_experts") != 0
   sparse = [
-    layer not in dense and (layer + 1) % step == 0 for layer in range(layers)
+    has_any and layer not in dense and (layer + 1) % step == 0
+    for layer in range(layers)
   ]
   subs: dict[bool, Sublayer] = {}
   if any(sparse):
     normalized = fields.flag("norm_topk_prob", True)
     subs[True] = qwen.read_mixture(fields, normalized=normalized)
-  fields.get("intermediate_size")  # nothing depends on it without such a layer
+  for key in ("intermediate_size", *_OF_EXPERTS):
+    fields.get(key)  # nothing depends on it without such a layer
   if not all(sparse):
     subs[False] = SwiGLUConfig(hidden=fields.count("intermediate_size"))
   return qwen.read_hybrid(fields, feed_forwards=tuple(subs[s] for s in sparse))
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-
-  def sources(sub: Sublayer) -> qwen.Sources:
-    if isinstance(sub, ParallelConfig):
-      return qwen.mixture_sources(sub)
-    if isinstance(sub, GatedDeltaNetConfig):
-      return qwen.BRANCHES[sub.kind] | _interleaved(sub)
-    return qwen.BRANCHES[sub.kind]
-
-  yield from qwen.parameters(config, sources)
+def _sources(branch: Branch) -> qwen.Sources:
+  """Where the parameters of a branch come from, by its sublayer."""
+  sources = qwen.branch_sources(branch)
+  if isinstance(branch.sub, GatedDeltaNetConfig):
+    return sources | _interleaved(branch.sub)
+  return sources
 
 
 def _interleaved(sub: GatedDeltaNetConfig) -> qwen.Sources:
@@ -99,7 +99,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
 QWEN3_NEXT = Family(
   model_types=("qwen3_next",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
   embedding=qwen.EMBEDDING,
   head=qwen.HEAD,
   # Layers that predict several tokens are not part of these logits.

@@ -1,7 +1,5 @@
 """Foreign names of RecurrentGemma: RG-LRU and attention within a window."""
 
-from collections.abc import Iterator
-
 import ml_dtypes
 
 from sparse_prefix_jax.layers import (
@@ -10,7 +8,6 @@ from sparse_prefix_jax.layers import (
   Norm,
   Numerics,
   RGLRUConfig,
-  Sublayer,
   SwiGLUConfig,
 )
 from sparse_prefix_jax.models.config import ModelConfig
@@ -26,7 +23,6 @@ from sparse_prefix_jax.models.families.family import (
 from sparse_prefix_jax.models.families.fields import Fields
 from sparse_prefix_jax.models.families.rope import Rope, read_rope
 
-_BRANCHES_PER_LAYER = 2
 _KINDS = ("recurrent", "attention")
 
 
@@ -105,22 +101,9 @@ def _attention(fields: Fields, rope: Rope, head_width: int) -> AttentionConfig:
   )
 
 
-def _parameters(config: ModelConfig) -> Iterator[tuple[str, Source]]:
-  """Pairs every parameter of the model with its source."""
-  yield from plain.outer_sources(
-    config,
-    RECURRENT_GEMMA.embedding,
-    "final_norm.weight",
-    RECURRENT_GEMMA.head,
-  )
-  for index, branch in enumerate(config.branches):
-    inside = f"layers.{index // _BRANCHES_PER_LAYER}."
-    for path, source in _sources(branch.sub).items():
-      yield f"branches.{index}.{path}", source.inside(inside)
-
-
-def _sources(sub: Sublayer) -> dict[str, Source]:
+def _sources(branch: Branch) -> dict[str, Source]:
   """Where the parameters of a branch come from, by its sublayer."""
+  sub = branch.sub
   before = {"pre": same("temporal_pre_norm.weight")}
   if isinstance(sub, RGLRUConfig):
     return before | _recurrent()
@@ -158,7 +141,8 @@ def _recurrent() -> dict[str, Source]:
 RECURRENT_GEMMA = Family(
   model_types=("recurrent_gemma",),
   read=_read,
-  parameters=_parameters,
+  sources=_sources,
+  norm="final_norm.weight",
   embedding="embed_tokens.weight",
   head="lm_head.weight",
   # How weights were initialised; the kinds of all layers, derived from a few.

@@ -12,6 +12,7 @@ from sparse_prefix_jax.cache.request import (
   check_ids,
   check_requests,
 )
+from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
@@ -62,10 +63,7 @@ class Asked:
     for name, number in whole.items():
       object.__setattr__(self, name, number)
     for name in ("judged", "held", "keep_logits"):
-      if not isinstance(getattr(self, name), bool):
-        raise ValueError(
-          f"{name} must be True or False, got {getattr(self, name)!r}."
-        )
+      check_flag(name, getattr(self, name))
 
   def request(self, prompt: at.Tokens, cache: PrefixCache) -> Request:
     """The prompt as the store takes it.

@@ -44,6 +44,7 @@ class Line:
     """Nobody has come yet."""
     self._cache, self._store, self._sampler = cache, cache.store, sampler
     cache.promises.add(self)
+    self._replaced = cache.replaced
     self._swap_bytes, self._fail = swap_bytes, fail
     self._seats, self._most = list(range(seats)), seats
     self.running: list[Life] = []
@@ -320,10 +321,11 @@ class Line:
   def forget_lost(self) -> list[Life]:
     """Who of the running has no sequence any more, after a failure for example.
 
-    Those in the host whose pins are gone are replayed.
+    Those in the host whose pins are gone are replayed, unless the weights that
+    they began with were replaced.
 
     Returns:
-      The running ones; they have left the line.
+      Whose answers cannot go on; they have left the line.
     """
     alive = {one.number for one in (*self._store.running, *self._store.swapped)}
     for life in self.waiting:
@@ -331,6 +333,9 @@ class Line:
         life.running = life.parked = None
         life.opening = life.replay(self._store.chunk)
     lost = [x for x in self.running if x.sequence.number not in alive]
+    if self._cache.replaced != self._replaced:
+      self._replaced = self._cache.replaced
+      lost += [life for life in self.waiting if life.started or life.answered]
     for life in lost:
       self.leave(life)
     return lost
@@ -341,6 +346,10 @@ class Line:
     Args:
       life: Of `forget_lost`.
     """
+    if life.running is None:
+      return RuntimeError(
+        f"{life.handle} had begun when the weights of its cache were replaced."
+      )
     try:
       self._store.find(life.sequence.handle)
     except ValueError as error:

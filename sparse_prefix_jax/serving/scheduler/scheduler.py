@@ -11,6 +11,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import TokenBuffer
+from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
@@ -105,8 +106,7 @@ class Scheduler:
     swap_bytes = 0
     if swap_capacity is not None:
       swap_bytes = parse_bytes(swap_capacity, name="swap_capacity", least=0)
-    if not isinstance(overlap, bool):
-      raise ValueError(f"overlap must be True or False, got {overlap!r}.")
+    check_flag("overlap", overlap)
     self._cache, self._seats, self._most = cache, seats, waiting
     self._sampler = (
       DeviceSampler(cache.config, seats) if sampler is None else sampler

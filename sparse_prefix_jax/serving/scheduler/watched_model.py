@@ -13,6 +13,9 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 class WatchedModel:
   """Whether a model still has the weights that its cache serves.
 
+  Where the cache was given other weights on purpose, their model is watched
+  from then on.
+
   Args:
     model: What a scheduler was given.
     cache: What it serves from.
@@ -23,15 +26,27 @@ class WatchedModel:
 
   def __init__(self, model: HybridDecoder, cache: PrefixCache) -> None:
     """Checks it whole."""
+    self._cache, replaced = cache, cache.replaced
     cache.check_model(model)
-    self._model, self._cache = model, cache
+    self._watch(model, replaced)
+
+  def _watch(self, model: HybridDecoder, replaced: int) -> None:
+    """Looks at a model, until weights were replaced once more."""
+    self._model, self._replaced = model, replaced
     self._variables: list[Any] = jax.tree.leaves(
       model, is_leaf=lambda x: isinstance(x, nnx.Variable)
     )
 
+  def current(self) -> HybridDecoder:
+    """The model: what was given, or what the cache was given since."""
+    replaced = self._cache.replaced  # Before the model: it is no older.
+    if replaced != self._replaced:
+      self._watch(self._cache.model, replaced)
+    return self._model
+
   def check(self) -> None:
     """Refuses other weights, or none: for every request."""
-    self._cache.check_model(self._model)
+    self._cache.check_model(self.current())
 
   def check_weights(self) -> None:
     """The same for every step: what variables hold, and nothing besides.
@@ -39,6 +54,7 @@ class WatchedModel:
     To flatten a module takes 40 times as long; that a submodule was replaced is
     seen with the next request.
     """
+    self.current()
     leaves = self._cache.frozen.leaves
     same = all(
       variable.get_raw_value() is leaf and not is_deleted(leaf)

@@ -8,12 +8,12 @@ changes nothing is passed over.
 import dataclasses
 import json
 import math
-import reprlib
 import secrets
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.serving.sampling import Sampling
 from sparse_prefix_jax.serving.text.stop_strings import checked_stops
 from sparse_prefix_jax.serving.text.template import (
@@ -182,8 +182,8 @@ def _refuse_others(body: Mapping[str, Any], known: set[str]) -> None:
 
 def _error(body: Mapping[str, Any], name: str, allowed: str) -> ValueError:
   """The sentence for a field."""
-  value = " ".join(reprlib.repr(body.get(name)).split())
-  shown = name if name.isidentifier() else reprlib.repr(name)
+  value = brief(body.get(name))
+  shown = name if name.isidentifier() else brief(name)
   return ValueError(f"{shown} is {value}; {allowed}.")
 
 

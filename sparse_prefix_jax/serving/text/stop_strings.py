@@ -1,8 +1,9 @@
 """Where a text ends: before the first of some strings."""
 
-import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from sparse_prefix_jax.kinds import brief
 
 _MOST = 16
 
@@ -23,16 +24,17 @@ def checked_stops(stop: Any) -> tuple[str, ...]:
     Traceback (most recent call last):
     ValueError: stop holds ''; a stop string has at least one character.
   """
-  stops = (stop,) if isinstance(stop, str) else stop or ()
+  stops = (stop,) if isinstance(stop, str) else stop
+  if stops is None:
+    return ()
   if not isinstance(stops, Sequence) or isinstance(stops, bytes):
     raise ValueError(
-      f"stop is {reprlib.repr(stop)}; it must be a string, or a list of them."
+      f"stop is {brief(stop)}; it must be a string, or a list of them."
     )
   for one in stops:
     if not isinstance(one, str) or not one:
       raise ValueError(
-        f"stop holds {reprlib.repr(one)}; a stop string has at least one "
-        "character."
+        f"stop holds {brief(one)}; a stop string has at least one character."
       )
   if len(stops) > _MOST:
     raise ValueError(f"stop has {len(stops)} strings; it may have {_MOST}.")

@@ -10,11 +10,11 @@ each of its names, `add_generation_prompt`, the special tokens,
 import datetime
 import functools
 import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from sparse_prefix_jax import extras
+from sparse_prefix_jax.kinds import brief
 
 Message: TypeAlias = Mapping[str, Any]
 """One message: "role", "content", and what else a template reads."""
@@ -110,12 +110,13 @@ def checked_templates(template: Any) -> dict[str, str]:
     >>> checked_templates("Hi.")
     {'default': 'Hi.'}
   """
-  named = template
+  named: Any = template
   if not isinstance(template, Mapping):
-    named = {"default": template or PLAIN_TEMPLATE}
+    none = template is None or (isinstance(template, str) and not template)
+    named = {"default": PLAIN_TEMPLATE if none else template}
   if not all(isinstance(source, str) for source in named.values()):
     raise ValueError(
-      f"chat_template is {reprlib.repr(template)}; it must be a text, or texts "
+      f"chat_template is {brief(template)}; it must be a text, or texts "
       "by their names."
     )
   if "default" not in named:
@@ -147,7 +148,7 @@ def checked_messages(messages: Any) -> list[Message]:
   """
   if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
     raise ValueError(
-      f"messages is {reprlib.repr(messages)}; it must be a list of messages."
+      f"messages is {brief(messages)}; it must be a list of messages."
     )
   if not messages:
     raise ValueError("messages is empty; a conversation has at least one.")
@@ -160,7 +161,7 @@ def _checked(index: int, message: Any) -> Message:
     message.get("role"), str
   ):
     raise ValueError(
-      f"messages[{index}] is {reprlib.repr(message)}; it must have a role and "
+      f"messages[{index}] is {brief(message)}; it must have a role and "
       "a content."
     )
   content = message.get("content")
@@ -170,8 +171,7 @@ def _checked(index: int, message: Any) -> Message:
   silent = content is None and message.get("tool_calls")
   if not isinstance(content, str) and not silent:
     raise ValueError(
-      f"messages[{index}] has the content {reprlib.repr(content)}; it must be "
-      "a text."
+      f"messages[{index}] has the content {brief(content)}; it must be a text."
     )
   told = {**message, "content": content}
   told = {name: value for name, value in told.items() if value is not None}
@@ -186,7 +186,7 @@ def _text_of(index: int, part: Any) -> str:
   text = part.get("text") if isinstance(part, Mapping) else None
   if not isinstance(text, str) or part.get("type", "text") != "text":
     raise ValueError(
-      f"messages[{index}] has the part {reprlib.repr(part)}; parts must be of "
+      f"messages[{index}] has the part {brief(part)}; parts must be of "
       "type text."
     )
   return text
@@ -212,7 +212,7 @@ def checked_variables(name: str, variables: Any) -> dict[str, Any]:
     isinstance(key, str) for key in given
   ):
     raise ValueError(
-      f"{name} is {reprlib.repr(variables)}; it must map names to what the "
+      f"{name} is {brief(variables)}; it must map names to what the "
       "template reads by them."
     )
   for own in _OWN:

@@ -4,13 +4,14 @@ import bisect
 import json
 import pathlib
 import re
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparse_prefix_jax import extras
+from sparse_prefix_jax.cache.request import listed
+from sparse_prefix_jax.kinds import brief, path_of
 from sparse_prefix_jax.serving.text.template import (
   ChatTemplate,
   Message,
@@ -126,7 +127,7 @@ class TextTokenizer:
       ValueError: If a file is damaged.
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
-    folder = pathlib.Path(directory)
+    folder = path_of("directory", directory, "folder")
     library = extras.optional("tokenizers", "text")
     if not (folder / _FILE).is_file():
       raise FileNotFoundError(f"{folder} holds no {_FILE}.")
@@ -172,7 +173,7 @@ class TextTokenizer:
       ValueError: If it is no text, or holds half of a character.
     """
     if not isinstance(text, str):
-      raise ValueError(f"text is {reprlib.repr(text)}; it must be a string.")
+      raise ValueError(f"text is {brief(text)}; it must be a string.")
     check_characters("text", text)
     return np.array(self._tokenizer.encode(text).ids, np.int32)
 
@@ -244,16 +245,20 @@ def _checked_tokens(tokens: Any) -> dict[str, str]:
     isinstance(text, str | None) for text in given.values()
   ):
     raise ValueError(
-      f"special_tokens is {reprlib.repr(tokens)}; it must map names to texts."
+      f"special_tokens is {brief(tokens)}; it must map names to texts."
     )
-  return {name: text for name, text in given.items() if text is not None}
+  texts = {name: text for name, text in given.items() if text is not None}
+  for text in texts.values():
+    check_characters("special_tokens", text)
+  return texts
 
 
 def _checked_ends(ends: Any) -> frozenset[int]:
   """The ids that end a text."""
-  if not isinstance(ends, Iterable):
-    raise ValueError(f"end_ids is {ends!r}; it must be a list of ids.")
-  return frozenset(check_whole("end_ids: an id", one) for one in ends)
+  ids = listed(ends)
+  if ids is None:
+    raise ValueError(f"end_ids is {brief(ends)}; it must be a list of ids.")
+  return frozenset(check_whole("end_ids: an id", one) for one in ids)
 
 
 def _shared(text: str, start: str) -> int:

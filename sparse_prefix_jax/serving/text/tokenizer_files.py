@@ -1,10 +1,10 @@
 """What lies beside tokenizer.json in the folder of a model."""
 
 import pathlib
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.checkpoint.json_object import read_json_object
 from sparse_prefix_jax.serving.text.template import checked_templates
 
@@ -52,7 +52,7 @@ def _of_config(folder: pathlib.Path, config: Mapping[str, Any]) -> Any:
     }
   if not isinstance(template, str | dict | None):
     raise ValueError(
-      f"chat_template in {folder / _CONFIG} is {reprlib.repr(template)}; it "
+      f"chat_template in {folder / _CONFIG} is {brief(template)}; it "
       "must be a text."
     )
   return template

@@ -5,13 +5,15 @@ import sys
 
 import jax
 import pytest
+from flax import nnx
 
-from sparse_prefix_jax import prefill
+from sparse_prefix_jax import HybridDecoder, prefill
 from sparse_prefix_jax.cache import canonical
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
   Finished,
+  Scheduler,
 )
 from tests.models_for_tests import small_model
 from tests.serving.scheduler.scenes import (
@@ -141,6 +143,34 @@ def test_lost_pools_end_who_runs_and_who_is_swapped_out_is_replayed(
   events += [e for step in steps_until_idle(cache, scheduler) for e in step]
   assert endings(events)[first.number] is Ending.FAILED
   assert ids(events, second) == expected_ids(7, 30)
+
+
+def test_a_scheduler_goes_on_with_the_weights_that_its_cache_was_given():
+  """An answer of two models is nobody's; who had not begun gets a whole one."""
+  other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
+  cache = new_cache("last", slots=8, pages=9)
+  cache.replace_weights(other)
+  expected = Scheduler(other, cache)
+  fresh = submit(expected, SHORT)
+  events = [e for step in steps_until_idle(cache, expected) for e in step]
+  new_ids = ids(events, fresh)
+  cache.replace_weights(small_model())
+  scheduler = new_scheduler(cache, swap_capacity=0)
+  begun = [submit(scheduler, x, max_tokens=30) for x in (MIDDLE, 7)]
+  while not scheduler.counts["dropped"]:
+    scheduler.step()
+  waiting = submit(scheduler, SHORT)
+  cache.replace_weights(other)
+  events = [e for step in steps_until_idle(cache, scheduler) for e in step]
+  ended = {e.handle: e for e in events if isinstance(e, Finished)}
+  for handle in begun:
+    assert ended[handle].why == "failed"
+    assert "weights of its cache were replaced" in str(ended[handle].error)
+  assert ids(events, waiting) == new_ids != expected_ids(SHORT, 16)
+  cache.replace_weights(small_model())
+  last = submit(scheduler, SHORT)
+  events = [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert ids(events, last) == expected_ids(SHORT, 16)
 
 
 class AtLine:

@@ -70,6 +70,7 @@ def test_nothing_follows_a_stop():
   "stop, sentence",
   [
     (5, "stop is 5; it must be a string"),
+    (0, "stop is 0; it must be a string"),
     (b"x", "stop is b'x'"),
     ({"a": 1}, "it must be a string, or a list"),
     ([1], "stop holds 1"),

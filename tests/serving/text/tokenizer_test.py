@@ -206,6 +206,8 @@ def test_what_is_no_tokenizer_or_text_is_refused():
   "choice, sentence",
   [
     ({"chat_template": 5}, "chat_template is 5; it must be a text, or"),
+    ({"chat_template": []}, r"chat_template is \[\]; it must be a text, or"),
+    ({"special_tokens": {"a": "\ud800"}}, "special_tokens holds half of a"),
     ({"special_tokens": 5}, "special_tokens is 5; it must map names"),
     ({"special_tokens": {"eos_token": 5}}, "it must map names to texts"),
     ({"end_ids": 5}, "end_ids is 5; it must be a list"),

@@ -4,10 +4,10 @@ A rule orders states and moves nothing: one small file each, one line in
 `EVICTIONS`. `register_eviction` adds one of your own, or it is passed as it is.
 """
 
-import reprlib
 from collections.abc import Callable
 from typing import TypeAlias
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.placement import SHARED
 from sparse_prefix_jax.placement.worth import Adaptive
 
@@ -195,7 +195,7 @@ def _known(eviction: Eviction) -> Eviction:
     return eviction
   raise ValueError(
     f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got "
-    f"{' '.join(reprlib.repr(eviction).split())}."
+    f"{brief(eviction)}."
   )
 
 

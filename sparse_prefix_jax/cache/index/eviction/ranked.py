@@ -1,8 +1,9 @@
 """Rules that give every state a rank: the lowest goes first."""
 
-import reprlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+
+from sparse_prefix_jax.kinds import brief
 
 from ..results import Match, Shortage
 from ..tree import State
@@ -152,7 +153,6 @@ def _ascending(ranks: Any, count: int) -> list[int]:
     ordered, places = False, []
   if not ordered:
     raise ValueError(
-      "ranks must return numbers that have an order, got"
-      f" {reprlib.repr(ranks)}."
+      f"ranks must return numbers that have an order, got {brief(ranks)}."
     )
   return places
