@@ -17,6 +17,7 @@ node), the second 9, the third 18 (all three children).
 any size, with a bound on what it may lack.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,10 +61,10 @@ class DemandTree:
       [nodes]
 
   Raises:
-    ValueError: If the arrays are none of int64 or float64 (`of` makes them of
-      anything else), a parent does not come first, a cost falls on a path, a
-      value is negative or not finite, or if whole numbers are so large that
-      sums of them may not be exact.
+    ValueError: If the arrays are none of int64 or float64, or cost and demand
+      not of one of them (`of` makes them so of anything else), a parent does
+      not come first, a cost falls on a path, a value is negative or not finite,
+      or if numbers are so large that sums of them may not be exact or finite.
 
   Example:
     >>> tree = DemandTree.of([-1, 0, 0], [10, 19, 19], [0, 1, 1])
@@ -204,7 +205,17 @@ def _check_values(tree: DemandTree) -> None:
     raise ValueError(
       f"cost[{int(np.argmax(falls))}] must not be below that of its parent"
     )
+  kinds = tree.cost.dtype, tree.demand.dtype
+  if kinds[0] != kinds[1]:
+    raise ValueError(
+      f"cost holds {kinds[0]} and demand {kinds[1]}; they must be of one kind,"
+      " as DemandTree.of makes them"
+    )
   largest = max(tree.cost.tolist(), default=0) * sum(tree.demand.tolist())
+  if largest == math.inf:
+    raise ValueError(
+      "cost and demand must be finite when multiplied, got sums beyond float64"
+    )
   if not largest < _MOST and tree.cost.dtype.kind == "i":
     raise ValueError(
       "cost and demand must be below 2**62 when multiplied, got sums up to"

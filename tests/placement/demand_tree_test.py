@@ -79,6 +79,14 @@ def test_what_is_no_tree_is_refused(arrays, sentence):
       (np.array([-1]), np.array([2, 3]), np.array([1])),
       "one value per node, got",
     ),
+    (
+      (np.array([-1]), np.array([2]), np.array([0.5])),
+      "cost holds int64 and demand float64; they must be of one kind",
+    ),
+    (
+      (np.array([-1]), np.array([1e200]), np.array([1e200])),
+      "cost and demand must be finite when multiplied",
+    ),
   ],
 )
 @pytest.mark.usefixtures("unchecked_types")
