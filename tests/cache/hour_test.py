@@ -151,6 +151,8 @@ def test_an_hour_with_one_cache(placement):
   assert person.interrupted > 0
 
 
+# Random schedules with such pages are in the usual run.
+@pytest.mark.slow
 def test_an_hour_with_pages_in_int8():
   """Pages are small: of so many bytes states have less than half."""
   person = Person(PLACEMENTS[-1], states=16, page_dtype="int8")

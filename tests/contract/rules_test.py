@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sparse_prefix_jax import PrefixCache, decode, prefill
 from sparse_prefix_jax.cache.canonical import grow
@@ -187,6 +188,8 @@ def rung_bits(**changes):
   return differing_bits(small, large)
 
 
+# It compiles four programs of a whole model for one rule.
+@pytest.mark.slow
 def test_vmap_over_tiles_is_seen(monkeypatch):
   assert rung_bits() == 0
 

@@ -10,8 +10,9 @@ from tests.models import preset_logits
 CLOSE = {"float32": 2e-4, "bfloat16": 0.1}
 
 
-# Presets with the layers of the others are with the slow tests.
-REPEATED = "tiny", "demo"
+# Presets with the layers of the others are with the slow tests, and bfloat16,
+# in which families live.
+REPEATED = "tiny", "tiny_bfloat16", "demo"
 
 
 @pytest.mark.parametrize(
