@@ -380,6 +380,7 @@ class Scheduler:
     try:
       with self._cache.call() as mine:
         self._stepper.mine = mine
+        self._stepper.forget_lost()  # To others, since the last call.
         yield
     except BaseException:
       with self._cache.call():

@@ -173,6 +173,23 @@ def test_a_scheduler_goes_on_with_the_weights_that_its_cache_was_given():
   assert ids(events, last) == expected_ids(SHORT, 16)
 
 
+def test_whose_sequence_has_ended_is_over_before_the_next_step():
+  """Nothing of it is stored a second time: it owns nothing any more."""
+  cache = new_cache("last", slots=8, pages=9)
+  scheduler = new_scheduler(cache)
+  handles = [submit(scheduler, x, max_tokens=30) for x in (SHORT, OTHER)]
+  for _ in range(4):
+    scheduler.step()
+  cache.replace_weights(small_model())
+  for call in (scheduler.cancel, scheduler.fork):
+    with pytest.raises(ValueError, match=r"number=0\) is finished"):
+      call(handles[0])
+    cache.audit()
+  (events,) = steps_until_idle(cache, scheduler)
+  assert endings(events) == {0: "failed", 1: "failed"}
+  assert not cache.store.index.stats.leased_slots
+
+
 class AtLine:
   """Raises SIGINT when the n-th line of the library runs."""
 
