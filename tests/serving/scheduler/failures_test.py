@@ -2,13 +2,14 @@
 
 import signal
 import sys
+import threading
 
 import jax
 import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, prefill
-from sparse_prefix_jax.cache import canonical
+from sparse_prefix_jax.cache import canonical, identity
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
@@ -188,6 +189,24 @@ def test_whose_sequence_has_ended_is_over_before_the_next_step():
   (events,) = steps_until_idle(cache, scheduler)
   assert endings(events) == {0: "failed", 1: "failed"}
   assert not cache.store.index.stats.leased_slots
+
+
+def test_weights_that_are_given_while_others_are_compared_stay(monkeypatch):
+  """The comparison put back what it had begun with."""
+  cache, real = new_cache(), identity.fingerprint
+  other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
+  thread = threading.Thread(target=cache.replace_weights, args=(other,))
+
+  def meanwhile(leaves):
+    if thread.ident is None:
+      thread.start()
+      thread.join(0.2)
+    return real(leaves)
+
+  monkeypatch.setattr(identity, "fingerprint", meanwhile)
+  cache.check_model(HybridDecoder(small_model().config, rngs=nnx.Rngs(0)))
+  thread.join()
+  assert cache.model is other
 
 
 class AtLine:
