@@ -191,7 +191,8 @@ class PrefixCache:
     Raises:
       ValueError: If configuration or weights are not those of this cache.
     """
-    self._served = hold_equal(model, self._served)
+    with self._lock.held():  # No other weights are given meanwhile.
+      self._served = hold_equal(model, self._served)
 
   def replace_weights(self, model: HybridDecoder) -> None:
     """Serves other weights of the same configuration from here on.

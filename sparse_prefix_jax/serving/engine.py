@@ -267,7 +267,8 @@ class Engine:
     salt: str | bytes,
   ) -> Iterator[Scheduler]:
     """A scheduler with the tasks, of which nothing runs afterwards."""
-    scheduler = Scheduler(self.model, self.cache)
+    with self.cache.call():  # Its weights stay what they are meanwhile.
+      scheduler = Scheduler(self.model, self.cache)
     try:
       for task in tasks:
         task.submit(

@@ -228,7 +228,6 @@ class Scheduler:
       CapacityError: If prompt and longest answer do not fit alone, or
         (`QueueFullError`) too many wait. Nothing has changed then.
     """
-    self._watched.check()
     judges = self._sampler.check(sampling)
     asked = Asked(
       sampling=sampling,
@@ -245,6 +244,7 @@ class Scheduler:
       keep_logits=keep_logits,
     )
     with self._cache.call():
+      self._watched.check()
       self.check_places()
       request = asked.request(prompt, self._cache)
       handle = RequestHandle(self._submitted)
@@ -380,6 +380,7 @@ class Scheduler:
     try:
       with self._cache.call() as mine:
         self._stepper.mine = mine
+        self._stepper.forget_lost()  # To others, since the last call.
         yield
     except BaseException:
       with self._cache.call():

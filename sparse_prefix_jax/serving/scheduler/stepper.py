@@ -82,7 +82,6 @@ class Stepper:
     self._watched.check_weights()
     self._cache.move_if_due()
     self.number += 1
-    self.forget_lost()
     self._read(self._ahead)  # What is left if the last step failed.
     self._expire()
     self._admit()

@@ -2,13 +2,14 @@
 
 import signal
 import sys
+import threading
 
 import jax
 import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, prefill
-from sparse_prefix_jax.cache import canonical
+from sparse_prefix_jax.cache import canonical, identity
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
@@ -171,6 +172,41 @@ def test_a_scheduler_goes_on_with_the_weights_that_its_cache_was_given():
   last = submit(scheduler, SHORT)
   events = [e for step in steps_until_idle(cache, scheduler) for e in step]
   assert ids(events, last) == expected_ids(SHORT, 16)
+
+
+def test_whose_sequence_has_ended_is_over_before_the_next_step():
+  """Nothing of it is stored a second time: it owns nothing any more."""
+  cache = new_cache("last", slots=8, pages=9)
+  scheduler = new_scheduler(cache)
+  handles = [submit(scheduler, x, max_tokens=30) for x in (SHORT, OTHER)]
+  for _ in range(4):
+    scheduler.step()
+  cache.replace_weights(small_model())
+  for call in (scheduler.cancel, scheduler.fork):
+    with pytest.raises(ValueError, match=r"number=0\) is finished"):
+      call(handles[0])
+    cache.audit()
+  (events,) = steps_until_idle(cache, scheduler)
+  assert endings(events) == {0: "failed", 1: "failed"}
+  assert not cache.store.index.stats.leased_slots
+
+
+def test_weights_that_are_given_while_others_are_compared_stay(monkeypatch):
+  """The comparison put back what it had begun with."""
+  cache, real = new_cache(), identity.fingerprint
+  other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
+  thread = threading.Thread(target=cache.replace_weights, args=(other,))
+
+  def meanwhile(leaves):
+    if thread.ident is None:
+      thread.start()
+      thread.join(0.2)
+    return real(leaves)
+
+  monkeypatch.setattr(identity, "fingerprint", meanwhile)
+  cache.check_model(HybridDecoder(small_model().config, rngs=nnx.Rngs(0)))
+  thread.join()
+  assert cache.model is other
 
 
 class AtLine:
