@@ -218,6 +218,16 @@ def test_an_expert_of_another_shape_is_refused(tmp_path):
     load(directory)
 
 
+def test_the_first_of_numbered_experts_is_missed_by_its_name(tmp_path):
+  name = "model.layers.0.mlp.experts.0.down_proj.weight"
+
+  def without(tensors):
+    return {k: x for k, x in tensors.items() if k != name}
+
+  with pytest.raises(ValueError, match=r"no tensor .*experts\.0\.down_proj"):
+    load(copy(tmp_path, "qwen3_5_moe_1", without))
+
+
 @pytest.mark.parametrize("name", ["in_proj_qkvz", "in_proj_ba"])
 def test_interleaved_heads_of_another_shape_are_refused(tmp_path, name):
   name = f"model.layers.0.linear_attn.{name}.weight"

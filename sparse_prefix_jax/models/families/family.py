@@ -36,11 +36,14 @@ class Source(NamedTuple):
     return self._replace(names=names, otherwise=other)
 
   def found_in(self, names: Container[str]) -> "Source":
-    """The form that a file with these names holds; this one if it has none."""
+    """The form that a file with these names holds; this one if it has none.
+
+    One of its names is enough: of several, the first may be what is missing.
+    """
     other = self.otherwise
-    if other is None or self.names[0] in names or other.names[0] not in names:
+    if other is None or any(name in names for name in self.names):
       return self
-    return other
+    return other if any(name in names for name in other.names) else self
 
 
 SINGLE_RUNG = (4,)
