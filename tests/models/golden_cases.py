@@ -1,12 +1,15 @@
 """The golden checkpoints of families, and small models of each."""
 
 import functools
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from sparse_prefix_jax import HybridDecoder, load_pretrained, preset
 from sparse_prefix_jax.models.published import PUBLISHED
@@ -21,6 +24,19 @@ CHOICES |= {"dtype": "float32"}
 def load(directory, **changes):
   """The model of a directory, with small programs."""
   return load_pretrained(directory, **(CHOICES | changes))[0]
+
+
+def copy(tmp_path, case, edit=lambda tensors: tensors, **changes):
+  """A directory with other tensors, and keys of its config.json replaced."""
+  directory = tmp_path / case
+  directory.mkdir()
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(GOLDEN / case / name, directory / name)
+  config = json.loads((directory / "config.json").read_text()) | changes
+  (directory / "config.json").write_text(json.dumps(config))
+  path = directory / "model.safetensors"
+  save_file(edit(load_file(path)), path)
+  return directory
 
 
 @functools.cache

@@ -99,6 +99,17 @@ def test_files_fit_in_the_head() -> None:
   assert statistics.median(lengths.values()) <= FILE_MEDIAN
 
 
+def test_tests_and_benchmarks_fit_in_the_head_too() -> None:
+  paths = [
+    p
+    for f in ("tests", "benchmarks")
+    for p in (checkout.ROOT / f).rglob("*.py")
+  ]
+  lengths = {p.name: p.read_text(encoding="utf-8").count("\n") for p in paths}
+  assert len(lengths) > 300
+  assert not {name: n for name, n in lengths.items() if n > FILE_MAX}
+
+
 def test_a_third_of_the_library_is_docstrings() -> None:
   documented = sum(
     _docstring_lines(node) for tree in TREES.values() for node in ast.walk(tree)
