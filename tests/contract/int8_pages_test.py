@@ -96,6 +96,8 @@ def test_second_turn_differs_in_no_bit(dtype):
   assert second_turn(int8_model(dtype=dtype)) == (0, 0)
 
 
+# What is not kept of a page, below, is seen by the same comparison.
+@pytest.mark.slow
 def test_exact_pages_in_the_group_that_completes_them_are_seen(monkeypatch):
   attend = int8_xla.attend_chunks
 

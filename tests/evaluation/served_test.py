@@ -199,9 +199,11 @@ def script(side, stream, seed):
 @pytest.mark.parametrize(("name", "eviction"), RULES)
 def test_a_server_and_a_bare_store_do_the_same(name, eviction):
   policy = PlacementPolicy(name, PLACEMENTS[name], CHUNK, every=3)
-  evicted = 0
+  # With room for all every rule of eviction does the same: nothing.
+  comfortable = [1 << 20] if eviction in ("lru", "index") else []
+  capacities, evicted = [*comfortable, 400_000, 200_000], 0
   for seed, stream in enumerate(STREAMS):
-    for capacity in (1 << 20, 400_000, 200_000):
+    for capacity in capacities:
       server = Server(policy, capacity, eviction)
       bare = Bare(policy, capacity, eviction)
       served = list(script(server, stream, seed))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernels import operations
 
+SLOW = pytest.mark.slow_kernels
 OPERATIONS = {
   "gated_delta_rule": operations.gated_delta_rule_at,
   "kimi_delta_attention": operations.kimi_delta_attention_at,
@@ -20,6 +21,18 @@ OPERATIONS = {
 }
 
 each_operation = pytest.mark.parametrize("name", OPERATIONS)
+
+
+def usual_where(usual):
+  """All operations, of which the others are with the slow tests.
+
+  They share what surrounds the algebra of a chunk: where it costs seconds to
+  test, one of them shows it in the usual run.
+  """
+  return [
+    name if name in usual else pytest.param(name, marks=SLOW)
+    for name in OPERATIONS
+  ]
 
 
 @functools.cache
@@ -33,6 +46,7 @@ class MatrixSuite:
 
   Attributes:
     names: Of the operations.
+    usual: Those that the usual run tests; the others are with the slow tests.
     sizes: h, hv, k, v.
     dtype: Of the inputs.
     chunk: Tokens of a chunk.
@@ -40,6 +54,7 @@ class MatrixSuite:
   """
 
   names = tuple(OPERATIONS)
+  usual = names
   sizes: tuple[int, int, int, int]
   dtype = "float32"
   chunk = 64
@@ -48,11 +63,18 @@ class MatrixSuite:
   def pytest_generate_tests(self, metafunc):
     if "case" in metafunc.fixturenames:
       pairs = [
-        (name, case) for name in self.names for case in self.cases_of(name)
+        pytest.param(name, case, marks=self.marks_of(name))
+        for name in self.names
+        for case in self.cases_of(name)
       ]
       metafunc.parametrize(("name", "case"), pairs)
     else:
-      metafunc.parametrize("name", self.names)
+      names = [pytest.param(x, marks=self.marks_of(x)) for x in self.names]
+      metafunc.parametrize("name", names)
+
+  def marks_of(self, name):
+    """Where an operation is tested."""
+    return () if name in self.usual else SLOW
 
   @pytest.fixture(autouse=True)
   def choose(self, name):

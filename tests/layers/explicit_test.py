@@ -80,10 +80,14 @@ def scanned(name, carry, lengths=LENGTHS, x=None):
   return scan(make_layer(name), carry, x, jnp.array(lengths), at)
 
 
-# Both are in the layer of both, "parallel".
-IN_PARALLEL = "gated_delta_net", "attention"
+# The first two are in the layer of both, "parallel"; what the others keep has
+# the form of what another keeps.
+ALIKE = (
+  *("gated_delta_net", "attention"),
+  *("mamba", "short_conv", "lightning", "kimi_delta_attention"),
+)
 ALONE = [
-  pytest.param(name, marks=pytest.mark.slow) if name in IN_PARALLEL else name
+  pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
   for name in LAYERS
 ]
 
@@ -161,13 +165,13 @@ def test_a_cell_has_the_bits_of_a_step(name):
   assert advanced.position.tolist() == [151, 71]
 
 
-# The second one holds the first one.
+# What has slots and pages holds what has one of them.
 TRANSFORMED = [
   *(
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("gated_delta_net", "kimi_delta_attention")
+    for name in ("gated_delta_net", "kimi_delta_attention", "latent_attention")
   ),
-  *("latent_attention", "parallel"),
+  "parallel",
 ]
 
 

@@ -182,6 +182,8 @@ def test_mapped_requests_have_gradients_of_the_same_bits():
   assert_same_bits(run(carry.slots, carry.pages, x), gradients()[1:])
 
 
+# Tests of the operations recompute theirs.
+@pytest.mark.slow
 def test_recomputed_gradients_have_the_same_bits():
   branches, carry, x = parts()
   run = jax.jit(jax.grad(jax.checkpoint(loss), argnums=(0, 1, 2, 3)))

@@ -10,17 +10,17 @@ from tests.trees import assert_same_bits
 
 SMALL = {"chunk": 16, "max_length": 256, "head_rows": 32}
 LARGE = {"chunk": 64, "max_length": 512, "ladder": (1, 4)}
-# Families of layers that another family here has too, so that their lives are
-# with the slow tests.
+# Families of layers that another family here has too, or the small model of
+# other tests, so that their lives are with the slow tests.
 REPEATED = tuple(
   f"{family}_tiny"
   for family in (
     *("qwen3_next", "granite_hybrid", "bamba"),
-    *("olmo_hybrid", "falcon_mamba", "jamba", "nemotron_h"),
+    *("olmo_hybrid", "falcon_mamba", "jamba", "nemotron_h", "qwen3_5_moe"),
   )
 )
 # The others live in one dtype each; the other is with the slow tests.
-IN_BFLOAT16 = "falcon_h1_tiny", "qwen3_5_moe_tiny"
+IN_BFLOAT16 = ("falcon_h1_tiny",)
 IN_FLOAT32 = tuple(
   f"{family}_tiny"
   for family in (

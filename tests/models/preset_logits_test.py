@@ -10,9 +10,9 @@ from tests.models import preset_logits
 CLOSE = {"float32": 2e-4, "bfloat16": 0.1}
 
 
-# Presets with the layers of the others are with the slow tests, and bfloat16,
+# Presets with the layers of the smallest are with the slow tests, and bfloat16,
 # in which families live.
-REPEATED = "tiny", "tiny_bfloat16", "demo"
+REPEATED = "tiny_bfloat16", "demo", "qwen3_5_0_8b_group"
 
 
 @pytest.mark.parametrize(

@@ -22,18 +22,23 @@ EXTRAS = {"jinja2", "matplotlib", "tokenizers", "starlette", "uvicorn"}
 TESTS_ONLY = {"chex", "optax", "hypothesis", "beartype", "pytest"}
 
 
-def loaded(program: str) -> set[str]:
-  """The names of all modules that a fresh interpreter holds afterwards."""
-  tell = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
+def output(program: str) -> str:
+  """What a fresh interpreter prints."""
   done = subprocess.run(
-    [sys.executable, "-c", program + tell],
+    [sys.executable, "-c", program],
     cwd=checkout.ROOT,
     capture_output=True,
     text=True,
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  return set(json.loads(done.stdout))
+  return done.stdout
+
+
+def loaded(program: str) -> set[str]:
+  """The names of all modules that a fresh interpreter holds afterwards."""
+  tell = "; import json, sys; print(json.dumps(sorted(sys.modules)))"
+  return set(json.loads(output(program + tell)))
 
 
 def packages(modules: set[str]) -> set[str]:
@@ -52,10 +57,32 @@ def test_the_operations_are_found() -> None:
   assert {"gated_delta_rule", "lattice_attention"} <= set(OPERATIONS)
 
 
+# One interpreter for all of them: it forgets what is ours before each.
+_EACH = """
+import importlib, json, sys
+for name in {names}:
+  for ours in [x for x in sys.modules if x.startswith("sparse_prefix_jax")]:
+    del sys.modules[ours]
+  importlib.import_module("sparse_prefix_jax.kernels." + name)
+  print(json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded_by() -> dict[str, set[str]]:
+  """The names of all modules that are there after importing one operation."""
+  lines = output(_EACH.format(names=OPERATIONS)).splitlines()
+  return {
+    name: set(json.loads(line))
+    for name, line in zip(OPERATIONS, lines, strict=True)
+  }
+
+
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_one_operation_loads_jax_and_nothing_above_it(operation: str) -> None:
-  kernels = "sparse_prefix_jax.kernels"
-  modules = loaded(f"import {kernels}.{operation}")
+def test_one_operation_loads_jax_and_nothing_above_it(
+  operation: str, loaded_by: dict[str, set[str]]
+) -> None:
+  kernels, modules = "sparse_prefix_jax.kernels", loaded_by[operation]
   ours = {name for name in modules if name.startswith("sparse_prefix_jax")}
   above = {name for name in ours if not name.startswith(kernels)}
   assert above == {"sparse_prefix_jax"}

@@ -11,7 +11,11 @@ from sparse_prefix_jax.kernels.mosaic_gpu import devices
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import BLACKWELL, HOPPER, lowered, traced_for
 from tests.kernels.lattice_attention import mosaic_gpu_test as attention
-from tests.kernels.matrix_suite import each_operation, operation_at
+from tests.kernels.matrix_suite import (
+  each_operation,
+  operation_at,
+  usual_where,
+)
 from tests.kernels.mosaic_gpu.suite import check_short, interpreted
 
 OPERATIONS = (
@@ -117,7 +121,7 @@ def test_blackwell_gets_attention():
 
 
 @pytest.mark.usefixtures("interpreted_mma")
-@each_operation
+@pytest.mark.parametrize("name", usual_where(["linear_attention"]))
 def test_products_of_warps_are_right_and_of_one_set_of_bits(name):
   operation = operation_at(name, (1, 1, 128, 64), "bfloat16")
   config = MosaicGpuConfig(columns=32, stages=1)

@@ -11,7 +11,13 @@ import pytest
 from sparse_prefix_jax.kernels.gated_delta_rule.mosaic_gpu import buffers_of
 from sparse_prefix_jax.kernels.mosaic_gpu.launch import MosaicGpuConfig
 from tests.kernels.devices import HOPPER, lowered
-from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
+from tests.kernels.matrix_suite import (
+  OPERATIONS,
+  MatrixSuite,
+  each_operation,
+  operation_at,
+  usual_where,
+)
 from tests.kernels.mosaic_gpu.suite import (
   MosaicGpuSuite,
   check_short,
@@ -25,8 +31,13 @@ def test_is_right_and_of_one_set_of_bits(name):
   check_short(operation, MosaicGpuConfig(), "correlated-mixed-gates")
 
 
-@each_operation
-@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize(
+  ("width", "name"),
+  [
+    *((128, name) for name in OPERATIONS),
+    *(pytest.param(256, *x.values, marks=x.marks) for x in usual_where([])),
+  ],
+)
 def test_is_picked_and_lowers(width, name):
   operation = operation_at(name, (2, 4, width, width), "bfloat16")
   call = operation.empty_call(4, 9)

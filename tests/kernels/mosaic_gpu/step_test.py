@@ -19,6 +19,7 @@ class Steps(OnGpu, MatrixSuite, DecayingStepSuite):
 
 
 class TestOfWidth64(Steps):
+  usual = ("gated_delta_rule",)
   sizes, dtype, tokens = (1, 2, 64, 64), "bfloat16", 3
   implementation = interpreted(MosaicGpuConfig(columns=64))
 

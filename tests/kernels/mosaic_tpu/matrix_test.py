@@ -9,7 +9,12 @@ import pytest
 
 from sparse_prefix_jax.kernels.mosaic_tpu.scan import Config
 from tests.kernels.devices import TPUS, traced_for
-from tests.kernels.matrix_suite import MatrixSuite, each_operation, operation_at
+from tests.kernels.matrix_suite import (
+  MatrixSuite,
+  each_operation,
+  operation_at,
+  usual_where,
+)
 from tests.kernels.mosaic_tpu.suite import (
   INTERPRET,
   MosaicTpuSuite,
@@ -30,11 +35,13 @@ class FewCases(MatrixSuite, MosaicTpuSuite):
 
 class TestMosaicTpu(FewCases):
   # Two key heads a step, of two value heads each.
+  usual = ("gated_delta_rule",)
   sizes = (2, 4, 64, 64)
   implementation = Config(interpret=INTERPRET, block=4)
 
 
 class TestMosaicTpuOfBfloat16Parts(FewCases):
+  usual = "kimi_delta_attention", "linear_attention"
   sizes, chunk, dtype = (1, 2, 64, 64), 16, "bfloat16"
   tolerance = PARTS
 
@@ -52,7 +59,7 @@ class TestMosaicTpuOfOneKeyHead(FewCases):
   sizes = (1, 6, 64, 64)
 
 
-@each_operation
+@pytest.mark.parametrize("name", usual_where(["gated_delta_rule"]))
 def test_a_reset_leaves_nothing_of_a_state_whatever_it_was(name):
   """Also where what it is multiplied by comes to infinity."""
   operation = operation_at(name, (1, 1, 128, 64), "bfloat16", chunk=16)

@@ -35,6 +35,7 @@ class Steps(MatrixSuite, DecayingStepSuite):
 
 class TestOfWidth64(Steps):
   # One step to a row: two key heads, of two value heads each.
+  usual = ("gated_delta_rule",)
   sizes, tokens = (2, 4, 64, 64), 3
   implementation = StepConfig(interpret=INTERPRET, block=4)
 

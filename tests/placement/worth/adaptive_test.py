@@ -222,7 +222,9 @@ def test_held_rows_stand_in_the_order_of_worth():
   assert set(policy.held_rows) == {*order} - {order[2]}
 
 
-@pytest.mark.parametrize("blocks", [0, 1, 5, 200])
+@pytest.mark.parametrize(
+  "blocks", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5)), 200]
+)
 def test_memory_is_counted_as_it_is_taken(blocks):
   """At least nine tenths of what Python's allocator says, and no more than
   a fifth beyond it."""
