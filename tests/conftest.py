@@ -20,8 +20,8 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import tempfile
+from typing import NamedTuple
 
 # The processes that tests start inherit this.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,6 +35,7 @@ import jax
 import jaxtyping
 import pytest
 from flax import nnx
+from jax._src import compiler
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -68,8 +69,18 @@ LITTLE = (
   *("kernels/mosaic_gpu", "kernels/mosaic_tpu"),
   *("kernels/*/*mosaic_gpu*_test.py", "kernels/*/*mosaic_tpu*_test.py"),
 )
-# The newer emitter of fusions takes twice as long; JAX 0.11 has no other.
-_OLDER = jax.__version_info__ < (0, 11)
+# They look for bits that compiled programs lose, and are compiled as for users.
+# What is in neither list has all optimisation, and the older emitter.
+AS_USERS = (
+  *("contract", "models/family_bits_test.py", "models/own_layer_test.py"),
+  *("models/explicit_carries_test.py", "models/preset_logits_test.py"),
+  *("layers/explicit_test.py", "kernels/chunks_test.py"),
+  *("kernels/barrier_test.py", "kernels/loops_test.py"),
+  *("kernels/row_products", "runtime/in_place_test.py"),
+)
+# The newer emitter of fusions takes up to four times as long; JAX 0.11 has no
+# other.
+_OLDER = jax.__version_info__ < (0, 11) and os.environ["JAX_PLATFORMS"] == "cpu"
 _EASIER = {"xla_cpu_use_fusion_emitters": False} if _OLDER else {}
 
 
@@ -90,10 +101,24 @@ def _is_among(request, patterns):
   return any(path.match(p) for path in paths for p in patterns)
 
 
-def _compiles_little(request):
-  """Whether this is a test of the usual run that is among those above."""
-  usual = request.config.option.markexpr.startswith("not slow and")
-  return usual and _is_among(request, LITTLE)
+class _Compiling(NamedTuple):
+  """How the programs of a file of tests are compiled.
+
+  Attributes:
+    little: With little optimisation.
+    easier: With the older emitter.
+  """
+
+  little: bool = False
+  easier: bool = False
+
+  @classmethod
+  def of(cls, request):
+    """In the usual run by the lists above; else all as for users."""
+    if not request.config.option.markexpr.startswith("not slow and"):
+      return cls()
+    little = _is_among(request, LITTLE)
+    return cls(little, little or not _is_among(request, AS_USERS))
 
 
 def pytest_configure(config):
@@ -133,28 +158,36 @@ def types_of_parts(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def optimisation(request):
-  """Compiles as XLA does for users, or with little optimisation.
+  """Compiles as XLA does for users, or what takes less time to compile.
 
   The bits of a cold run have to be those of a resumed one whatever compiles
   both.
   """
-  little = _compiles_little(request)
-  if jax.config.read("jax_disable_most_optimizations") != little:
+  chosen = _Compiling.of(request)
+  if _CHOSEN[-1:] != [chosen]:
     jax.clear_caches()  # No function keeps what it was compiled to before.
-    jax.config.update("jax_disable_most_optimizations", little)
-  if not little:
-    yield
-    return
-  compiling = sys.modules.get("sparse_prefix_jax.runtime.compiling")
+    jax.config.update("jax_disable_most_optimizations", chosen.little)
+    _CHOSEN[:] = [chosen]
+  jax.jit(abs)(0)  # After that this process reads them no more.
   with pytest.MonkeyPatch.context() as patch:
     # So that processes which tests start compile alike.
-    patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
-    jax.jit(abs)(0)  # After that this process reads them no more.
-    flags = [f"--{name}={value:d}" for name, value in _EASIER.items()]
-    patch.setenv("XLA_FLAGS", " ".join([os.environ["XLA_FLAGS"], *flags]))
-    if jax.default_backend() == "cpu" and compiling is not None:
-      patch.setattr(compiling, "compiler_options", lambda: dict(_EASIER))
+    if chosen.little:
+      patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+    if chosen.easier and _EASIER:
+      flags = [f"--{name}={value:d}" for name, value in _EASIER.items()]
+      patch.setenv("XLA_FLAGS", " ".join([os.environ["XLA_FLAGS"], *flags]))
+      patch.setattr(compiler, "get_compile_options", _easier_options)
     yield
+
+
+_CHOSEN: list[_Compiling] = []
+_options = compiler.get_compile_options
+
+
+def _easier_options(*arguments, env_options_overrides=None, **choices):
+  """What XLA is told, and that it take the older emitter."""
+  overrides = _EASIER | (env_options_overrides or {})
+  return _options(*arguments, env_options_overrides=overrides, **choices)
 
 
 _STORED = _TESTS / "models" / "preset_logits_test.py"
