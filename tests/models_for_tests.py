@@ -5,6 +5,7 @@ import functools
 
 import jax
 from flax import nnx
+from jax._src import compiler
 
 from sparse_prefix_jax import HybridDecoder, ModelConfig
 from sparse_prefix_jax.contract import ColdRuns
@@ -52,29 +53,30 @@ def small_config(**changes) -> ModelConfig:
 
 def small_model(**changes) -> HybridDecoder:
   """A random model of `small_config`, made by what is compiled alike."""
-  return _small_model(_little_optimisation(), **changes)
+  return _small_model(_compiling(), **changes)
 
 
 @functools.cache
-def _small_model(little: bool, **changes) -> HybridDecoder:
-  del little
+def _small_model(compiling: tuple, **changes) -> HybridDecoder:
+  del compiling
   return HybridDecoder(small_config(**changes), rngs=nnx.Rngs(0))
 
 
 def cold_runs(**changes) -> ColdRuns:
   """Cold runs of `small_model`, to compare with what is compiled alike."""
-  return _cold_runs(_little_optimisation(), **changes)
+  return _cold_runs(_compiling(), **changes)
 
 
 @functools.cache
-def _cold_runs(little: bool, **changes) -> ColdRuns:
-  del little
+def _cold_runs(compiling: tuple, **changes) -> ColdRuns:
+  del compiling
   return ColdRuns(small_model(**changes), longest=LONGEST)
 
 
-def _little_optimisation() -> bool:
-  """Whether tests compile with little optimisation now."""
-  return jax.config.read("jax_disable_most_optimizations")
+def _compiling() -> tuple:
+  """How tests compile now: two that are alike compile alike."""
+  little = jax.config.read("jax_disable_most_optimizations")
+  return little, compiler.get_compile_options
 
 
 @functools.cache
@@ -90,10 +92,10 @@ def last_placement() -> PlacementPolicy:
 
 def answers() -> Answers:
   """What requests to `small_model` answer alone, to compare with."""
-  return _answers(_little_optimisation())
+  return _answers(_compiling())
 
 
 @functools.cache
-def _answers(little: bool) -> Answers:
-  del little
+def _answers(compiling: tuple) -> Answers:
+  del compiling
   return Answers(cold_runs(), seed=0, longest=LONGEST)

@@ -26,9 +26,13 @@ from tests.serving.scheduler.scenes import (
 # Long answers, token by token: checks of types would take most of the time.
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
-PROMPT = answers().prompts[SHORT]
 SIZES = ModelSizes.of_model(small_config(), CHUNK)
 TOTALS = (63, 64, 65, 127, 128)
+
+
+def prompt():
+  """The request that all here make."""
+  return answers().prompts[SHORT]
 
 
 def deepest(store, ids):
@@ -45,8 +49,9 @@ def simulated(ids):
   store = make_store(
     planner, SIZES, capacity_bytes=1 << 24, longest=256, eviction="lru"
   )
-  prompt = Request.of_tokens(ids[: PROMPT.size], CHUNK)
-  serve(store, prompt, ids[PROMPT.size :].tolist())
+  size = prompt().size
+  request = Request.of_tokens(ids[:size], CHUNK)
+  serve(store, request, ids[size:].tolist())
   return deepest(store, ids)
 
 
@@ -84,11 +89,11 @@ ENDS = (
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("total", TOTALS)
 def test_every_whole_chunk_that_was_told_is_stored(total, end, overlap):
-  answer = expected_ids(SHORT, total - PROMPT.size)
+  answer = expected_ids(SHORT, total - prompt().size)
   if end is end_by_a_stop_token and answer.index(answer[-1]) + 1 < len(answer):
     answer = answer[: answer.index(answer[-1]) + 1]
-    total = PROMPT.size + len(answer)
-  ids = np.append(PROMPT, answer).astype(np.int32)
+    total = prompt().size + len(answer)
+  ids = np.append(prompt(), answer).astype(np.int32)
   cache = new_cache("last")
   scheduler = new_scheduler(cache, overlap=overlap)
   end(scheduler, answer)
@@ -101,12 +106,12 @@ def test_every_whole_chunk_that_was_told_is_stored(total, end, overlap):
 def test_what_the_caller_does_not_keep_is_not_computed():
   cache = new_cache("last")
   scheduler = new_scheduler(cache)
-  answer = expected_ids(SHORT, 64 - PROMPT.size)
+  answer = expected_ids(SHORT, 64 - prompt().size)
   handle = submit(scheduler, SHORT, max_tokens=len(answer), held=True)
   while not scheduler.idle:
     scheduler.step()
   scheduler.cancel(handle, keep=63)
-  assert deepest(cache.store, np.append(PROMPT, answer)) == 48
+  assert deepest(cache.store, np.append(prompt(), answer)) == 48
 
 
 def test_those_that_end_at_once_are_one_program(monkeypatch):
@@ -122,7 +127,7 @@ def test_those_that_end_at_once_are_one_program(monkeypatch):
     ),
   )
   for seed in range(3):
-    submit(scheduler, SHORT, seed, max_tokens=32 - PROMPT.size)
+    submit(scheduler, SHORT, seed, max_tokens=32 - prompt().size)
   steps_until_idle(cache, scheduler)
   assert sizes[-2:] == [1, 2]  # The first one computed their prefix.
   assert compare_stored(cache, cold_runs()).bits == 0
