@@ -69,14 +69,18 @@ LITTLE = (
   *("kernels/mosaic_gpu", "kernels/mosaic_tpu"),
   *("kernels/*/*mosaic_gpu*_test.py", "kernels/*/*mosaic_tpu*_test.py"),
 )
-# They look for bits that compiled programs lose, and are compiled as for users.
-# What is in neither list has all optimisation, and the older emitter.
+# They look for bits that compiled programs lose, and are compiled as for users
+# where they are not among those above. What is in neither list has all
+# optimisation, and the older emitter.
 AS_USERS = (
-  *("contract", "models/family_bits_test.py", "models/own_layer_test.py"),
+  *("contract", "layers/explicit_test.py", "models/family_bits_test.py"),
   *("models/explicit_carries_test.py", "models/preset_logits_test.py"),
-  *("layers/explicit_test.py", "kernels/chunks_test.py"),
-  *("kernels/barrier_test.py", "kernels/loops_test.py"),
-  *("kernels/row_products", "runtime/in_place_test.py"),
+  *("kernels/barrier_test.py", "kernels/chunks_test.py"),
+  *(
+    "kernels/loops_test.py",
+    "kernels/row_products",
+    "runtime/in_place_test.py",
+  ),
 )
 # The newer emitter of fusions takes up to four times as long; JAX 0.11 has no
 # other.
