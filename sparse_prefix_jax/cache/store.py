@@ -298,7 +298,7 @@ class PrefixStore(StoreView):
       retract(self.index, running, self.chunk)
       kept = min(kept, running.length)
     try:
-      if self.stores and running.prefilled:
+      if self.stores:
         store_past(self.index, running, kept, self.chunk)
     finally:
       self.drop(running)
