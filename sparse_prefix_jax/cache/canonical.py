@@ -70,6 +70,11 @@ def grow(
     running.own_slot = NO_SLOT
 
 
+def _kept_depths(running: Running, chunk: int) -> set[int]:
+  """Where a prompt keeps states, or captures them for others, in chunks."""
+  return {p // chunk for p in (*running.kept, *running.captured)}
+
+
 def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
   """Claims the states that a prompt keeps, and remembers it.
 
@@ -78,8 +83,7 @@ def remember_prompt(index: PrefixIndex, running: Running, chunk: int) -> None:
     running: All of its prompt is computed.
     chunk: Tokens of a chunk, c.
   """
-  kept = {p // chunk for p in (*running.kept, *running.captured)}
-  running.claims = index.claim(running.pin, kept)
+  running.claims = index.claim(running.pin, _kept_depths(running, chunk))
   running.entry = index.remember(
     running.pin,
     running.request.tail,
@@ -144,10 +148,13 @@ def store_past(
 
   Args:
     index: Where they go.
-    running: All of its prompt is computed.
+    running: It computes nothing more.
     kept: Tokens from the start, 0 to all.
     chunk: Tokens of a chunk, c.
   """
+  if not running.prefilled:
+    _take_back(index, running, kept // chunk, chunk)
+    return
   depth = kept // chunk
   if running.decoded and depth == running.length // chunk:
     _give_own_state(index, running, depth, chunk)
@@ -161,6 +168,21 @@ def store_past(
   _move_pin(index, running, depth)
   _replace_entry(index, running, kept, chunk)
   index.unclaim(taken_back)
+
+
+def _take_back(
+  index: PrefixIndex, running: Running, depth: int, chunk: int
+) -> None:
+  """Drops what a prompt that is not computed to its end keeps beyond a depth.
+
+  It claims nothing yet; what others claim or hold stays.
+  """
+  if depth >= running.pin.depth:
+    return
+  beyond = {d for d in _kept_depths(running, chunk) if d > depth}
+  claims = index.claim(running.pin, beyond)
+  _move_pin(index, running, depth)
+  index.unclaim(claims.values())
 
 
 def _give_own_state(

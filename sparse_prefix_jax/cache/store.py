@@ -39,6 +39,7 @@ from sparse_prefix_jax.cache.verbs import (
   collecting_later,
   entirely,
   index_for,
+  of_sequence,
 )
 from sparse_prefix_jax.runtime.segment import Segment
 
@@ -123,8 +124,7 @@ class PrefixStore(StoreView):
     """
     for request in requests:
       self.check_fits(request)
-    shared = also if also is not None else [()] * len(requests)
-    opened = self._admission.begin(requests, shared)
+    opened = self._admission.begin(requests, also or [()] * len(requests))
     self._running |= {running.number: running for running in opened}
     try:
       for running in opened:
@@ -158,7 +158,7 @@ class PrefixStore(StoreView):
     """
     return next_segment(running, self.chunk, limit)
 
-  @entirely
+  @of_sequence
   def commit(self, running: Running, segment: Segment) -> None:
     """The program of a segment was dispatched.
 
@@ -198,13 +198,13 @@ class PrefixStore(StoreView):
         taken back.
       CapacityError: If there is no page for a new chunk. Nothing has changed.
     """
-    book(self.index, sequences, self.chunk, exact)
+    book(self.index, [*map(self.held, sequences)], self.chunk, exact)
 
   def append(self, running: Running, token: int) -> None:
     """Notes the id of the token that was booked; it may complete a chunk."""
     append(running, token, self.chunk)
 
-  @entirely
+  @of_sequence
   def retract(self, running: Running) -> None:
     """Takes the last token back: it was booked, and discarded when it was read.
 
@@ -216,7 +216,7 @@ class PrefixStore(StoreView):
     """
     retract(self.index, running, self.chunk)
 
-  @entirely
+  @of_sequence
   def fork(self, running: Running) -> tuple[Running, Copies]:
     """A second sequence with the same past, to be continued differently.
 
@@ -229,8 +229,7 @@ class PrefixStore(StoreView):
       CapacityError: If there is no room; nothing has changed then.
     """
     partial = len(running.pages) - running.length // self.chunk
-    number = next(SEQUENCE_NUMBERS)
-    twin = fork(self.index, running, number, self.chunk)
+    twin = fork(self.index, running, next(SEQUENCE_NUMBERS), self.chunk)
     self._running[twin.number] = twin
     return twin, copies_of(running, twin, partial)
 
@@ -254,7 +253,7 @@ class PrefixStore(StoreView):
     """What to copy of a sequence to the host, or back from it; a look."""
     return private_parts(running, self.chunk)
 
-  @entirely
+  @of_sequence
   def swap_out(self, running: Running) -> None:
     """Frees what a sequence leases; its parts were copied to the host.
 
@@ -264,7 +263,7 @@ class PrefixStore(StoreView):
     leave(self.index, running)
     self._swapped[running.number] = self._running.pop(running.number)
 
-  @entirely
+  @of_sequence
   def swap_in(self, running: Running) -> None:
     """Leases slots and pages for a sequence in the host, to copy its parts to.
 
@@ -274,7 +273,7 @@ class PrefixStore(StoreView):
     come_back(self.index, running)
     self._running[running.number] = self._swapped.pop(running.number)
 
-  @entirely
+  @of_sequence
   def close(self, running: Running, keep: int | None = None) -> None:
     """Ends a sequence: stores what is canonical of it and frees the rest.
 
@@ -299,7 +298,7 @@ class PrefixStore(StoreView):
       retract(self.index, running, self.chunk)
       kept = min(kept, running.length)
     try:
-      if self.stores and running.prefilled:
+      if self.stores:
         store_past(self.index, running, kept, self.chunk)
     finally:
       self.drop(running)

@@ -94,6 +94,19 @@ class StoreView:
       )
     return running
 
+  def held(self, running: Running) -> Running:
+    """A sequence that has not ended; others may have the slots of one that has.
+
+    Args:
+      running: The sequence, in the pools or in the host.
+
+    Raises:
+      ValueError: If it has ended, with why.
+    """
+    if running.number in self._running or running.number in self._swapped:
+      return running
+    raise ValueError(f"{running.handle} {self._ended.why(running.handle)}.")
+
   def match(self, request: Request) -> Match:
     """What is stored of a prompt and why it goes no deeper; nothing changes."""
     return self._admission.match(request)

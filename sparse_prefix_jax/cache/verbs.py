@@ -15,6 +15,7 @@ from sparse_prefix_jax.cache.index import (
   PrefixIndex,
   rule_for,
 )
+from sparse_prefix_jax.cache.running import Running
 from sparse_prefix_jax.placement import Planner
 from sparse_prefix_jax.placement.worth import Adaptive
 
@@ -34,6 +35,14 @@ class Store(Protocol):
     Args:
       why: What their handles say from here on.
     """
+
+  def held(self, running: Running) -> Running:
+    """A sequence that has not ended; others are refused.
+
+    Args:
+      running: The sequence.
+    """
+    ...
 
 
 _Owner = TypeVar("_Owner", bound=Store)
@@ -67,6 +76,31 @@ def entirely(
         store.start_over(LOST)
 
   return whole
+
+
+def of_sequence(
+  verb: Callable[Concatenate[_Owner, Running, _Given], _Result],
+) -> Callable[Concatenate[_Owner, Running, _Given], _Result]:
+  """A verb that happens `entirely`, of a sequence that has not ended.
+
+  A store that had to start empty gives the slots and pages of those that it
+  ended to others, and whoever held one of these may not know of it yet.
+
+  Args:
+    verb: A method of a store.
+  """
+
+  @functools.wraps(verb)
+  def checked(
+    store: _Owner,
+    running: Running,
+    /,
+    *given: _Given.args,
+    **named: _Given.kwargs,
+  ) -> _Result:
+    return verb(store, store.held(running), *given, **named)
+
+  return entirely(checked)
 
 
 def collecting_later(

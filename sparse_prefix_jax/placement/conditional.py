@@ -17,13 +17,16 @@ from jaxtyping import Float64
 
 from sparse_prefix_jax.placement.background import PlanWork, pause
 from sparse_prefix_jax.placement.cues import Prompt
+from sparse_prefix_jax.placement.inputs import concrete_cost
 from sparse_prefix_jax.placement.mixture import Features, Mixture
+from sparse_prefix_jax.placement.policy import PlacementPolicy
 from sparse_prefix_jax.placement.priced import (
   CommonPrice,
   Steps,
   common_price,
   solve_steps,
 )
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 # Entries over which a price spends the budget.
 _WINDOW = 64
@@ -125,12 +128,18 @@ class Conditional:
       beside: Place by the statistics of the plan, so that none has to be
         learned while a request waits. False for the statistics of the moment,
         as before the first plan.
+
+    Raises:
+      ValueError: If a number is out of range, or the cost is not as described.
     """
+    depths = check_at_least("depths", depths, 2)
+    PlacementPolicy("conditional", budget, chunk=chunk, decay=decay)
+    paid = None if cost is None else concrete_cost(cost, depths)
     # More states than depths are of no use, and may exceed any float.
     self.budget = float(min(budget, depths))
     self.observations = 0
     self._chunk, self._last = chunk, depths - 1
-    self._cost = None if cost is None else np.asarray(cost, np.float64)
+    self._cost = None if paid is None else paid.astype(np.float64)
     self._beside = beside
     nothing = Mixture.create(chunk=chunk, depths=depths, decay=decay)
     self._learned, self._noted = Learned(nothing), ()

@@ -13,6 +13,7 @@ statistics, plans after each of the first observations too, for the next one.
 from collections.abc import Iterable
 from typing import Any
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import CueLearner, Prompt
@@ -29,6 +30,7 @@ from sparse_prefix_jax.placement.own import checked_positions, rule_of
 from sparse_prefix_jax.placement.policy import SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
 from sparse_prefix_jax.placement.worth import Adaptive
+from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 # So many first observations have a plan each; then powers of two, up to E.
 _SOON = 10
@@ -93,8 +95,8 @@ class Planner:
     >>> planner.positions(128)
     (64,)
     """
-    if depths < 2:
-      raise ValueError(f"depths must be at least 2, got {depths}")
+    check_class("policy", policy, PlacementPolicy)
+    depths = check_at_least("depths", depths, 2)
     if policy.name in SHARED and not serving:
       raise ValueError(
         f"placement {policy.name} is for one budget of all entries; a planner"
@@ -216,10 +218,7 @@ class Planner:
     >>> planner.positions(640)
     (128,)
     """
-    if overlap_tokens < 0:
-      raise ValueError(
-        f"overlap_tokens must not be negative, got {overlap_tokens}"
-      )
+    overlap_tokens = check_at_least("overlap_tokens", overlap_tokens, 0)
     self._under_way.go()
     self.observations += 1
     if self._own is not None and entry is not None:
@@ -339,7 +338,9 @@ class Planner:
     (0, 64)
     """
     chunk = self.policy.chunk
-    wished = self._wished(length, features or Features(length))
+    features = Features(length) if features is None else features
+    check_class("features", features, Features, "of `describe`")
+    wished = self._wished(check_whole("length", length), features)
     return tuple(sorted({p // chunk * chunk for p in wished}))
 
   def _wished(self, length: int, features: Features) -> list[int] | range:

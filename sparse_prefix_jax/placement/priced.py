@@ -13,11 +13,16 @@ depth of the entry.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, Int64
+
+from sparse_prefix_jax.kinds import brief, check_class
+from sparse_prefix_jax.placement.inputs import as_vector, concrete_cost
+from sparse_prefix_jax.whole_numbers import as_float
 
 Survival = Float64[np.ndarray, "_"]
 
@@ -168,11 +173,31 @@ def solve_priced(
   Returns:
     The depths in ascending order; of equally good choices, one of few states.
 
+  Raises:
+    ValueError: If an argument is not as described.
+
   >>> survival = np.array([10.0, 10.0, 9.0, 9.0, 9.0, 0.0])
   >>> solve_priced(survival, 30.0), solve_priced(survival, 0.5)
   ([4], [1, 4])
   """
-  return solve_steps(Steps.under(survival, cost), float(price))
+  weights = np.asarray(as_vector(survival, "survival"), np.float64)
+  if not (np.all(np.isfinite(weights)) and np.all(np.diff(weights) <= 0)):
+    raise ValueError("survival must be finite and never increase.")
+  if cost is not None:
+    cost = concrete_cost(cost, weights.size)
+  return solve_steps(Steps.under(weights, cost), _positive("price", price))
+
+
+def _positive(name: str, value: object) -> float:
+  """A number that is not negative, or infinity.
+
+  Raises:
+    ValueError: If it is anything else.
+  """
+  number = as_float(value)
+  if number >= 0:
+    return number
+  raise ValueError(f"{name} is {brief(value)}; it must be a number >= 0.")
 
 
 class CommonPrice(NamedTuple):
@@ -236,11 +261,23 @@ def common_price(
   Returns:
     The price; 0 where the budget is enough for every state of any use.
 
+  Raises:
+    ValueError: If there are no entries, or an argument is of another kind.
+
   >>> entries = [Steps.under(np.array([4.0, 4.0, 4.0, 4.0]))] * 8
   >>> price = common_price(entries, 0.5)  # each entry gains 12 by its state
   >>> price.low < 12 < price.high, price.share
   (True, 0.5)
   """
+  if not (isinstance(entries, Sequence) and entries):
+    raise ValueError(
+      f"entries is {brief(entries)}; it must be a list of Steps."
+    )
+  for entry in entries:
+    check_class("entries: an entry", entry, Steps)
+  budget = _positive("budget", budget)
+  if start is not None:
+    start = min(_positive("start", start), sys.float_info.max)
   top = max(float((e.cost * e.survival).max(initial=0.0)) for e in entries)
   if top <= 0:
     return CommonPrice(0.0, 0.0, 0.0)

@@ -345,7 +345,8 @@ def _events(
       sample = task.handles.index(event.handle)
       ended = task.answers[sample].finish_reason is not None
       if ended and not isinstance(event, Finished):
-        scheduler.end(event.handle)
+        with contextlib.suppress(ValueError):  # Somebody else has ended it.
+          scheduler.end(event.handle)
       yield task, sample
 
 

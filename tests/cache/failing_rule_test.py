@@ -198,7 +198,7 @@ def test_where_no_new_rule_can_be_made_the_store_starts_empty(
   eviction, first, monkeypatch
 ):
   store, rule = new_store(eviction), EVICTIONS[eviction]
-  handles = [warm(store).handle, store.open([request(ids(9, 3))])[0].handle]
+  ended = [warm(store), *store.open([request(ids(9, 3))])]
 
   def fails(*_):
     raise MemoryError("out")
@@ -210,9 +210,17 @@ def test_where_no_new_rule_can_be_made_the_store_starts_empty(
       for step in range(9):
         serve(store, request(ids(30, 60 + step)))
   assert store.running == () and store.index.held_bytes == 0
-  for handle in handles:
+  (other,) = store.open([request(ids(40, 5))])
+  for running in ended:  # Another one has their slots and pages.
+    for verb in (store.close, store.retract, store.fork, store.swap_out):
+      with pytest.raises(ValueError, match=LOST):
+        verb(running)
     with pytest.raises(ValueError, match=LOST):
-      store.find(handle)
+      store.advance([other, running])
+    with pytest.raises(ValueError, match=LOST):
+      store.find(running.handle)
+  store.audit()
+  store.close(other)
   check_whole(store, set(), "")
 
 

@@ -8,6 +8,7 @@ from tests.cache.store_scenes import (
   decode,
   ids,
   new_store,
+  opened,
   request,
 )
 
@@ -76,3 +77,15 @@ def test_keep_within_the_answer_stores_its_pages(keep):
   match = store.match(request([*ids(17), *range(8), 9]))
   assert match.overlap_tokens == keep
   assert match.resume_blocks == (6 if keep >= 24 else 4)
+
+
+@pytest.mark.parametrize("keep", [None, 0, 9])
+def test_keep_of_a_prompt_that_is_not_computed_to_its_end(keep):
+  store = new_store("block", CHUNK)
+  computed(store, ids(4))
+  running = opened(store, ids(30))
+  store.commit(running, store.next_segment(running, 16))
+  store.close(running, keep)
+  store.audit()
+  depth = store.match(request(ids(30))).resume_blocks
+  assert depth == {None: 5, 0: 1, 9: 2}[keep]

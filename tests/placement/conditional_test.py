@@ -281,3 +281,36 @@ def test_no_request_but_the_first_waits_until_statistics_are_learned(
   here = threading.current_thread()
   assert [thread for thread in learning if thread is here] == [here]
   assert len(learning) > 50
+
+
+@pytest.mark.parametrize(
+  "wrong, sentence",
+  [
+    ({"budget": -1}, "budget of conditional .* must be at least 0, got -1"),
+    ({"budget": "1"}, "budget must be a finite number, got '1'"),
+    ({"chunk": 0}, "chunk and every must be at least 1"),
+    ({"depths": None}, "depths must be an integer, got None"),
+    ({"decay": 2.0}, "decay must be in"),
+    ({"cost": [0, 1]}, "cost must have one value per depth"),
+  ],
+)
+def test_statistics_that_cannot_be_are_refused(wrong, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    Conditional(**({"budget": 1, "chunk": 64, "depths": 8} | wrong))
+
+
+@pytest.mark.parametrize("wrong", [None, "64", 1.5, [64]])
+def test_a_planner_takes_whole_numbers_alone(wrong):
+  planner = Planner(PlacementPolicy("last"), depths=8)
+  for call in (
+    planner.observe,
+    planner.positions,
+    lambda depths: Planner(PlacementPolicy("last"), depths=depths),
+  ):
+    with pytest.raises(ValueError, match="must be an integer, got"):
+      call(wrong)
+  with pytest.raises(ValueError, match="it must be a PlacementPolicy"):
+    Planner(wrong, depths=8)
+  with pytest.raises(ValueError, match="features is 5; it must be a Features"):
+    planner.positions(640, 5)
+  assert planner.observations == 0

@@ -147,10 +147,10 @@ def test_conditional_when_it_plans():
 
 def test_bad_observations_change_nothing():
   planner = Planner(PlacementPolicy("last"), depths=4)
-  with pytest.raises(ValueError, match="overlap_tokens must not be negative"):
+  with pytest.raises(ValueError, match="overlap_tokens is -1; it must be"):
     planner.observe(-1)
   assert planner.observations == 0
-  with pytest.raises(ValueError, match="depths must be at least 2, got 1"):
+  with pytest.raises(ValueError, match="depths is 1; it must be at least 2"):
     Planner(PlacementPolicy("last"), depths=1)
 
 

@@ -189,3 +189,31 @@ def test_a_search_that_begins_at_the_price_takes_two_tries():
     entries, 2, start=price.low * 1.01, pause=lambda: solved.append(1)
   )
   assert again == price and len(solved) <= 40
+
+
+FALLING, STEPS = np.array([4.0, 4.0, 1.0]), Steps.under(np.array([4.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+  "call, sentence",
+  [
+    (lambda: solve_priced(None, 1.0), "survival must be one-dimensional"),
+    (lambda: solve_priced(FALLING[::-1], 1.0), "survival must be finite and"),
+    (lambda: solve_priced(FALLING, "1"), "price is '1'; it must be a number"),
+    (lambda: solve_priced(FALLING, float("nan")), "price is nan"),
+    (lambda: solve_priced(FALLING, 1.0, [0, 1]), "cost must have one value"),
+    (lambda: common_price([], 1), r"entries is \[\]; it must be a list of"),
+    (lambda: common_price([FALLING], 1), "entries: an entry is array"),
+    (lambda: common_price([STEPS], -1), "budget is -1; it must be a number"),
+    (lambda: common_price([STEPS], None), "budget is None"),
+    (lambda: common_price([STEPS], 1, start="1"), "start is '1'; it must be"),
+  ],
+)
+def test_what_is_no_problem_is_refused(call, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    call()
+
+
+def test_whole_numbers_and_lists_are_problems_too():
+  assert solve_priced(FALLING.astype(np.uint8), 1) == solve_priced(FALLING, 1.0)
+  assert solve_priced([4, 4, 1], 1) == solve_priced(FALLING, 1.0)

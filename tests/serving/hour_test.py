@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from sparse_prefix_jax import Sampling
+from sparse_prefix_jax import Sampling, Scheduler
 from sparse_prefix_jax.placement import PlacementPolicy
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.engine import Engine
@@ -96,3 +96,19 @@ def test_an_hour_with_one_engine(monkeypatch):
   assert hour.ask(talk, salt=b"another").restored == 0
   assert hour.ask(talk).restored > 0
   assert hour.engine.cache.sequences == ()
+
+
+def test_who_is_released_after_its_stop_string_is_not_lost(monkeypatch):
+  """As by a thread that replaces the weights at that moment."""
+  engine, end = new_engine(), Scheduler.end
+  (whole,) = engine.generate([TEXT[:200]], max_tokens=3)
+
+  def released(scheduler, handle):
+    engine.cache.release(engine.cache.sequences)
+    end(scheduler, handle)
+
+  monkeypatch.setattr(Scheduler, "end", released)
+  (out,) = engine.generate([TEXT[:200]], max_tokens=9, stop=whole.text[-4:])
+  assert out.text == whole.text[:-4]
+  assert out.completions[0].finish_reason == "stop"
+  assert engine.cache.sequences == ()

@@ -84,7 +84,9 @@ class Stepper:
     self.number += 1
     self._read(self._ahead)  # What is left if the last step failed.
     self._expire()
+    self.forget_lost()  # Where a rule of eviction has failed for good.
     self._admit()
+    self.forget_lost()  # Others may have their slots: they compute nothing.
     chosen: list[Chosen] = []
     self._unread.append(chosen)
     ready = work.ready(self.line)
@@ -174,9 +176,8 @@ class Stepper:
         blocked = self.line.admit(passed)
       if blocked is None or not self._preempt(blocked):
         break
-      if not work.has_room(
-        self.line, self._store
-      ):  # What was read lets others go on.
+      # What was read lets others go on.
+      if not work.has_room(self.line, self._store):
         self._make_room()
         break
     while self.line.waiting and self.line.running and not self.line.active:

@@ -154,7 +154,8 @@ class TextTokenizer:
     Raises:
       ValueError: If this cannot be its tokenizer.
     """
-    if not self.vocab_size <= vocab_size < 2 * self.vocab_size:
+    size = check_whole("vocab_size", vocab_size)
+    if not self.vocab_size <= size < 2 * self.vocab_size:
       raise ValueError(
         f"tokenizer knows {self.vocab_size} ids and the model {vocab_size}; "
         "they do not belong together."
@@ -206,22 +207,42 @@ class TextTokenizer:
     return ChatPrompt(ids, tuple(sorted(counts - {0})))
 
   def decode(self, ids: list[int]) -> str:
-    """The text of ids, without special tokens."""
-    return self._tokenizer.decode(ids, skip_special_tokens=True)
+    """The text of ids, without special tokens.
+
+    Raises:
+      ValueError: If they are no ids.
+    """
+    try:
+      return self._tokenizer.decode(ids, skip_special_tokens=True)
+    except (TypeError, OverflowError):
+      pass
+    raise ValueError(f"ids is {brief(ids)}; it must be a list of ids.")
 
   def is_silent(self, token: int) -> bool:
     """Whether an id has no text at all: a special token, or an unknown id."""
-    return token in self._special or self._tokenizer.id_to_token(token) is None
+    return self._piece(token) is None or token in self._special
 
   def is_byte(self, token: int) -> bool:
     """Whether an id is one byte of a run that is decoded as a whole."""
     if not self._falls_back:
       return False
-    return _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+    return _BYTE.fullmatch(self.name_of(token)) is not None
 
   def name_of(self, token: int) -> str:
     """What the tokenizer itself calls an id; empty for an unknown one."""
-    return self._tokenizer.id_to_token(token) or ""
+    return self._piece(token) or ""
+
+  def _piece(self, token: int) -> str | None:
+    """What the tokenizer calls an id; None for an unknown one.
+
+    Raises:
+      ValueError: If it is no id.
+    """
+    try:
+      return self._tokenizer.id_to_token(token)
+    except (TypeError, OverflowError):
+      pass
+    raise ValueError(f"token is {brief(token)}; it must be an id.")
 
   def bytes_of(self, token: int) -> bytes | None:
     """The bytes that an id stands for, which need not be whole characters.

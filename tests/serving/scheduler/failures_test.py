@@ -10,6 +10,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, prefill
 from sparse_prefix_jax.cache import canonical, identity
+from sparse_prefix_jax.cache.index import Lru
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.serving.scheduler import (
   Ending,
@@ -189,6 +190,31 @@ def test_whose_sequence_has_ended_is_over_before_the_next_step():
   (events,) = steps_until_idle(cache, scheduler)
   assert endings(events) == {0: "failed", 1: "failed"}
   assert not cache.store.index.stats.leased_slots
+
+
+def test_whoever_a_failing_rule_has_ended_computes_nothing_more(monkeypatch):
+  """A deadline stores an answer; others begin in the slots of who has ended."""
+  cache, real = new_cache(), Lru.add
+  scheduler = new_scheduler(cache)
+  late = submit(scheduler, MIDDLE, max_tokens=40, deadline=12)
+  ended = [submit(scheduler, SHORT, seed=i, max_tokens=40) for i in range(3)]
+  for _ in range(12):
+    scheduler.step()
+
+  def failing(rule, state):
+    if state.node.depth == 5:  # So does a new one, of what is stored.
+      raise OSError("the log is full")
+    real(rule, state)
+
+  monkeypatch.setattr(Lru, "add", failing)
+  fresh = [submit(scheduler, OTHER, seed=i) for i in range(3)]
+  events = [e for step in steps_until_idle(cache, scheduler) for e in step]
+  ends = {e.handle: e for e in events if isinstance(e, Finished)}
+  assert "log is full" in str(ends[late].error)
+  for handle in ended:
+    assert "rule of eviction of its cache failed" in str(ends[handle].error)
+  for seed, handle in enumerate(fresh):
+    assert ids(events, handle) == expected_ids(OTHER, 16, seed=seed)
 
 
 def test_weights_that_are_given_while_others_are_compared_stay(monkeypatch):

@@ -217,3 +217,14 @@ def test_what_is_no_tokenizer_or_text_is_refused():
 def test_what_cannot_be_meant_is_refused(choice, sentence):
   with pytest.raises(ValueError, match=sentence):
     TextTokenizer(KINDS["words"](), **choice)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("wrong", [None, "7", 1.5, -1, 2**70, [7]])
+def test_what_is_no_id_is_refused(wrong):
+  tokenizer = TextTokenizer(KINDS["byte_fallback"]())
+  for name in ("is_silent", "is_byte", "name_of", "bytes_of"):
+    with pytest.raises(ValueError, match="; it must be an id"):
+      getattr(tokenizer, name)(wrong)
+  with pytest.raises(ValueError, match="; it must be a list of ids"):
+    tokenizer.decode([wrong])
