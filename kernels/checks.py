@@ -219,6 +219,16 @@ def check_array(operation: str, name: str, value: Any, axes: str = "") -> None:
     raise ValueError(
       f"{name} of {operation} is {_named(value)}; it must be an array{axes}."
     )
+  if isinstance(value, np.ndarray) and not _has_numbers_of_jax(value.dtype):
+    raise ValueError(
+      f"{name} of {operation} is {value.dtype}; JAX has no such numbers: "
+      "convert it first, to float32 or int32 for example."
+    )
+
+
+def _has_numbers_of_jax(dtype: np.dtype) -> bool:
+  """Whether bytes stand in the order of the machine, 64 bits at most."""
+  return dtype.isnative and not (dtype.kind == "f" and dtype.itemsize > 8)
 
 
 def _named(value: Any) -> str:

@@ -119,8 +119,11 @@ def repeat_heads(
 
 
 def settle_resets(log_decay: Float32[Array, "*shape"]) -> Array:
-  """Replaces -inf by RESET: it decays to zero too, and is safe in sums."""
-  return jnp.where(log_decay == -jnp.inf, RESET, log_decay)
+  """Replaces -inf by RESET: it decays to zero too, and is safe in sums.
+
+  And what is below RESET, whose sums are -inf.
+  """
+  return jnp.where(log_decay < RESET, RESET, log_decay)
 
 
 def head_decays(

@@ -58,9 +58,10 @@ def numbers(name: str, values: Any) -> Array:
     found = np.empty(0, object)
   whole = found.dtype.kind in "iu"
   if whole and (found >= -(2**31)).all() and (found < 2**31).all():
-    return jnp.asarray(found)
+    # In the order of bytes that JAX has.
+    return jnp.asarray(found.astype(found.dtype.newbyteorder("=")))
   if found.dtype.kind in "bf":
-    return jnp.asarray(found)
+    return jnp.asarray(found.astype("bool" if found.dtype == bool else "f4"))
   shown = " ".join(repr(values).split())[:80]
   raise ValueError(
     f"{name} is {shown}; it must be an array of integers of 32 bits."

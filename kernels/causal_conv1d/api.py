@@ -159,6 +159,10 @@ def causal_conv1d_step(
     pool=(pool, "s window d"),
   )
   _check_window("causal_conv1d_step", x, pool, sizes)
+  if not isinstance(silu, bool):
+    raise ValueError(
+      f"silu of causal_conv1d_step is {silu!r}; it must be True or False."
+    )
   return dispatch(
     "causal_conv1d_step",
     implementation,

@@ -1,5 +1,6 @@
 """gated_delta_rule: what layers call, whatever computes it."""
 
+import math
 from typing import Any
 
 from jax import lax
@@ -282,7 +283,7 @@ def gated_delta_rule_projected_step(
     decay_bias=(decay_bias, "hv"),
     pool=(pool, "s hv k v"),
   )
-  _check_choices(key_heads, dtype)
+  _check_choices(key_heads, beta_scale, dtype)
   as_precision(name, precision)
   mixed, log_rate, decay_bias = as_gates(mixed, log_rate, decay_bias)
   check_heads(name, sizes | {"h": key_heads}, pool)
@@ -312,11 +313,16 @@ def gated_delta_rule_projected_step(
   )
 
 
-def _check_choices(key_heads: Any, dtype: Any) -> None:
+def _check_choices(key_heads: Any, beta_scale: Any, dtype: Any) -> None:
   """Refuses what no projection of a layer has."""
-  if not isinstance(key_heads, int) or key_heads < 1:
+  whole = isinstance(key_heads, int) and not isinstance(key_heads, bool)
+  if not whole or key_heads < 1:
     raise ValueError(
       f"key_heads is {key_heads!r}; it must be an int, at least 1."
+    )
+  if not isinstance(beta_scale, int | float) or not math.isfinite(beta_scale):
+    raise ValueError(
+      f"beta_scale is {beta_scale!r}; it must be a finite number."
     )
   if dtype not in _DTYPES:
     raise ValueError(f"dtype is {dtype!r}; it must be one of {_DTYPES}.")

@@ -139,7 +139,7 @@ def _log_decays(
     log_decay: The log decays as callers give them.
     real: It says which rows hold tokens.
   """
-  log_decay = jnp.where(log_decay == -jnp.inf, algebra.RESET, log_decay)
+  log_decay = algebra.settle_resets(log_decay)
   log_decay = jnp.where(real[:, :, None, None], log_decay, 0.0)
   log_decay = log_decay.swapaxes(1, 2)
   # XLA may leave out a cast to bfloat16 and back, but not this.

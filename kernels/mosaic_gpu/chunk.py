@@ -78,6 +78,14 @@ def work() -> Work:
   return Work(*(tile(2, CHUNK, x, width=BLOCK_ROWS) for x in columns))
 
 
+def settle_resets(log_decay: Float32[Array, "*shape"]) -> Array:
+  """Replaces what is below RESET by it, -inf and the least numbers there are.
+
+  Sums of them are -inf, and so is what they are rounded to in bfloat16.
+  """
+  return jnp.where(log_decay < RESET, RESET, log_decay)
+
+
 def heads_first(
   gate: Float32[Array, "n c hv"], real: Bool[Array, "n c"]
 ) -> Float32[Array, "n hv c"]:
@@ -85,7 +93,7 @@ def heads_first(
 
   It runs outside of kernels.
   """
-  gate = jnp.where(gate == -jnp.inf, RESET, gate)
+  gate = settle_resets(gate)
   return jnp.where(real[:, :, None], gate, 0.0).swapaxes(1, 2)
 
 

@@ -85,7 +85,10 @@ def unfit(x: Array, config: MosaicGpuConfig, number_bytes: int) -> str | None:
   """
   columns, stages = config.columns, config.stages
   if columns < 1 or columns % _LANES or x.shape[2] % columns:
-    return f"cannot cut {x.shape[2]} channels into {columns}"
+    return (
+      f"cannot cut {x.shape[2]} channels into {columns}; it takes a multiple "
+      f"of {_LANES} that divides them"
+    )
   taken = shared_bytes(x, columns, stages, number_bytes)
   return unfit_inputs(x) or refused_sizes(stages, taken)
 

@@ -54,7 +54,10 @@ def unfit(x: Array, config: MosaicGpuConfig) -> str | None:
   """
   columns = config.columns
   if columns < 1 or columns % _LANES or x.shape[1] % columns:
-    return f"cannot cut {x.shape[1]} channels into {columns}"
+    return (
+      f"cannot cut {x.shape[1]} channels into {columns}; it takes a multiple "
+      f"of {_LANES} that divides them"
+    )
   if columns > _MOST_COLUMNS:
     return f"takes {_MOST_COLUMNS} channels per program at most, not {columns}"
   return unfit_tokens(x)

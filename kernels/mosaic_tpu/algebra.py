@@ -59,11 +59,11 @@ def real_float32(x: Float[Array, "c k"], length: Array) -> Array:
 
 
 def settle_resets(log_decay: Float32[Array, "r c"]) -> Float32[Array, "r c"]:
-  """Replaces -inf by RESET.
+  """Replaces -inf by RESET, and what is below it, whose sums are -inf.
 
   A reset is -inf; a sum over a mask would multiply it by zero.
   """
-  return jnp.where(log_decay == -jnp.inf, RESET, log_decay)
+  return jnp.where(log_decay < RESET, RESET, log_decay)
 
 
 def real_log_decay(

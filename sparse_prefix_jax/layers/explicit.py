@@ -359,10 +359,12 @@ def check_scan(
     chunk: Tokens of a chunk.
 
   Raises:
-    ValueError: If it is no carry, or a number is out of range, off the lattice
-      or beyond the room.
+    ValueError: If it is no carry, or of other requests, or a number is out of
+      range, off the lattice or beyond the room.
   """
   _check_carry(carry)
+  batch = {"carry.position": (carry.position, "b"), "length": (length, "b")}
+  check_axes("scan", **batch)
   position = concrete("carry.position", carry.position)
   lengths, room = concrete("length", length), _capacity(carry, chunk)
   if lengths is None:

@@ -30,7 +30,7 @@ from sparse_prefix_jax.layers.wide_gradients import (
   wide_zeros,
 )
 from sparse_prefix_jax.models.decoder import HybridDecoder
-from sparse_prefix_jax.training.losses import cross_entropy
+from sparse_prefix_jax.training.losses import check_answers, cross_entropy
 from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
@@ -39,7 +39,8 @@ class Labelled(NamedTuple):
 
   Attributes:
     token_ids: What is read. int32 [b t]
-    labels: What is to be predicted after each. int32 [b t]
+    labels: What is to be predicted after each; any number, -100 for example,
+      where the weight is 0. int32 [b t]
     weights: The factor of each cross-entropy. float32 [b t]
   """
 
@@ -83,27 +84,14 @@ def labelled_answers(
     "labelled_answers", token_ids=(token_ids, "b t"), answers=(answers, "b q")
   )
   concrete("token_ids", token_ids)  # No fractions.
+  check_answers(answers, sizes["t"])
   known = concrete("answers", answers)
-  if known is not None:
-    _check_answers(known, sizes["t"])
+  if known is not None and (np.diff(np.sort(known)) == 0).any():
+    raise ValueError("answers names a position of a document twice.")
   rows = jnp.arange(len(token_ids))[:, None]
   zeros = jnp.zeros(token_ids.shape, jnp.float32)
   weights = zeros.at[rows, answers - 1].set(1 / answers.size)
   return Labelled(token_ids, jnp.roll(token_ids, -1, axis=1), weights)
-
-
-def _check_answers(answers: np.ndarray, tokens: int) -> None:
-  """Refuses positions that would be another's, nobody's, or count once of two.
-
-  What is before the first token of a document cannot predict it.
-  """
-  wrong = answers[(answers < 1) | (answers >= tokens)]
-  if wrong.size:
-    raise ValueError(
-      f"answers holds {wrong[0]}; a position is 1 to {tokens - 1}."
-    )
-  if (np.diff(np.sort(answers)) == 0).any():
-    raise ValueError("answers names a position of a document twice.")
 
 
 def weighted_loss(
@@ -122,7 +110,10 @@ def weighted_loss(
   out = model.scan(carry, data.token_ids)
   logits = model.head(out.y.reshape(-1, out.y.shape[-1]))
   losses = cross_entropy(logits, data.labels.reshape(-1))
-  return jnp.vdot(losses, data.weights.reshape(-1)), out.carry
+  weights = data.weights.reshape(-1)
+  # What weighs nothing may have any label.
+  losses = jnp.where(weights == 0, 0.0, losses)
+  return jnp.vdot(losses, weights), out.carry
 
 
 def segment_length(tokens: int, chunk: int) -> int:
@@ -175,9 +166,10 @@ def segmented_gradient(
     The loss, the gradient, and the carry after the documents.
 
   Raises:
-    ValueError: If model or data are none, segments are no multiples of the
-      chunk that divide the documents, the horizon is below 1, or the carry has
-      no room for them.
+    ValueError: If model or data are none, an id is outside of the vocabulary
+      (a label too, unless it weighs nothing), segments are no multiples of the
+      chunk that divide the documents, the horizon is below 1, or the carry is
+      of other documents or has no room for them.
 
   Example:
     >>> from flax import nnx
@@ -193,6 +185,7 @@ def segmented_gradient(
   check_class("data", data, Labelled, "of `labelled_answers`")
   fields = {name: (x, "b t") for name, x in data._asdict().items()}
   check_axes("segmented_gradient", **fields)
+  _check_ids(data, model.config.vocab_size)
   tokens, chunk = data.token_ids.shape[1], model.config.numerics.chunk
   segment = segment_length(tokens, chunk) if segment is None else segment
   if not is_int(segment) or segment < 1 or segment % chunk or tokens % segment:
@@ -214,6 +207,22 @@ def segmented_gradient(
   after, (losses, *starts) = lax.scan(forward, carry, parts)
   d_model = _backward(model, after.pages, parts, starts, horizon)
   return SegmentedGradient(losses.sum(), d_model, after)
+
+
+def _check_ids(data: Labelled, size: int) -> None:
+  """Refuses known ids outside of the vocabulary: the loss would be NaN."""
+  ids, labels = map(concrete, ("token_ids", "labels"), data[:2])
+  traced = isinstance(data.weights, core.Tracer)
+  if labels is not None:
+    labels = None if traced else labels[np.asarray(data.weights) != 0]
+  for name, known in (("token_ids", ids), ("labels", labels)):
+    wrong = [] if known is None else known[(known < 0) | (known >= size)]
+    if len(wrong):
+      weighs = ", with a weight" if name == "labels" else ""
+      raise ValueError(
+        f"{name} holds {wrong[0]}{weighs}; an id is 0 to {size - 1}, of "
+        "vocab_size."
+      )
 
 
 def _check_horizon(horizon: Any) -> None:

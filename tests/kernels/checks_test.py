@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.checks import (
@@ -46,6 +47,14 @@ def test_what_would_be_broadcast_is_refused(shape, sentence):
 def test_empty_axes_are_refused():
   with pytest.raises(ValueError, match="sum has no s: that axis is empty"):
     check(pool=(jnp.zeros((0, 3)), "s c"))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("kind", [">f4", ">i4", np.longdouble])
+def test_numbers_that_jax_does_not_have_are_refused(kind):
+  """Bytes in another order, as big-endian files have them; and 128 bits."""
+  with pytest.raises(ValueError, match=r"x of sum is .*; JAX has no such num"):
+    check(x=(np.zeros((2, 3), kind), "n c"))
 
 
 def test_heads_that_do_not_share_and_odd_chunks_are_refused():

@@ -383,3 +383,14 @@ def test_what_are_no_numbers_of_32_bits_are_refused(values):
   told = r"^length is .*; it must be an array of integers of 32 bits\.$"
   with pytest.raises(ValueError, match=told):
     numbers("length", values)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize(
+  ("kind", "told"),
+  [(">i4", "int32"), (">u2", "uint16"), (">f4", "float32"), ("g", "float32")],
+)
+def test_numbers_in_another_order_of_bytes_are_numbers(kind, told):
+  found = numbers("length", np.array([3, 258], kind))
+  assert found.dtype == told
+  assert found.tolist() == [3, 258]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder
@@ -38,3 +39,31 @@ def test_only_answers_count_and_each_is_predicted_from_before_it():
     model, jnp.asarray(data.token_ids), jnp.asarray(data.answers[:, :-1])
   )
   assert changed.loss == same.loss
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_answers_that_are_none_are_refused_or_nan():
+  model = HybridDecoder(models.CONFIG, rngs=nnx.Rngs(0))
+  ids = jnp.asarray(np.arange(256).reshape(2, 128))
+
+  def loss(answers, ids=ids, model=model):
+    return answer_loss(model, ids, answers).loss
+
+  for answers, sentence in (
+    (np.array([[0], [5]]), "answers holds 0; a position is 1 to 127"),
+    (np.array([[5], [128]]), "answers holds 128; a position is 1 to 127"),
+    (np.array([[5.0], [6.0]]), "answers has dtype float64; it must hold int"),
+    (np.array([5, 6]), r"answers of answer_loss has shape \(2,\); it must"),
+    (np.array([[5]]), "b is 2 elsewhere"),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      loss(answers)
+  with pytest.raises(ValueError, match="token_ids of answer_loss is a list"):
+    loss(np.array([[5], [6]]), ids.tolist())
+  with pytest.raises(ValueError, match="model is None; it must be "):
+    loss(np.array([[5], [6]]), model=None)
+  traced = jax.jit(lambda answers: loss(answers))
+  # The last token would predict what stands before the first.
+  for at in (0, 128):
+    assert np.isnan(traced(np.array([[at], [5]])))
+  assert np.isfinite(traced(np.array([[1], [127]])))

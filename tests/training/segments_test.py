@@ -126,6 +126,40 @@ def test_segments_that_do_not_fit_are_refused():
     segmented_gradient(model, tuple(carry), data)
   with pytest.raises(ValueError, match="reach to 256; the carry has room for "):
     segmented_gradient(model, model.initialize_carry(2, 128), data)
+  with pytest.raises(
+    ValueError, match=r"length of scan has shape \(2,\) .* b is 1 "
+  ):
+    segmented_gradient(model, model.initialize_carry(1, TOKENS), data)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_ids_and_labels_outside_of_the_vocabulary_are_refused():
+  model, carry, data = problem()
+  for field, sentence in (
+    ("token_ids", "token_ids holds 64; an id is 0 to 63, of vocab_size"),
+    ("labels", "labels holds 64, with a weight; an id is 0 to 63, of vocab"),
+  ):
+    wrong = data._replace(**{field: jnp.full((2, TOKENS), 64)})
+    with pytest.raises(ValueError, match=sentence):
+      segmented_gradient(model, carry, wrong)
+    fractions = data._replace(**{field: data.weights})
+    with pytest.raises(ValueError, match=f"{field} has dtype float32; it must"):
+      segmented_gradient(model, carry, fractions)
+
+
+@pytest.mark.parametrize("ignored", [-100, 64])
+def test_what_weighs_nothing_may_have_any_label(ignored):
+  """Data for others marks it so, often by -100."""
+  model, carry, data = problem()
+  marked = jnp.where(data.weights == 0, ignored, data.labels)
+  (loss, _), gradient = one_pass(*problem())
+  marked = data._replace(labels=marked)
+  (same, _), again = one_pass(model, carry, marked)
+  assert same == loss
+  for x, y in zip(*map(jax.tree.leaves, (gradient, again)), strict=True):
+    assert np.array_equal(x, y)
+  weighs = marked._replace(weights=jnp.ones_like(data.weights))
+  assert np.isnan(one_pass(model, carry, weighs)[0][0])
 
 
 def test_segments_in_bfloat16_are_summed_in_float32():

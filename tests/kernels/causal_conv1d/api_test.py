@@ -94,6 +94,16 @@ class TestCausalConv1dCore(CoreSuite):
   choices: ClassVar = {}
 
 
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("silu", ["no", None, np.bool_(True)])
+def test_silu_is_a_flag(silu):
+  x, weight, pool = jnp.ones((1, 2)), jnp.ones((4, 2)), jnp.zeros((1, 3, 2))
+  with pytest.raises(ValueError, match="silu of causal_conv1d_step is "):
+    causal_conv1d_step(
+      x, weight, pool, jnp.array([0]), jnp.array([0]), silu=silu
+    )
+
+
 def test_unknown_implementation_is_refused():
   x, chunks = jnp.ones((1, 4, 2)), chunks_of([Job(1)], 1, 4)
   weight, pool = jnp.ones((4, 2)), jnp.zeros((1, 3, 2))

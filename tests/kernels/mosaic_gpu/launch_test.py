@@ -170,7 +170,8 @@ def test_rows_that_do_not_fit_are_refused():
   assert reason is not None
   assert reason.startswith("takes 262144 bytes of shared memory")
   reason = rows.unfit(x, MosaicGpuConfig(columns=0), 4)
-  assert reason == "cannot cut 128 channels into 0"
+  told = "cannot cut 128 channels into 0; it takes a multiple of 128 that "
+  assert reason == told + "divides them"
 
 
 @pytest.mark.parametrize("name", ["gated_delta_rule", "kimi_delta_attention"])

@@ -1,6 +1,7 @@
 """The step of the gated delta rule from projections, in the interpreter."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -105,20 +106,28 @@ def test_a_pool_that_would_round_its_states_is_refused():
     step((*rest, pool.astype(jnp.bfloat16)), [0], [0], "xla")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
-  ("key_heads", "sentence"), [(0, "at least 1"), (4, "must be a multiple")]
+  ("choice", "sentence"),
+  [
+    ({"key_heads": 0}, "at least 1"),
+    ({"key_heads": True}, "at least 1"),
+    ({"key_heads": 4}, "must be a multiple"),
+    ({"beta_scale": "1"}, "beta_scale is '1'; it must be a finite number"),
+    ({"beta_scale": None}, "beta_scale is None; it must be a finite number"),
+    ({"beta_scale": math.nan}, "beta_scale is nan; it must be a finite number"),
+  ],
 )
-def test_key_heads_that_values_cannot_share_are_refused(key_heads, sentence):
-  slots = jnp.arange(1)
+def test_choices_that_no_projection_has_are_refused(choice, sentence):
+  slots, choices = jnp.arange(1), {"key_heads": KEY_HEADS, "beta_scale": 1.0}
   with pytest.raises(ValueError, match=sentence):
     gated_delta_rule_projected_step(
       *map(jnp.asarray, arguments(1)),
       slots,
       slots,
-      key_heads=key_heads,
-      beta_scale=1.0,
       dtype="float32",
       precision="highest",
+      **choices | choice,
     )
 
 

@@ -2,10 +2,13 @@
 
 import jax
 import jax.extend.core
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from sparse_prefix_jax.kernels import chunk_algebra
+from sparse_prefix_jax.kernels.mosaic_gpu import chunk
 from sparse_prefix_jax.kernels.mosaic_tpu import algebra, products
 from tests.kernels.matrix_suite import operation_at
 from tests.kernels.mosaic_tpu.suite import assert_lowers
@@ -55,3 +58,15 @@ def test_long_chunks_are_taken(name):
   sizes = (1, 1, 128, 128)
   operation = operation_at(name, sizes, "bfloat16", chunk=256)
   assert_lowers(operation, "TPU v5 lite")
+
+
+@pytest.mark.parametrize("kernels", [chunk_algebra, algebra, chunk])
+def test_the_least_numbers_are_resets_too(kernels):
+  """Masks often are; in bfloat16 they would be rounded to -inf, and be NaN."""
+  least = np.finfo(np.float32).min
+  given = np.array([-np.inf, least, -1e30, -1, 0, np.nan], np.float32)
+  settled = np.asarray(kernels.settle_resets(jnp.asarray(given[None])))[0]
+  assert np.array_equal(settled[2:], given[2:], equal_nan=True)
+  assert (settled[:2] == np.float32(-1e36)).all()
+  rounded = lax.reduce_precision(settled, 8, 7)
+  assert np.isfinite(settled[:5] - rounded[:5]).all()
