@@ -80,12 +80,9 @@ def scanned(name, carry, lengths=LENGTHS, x=None):
   return scan(make_layer(name), carry, x, jnp.array(lengths), at)
 
 
-# The first two are in the layer of both, "parallel"; what the others keep has
-# the form of what another keeps.
-ALIKE = (
-  *("gated_delta_net", "attention"),
-  *("mamba", "short_conv", "lightning", "kimi_delta_attention"),
-)
+# The first two are in "parallel", the others keep what another keeps.
+ALIKE = "gated_delta_net", "attention", "mamba", "short_conv", "lightning"
+ALIKE += ("kimi_delta_attention",)
 ALONE = [
   pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name
   for name in LAYERS
@@ -166,11 +163,9 @@ def test_a_cell_has_the_bits_of_a_step(name):
 
 
 # What has slots and pages holds what has one of them.
+ONE_OF_THEM = "gated_delta_net", "kimi_delta_attention", "latent_attention"
 TRANSFORMED = [
-  *(
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in ("gated_delta_net", "kimi_delta_attention", "latent_attention")
-  ),
+  *(pytest.param(name, marks=pytest.mark.slow) for name in ONE_OF_THEM),
   "parallel",
 ]
 
