@@ -168,6 +168,7 @@ REFUSED = [
 FORKS = """
 import json, os, runpy, sys
 import benchmarks.command_line
+from sparse_prefix_jax import *
 for number, (module, *arguments) in enumerate(json.loads(sys.argv[1])):
   child = os.fork()
   if child == 0:

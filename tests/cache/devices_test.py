@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+_TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 _PROGRAM = """
 import json
 import jax
@@ -81,7 +82,7 @@ def test_weights_in_parts_are_refused_and_whole_ones_keep_their_bits():
     [sys.executable, "-c", _PROGRAM],
     env={
       **os.environ,
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {_TWO_DEVICES}",
       "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     },
     capture_output=True,
