@@ -2,6 +2,7 @@
 #
 #   make demo       serve requests that share documents, compare the strategies
 #   make test       the tests                make test-slow  the long sweeps
+#   make test-as-users  the tests, all compiled as XLA does for users
 #   make test-page  the server's page in a Chromium of this machine
 #   make test-kernels     every kernel at all widths and dtypes
 #   make aot        compile every kernel for TPUs and GPUs that are not here
@@ -17,7 +18,7 @@
 
 SHELL := /bin/sh
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-page test-kernels aot machine-code device lint format parity wheel lock clean
+.PHONY: demo test test-as-users test-slow test-page test-kernels aot machine-code device lint format parity wheel lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -39,6 +40,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.test
 	$(PYTEST)
+
+# The usual run compiles what does not look for lost bits in half the time.
+test-as-users: $(VENV)/.test
+	$(PYTEST) --as-users
 
 test-slow: $(VENV)/.test
 	$(PYTEST) -m slow

@@ -119,10 +119,20 @@ class _Compiling(NamedTuple):
   @classmethod
   def of(cls, request):
     """In the usual run by the lists above; else all as for users."""
-    if not request.config.option.markexpr.startswith("not slow and"):
+    option = request.config.option
+    if option.as_users or not option.markexpr.startswith("not slow and"):
       return cls()
     little = _is_among(request, LITTLE)
     return cls(little, little or not _is_among(request, AS_USERS))
+
+
+def pytest_addoption(parser):
+  """Adds the flag of `make test-as-users`."""
+  parser.addoption(
+    "--as-users",
+    action="store_true",
+    help="compile all programs as XLA does for users",
+  )
 
 
 def pytest_configure(config):
