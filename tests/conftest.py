@@ -76,11 +76,8 @@ AS_USERS = (
   *("contract", "layers/explicit_test.py", "models/family_bits_test.py"),
   *("models/explicit_carries_test.py", "models/preset_logits_test.py"),
   *("kernels/barrier_test.py", "kernels/chunks_test.py"),
-  *(
-    "kernels/loops_test.py",
-    "kernels/row_products",
-    "runtime/in_place_test.py",
-  ),
+  *("kernels/loops_test.py", "kernels/row_products"),
+  "runtime/in_place_test.py",
 )
 # The newer emitter of fusions takes up to four times as long; JAX 0.11 has no
 # other.
