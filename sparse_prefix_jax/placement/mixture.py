@@ -94,8 +94,9 @@ def check_known(*, required: bool = False, **given: Any) -> None:
       check_class(name, value, Prompt)
       continue
     check_class(name, value, Features, "of `Planner.describe`")
-    if any(type(number) is not int or number < 0 for number in value):
-      for field, number in zip(Features._fields, value, strict=True):
+    numbers: Any = value
+    if any(type(number) is not int or number < 0 for number in numbers):
+      for field, number in zip(Features._fields, numbers, strict=True):
         check_at_least(f"{name}.{field}", number, 0)
 
 
