@@ -63,7 +63,7 @@ class PrefixIndex(IndexView):
     """
     pin = Pin(node, salt, node.state if node else None)
     if node:
-      self._ledger.pages.pinned += hold_path(node)
+      self._ledger.pages.pinned += hold_path(node, "pins")
     if pin.state:
       self._ledger.slots.pinned += pin.state.pins == 0
       pin.state.pins += 1
@@ -82,7 +82,7 @@ class PrefixIndex(IndexView):
     self._let_go(pin.state)
     if pin.node is None:
       return
-    self._ledger.pages.pinned -= release_path(pin.node)
+    self._ledger.pages.pinned -= release_path(pin.node, "pins")
     self._forest.settle(pin.node)
     self._bound_memory()
 
@@ -214,8 +214,8 @@ class PrefixIndex(IndexView):
     """Moves a pin down its path; only what is new is counted anew."""
     self._pins.remove(pin)
     pages = self._ledger.pages
-    pages.pinned += hold_path(end) if end else 0
-    pages.pinned -= release_path(pin.node) if pin.node else 0
+    pages.pinned += hold_path(end, "pins") if end else 0
+    pages.pinned -= release_path(pin.node, "pins") if pin.node else 0
     moved = Pin(end, pin.salt, end.state if end else None)
     for state, change in ((moved.state, 1), (pin.state, -1)):
       if state:
