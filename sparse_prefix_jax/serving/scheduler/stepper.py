@@ -252,7 +252,9 @@ class Stepper:
     """One token of all who are ready."""
     rows = self._cache.config.numerics.decode_rows
     for start in range(0, len(ready), rows):
-      lives = work.book(self.line, self._store, ready[start : start + rows])
+      lives = work.book_tokens(
+        self.line, self._store, ready[start : start + rows]
+      )
       if lives:
         with self._at_risk(lives):
           self._note(self._dispatcher.decode(lives), chosen)

@@ -91,7 +91,7 @@ def ends_prompt(life: Life, segment: Segment) -> bool:
   return whole and not life.sequence.prefilled and life.chooses
 
 
-def book(
+def book_tokens(
   line: Line, store: PrefixStore, lives: Sequence[Life]
 ) -> Sequence[Life]:
   """Books a token for each; not for those that lack a page.

@@ -309,10 +309,12 @@ class Service:
         raise ValueError("prompt is empty; it must have at least one token.")
       return ids, ()
     if isinstance(prompt, Conversation):
-      chat = self.tokenizer.encode_chat(prompt.messages, **prompt.variables)
-      if not chat.ids.size:
+      ids, anchors = self.tokenizer.encode_chat(
+        prompt.messages, **prompt.variables
+      )
+      if not ids.size:
         raise ValueError("messages make no token; a prompt has at least one.")
-      return chat
+      return ids, anchors
     size = self.model.config.vocab_size
     wrong = [x for x in prompt if not 0 <= x < size]
     if wrong:
