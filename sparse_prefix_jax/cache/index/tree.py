@@ -37,6 +37,7 @@ class State:
     claims: Running or ended sequences that want it kept and have not taken
       that back; nobody's claim keeps it from being evicted.
     hits: Requests that resumed from it.
+    leaving: Whether the last claim was taken back while a pin held it.
   """
 
   number: int
@@ -44,6 +45,7 @@ class State:
   pins: int = 0
   claims: int = 0
   hits: int = 0
+  leaving: bool = False
 
   @property
   def alive(self) -> bool:
