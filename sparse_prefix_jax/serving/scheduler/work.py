@@ -1,4 +1,4 @@
-"""What a step computes of those who run: looks at a line."""
+"""What a step computes of those who run, and what it books for them."""
 
 from collections.abc import Iterator, Sequence
 
