@@ -13,6 +13,10 @@ from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.programs import FrozenModel, freeze
 
 
+class OtherWeightsError(ValueError):
+  """A model has not the weights that its cache serves, or none any more."""
+
+
 class HeldModel(NamedTuple):
   """A model whose states a cache keeps.
 
@@ -52,13 +56,14 @@ def hold_equal(model: HybridDecoder, served: HeldModel) -> HeldModel:
     What is served from here on: what was, if its arrays were given.
 
   Raises:
-    ValueError: If configuration or weights are others, or gone.
+    ValueError: If the configuration is another one.
+    OtherWeightsError: If weights are others, or gone.
   """
   _check_kind(model)
   check_config(model.config, served.frozen.config)
   given, known = jax.tree.leaves(model), served.frozen.leaves
   if any(map(is_deleted, (*known, *given))):
-    raise ValueError(
+    raise OtherWeightsError(
       "model: the weights that the cache was made for are gone (donated to "
       "a training step, for example); give the cache new ones by "
       "`replace_weights`."
@@ -67,7 +72,7 @@ def hold_equal(model: HybridDecoder, served: HeldModel) -> HeldModel:
     return served
   before = [reference() for reference in served.before]
   if not _are_same(given, before) and fingerprint(given) != fingerprint(known):
-    raise ValueError(
+    raise OtherWeightsError(
       "model has other weights than the cache was made for, and stored "
       "states belong to the old ones; call `replace_weights`, or make a new "
       "PrefixCache."

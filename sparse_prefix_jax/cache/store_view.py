@@ -86,7 +86,7 @@ class StoreView:
     if handle.number in self._swapped:
       raise ValueError(f"{handle} waits in the host; swap it in first.")
     if running is None:
-      raise ValueError(f"{handle} {self._ended.why(handle)}.")
+      raise ValueError(f"{handle} {self.why_ended(handle)}.")
     if running.length != handle.length:
       raise ValueError(
         f"{handle} was decoded further, to {running.length} tokens; use the "
@@ -105,7 +105,15 @@ class StoreView:
     """
     if running.number in self._running or running.number in self._swapped:
       return running
-    raise ValueError(f"{running.handle} {self._ended.why(running.handle)}.")
+    raise ValueError(f"{running.handle} {self.why_ended(running.handle)}.")
+
+  def why_ended(self, handle: SequenceHandle) -> str:
+    """What became of a sequence that does not run: the end of a sentence.
+
+    Args:
+      handle: Of the sequence.
+    """
+    return self._ended.why(handle)
 
   def match(self, request: Request) -> Match:
     """What is stored of a prompt and why it goes no deeper; nothing changes."""

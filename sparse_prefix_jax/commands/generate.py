@@ -1,5 +1,6 @@
 """`generate`: a text goes on, or a conversation in the terminal."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from .printing import say
+from .printing import say, sentence_of, tell
 from .served_model import open_served_model
 
 _CAPACITY = "256MiB"
@@ -62,39 +63,64 @@ def _engine(values: flags.FlagValues) -> Any:
 
 
 def _converse(engine: Any, system: str | None, options: dict[str, Any]) -> None:
-  """Answers message after message, all of them one conversation."""
+  """Answers message after message, all of them one conversation.
+
+  Where one types, a message that cannot be meant is told of and asked again,
+  and Ctrl-C ends an answer: what was said of it stays said.
+  """
+  typed = sys.stdin.isatty()
   messages = []
   if system is not None:
     messages.append({"role": "system", "content": system})
-  for line in _lines():
+  for line in _lines(typed=typed):
     messages.append({"role": "user", "content": line})
-    text = _answer(engine, messages, options)
-    messages.append({"role": "assistant", "content": text})
+    try:
+      text = _answer(engine, messages, options, typed=typed)
+    except ValueError as error:
+      if not typed:
+        raise
+      tell(sentence_of(error))
+      text = ""
+    if text or not typed:
+      messages.append({"role": "assistant", "content": text})
+    else:
+      messages.pop()
 
 
-def _lines() -> Iterator[str]:
+def _lines(*, typed: bool) -> Iterator[str]:
   """The lines of stdin that are not empty, with a mark where one types."""
-  typed = sys.stdin.isatty()
   while True:
     if typed:
       say("> ", end="", stream=sys.stderr)
     line = sys.stdin.readline()
     if not line:
-      return
+      break
     if line.strip():
       yield line.strip()
+  if typed:
+    say("", stream=sys.stderr)  # What comes next begins a line of its own.
 
 
-def _answer(engine: Any, prompt: Any, options: dict[str, Any]) -> str:
+def _answer(
+  engine: Any, prompt: Any, options: dict[str, Any], *, typed: bool = False
+) -> str:
   """Prints an answer as it comes, and what it took.
+
+  Args:
+    engine: answers.
+    prompt: a text, or a conversation.
+    options: of the answer.
+    typed: whether Ctrl-C ends the answer and nothing else.
 
   Returns:
     Its text.
   """
   text, count, last = "", 0, None
-  for last in engine.stream(prompt, **options):
-    say(last.text, end="")
-    text, count = text + last.text, count + len(last.ids)
+  ends = contextlib.suppress(*[KeyboardInterrupt] * typed)
+  with ends, contextlib.closing(engine.stream(prompt, **options)) as deltas:
+    for last in deltas:
+      say(last.text, end="")
+      text, count = text + last.text, count + len(last.ids)
   say("")
   if last is not None and sys.stderr is not None:
     say(

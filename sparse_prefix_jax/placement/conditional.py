@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from sparse_prefix_jax.placement.background import PlanWork, pause
 from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.inputs import concrete_cost
-from sparse_prefix_jax.placement.mixture import Features, Mixture
+from sparse_prefix_jax.placement.mixture import Features, Mixture, check_known
 from sparse_prefix_jax.placement.policy import PlacementPolicy
 from sparse_prefix_jax.placement.priced import (
   CommonPrice,
@@ -165,6 +165,8 @@ class Conditional:
         one unknown.
       prompt: Its tokens, where they are known.
     """
+    overlap = check_at_least("overlap", overlap, 0)
+    check_known(entry=entry, matched=matched, prompt=prompt)
     if entry is None:
       return
     self.observations += 1
@@ -216,6 +218,7 @@ class Conditional:
     Returns:
       The depths; None where nothing has been observed.
     """
+    check_known(required=True, features=features)
     if not self.observations:
       return None
     if not self.budget or features.length < self._chunk:
@@ -235,6 +238,7 @@ class Conditional:
     Returns:
       A position in tokens, 0 for none.
     """
+    check_known(required=True, prompt=prompt)
     if not self.budget:
       return 0
     sure = overlap >= self._chunk
@@ -252,6 +256,7 @@ class Conditional:
     >>> Conditional(budget=1, chunk=64, depths=8).survival(Features(128))
     array([0.5 , 0.25])
     """
+    check_known(required=True, features=features)
     end = min(features.length // self._chunk, self._last)
     if end < 1:
       return np.zeros(0)

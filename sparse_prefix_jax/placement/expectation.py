@@ -1,9 +1,37 @@
 """What is expected to be computed again, given where states are kept."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+
+from sparse_prefix_jax.kinds import brief
+from sparse_prefix_jax.whole_numbers import check_at_least
+
+
+def depths_of(positions: Any, *, chunk: int, deepest: int) -> list[int]:
+  """Says at which depths states are, ascending.
+
+  Args:
+    positions: In tokens; those within the first chunk are none.
+    chunk: Tokens per depth.
+    deepest: What lies deeper counts there; 0 for no depth at all.
+
+  Raises:
+    ValueError: If they are no list of integers, or one is negative.
+
+  >>> depths_of((128, 64, 900), chunk=64, deepest=8)
+  [1, 2, 8]
+  """
+  try:
+    given = list(positions)
+  except TypeError:
+    raise ValueError(
+      f"positions is {brief(positions)}; it must be a list of integers."
+    ) from None
+  whole = [check_at_least("positions: a position", one, 0) for one in given]
+  return sorted({min(one // chunk, deepest) for one in whole} - {0})
 
 
 def expected_lost(

@@ -30,13 +30,15 @@ Nothing here looks ahead, and only `cues` at tokens, each tenant's apart.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.cues import Prompt, TenantCues
 from sparse_prefix_jax.placement.offsets import Offsets
+from sparse_prefix_jax.whole_numbers import check_at_least
 
 # Overlaps that the uniform rest of a histogram is worth.
 _REST = 0.5
@@ -70,6 +72,32 @@ class Features(NamedTuple):
   age: int = 0
   born: int = 0
   cue: int = 0
+
+
+def check_known(*, required: bool = False, **given: Any) -> None:
+  """Refuses what says nothing of an entry or a prompt.
+
+  Args:
+    required: Whether None is refused too.
+    **given: Features by the names of their arguments, and a `prompt`.
+
+  Raises:
+    ValueError: If one is of another class, or a number in it is no integer, or
+      negative.
+
+  >>> check_known(matched=None, entry=Features(640))
+  """
+  for name, value in given.items():
+    if value is None and not required:
+      continue
+    if name == "prompt":
+      check_class(name, value, Prompt)
+      continue
+    check_class(name, value, Features, "of `Planner.describe`")
+    numbers: Any = value
+    if any(type(number) is not int or number < 0 for number in numbers):
+      for field, number in zip(Features._fields, numbers, strict=True):
+        check_at_least(f"{name}.{field}", number, 0)
 
 
 @dataclass(frozen=True)

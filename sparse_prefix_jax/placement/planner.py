@@ -17,7 +17,7 @@ from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import CueLearner, Prompt
-from sparse_prefix_jax.placement.expectation import expected_lost
+from sparse_prefix_jax.placement.expectation import depths_of, expected_lost
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.learners import (
@@ -25,7 +25,7 @@ from sparse_prefix_jax.placement.learners import (
   learner_of,
   worth_of,
 )
-from sparse_prefix_jax.placement.mixture import Features
+from sparse_prefix_jax.placement.mixture import Features, check_known
 from sparse_prefix_jax.placement.own import checked_positions, rule_of
 from sparse_prefix_jax.placement.policy import SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled
@@ -184,13 +184,15 @@ class Planner:
     >>> planner.describe(640, 0)
     Features(length=640, overlap=0, age=0, born=0, cue=0)
     """
-    born = self.observations
-    age = 0 if matched is None else max(1, born - matched.born)
+    check_known(matched=matched, prompt=prompt)
+    length = check_at_least("length", length, 0)
+    overlap_tokens = check_at_least("overlap_tokens", overlap_tokens, 0)
+    age = 0 if matched is None else max(1, self.observations - matched.born)
     teller = self._cues or self._learner
     cue = 0
     if prompt is not None and not isinstance(teller, Pooled | None):
       cue = teller.cue(prompt, overlap_tokens)
-    return Features(length, overlap_tokens, age, born, cue)
+    return Features(length, overlap_tokens, age, self.observations, cue)
 
   def observe(
     self,
@@ -207,11 +209,10 @@ class Planner:
       entry: What `describe` said of the request's own entry.
       matched: What it said of the entry that was matched. `conditional` learns
         from both, and nothing without the first.
-      prompt: Its tokens, where they are known; `conditional` and `adaptive`
-        learn from them where entries are left.
+      prompt: Its tokens, where they are known, to learn where entries are left.
 
     Raises:
-      ValueError: If the overlap is negative; nothing is counted then.
+      ValueError: If an argument cannot be meant; nothing is counted then.
 
     >>> planner = Planner(PlacementPolicy("optimal", 1), depths=16)
     >>> planner.observe(130)
@@ -219,6 +220,7 @@ class Planner:
     (128,)
     """
     overlap_tokens = check_at_least("overlap_tokens", overlap_tokens, 0)
+    check_known(entry=entry, matched=matched, prompt=prompt)
     self._under_way.go()
     self.observations += 1
     if self._own is not None and entry is not None:
@@ -316,12 +318,13 @@ class Planner:
     Returns:
       The mean by its statistics; None for a placement without any.
     """
+    check_known(required=True, features=features)
     learner, chunk = self._learner, self.policy.chunk
     if learner is None or not learner.observations:
       return None
     survival = learner.survival(features)
-    depths = [min(p // chunk, survival.size) for p in positions if p >= chunk]
-    return chunk * expected_lost(survival, sorted({*depths} - {0}))
+    depths = depths_of(positions, chunk=chunk, deepest=survival.size)
+    return chunk * expected_lost(survival, depths)
 
   def marks(
     self, length: int, features: Features | None = None
@@ -338,9 +341,9 @@ class Planner:
     (0, 64)
     """
     chunk = self.policy.chunk
-    features = Features(length) if features is None else features
-    check_class("features", features, Features, "of `describe`")
-    wished = self._wished(check_whole("length", length), features)
+    check_known(features=features)
+    length = check_whole("length", length)
+    wished = self._wished(length, features or Features(length))
     return tuple(sorted({p // chunk * chunk for p in wished}))
 
   def _wished(self, length: int, features: Features) -> list[int] | range:

@@ -37,6 +37,9 @@ UNUSED = -1
 # which span more orders of magnitude, get the rest.
 _COST_BITS = {"int32": 12, "int64": 24}
 
+# The least float32 that no device takes for 0.
+_LEAST = np.finfo(np.float32).tiny
+
 # The sum that a scale is computed from is rounded; this covers its error.
 _SAFETY = 1.0 - 1e-3
 
@@ -142,6 +145,16 @@ def _scaled(
   return rounded.astype(dtype), error.astype(jnp.float32), _fits(rounded, dtype)
 
 
+def _is_inexact(
+  values: jax.Array, units: jax.Array, exponent: jax.Array, real: type
+) -> jax.Array:
+  """Whether `units / 2**exponent` are other numbers than `values`."""
+  if is_integer(values):
+    return jnp.asarray(False)
+  restored = jnp.ldexp(units.astype(real), -exponent)
+  return jnp.any(restored != values.astype(real))
+
+
 def _normalised(
   values: jax.Array, valid: jax.Array, real: type
 ) -> tuple[jax.Array, jax.Array]:
@@ -200,6 +213,7 @@ def build_problem(
   dtype, limit = np.dtype(integer), 2.0 ** INTEGERS[integer]
   real = jnp.float64 if needs_x64(integer, weights, cost) else jnp.float32
   valid = jnp.asarray(True) if checked else _valid(weights, cost)
+  given, paid = weights, cost
   weights, weight_size = _normalised(weights, valid, real)
   cost, cost_size = _normalised(cost, valid, real)
   total, top = jnp.sum(weights.astype(real)), cost[-1].astype(real)
@@ -220,14 +234,19 @@ def build_problem(
   valid &= cost_fits & weights_fit & _holds(survival, cost_units[-1], integer)
 
   loss = _mean_loss(weights, cost, weight_error, cost_error)
+  exponent -= weight_size
   cost_exponent -= cost_size
+  inexact = _is_inexact(given, weight_units, exponent, real)
+  inexact |= _is_inexact(paid, cost_units, cost_exponent, real)
+  loss = jnp.ldexp(loss, cost_size)
   return Problem(
     weights=jnp.where(valid, weight_units, jnp.zeros_like(weight_units)),
     survival=jnp.where(valid, survival, jnp.zeros_like(survival)),
     cost=cost_units,
     cost_exponent=cost_exponent,
-    scale=jnp.ldexp(jnp.float32(1.0), cost_exponent + exponent - weight_size),
-    loss_bound=jnp.ldexp(loss, cost_size),
+    scale=jnp.ldexp(jnp.float32(1.0), cost_exponent + exponent),
+    # What float32 has no number for is not nothing.
+    loss_bound=jnp.where(valid & inexact, jnp.maximum(loss, _LEAST), loss),
     valid=valid,
   )
 

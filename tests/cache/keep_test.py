@@ -56,6 +56,38 @@ def test_keep_spares_the_state_where_another_has_ended():
   store.audit()
 
 
+def known(store):
+  """Blocks to resume after, of a prompt that goes on where a state was."""
+  return store.match(request([*ids(8), 1, 2, 3])).resume_blocks
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_what_was_taken_back_goes_with_its_last_pin(size):
+  """Another one reads it; it is none that the placement would have kept."""
+  store = new_store("block", 400)
+  first = computed(store, ids(13), anchors=(8,))
+  second = opened(store, [*ids(8), *range(size)])
+  store.close(first, keep=0)
+  assert known(store) == 2
+  store.commit(second, store.next_segment(second))
+  store.audit()
+  assert known(store) == (2 if size == 1 else 0)
+  store.close(second)
+  store.audit()
+  assert known(store) == 0
+
+
+def test_what_was_taken_back_stays_where_somebody_wants_it_meanwhile():
+  store = new_store("block", 400)
+  first = computed(store, ids(13), anchors=(8,))
+  second = computed(store, [*ids(8), 5])
+  store.close(first, keep=0)
+  store.close(computed(store, [*ids(8), 6, 7], anchors=(8,)))
+  store.close(second)
+  store.audit()
+  assert known(store) == 2
+
+
 def test_keep_of_a_fork_spares_its_twin():
   store = new_store("block", CHUNK)
   running = computed(store, ids(17))

@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from sparse_prefix_jax.serving.engine import Engine
 from sparse_prefix_jax.training import job
 from tests.commands.refusal import refused
 
@@ -90,6 +91,35 @@ def test_an_answer_ends_before_a_stop(command):
   word = whole.split()[1]
   status, out, _ = command(*asked, f"--stop= {word}")
   assert (status, out) == (0, whole.split()[0] + "\n")
+
+
+class Terminal(io.StringIO):
+  """Where somebody types."""
+
+  def isatty(self):
+    return True
+
+
+def test_what_is_typed_may_be_wrong_and_answers_may_be_interrupted(
+  command, monkeypatch
+):
+  """The conversation goes on, with what was said of an answer."""
+  asked, real = [], Engine.stream
+
+  def stream(engine, messages, **options):
+    asked.append([message["content"] for message in messages])
+    yield next(real(engine, messages, **options))
+    if len(asked) == 2:
+      raise KeyboardInterrupt
+
+  lines = ["Anna \udcff Berg", FACTS, "Where does Anna Berg live ?"]
+  monkeypatch.setattr(sys, "stdin", Terminal("\n".join(lines)))
+  monkeypatch.setattr(Engine, "stream", stream)
+  status, out, err = command("generate", SMALL, "--max_tokens=3")
+  assert status == 0 and err.endswith("> \n")
+  assert "holds half of a character" in err
+  first, second = out.splitlines()
+  assert asked[1:] == [[FACTS], [FACTS, first, lines[-1]]] and second
 
 
 def test_nobody_talks(talk):

@@ -314,3 +314,44 @@ def test_a_planner_takes_whole_numbers_alone(wrong):
   with pytest.raises(ValueError, match="features is 5; it must be a Features"):
     planner.positions(640, 5)
   assert planner.observations == 0
+
+
+@pytest.mark.parametrize(
+  "wrong, sentence",
+  [
+    (5, "is 5; it must be a Features, of `Planner.describe`"),
+    ((640, 0), "it must be a Features"),
+    (Features("x"), ".length must be an integer, got 'x'"),
+    (Features(640, -1), ".overlap is -1; it must be at least 0"),
+    (Features(640, cue=0.5), ".cue must be an integer, got 0.5"),
+  ],
+)
+def test_what_says_nothing_of_an_entry_is_refused(wrong, sentence):
+  """It was noted, and learning failed at each request that followed."""
+  planner = Planner(PlacementPolicy("conditional", 1), depths=16)
+  entry = Features(640)
+  planner.observe(64, entry=entry)
+  learner = Conditional(budget=1, chunk=64, depths=16)
+  for call in (
+    lambda: planner.observe(64, entry=wrong),
+    lambda: planner.observe(64, entry=entry, matched=wrong),
+    lambda: planner.describe(640, 64, wrong),
+    lambda: planner.expected_lost([64], wrong),
+    lambda: learner.observe(64, entry=wrong),
+    lambda: learner.depths(wrong),
+    lambda: learner.survival(wrong),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      call()
+  with pytest.raises(ValueError, match="prompt is 5; it must be a Prompt"):
+    planner.describe(640, 64, prompt=5)
+  assert planner.observations == 1
+
+
+@pytest.mark.parametrize("wrong", [None, 5, ["a"], [64, None], [-64], [64.0]])
+def test_positions_of_states_are_whole_numbers(wrong):
+  planner = Planner(PlacementPolicy("optimal", 1), depths=16)
+  planner.observe(64)
+  with pytest.raises(ValueError, match=r"^positions"):
+    planner.expected_lost(wrong, Features(640))
+  assert planner.expected_lost((128, 64), Features(640)) == 0

@@ -254,6 +254,8 @@ def test_floats_near_the_ends_of_their_type(weights, integer):
   assert placement.positions.tolist() == [1] and bool(placement.valid)
   np.testing.assert_allclose(placement.expected_recompute, 0.5, rtol=1e-6)
   assert 0 <= float(placement.loss_bound) < 1e-2
+  if weights.tolist() == [1e-300, 1e300, 1e300, 0]:  # One of them is lost.
+    assert float(placement.loss_bound) > 0
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e37])
@@ -263,6 +265,9 @@ def test_costs_near_the_ends_of_float32(size):
   assert placement.positions.tolist() == [1]
   np.testing.assert_allclose(placement.expected_recompute, size / 2, rtol=1e-6)
   assert 0 <= float(placement.loss_bound) < 1e-3 * size
+  # A weight that is lost costs less than float32 has a number for, not nothing.
+  placement = solve_placement([0.0, 1e-60, 1.0, 0.0], 1, cost)
+  assert 0 < float(placement.loss_bound) < 1e-3 * size
 
 
 def test_costs_beyond_float32_under_jit_are_not_valid():

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Collection, Iterable, Sequence
 
+from .chain import Chain, Need
 from .eviction import EvictionRule
 from .forest import Forest
 from .ledger import Numbers
@@ -69,10 +70,19 @@ def _audit_shape(nodes: Iterable[Node]) -> None:
       linked = child.parent is node and child.key == key
       linked = linked and node.first is next(iter(node.children.values()))
       _require(linked and child.depth == node.depth + 1, "a child hangs wrong")
+      _require(_is_chained(child), "a node is not where its chain has it")
     keys = [key for key in node.children if isinstance(key, bytes)]
     edges = sorted([*keys, *node.ends])
     kept = node.sorted_edges
     _require(kept is None or kept == edges, "edges are not in order")
+
+
+def _is_chained(node: Node) -> bool:
+  """Whether a node stands in its chain, as deep as it is."""
+  if node.chain is None or node.depth < node.chain.depth:
+    return False
+  place = node.depth - node.chain.depth
+  return node.chain.nodes[place : place + 1] == [node]
 
 
 def _audit_states(nodes: Sequence[Node], rule: EvictionRule) -> None:
@@ -81,10 +91,8 @@ def _audit_states(nodes: Sequence[Node], rule: EvictionRule) -> None:
   same = len(stored) == len(rule) and set(stored) == set(rule)
   _require(same, "the trees and the rule know different states")
   _require(all(s.node.state is s for s in stored), "a state is elsewhere")
-  above = {node for state in stored for node in state.node.upwards()}
+  _audit_ends(nodes, [state.node for state in stored], "states")
   for node in nodes:
-    counted = bool(node.state) + _count_of(node, above)
-    _require(node.states == counted, "a node miscounts its states")
     paged = node.page >= 0
     _require(paged == node.needs_page, "a page is kept in vain, or missing")
 
@@ -111,25 +119,33 @@ def _audit_entries(forest: Forest, nodes: Sequence[Node]) -> None:
 def _audit_pins(
   nodes: Sequence[Node], pins: Collection[Pin], slots: Numbers, pages: Numbers
 ) -> None:
-  """The counts of pins on nodes and states follow from the open pins."""
+  """The counts of pins on chains and states follow from the open pins."""
   ends = [pin.node for pin in pins if pin.node]
-  passing = {node for end in ends for node in end.upwards()}
-  own = collections.Counter(ends)
   held = collections.Counter(pin.state for pin in pins if pin.state)
+  passing = {node for end in ends for node in end.upwards()}
   _require(passing <= set(nodes), "a pinned node is gone")
   _require(all(state.alive for state in held), "a pinned state is gone")
-  for node in nodes:
-    counted = own[node] + _count_of(node, passing)
-    _require(node.pins == counted, "a node miscounts its pins")
-    if node.state:
-      _require(node.state.pins == held[node.state], "a state miscounts pins")
+  _audit_ends(nodes, ends, "pins")
+  counts = [(n.state.pins, held[n.state]) for n in nodes if n.state]
+  _require(all(a == b for a, b in counts), "a state miscounts pins")
   _require(pages.pinned == len(passing), "pinned pages are miscounted")
   _require(slots.pinned == len(held), "pinned slots are miscounted")
 
 
-def _count_of(node: Node, held: Collection[Node]) -> int:
-  """How many children of a node are among others."""
-  return sum(child in held for child in node.children.values())
+def _audit_ends(
+  nodes: Sequence[Node], ends: Sequence[Node], need: Need
+) -> None:
+  """Chains know where something ends in them, or goes on to another chain."""
+  chains = {node.chain for node in nodes if node.chain}
+  passing = {node for end in ends for node in end.upwards()}
+  branches = {c: c.nodes[0].parent for c in chains if c.nodes[0] in passing}
+  counted: dict[Chain, list[int]] = {chain: [] for chain in chains}
+  for node in [*ends, *branches.values()]:
+    if node and node.chain:
+      counted[node.chain].append(node.depth - node.chain.depth)
+  known = {chain: [*getattr(chain, need)] for chain in chains}
+  right = known == {chain: sorted(places) for chain, places in counted.items()}
+  _require(right, f"a chain miscounts its {need}")
 
 
 def _audit_memory(remembered: Remembered, nodes: Sequence[Node]) -> None:

@@ -10,7 +10,17 @@ from collections.abc import Hashable, Sequence
 from .ledger import Ledger
 from .remembered import Remembered
 from .results import Renumbering
-from .tree import Absence, Node, State, extend, nodes_below, prune, walk
+from .tree import (
+  Absence,
+  Node,
+  State,
+  extend,
+  hold_path,
+  nodes_below,
+  prune,
+  release_path,
+  walk,
+)
 
 
 class Forest:
@@ -88,12 +98,7 @@ class Forest:
     node.state = State(self.ledger.slots.adopt(slot), node)
     node.absence = Absence.NOT_PLACED
     self.all_states.add(node.state)
-    above = node
-    while above.parent is not None:
-      above.states += 1
-      if above.states > 1:
-        break  # Those above count it already.
-      above = above.parent
+    hold_path(node, "states")
     return node.state
 
   def displace(self, state: State) -> None:
@@ -102,12 +107,7 @@ class Forest:
     node.state = None
     self.all_states.discard(state)
     self.ledger.slots.give_back([state.number])
-    above = node
-    while above.parent is not None:
-      above.states -= 1
-      if above.states:
-        break
-      above = above.parent
+    release_path(node, "states")
     self.settle(node)
 
   def states(self) -> list[State]:
@@ -129,7 +129,7 @@ class Forest:
     freed: list[int] = []
     bare: list[Hashable] = []
     # A long way may end here: what is counted is counted once for all of it.
-    while node.parent is not None and not (node.pins or node.states):
+    while node.parent is not None and not node.needs_page:
       parent = node.parent
       if node.page >= 0:
         freed.append(node.page)

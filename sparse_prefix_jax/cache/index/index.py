@@ -63,7 +63,7 @@ class PrefixIndex(IndexView):
     """
     pin = Pin(node, salt, node.state if node else None)
     if node:
-      self._ledger.pages.pinned += hold_path(node)
+      self._ledger.pages.pinned += hold_path(node, "pins")
     if pin.state:
       self._ledger.slots.pinned += pin.state.pins == 0
       pin.state.pins += 1
@@ -82,9 +82,10 @@ class PrefixIndex(IndexView):
     self._let_go(pin.state)
     if pin.node is None:
       return
-    self._ledger.pages.pinned -= release_path(pin.node)
+    self._ledger.pages.pinned -= release_path(pin.node, "pins")
     self._forest.settle(pin.node)
     self._bound_memory()
+    self._drop_leaving(pin.state)
 
   def spare_state(self, pin: Pin) -> Pin:
     """Keeps the path of a pin and lets the state at its end be evicted.
@@ -101,6 +102,7 @@ class PrefixIndex(IndexView):
     self._pins.remove(pin)
     self._let_go(pin.state)
     self._pins.add(kept)
+    self._drop_leaving(pin.state)
     return kept
 
   def _let_go(self, state: State | None) -> None:
@@ -108,6 +110,11 @@ class PrefixIndex(IndexView):
     if state:
       state.pins -= 1
       self._ledger.slots.pinned -= state.pins == 0
+
+  def _drop_leaving(self, state: State | None) -> None:
+    """Drops a state that was taken back, once no pin holds it."""
+    if state and state.leaving and state.alive and not state.pins:
+      self.drop(state)
 
   def check_room(self, slots: int, pages: int, budget: Budget) -> None:
     """Raises CapacityError if another budget could not hold so many more."""
@@ -204,18 +211,20 @@ class PrefixIndex(IndexView):
     states = {node.depth: node.state for node in (*new, start)}
     self._forest.drop_bare_root(start)
     self._bound_memory()  # The first of a tenant has made a root.
-    return Grown(
+    grown = Grown(
       pin=moved,
       pages=tuple(node.page for node in new),
       slots={d: s.number for d in slots if (s := states[d])},
     )
+    self._drop_leaving(pin.state)
+    return grown
 
   def _move(self, pin: Pin, end: Node | None) -> Pin:
     """Moves a pin down its path; only what is new is counted anew."""
     self._pins.remove(pin)
     pages = self._ledger.pages
-    pages.pinned += hold_path(end) if end else 0
-    pages.pinned -= release_path(pin.node) if pin.node else 0
+    pages.pinned += hold_path(end, "pins") if end else 0
+    pages.pinned -= release_path(pin.node, "pins") if pin.node else 0
     moved = Pin(end, pin.salt, end.state if end else None)
     for state, change in ((moved.state, 1), (pin.state, -1)):
       if state:
@@ -243,7 +252,7 @@ class PrefixIndex(IndexView):
     path = pin.node.upwards() if pin.node and wanted else ()
     found = {n.depth: n.state for n in path if n.depth in wanted and n.state}
     for state in found.values():
-      state.claims += 1
+      state.claims, state.leaving = state.claims + 1, False
     return found
 
   def refuse(self, pin: Pin, depths: Collection[int]) -> None:
@@ -259,12 +268,12 @@ class PrefixIndex(IndexView):
         node.absence = Absence.NOT_ADMITTED
 
   def unclaim(self, states: Iterable[State]) -> None:
-    """Takes claims back; a state that nobody else claims or pins goes."""
+    """Takes claims back; a state that nobody claims goes with its last pin."""
     with self._order.finishing():
       for state in states:
         state.claims -= 1
-        if state.alive and not state.claims and not state.pins:
-          self.drop(state)
+        state.leaving = not state.claims
+        self._drop_leaving(state)
 
   def demote(self, states: Iterable[State]) -> None:
     """Puts states on probation that are stored still and were never hit."""

@@ -1,5 +1,6 @@
 """What a path through the tree offers to a prompt: pure functions."""
 
+import operator
 from collections.abc import Hashable, Sequence
 
 from sparse_prefix_jax.placement import Features
@@ -8,6 +9,7 @@ from .results import Match, Reason
 from .tokens import BYTES_PER_TOKEN, longest_common_tokens
 from .tree import Absence, Node
 
+_PAGE = operator.attrgetter("page")
 _REASONS = {
   Absence.NOT_PLACED: Reason.NOT_PLACED,
   Absence.NOT_ADMITTED: Reason.NOT_ADMITTED,
@@ -47,7 +49,7 @@ def describe_match(
     overlap_tokens=tokens,
     resume_blocks=resume,
     slot=node.state.number if node and node.state else -1,
-    pages=tuple([node.page for node in path[:resume]]),
+    pages=tuple(map(_PAGE, path[:resume])),
     reason=_reason(path, tokens, resume, limit, elsewhere),
     node=node,
     deepest=path[-1] if path else None,

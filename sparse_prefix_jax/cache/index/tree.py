@@ -12,11 +12,10 @@ import dataclasses
 import enum
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any
 
 from sparse_prefix_jax.placement import Features
 
-from .tokens import TokenBlocks, common_blocks
+from .chain import Chain, Need, reach
 
 
 class Absence(enum.IntEnum):
@@ -38,6 +37,7 @@ class State:
     claims: Running or ended sequences that want it kept and have not taken
       that back; nobody's claim keeps it from being evicted.
     hits: Requests that resumed from it.
+    leaving: Whether the last claim was taken back while a pin held it.
   """
 
   number: int
@@ -45,61 +45,12 @@ class State:
   pins: int = 0
   claims: int = 0
   hits: int = 0
+  leaving: bool = False
 
   @property
   def alive(self) -> bool:
     """Whether it is still stored."""
     return self.node.state is self
-
-
-@dataclasses.dataclass(eq=False, repr=False, slots=True)
-class Chain:
-  """Nodes of which each is a child of the one before.
-
-  They were added one behind another, and most prompts that go through one of
-  them go through the next ones: so their keys are compared many at a time.
-
-  Attributes:
-    nodes: The nodes; the first is the last to go.
-    keys: Their keys.
-    hashes: The hashes of these.
-    width: Bytes of every key; 0 where they differ or are none.
-  """
-
-  nodes: "list[Node]" = dataclasses.field(default_factory=list)
-  keys: list[Any] = dataclasses.field(default_factory=list)
-  hashes: "array[int]" = dataclasses.field(default_factory=lambda: array("q"))
-  width: int = 0
-
-  def add(self, node: "Node") -> None:
-    """Takes in a child of the last one."""
-    width = len(node.key) if isinstance(node.key, bytes) else 0
-    self.width = width if width == self.width or not self.nodes else 0
-    self.nodes.append(node)
-    self.keys.append(node.key)
-    self.hashes.append(hash(node.key))
-
-  def drop_last(self) -> None:
-    """The last one, which has no child, goes."""
-    del self.nodes[-1], self.keys[-1], self.hashes[-1]
-
-  def shared(
-    self, node: "Node", blocks: Sequence[Hashable], at: int
-  ) -> "list[Node]":
-    """The nodes from one on that have the keys of a prompt from a block on.
-
-    Args:
-      node: One of them.
-      blocks: Keys of the prompt.
-      at: The number of the block.
-    """
-    start = node.depth - self.nodes[0].depth
-    keys = self.keys[start : start + len(blocks) - at]
-    if isinstance(blocks, TokenBlocks) and blocks.width == self.width:
-      count = blocks.common(keys, at)
-    else:
-      count = common_blocks(keys, blocks, at)
-    return self.nodes[start : start + count]
 
 
 @dataclasses.dataclass(eq=False, repr=False, slots=True)
@@ -116,9 +67,6 @@ class Node:
     first: The oldest of them, None where there are none: most nodes have one
       child, and comparing its key takes less than hashing another.
     ends: Entries without a further whole block, by tail.
-    pins: Open pins of the node itself, and children at or below which there
-      is one: so a path is counted only as far as it was not.
-    states: Its state and children at or below which there is one, likewise.
     latest: The entry remembered last through here, None once it is gone.
     sorted_edges: What `fringe` returns, once somebody has asked.
     absence: Why there is no state, where there is none.
@@ -133,8 +81,6 @@ class Node:
   children: "dict[Hashable, Node]" = dataclasses.field(default_factory=dict)
   first: "Node | None" = None
   ends: "dict[bytes, Entry]" = dataclasses.field(default_factory=dict)
-  pins: int = 0
-  states: int = 0
   latest: "Entry | None" = None
   sorted_edges: list[bytes] | None = None
   absence: Absence = Absence.NOT_PLACED
@@ -143,7 +89,17 @@ class Node:
   @property
   def needs_page(self) -> bool:
     """Whether a pin or a state at or below it needs its page."""
-    return self.pins > 0 or self.states > 0
+    chain = self.chain
+    return chain is not None and self.depth - chain.depth < chain.needed
+
+  @property
+  def above_states(self) -> bool:
+    """Whether a state is stored below it."""
+    chain = self.chain
+    if chain is None:
+      return False
+    first = bisect.bisect_left(chain.states, self.depth - chain.depth)
+    return len(chain.states) - first > bool(self.state)
 
   @property
   def needed(self) -> bool:
@@ -267,7 +223,7 @@ def pieces_of(path: Sequence[Node]) -> Iterator[tuple[Chain, slice]]:
   while at < len(path):
     chain = path[at].chain
     assert chain is not None
-    start = path[at].depth - chain.nodes[0].depth
+    start = path[at].depth - chain.depth
     low, high = 1, min(len(path) - at, len(chain.nodes) - start)
     while low < high:  # A path that has left a chain does not come back.
       middle = (low + high + 1) // 2
@@ -315,7 +271,9 @@ def extend(
 ) -> list[Node]:
   """Adds one node per key below `node`, each the child of the one before."""
   path: list[Node] = []
-  chain = node.chain if node.chain and node.chain.nodes[-1] is node else Chain()
+  chain = node.chain
+  if chain is None or chain.nodes[-1] is not node:
+    chain = Chain(node.depth + 1)
   for key, page in zip(keys, pages):
     child = Node(key=key, parent=node, depth=node.depth + 1, page=page)
     child.chain = chain
@@ -347,42 +305,54 @@ def prune(node: Node) -> None:
     node.chain.drop_last()
 
 
-def hold_path(node: Node) -> int:
-  """Pins a node, and with it the path to it.
+def hold_path(node: Node, need: Need) -> int:
+  """Notes that a pin or a state needs a node, and with it the path to it.
+
+  Args:
+    node: Where it is.
+    need: Which of them.
 
   Returns:
-    How many nodes of the path no pin held before.
+    How many nodes of the path none of its kind needed before.
 
   >>> path = extend(Node(), "ab", [7, 8])
-  >>> hold_path(path[0]), hold_path(path[1]), hold_path(path[1])
-  (1, 1, 0)
+  >>> [hold_path(path[place], "pins") for place in (0, 1, 1)]
+  [1, 1, 0]
   """
   count = 0
   above: Node | None = node
   while above is not None and (chain := above.chain) is not None:
-    last = above.depth - chain.nodes[0].depth
-    for one in chain.nodes[last::-1]:
-      one.pins += 1
-      if one.pins > 1:
-        return count
-      count += 1
+    ends, place = getattr(chain, need), above.depth - chain.depth
+    at = bisect.bisect_left(ends, place)
+    setattr(chain, need, (*ends[:at], place, *ends[at:]))
+    count += max(0, place + 1 - reach(ends))
+    if ends:
+      break  # Those above count this chain already.
     above = chain.nodes[0].parent
   return count
 
 
-def release_path(node: Node) -> int:
-  """Takes one pin of a node back.
+def release_path(node: Node, need: Need) -> int:
+  """Takes back what `hold_path` noted.
+
+  Args:
+    node: Where it was.
+    need: As it was then.
 
   Returns:
-    How many nodes of the path no pin holds any more.
+    How many nodes of the path none of its kind needs any more.
   """
   count = 0
-  while node.parent is not None:
-    node.pins -= 1
-    if node.pins:
+  above: Node | None = node
+  while above is not None and (chain := above.chain) is not None:
+    ends, place = getattr(chain, need), above.depth - chain.depth
+    at = bisect.bisect_left(ends, place)
+    left = ends[:at] + ends[at + 1 :]
+    setattr(chain, need, left)
+    count += max(0, place + 1 - reach(left))
+    if left:
       break
-    count += 1
-    node = node.parent
+    above = chain.nodes[0].parent
   return count
 
 

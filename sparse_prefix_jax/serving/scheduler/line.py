@@ -340,7 +340,17 @@ class Line:
       self.leave(life)
     return lost
 
-  def why_lost(self, life: Life) -> Exception | None:
+  def fail_all(self, error: Exception) -> None:
+    """Ends all whose answers are not complete, each with the same exception.
+
+    Args:
+      error: Why nothing can be computed.
+    """
+    for life in (*self.running, *self.waiting):
+      if not life.over:
+        self._fail(life, error)
+
+  def why_lost(self, life: Life) -> Exception:
     """What to say of a request whose sequence a failure or a caller ended.
 
     Args:
@@ -348,10 +358,8 @@ class Line:
     """
     if life.running is None:
       return RuntimeError(
-        f"{life.handle} had begun when the weights of its cache were replaced."
+        "the request had begun when the weights of its cache were replaced; "
+        "ask again."
       )
-    try:
-      self._store.find(life.sequence.handle)
-    except ValueError as error:
-      return RuntimeError(f"{life.handle} lost its sequence: {error}")
-    return None
+    why = self._store.why_ended(life.sequence.handle)
+    return RuntimeError(f"the sequence of the request {why}.")

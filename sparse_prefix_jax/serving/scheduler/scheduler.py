@@ -11,7 +11,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import TokenBuffer
-from sparse_prefix_jax.kinds import check_flag
+from sparse_prefix_jax.kinds import check_class, check_flag
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
@@ -243,7 +243,7 @@ class Scheduler:
       held=held,
       keep_logits=keep_logits,
     )
-    with self._cache.call():
+    with self._call():
       self._watched.check()
       self.check_places()
       request = asked.request(prompt, self._cache)
@@ -355,6 +355,8 @@ class Scheduler:
   def step(self) -> tuple[Event, ...]:
     """One token of every running request, and some of the prompts.
 
+    With other weights than the cache's all requests fail, and are told why.
+
     Returns:
       What happened since the last step, in order.
 
@@ -382,17 +384,16 @@ class Scheduler:
         self._stepper.mine = mine
         self._stepper.forget_lost()  # To others, since the last call.
         yield
+      self._stepper.made.clear()
     except BaseException:
       with self._cache.call():
+        self._stepper.undo()
         self._stepper.forget_lost()
       raise
 
   def _find(self, handle: RequestHandle) -> Life:
     """The request of a handle."""
-    if not isinstance(handle, RequestHandle):
-      raise ValueError(
-        f"handle is {handle!r}; it must be one that submit gave."
-      )
+    check_class("handle", handle, RequestHandle, "of `submit`")
     life = self._stepper.lives.get(handle.number)
     if life is None or life.handle is not handle:
       raise ValueError(f"{handle} is finished, or another scheduler's.")

@@ -39,6 +39,7 @@ class Stepper:
     events: What happened and was not told yet.
     mine: Of the call of the cache that goes on: the sequences that an exception
       would end.
+    made: The requests of this call, whose handles nobody has yet.
     number: How many steps were begun.
 
   Args:
@@ -74,14 +75,18 @@ class Stepper:
     self._ending: list[tuple[Life, Ending]] = []
     self.lives: dict[int, Life] = {}
     self.mine: list[Running] = []
+    self.made: list[Life] = []
     self.events: list[Event] = []
     self.number = 0
 
   def run(self) -> None:
     """One step; everything that it changes happens here, in this order."""
-    self._watched.check_weights()
-    self._cache.move_if_due()
     self.number += 1
+    if error := self._watched.refusal():
+      self.line.fail_all(error)
+      self._read(0)  # All of it is discarded.
+      return
+    self._cache.move_if_due()
     self._read(self._ahead)  # What is left if the last step failed.
     self._expire()
     self.forget_lost()  # Where a rule of eviction has failed for good.
@@ -125,8 +130,19 @@ class Stepper:
     for life in self.line.forget_lost():
       self._finish(life, Ending.FAILED, self.line.why_lost(life))
 
+  def undo(self) -> None:
+    """The call was interrupted: nobody holds the requests that it made."""
+    while self.made:
+      life = self.made.pop()
+      if life.running is not None:
+        self._store.drop(life.running)
+      self.line.leave(life)
+      self.lives.pop(life.handle.number, None)
+      self.events = [e for e in self.events if e.handle is not life.handle]
+
   def enter(self, life: Life) -> None:
     """A request waits for its first step."""
+    self.made.append(life)
     self.lives[life.handle.number] = life
     self.line.enter(life)
 
@@ -144,6 +160,7 @@ class Stepper:
     if life.ended or life.over:
       return None
     other = twin()
+    self.made.append(other)
     self.line.fork(life, other)
     self.lives[other.handle.number] = other
     if other.running is not None:
@@ -198,9 +215,11 @@ class Stepper:
 
   def _started(self, life: Life, restored: int) -> None:
     """Tells that a request runs."""
-    life.started, one = True, life.sequence
-    computed = one.length - restored
-    self._tell(Started(life.handle, restored, computed, one.match.reason))
+    life.started, restored = True, min(restored, life.prompt)
+    reason = life.sequence.match.reason
+    self.events.append(
+      Started(life.handle, restored, life.prompt - restored, reason)
+    )
 
   def _make_room(self) -> None:
     """Sets the last ones aside until the others have room."""
@@ -209,9 +228,8 @@ class Stepper:
       if self.line.make_room():
         continue
       if len(self._store.running) == 1:  # No others hold the cache.
-        life = self.line.running[0]
-        error = CapacityError(f"there is no page for a token of {life.handle}.")
-        self._fail(life, error)
+        error = CapacityError("the request has no page for its next token.")
+        self._fail(self.line.running[0], error)
       return
 
   def _prefill(self, chosen: list[Chosen]) -> None:
@@ -234,25 +252,12 @@ class Stepper:
     """One token of all who are ready."""
     rows = self._cache.config.numerics.decode_rows
     for start in range(0, len(ready), rows):
-      lives = self._book(ready[start : start + rows])
+      lives = work.book_tokens(
+        self.line, self._store, ready[start : start + rows]
+      )
       if lives:
         with self._at_risk(lives):
           self._note(self._dispatcher.decode(lives), chosen)
-
-  def _book(self, lives: Sequence[Life]) -> Sequence[Life]:
-    """Books a token for each; not for those that lack a page."""
-    store = self._store
-    try:
-      store.advance([life.sequence for life in lives])
-    except CapacityError:  # Others hold the cache, or it would have been made.
-      able = [x for x in lives if x.sequence.length % self._chunk]
-      self.line.counts["sat_out_no_room"] += len(lives) - len(able)
-      lives = able
-      store.advance([life.sequence for life in lives])
-    for life in lives:
-      if life.last_id >= 0:
-        store.append(life.sequence, life.last_id)
-    return lives
 
   def _note(self, ids: Sequence[Chosen], chosen: list[Chosen]) -> None:
     """Ids were chosen, and will be read."""
@@ -296,7 +301,7 @@ class Stepper:
   ) -> None:
     """Tells an id; it may be the last one."""
     told = token_event(life.handle, life.known, drawn, logits)
-    self._tell(told)
+    self.events.append(told)
     life.unread -= 1
     life.ids.append(told.id)
     if told.id in life.asked.stop_tokens:
@@ -329,7 +334,7 @@ class Stepper:
     life.over = True
     if life in self.line.waiting:
       self.line.let_go(life)
-    self._tell(Finished(life.handle, why))
+    self.events.append(Finished(life.handle, why))
 
   def end(self, life: Life, why: Ending, keep: int | None = None) -> None:
     """Stores what a request leaves and finishes it.
@@ -379,9 +384,8 @@ class Stepper:
 
   def _fail(self, life: Life, error: Exception) -> None:
     """Finishes a request with an exception of its own."""
-    held = (*self._store.running, *self._store.swapped)
-    if life.running in held:
-      self._store.drop(life.sequence)
+    if life.running is not None:
+      self._store.drop(life.running)
     self._finish(life, Ending.FAILED, error)
 
   def _finish(
@@ -393,8 +397,4 @@ class Stepper:
     life.ended = True
     del self.lives[life.handle.number]
     if not life.over:
-      self._tell(Finished(life.handle, why, error))
-
-  def _tell(self, event: Event) -> None:
-    """Keeps an event for the caller."""
-    self.events.append(event)
+      self.events.append(Finished(life.handle, why, error))

@@ -48,11 +48,14 @@ class WatchedModel:
     """Refuses other weights, or none: for every request."""
     self._cache.check_model(self.current())
 
-  def check_weights(self) -> None:
+  def refusal(self) -> ValueError | None:
     """The same for every step: what variables hold, and nothing besides.
 
     To flatten a module takes 40 times as long; that a submodule was replaced is
     seen with the next request.
+
+    Returns:
+      Why nothing can be computed, or None.
     """
     self.current()
     leaves = self._cache.frozen.leaves
@@ -60,5 +63,9 @@ class WatchedModel:
       variable.get_raw_value() is leaf and not is_deleted(leaf)
       for variable, leaf in zip(self._variables, leaves, strict=True)
     )
-    if not same:
-      self.check()
+    try:
+      if not same:
+        self.check()
+    except ValueError as error:
+      return error
+    return None

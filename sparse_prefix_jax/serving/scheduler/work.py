@@ -1,6 +1,6 @@
-"""What a step computes of those who run: looks at a line."""
+"""What a step computes of those who run, and what it books for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.store import PrefixStore
@@ -89,6 +89,32 @@ def ends_prompt(life: Life, segment: Segment) -> bool:
   """
   whole = segment.stop == life.sequence.prompt_length
   return whole and not life.sequence.prefilled and life.chooses
+
+
+def book_tokens(
+  line: Line, store: PrefixStore, lives: Sequence[Life]
+) -> Sequence[Life]:
+  """Books a token for each; not for those that lack a page.
+
+  Args:
+    line: Who runs.
+    store: Of the sequences.
+    lives: Some of them, whose next token is there.
+
+  Returns:
+    For whom one was booked.
+  """
+  try:
+    store.advance([life.sequence for life in lives])
+  except CapacityError:  # Others hold the cache, or it would have been made.
+    able = [x for x in lives if x.sequence.length % store.chunk]
+    line.counts["sat_out_no_room"] += len(lives) - len(able)
+    lives = able
+    store.advance([life.sequence for life in lives])
+  for life in lives:
+    if life.last_id >= 0:
+      store.append(life.sequence, life.last_id)
+  return lives
 
 
 def last_chunk(

@@ -13,7 +13,9 @@ from collections.abc import (
   Awaitable,
   Collection,
   Iterator,
+  Mapping,
 )
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -40,6 +42,7 @@ _T = TypeVar("_T")
 _MOST_BYTES = 16 * 2**20
 _MOST_READ = 2**30
 _RETRY_SECONDS = 1
+_MOST_NAME = 200
 # The page asks its own server and nobody else: browsers refuse the rest.
 PAGE_POLICY = "; ".join(
   (
@@ -61,12 +64,18 @@ class Refused(Exception):
   Attributes:
     status: Of the answer.
     sentence: What is wrong.
+    headers: Of the answer, besides those of its status.
   """
 
-  def __init__(self, status: int, sentence: str) -> None:
+  def __init__(
+    self,
+    status: int,
+    sentence: str,
+    headers: Mapping[str, str] = MappingProxyType({}),
+  ) -> None:
     """Says what is wrong, and how."""
     super().__init__(sentence)
-    self.status, self.sentence = status, sentence
+    self.status, self.sentence, self.headers = status, sentence, headers
 
   def response(self) -> Response:
     """The answer."""
@@ -74,7 +83,7 @@ class Refused(Exception):
     kind = kinds.get(self.status, "invalid_request_error")
     if self.status >= 500:
       kind = "server_error"
-    headers = {}
+    headers = dict(self.headers)
     if self.status in (429, 503):
       headers["Retry-After"] = str(_RETRY_SECONDS)
     if self.status == 401:
@@ -138,8 +147,15 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _unknown(request: Request, error: Exception) -> Response:
   status = getattr(error, "status_code", 404)
-  sentence = f"{request.method} {request.url.path} is not known here."
-  return Refused(status, sentence).response()
+  sentence = f"{request.method} {_short(request.url.path)} is not known here."
+  # Which methods a path knows.
+  headers = getattr(error, "headers", None) or {}
+  return Refused(status, sentence, headers).response()
+
+
+def _short(text: str) -> str:
+  """What a client named, of which nobody reads thousands of letters."""
+  return text if len(text) <= _MOST_NAME else f"{text[:_MOST_NAME]}..."
 
 
 class _Routes:
@@ -183,7 +199,8 @@ class _Routes:
     self._salt(request)
     name = request.path_params["name"]
     if name != self._model:
-      raise Refused(404, f"{name} is no model here; {self._model} is.")
+      sentence = f"{_short(name)} is no model here; {self._model} is."
+      raise Refused(404, sentence)
     return JSONResponse(self._described())
 
   def _described(self) -> dict[str, Any]:

@@ -68,6 +68,13 @@ _NEUTRAL: Mapping[str, Sequence[Any]] = {
   "parallel_tool_calls": (True, False),
   "modalities": (["text"],),
   "response_format": ({"type": "text"},),
+  "functions": ([],),
+  "function_call": ("none", "auto"),
+}
+# What JSON calls the types of Python.
+_KINDS = {
+  **{bool: "true or false", dict: "an object", list: "an array"},
+  **{str: "a text", int: "a number", float: "a number", type(None): "null"},
 }
 
 
@@ -153,20 +160,20 @@ def _read_object(content: bytes) -> dict[str, Any]:
   """The object that a body is."""
 
   def no_number(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which JSON has not")
+    raise json.JSONDecodeError(f"it holds {name}, which JSON has not", "", 0)
 
   try:
-    body = json.loads(content.decode("utf-8"), parse_constant=no_number)
+    body = json.loads(content.decode("utf-8-sig"), parse_constant=no_number)
   except UnicodeDecodeError:
     raise ValueError("the body is not UTF-8.") from None
   except RecursionError:
     raise ValueError("the body is nested too deeply.") from None
-  except ValueError as error:
+  except json.JSONDecodeError as error:
     raise ValueError(f"the body is not JSON: {error}.") from None
+  except ValueError:  # Python reads no more digits.
+    raise ValueError("the body holds a number of too many digits.") from None
   if not isinstance(body, dict):
-    raise ValueError(
-      f"the body is a {type(body).__name__}; it must be an object."
-    )
+    raise ValueError(f"the body is {_KINDS[type(body)]}; it must be an object.")
   return body
 
 
@@ -193,7 +200,7 @@ def _field(body: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
   if value is None:
     return default
   if not isinstance(value, kind):
-    raise _error(body, name, f"it must be a {kind.__name__}")
+    raise _error(body, name, f"it must be {_KINDS[kind]}")
   return value
 
 

@@ -4,8 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sparse_prefix_jax.cache.identity import OtherWeightsError
 from sparse_prefix_jax.serving.answers import Delta, GrowingAnswer
 from sparse_prefix_jax.serving.scheduler import Event, Finished, Started
+
+OTHER_WEIGHTS = (
+  "the weights of the model have changed, and nothing is answered until "
+  "whoever runs the server has replaced them."
+)
 
 
 class Piece(NamedTuple):
@@ -53,7 +59,7 @@ class ServedAnswer:
       return False
     if isinstance(event, Finished):
       if event.why not in ("stop", "length"):
-        self.fail(event.error or f"the request ended: {event.why}")
+        self.fail(_why(event))
         return True
       self.grown.finish(event.why.value)
     else:
@@ -65,4 +71,12 @@ class ServedAnswer:
 
   def fail(self, error: object) -> None:
     """Tells that it ends here, and why."""
-    self.tell(Piece(self.index, None, self.prompt_tokens, None, str(error)))
+    sentence = " ".join(str(error).split())
+    self.tell(Piece(self.index, None, self.prompt_tokens, None, sentence))
+
+
+def _why(event: Finished) -> object:
+  """What to say of a request that has no answer, to whoever asked."""
+  if isinstance(event.error, OtherWeightsError):
+    return OTHER_WEIGHTS
+  return event.error or f"the request ended: {event.why}."

@@ -76,12 +76,16 @@ class Reply:
       "logprobs": self._logprobs([delta], self._before(piece.index)),
       "finish_reason": delta.finish_reason,
     }
+    # Where numbers come in the end, all chunks before have the field, too.
+    usage = {"usage": None} if self.call.usage else {}
     if not self.call.chat:
-      return self._object("text_completion", [choice | {"text": delta.text}])
+      choice["text"] = delta.text
+      return self._object("text_completion", [choice]) | usage
     said: dict[str, Any] = {"content": delta.text} if delta.text else {}
     if len(self._deltas[piece.index]) == 1:
       said = {"role": "assistant", "content": delta.text}
-    return self._object("chat.completion.chunk", [choice | {"delta": said}])
+    choice["delta"] = said
+    return self._object("chat.completion.chunk", [choice]) | usage
 
   def last_chunk(self) -> dict[str, Any]:
     """The chunk that tells the numbers of tokens."""

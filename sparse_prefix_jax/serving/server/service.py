@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sparse_prefix_jax.cache.identity import OtherWeightsError
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import check_requests
@@ -33,7 +34,11 @@ from sparse_prefix_jax.serving.server.calls import (
   Conversation,
 )
 from sparse_prefix_jax.serving.server.inbox import Inbox, ShutDownError
-from sparse_prefix_jax.serving.server.pieces import Piece, ServedAnswer
+from sparse_prefix_jax.serving.server.pieces import (
+  OTHER_WEIGHTS,
+  Piece,
+  ServedAnswer,
+)
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 
 _PromptIds: TypeAlias = tuple[np.ndarray, tuple[int, ...]]
@@ -285,8 +290,10 @@ class Service:
             len(ids),
             call.sampling.best,
           )
-    except Exception:
+    except Exception as error:
       self._cancel(handles)
+      if isinstance(error, OtherWeightsError):
+        raise ShutDownError(OTHER_WEIGHTS) from error
       raise
     return handles
 
@@ -302,7 +309,12 @@ class Service:
         raise ValueError("prompt is empty; it must have at least one token.")
       return ids, ()
     if isinstance(prompt, Conversation):
-      return self.tokenizer.encode_chat(prompt.messages, **prompt.variables)
+      ids, anchors = self.tokenizer.encode_chat(
+        prompt.messages, **prompt.variables
+      )
+      if not ids.size:
+        raise ValueError("messages make no token; a prompt has at least one.")
+      return ids, anchors
     size = self.model.config.vocab_size
     wrong = [x for x in prompt if not 0 <= x < size]
     if wrong:
@@ -331,6 +343,8 @@ class Service:
     answer = self._answers.get(event.handle)
     if answer is None:
       return
+    if isinstance(event, Finished) and event.error is not None:
+      _LOG.error("a request failed", exc_info=event.error)
     try:
       over = answer.take(event)
     except Exception as error:  # of a tokenizer, for example

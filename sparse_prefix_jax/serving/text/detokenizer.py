@@ -5,6 +5,9 @@ from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 INCOMPLETE = "\ufffd"
 """What bytes that are no character decode to."""
 
+_LONG = 8
+"""So many ids that wait are more than a character, which has 4 bytes at most."""
+
 
 class Detokenizer:
   """The text of ids, piece by piece.
@@ -15,7 +18,8 @@ class Detokenizer:
   two ids, comes out as it would in the whole. A piece waits while its bytes may
   still become another character: where the text ends with U+FFFD, and, since a
   tokenizer with byte fallback judges a run of bytes as a whole, until such a
-  run ends.
+  run ends. Of a long run that ends so only the last U+FFFD waits: whoever makes
+  a model say nothing else does not have it decoded again with every id.
 
   Example:
     >>> from sparse_prefix_jax.workloads.recall.tokenizer import (
@@ -39,6 +43,7 @@ class Detokenizer:
     self._tokenizer = tokenizer
     self._before: list[int] = []
     self._waiting: list[int] = []
+    self._kept_back = 0  # Characters of `before` that were not given out.
 
   def push(self, token: int) -> str:
     """Adds an id.
@@ -55,7 +60,10 @@ class Detokenizer:
     if self._tokenizer.is_byte(token):
       return ""
     piece = self._piece()
-    return "" if piece.endswith(INCOMPLETE) else self._take(piece)
+    if not piece.endswith(INCOMPLETE):
+      return self._take(piece)
+    long = len(self._waiting) >= _LONG
+    return self._take(piece[:-1], kept_back=1) if long else ""
 
   def peek(self, token: int) -> str:
     """What an id would add, were it the next one; nothing changes.
@@ -66,9 +74,9 @@ class Detokenizer:
     Returns:
       What `push` would.
     """
-    before, waiting = self._before, [*self._waiting]
+    held = self._before, [*self._waiting], self._kept_back
     text = self.push(token)
-    self._before, self._waiting = before, waiting
+    self._before, self._waiting, self._kept_back = held
     return text
 
   def finish(self) -> str:
@@ -81,11 +89,12 @@ class Detokenizer:
 
   def _piece(self) -> str:
     """What the waiting ids add to the text."""
-    before = self._tokenizer.decode(self._before)
-    return self._tokenizer.decode(self._before + self._waiting)[len(before) :]
+    given = len(self._tokenizer.decode(self._before)) - self._kept_back
+    return self._tokenizer.decode(self._before + self._waiting)[given:]
 
-  def _take(self, piece: str) -> str:
+  def _take(self, piece: str, kept_back: int = 0) -> str:
     """Gives out a piece; ids that have no text stay with those before."""
     if piece:
       self._before, self._waiting = self._waiting, []
+      self._kept_back = kept_back
     return piece

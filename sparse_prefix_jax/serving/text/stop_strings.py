@@ -32,7 +32,9 @@ def checked_stops(stop: Any) -> tuple[str, ...]:
       f"stop is {brief(stop)}; it must be a string, or a list of them."
     )
   for one in stops:
-    if not isinstance(one, str) or not one:
+    if not isinstance(one, str):
+      raise ValueError(f"stop holds {brief(one)}; it must hold strings alone.")
+    if not one:
       raise ValueError(
         f"stop holds {brief(one)}; a stop string has at least one character."
       )

@@ -24,7 +24,7 @@ def break_slot(index):
 
 
 def break_pins(index):
-  next(iter(index._pins)).node.pins += 1
+  next(iter(index._pins)).node.chain.pins += (0,)
 
 
 def break_state_pins(index):
@@ -32,7 +32,7 @@ def break_state_pins(index):
 
 
 def break_states(index):
-  index.states[0].node.states += 1
+  index.states[0].node.chain.states = ()
 
 
 def break_rule(index):
@@ -68,6 +68,10 @@ def break_leases(index):
 
 def break_depth(index):
   index.states[0].node.depth += 1
+
+
+def break_chain(index):
+  index.states[0].node.chain.nodes.reverse()
 
 
 def break_salt(index):

@@ -17,6 +17,7 @@ from sparse_prefix_jax.serving.scheduler import (
   Finished,
   Scheduler,
 )
+from sparse_prefix_jax.serving.scheduler.stepper import Stepper
 from tests.models_for_tests import small_model
 from tests.serving.scheduler.scenes import (
   MIDDLE,
@@ -285,6 +286,33 @@ def test_an_interruption_at_any_line_of_a_step_ends_nobody():
   last = [event.id for event in told[0]]
   assert last == expected_ids(SHORT, 40)[-len(last) :]
   assert scheduler.counts["discarded"] == 0
+
+
+@pytest.mark.parametrize("call", ["enter", "fork"])
+def test_a_call_that_is_interrupted_leaves_no_request_behind(monkeypatch, call):
+  """Its caller has no handle: nobody could cancel what it had made."""
+  cache = new_cache()
+  scheduler = new_scheduler(cache)
+  first = submit(scheduler, SHORT, max_tokens=8)
+  events = [*scheduler.step(), *scheduler.step()]
+  real = getattr(Stepper, call)
+
+  def interrupted(*arguments):
+    made = real(*arguments)
+    signal.raise_signal(signal.SIGINT)
+    return made
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(Stepper, call, interrupted)
+    if call == "fork":
+      scheduler.fork(first)
+    else:
+      submit(scheduler, OTHER)
+  cache.audit()
+  assert len(cache.sequences) == 1
+  events += [e for step in steps_until_idle(cache, scheduler) for e in step]
+  assert {event.handle for event in events} == {first}
+  assert ids(events, first) == expected_ids(SHORT, 8)
 
 
 def test_a_cache_that_others_hold_is_waited_for():

@@ -116,8 +116,10 @@ def test_who_else_ends_a_sequence_is_told():
   cache.release(cache.sequences[:1])
   events = [e for s in steps_until_idle(cache, scheduler) for e in s]
   (error,) = [e.error for e in events if getattr(e, "error", None)]
-  assert str(error).startswith(f"{taken} lost its sequence: Sequence")
-  assert str(error).endswith("was released, or belongs to another cache.")
+  assert endings(events)[taken.number] == "failed"
+  assert str(error) == (
+    "the sequence of the request was released, or belongs to another cache."
+  )
   assert ids(events, other) == expected_ids(OTHER, 16)
 
 

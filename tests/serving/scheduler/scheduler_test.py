@@ -14,7 +14,6 @@ from flax import nnx
 from sparse_prefix_jax import (
   CapacityError,
   HybridDecoder,
-  PrefixCache,
   prefill,
 )
 from sparse_prefix_jax.contract import poison
@@ -169,6 +168,9 @@ def test_a_fork_goes_on_from_what_was_chosen():
   assert ids(events, one) == expected_ids(SHORT, 20)
   told = ids(events, two)
   assert len(told) == 14
+  # What it has of its source is no part of its prompt.
+  (started,) = [e for e in events if isinstance(e, Started) and e.handle == two]
+  assert (started.restored, started.computed) == (22, 0)
   seeds = ((0, 0), (6, 1))
   assert told == [step.id for step in answers().of(SHORT, seeds, 20)][6:]
   assert ids(events, early) == expected_ids(OTHER, 3, seed=1)
@@ -220,7 +222,7 @@ def test_refusals_of_schedulers_and_handles():
   with pytest.raises(ValueError, match="must be a PrefixCache"):
     Scheduler(cache, small_model())
   scheduler = new_scheduler(cache)
-  with pytest.raises(ValueError, match="must be one that submit gave"):
+  with pytest.raises(ValueError, match="must be a RequestHandle, of"):
     scheduler.cancel(0)
   with pytest.raises(ValueError, match="another scheduler's"):
     scheduler.cancel(RequestHandle(0))
@@ -278,25 +280,41 @@ def test_the_model_is_the_cache_s():
     Scheduler(other, new_cache())
 
 
-def test_other_weights_are_refused_by_steps_and_by_requests():
+def test_other_weights_end_all_requests_and_the_scheduler_goes_on():
+  """An answer of two models is nobody's; that of a held request stays."""
   model = HybridDecoder(small_model().config, rngs=nnx.Rngs(0))
-  cache = PrefixCache(model, capacity=2**22)
-  scheduler = Scheduler(model, cache)
-  scheduler.submit(np.arange(70))
+  cache = new_cache()
+  cache.replace_weights(model)
+  scheduler = Scheduler(model, cache, max_running=2)
+  whole = submit(scheduler, SHORT, max_tokens=1, held=True)
+  events = [e for _ in range(3) for e in scheduler.step()]
+  begun = submit(scheduler, SHORT, max_tokens=9)
+  scheduler.step()
+  waiting = submit(scheduler, OTHER)
   weight = model.branches[0].sub.out
   before = weight[...]
   weight[...] = before + 1
+  events += scheduler.step()
+  assert endings(events) == {
+    whole.number: "length",
+    begun.number: "failed",
+    waiting.number: "failed",
+  }
+  for event in events[-2:]:
+    assert "model has other weights" in str(event.error)
+  scheduler.cancel(whole)
+  assert cache.sequences == () and scheduler.idle
   with pytest.raises(ValueError, match="other weights"):
-    scheduler.step()
-  with pytest.raises(ValueError, match="other weights"):
-    scheduler.submit(np.arange(70))
+    submit(scheduler, SHORT)
   # The same weights in other arrays are the same; and so is what is replaced.
   weight[...] = before + 0
-  scheduler.step()
+  again = submit(scheduler, SHORT, max_tokens=9)
+  events = [e for s in steps_until_idle(cache, scheduler) for e in s]
+  assert ids(events, again) == expected_ids(SHORT, 9)
   other = HybridDecoder(small_model().config, rngs=nnx.Rngs(1))
   model.branches[0].sub = other.branches[0].sub
   with pytest.raises(ValueError, match="other weights"):
-    scheduler.submit(np.arange(70))
+    submit(scheduler, SHORT)
 
 
 def test_what_is_held_stays_until_its_caller_says_what_to_store():

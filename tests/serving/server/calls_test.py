@@ -56,6 +56,8 @@ def test_a_prompt_is_a_text_or_ids_or_several(prompt, prompts):
 
 
 def test_what_is_not_said_is_as_everywhere():
+  content = b'\xef\xbb\xbf{"prompt": "Hi", "functions": []}'
+  assert read_call(content, "m", chat=False).prompts == ("Hi",)
   call = read(prompt="Hi")
   assert call.sampling == Sampling(temperature=1.0, seed=call.sampling.seed)
   assert (call.max_tokens, call.samples, call.stops) == (16, 1, ())
@@ -152,7 +154,9 @@ def test_texts_in_parts_are_one_text():
     (b"{", "the body is not JSON: "),
     (b"\xff{}", "the body is not UTF-8."),
     (b"[" * 100_000, "the body is nested too deeply."),
-    (b"[1]", "the body is a list; it must be an object."),
+    (b"[1]", "the body is an array; it must be an object."),
+    (b"null", "the body is null; it must be an object."),
+    (b'{"n": ' + b"9" * 5000 + b"}", "the body holds a number of too many"),
     (b'{"prompt": NaN}', "it holds NaN, which JSON has not"),
     (
       rb'{"prompt": "\ud800"}',
@@ -190,10 +194,11 @@ def test_a_body_that_is_none_is_refused(content, sentence):
     ({"logit_bias": [1]}, "logit_bias is [1]; it must map ids"),
     ({"temperature": 10**400}, "temperature is inf; it must be a number"),
     ({"logit_bias": {"1": "x"}}, "logit_bias is {'1': 'x'}; it must map"),
-    ({"stop": 5}, "stop"),
+    ({"stop": 5}, "stop is 5; it must be a string"),
+    ({"stop": [None]}, "stop holds None; it must hold strings alone."),
     ({"stop": ["x"] * 17}, "stop has 17 strings; it may have 16."),
-    ({"stream": "yes"}, "stream is 'yes'; it must be a bool."),
-    ({"stream_options": 1}, "stream_options is 1; it must be a dict."),
+    ({"stream": "yes"}, "stream is 'yes'; it must be true or false."),
+    ({"stream_options": 1}, "stream_options is 1; it must be an object."),
     ({"logprobs": 21}, "logprobs is 21; it must be an integer from 0 to 20."),
     ({"echo": True}, "echo is True; this is not done here."),
     ({"best_of": 3}, "best_of is 3; this is not done here."),
@@ -226,7 +231,7 @@ def test_a_completion_that_cannot_be_meant_is_refused(body, sentence):
       "messages[0] holds half of a character, or bytes that are not UTF-8.",
     ),
     ({"top_logprobs": 2}, "top_logprobs is 2; logprobs must be true with it."),
-    ({"logprobs": 2}, "logprobs is 2; it must be a bool."),
+    ({"logprobs": 2}, "logprobs is 2; it must be true or false."),
     (
       {"max_tokens": 1, "max_completion_tokens": 2},
       "max_completion_tokens is 2; max_tokens is 1.",

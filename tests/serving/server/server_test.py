@@ -54,6 +54,7 @@ def test_a_stream_is_the_answer_in_pieces(server):
   )
   for chunk in stream:
     last = chunk
+    assert "usage" in chunk.model_fields_set
     for choice in chunk.choices:
       texts[choice.index] += choice.text
       tokens[choice.index] += choice.logprobs.token_logprobs
@@ -84,6 +85,9 @@ def test_a_chat_goes_on_from_what_it_was(server):
     if chunk.choices
   ]
   assert "".join(pieces) == second.choices[0].message.content
+  empty = json.dumps({"messages": [{"role": "user", "content": ""}]}).encode()
+  _, content = server.send("POST", "/v1/chat/completions", empty)
+  assert "messages make no token; a prompt has at least one." in content
 
 
 def test_a_stop_string_ends_an_answer_before_it(server):
@@ -131,7 +135,7 @@ def test_who_hangs_up_ends_the_answer(server):
   [
     (b"x" * 100 * 2**20, "the body has more than 16777216 bytes."),
     (b'{"prompt": "\xff"}', "the body is not UTF-8."),
-    (b"[]", "the body is a list; it must be an object."),
+    (b"[]", "the body is an array; it must be an object."),
     (b'{"prompt": 7}', "prompt is 7; it must be a text"),
     (b'{"prompt": [123456]}', "prompt holds id 123456; the vocabulary is 0"),
     (b'{"prompt": "a", "model": "x"}', "model is 'x'; the only one here is"),
@@ -157,7 +161,10 @@ def test_other_paths_are_not_known(server):
     404,
     "GET /v2 is not known here.",
   )
-  assert server.send("GET", "/v1/completions")[0].status == 405
+  reply, content = server.send("GET", "/v1/completions")
+  assert (reply.status, reply.headers["allow"]) == (405, "POST")
+  for path in ("/" + "a" * 5000, "/v1/models/" + "a" * 5000):
+    assert len(server.send("GET", path)[1]) < 500
 
 
 def test_the_page_needs_nothing_else(server):

@@ -12,6 +12,7 @@ from sparse_prefix_jax import HybridDecoder, PrefixCache, preset
 from sparse_prefix_jax.serving.scheduler import Scheduler
 from sparse_prefix_jax.serving.server.app import make_app
 from sparse_prefix_jax.serving.server.calls import read_call
+from sparse_prefix_jax.serving.server.pieces import OTHER_WEIGHTS
 from sparse_prefix_jax.serving.server.service import Service, ShutDownError
 from sparse_prefix_jax.serving.text.tokenizer import TextTokenizer
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer
@@ -154,6 +155,33 @@ def test_steps_that_always_fail_end_the_service_and_everybody_is_told(
     ):
       assert reply.status_code == 503
       assert reply.json()["error"]["message"] == message
+
+
+def test_other_weights_end_what_runs_and_the_service_goes_on(
+  model, monkeypatch
+):
+  """Who asks is told nothing of Python; other weights are answered then."""
+  model = nnx.clone(model)
+  cache = PrefixCache(model, capacity="16MiB")
+  tokenizer = TextTokenizer(recall_tokenizer())
+  service = Service(model, cache, tokenizer, Scheduler(model, cache))
+  weight = model.branches[0].sub.out
+
+  def change(token):  # When the first id is told.
+    weight[...] = weight[...] + token
+    return False
+
+  with TestClient(make_app(service, "m")) as client:
+    with monkeypatch.context() as patch:
+      patch.setattr(tokenizer, "is_silent", change)
+      begun = client.post(COMPLETIONS, json=PROMPT | {"max_tokens": 50})
+    refused = client.post(COMPLETIONS, json=PROMPT)
+    assert (begun.status_code, refused.status_code) == (500, 503)
+    for reply in (begun, refused):
+      assert reply.json()["error"]["message"] == OTHER_WEIGHTS
+    cache.replace_weights(model)
+    text_of(client)
+  assert cache.sequences == ()
 
 
 def test_nobody_waits_for_a_service_that_has_ended(service):

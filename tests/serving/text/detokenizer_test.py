@@ -44,6 +44,33 @@ def test_pieces_of_a_text_hold_no_half_of_a_character(kind, text):
   assert "\ufffd" in text or seen == 0
 
 
+class Counting:
+  """A tokenizer that counts what it decodes."""
+
+  def __init__(self, kind):
+    self._of, self.decoded = text_tokenizer(kind), 0
+
+  def __getattr__(self, name):
+    return getattr(self._of, name)
+
+  def decode(self, ids):
+    self.decoded += len(ids)
+    return self._of.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "metaspace"])
+def test_a_long_run_of_torn_characters_costs_no_more_per_id(kind):
+  """A caller can force such ids, and others wait for what they cost."""
+  tokenizer = Counting(kind)
+  torn = tokenizer.encode("\ufffd" if kind != "byte_level" else "🌊").tolist()
+  ids = torn[-1:] * 300 + torn + tokenizer.encode("a").tolist()
+  text = Detokenizer(tokenizer)
+  pieces = [text.push(token) for token in ids]
+  assert tokenizer.decoded < 50 * len(ids)
+  assert "".join([*pieces, text.finish()]) == tokenizer.decode(ids)
+  assert sum(map(bool, pieces[:300])) > 10
+
+
 def test_an_emoji_comes_whole():
   tokenizer = text_tokenizer("byte_level")
   ids = tokenizer.encode("tide 🌊 turns").tolist()

@@ -65,7 +65,7 @@ class Ranked:
     ways = (node.state for node in state.node.upwards())
     above = next((s for s in ways if s in self._above), None)
     node, mine = state.node, list[State]()
-    if node.states > 1:
+    if node.above_states:
       others = self._below[above]
       mine = [o for o in others if o.node.at_depth(node.depth) is node]
     self._above[state], self._below[state] = above, dict.fromkeys(mine)

@@ -12,11 +12,12 @@ counts as held is one of
 so a new state enters only where it is worth more than what has to leave for it.
 """
 
+import functools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from sparse_prefix_jax.placement.worth import Adaptive, Visit, hashes
 
@@ -185,13 +186,14 @@ class Worth:
     """
     if short.page == 0 and short.slot > 0:
       return None
+    return functools.partial(self._freed, short)
 
-    def freed(rows: Int64[np.ndarray, "n"]) -> np.ndarray:
-      pages = self._policy.blocks_freed(rows)
-      units = short.slot + short.page * pages
-      return np.where(units > 0, units + short.beside, _NOTHING)
-
-    return freed
+  def _freed(
+    self, short: Shortage, rows: Int64[np.ndarray, "n"]
+  ) -> Float64[np.ndarray, "n"]:
+    """What each of some rows frees of what is short."""
+    units = short.slot + short.page * self._policy.blocks_freed(rows)
+    return np.where(units > 0, units + short.beside, _NOTHING)
 
   def observe(
     self,
