@@ -116,7 +116,8 @@ def _answer(
     Its text.
   """
   text, count, last = "", 0, None
-  ends = contextlib.suppress(*[KeyboardInterrupt] * typed)
+  ends_an_answer = (KeyboardInterrupt,) if typed else ()
+  ends = contextlib.suppress(*ends_an_answer)
   with ends, contextlib.closing(engine.stream(prompt, **options)) as deltas:
     for last in deltas:
       say(last.text, end="")

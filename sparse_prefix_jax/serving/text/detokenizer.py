@@ -6,7 +6,7 @@ INCOMPLETE = "\ufffd"
 """What bytes that are no character decode to."""
 
 _LONG = 8
-"""So many ids that wait are more than a character, which has 4 bytes at most."""
+"""So many ids that wait are more than a character: it has 4 bytes at most."""
 
 
 class Detokenizer:
