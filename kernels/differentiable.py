@@ -87,6 +87,31 @@ def core_of(
   return Core(packed, one)
 
 
+def without_gradient(run: Callable[..., Any], why: str) -> Callable[..., Any]:
+  """Refuses derivatives of an operation in one sentence, forward ones too.
+
+  Args:
+    run: `(*arrays, **options)` -> its results, which are unchanged.
+    why: What the sentence says.
+
+  Example:
+    >>> jax.grad(without_gradient(jnp.round, "no gradient."))(1.5)
+    Traceback (most recent call last):
+    ValueError: no gradient.
+  """
+
+  def refuse(primals: Any, tangents: Any) -> Any:
+    del primals, tangents
+    raise ValueError(why)
+
+  def refusing(*arrays: Any, **options: Any) -> Any:
+    operation = jax.custom_jvp(functools.partial(run, **options))
+    operation.defjvp(refuse)
+    return operation(*arrays)
+
+  return refusing
+
+
 def scan(
   core: Core,
   inputs: Any,

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array
 
 Body: TypeAlias = Callable[..., tuple[Any, Any]]
@@ -41,10 +41,35 @@ def scan_into_buffers(body: Body, carry: Any, xs: Any) -> tuple[Any, Any]:
   """
   if not _has_numbers(xs):
     return lax.scan(body, carry, xs)
-  # Arrays that the body closes over are arguments where they may vary.
   first = jax.tree.map(lambda x: x[0], xs)
-  closed, others = jax.closure_convert(body, carry, first)
-  return _into_buffers(closed, tuple(others), carry, xs)
+  closed, others = _closed(body, carry, first)
+  return _into_buffers(closed, others, carry, xs)
+
+
+def _closed(body: Body, carry: Any, x: Any) -> tuple[Body, tuple[Any, ...]]:
+  """A body that closes over nothing that is traced, and what it takes instead.
+
+  `jax.closure_convert` leaves integers where they are, and a program keeps its
+  body: `jax.checking_leaks` would find a tracer there. So would it in a jaxpr,
+  which may hold its constants; hence the second one, of no tracer.
+  """
+  traced, shapes = jax.make_jaxpr(body, return_shape=True)(carry, x)
+  consts, structure = traced.consts, jax.tree.structure(shapes)
+  others = tuple(c for c in consts if isinstance(c, core.Tracer))
+
+  def opened(*given: Any) -> list[Any]:
+    rest = iter(given)
+    fixed = [next(rest) if isinstance(c, core.Tracer) else c for c in consts]
+    return core.eval_jaxpr(traced.jaxpr, fixed, *rest)
+
+  without = jax.make_jaxpr(opened)(*others, *jax.tree.leaves((carry, x)))
+
+  def closed(carry: Any, x: Any, *others: Any) -> tuple[Any, Any]:
+    given = *others, *jax.tree.leaves((carry, x))
+    leaves = core.eval_jaxpr(without.jaxpr, without.consts, *given)
+    return structure.unflatten(leaves)
+
+  return closed, others
 
 
 def _has_numbers(xs: Any) -> bool:

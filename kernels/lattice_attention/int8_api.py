@@ -1,6 +1,7 @@
 """lattice_attention over pages in int8: the same operation, fewer bytes.
 
-There is no kernel for it: it runs in XLA operations everywhere.
+There is no kernel for it: it runs in XLA operations everywhere. It has no
+gradient, and says so: rounding is flat.
 """
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from sparse_prefix_jax.kernels.checks import (
   check_shapes,
 )
 from sparse_prefix_jax.kernels.chunks import Chunks, Rows
+from sparse_prefix_jax.kernels.differentiable import without_gradient
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.lattice_attention import int8_xla
 from sparse_prefix_jax.kernels.lattice_attention.api import (
@@ -33,6 +35,10 @@ from sparse_prefix_jax.kernels.slot_checks import (
 )
 
 _PRECISION = lax.Precision.HIGHEST
+_WHY = (
+  "attention over pages in int8 has no gradient; differentiate "
+  "lattice_attention or lattice_attention_step, over pages in floats."
+)
 _RUNNING, _CODES, _SCALES = "s c hkv k", "p c hkv k", "p hkv"
 
 
@@ -93,7 +99,7 @@ def lattice_attention_int8(
   return dispatch(
     operation,
     implementation,
-    (plain(int8_xla.attend_chunks),),
+    (plain(without_gradient(int8_xla.attend_chunks, _WHY)),),
     q,
     k,
     v,
@@ -170,7 +176,7 @@ def lattice_attention_int8_step(
   return dispatch(
     operation,
     implementation,
-    (plain(int8_xla.attend_rows),),
+    (plain(without_gradient(int8_xla.attend_rows, _WHY)),),
     q,
     k,
     v,

@@ -6,6 +6,7 @@ and renamed into it. They hold a checksum, so that a bit that a disk has turned
 is noticed.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -65,7 +66,7 @@ def save_arrays(
 
   Raises:
     ValueError: If an array is of another type, or none, or a name no text.
-    OSError: If it cannot be written.
+    OSError: If it cannot be written, naming it; nothing of it is left.
     MissingExtraError: If the package `safetensors` is not installed.
   """
   library = extras.optional("safetensors.numpy", "train")
@@ -73,11 +74,17 @@ def save_arrays(
   check_class("arrays", arrays, Mapping, "names and arrays")
   held = {name: _written(name, array) for name, array in arrays.items()}
   beside = path.with_name(f".{path.name}.part")
-  with beside.open("wb") as file:
-    file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
-    file.flush()
-    os.fsync(file.fileno())
-  beside.replace(path)
+  try:
+    with beside.open("wb") as file:
+      file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
+      file.flush()
+      os.fsync(file.fileno())
+    beside.replace(path)
+  except OSError as error:
+    # A full disk is noticed at the write, which does not know the name.
+    with contextlib.suppress(OSError):
+      beside.unlink(missing_ok=True)
+    raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _written(name: Any, array: Any) -> np.ndarray:

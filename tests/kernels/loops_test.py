@@ -85,3 +85,17 @@ def test_it_is_mapped_as_a_scan():
 
   ours, theirs = (mapped(scan) for scan in (scan_into_buffers, lax.scan))
   assert_same_bits(jax.tree.leaves(ours), jax.tree.leaves(theirs))
+
+
+def test_no_tracer_is_left_of_what_the_body_closes_over():
+  """`jax_check_tracer_leaks` looks into what a program keeps of it."""
+
+  def scaled(count, xs):
+    def body(carry, x):
+      return carry, jnp.where(count > 1, 2 * x, x)
+
+    return scan_into_buffers(body, None, xs)[1]
+
+  with jax.checking_leaks():
+    got = jax.jit(scaled)(jnp.int32(2), steps(3))
+  assert_same_bits(got, 2 * steps(3))

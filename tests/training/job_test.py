@@ -1,9 +1,11 @@
 """Training from beginning to end, killed and gone on with."""
 
+import errno
 import json
 import pathlib
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -225,3 +227,13 @@ def test_every_type_is_read_as_it_was_written(tmp_path: pathlib.Path) -> None:
   for name, array in arrays.items():
     assert read[name].dtype == array.dtype
     assert read[name].tobytes() == array.tobytes()
+
+
+def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+  path, full = tmp_path / "a.safetensors", OSError(errno.ENOSPC, "full")
+  save_arrays(path, {"a": np.zeros(3)})
+  before = path.read_bytes()
+  monkeypatch.setattr("os.fsync", mock.Mock(side_effect=full))
+  with pytest.raises(OSError, match=r"full: .*a\.safetensors"):
+    save_arrays(path, {"a": np.ones(3)})
+  assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before

@@ -316,3 +316,24 @@ def test_kernels_are_refused_by_name():
       jnp.asarray(table_of([[0]], 1)),
       implementation="mosaic_gpu",
     )
+
+
+def test_derivatives_are_refused_in_one_sentence():
+  sizes, one = Sizes(), jnp.zeros(1, jnp.int32)
+  packed = [jnp.asarray(x)[None] for x in sizes.tokens(0, sizes.chunk)]
+  pools, table = free_pools(sizes), jnp.asarray(table_of([[0]], 1))
+
+  def chunk(q):
+    chunks = chunks_of([Job(16)], 1, 16)
+    return lattice_attention_int8(q, *packed[1:], *pools, chunks, table)[0]
+
+  def row(q):
+    rows = Rows(one, one, one, one == 0)
+    _, k, v = (x[:, 0] for x in packed)
+    return lattice_attention_int8_step(q, k, v, *pools, rows, table)[0]
+
+  for run_one, q in ((chunk, packed[0]), (row, packed[0][:, 0])):
+    with pytest.raises(ValueError, match="in int8 has no gradient"):
+      jax.eval_shape(jax.grad(lambda q, run=run_one: run(q).sum()), q)
+    with pytest.raises(ValueError, match="in int8 has no gradient"):
+      jax.eval_shape(lambda q, run=run_one: jax.jvp(run, (q,), (q,)), q)
