@@ -73,8 +73,13 @@ _NEUTRAL: Mapping[str, Sequence[Any]] = {
 }
 # What JSON calls the types of Python.
 _KINDS = {
-  **{bool: "true or false", dict: "an object", list: "an array"},
-  **{str: "a text", int: "a number", float: "a number", type(None): "null"},
+  bool: "true or false",
+  dict: "an object",
+  float: "a number",
+  int: "a number",
+  list: "an array",
+  str: "a text",
+  type(None): "null",
 }
 
 
