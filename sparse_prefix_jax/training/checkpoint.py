@@ -117,10 +117,13 @@ def load_checkpoint(
     What was written; None where there is no checkpoint.
 
   Raises:
-    ValueError: If the file is damaged, or is of another training.
+    ValueError: If the file is damaged, a link to nothing, or is of another
+      training.
     MissingExtraError: If the package `safetensors` is not installed.
   """
   path = folder / CHECKPOINT_FILE
+  if path.is_symlink() and not path.exists():
+    raise ValueError(f"{path} is a link to what is not there.")
   if not path.exists():
     return None
   arrays = load_arrays(path)

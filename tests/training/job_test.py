@@ -97,6 +97,17 @@ def test_the_checkpoint_of_another_training_is_refused(ran: Any) -> None:
     train(ran[0], stages=2 * models.STAGES)
 
 
+def test_a_checkpoint_that_is_a_link_to_nothing_is_refused(
+  tmp_path: pathlib.Path,
+) -> None:
+  """A disk that is not mounted, perhaps: not a training from the start."""
+  link = tmp_path / CHECKPOINT_FILE
+  link.symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(ValueError, match="is a link to what is not there"):
+    train(tmp_path)
+  assert link.is_symlink()
+
+
 def test_a_damaged_checkpoint_is_refused(
   ran: Any, tmp_path: pathlib.Path
 ) -> None:
