@@ -9,7 +9,7 @@ Of a key its hash is remembered, 64 bits, and of an edge the bytes of them all:
 the objects of a long way would lie anywhere in memory.
 """
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -22,11 +22,6 @@ from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
 KEY_BYTES = 8
 """Bytes of a key."""
-
-_MANY = 16
-"""Candidates on a way that is worth keeping as a trail."""
-_TRAILS = 64
-"""Trails that are kept, each of a few bytes per block."""
 
 Keys: TypeAlias = Sequence[Hashable] | Int64[np.ndarray, "n"]
 """One per whole block of a prompt: anything that can be hashed, or hashes."""
@@ -118,8 +113,6 @@ class Tree:
     # The child that was gone to last, which most prompts go to again.
     self._favourite = [ROOT]
     self._below: dict[tuple[int, bytes], int] = {}
-    # By its first key the last way that was gone, where it has many candidates.
-    self._trails: dict[bytes, Way] = {}
     self._numbers = 0
     self.remembered_blocks = self.changes = 0
 
@@ -133,10 +126,9 @@ class Tree:
       Its way, as far as it is known.
     """
     keys = hashes(keys)
-    packed = keys.tobytes()
-    rows, depths = self._along_trail(packed)
-    at, row = (KEY_BYTES * depths[-1], rows[-1]) if rows else (0, ROOT)
-    last = row
+    packed, at, row, last = keys.tobytes(), 0, ROOT, ROOT
+    rows: list[int] = []
+    depths: list[int] = []
     while at < len(packed):
       child = self._favourite[row]
       edge = self._edges[child]
@@ -158,19 +150,6 @@ class Tree:
       keys, packed, matched, rows, depths, length, number, self.changes
     )
 
-  def _along_trail(self, packed: bytes) -> tuple[list[int], list[int]]:
-    """The candidates, with their depths, that a trail has in common with keys.
-
-    One comparison finds what hundreds would, where prompts left one another at
-    hundreds of places.
-    """
-    trail = self._trails.get(packed[:KEY_BYTES])
-    if trail is None:
-      return [], []
-    common = _common(trail.packed, packed) // KEY_BYTES
-    place = bisect_right(trail.depths, common)
-    return trail.rows[:place], trail.depths[:place]
-
   def add(self, way: Way, depth: int) -> int:
     """Makes a candidate; the way then has it.
 
@@ -184,8 +163,6 @@ class Tree:
     Returns:
       Its row, with the columns of structure filled in.
     """
-    # Until the way is finished its trail lacks what is made here.
-    self._trails.pop(way.packed[:KEY_BYTES], None)
     table, place = self._table, bisect_left(way.depths, depth)
     parent = way.rows[place - 1] if place else ROOT
     start = way.depths[place - 1] if place else 0
@@ -216,7 +193,6 @@ class Tree:
     self._table.length[way.rows] = len(way.keys)
     for above, row in zip([ROOT, *way.rows], way.rows):
       self._favourite[above] = row
-    self._follow(way)
 
   def settle(self, way: Way) -> None:
     """Notes that candidates were made on a known way that no prompt has gone.
@@ -228,17 +204,6 @@ class Tree:
     table = self._table
     new = [row for row in way.rows if not table.length[row]]
     table.length[new] = way.length
-    self._follow(way)
-
-  def _follow(self, way: Way) -> None:
-    """Makes a way the trail of its first key; it has all candidates on it."""
-    first = way.packed[:KEY_BYTES]
-    self._trails.pop(first, None)
-    if len(way.rows) < _MANY:
-      return
-    self._trails[first] = way
-    if len(self._trails) > _TRAILS:
-      del self._trails[next(iter(self._trails))]
 
   def remove(self, row: int) -> None:
     """Forgets a candidate that has no children and no state.
@@ -247,7 +212,6 @@ class Tree:
       row: Its row, which is free afterwards.
     """
     self.changes += 1
-    self._trails.clear()
     edge, parent = self._edges[row], int(self._table.parent[row])
     self._edges[row] = b""
     if self._favourite[parent] == row:

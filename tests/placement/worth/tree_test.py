@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.placement.worth import tree as tree_module
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 from sparse_prefix_jax.placement.worth.tree import Tree
 from tests.placement.worth import streams
@@ -31,14 +30,6 @@ def grown(prompts, seed=0):
   return tree, table, prefixes, numbers
 
 
-@pytest.fixture(params=[1, 16], ids=["trails", "no_trail"])
-def many(request, monkeypatch):
-  """Whether ways of few candidates are kept as trails; longer ones are."""
-  monkeypatch.setattr(tree_module, "_MANY", request.param)
-  monkeypatch.setattr(tree_module, "_TRAILS", 2)
-
-
-@pytest.mark.usefixtures("many")
 @pytest.mark.parametrize("stream", [streams.conversations, streams.letters])
 def test_structure_is_that_of_all_prefixes(stream):
   prompts = stream(1)
@@ -63,16 +54,6 @@ def test_the_last_prompt_through_the_middle_of_an_edge():
   assert tree.walk("x").length == 0
 
 
-@pytest.mark.usefixtures("many")
-def test_a_way_that_was_not_finished_has_its_candidates():
-  tree, _, _, _ = grown(["abcdefgh", "abcdefgx"])
-  left = tree.walk("abcdefgx")
-  free = next(depth for depth in range(1, 8) if left.row_at(depth) is None)
-  row = tree.add(left, free)
-  assert tree.walk("abcdefgx").row_at(free) == row
-
-
-@pytest.mark.usefixtures("many")
 def test_a_removed_leaf_is_unknown_and_its_row_is_used_again():
   tree, table, prefixes, _ = grown(["abcdefgh", "abxy"])
   blocks = tree.remembered_blocks
