@@ -36,11 +36,7 @@ from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.compiling import check_not_traced
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
-from sparse_prefix_jax.runtime.pools import (
-  allocate,
-  are_lost,
-  copy_sequence,
-)
+from sparse_prefix_jax.runtime.pools import allocate, are_lost, copy_sequence
 from sparse_prefix_jax.runtime.programs import FrozenModel, Step
 from sparse_prefix_jax.runtime.run import head_rows, run_groups
 from sparse_prefix_jax.runtime.segment import Segment
@@ -245,6 +241,11 @@ class PrefixCache:
     for sequence in mine:
       if sequence in running:
         self.store.drop(sequence, "its call was interrupted or failed")
+
+  def await_move(self) -> None:
+    """Before a call: waits for what a move needs; others may call meanwhile."""
+    if self._mover:
+      self._mover.wait()
 
   def move_if_due(self) -> None:
     """At the beginning of a call: gives states another share, if one is due."""
