@@ -252,6 +252,10 @@ class PrefixCache:
     if self._mover:
       self._mover.move_if_due()
 
+  def when_free(self, action: Callable[[], None]) -> None:
+    """Runs it now, or at the end of the call that this thread is amid."""
+    self._lock.when_free(action)
+
   def deliver(self) -> None:
     """Runs the handlers of signals that came meanwhile; they may raise."""
     self._lock.deliver()
@@ -364,12 +368,8 @@ class PrefixCache:
   def _copy(self, copies: Copies) -> None:
     """Copies slots and a page bit by bit."""
     source, target = (np.array(slots, np.int32) for slots in copies.slots)
-    page = copies.page or (0, 0)
-    self.pools = copy_sequence(
-      self.pools,
-      (source, target),
-      (np.int32(page[0]), np.int32(page[1])),
-    )
+    page = tuple(map(np.int32, copies.page or (0, 0)))
+    self.pools = copy_sequence(self.pools, (source, target), page)
 
   def flush(self) -> None:
     """Forgets everything stored; running sequences go on."""
