@@ -254,26 +254,6 @@ def test_whoever_stops_to_listen_ends_the_answer():
   assert_nothing_runs(engine)
 
 
-def test_a_stream_that_is_gone_amid_a_call_ends_after_it(monkeypatch):
-  """Garbage is collected anywhere; what the stream leaves is stored later."""
-  (expected,) = new_engine().generate([OTHER], max_tokens=3)
-  engine, running = new_engine(), []
-  stream = engine.stream(PROMPT, max_tokens=40)
-  next(stream)
-
-  def collecting(*arguments):
-    stream.close()
-    running.append(len(engine.cache.sequences))
-    return gather_rows(*arguments)
-
-  gather_rows = programs.gather_rows
-  monkeypatch.setattr(programs, "gather_rows", collecting)
-  (out,) = engine.generate([OTHER], max_tokens=3)
-  assert (running[0], running[-1]) == (2, 1)
-  assert out.completions == expected.completions
-  assert_nothing_runs(engine)
-
-
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError])
 def test_an_interrupted_step_leaves_nothing_behind(interruption, monkeypatch):
   engine = new_engine()
