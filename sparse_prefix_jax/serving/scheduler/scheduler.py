@@ -271,9 +271,7 @@ class Scheduler:
     while True:
       with self._call():
         if not self.idle or self._stepper.lives:
-          raise ValueError(
-            "requests run or wait; a scheduler is warmed up before."
-          )
+          raise ValueError("requests run or wait; warm a scheduler up before.")
         stage = next(stages, None)
       if stage is None:
         return
@@ -366,6 +364,7 @@ class Scheduler:
         nobody. Events that were not returned are those of the next step.
     """
     events: tuple[Event, ...] = ()
+    self._cache.await_move()
     try:
       with self._call():
         self._stepper.run()
