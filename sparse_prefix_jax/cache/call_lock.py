@@ -4,6 +4,9 @@ A call on a cache changes host objects and device arrays that must agree. So the
 cache is locked for the length of a call, and signals with a Python handler (a
 KeyboardInterrupt is one of SIGINT's) are noted while it is held and delivered
 at one kind of place: between programs, where host and device agree.
+
+A call moves small arrays between host and device as it goes. Who forbids that
+in his own code (`jax.transfer_guard("disallow")`) does not mean these.
 """
 
 import contextlib
@@ -12,6 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+import jax
 
 _POLL_SECONDS = 0.05
 _NUMBERS = tuple(int(number) for number in signal.valid_signals())
@@ -107,7 +112,11 @@ class CallLock:
       while not self._lock.acquire(timeout=_POLL_SECONDS):
         self._signals.deliver()
       try:
-        yield
+        with (
+          jax.transfer_guard_host_to_device("allow"),
+          jax.transfer_guard_device_to_host("allow"),
+        ):
+          yield
       finally:
         self._lock.release()
 
