@@ -136,7 +136,8 @@ class PrefixCache:
     )
     self._lock = CallLock()
     self.promises = weakref.WeakSet[Promise]()
-    self._pools: Pools | None = self._fresh_pools()
+    with self._lock.held():
+      self._pools: Pools | None = self._fresh_pools()
     self._mover: ShareMover | None = None
     if state_share is None and len(divided.usable) > 1:
       chooser = ShareChooser(self.store, divided, rule)

@@ -7,6 +7,7 @@ tests/contract/traffic_test.py.
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -347,3 +348,16 @@ def test_a_held_request_ends_when_its_caller_says_so():
   assert endings(events) == {held.number: "stop", other.number: "length"}
   scheduler.cancel(held)
   cache.audit()
+
+
+def test_a_guard_of_the_caller_s_own_transfers_is_not_in_the_way():
+  """`prefill`, `decode` and all that serves are calls on a cache, too."""
+  expected, events = expected_ids(LONG, 12), []
+  with jax.transfer_guard("disallow"):
+    scheduler = new_scheduler(new_cache())
+    handle = submit(scheduler, LONG, max_tokens=12)
+    while not scheduler.idle:
+      events += scheduler.step()
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+      jnp.zeros(3) + 1
+  assert ids(events, handle) == expected
