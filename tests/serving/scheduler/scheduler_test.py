@@ -179,7 +179,7 @@ def test_a_fork_goes_on_from_what_was_chosen():
 
 
 REFUSALS = (
-  ({"prompt": []}, r"prompts\[0\] is empty"),
+  ({"prompt": []}, "prompt is empty"),
   ({"prompt": [512]}, "holds id 512"),
   ({"prompt": [1], "max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
   ({"prompt": [1], "max_tokens": 2.0}, "max_tokens must be an integer"),
@@ -188,7 +188,7 @@ REFUSALS = (
   ({"prompt": [1], "priority": "high"}, "priority must be an integer"),
   ({"prompt": [1], "stop_tokens": [512]}, "stop_tokens holds id 512"),
   ({"prompt": [1], "stop_tokens": 5}, "stop_tokens has shape"),
-  ({"prompt": [1], "anchors": [2]}, r"anchors\[0\] holds 2"),
+  ({"prompt": [1], "anchors": [2]}, "anchors holds 2"),
   ({"prompt": [1], "salt": 3}, "salt must be a text or bytes"),
   ({"prompt": [1], "judged": 1}, "judged must be True or False"),
   ({"prompt": [1], "judged": None}, "judged must be True or False"),
