@@ -183,7 +183,7 @@ def _shrunk(
   exposure = exposure.reshape(events.shape)
   rates = _FIRST_GUESS
   for level in range(len(SHAPE)):
-    # All; kind and passes; passed; turn; gap; depth: finer facts are summed away.
+    # All; kind, passes; passed; turn; gap; depth: finer facts are summed away.
     known = 0 if level == 0 else level + 1
     finer = tuple(range(known, len(SHAPE)))
     above = rates if level < 2 else rates[..., None, :]
