@@ -2,7 +2,7 @@
 
 What a command does stands in the file of its name in `commands/`. Bad input is
 answered with one sentence on stderr and exit status 2, never with a traceback.
-`--help` describes the commands and their flags.
+`--help` lists the commands, `COMMAND --help` the flags of one.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def _dispatch(argv: Sequence[str]) -> None:
   """Runs the command of `argv`, or prints the help."""
   helps = [word for word in argv[1:] if word in ("--help", "-h", "-help")]
   if helps or list(argv[1:2]) == ["help"]:
-    say(help_text())
+    say(help_text(argv[1:]))
     return
   command, values = parse(argv)
   module = importlib.import_module(f"sparse_prefix_jax.commands.{command}")

@@ -9,25 +9,37 @@ from absl import flags
 from sparse_prefix_jax import evaluation, placement, workloads
 from sparse_prefix_jax.kinds import brief
 
-_USAGE = """usage: python -m sparse_prefix_jax COMMAND [flags]
-
-  demo --out=DIR
-      serve requests that share documents under every strategy, and compare
-  simulate --requests=FILE --capacity=KIND:AMOUNT --report=OUT.json [...]
-      replay a request stream without a model
-  place --histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]
-      print the best positions for a histogram of overlap depths
-  memory_plan --preset=NAME|--model=DIR --memory=24GiB [--dtype=bfloat16] [...]
-      count what fits into a device's memory: weights, programs, sequences
-  train --out=DIR --steps=N [--seed=N]
-      train a small hybrid to recall facts; an interrupted one goes on
-  generate [--model=DIR] [--prompt=TEXT] [--temperature=T] [...]
-      continue a text, or talk: a line of stdin is a message, Ctrl-D ends it
-  serve [--model=DIR] [--port=8000] [--api_keys=FILE] [...]
-      answer many clients over HTTP, in the form of OpenAI's interface
-
-flags:
-"""
+_USAGE = "usage: python -m sparse_prefix_jax"
+_USES = {
+  "demo": (
+    "--out=DIR",
+    "serve requests that share documents under every strategy, and compare",
+  ),
+  "simulate": (
+    "--requests=FILE --capacity=KIND:AMOUNT --report=OUT.json [...]",
+    "replay a request stream without a model",
+  ),
+  "place": (
+    "--histogram=FILE.npy --budget=M [--cost=linear|quadratic:RATIO]",
+    "print the best positions for a histogram of overlap depths",
+  ),
+  "memory_plan": (
+    "--preset=NAME|--model=DIR --memory=24GiB [--dtype=bfloat16] [...]",
+    "count what fits into a device's memory: weights, programs, sequences",
+  ),
+  "train": (
+    "--out=DIR --steps=N [--seed=N]",
+    "train a small hybrid to recall facts; an interrupted one goes on",
+  ),
+  "generate": (
+    "[--model=DIR] [--prompt=TEXT] [--temperature=T] [...]",
+    "continue a text, or talk: a line of stdin is a message, Ctrl-D ends it",
+  ),
+  "serve": (
+    "[--model=DIR] [--port=8000] [--api_keys=FILE] [...]",
+    "answer many clients over HTTP, in the form of OpenAI's interface",
+  ),
+}
 
 _COMMAND_FLAGS = {
   "demo": ("out",),
@@ -286,6 +298,34 @@ def share_in(text: str, *, others: str = "") -> float:
   )
 
 
-def help_text() -> str:
-  """The commands, and the flags of all of them."""
-  return _USAGE + _define_flags().get_help()
+def help_text(words: Sequence[str] = ()) -> str:
+  """Says what a command does and takes, or what commands there are.
+
+  Args:
+    words: What was given besides the wish for help.
+
+  Returns:
+    The flags of the command among the words, and no others; without one, how
+    each command is called.
+
+  >>> help_text(["place"]).splitlines()[0]
+  'usage: python -m sparse_prefix_jax place [flags]'
+  """
+  command = next((word for word in words if word in _USES), None)
+  if command is None:
+    uses = "\n".join(map(_use_of, _USES))
+    more = "`COMMAND --help` lists the flags of a command.\n"
+    return f"{_USAGE} COMMAND [flags]\n\n{uses}\n\n{more}"
+  values = _define_flags()
+  for name in {*values} - {*_COMMAND_FLAGS[command]}:
+    delattr(values, name)
+  # The name of this module stands above all of them.
+  listed = values.get_help(include_special_flags=False).partition(":\n")[2]
+  head = f"{_USAGE} {command} [flags]\n\n{_use_of(command)}\n\nflags:\n"
+  return head + listed
+
+
+def _use_of(command: str) -> str:
+  """How a command is called, and what it does."""
+  takes, does = _USES[command]
+  return f"  {command} {takes}\n      {does}"

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import flags
 
+from sparse_prefix_jax import extras
+
 from .printing import say, sentence_of, tell
 from .served_model import open_served_model
 
@@ -30,8 +32,8 @@ def generate_command(values: flags.FlagValues) -> None:
     values: the flags of the command.
 
   Raises:
-    ValueError: a flag is out of its range, or model and tokenizer do not belong
-      together.
+    ValueError: a flag is out of its range, an extra is not installed, or model
+      and tokenizer do not belong together.
     OSError: the model cannot be read.
   """
   sampling = importlib.import_module("sparse_prefix_jax.serving.sampling")
@@ -41,6 +43,8 @@ def generate_command(values: flags.FlagValues) -> None:
   )
   if values.prompt is not None and values.system is not None:
     raise ValueError("--system is for a conversation, not for a --prompt")
+  for package in ("jinja2", "tokenizers"):
+    extras.optional(package, "text")
   engine = _engine(values)
   most = values.max_tokens
   if most is None:

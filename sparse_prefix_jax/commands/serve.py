@@ -28,7 +28,7 @@ def serve_command(values: flags.FlagValues) -> None:
       and tokenizer do not belong together.
     OSError: the model or the keys cannot be read, or the address is taken.
   """
-  for package in ("starlette", "uvicorn"):
+  for package in ("jinja2", "starlette", "tokenizers", "uvicorn"):
     extras.optional(package, "server")
   keys = _keys(values.api_keys)
   server = importlib.import_module("sparse_prefix_jax.serving.server.serve")

@@ -63,7 +63,7 @@ def library() -> Any:
   Raises:
     MissingExtraError: matplotlib is not installed.
   """
-  return extras.optional("matplotlib.figure", "plot")
+  return extras.optional("matplotlib.figure", "demo")
 
 
 def _panel(axes: Any, results: Sequence[Result], values: list[float]) -> None:

@@ -206,10 +206,16 @@ def test_commands_and_help(command):
   assert "got place now" in refused(command("place", "now"))
   status, out, _ = command("--help")
   assert status == 0 and "simulate --requests=FILE" in out
-  assert "--warmup_fraction" in out
-  for words in (
-    ["simulate", "--help"],
-    ["place", "--budget=1", "-h"],
-    ["help"],
-  ):
+  assert "COMMAND --help" in out and "--warmup_fraction:" not in out
+  for words in (["help"], ["-h"], ["fly", "--help"]):
     assert command(*words) == (0, out, "")
+
+
+def test_help_of_a_command_has_its_flags_and_no_others(command):
+  status, out, _ = command("simulate", "--help")
+  assert status == 0 and "simulate --requests=FILE" in out
+  assert "--warmup_fraction:" in out and "--api_keys" not in out
+  assert "place --histogram" not in out
+  assert command("help", "simulate") == (0, out, "")
+  status, out, _ = command("place", "--budget=1", "-h")
+  assert status == 0 and "--histogram:" in out and "--capacity" not in out
