@@ -80,7 +80,7 @@ Cell = Callable[[Any, Any, Array], tuple[Any, Any]]
 def packed_scan(
   cell: Cell, pools: Any, xs: Any, chunks: Chunks
 ) -> tuple[Any, Any]:
-  """Restore, scan and capture in one pass: the reference of section 6.
+  """Restore, scan and capture in one pass: what the kernels are held to.
 
   For each chunk in order: the carry is read from its slot (or is zero, or flows
   on), `cell` advances it, and the carry after the chunk is written to its slot.

@@ -172,7 +172,7 @@ def kimi_delta_attention_step(
     q: Queries, scaled by the caller.
     k: Keys.
     v: Values; hv is a multiple of h.
-    log_decay: Log decay a_t <= 0 per channel; -inf resets the state.
+    log_decay: Log decay a_t <= 0 per channel; -inf resets its row of the state.
     beta: Strength of the update, 0 to 1.
     pool: States, donated: the new ones appear in the result.
     read: Slot of the state before the token, or ZERO.

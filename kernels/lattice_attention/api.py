@@ -235,6 +235,9 @@ def lattice_attention_core(
     precision: Precision of the products.
     implementation: What computes the forward pass: a name, a config or None.
 
+  Returns:
+    Outputs [n c h k] in float32. Rows past a chunk's length are unspecified.
+
   Raises:
     ValueError: As `lattice_attention`; or if only one of the pasts is given, or
       they differ in shape, or in dtype from k and v.

@@ -4,15 +4,23 @@ A call on a cache changes host objects and device arrays that must agree. So the
 cache is locked for the length of a call, and signals with a Python handler (a
 KeyboardInterrupt is one of SIGINT's) are noted while it is held and delivered
 at one kind of place: between programs, where host and device agree.
+
+A call moves small arrays between host and device as it goes. Who forbids that
+in his own code (`jax.transfer_guard("disallow")`) does not mean these.
 """
 
+import collections
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import jax
+
+_LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _NUMBERS = tuple(int(number) for number in signal.valid_signals())
 # The C function: its wrapper makes an enumeration member of every answer, which
@@ -99,6 +107,8 @@ class CallLock:
     """Nobody holds it."""
     self._lock = threading.RLock()
     self._signals = HeldSignals()
+    self._owner, self._depth = 0, 0
+    self._later = collections.deque[Callable[[], None]]()
 
   @contextlib.contextmanager
   def held(self) -> Iterator[None]:
@@ -106,10 +116,47 @@ class CallLock:
     with self._signals.hold():
       while not self._lock.acquire(timeout=_POLL_SECONDS):
         self._signals.deliver()
+      self._owner, self._depth = threading.get_ident(), self._depth + 1
       try:
-        yield
+        with (
+          jax.transfer_guard_host_to_device("allow"),
+          jax.transfer_guard_device_to_host("allow"),
+        ):
+          yield
       finally:
-        self._lock.release()
+        self._leave()
+
+  def _leave(self) -> None:
+    """Gives the lock back; the outermost call does first what was put off."""
+    try:
+      while self._depth == 1 and self._later:
+        self._do_later(self._later.popleft())
+    finally:  # A signal may end what was put off.
+      self._depth -= 1
+      if not self._depth:
+        self._owner = 0
+      self._lock.release()
+
+  def _do_later(self, action: Callable[[], None]) -> None:
+    """Runs what was put off; its errors are not those of this call."""
+    try:
+      action()
+    except Exception:
+      _LOG.exception("what was put off to the end of a call failed")
+
+  def when_free(self, action: Callable[[], None]) -> None:
+    """Runs an action now, or at the end of the call that this thread is amid.
+
+    What Python finds unreachable it may finalise anywhere, between the halves
+    of a call too, and the lock would let it in.
+
+    Args:
+      action: A call of its own.
+    """
+    if self._owner == threading.get_ident():
+      self._later.append(action)
+    else:
+      action()
 
   def deliver(self) -> None:
     """Runs the handlers of signals that came meanwhile; they may raise."""

@@ -36,11 +36,7 @@ from sparse_prefix_jax.placement import SHARED, PlacementPolicy
 from sparse_prefix_jax.runtime import programs
 from sparse_prefix_jax.runtime.compiling import check_not_traced
 from sparse_prefix_jax.runtime.plan import Plan, build_plan
-from sparse_prefix_jax.runtime.pools import (
-  allocate,
-  are_lost,
-  copy_sequence,
-)
+from sparse_prefix_jax.runtime.pools import allocate, are_lost, copy_sequence
 from sparse_prefix_jax.runtime.programs import FrozenModel, Step
 from sparse_prefix_jax.runtime.run import head_rows, run_groups
 from sparse_prefix_jax.runtime.segment import Segment
@@ -140,7 +136,8 @@ class PrefixCache:
     )
     self._lock = CallLock()
     self.promises = weakref.WeakSet[Promise]()
-    self._pools: Pools | None = self._fresh_pools()
+    with self._lock.held():
+      self._pools: Pools | None = self._fresh_pools()
     self._mover: ShareMover | None = None
     if state_share is None and len(divided.usable) > 1:
       chooser = ShareChooser(self.store, divided, rule)
@@ -246,10 +243,19 @@ class PrefixCache:
       if sequence in running:
         self.store.drop(sequence, "its call was interrupted or failed")
 
+  def await_move(self) -> None:
+    """Before a call: waits for what a move needs; others may call meanwhile."""
+    if self._mover:
+      self._mover.wait()
+
   def move_if_due(self) -> None:
     """At the beginning of a call: gives states another share, if one is due."""
     if self._mover:
       self._mover.move_if_due()
+
+  def when_free(self, action: Callable[[], None]) -> None:
+    """Runs it now, or at the end of the call that this thread is amid."""
+    self._lock.when_free(action)
 
   def deliver(self) -> None:
     """Runs the handlers of signals that came meanwhile; they may raise."""
@@ -363,12 +369,8 @@ class PrefixCache:
   def _copy(self, copies: Copies) -> None:
     """Copies slots and a page bit by bit."""
     source, target = (np.array(slots, np.int32) for slots in copies.slots)
-    page = copies.page or (0, 0)
-    self.pools = copy_sequence(
-      self.pools,
-      (source, target),
-      (np.int32(page[0]), np.int32(page[1])),
-    )
+    page = tuple(map(np.int32, copies.page or (0, 0)))
+    self.pools = copy_sequence(self.pools, (source, target), page)
 
   def flush(self) -> None:
     """Forgets everything stored; running sequences go on."""

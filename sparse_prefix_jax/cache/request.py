@@ -107,6 +107,54 @@ def check_requests(
   Raises:
     ValueError: Naming the argument, what it was and what is allowed.
   """
+  salt = _checked_salt(salt)
+  if anchors is not None and capture is not None:
+    raise ValueError("anchors and capture were both given; give one of them.")
+  count = _length_of("prompts", prompts)
+  for name, values in (("anchors", anchors), ("capture", capture)):
+    if values is not None and _length_of(name, values) != count:
+      raise ValueError(
+        f"{name} has {len(values)} entries for {count} prompts; it needs one "
+        "per prompt."
+      )
+  name, rows = ("anchors", anchors) if capture is None else ("capture", capture)
+  rows = [None] * count if rows is None else rows
+  return [
+    _checked(
+      limits,
+      (f"prompts[{index}]", prompt),
+      (f"{name}[{index}]", rows[index]),
+      salt,
+      placed=capture is None,
+      index=index,
+    )
+    for index, prompt in enumerate(prompts)
+  ]
+
+
+def check_request(
+  limits: Limits,
+  prompt: Any,
+  anchors: Sequence[int] | None = None,
+  salt: str | bytes = b"",
+) -> Request:
+  """The request of one prompt; messages call it `prompt`.
+
+  Args:
+    limits: Of the model.
+    prompt: Token ids.
+    anchors: Positions, or None.
+    salt: The tenant; a text is its UTF-8.
+
+  Raises:
+    ValueError: As `check_requests`.
+  """
+  named = ("prompt", prompt), ("anchors", anchors)
+  return _checked(limits, *named, _checked_salt(salt))
+
+
+def _checked_salt(salt: Any) -> bytes:
+  """A tenant as bytes."""
   if isinstance(salt, str):
     # A lone surrogate, as of a damaged header, is a tenant too.
     salt = salt.encode(errors="surrogatepass")
@@ -117,19 +165,7 @@ def check_requests(
       f"salt has {len(salt)} bytes; it must have at most {_LONGEST_SALT}, a "
       "digest of something longer."
     )
-  if anchors is not None and capture is not None:
-    raise ValueError("anchors and capture were both given; give one of them.")
-  count = _length_of("prompts", prompts)
-  for name, values in (("anchors", anchors), ("capture", capture)):
-    if values is not None and _length_of(name, values) != count:
-      raise ValueError(
-        f"{name} has {len(values)} entries for {count} prompts; it needs one "
-        "per prompt."
-      )
-  return [
-    _checked(limits, index, prompt, anchors, capture, salt)
-    for index, prompt in enumerate(prompts)
-  ]
+  return salt
 
 
 def _length_of(
@@ -146,27 +182,26 @@ def _length_of(
 
 def _checked(
   limits: Limits,
-  index: int,
-  prompt: Any,
-  anchors: Sequence[Sequence[int]] | None,
-  capture: Sequence[Sequence[int]] | None,
+  prompt: tuple[str, Any],
+  positions: tuple[str, Sequence[int] | None],
   salt: bytes,
+  *,
+  placed: bool = True,
+  index: int = 0,
 ) -> Request:
-  """One request of a batch."""
-  ids = check_tokens(f"prompts[{index}]", prompt, limits)
-  kept: set[int] = set()
-  if capture is not None:
-    name = f"capture[{index}]"
-    kept = set(_positions(name, capture[index], ids.size, limits.chunk))
-  if anchors is not None:
-    name = f"anchors[{index}]"
-    wished = _positions(name, anchors[index], ids.size, 1)
-    kept = {p // limits.chunk * limits.chunk for p in wished} - {0}
+  """One request, of arguments with their names; not placed are captures."""
+  ids = check_tokens(*prompt, limits)
+  name, values = positions
+  wished: tuple[int, ...] = ()
+  if values is not None:
+    step = 1 if placed else limits.chunk
+    wished = _positions(name, values, ids.size, step)
+  kept = {p // limits.chunk * limits.chunk for p in wished} - {0}
   return Request.of_tokens(
     ids,
     limits.chunk,
     anchors=tuple(sorted(kept)),
-    placed=capture is None,
+    placed=placed,
     salt=salt,
     index=index,
   )
@@ -219,7 +254,10 @@ def check_ids(name: str, ids: Any, vocab_size: int) -> np.ndarray:
     )
   # timedelta64 counts as a signed integer in NumPy's hierarchy, hence kinds.
   if tokens.size and tokens.dtype.kind not in "iu":
-    raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
+    # Of integers past 64 bits NumPy makes floats or objects.
+    if not all(type(token) is int for token in ids):
+      raise ValueError(f"{name} has dtype {tokens.dtype}; ids are integers.")
+    tokens = np.array(ids, object)
   tokens = tokens if tokens.size else tokens.astype(np.int32)
   wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
   if wrong.size:

@@ -6,10 +6,11 @@ other bits is never taken again.
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import time
-from collections.abc import Collection
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -34,6 +35,12 @@ _POLL_SECONDS = 0.005
 def _compiler() -> concurrent.futures.ThreadPoolExecutor:
   """One thread for all caches, started when something is to be compiled."""
   return concurrent.futures.ThreadPoolExecutor(1, "compile-ahead")
+
+
+def _compile_all(ahead: Sequence[tuple[FrozenModel, Any]]) -> None:
+  """Compiles the programs of several pools; those that are compiled stay."""
+  for weights, shapes in ahead:
+    compile_ahead(weights, shapes)
 
 
 @runtime_checkable
@@ -71,6 +78,10 @@ class PoolOwner(Protocol):
     """The parameters, as programs take them."""
     ...
 
+  def call(self) -> contextlib.AbstractContextManager[object]:
+    """One call, alone."""
+    ...
+
   def deliver(self) -> None:
     """Runs the handlers of signals that came meanwhile."""
 
@@ -88,31 +99,50 @@ class ShareMover:
     self._cache, self._chooser = cache, chooser
     self._compiled: dict[float, concurrent.futures.Future[None]] = {}
 
+  def wait(self) -> None:
+    """Waits for the programs of a share that is due; nobody is locked out."""
+    chooser = self._chooser
+    if chooser.due == chooser.share:
+      return
+    with self._cache.call():
+      due, compiling = chooser.due, None
+      if due != chooser.share and self._has_room(due):
+        self._compile(due)
+        compiling = self._compiled.get(due)
+    while compiling is not None and not compiling.done():
+      time.sleep(_POLL_SECONDS)
+
   def move_if_due(self) -> None:
-    """Before a call: compiles what is chosen, moves to what is due."""
+    """In a call, at first: compiles what is chosen, moves to what is due."""
     chooser = self._chooser
     for share in {chooser.chosen, chooser.due} - {chooser.share}:
       self._compile(share)
-    if chooser.due != chooser.share and self._keeps_promises(chooser.due):
+    if chooser.due != chooser.share and self._has_room(chooser.due):
       self._move(chooser.due)
 
-  def _keeps_promises(self, share: float) -> bool:
-    """Whether a share has room for every request that was accepted."""
-    _, pages = self._chooser.divided.split(share)
+  def _has_room(self, share: float) -> bool:
+    """Whether a share has room for what runs, a probe, and what is promised."""
+    divided, store = self._chooser.divided, self._cache.store
+    slots, pages = divided.split(share)
+    try:
+      store.check_resize(slots, pages, spare=divided.spare)
+    except CapacityError:
+      return False  # At a later call, perhaps.
     return all(one.most_pages() <= pages for one in self._cache.promises)
 
   def _compile(self, share: float) -> None:
     """Starts to compile the programs of a share, once."""
     if share in self._compiled:
       return
-    slots, pages = self._chooser.divided.split(share)
-    cache = self._cache
+    cache, chooser = self._cache, self._chooser
+    # A probe of today's pools runs programs that no request may have needed.
     # The thread gets shapes: an array would live as long as it compiles.
-    weights, shapes = ahead_shapes(
-      cache.frozen, cache.pools, slots=slots, pages=pages
-    )
+    ahead = [
+      ahead_shapes(cache.frozen, cache.pools, slots=slots, pages=pages)
+      for slots, pages in map(chooser.divided.split, (chooser.share, share))
+    ]
     try:
-      self._compiled[share] = _compiler().submit(compile_ahead, weights, shapes)
+      self._compiled[share] = _compiler().submit(_compile_all, ahead)
     except RuntimeError:  # The interpreter starts no thread any more.
       self._chooser.exclude(share)
 
@@ -124,9 +154,8 @@ class ShareMover:
     """
     chooser, store = self._chooser, self._cache.store
     before = store.index.budget.slots or 0, store.index.budget.pages or 0
-    there, spare = chooser.divided.split(share), chooser.divided.spare
+    there = chooser.divided.split(share)
     try:
-      store.check_resize(*there, spare=spare)  # A probe runs every program.
       bits = self._probe()
       if not self._is_compiled(share):
         return
@@ -143,7 +172,10 @@ class ShareMover:
     chooser.exclude(share)
 
   def _is_compiled(self, share: float) -> bool:
-    """Waits until its programs are; signals are delivered meanwhile."""
+    """Waits, once more, until its programs are; signals are delivered.
+
+    Another call may have made another share due since `wait`.
+    """
     compiling = self._compiled.get(share)
     if compiling is None:
       return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.demo.results import Result
+from sparse_prefix_jax.writable import naming
 
 # Colours that colour-blind people tell apart (Okabe and Ito); marker, size.
 _STYLES = {
@@ -54,7 +55,8 @@ def draw(results: Sequence[Result], path: Path, *, title: str) -> None:
   figure.suptitle(title)
   handles, labels = tokens.get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=9)
-  figure.savefig(path, dpi=150)
+  with naming(path):
+    figure.savefig(path, dpi=150)
 
 
 def library() -> Any:

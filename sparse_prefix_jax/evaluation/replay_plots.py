@@ -10,6 +10,7 @@ from sparse_prefix_jax import extras
 from sparse_prefix_jax.byte_sizes import readable_bytes
 from sparse_prefix_jax.evaluation.report import SimulationReport
 from sparse_prefix_jax.evaluation.stretches import Stretch
+from sparse_prefix_jax.writable import naming
 
 _BINS = 64
 _INK, _DOTS = 1000, (2, 24)  # points^2: of all dots of a column, of one
@@ -126,7 +127,8 @@ def plot_replay(
   held = readable_bytes(int(amount)) if kind == "bytes" else report.capacity
   chosen.set_title(f"{report.trace}, {held}: {_name(report)}")
   Path(path).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
+  with naming(path):
+    figure.savefig(path, dpi=120)
 
 
 def _sums(values: Sequence[int], edges: Sequence[int]) -> np.ndarray:

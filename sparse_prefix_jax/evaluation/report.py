@@ -30,8 +30,9 @@ class SimulationReport:
       overlapping_requests     is not in it: the paper calls these its hits
       state_checkpoints_per_entry     is a mean over requests as they end, while
           `states_per_entry` is one over the entries that are stored now
-      state_checkpoints_peak     is `stored_states` at its highest
-      bytes_peak     is `held_bytes` at its highest
+      state_checkpoints_peak     is `stored_states` at its highest between two
+          requests; within one it may be higher
+      bytes_peak     is `held_bytes` at its highest as a request ends
 
   `stats()` counts the whole life of a cache; this report leaves the warm-up
   out, but of the two peaks and of `state_share`.
@@ -52,9 +53,10 @@ class SimulationReport:
     hits: Requests that resumed from a state.
     overlapping_requests: Requests with at least one reusable token.
     state_checkpoints_per_entry: States kept per request, on average.
-    state_checkpoints_peak: States stored at one time, at most.
-    bytes_peak: Bytes held at one time, at most. This and those that follow,
-      up to `lost_tokens`, are None unless the capacity is in bytes.
+    state_checkpoints_peak: States stored at one time, at most; when that is
+      looked at, `meanings` says for the kind of capacity.
+    bytes_peak: Bytes held as a request ends, at most. This and those that
+      follow, up to `lost_tokens`, are None unless the capacity is in bytes.
     state_bytes: Bytes of one state checkpoint.
     page_bytes: Bytes of the keys and values of one lattice block.
     model: Whose bytes these are, and in which type; None where it is not said.

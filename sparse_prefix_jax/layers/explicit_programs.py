@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float, Int32
 
 from sparse_prefix_jax.kernels.barrier import barrier
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks, Rows
 from sparse_prefix_jax.kernels.lattice_attention import BLOCK_PAGES
+from sparse_prefix_jax.layers.derivative import differentiable_once
 from sparse_prefix_jax.layers.numerics import Numerics, chunks_per_group
 from sparse_prefix_jax.layers.sublayer import BranchPools
 from sparse_prefix_jax.layers.wide_gradients import (
@@ -309,25 +309,13 @@ class _Cell(_Program):
 
 
 def _with_gradient(program: _Scan | _Cell) -> Callable[..., Outputs]:
-  """A program whose both directions are mapped by `vmap`, and differentiate.
-
-  `sequential_vmap` alone has no reverse mode, hence the rule outside of it.
-  """
-
-  @jax.custom_vjp
-  def run(inputs: Inputs, counts: Integers) -> Outputs:
-    return sequential_vmap(program.plain)(inputs, counts)
+  """A program that differentiates, unless its pages are rounded to integers."""
 
   def forward(inputs: Inputs, counts: Integers) -> tuple[Outputs, Any]:
     _check_differentiable(program.numerics)
-    out, kept = sequential_vmap(program.forward)(inputs, counts)
-    return out, (kept, counts)
+    return program.forward(inputs, counts)
 
-  def backward(kept: Any, d: Outputs) -> tuple[Inputs, None]:
-    return sequential_vmap(program.backward)(*kept, d), None
-
-  run.defvjp(forward, backward)
-  return run
+  return differentiable_once(program.plain, forward, program.backward)
 
 
 def _check_differentiable(numerics: Numerics) -> None:

@@ -294,7 +294,7 @@ class Planner:
     Args:
       length: Tokens of the entry.
       features: What `describe` said of it; None for an entry of which only
-        the length is known. Only `conditional` asks.
+        the length is known. `conditional` and placements of your own ask.
 
     Returns:
       Strictly ascending positions in tokens, multiples of the chunk,

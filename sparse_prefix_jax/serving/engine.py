@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -280,8 +281,9 @@ class Engine:
         )
       yield scheduler
     finally:
+      # A stream that nobody can reach may be ended amid a call of another.
       for task in tasks:
-        task.abandon(scheduler)
+        self.cache.when_free(partial(task.abandon, scheduler))
 
   def _close(
     self, scheduler: Scheduler, task: EngineTask, choose: SampleChoice

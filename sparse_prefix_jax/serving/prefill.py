@@ -138,6 +138,7 @@ def prefill(
       "capture was given, but placement no_cache of this cache stores nothing."
     )
   done: list[_Done] = []
+  cache.await_move()
   with cache.call() as mine:
     cache.check_model(model)
     cache.move_if_due()

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -20,12 +20,14 @@ def figures() -> Any:
   return extras.optional("matplotlib.figure", "train")
 
 
-def draw_curve(report: Mapping[str, Any], path: pathlib.Path) -> None:
+def draw_curve(
+  report: Mapping[str, Any], file: pathlib.Path | IO[bytes]
+) -> None:
   """Draws the share of right answers and the length of documents over steps.
 
   Args:
     report: What `train` returns.
-    path: PNG file to write.
+    file: PNG file to write.
 
   Raises:
     MissingExtraError: matplotlib is not installed.
@@ -53,4 +55,4 @@ def draw_curve(report: Mapping[str, Any], path: pathlib.Path) -> None:
     np.unique(tokens), [f"{x:,.0f}" for x in np.unique(tokens)]
   )
   lengths.set_ylabel("tokens of a document", color="#d55e00")
-  figure.savefig(path, dpi=150)
+  figure.savefig(file, format="png", dpi=150)

@@ -35,7 +35,12 @@ from sparse_prefix_jax.workloads.recall.documents import (
 )
 from sparse_prefix_jax.workloads.recall.tokenizer import recall_tokenizer_json
 from sparse_prefix_jax.workloads.recall.vocabulary import VOCAB_SIZE
-from sparse_prefix_jax.writable import writable_folder, write_json_file
+from sparse_prefix_jax.writable import (
+  alone_in,
+  replacing,
+  writable_folder,
+  write_json_file,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 """The trained weights in bfloat16, in the folder of a training; what ships is
@@ -75,7 +80,8 @@ def train(
     tokens of a document, the loss and the share of right answers.
 
   Raises:
-    OSError: The folder cannot be written to; nothing has been computed then.
+    OSError: The folder cannot be written to, or another training is writing to
+      it; nothing has been computed then.
     ValueError: A number is out of its range, the folder holds the checkpoint of
       another training or a damaged one, or a loss or a weight is no longer
       finite; the last checkpoint stays then.
@@ -86,16 +92,26 @@ def train(
   _check(steps, seed, config, stages)
   curve.figures()  # rather told now than after an hour
   folder = writable_folder(pathlib.Path(out))
-  run = Run.of(steps, seed, config, stages)
-  model = HybridDecoder(config, rngs=nnx.Rngs(seed))
+  with alone_in(folder):
+    return _train(folder, Run.of(steps, seed, config, stages), config, stages)
+
+
+def _train(
+  folder: pathlib.Path,
+  run: Run,
+  config: ModelConfig,
+  stages: tuple[RecallShape, ...],
+) -> dict[str, Any]:
+  """Trains in a folder that nobody else writes to."""
+  model = HybridDecoder(config, rngs=nnx.Rngs(run.seed))
   initialize_for_recall(model)
-  state = TrainState(model, make_optimizer(steps).init(model))
+  state = TrainState(model, make_optimizer(run.steps).init(model))
   held = load_checkpoint(folder, run, state, len(stages)) or Checkpoint(
     state, Progress(), np.zeros((0, 3), np.float32)
   )
-  step = make_step(steps)
-  with tqdm(total=steps, initial=held.progress.step, unit="step") as bar:
-    while held.progress.step < steps:
+  step = make_step(run.steps)
+  with tqdm(total=run.steps, initial=held.progress.step, unit="step") as bar:
+    while held.progress.step < run.steps:
       held = _advance(held, step, stages, run)
       bar.set_postfix_str(_told(held, stages), refresh=False)
       bar.update()
@@ -175,11 +191,12 @@ def _finish(folder: pathlib.Path, run: Run, held: Checkpoint) -> dict[str, Any]:
   weights = named_leaves(held.state.model)
   rounded = {name: x.astype(jnp.bfloat16) for name, x in weights.items()}
   save_arrays(folder / WEIGHTS_FILE, rounded)
-  tokenizer = recall_tokenizer_json()
-  (folder / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+  with replacing(folder / TOKENIZER) as file:
+    file.write(recall_tokenizer_json().encode())
   tokens, loss, right = held.history.T.tolist()
   report = {"steps": run.steps, "seed": run.seed}
   report |= {"tokens": tokens, "loss": loss, "right": right}
   write_json_file(folder / "curve.json", report, indent=0)
-  curve.draw_curve(report, folder / "curve.png")
+  with replacing(folder / "curve.png") as file:
+    curve.draw_curve(report, file)
   return report

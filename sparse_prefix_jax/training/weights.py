@@ -6,7 +6,6 @@ and renamed into it. They hold a checksum, so that a bit that a disk has turned
 is noticed.
 """
 
-import contextlib
 import hashlib
 import math
 import os
@@ -26,6 +25,7 @@ from sparse_prefix_jax.models.checkpoint.header import (
 )
 from sparse_prefix_jax.models.checkpoint.values import read_tensor
 from sparse_prefix_jax.models.families.fields import shown
+from sparse_prefix_jax.writable import replacing
 
 _TYPES = {
   "F64": np.float64,
@@ -46,13 +46,29 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   Args:
     tree: Containers, modules, named tuples.
 
+  Raises:
+    ValueError: If two leaves have one name, as those of `{"a": {"b": 1}}` and
+      `{"a.b": 1}` have: one of them would be lost.
+
   Example:
     >>> named_leaves({"a": [1, 2]})
     {'a.0': 1, 'a.1': 2}
   """
-  paths = jax.tree_util.tree_leaves_with_path(tree)
-  name = jax.tree_util.keystr
-  return {name(path, simple=True, separator="."): leaf for path, leaf in paths}
+  named: dict[str, Any] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = _name(path)
+    if name in named:
+      raise ValueError(
+        f"two leaves are called {name!r}; keys with dots make names like that "
+        "of others."
+      )
+    named[name] = leaf
+  return named
+
+
+def _name(path: Any) -> str:
+  """What a leaf is called in a file."""
+  return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def save_arrays(
@@ -73,18 +89,8 @@ def save_arrays(
   path = path_of("path", path)
   check_class("arrays", arrays, Mapping, "names and arrays")
   held = {name: _written(name, array) for name, array in arrays.items()}
-  beside = path.with_name(f".{path.name}.part")
-  try:
-    with beside.open("wb") as file:
-      file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
-      file.flush()
-      os.fsync(file.fileno())
-    beside.replace(path)
-  except OSError as error:
-    # A full disk is noticed at the write, which does not know the name.
-    with contextlib.suppress(OSError):
-      beside.unlink(missing_ok=True)
-    raise OSError(error.errno, error.strerror, str(path)) from None
+  with replacing(path) as file:
+    file.write(library.save(held, {_CHECKSUM: _checksum(held)}))
 
 
 def _written(name: Any, array: Any) -> np.ndarray:
@@ -147,8 +153,7 @@ def filled(tree: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
   """
 
   def leaf(path: Any, like: Any) -> Any:
-    name = jax.tree_util.keystr(path, simple=True, separator=".")
-    return jnp.asarray(array_like(like, arrays, name, where))
+    return jnp.asarray(array_like(like, arrays, _name(path), where))
 
   return jax.tree_util.tree_map_with_path(leaf, tree)
 
@@ -165,8 +170,11 @@ def array_like(
     where: What a sentence calls their file.
 
   Raises:
-    ValueError: If it is missing, or has another shape or type.
+    ValueError: If it is missing, or has another shape or type, or `like` has
+      none.
   """
+  if not hasattr(like, "dtype"):
+    raise ValueError(f"{name} is {brief(like)}; it must be an array.")
   found, form = arrays.get(name), (like.shape, like.dtype.name)
   if found is None or (found.shape, found.dtype.name) != form:
     held = "nothing" if found is None else f"{found.dtype}{found.shape}"

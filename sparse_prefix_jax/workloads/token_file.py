@@ -19,6 +19,7 @@ from sparse_prefix_jax.workloads.request import (
   common_prefix,
   token_trace,
 )
+from sparse_prefix_jax.writable import naming
 
 _FIELDS = ("group", "n_tokens", "common_with_prev", "tail")
 _ANSWER = "n_answer"
@@ -171,5 +172,5 @@ def save_token_file(path: str | Path, trace: Trace) -> None:
   arrays = {name: np.array(column) for name, column in columns.items()}
   arrays["tail"] = np.concatenate(tails)
   # NumPy would add .npz to a name that has another suffix.
-  with path.open("wb") as file:
+  with naming(path), path.open("wb") as file:
     np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.cache.request import Limits, Request, check_requests
+from sparse_prefix_jax.cache.request import (
+  Limits,
+  Request,
+  check_request,
+  check_requests,
+)
 
 CHUNK = 4
 
@@ -41,6 +46,28 @@ def test_a_salt_of_text_is_its_utf8(salt):
   encoded = salt.encode(errors="surrogatepass")
   (same,) = check_requests(limits, [[1]], salt=encoded)
   assert text.salt == same.salt == encoded
+
+
+@pytest.mark.parametrize("far", [9, -1, 2**31, 2**63, 10**30])
+def test_ids_far_outside_of_the_vocabulary_are_named(far):
+  """NumPy makes floats or objects of them."""
+  limits = Limits(vocab_size=9, max_length=9, chunk=4)
+  sentence = rf"^prompt holds id {far}; the vocabulary is 0 to 8\.$"
+  with pytest.raises(ValueError, match=sentence):
+    check_request(limits, [1, far])
+
+
+def test_what_is_wrong_is_called_as_it_was_given():
+  """One prompt is `prompt`; one of several has its number."""
+  limits = Limits(vocab_size=9, max_length=2, chunk=4)
+  with pytest.raises(ValueError, match=r"^prompt has 3 tokens"):
+    check_request(limits, [1, 2, 3])
+  with pytest.raises(ValueError, match=r"^anchors holds 7;"):
+    check_request(limits, [1], [7])
+  with pytest.raises(ValueError, match=r"^prompts\[1\] has 3 tokens"):
+    check_requests(limits, [[1], [1, 2, 3]])
+  with pytest.raises(ValueError, match=r"^anchors\[1\] holds 7;"):
+    check_requests(limits, [[1], [1]], [[], [7]])
 
 
 def test_a_long_salt_is_measured_in_bytes():

@@ -1,6 +1,7 @@
 """Another share for states: same bits, same entries, and failures survived."""
 
 import gc
+import threading
 
 import jax
 import numpy as np
@@ -83,6 +84,22 @@ def test_programs_are_compiled_before_they_are_needed():
   before = [program._cache_size() for program in compiled]
   check(cache, running)
   assert [program._cache_size() for program in compiled] == before
+
+
+def test_what_a_probe_of_today_runs_is_compiled_ahead_too(monkeypatch):
+  """No request may have needed it, and the call that moves would compile it."""
+  cache, _ = lived_in()
+  compiled = []
+
+  def noted(_, shapes):
+    compiled.append({leaf.shape[0] for leaf in jax.tree.leaves(shapes)})
+
+  monkeypatch.setattr(share_mover, "compile_ahead", noted)
+  divided = cache.store.chooser.divided
+  cache.store.chooser.chosen = 0.3
+  cache.move_if_due()
+  cache._mover._compiled[0.3].result()
+  assert compiled == [{*divided.split(share)} for share in (0.4, 0.3)]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
@@ -269,6 +286,34 @@ def test_what_does_not_compile_is_left_for_good(error):
   assert cache.store.chooser.due == cache.store.chooser.share == 0.4
   cache.move_if_due()
   check(cache, running)
+
+
+def test_who_waits_for_a_compilation_locks_nobody_out():
+  """The call that would move waits for it, and no other call does."""
+  cache, running = lived_in()
+  begun, others_were_served = threading.Event(), threading.Event()
+  in_time = []
+
+  def slow(*_):
+    begun.set()
+    in_time.append(others_were_served.wait(10))
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(share_mover, "compile_ahead", slow)
+    due(cache, 0.5)
+    prompt = random_tokens(70, 0)
+    call = threading.Thread(
+      target=prefill, args=(small_model(), cache, [prompt])
+    )
+    call.start()
+    assert begun.wait(10)
+    check(cache, running, entries=0)
+    assert cache.store.chooser.moves == 0
+    others_were_served.set()
+    call.join()
+  assert all(in_time)
+  assert (cache.store.chooser.share, len(cache.sequences)) == (0.5, 1)
+  cache.audit()
 
 
 def test_moves_go_on_after_other_weights():

@@ -209,3 +209,25 @@ def test_a_longer_document_keeps_no_pages_per_group():
   activations, state = 4 * C * 64 * 4, 4 * (4 * 32 * 32 + 3 * 256)
   pages = sum(leaf.nbytes for leaf in jax.tree.leaves(carry.pages))
   assert a_group <= 8 * activations + 2 * state < pages / 4
+
+
+def test_a_second_derivative_is_refused_in_one_sentence():
+  """JAX told of linearizations, or of a loop over nothing."""
+  model = small_model()
+  carry, tokens = model.initialize_carry(1, CAPACITY), jnp.ones((1, C), int)
+
+  def scanned(slots):
+    return (model.scan(carry._replace(slots=slots), tokens).y ** 2).sum()
+
+  def stepped(slots):
+    _, y = model.cell(carry._replace(slots=slots), tokens[:, 0])
+    return (y**2).sum()
+
+  def again(slots):
+    return sum(x.sum() for x in jax.tree.leaves(jax.grad(scanned)(slots)))
+
+  refused = pytest.raises(ValueError, match="differentiate once, in reverse")
+  with refused:
+    jax.eval_shape(jax.grad(again), carry.slots)
+  with refused:
+    jax.eval_shape(jax.hessian(stepped), carry.slots)

@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
   "runtime": {"models", "layers", "kernels", "runtime.segment", "byte_sizes"}
   | {"kinds"},
   "placement": {"kinds", "whole_numbers"},
-  "workloads": {"byte_sizes", "extras", "kinds", "whole_numbers"},
+  "workloads": {"byte_sizes", "extras", "kinds", "whole_numbers", "writable"},
   # Losses and steps over `scan`; no cache, no pools.
   "training": {"models", "layers", "workloads", "extras", "writable"}
   | {"kernels", "kinds", "whole_numbers"},

@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import pathlib
+import re
+import shutil
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,12 +21,14 @@ from sparse_prefix_jax import HybridDecoder
 from sparse_prefix_jax.training import curve, job
 from sparse_prefix_jax.training.checkpoint import CHECKPOINT_FILE
 from sparse_prefix_jax.training.weights import (
+  filled,
   load_arrays,
   load_weights,
   named_leaves,
   save_arrays,
 )
 from sparse_prefix_jax.workloads.recall.documents import RecallShape
+from sparse_prefix_jax.writable import alone_in
 from tests.training import models
 
 STEPS = 5
@@ -248,3 +253,41 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
   with pytest.raises(OSError, match=r"full: .*a\.safetensors"):
     save_arrays(path, {"a": np.ones(3)})
   assert [*tmp_path.iterdir()] == [path] and path.read_bytes() == before
+
+
+def test_a_full_disk_is_told_by_the_name_of_any_file(
+  ran: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """And what was there is whole: words and curve were cut, without a name."""
+  folder = shutil.copytree(ran[0], tmp_path / "out")
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  full, fsync = OSError(errno.ENOSPC, "full"), os.fsync
+  files = CHECKPOINT_FILE, job.WEIGHTS_FILE, job.TOKENIZER, "curve.png"
+  for written, name in enumerate(files):
+    outcomes = [*[mock.DEFAULT] * written, full]
+    sync = mock.Mock(side_effect=outcomes, wraps=fsync)
+    with monkeypatch.context() as patch:
+      patch.setattr("os.fsync", sync)
+      with pytest.raises(OSError, match=f"full: .*{re.escape(name)}'"):
+        train(folder)
+    assert sync.call_count == written + 1
+    held = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert held == before
+
+
+def test_two_trainings_do_not_share_a_folder(ran: Any) -> None:
+  """They wrote the same files: one of the two ended in the middle."""
+  with (
+    alone_in(ran[0]),
+    pytest.raises(OSError, match=r"out is .*, which another process writes"),
+  ):
+    train(ran[0])
+  assert train(ran[0]) == ran[1]
+
+
+def test_leaves_of_one_name_are_refused() -> None:
+  """One of the two would be lost, and both be read as the other."""
+  with pytest.raises(ValueError, match=r"two leaves are called 'a\.b'; keys"):
+    named_leaves({"a": {"b": np.ones(1)}, "a.b": np.zeros(1)})
+  with pytest.raises(ValueError, match=r"a is 1\.0; it must be an array"):
+    filled({"a": 1.0}, {"a": np.ones(())}, "file")

@@ -331,7 +331,7 @@ class Adaptive:
   def remembered_bytes(self) -> int:
     """Bytes of host memory that all of it takes.
 
-    Beside what `memory_bytes` bounds these are 3.8 MiB of hazards, and rows for
+    Beside what `memory_bytes` bounds these are 6.1 MiB of hazards, and rows for
     up to a quarter more candidates.
     """
     return self._learner.bytes

@@ -7,7 +7,7 @@ exactly this far) over *exposure* (how many requests candidates have waited at
 that age). Who waits still, counts as well: its exposure is censored, not over,
 and leaving it out would make every prefix look as if it were asked for soon.
 
-Candidates are alike within a cell (`cells`). Cells nest in five levels, and a
+Candidates are alike within a cell (`cells`). Cells nest in six levels, and a
 cell of which little is known leans on the one above it:
 
     hazard = (events + s) / (exposure + s / hazard of the level above),  s = 1
@@ -183,7 +183,7 @@ def _shrunk(
   exposure = exposure.reshape(events.shape)
   rates = _FIRST_GUESS
   for level in range(len(SHAPE)):
-    # All; kind and passes; turn; gap; depth: the finer facts are summed away.
+    # All; kind, passes; passed; turn; gap; depth: finer facts are summed away.
     known = 0 if level == 0 else level + 1
     finer = tuple(range(known, len(SHAPE)))
     above = rates if level < 2 else rates[..., None, :]

@@ -88,7 +88,7 @@ class Learner:
     gaps = np.where(gaps < 0, newest, 0.5 * gaps + 0.5 * newest)
     table.gap[rows] = gaps
     table.passes[rows] += 1
-    table.last[rows] = step
+    table.last[rows], table.length[rows] = step, len(way.keys)
     kinds = table.kind[rows]
     self._classify(rows)
     self.want(step, rows)
@@ -186,6 +186,7 @@ class Learner:
     table.cell[rows] = cells_of(
       table.kind[rows],
       table.passes[rows],
+      table.length[rows] > table.depth[rows],
       table.turn[rows],
       table.gap[rows],
       table.depth[rows] * self._block,

@@ -46,7 +46,7 @@ class Table:
     events: How many of them went exactly as far.
     expected: How many were expected to, by its hazards.
     last: Step of its last visit, or of its proposal.
-    cell: Its cell, by the five facts.
+    cell: Its cell, by the six facts.
     cost: What prefilling up to it costs.
     held: Whether a state is held, or virtually, there.
     busy: How many of its children are held, or have somebody held below.

@@ -10,7 +10,7 @@ from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.request import (
   Request,
   check_ids,
-  check_requests,
+  check_request,
 )
 from sparse_prefix_jax.kinds import check_flag
 from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
@@ -77,9 +77,7 @@ class Asked:
         answer are longer than the model takes.
       CapacityError: If they do not fit, even alone.
     """
-    (request,) = check_requests(
-      cache.limits, [prompt], [self.anchors], salt=self.salt
-    )
+    request = check_request(cache.limits, prompt, self.anchors, self.salt)
     # The last id is told and never computed with.
     longest = request.length + self.max_tokens - 1
     if longest > cache.limits.max_length:

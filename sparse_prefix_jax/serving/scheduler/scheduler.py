@@ -108,21 +108,21 @@ class Scheduler:
       swap_bytes = parse_bytes(swap_capacity, name="swap_capacity", least=0)
     check_flag("overlap", overlap)
     self._cache, self._seats, self._most = cache, seats, waiting
-    self._sampler = (
-      DeviceSampler(cache.config, seats) if sampler is None else sampler
-    )
-    if not isinstance(self._sampler, Sampler):
-      raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
-    self._stepper = Stepper(
-      self._watched,
-      cache,
-      self._sampler,
-      seats=seats,
-      chunks=budget // cache.store.chunk,
-      swap_bytes=swap_bytes,
-      overlap=overlap,
-    )
-    self._submitted = 0
+    with cache.call():  # Places for ids are made on the device.
+      if sampler is None:
+        sampler = DeviceSampler(cache.config, seats)
+      if not isinstance(sampler, Sampler):
+        raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
+      self._stepper = Stepper(
+        self._watched,
+        cache,
+        sampler,
+        seats=seats,
+        chunks=budget // cache.store.chunk,
+        swap_bytes=swap_bytes,
+        overlap=overlap,
+      )
+    self._sampler, self._submitted = sampler, 0
 
   @property
   def steps(self) -> int:
@@ -271,9 +271,7 @@ class Scheduler:
     while True:
       with self._call():
         if not self.idle or self._stepper.lives:
-          raise ValueError(
-            "requests run or wait; a scheduler is warmed up before."
-          )
+          raise ValueError("requests run or wait; warm a scheduler up before.")
         stage = next(stages, None)
       if stage is None:
         return
@@ -366,6 +364,7 @@ class Scheduler:
         nobody. Events that were not returned are those of the next step.
     """
     events: tuple[Event, ...] = ()
+    self._cache.await_move()
     try:
       with self._call():
         self._stepper.run()

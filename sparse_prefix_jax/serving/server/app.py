@@ -176,9 +176,9 @@ class _Routes:
   async def health(self, request: Request) -> Response:
     """Whether it serves."""
     del request
-    trouble = self._service.trouble
-    if trouble is not None:
-      raise Refused(503, trouble)
+    refusal = await self._service.refusal()
+    if refusal is not None:
+      raise Refused(503, refusal)
     return JSONResponse({"status": "ok"})
 
   async def metrics(self, request: Request) -> Response:

@@ -17,7 +17,7 @@ import numpy as np
 from sparse_prefix_jax.cache.identity import OtherWeightsError
 from sparse_prefix_jax.cache.index import CapacityError
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
-from sparse_prefix_jax.cache.request import check_requests
+from sparse_prefix_jax.cache.request import check_request, check_tokens
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.answers import GrowingAnswer
 from sparse_prefix_jax.serving.sampling import Sampling
@@ -28,6 +28,7 @@ from sparse_prefix_jax.serving.scheduler import (
   RequestHandle,
   Scheduler,
 )
+from sparse_prefix_jax.serving.scheduler.watched_model import WatchedModel
 from sparse_prefix_jax.serving.server.calls import (
   AskedPrompt,
   Call,
@@ -74,6 +75,8 @@ class Service:
     """Answers nobody until `start`."""
     self.model, self.cache, self.tokenizer = model, cache, tokenizer
     self._scheduler, self._compiling = scheduler, compiling
+    # Not the scheduler's: other threads look at this one.
+    self._watched = WatchedModel(model, cache)
     self._ready = ready
     self._end_ids = tokenizer.end_ids | set(model.config.end_ids)
     self._inbox = Inbox()
@@ -82,10 +85,15 @@ class Service:
     self._thread: threading.Thread | None = None
     self._trouble: str | None = "the server is starting."
 
-  @property
-  def trouble(self) -> str | None:
-    """Why it answers nobody: it starts, or has ended; None where it serves."""
-    return self._trouble
+  async def refusal(self) -> str | None:
+    """Why a call would be refused now, whatever it asks; None where it serves.
+
+    Weights that have changed are found before a call meets them.
+    """
+    if self._trouble is not None:
+      return self._trouble
+    wrong = await asyncio.to_thread(self._watched.refusal)
+    return None if wrong is None else OTHER_WEIGHTS
 
   def start(self) -> None:
     """Begins to step, for the first time or after it had stopped.
@@ -183,7 +191,7 @@ class Service:
 
     def look() -> dict[str, Any]:
       with self.cache.call():
-        (request,) = check_requests(self.cache.limits, [ids], salt=salt)
+        request = check_request(self.cache.limits, ids, salt=salt)
         match, chunk = self.cache.store.match(request), self.cache.store.chunk
       return {
         "prompt_tokens": request.length,
@@ -299,29 +307,25 @@ class Service:
 
   def _prompts(self, call: Call) -> list[_PromptIds]:
     """The prompts of a call as ids, and their anchors."""
-    return [self._prompt(prompt) for prompt in call.prompts]
+    if len(call.prompts) == 1:
+      return [self._prompt(call.prompts[0])]
+    return [
+      self._prompt(prompt, f"prompt[{i}]")
+      for i, prompt in enumerate(call.prompts)
+    ]
 
-  def _prompt(self, prompt: AskedPrompt) -> _PromptIds:
+  def _prompt(self, prompt: AskedPrompt, name: str = "prompt") -> _PromptIds:
     """A prompt as ids, and its anchors."""
+    ids: Any = prompt
+    anchors: tuple[int, ...] = ()
     if isinstance(prompt, str):
       ids = self.tokenizer.encode(prompt)
-      if not ids.size:
-        raise ValueError("prompt is empty; it must have at least one token.")
-      return ids, ()
-    if isinstance(prompt, Conversation):
+    elif isinstance(prompt, Conversation):
       ids, anchors = self.tokenizer.encode_chat(
         prompt.messages, **prompt.variables
       )
-      if not ids.size:
-        raise ValueError("messages make no token; a prompt has at least one.")
-      return ids, anchors
-    size = self.model.config.vocab_size
-    wrong = [x for x in prompt if not 0 <= x < size]
-    if wrong:
-      raise ValueError(
-        f"prompt holds id {wrong[0]}; the vocabulary is 0 to {size - 1}."
-      )
-    return np.array(prompt, np.int32), ()
+      name = "the text of messages"
+    return check_tokens(name, ids, self.cache.limits), anchors
 
   def _cancel(self, handles: Sequence[RequestHandle]) -> None:
     """Ends what still runs; what was told of it stays stored."""

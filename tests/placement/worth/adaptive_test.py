@@ -35,6 +35,26 @@ def test_decides_as_the_specification_does(stream, slots):
     assert held == plain.held, step
 
 
+def with_the_last_ends(prompts, slots):
+  """Blocks that are spared where the ends of the last prompts are held."""
+  held, spared = {}, 0
+  for keys in prompts:
+    ends = (k for k in range(len(keys), 0, -1) if keys[:k] in held)
+    spared += next(ends, 0)
+    held.pop(keys, None)
+    held[keys] = None
+    if len(held) > slots:
+      del held[next(iter(held))]
+  return spared
+
+
+def test_a_turn_that_was_gone_on_from_is_not_one_that_is_asked_again():
+  """What was regenerated will be so no more once the talk has gone on."""
+  prompts, policy = streams.regenerated(1), Adaptive(block=512)
+  spared = sum(served(policy, keys, 12)[0].resumed for keys in prompts)
+  assert spared > 1.05 * with_the_last_ends(prompts, 12)
+
+
 def test_two_policies_with_the_same_calls_decide_alike():
   def decisions():
     policy = Adaptive(block=64)

@@ -49,10 +49,11 @@ def test_cells_of_candidates():
   passes, turn = random.integers(0, 11, (2, size))
   gap = random.choice([-1.0, 0.0, 1.5, 2.0, 4.0, 5.5, 6.0, 8.0, 12.0], size)
   depth = random.choice([1, 2, 3, 4, 15, 16, 17, 63, 64, 65], size)
-  cells = cells_of(kind, passes, turn, gap, depth * 512)
+  beyond = random.random(size) < 0.5
+  cells = cells_of(kind, passes, beyond, turn, gap, depth * 512)
   for i in range(size):
     node = reference.Node("x" * depth[i], kind[i], turn[i], gap[i], 0)
-    node.passes = passes[i]
+    node.passes, node.beyond = passes[i], beyond[i]
     assert np.unravel_index(cells[i], SHAPE) == node.cell(512)
   assert cells.max() < CELLS
 

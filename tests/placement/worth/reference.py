@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-BINS, SHAPE = 30, (6, 5, 5, 6, 4)
+BINS, SHAPE = 30, (5, 5, 2, 5, 6, 4)
 
 
 def edges():
@@ -41,12 +41,13 @@ class Node:
   def __init__(self, prefix, kind, turn, gap, now):
     self.prefix, self.kind, self.turn, self.gap = prefix, kind, turn, gap
     self.passes, self.events, self.expected, self.last = 0, 0, 0.0, now
-    self.demand = np.zeros(14)
+    self.demand, self.beyond = np.zeros(14), False
 
   def cell(self, block):
     return (
-      self.kind,
+      self.kind - 1,
       bucket(self.passes, (1, 2, 4, 8)),
+      int(self.kind == 1 and self.beyond),
       bucket(self.turn, (1, 2, 4, 8)),
       0 if self.gap < 0 else 1 + bucket(self.gap, (2, 4, 6, 8)),
       bucket(len(self.prefix) * block, (2048, 8192, 32768)),
@@ -54,17 +55,17 @@ class Node:
 
 
 class Rates:
-  """Events and exposure of five levels, and hazards."""
+  """Events and exposure of six levels, and hazards."""
 
   def __init__(self):
-    shapes = [(), SHAPE[:2], SHAPE[:3], SHAPE[:4], SHAPE]
+    shapes = [(), *(SHAPE[:known] for known in range(2, 7))]
     self.events = [np.zeros((*shape, BINS)) for shape in shapes]
     self.exposure = [np.zeros((*shape, BINS)) for shape in shapes]
     self.fit([])
 
   @staticmethod
   def levels(cell):
-    return [(), cell[:2], cell[:3], cell[:4], cell]
+    return [(), *(cell[:known] for known in range(2, 7))]
 
   def expose(self, cell, age):
     for level, where in enumerate(self.levels(cell)):
@@ -80,7 +81,7 @@ class Rates:
       for level, where in enumerate(self.levels(cell)):
         exposure[level][where] += exposure_of(age)
     above = 0.02 / (EDGES[:-1] + 2)
-    for level in range(5):
+    for level in range(6):
       above = np.broadcast_to(
         above if level < 2 else above[..., None, :], exposure[level].shape
       )
@@ -136,7 +137,7 @@ class Policy:
     path = [tuple(keys[:k]) for k in range(1, len(keys) + 1)]
     matched = sum(prefix in self.numbers for prefix in path)
     resumed = max((len(p) for p in path[:matched] if p in self.held), default=0)
-    turn, gap = self.visit(path[:matched])
+    turn, gap = self.visit(path[:matched], len(path))
     if matched:
       self.counts *= 0.998
       offset = self.length_through[path[matched - 1]] - matched
@@ -150,7 +151,7 @@ class Policy:
       self.held.remove(self.worst())
     return resumed
 
-  def visit(self, known):
+  def visit(self, known, length):
     turn, gap, first = 0, -1.0, True
     for prefix in reversed(known):
       node = self.nodes.get(prefix)
@@ -168,7 +169,7 @@ class Policy:
       first = False
       turn += node.kind == 1
       node.passes += 1
-      node.last = self.step
+      node.last, node.beyond = self.step, length > len(prefix)
       self.want(node)
     return turn, gap
 

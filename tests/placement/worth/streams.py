@@ -29,3 +29,17 @@ def letters(seed, requests=90):
   random = np.random.default_rng(seed)
   sizes = random.integers(0, 12, requests)
   return [tuple(random.integers(0, 2, size).tolist()) for size in sizes]
+
+
+def regenerated(seed, requests=600):
+  """Conversations of which turns are asked again at once, and then gone on."""
+  random = np.random.default_rng(seed)
+  fresh, talks, prompts = iter(range(10**6)), [[] for _ in range(24)], []
+  while len(prompts) < requests:
+    talk = talks[random.integers(len(talks))]
+    if len(talk) > 40:
+      talk.clear()
+    talk += [next(fresh) for _ in range(random.integers(2, 6))]
+    again = random.integers(2, 9) if random.random() < 0.2 else 0
+    prompts += [tuple(talk)] * (1 + again)
+  return prompts

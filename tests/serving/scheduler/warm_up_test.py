@@ -64,12 +64,12 @@ def test_who_begins_to_serve_is_not_warmed_up_further():
   stages = scheduler.warm_up()
   next(stages)
   submit(scheduler, SHORT)
-  with pytest.raises(ValueError, match="warmed up before"):
+  with pytest.raises(ValueError, match="warm a scheduler up"):
     next(stages)
 
 
 def test_who_serves_is_not_warmed_up():
   scheduler = new_scheduler(new_cache())
   submit(scheduler, SHORT)
-  with pytest.raises(ValueError, match="warmed up before"):
+  with pytest.raises(ValueError, match="warm a scheduler up"):
     next(scheduler.warm_up())

@@ -87,7 +87,7 @@ def test_a_chat_goes_on_from_what_it_was(server):
   assert "".join(pieces) == second.choices[0].message.content
   empty = json.dumps({"messages": [{"role": "user", "content": ""}]}).encode()
   _, content = server.send("POST", "/v1/chat/completions", empty)
-  assert "messages make no token; a prompt has at least one." in content
+  assert "the text of messages is empty; a prompt has at least one" in content
 
 
 def test_a_stop_string_ends_an_answer_before_it(server):
@@ -138,13 +138,14 @@ def test_who_hangs_up_ends_the_answer(server):
     (b"[]", "the body is an array; it must be an object."),
     (b'{"prompt": 7}', "prompt is 7; it must be a text"),
     (b'{"prompt": [123456]}', "prompt holds id 123456; the vocabulary is 0"),
+    (b'{"prompt": ["a", ""]}', "prompt[1] is empty; a prompt has at least"),
     (b'{"prompt": "a", "model": "x"}', "model is 'x'; the only one here is"),
     (
       json.dumps({"prompt": "Anna " * 20_000}).encode(),
-      "has 20001 tokens; max_length of the model's",
+      "prompt has 20001 tokens; max_length of the model's",
     ),
     (b'{"prompt": "a", "max_tokens": 100000}', "max_length"),
-    (b'{"prompt": ""}', "prompt is empty; it must have at least one token."),
+    (b'{"prompt": ""}', "prompt is empty; a prompt has at least one token."),
   ],
 )
 def test_what_cannot_be_meant_is_told_in_a_sentence(server, body, sentence):

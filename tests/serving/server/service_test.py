@@ -176,11 +176,16 @@ def test_other_weights_end_what_runs_and_the_service_goes_on(
       patch.setattr(tokenizer, "is_silent", change)
       begun = client.post(COMPLETIONS, json=PROMPT | {"max_tokens": 50})
     refused = client.post(COMPLETIONS, json=PROMPT)
-    assert (begun.status_code, refused.status_code) == (500, 503)
-    for reply in (begun, refused):
+    health = client.get("/health")
+    replies = begun, refused, health
+    assert [reply.status_code for reply in replies] == [500, 503, 503]
+    for reply in replies:
       assert reply.json()["error"]["message"] == OTHER_WEIGHTS
     cache.replace_weights(model)
+    assert client.get("/health").status_code == 200
     text_of(client)
+    weight[...] = weight[...] + 1
+    assert client.get("/health").status_code == 503
   assert cache.sequences == ()
 
 
@@ -263,7 +268,8 @@ def test_an_end_does_not_wait_for_what_would_be_compiled(model):
   )
   service.start()
   service.stop()
-  assert len(stages) <= 1 and service.trouble == "the server has ended."
+  assert len(stages) <= 1
+  assert asyncio.run(service.refusal()) == "the server has ended."
 
 
 def test_what_was_never_started_can_be_stopped(service):
