@@ -48,7 +48,7 @@ def test_tenants_and_changes():
   ((row,)) = policy_table.tenants([4])
   assert len(row["tokens_saved"]) == 2
   assert min(row["tokens_saved"]) >= 0.9 * max(row["tokens_saved"])
-  rows = policy_table.changes([4], before=300, after=200)
+  rows = policy_table.changes([4], before=1000, after=500)
   assert [row["first"] for row in rows] == ["documents", "conversations"]
   assert all(row["of_a_fresh_start"] > 0.9 for row in rows)
 
