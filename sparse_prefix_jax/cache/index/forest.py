@@ -129,8 +129,13 @@ class Forest:
     freed: list[int] = []
     bare: list[Hashable] = []
     # A long way may end here: what is counted is counted once for all of it.
-    while node.parent is not None and not node.needs_page:
-      parent = node.parent
+    chain, needed_to = None, 0
+    while (parent := node.parent) is not None:
+      if node.chain is not chain:
+        chain = node.chain
+        needed_to = chain.depth + chain.needed if chain else 0
+      if node.depth < needed_to:
+        break
       if node.page >= 0:
         freed.append(node.page)
         bare.append(node.key)

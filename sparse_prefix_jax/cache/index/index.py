@@ -351,8 +351,9 @@ class PrefixIndex(IndexView):
     del entry.node.ends[entry.tail]
     entry.node.drop_edge(entry.tail)
     for node in entry.node.upwards():
-      if node.latest is entry:
-        node.latest = None
+      if node.latest is not entry:
+        break  # A later one goes through it, and so through all those above.
+      node.latest = None
     self._forest.settle(entry.node)
 
   def _bound_memory(self) -> None:

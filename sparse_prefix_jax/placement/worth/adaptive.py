@@ -18,17 +18,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import flow
 from sparse_prefix_jax.placement.worth.cells import Kind
 from sparse_prefix_jax.placement.worth.learning import Learner
-from sparse_prefix_jax.placement.worth.leaving import (
-  Freed,
-  Leaving,
-  release_least,
-)
-from sparse_prefix_jax.placement.worth.pages import blocks_freed
+from sparse_prefix_jax.placement.worth.leaving import ALIKE, Freed, Leaving
 from sparse_prefix_jax.placement.worth.proposals import proposals
 from sparse_prefix_jax.placement.worth.table import ROOT
 from sparse_prefix_jax.placement.worth.tree import Keys, Way
@@ -102,6 +96,7 @@ class Adaptive:
     self._learner = Learner(block, tokens, memory_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
     self._step = self._caught_up = 0
+    self._leaving: Leaving | None = None
 
   def observe(self, keys: Keys) -> Visit:
     """Learns from a prompt how often prefixes are asked for again.
@@ -135,6 +130,7 @@ class Adaptive:
     are fitted. Whoever has time between two prompts calls this then: `observe`
     has nothing left to do. The number of the prompt decides, never a clock.
     """
+    self._settle()
     if self._caught_up <= self._step:
       self._caught_up = self._step + 1
       self._learner.catch_up(self._step)
@@ -164,6 +160,7 @@ class Adaptive:
     Raises:
       ValueError: If an anchor does not lie within the prompt.
     """
+    self._settle()
     way, table = visit.way, self._table
     for depth in anchors:
       if not 0 < depth <= len(way.keys):
@@ -220,6 +217,7 @@ class Adaptive:
     >>> policy.depth_of(policy.extend("abcd"))
     4
     """
+    self._settle()
     way, step = self._tree.walk(keys), self._step - 1
     length = len(way.keys)
     if not length:
@@ -254,6 +252,7 @@ class Adaptive:
     Raises:
       ValueError: If one has a state, is no candidate, or comes twice.
     """
+    self._settle()
     for row in rows:
       if not self._is_candidate(row) or self._table.held[row]:
         raise ValueError(f"row {row} is no candidate without a state")
@@ -264,54 +263,65 @@ class Adaptive:
       self.held_count += len(rows)
 
   def choose(
-    self, *, pinned: Collection[int] = (), freed: Freed | None = None
+    self, *, pinned: Collection[int] = (), freed: Freed = ALIKE
   ) -> int:
     """Names the held state that is worth least per unit that it takes.
 
     Args:
       pinned: Rows that must stay.
-      freed: What evicting each of some held rows would free, positive; None
-        where every state frees the same.
+      freed: What a state and the blocks that only it needs count.
 
     Returns:
       Its row; of equals the one whose block was seen first.
 
     Raises:
-      ValueError: If there is none that may go, or one frees nothing.
+      ValueError: If there is none that may go.
     """
+    self._settle()
     row = Leaving(self._table, pinned=pinned, freed=freed).least()
     if row is None:
       stay = f"{self.held_count} are held and {len(pinned)} rows pinned"
       raise ValueError(f"no state may be evicted: {stay}")
     return row
 
-  def turn_down(
-    self,
-    offers: Collection[int],
-    most: int,
-    *,
-    pinned: Collection[int] = (),
-    freed: Freed | None = None,
-    stays: Callable[[int], bool] = lambda row: False,
-  ) -> tuple[list[int], int | None]:
-    """Does as `choose` and `release` in turn, while offers are worth least.
+  def weigh(
+    self, *, pinned: Collection[int] = (), freed: Freed = ALIKE
+  ) -> Leaving:
+    """Weighs all held states once, to `release` several in turn.
 
     Args:
-      offers: Held rows that may be released.
-      most: How many of them at most.
       pinned: Rows that must stay.
       freed: As of `choose`.
-      stays: Whether another row must stay, asked when it is worth least.
 
     Returns:
-      The offers released, in order, and the row that is worth least then; None
-      where all others stay, or as many as allowed were released.
+      What names them: its `least` is what `choose` would name each time. It
+      knows of states that are released, and ends with any other change.
+
+    >>> policy = Adaptive(block=64)
+    >>> policy.hold(policy.candidates(policy.observe("ab")))
+    >>> weighed = policy.weigh()
+    >>> while (row := weighed.least()) is not None:
+    ...   policy.release(row)
+    >>> policy.held_count, policy.weighs(weighed)
+    (0, True)
     """
-    gone, least = release_least(
-      self._table, offers, most, pinned=pinned, freed=freed, stays=stays
-    )
-    self.held_count -= len(gone)
-    return gone, least
+    self._settle()
+    self._leaving = Leaving(self._table, pinned=pinned, freed=freed)
+    return self._leaving
+
+  def weighs(self, weighed: Leaving) -> bool:
+    """Returns whether nothing but states released has changed since.
+
+    Args:
+      weighed: As `weigh` returned it.
+    """
+    return weighed is self._leaving
+
+  def _settle(self) -> None:
+    """What weighs states ends, before anything else reads or changes them."""
+    leaving, self._leaving = self._leaving, None
+    if leaving is not None:
+      leaving.finish()
 
   def release(self, row: int) -> None:
     """Counts a state as held no more.
@@ -324,7 +334,10 @@ class Adaptive:
     """
     if not self._is_candidate(row) or not self._table.held[row]:
       raise ValueError(f"row {row} holds no state")
-    flow.release(self._table, row)
+    if self._leaving is None:
+      flow.release(self._table, row)
+    else:
+      self._leaving.release(row)
     self.held_count -= 1
 
   @property
@@ -342,6 +355,7 @@ class Adaptive:
     It is the mean under the demand of all candidates for one request, as it
     was last computed, and with the states that are held now.
     """
+    self._settle()
     return self._block * flow.lost_blocks(self._table)
 
   def limit_memory(self, memory_bytes: int) -> None:
@@ -357,23 +371,10 @@ class Adaptive:
       raise ValueError(f"memory_bytes must be at least 1, got {memory_bytes}")
     self._learner.limit_memory(memory_bytes)
 
-  def blocks_freed(
-    self, rows: Int64[np.ndarray, "n"]
-  ) -> Int64[np.ndarray, "n"]:
-    """Returns how many blocks' pages only the state of each row needs.
-
-    With bytes of a state and of a page, `choose(freed=...)` weighs by
-
-        lambda rows: state_bytes + page_bytes * policy.blocks_freed(rows)
-
-    Args:
-      rows: Held candidates.
-    """
-    return blocks_freed(self._table, rows)
-
   @property
   def held_rows(self) -> tuple[int, ...]:
     """Rows of all held candidates, the one worth least first."""
+    self._settle()
     rows = np.flatnonzero(self._table.held[: self._table.size])
     worth = flow.worths(self._table, rows)
     return tuple(rows[np.lexsort((self._table.number[rows], worth))].tolist())

@@ -2,30 +2,62 @@
 
 What a prompt offers is held as if there were room for all of it, and most of it
 leaves again at once: a prompt that shares hundreds of branches offers dozens of
-candidates. A state that leaves changes what the next ones above and below it
-are worth, and nobody else; so all are weighed once, and those few again.
+candidates, and several states may have to go for the rest. What leaves changes
+what the next ones above and below it are worth, and nobody else; so all are
+weighed once, and those few again.
 """
 
-from collections.abc import Callable, Collection
-from heapq import heapify, heappop, heappush
+from bisect import bisect_left
+from collections.abc import Collection
 from operator import add
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int64
 
 from sparse_prefix_jax.placement.worth import pages
 from sparse_prefix_jax.placement.worth.ages import HORIZONS
 from sparse_prefix_jax.placement.worth.flow import LEAST_RATE, worths
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
 
-Freed = Callable[[Int64[np.ndarray, "n"]], np.ndarray]
-"""What evicting each of some held rows would free, positive."""
-
+_NOTHING = 1e-9  # Of states that free nothing of use, the rest decides.
 _HORIZONS = HORIZONS.astype(np.float64)
 _STAYS = float("inf")
+_GONE = -1
 
-_Weighed = tuple[float, int, int]
-"""What one is worth, its number, and its place among all that are held."""
+Count = TypeVar("Count", float, np.ndarray)
+"""One number, or one for each of some states."""
+
+
+class Freed(NamedTuple):
+  """What evicting a state counts, towards what room is missing.
+
+  Attributes:
+    state: What the state itself counts.
+    block: What each block counts that nobody else needs.
+    beside: What the state counts beside blocks, where it frees any that count;
+      of no use to what is missing, but to whoever comes next.
+
+  >>> Freed(100, 10).of(3)
+  130.0
+  """
+
+  state: float = 1
+  block: float = 0
+  beside: float = 0
+
+  def of(self, blocks: Count) -> Count:
+    """Counts what states free; almost nothing where nothing is of use.
+
+    Args:
+      blocks: How many blocks only each of them needs.
+    """
+    units = self.state + self.block * blocks
+    some = units > 0
+    return units + self.beside * some + _NOTHING * (1 - some)
+
+
+ALIKE = Freed()
+"""Every state frees the same."""
 
 
 class Leaving:
@@ -33,16 +65,13 @@ class Leaving:
 
   Nothing else may change them meanwhile, and `finish` is due at the end.
 
-  Of all that are held only few change: those that may go, and who is next to
-  them. These are in a heap; of the others one is least, and stays so. Flows
-  are counted as rates, per horizon: horizons are powers of two, so that nothing
-  is rounded by it.
+  Flows are counted as rates, per horizon: horizons are powers of two, so that
+  nothing is rounded by it.
 
   Args:
     table: Its columns of states, flows and pages are written.
     pinned: Rows that must stay.
-    going: Rows that may be released.
-    freed: What each would free; None where all free the same.
+    freed: What each would free.
   """
 
   def __init__(
@@ -50,79 +79,31 @@ class Leaving:
     table: Table,
     *,
     pinned: Collection[int] = (),
-    going: Collection[int] = (),
-    freed: Freed | None = None,
+    freed: Freed = ALIKE,
   ) -> None:
     """Weighs all that are held."""
     self._table, self._freed = table, freed
-    self._rows = np.flatnonzero(table.held[: table.size])
-    self._worth = worths(table, self._rows)
+    self._rows = rows = np.flatnonzero(table.held[: table.size])
+    self._above = table.holder[table.parent[rows]]
+    self._units = freed.of(table.freed[rows].astype(np.float64))
+    self._value = worths(table, rows) / self._units
     self._pin(pinned)
     # One number at a time is read of a view in a third of the time.
-    self._worth_at = self._worth.data
+    self._row_at, self._value_at = rows.data, self._value.data
+    self._units_at = self._units.data
     self._rate, self._cost = table.rate.data, table.cost.data
-    self._number = table.number.data
+    self._freed_at = table.freed.data
     self._counting = pages.Counting(table)
-    self._above: dict[int, int] = {}
-    self._below: dict[int, list[int]] = {ROOT: []}
     self._rates: dict[int, list[float]] = {}
     self._best: dict[int, float] = {}
     self._heirs: dict[int, int] = {}
-    near = self._note_neighbours([*going]) if going else self._rows[:0]
-    self._place = dict(zip(self._rows[near].tolist(), near.tolist()))
-    self._heap: list[_Weighed] = []
-    if freed is None:
-      self._begin_heap(near)
 
   def _pin(self, pinned: Collection[int]) -> None:
     """Some must stay, of those that are held."""
     if pinned and self._rows.size:
       rows = np.fromiter(pinned, np.int64, len(pinned))
       places = np.minimum(self._rows.searchsorted(rows), self._rows.size - 1)
-      self._worth[places[self._rows[places] == rows]] = _STAYS
-
-  def _note_neighbours(self, going: list[int]) -> Int64[np.ndarray, "n"]:
-    """Who stands above those that may go, and who below them.
-
-    Returns:
-      The places of all whose worth may change.
-    """
-    table, rows = self._table, self._rows
-    above = table.holder[table.parent[rows]]
-    goes, gains = np.zeros((2, table.size), np.bool_)
-    goes[going] = True
-    may_go = goes[rows]
-    gains[above[may_go]] = True
-    linked = np.flatnonzero(may_go | goes[above])
-    for row, over in zip(rows[linked].tolist(), above[linked].tolist()):
-      self._above[row] = over
-      self._below.setdefault(over, []).append(row)
-    flows = np.append(ROOT, rows[may_go | gains[rows]])
-    rates = (table.flow[flows] / _HORIZONS).tolist()
-    self._rates = dict(zip(flows.tolist(), rates))
-    return np.flatnonzero(may_go | goes[above] | gains[rows])
-
-  def _begin_heap(self, near: Int64[np.ndarray, "n"]) -> None:
-    """Orders those whose worth may change, and finds the least of the others.
-
-    Units do not change the order: the least, its number and its place.
-    """
-    worth, numbers = self._worth[near], self._table.number[self._rows[near]]
-    self._heap = [*zip(worth.tolist(), numbers.tolist(), near.tolist())]
-    heapify(self._heap)
-    self._others = self._worth.copy()
-    self._others[near] = _STAYS
-    self._other = self._least_other()
-
-  def _least_other(self) -> _Weighed:
-    """The least of those whose worth does not change."""
-    if not self._rows.size:
-      return _STAYS, 0, 0
-    least = self._others.min()
-    places = np.flatnonzero(self._others == least)
-    numbers = self._table.number[self._rows[places]]
-    first = int(numbers.argmin())
-    return float(least), int(numbers[first]), int(places[first])
+      self._value[places[self._rows[places] == rows]] = _STAYS
 
   def least(self) -> int | None:
     """Names the one that is worth least per unit that it takes.
@@ -130,31 +111,16 @@ class Leaving:
     Returns:
       Its row, of equals the one whose block was seen first; None where all
       others stay.
-
-    Raises:
-      ValueError: If one frees nothing.
     """
-    if self._freed is not None:
-      return self._least_by_unit(self._freed) if self._rows.size else None
-    heap, worth = self._heap, self._worth_at
-    while heap and heap[0][0] != worth[heap[0][2]]:
-      heappop(heap)  # It was weighed anew since, or stays.
-    least, _, place = min(heap[0], self._other) if heap else self._other
-    return None if least == _STAYS else int(self._rows[place])
-
-  def _least_by_unit(self, freed: Freed) -> int | None:
-    """As `least`, where what each of them frees may have changed."""
-    units = np.asarray(freed(self._rows), np.float64)
-    if not (units > 0).all():
-      raise ValueError(f"freed must be positive, got {units.min()}")
-    worth = self._worth / units
-    place = int(worth.argmin())
-    if worth[place] == _STAYS:
+    if not self._rows.size:
       return None
-    rows = self._rows[worth == worth[place]]
-    if rows.size > 1:
-      return int(rows[self._table.number[rows].argmin()])
-    return int(rows[0])
+    least = self._value_at[self._value.argmin()]
+    if least == _STAYS:
+      return None
+    rows = self._rows[self._value == least]
+    if rows.size == 1:
+      return int(rows[0])
+    return int(rows[self._table.number[rows].argmin()])
 
   def keep(self, row: int) -> None:
     """One that is held must stay.
@@ -162,31 +128,33 @@ class Leaving:
     Args:
       row: Its row.
     """
-    place = int(self._rows.searchsorted(row))
-    self._worth[place] = _STAYS
-    if self._freed is None:
-      self._others[place] = _STAYS
-      self._other = self._least_other()
+    self._value[self._place(row)] = _STAYS
 
   def release(self, row: int) -> None:
     """One leaves; its flow goes to the next holder above.
 
     Args:
-      row: One of those that may go.
+      row: A held one.
     """
-    above = self._above.pop(row)
-    self._counting.go(row)
-    rates = [*map(add, self._rates[above], self._rates.pop(row))]
-    self._rates[above], self._best[above] = rates, max(rates)
+    place = self._place(row)
+    heirs = (self._above == row).nonzero()[0]
+    above = int(self._above[place])
+    self._above[heirs] = above
+    self._above[place] = _GONE
+    self._value[place] = _STAYS
     self._heirs[row] = above
-    self._worth[self._place[row]] = _STAYS
-    for heir in self._below.pop(row, ()):
-      if heir in self._above:  # It has not left itself.
-        self._above[heir] = above
-        self._below.setdefault(above, []).append(heir)
-        self._weigh(heir, above)
+    rates = [*map(add, self._rates_of(above), self._rates_of(row))]
+    self._rates[above], self._best[above] = rates, max(rates)
+    freer = self._counting.go(row)
+    changed = {*heirs.tolist()}
+    if freer is not None:
+      place = self._place(freer)
+      self._units[place] = self._freed.of(float(self._freed_at[freer]))
+      changed.add(place)
     if above != ROOT:
-      self._weigh(above, self._over(above))
+      changed.add(self._place(above))
+    for place in changed:
+      self._weigh(place)
 
   def finish(self) -> None:
     """Writes what has changed, once for all that left."""
@@ -203,64 +171,27 @@ class Leaving:
     loses = np.flatnonzero(left[holder])
     holder[loses] = heir_of[holder[loses]]
     table.flow[gone], table.rate[gone] = 0.0, 0.0
-    gained = [row for row in self._best if row in self._rates]
+    gained = [row for row in self._best if row not in heirs]
     rates = np.array([self._rates[row] for row in gained])
     table.flow[gained] = rates * _HORIZONS
     table.rate[gained] = [self._best[row] for row in gained]
 
-  def _over(self, row: int) -> int:
-    """The nearest held above a row by now; `ROOT` where there is none."""
-    if row in self._above:
-      return self._above[row]
-    return int(self._table.holder[self._table.parent[row]])
+  def _place(self, row: int) -> int:
+    """Where a row is among those that were held."""
+    return bisect_left(self._row_at, row)
 
-  def _weigh(self, row: int, over: int) -> None:
+  def _rates_of(self, row: int) -> list[float]:
+    """The flow of a row by now, over the horizons."""
+    if row not in self._rates:
+      self._rates[row] = (self._table.flow[row] / _HORIZONS).tolist()
+    return self._rates[row]
+
+  def _weigh(self, place: int) -> None:
     """Weighs one anew, unless it stays anyway."""
-    place = self._place[row]
-    if self._worth_at[place] == _STAYS:
+    if self._value_at[place] == _STAYS:
       return
+    row = self._row_at[place]
     rate = self._best.get(row)
     rate = self._rate[row] if rate is None else rate
-    spared = self._cost[row] - self._cost[over]
-    self._worth[place] = worth = max(rate, LEAST_RATE) * spared
-    if self._freed is None:
-      heappush(self._heap, (worth, self._number[row], place))
-
-
-def release_least(
-  table: Table,
-  going: Collection[int],
-  most: int,
-  *,
-  pinned: Collection[int] = (),
-  freed: Freed | None = None,
-  stays: Callable[[int], bool] = lambda row: False,
-) -> tuple[list[int], int | None]:
-  """Releases candidates until one is worth less that is not to be released.
-
-  Args:
-    table: Written as by `Leaving`.
-    going: Held rows that may be released.
-    most: How many of them, at most.
-    pinned: Rows that must stay.
-    freed: As of `Leaving`.
-    stays: Whether another one must stay, asked when its turn has come.
-
-  Returns:
-    Those released, in order, and who would be next of those that may not: None
-    where all of them stay, or enough were released before.
-  """
-  leaving = Leaving(table, pinned=pinned, going=going, freed=freed)
-  gone: list[int] = []
-  following = None
-  while len(gone) < most and (row := leaving.least()) is not None:
-    if row in going:
-      leaving.release(row)
-      gone.append(row)
-    elif stays(row):
-      leaving.keep(row)
-    else:
-      following = row
-      break
-  leaving.finish()
-  return gone, following
+    spared = self._cost[row] - self._cost[self._above[place]]
+    self._value[place] = max(rate, LEAST_RATE) * spared / self._units_at[place]

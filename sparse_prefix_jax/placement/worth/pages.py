@@ -11,30 +11,7 @@ its children lead to one, and the sum of their rows: where there is one, its
 row.
 """
 
-import numpy as np
-from jaxtyping import Int64
-
 from sparse_prefix_jax.placement.worth.table import ROOT, Table
-
-
-def blocks_freed(
-  table: Table, rows: Int64[np.ndarray, "n"]
-) -> Int64[np.ndarray, "n"]:
-  """Returns how many blocks only the state of each row needs.
-
-  Args:
-    table: Only read.
-    rows: Held candidates.
-
-  >>> table = Table()
-  >>> rows = np.array([table.new_row() for _ in range(2)])
-  >>> table.parent[rows], table.depth[rows] = [0, 1], [3, 7]
-  >>> for row in rows:
-  ...   count_held(table, int(row))
-  >>> blocks_freed(table, rows).tolist()
-  [0, 4]
-  """
-  return table.freed[rows]
 
 
 class Counting:
@@ -74,16 +51,21 @@ class Counting:
       self._free_down_to(other, above)
     self._free_down_to(row, above)
 
-  def go(self, row: int) -> None:
+  def go(self, row: int) -> int | None:
     """Counts a state that goes.
 
     Args:
       row: A held candidate.
+
+    Returns:
+      The row of the state that frees more now, if there is one.
     """
     self._held[row], self._freed[row] = False, 0
     above = row if self._busy[row] else self._unmark(row)
-    if above != ROOT and (only := self._only(above)) is not None:
+    only = None if above == ROOT else self._only(above)
+    if only is not None:
       self._free_down_to(only, self._stop(only))
+    return only
 
   def _mark(self, row: int) -> tuple[int, int]:
     """Marks the idle ones above a row; the last of them, and who is above."""

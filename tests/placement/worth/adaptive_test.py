@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sparse_prefix_jax.placement.worth import Adaptive
+from sparse_prefix_jax.placement.worth import Adaptive, Freed
 from tests.placement.worth import reference, streams
 
 # Long replays on the host: checks of types would take most of the time.
@@ -85,16 +85,6 @@ def test_pinned_states_are_no_victims():
   assert policy.held_count == len(rows)
 
 
-def test_worth_counts_per_unit_that_is_freed():
-  """What takes most room goes first where all else is nearly equal."""
-  policy = Adaptive(block=64)
-  _, rows = served(policy, "abcdefgh", 9)
-  for big in rows:
-    freed = {row: 1e9 if row == big else 1.0 for row in rows}
-    chosen = policy.choose(freed=lambda r, f=freed: np.array([f[x] for x in r]))
-    assert chosen == big
-
-
 def test_a_state_whose_pages_go_with_it_is_worth_less_per_byte():
   """Of two ends that nothing distinguishes, the one with a way of its own."""
   policy = Adaptive(block=64)
@@ -103,10 +93,7 @@ def test_a_state_whose_pages_go_with_it_is_worth_less_per_byte():
     visit = policy.observe(keys)
     rows.append(policy.candidates(visit)[-1])
   policy.hold([*rows, policy.candidates(policy.observe("abcdefghijkl"))[-1]])
-  held = np.array(rows)
-  assert policy.blocks_freed(held).tolist() == [0, 7]
-  by_bytes = policy.choose(freed=lambda r: 1 + 1000 * policy.blocks_freed(r))
-  assert by_bytes != rows[0]
+  assert policy.choose(freed=Freed(state=1, block=1000)) != rows[0]
 
 
 def test_costs_replace_tokens():
@@ -176,8 +163,6 @@ def test_what_cannot_be_is_refused_and_changes_nothing():
   policy.hold(rows[:1])
   with pytest.raises(ValueError, match=f"row {rows[0]} is no candidate with"):
     policy.hold(rows[:1])
-  with pytest.raises(ValueError, match=r"freed must be positive, got 0\.0"):
-    policy.choose(freed=lambda held: np.zeros(held.size))
   with pytest.raises(ValueError, match=f"row {rows[1]} holds no state"):
     policy.release(rows[1])
   assert policy.held_count == 1

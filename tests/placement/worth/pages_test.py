@@ -30,7 +30,7 @@ def check(table):
   """What each state frees is what is needed no more without it."""
   held = held_rows(table)
   total = needed(table, held)
-  freed = pages.blocks_freed(table, held).tolist()
+  freed = table.freed[held].tolist()
   for row, blocks in zip(held, freed):
     assert blocks == total - needed(table, held[held != row])
 

@@ -12,20 +12,23 @@ counts as held is one of
 so a new state enters only where it is worth more than what has to leave for it.
 """
 
-import functools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
-from sparse_prefix_jax.placement.worth import Adaptive, Visit, hashes
+from sparse_prefix_jax.placement.worth import (
+  ALIKE,
+  Adaptive,
+  Freed,
+  Leaving,
+  Visit,
+  hashes,
+)
 
 from ..results import Match, Shortage
 from ..tree import Node, State
-
-# Of states that free nothing of what is short, the rest decides.
-_NOTHING = 1e-9
 
 
 class _Offer(NamedTuple):
@@ -33,6 +36,15 @@ class _Offer(NamedTuple):
 
   owner: int
   wanted: bool
+
+
+class _Weighing(NamedTuple):
+  """What states were weighed for: as long as that holds, they stay weighed."""
+
+  leaving: Leaving
+  short: Shortage
+  stay: set[int]
+  kept: list[State]
 
 
 def keys_of(
@@ -85,6 +97,7 @@ class Worth:
     self._awaited: dict[int, int] = {}
     self._offers: dict[int, _Offer] = {}
     self._turned_down: list[tuple[int, _Offer]] = []
+    self._weighing: _Weighing | None = None
 
   @property
   def offered(self) -> int:
@@ -131,10 +144,9 @@ class Worth:
       StopIteration: Pins hold all of them, and nothing is offered.
     """
     wanted = {row for row, offer in self._offers.items() if offer.wanted}
-    may_go = self._offers.keys() - wanted
-    gone, row = self._turn_down(may_go, short, {*self._awaited, *wanted})
+    gone, row = self._turn_down(short, {*self._awaited, *wanted})
     if row is None and not gone:
-      gone, row = self._turn_down(wanted, short, {*self._awaited})
+      gone, row = self._turn_down(short, {*self._awaited})
     if row is not None and not gone:
       return self._stored[row]
     if not gone:
@@ -142,22 +154,48 @@ class Worth:
     return None
 
   def _turn_down(
-    self, offers: Collection[int], short: Shortage, stay: Collection[int]
+    self, short: Shortage, stay: set[int]
   ) -> tuple[list[int], int | None]:
     """Turns offers down that are worth less than all that is stored.
 
     Few states are pinned, and seldom are they the ones worth least: they are
     found when they would be chosen.
+
+    Returns:
+      Offers turned down, in order, and the row that is worth least then; None
+      where all others stay, or as many went as there are slots short.
     """
-    gone, row = self._policy.turn_down(
-      offers,
-      short.slots,
-      pinned=stay,
-      freed=self._freed_by(short),
-      stays=lambda row: self._stored[row].pins > 0,
-    )
-    self._turned_down += [(one, self._offers.pop(one)) for one in gone]
-    return gone, row
+    weighing = self._weighing = self._weigh(short, stay)
+    gone: list[int] = []
+    while len(gone) < short.slots:
+      row = weighing.leaving.least()
+      if row in self._offers:
+        self._policy.release(row)
+        self._turned_down.append((row, self._offers.pop(row)))
+        gone.append(row)
+      elif row is None or not self._stored[row].pins:
+        return gone, row
+      else:
+        weighing.leaving.keep(row)
+        weighing.kept.append(self._stored[row])
+    return gone, None
+
+  def _weigh(self, short: Shortage, stay: set[int]) -> _Weighing:
+    """All that is held, weighed once for all that goes for the same room."""
+    asked, last = short._replace(slots=0), self._weighing
+    if (
+      last
+      and (last.short, last.stay) == (asked, stay)
+      and self._policy.weighs(last.leaving)
+      and all(state.pins for state in last.kept)
+    ):
+      return last
+    # Where pages alone are short, a state that frees none stays, and one that
+    # frees few is not spared for that: its slot is free then as well.
+    freed = Freed(short.slot, short.page, short.beside)
+    freed = ALIKE if short.slot and not short.page else freed
+    leaving = self._policy.weigh(pinned=stay, freed=freed)
+    return _Weighing(leaving, asked, stay, [])
 
   def reconsider(self, fits: Callable[[int], bool]) -> None:
     """Offers again what was turned down for room that there is after all.
@@ -175,25 +213,6 @@ class Worth:
     self._turned_down.clear()
     self._policy.hold(sorted(back, key=self._policy.depth_of))
     self._offers |= back
-
-  def _freed_by(
-    self, short: Shortage
-  ) -> Callable[[Int64[np.ndarray, "n"]], np.ndarray] | None:
-    """What evicting rows frees of what is short; None where that is alike.
-
-    Where pages alone are short, a state that frees none stays, and one that
-    frees few is not spared for that: its slot is free then as well.
-    """
-    if short.page == 0 and short.slot > 0:
-      return None
-    return functools.partial(self._freed, short)
-
-  def _freed(
-    self, short: Shortage, rows: Int64[np.ndarray, "n"]
-  ) -> Float64[np.ndarray, "n"]:
-    """What each of some rows frees of what is short."""
-    units = short.slot + short.page * self._policy.blocks_freed(rows)
-    return np.where(units > 0, units + short.beside, _NOTHING)
 
   def observe(
     self,

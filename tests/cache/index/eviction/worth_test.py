@@ -172,6 +172,20 @@ def test_positions_that_are_named_alone_are_offered():
   assert index.worth.accept(1) == (2, 3)
 
 
+def test_what_was_pinned_may_go_when_it_is_not_any_more():
+  """States stay weighed from one victim to the next, not beyond a pin."""
+  index, _ = new_index(slots=3)
+  running = begin(index, range(8), depths=(2,))
+  store(index, range(60, 64), depths=(1,))
+  assert index.worth.victim(BYTES).node.depth == 1
+  index.drop(index.worth.victim(BYTES))
+  with pytest.raises(StopIteration):
+    index.worth.victim(BYTES)
+  index.unpin(running.pin)
+  assert index.worth.victim(BYTES) is running.pin.state
+  index.check()
+
+
 def test_pinned_and_awaited_states_stay():
   index, _ = new_index(slots=3)
   pinned = begin(index, range(8), depths=(2,)).pin.state
@@ -194,17 +208,6 @@ def test_what_is_short_decides_between_states():
   assert index.worth.victim(Shortage(0, 1)) is end
   index.drop(end)
   assert index.worth.victim(Shortage(0, 1)) is above
-
-
-def test_where_pages_are_short_a_slot_counts_beside_them():
-  """Of two states one frees nine pages and its slot; no page, no use."""
-  index, _ = new_index()
-  store(index, range(40), depths=(1, 10))
-  above, end = sorted(index.states, key=lambda state: state.node.depth)
-  rows = np.array([index.worth._rows[above], index.worth._rows[end]])
-  freed = index.worth._freed_by(Shortage(0, 10, beside=100))
-  assert freed(rows).tolist() == [1e-9, 9 * 10 + 100]
-  assert index.worth._freed_by(BYTES)(rows).tolist() == [100, 9 * 10 + 100]
 
 
 def test_a_shortage_is_of_one_kind_or_of_bytes():
