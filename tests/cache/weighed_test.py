@@ -163,6 +163,26 @@ def test_all_adds_up_after_every_verb(budget, schedule):
   assert life.store.index.held_bytes == life.store.planner.worth.held_count == 0
 
 
+def told(store):
+  """What is kept, who would go first, and to the bit what it is all worth."""
+  states = [(state.number, state.node.depth) for state in store.index.states]
+  lost = store.planner.worth.expected_lost()
+  awaited = [depth for _, depth in store.index.worth.awaited]
+  return states, store.index.evictions, awaited, lost
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@hypothesis.settings(max_examples=20)
+@hypothesis.given(schedule=st.lists(verbs, max_size=25))
+def test_what_stays_weighed_decides_as_what_is_weighed_anew(budget, schedule):
+  kept, anew = Life(budget), Life(budget)
+  anew.store.planner.worth.weighs = lambda weighed: False
+  for verb, *arguments in schedule:
+    getattr(kept, verb)(*arguments)
+    getattr(anew, verb)(*arguments)
+    assert told(kept.store) == told(anew.store)
+
+
 def test_a_prompt_is_placed_by_what_is_worth_most():
   """Documents that are asked for again push out what is asked for once."""
   store = new_store(Budget(100_000, 100, 10, 6, 400))
