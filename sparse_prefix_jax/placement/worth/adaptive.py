@@ -173,6 +173,7 @@ class Adaptive:
       len(way.keys),
       matched=way.matched,
       offsets=self._learner.offsets,
+      start_depth=self._learner.start_depth,
       anchors=anchors,
       roomy=roomy,
     )

@@ -37,6 +37,7 @@ class Kind(IntEnum):
     OFFSET: As far before the end of a prompt as earlier ones were left.
     NEXT_OFFSET: The second such distance, if two are chosen.
     DYADIC: At 1, 2, 4, ... blocks, proposed while there is room for anything.
+    START_DEPTH: As far from the start as most prompts left each other.
   """
 
   END = 1
@@ -44,6 +45,7 @@ class Kind(IntEnum):
   OFFSET = 3
   NEXT_OFFSET = 4
   DYADIC = 5
+  START_DEPTH = 6
 
 
 # NumPy compares with numbers in a tenth of the time that an enumeration takes.

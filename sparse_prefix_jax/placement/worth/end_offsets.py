@@ -12,20 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-_MOST = 512
-_DECAY = 0.998
+from sparse_prefix_jax.placement.worth.fading_counts import MOST, FadingCounts
+
 _LEAST_WEIGHT = 0.05
 # What an overlap without a state costs, in blocks per largest offset.
 _WITHOUT = 4
 _CHOSEN = 2
 
 
-class EndOffsets:
-  """Decayed counts of offsets in blocks.
-
-  Attributes:
-    counts: float64 [513], how often each offset was seen; the last bin has all
-      offsets from 512 on, and offset 0 is the end itself.
+class EndOffsets(FadingCounts):
+  """Counts of offsets in blocks; 0 is the end itself.
 
   >>> offsets = EndOffsets()
   >>> for offset in (3, 3, 3, 9):
@@ -34,19 +30,6 @@ class EndOffsets:
   (9, 3)
   """
 
-  def __init__(self) -> None:
-    """Starts with counts of nothing."""
-    self.counts = np.zeros(_MOST + 1)
-
-  def observe(self, offset: int) -> None:
-    """Lets all counts fade, then counts one offset.
-
-    Args:
-      offset: Blocks, not negative.
-    """
-    self.counts *= _DECAY
-    self.counts[min(offset, _MOST)] += 1
-
   def best(self) -> tuple[int, ...]:
     """Returns the at most two offsets to keep states at, the largest first.
 
@@ -54,7 +37,7 @@ class EndOffsets:
     costs the distance to it; without one it costs four times the largest
     offset that was seen.
     """
-    heavy = np.flatnonzero(self.counts[1:_MOST] > _LEAST_WEIGHT)
+    heavy = np.flatnonzero(self.counts[1:MOST] > _LEAST_WEIGHT)
     if not heavy.size:
       return ()
     return best_offsets(self.counts[1 : heavy[-1] + 2], _CHOSEN)

@@ -18,6 +18,7 @@ from sparse_prefix_jax.placement.worth.forgetting import (
   spare_bytes,
 )
 from sparse_prefix_jax.placement.worth.hazards import Hazards
+from sparse_prefix_jax.placement.worth.start_depth import StartDepth
 from sparse_prefix_jax.placement.worth.table import Table
 from sparse_prefix_jax.placement.worth.tree import Tree, Way
 
@@ -35,6 +36,7 @@ class Learner:
     table: What is known of every candidate.
     tree: How they hang together.
     offsets: Blocks before the end of a prompt to keep states at.
+    start_depth: Blocks after its start to keep one at, None for none.
 
   >>> learner = Learner(64, lambda depth: 64.0 * depth, 2**20)
   >>> way = learner.tree.walk("abc")
@@ -58,9 +60,10 @@ class Learner:
     self.table = Table()
     self.tree = Tree(self.table)
     self.offsets: tuple[int, ...] = ()
+    self.start_depth: int | None = None
     self._block, self._cost, self._memory_bytes = block, cost, memory_bytes
     self._hazards = Hazards()
-    self._left_at = EndOffsets()
+    self._left_at, self._left_after = EndOffsets(), StartDepth()
 
   def visit(self, step: int, way: Way) -> tuple[int, float]:
     """Counts a visit of all candidates on a way.
@@ -75,6 +78,8 @@ class Learner:
     """
     if way.matched:
       self._left_at.observe(way.length - way.matched)
+    if way.matched and way.row_at(way.matched) is None:
+      self._left_after.observe(way.matched)
     if not way.rows:
       return 0, UNKNOWN
     table, rows = self.table, np.array(way.rows)
@@ -218,6 +223,7 @@ class Learner:
     rows = table.rows()
     self._hazards.refit(table.cell[rows], step - table.last[rows])
     self.offsets = self._left_at.best()
+    self.start_depth = self._left_after.best()
     self._reflow(step, _ASLEEP_AT_REFITS)
 
   def _reflow(self, step: int, asleep: int) -> None:

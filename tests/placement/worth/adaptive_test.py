@@ -22,7 +22,9 @@ def served(policy, keys, slots):
 
 
 @pytest.mark.parametrize("slots", [1, 4, 20])
-@pytest.mark.parametrize("stream", [streams.conversations, streams.letters])
+@pytest.mark.parametrize(
+  "stream", [streams.conversations, streams.letters, streams.examples]
+)
 def test_decides_as_the_specification_does(stream, slots):
   """After every request the same prefixes are held."""
   ours, plain = Adaptive(block=512), reference.Policy(slots, 512)

@@ -25,5 +25,14 @@ def test_offsets_in_order_and_within_the_prompt():
   ]
 
 
+def test_a_depth_is_of_use_beyond_what_is_known_and_before_the_end():
+  def found(matched, depth):
+    return dict(proposals(9, matched=matched, start_depth=depth, offsets=(2,)))
+
+  assert found(0, 4) == {4: Kind.START_DEPTH, 7: Kind.OFFSET, 9: Kind.END}
+  assert 4 not in found(5, 4) and found(0, 7)[7] == Kind.OFFSET
+  assert found(0, 9) == found(0, None) == found(0, 12)
+
+
 def test_nothing_for_a_prompt_without_a_whole_block():
   assert proposals(0, matched=0, offsets=(1,), roomy=True) == []

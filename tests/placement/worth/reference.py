@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-BINS, SHAPE = 30, (5, 5, 2, 5, 6, 4)
+BINS, SHAPE = 30, (6, 5, 2, 5, 6, 4)
 
 
 def edges():
@@ -121,6 +121,14 @@ def offsets(counts, most=2):
   return best
 
 
+def start_depth(counts):
+  """The depth that spares most, if that is half of what was in common."""
+  spared = [depth * sum(reversed(counts[depth:512])) for depth in range(512)]
+  best = max(range(512), key=lambda depth: spared[depth])
+  common = sum(depth * counts[depth] for depth in range(512))
+  return best if 2 * spared[best] >= common else 0
+
+
 class Policy:
   """K states over a stream of prompts."""
 
@@ -129,6 +137,7 @@ class Policy:
     self.numbers, self.nodes, self.held = {}, {}, set()
     self.length_through, self.rates = {}, Rates()
     self.counts, self.chosen = np.zeros(513), ()
+    self.depths, self.start = np.zeros(513), 0
 
   def serve(self, keys):
     """One prompt; returns the depth at which it resumes."""
@@ -142,6 +151,9 @@ class Policy:
       self.counts *= 0.998
       offset = self.length_through[path[matched - 1]] - matched
       self.counts[min(offset, 512)] += 1
+      if path[matched - 1] not in self.nodes:
+        self.depths *= 0.998
+        self.depths[min(matched, 512)] += 1
     for prefix in path:
       self.numbers.setdefault(prefix, len(self.numbers) + 1)
       self.length_through[prefix] = len(keys)
@@ -191,6 +203,7 @@ class Policy:
         [(n.cell(self.block), self.step - n.last) for n in self.nodes.values()]
       )
       self.chosen = offsets(self.counts)
+      self.start = start_depth(self.depths)
     elif self.step % 10:
       return
     for prefix, node in self.nodes.items():
@@ -204,6 +217,8 @@ class Policy:
     length, wanted = len(path), {}
     proposed = [(length, 1), (matched if matched < length else 0, 2)]
     proposed += [(length - z, 3 + i) for i, z in enumerate(self.chosen)]
+    if matched < self.start < length:
+      proposed += [(self.start, 6)]
     if len(self.held) < self.slots:
       proposed += [(2**i, 5) for i in range(20) if 2**i < length]
     for depth, kind in proposed:

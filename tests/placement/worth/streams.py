@@ -43,3 +43,17 @@ def regenerated(seed, requests=600):
     again = random.integers(2, 9) if random.random() < 0.2 else 0
     prompts += [tuple(talk)] * (1 + again)
   return prompts
+
+
+def examples(seed, kinds=40):
+  """Sets of examples, asked about four times by questions of any length."""
+  random, fresh, prompts = np.random.default_rng(seed), iter(range(10**6)), []
+
+  def new(count):
+    return [next(fresh) for _ in range(count)]
+
+  system = new(3)
+  for _ in range(kinds):
+    known = system + new(9)
+    prompts += [tuple(known + new(random.integers(1, 9))) for _ in range(4)]
+  return prompts
