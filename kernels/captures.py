@@ -126,5 +126,5 @@ def are_lattice_captures(
     tokens: Number of tokens of the scan.
     chunk: Tokens of a chunk.
   """
-  once = (at[:, None] == at[None]).sum(1) == 1
+  once = (at[:, None] == at[None]).sum(1, dtype=jnp.int32) == 1
   return once & (at % chunk == 0) & (at >= 1) & (at <= tokens)

@@ -115,7 +115,7 @@ def packed_scan(
   xs, read, write, length = two_steps(
     (xs, chunks.read, chunks.write, chunks.length)
   )
-  real = jnp.arange(length.size) < n
+  real = jnp.arange(length.size, dtype=jnp.int32) < n
   read = jnp.where(real, read, CARRY)
   write = jnp.where(real, write, NONE)
   length = jnp.where(real, length, 0)

@@ -160,8 +160,9 @@ def _scan(
   Slot 0 holds the state before the first chunk, later that after the last.
   """
   n, m = length.shape[0], capture_at.shape[0]
-  slots = jnp.where(capture_at == n, 0, jnp.arange(1, m + 1))
-  write = jnp.full(n, NONE).at[capture_at - 1].set(slots).at[n - 1].set(0)
+  slots = jnp.where(capture_at == n, 0, jnp.arange(1, m + 1, dtype=jnp.int32))
+  write = jnp.full(n, NONE, jnp.int32).at[capture_at - 1].set(slots)
+  write = write.at[n - 1].set(0)
   pool = jnp.zeros((m + 1, *state.shape), state.dtype).at[0].set(state)
   out, pool = core.packed(constants, inputs, pool, _one_request(write, length))
   return Scanned(out, pool[0], pool[slots])
@@ -223,5 +224,5 @@ _scan.defvjp(_forward, _backward)
 def _one_request(write: Int32[Array, "n"], length: Int32[Array, "n"]) -> Chunks:
   """The chunks of one request that resumes from slot 0."""
   nothing = jnp.zeros_like(length)
-  read = jnp.where(jnp.arange(length.shape[0]) == 0, 0, CARRY)
+  read = jnp.where(jnp.arange(length.shape[0], dtype=jnp.int32) == 0, 0, CARRY)
   return Chunks(read, write, length, nothing, nothing)

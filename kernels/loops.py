@@ -115,7 +115,7 @@ def _into_buffers(
   buffers = structure.unflatten(
     buffer(index, leaf) for index, leaf in enumerate(leaves)
   )
-  numbered = jnp.arange(len(read)), xs
+  numbered = jnp.arange(len(read), dtype=jnp.int32), xs
   loop, _ = lax.scan(step, (carry, buffers), numbered)
   return loop
 

@@ -29,7 +29,7 @@ def chunk(
   """Takes one chunk and keeps rows [length, length+w-1) of (state, x)."""
   window, tokens = weight.shape[0], x.shape[0]
   # Padding may hold anything, and would reach the gradient of the weight.
-  real = jnp.arange(tokens)[:, None] < length
+  real = jnp.arange(tokens, dtype=jnp.int32)[:, None] < length
   x = jnp.where(real, x, jnp.zeros_like(x))
   extended = jnp.concatenate([state, x], axis=0)
   extended32, weight = extended.astype(jnp.float32), weight.astype(jnp.float32)

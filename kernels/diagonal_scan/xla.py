@@ -53,7 +53,7 @@ def chunk(
     return jnp.where(real, advanced, state), jnp.where(real, y, 0.0)
 
   # Padding may hold anything: zero is what neither exp nor a gradient minds.
-  real = jnp.arange(inputs[0].shape[0]) < length
+  real = jnp.arange(inputs[0].shape[0], dtype=jnp.int32) < length
   settled = tuple(
     None if x is None else jnp.where(real[:, None], x.astype(jnp.float32), 0.0)
     for x in inputs

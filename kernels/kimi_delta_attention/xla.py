@@ -75,7 +75,7 @@ def chunk(
     The state after the real tokens, and the outputs; rows of padding hold
     finite numbers of no meaning.
   """
-  real = jnp.arange(q.shape[0]) < length
+  real = jnp.arange(q.shape[0], dtype=jnp.int32) < length
   q, k, v, log_decay, beta = (
     algebra.heads_first(x, real) for x in (q, k, v, log_decay, beta)
   )
@@ -154,7 +154,8 @@ def _pair_sums(
     decayed = jnp.exp(behind[:, :index] + _after(total[:, :index])[:, :, None])
     columns = _split(k)[:, :index] * decayed
     columns = columns.reshape(k.shape[0], index * block, k.shape[2])
-    right = jnp.zeros((k.shape[0], block, (count - 1 - index) * block))
+    shape = k.shape[0], block, (count - 1 - index) * block
+    right = jnp.zeros(shape, jnp.float32)
     for x, blocks, out in zip((k, q), own, rows):
       left = _split(x)[:, index] * jnp.exp(within[:, index])
       earlier = dot(left, columns.swapaxes(1, 2))
@@ -173,7 +174,7 @@ def _own_block(
   segment_i = sum over j < l <= i of log_decay_l gains the row behind j when j
   moves up; rows above j are masked before exp, for gradients.
   """
-  row = jnp.arange(k.shape[2])[:, None]
+  row = jnp.arange(k.shape[2], dtype=jnp.int32)[:, None]
 
   def column(
     segment: Array, x: tuple[Array, Array, Array]
@@ -190,7 +191,7 @@ def _own_block(
   behind = jnp.concatenate(
     [log_decay[:, :, 1:], jnp.zeros_like(log_decay[:, :, :1])], axis=2
   )
-  xs = (jnp.arange(size), keys, jnp.moveaxis(behind, 2, 0))
+  xs = (jnp.arange(size, dtype=jnp.int32), keys, jnp.moveaxis(behind, 2, 0))
   _, columns = lax.scan(column, jnp.zeros_like(k), xs, reverse=True)
   key_key, query_key = (jnp.moveaxis(x, 0, -1) for x in columns)
   return key_key, query_key

@@ -62,7 +62,7 @@ def attend_chunks(
     (q, k, v, chunks.position, chunks.length, chunks.request)
   )
   # The step added to a single one holds no token and visits no block.
-  real = jnp.arange(length.size) < n
+  real = jnp.arange(length.size, dtype=jnp.int32) < n
   position, length = (jnp.where(real, u, 0) for u in (position, length))
   steps = q, k, v, position, length, request
   out = scan_into_buffers(attend, None, steps)[1]
@@ -92,7 +92,9 @@ def attend_rows(
   size, heads = pages.keys.shape[1:3]
   own = _with_tokens(running, slots[0], position % size, (k, v))
   running = capture_rows(running, slots[1], own)
-  page = page_table[jnp.arange(position.shape[0]), position // size]
+  page = page_table[
+    jnp.arange(position.shape[0], dtype=jnp.int32), position // size
+  ]
   completed = active & (position % size == size - 1)
   pages = write_completed(pages, page, completed, *own)
 
@@ -125,7 +127,10 @@ def _blocks(
   size = own[0].shape[0]
 
   def load(index: Array, ids: Array) -> tuple[Array, Array]:
-    here = index * block_pages + jnp.arange(block_pages) == position // size
+    here = (
+      index * block_pages + jnp.arange(block_pages, dtype=jnp.int32)
+      == position // size
+    )
 
     def keys_of(codes: Array, scales: Array, own: Array) -> Array:
       block = dequantise(codes[ids], scales[ids], own.dtype)
@@ -147,7 +152,9 @@ def _capture(
   """Slots that are written hold the tokens of a cut chunk, of others zeros."""
   size = keys.shape[1]
   cut = (chunks.length < size)[:, None]
-  kept = cut & (jnp.arange(size)[None] < chunks.length[:, None])
+  kept = cut & (
+    jnp.arange(size, dtype=jnp.int32)[None] < chunks.length[:, None]
+  )
   kept = kept[:, :, None, None]
   own = RunningPages(
     *(jnp.where(kept, x, jnp.zeros_like(x)) for x in (keys, values))
@@ -167,7 +174,7 @@ def _with_tokens(
   begins = (offset == 0)[:, None, None, None]
 
   def leaf(page: Array, token: Array) -> Array:
-    here = jnp.arange(page.shape[1])[None] == offset[:, None]
+    here = jnp.arange(page.shape[1], dtype=jnp.int32)[None] == offset[:, None]
     page = jnp.where(begins, jnp.zeros_like(page), page)
     token = token.astype(page.dtype)[:, None]
     return jnp.where(here[:, :, None, None], token, page)

@@ -59,7 +59,7 @@ def _chunks_backward(
 ) -> tuple[Any, ...]:
   q, tokens, pools, chunks, page_table = kept
   size, active = q.shape[1], chunks.length > 0
-  real = jnp.arange(size)[None] < chunks.length[:, None]
+  real = jnp.arange(size, dtype=jnp.int32)[None] < chunks.length[:, None]
   # Padding may hold anything: it is selected away, and so is its gradient.
   real = real[:, :, None, None]
   queries = _Queries(
@@ -105,7 +105,7 @@ def _rows_backward(
   )
   d_q, sums = _pull(options, queries, pools)
   size = pools[0].shape[1]
-  page = page_table[jnp.arange(q.shape[0]), position // size]
+  page = page_table[jnp.arange(q.shape[0], dtype=jnp.int32), position // size]
   page = jnp.where(active, page, pools[0].shape[0])
   index = page, position % size
   d_written = _unwrite(index, cotangents[1], sums, tokens)
@@ -126,7 +126,7 @@ def _pull(
   def one(sums: Any, x: _Queries) -> tuple[Any, Array]:
     first = jnp.maximum(x.position // size - reach + 1, 0)
     pages = lax.dynamic_slice_in_dim(x.pages, first, reach)
-    held = first * size + jnp.arange(reach * size) < x.end
+    held = first * size + jnp.arange(reach * size, dtype=jnp.int32) < x.end
     held = held[:, None, None]
 
     def tokens(pool: Array) -> Array:

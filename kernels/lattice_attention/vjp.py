@@ -69,7 +69,7 @@ def _backward(
   n, size = q.shape[:2]
   past = keys.shape[0] - n
   # Padding may hold anything: it is selected away, and so is its gradient.
-  real = jnp.arange(size)[None] < length[:, None]
+  real = jnp.arange(size, dtype=jnp.int32)[None] < length[:, None]
   whole = jnp.concatenate([jnp.ones((past, size), bool), real])
   q, d_out = (_select(real, x) for x in (q, d_out))
   keys, values = (
@@ -88,7 +88,7 @@ def _backward(
     d_q, d_keys, d_values = pull(d_out)
     return (carry[0] + d_keys, carry[1] + d_values), d_q
 
-  position = (past + jnp.arange(n)) * size
+  position = (past + jnp.arange(n, dtype=jnp.int32)) * size
   # Sums over chunks are float32, whatever the keys are.
   zeros = jnp.zeros(keys.shape, jnp.float32)
   sums, d_q = lax.scan(chunk, (zeros, zeros), (q, position, d_out))
@@ -127,8 +127,8 @@ def attend_chunk(
   """
   q32, keys, values = (x.astype(jnp.float32) for x in (q, keys, values))
   q32 = q32.reshape(q.shape[0], keys.shape[1], -1, q.shape[2])
-  row = position + jnp.arange(q.shape[0])[:, None]
-  key = jnp.arange(keys.shape[0])[None]
+  row = position + jnp.arange(q.shape[0], dtype=jnp.int32)[:, None]
+  key = jnp.arange(keys.shape[0], dtype=jnp.int32)[None]
   seen = key <= row
   if window is not None:
     seen &= key > row - window

@@ -115,10 +115,9 @@ def attend_chunks(
     (q, chunks.position, chunks.length, chunks.request)
   )
   # The step added to a single one holds no token and visits no block.
-  real = jnp.arange(length.size) < n
+  real = jnp.arange(length.size, dtype=jnp.int32) < n
   position, length = (jnp.where(real, u, 0) for u in (position, length))
-  steps = q, position, length, request
-  out = scan_into_buffers(attend, None, steps)[1]
+  out = scan_into_buffers(attend, None, (q, position, length, request))[1]
   return out[:n], pools
 
 
@@ -254,7 +253,8 @@ def write_rows(
     The pools.
   """
   size, heads = pools[0].shape[1:3]
-  page = page_table[jnp.arange(position.shape[0]), position // size]
+  row = jnp.arange(position.shape[0], dtype=jnp.int32)
+  page = page_table[row, position // size]
   page = jnp.where(active, page, pools[0].shape[0])
   alone = heads == 1 and current_device().platform == "tpu"
   write = _write_one_by_one if alone else _write

@@ -63,7 +63,7 @@ def chunk(
     The state after the real tokens, and the outputs; rows of padding hold
     finite numbers of no meaning.
   """
-  real = jnp.arange(q.shape[0]) < length
+  real = jnp.arange(q.shape[0], dtype=jnp.int32) < length
   q, k, v, log_decay = (
     algebra.heads_first(x, real) for x in (q, k, v, log_decay)
   )

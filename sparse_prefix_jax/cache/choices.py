@@ -108,7 +108,7 @@ def checked_policy(
   if not isinstance(placement, PlacementPolicy):
     raise ValueError(
       "placement must be a PlacementPolicy or the name of one, got "
-      f"{placement!r}."
+      f"{placement!r}; `register_placement` gives a rule its name."
     )
   if placement.chunk != chunk:
     raise ValueError(

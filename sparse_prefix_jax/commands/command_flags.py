@@ -148,13 +148,15 @@ class _Number(flags.ArgumentParser):
 _TEXTS = {
   "out": "Folder for what is written: report.json and pareto.png (demo),"
   " checkpoint, weights, tokenizer and curve (train).",
-  "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz).",
+  "requests": "Token file (.npz) or Mooncake trace (.jsonl, .gz, .xz), a line"
+  " of which has hash_ids and input_length.",
   "capacity": "sequences:N, states:K or bytes:SIZE, such as bytes:4GiB;"
   " a size for generate (default 256MiB) and serve (default 1GiB).",
   "placement": f"One of {', '.join(placement.PLACEMENTS)} (default"
   " last for sequences and beside --eviction=lru or fifo, else adaptive).",
   "eviction": f"One of {', '.join(evaluation.EVICTIONS)} (default fifo for"
-  " sequences, lru otherwise; adaptive evicts by its own index).",
+  " sequences, lru otherwise; sequences and states have these two alone;"
+  " adaptive evicts by its own index).",
   "preset": "Model whose sizes count for bytes (simulate: by default"
   " qwen3_5_0_8b).",
   "model": "Folder of a model; only its config.json is read, but by generate"

@@ -78,7 +78,7 @@ def _choices(values: flags.FlagValues) -> dict[str, Any]:
   if name is not None and name not in placement.PLACEMENTS:
     raise ValueError(
       f"--placement must be one of {', '.join(placement.PLACEMENTS)}, got"
-      f" {name!r}"
+      f" {name!r}{placement.budget_hint(name)}"
     )
   if name is None and values.budget is not None:
     raise ValueError("--budget is for a --placement")

@@ -70,14 +70,16 @@ def check_eviction(kind: str, eviction: Eviction) -> None:
 
   >>> check_eviction("states", "marconi")
   Traceback (most recent call last):
-  ValueError: eviction must be one of fifo, lru, got 'marconi'
+  ValueError: eviction must be one of fifo, lru, got 'marconi'; bytes have more
   """
   known = tuple(EVICTIONS) if kind == "bytes" else _QUEUES
   own = kind == "bytes" and callable(eviction)
   named = isinstance(eviction, str) and eviction in known
   if not own and not named:
-    shown = brief(eviction)
-    raise ValueError(f"eviction must be one of {', '.join(known)}, got {shown}")
+    raise ValueError(
+      f"eviction must be one of {', '.join(known)}, got {brief(eviction)}"
+      + ("" if kind == "bytes" else "; bytes have more")
+    )
 
 
 def parse_capacity(text: str) -> Capacity:

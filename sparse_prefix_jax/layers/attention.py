@@ -226,7 +226,7 @@ class GatedAttention(ExplicitModule):
     Returns:
       The outputs, and the pools with the chunks' pages.
     """
-    tokens = jnp.arange(x.shape[1])
+    tokens = jnp.arange(x.shape[1], dtype=jnp.int32)
     position = chunks.position[:, None] + tokens[None]
     projected = self._project(x)
     with jax.named_scope("heads"):

@@ -86,12 +86,14 @@ def scan_with_capture(
   captured = jax.tree.map(
     lambda leaf: jnp.zeros((slots, *jnp.shape(leaf)), leaf.dtype), carry
   )
-  here = capture_at[None, :] == jnp.arange(1, steps + 1)[:, None]
-  write = jnp.full(steps, packed.NONE)
+  after = jnp.arange(1, steps + 1, dtype=jnp.int32)
+  here = capture_at[None, :] == after[:, None]
+  write = jnp.full(steps, packed.NONE, jnp.int32)
   if asked:
-    write = jnp.where(here.any(axis=1), here.argmax(axis=1), packed.NONE)
+    slot = lax.argmax(here, 1, jnp.int32)
+    write = jnp.where(here.any(axis=1), slot, packed.NONE)
   xs, write = packed.two_steps((xs, write))
-  real = jnp.arange(write.size) < steps
+  real = jnp.arange(write.size, dtype=jnp.int32) < steps
   write = jnp.where(real, write, packed.NONE)
   scanned = lax.scan(body, (carry, captured), (xs, write, real))
   (carry, captured), ys = scanned

@@ -54,22 +54,22 @@ def sort_into_blocks(
   """
   rows, chosen = expert.shape
   expert = jnp.where(real[:, None], expert, experts).reshape(-1)
-  order = jnp.argsort(expert, stable=True)
-  counts = jnp.bincount(expert, length=experts + 1)[:experts]
+  order = jnp.argsort(expert, stable=True).astype(jnp.int32)
+  counts = jnp.bincount(expert, length=experts + 1)[:experts].astype(jnp.int32)
   blocks = -(-counts // block)
-  ends = jnp.cumsum(blocks)
+  ends = jnp.cumsum(blocks, dtype=jnp.int32)
+  before = jnp.cumsum(counts, dtype=jnp.int32) - counts
   # Among the sorted, a token's rank within its expert is what remains of its
   # own number after all tokens of the experts before.
-  shift = (ends - blocks) * block - (jnp.cumsum(counts) - counts)
+  shift = (ends - blocks) * block - before
   many = _most_blocks(rows * chosen, experts, block)
   sorted_expert = expert[order]
-  place = (
-    jnp.arange(rows * chosen) + shift[jnp.minimum(sorted_expert, experts - 1)]
-  )
+  place = jnp.arange(rows * chosen, dtype=jnp.int32)
+  place = place + shift[jnp.minimum(sorted_expert, experts - 1)]
   place = jnp.where(sorted_expert < experts, place, many * block)
-  source = jnp.full(many * block, rows)
+  source = jnp.full(many * block, rows, jnp.int32)
   source = source.at[place].set(order // chosen, mode="drop")
-  number = jnp.arange(many)
+  number = jnp.arange(many, dtype=jnp.int32)
   owner = jnp.searchsorted(ends, number, side="right")
   owner, used = jnp.minimum(owner, experts - 1), number < ends[-1]
   return Blocks(

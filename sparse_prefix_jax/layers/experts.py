@@ -226,7 +226,7 @@ class Experts(ExplicitModule):
     n, c, _ = x.shape
     with jax.named_scope("router"):
       routing = map_rows(self._choose, x)
-    real = jnp.arange(c)[None] < chunks.length[:, None]
+    real = jnp.arange(c, dtype=jnp.int32)[None] < chunks.length[:, None]
     blocks = sort_into_blocks(
       routing.expert.reshape(n * c, -1),
       real.reshape(-1),

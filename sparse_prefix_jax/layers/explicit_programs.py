@@ -99,7 +99,7 @@ def run_scan(
   groups = -(-t // (k * c))
   program = _Scan(*_structure(module), numerics)
   weights, others = _divided(module)
-  real = (jnp.arange(t)[None] < counts[1][:, None])[:, :, None]
+  real = (jnp.arange(t, dtype=jnp.int32)[None] < counts[1][:, None])[:, :, None]
   # Padding may hold anything, and would reach the gradient of the weights.
   x = jnp.where(real, x, jnp.zeros_like(x))
   x = jnp.pad(x, ((0, 0), (0, groups * k * c - t), (0, 0)))
@@ -180,7 +180,7 @@ class _Scan(_Program):
         y, pool, pages = _run_group(module, pool, pages, x, plan)
         return (pool, pages), (y, start)
 
-      steps = jnp.arange(x.shape[0]), x
+      steps = jnp.arange(x.shape[0], dtype=jnp.int32), x
       (pool, pages), (y, starts) = lax.scan(group, (pool, pages), steps)
       return Outputs(y, *_from_pool(pool, pages)), starts
 
@@ -215,7 +215,7 @@ class _Scan(_Program):
         d.slots,
         d.captured,
       )
-      steps = jnp.arange(x.shape[0]), x, starts, d.y
+      steps = jnp.arange(x.shape[0], dtype=jnp.int32), x, starts, d.y
       (d_weights, d_pool, d_pages), d_x = lax.scan(
         group, (d_weights, d_pool, d.pages), steps, reverse=True
       )
@@ -238,15 +238,17 @@ class _Scan(_Program):
     Slot 0 holds the carry, slot 1 + i the state after `capture_at[i]` tokens.
     """
     k, c = x.shape[:2]
-    start = (group * k + jnp.arange(k)) * c
+    number = jnp.arange(k, dtype=jnp.int32)
+    start = (group * k + number) * c
     real = jnp.clip(length - start, 0, c)
     asked = (capture_at[None] == start[:, None] + c) & (real == c)[:, None]
-    write = jnp.full(k, NONE)
+    write = jnp.full(k, NONE, jnp.int32)
     if capture_at.size:
-      write = jnp.where(asked.any(axis=1), 1 + asked.argmax(axis=1), NONE)
-    last = jnp.arange(k) == (real > 0).sum() - 1
+      captured = 1 + lax.argmax(asked, 1, jnp.int32)
+      write = jnp.where(asked.any(axis=1), captured, NONE)
+    last = number == (real > 0).sum(dtype=jnp.int32) - 1
     return Chunks(
-      read=jnp.where(jnp.arange(k) == 0, 0, CARRY),
+      read=jnp.where(number == 0, 0, CARRY),
       write=jnp.where(last & (write == NONE), 0, write),
       length=real,
       position=jnp.where(real > 0, position + start, 0),
@@ -276,7 +278,7 @@ class _Cell(_Program):
   ) -> Outputs:
     """Takes a token of all; the sums get the gradient of the weights."""
     (b, width), size = inputs.x.shape, self.numerics.decode_rows
-    index = jnp.arange(-(-b // size) * size)
+    index = jnp.arange(-(-b // size) * size, dtype=jnp.int32)
     active = index < b
     own = jnp.where(active, index, 0)
     rows = Rows(
@@ -334,7 +336,7 @@ def _run_group(
   """Runs a group of chunks, and brings the last state to slot 0."""
   table = _table(_count(pages, axis=0))
   y, pools = module(x, BranchPools(pool, pages), chunks, table)
-  active = (chunks.length > 0).sum()
+  active = (chunks.length > 0).sum(dtype=jnp.int32)
   final = jnp.where(active > 0, chunks.write[active - 1], 0)
   pool = jax.tree.map(lambda leaf: leaf.at[0].set(leaf[final]), pools.slots)
   return barrier(y), pool, pools.pages

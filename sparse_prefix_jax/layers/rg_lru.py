@@ -178,7 +178,9 @@ class RGLRU(ExplicitModule):
         chunks,
         implementation=self.numerics.forced_implementation,
       )
-    position = chunks.position[:, None] + jnp.arange(x.shape[1])[None]
+    position = (
+      chunks.position[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    )
     with jax.named_scope("gates"):
       u, log_decay = map_rows(self._gates, mixed, position)
     with jax.named_scope("recurrence"):

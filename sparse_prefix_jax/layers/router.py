@@ -86,5 +86,8 @@ def _in_best_groups(
   parts = ranked.reshape(ranked.shape[0], groups, -1)
   total = jnp.sum(lax.top_k(parts, 2)[0], axis=-1)
   _, looked_at = lax.top_k(total, best)
-  kept = jnp.any(looked_at[..., None] == jnp.arange(groups)[None, None], axis=1)
+  kept = jnp.any(
+    looked_at[..., None] == jnp.arange(groups, dtype=jnp.int32)[None, None],
+    axis=1,
+  )
   return jnp.where(kept[..., None], parts, -jnp.inf).reshape(ranked.shape)

@@ -26,6 +26,7 @@ from .policy import DEFAULT_CHUNK as DEFAULT_CHUNK
 from .policy import PLACEMENTS as PLACEMENTS
 from .policy import SHARED as SHARED
 from .policy import PlacementPolicy as PlacementPolicy
+from .policy import budget_hint as budget_hint
 from .priced import CommonPrice as CommonPrice
 from .priced import Steps as Steps
 from .priced import common_price as common_price

@@ -62,7 +62,10 @@ def register_placement(
   """
   new = isinstance(name, str) and name and name not in PLACEMENTS
   if not new or ":" in name:
-    raise ValueError(f"name must be new, without a colon, got {name!r}")
+    raise ValueError(
+      f"name must be new, without a colon, got {name!r}; "
+      "`unregister_placement` takes a name back"
+    )
   if not callable(make) or not (budget is None or isinstance(budget, str)):
     raise ValueError(
       f"make must be callable and budget a text or None, got {make!r} and "

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.placement.heuristics import NEEDS_STEP
@@ -36,6 +37,19 @@ places by them."""
 
 REPLANNING = ("frozen", "periodic", "decaying")
 """How often learned policies plan again, and whether old counts fade."""
+
+
+def budget_hint(name: Any) -> str:
+  """What to add to a refusal of a name that brings its budget.
+
+  Args:
+    name: What was given as the name of a placement.
+
+  >>> budget_hint("conditional:2")
+  '; the budget is given apart, not after a colon'
+  """
+  known = isinstance(name, str) and name.partition(":")[0] in PLACEMENTS
+  return "; the budget is given apart, not after a colon" if known else ""
 
 
 def _check_fraction(budget: int | float | None) -> None:
@@ -99,7 +113,7 @@ class PlacementPolicy:
     if not isinstance(self.name, str) or self.name not in PLACEMENTS:
       raise ValueError(
         f"placement must be one of {', '.join(PLACEMENTS)}, got"
-        f" {brief(self.name)}"
+        f" {brief(self.name)}{budget_hint(self.name)}"
       )
     check_whole("chunk", self.chunk)
     check_whole("every", self.every)

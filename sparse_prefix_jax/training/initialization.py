@@ -193,7 +193,7 @@ def separate_taps(model: HybridDecoder, words: int = 2) -> None:
     keys = 2 * layer.config.key_heads * width
     conv = layer.conv
     window, channels = conv.shape
-    channel = jnp.arange(channels)
+    channel = jnp.arange(channels, dtype=jnp.int32)
     key_tap = channel % width % min(words, window)
     tap = jnp.where(channel < keys, key_tap, window - 1)
     conv[...] = jax.nn.one_hot(tap, window, axis=0, dtype=conv.dtype)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float32, Int32
 
 from sparse_prefix_jax.kernels.checks import check_axes
@@ -58,7 +59,7 @@ def answer_loss(
   logits = model.head(before.reshape(-1, before.shape[-1]))
   asked = jnp.take_along_axis(token_ids, answers, axis=1)
   losses = cross_entropy(logits, asked.reshape(-1))
-  correct = logits.argmax(axis=-1) == asked.reshape(-1)
+  correct = lax.argmax(logits, 1, jnp.int32) == asked.reshape(-1)
   return AnswerLoss(losses.mean(), correct.reshape(answers.shape))
 
 

@@ -76,9 +76,17 @@ def make_optimizer(steps: int) -> Any:
 
 
 @contextlib.contextmanager
-def _plain_promotion() -> Iterator[None]:
-  """Lets optax mix types and ranks, whatever the process has set."""
-  with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def _plain_settings() -> Iterator[None]:
+  """Lets optax mix types and ranks, and computes in 32 bits.
+
+  Whatever the process has set: where 64 bits are the default, optax takes
+  powers of its decays in them, and weights would get other bits.
+  """
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+    jax.enable_x64(False),
+  ):
     yield
 
 
@@ -106,7 +114,7 @@ def make_step(steps: int) -> Callable[..., tuple[TrainState, StepReport]]:
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     (value, correct), gradient = value_and_grad(state.model)
-    with _plain_promotion():
+    with _plain_settings():
       updates, kept = optimizer.update(gradient, state.optimizer, state.model)
       model = optax.apply_updates(state.model, updates)
     report = StepReport(value, correct.mean(dtype=jnp.float32))

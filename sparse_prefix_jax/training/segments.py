@@ -88,7 +88,7 @@ def labelled_answers(
   known = concrete("answers", answers)
   if known is not None and (np.diff(np.sort(known)) == 0).any():
     raise ValueError("answers names a position of a document twice.")
-  rows = jnp.arange(len(token_ids))[:, None]
+  rows = jnp.arange(len(token_ids), dtype=jnp.int32)[:, None]
   zeros = jnp.zeros(token_ids.shape, jnp.float32)
   weights = zeros.at[rows, answers - 1].set(1 / answers.size)
   return Labelled(token_ids, jnp.roll(token_ids, -1, axis=1), weights)
@@ -266,6 +266,6 @@ def _backward(
 
   slots = jax.tree.map(lambda x: jnp.zeros_like(x[0]), starts[1])
   none = wide_zeros(model), slots, jax.tree.map(jnp.zeros_like, pages)
-  steps = jnp.arange(len(parts.token_ids)), parts, *starts
+  steps = jnp.arange(len(parts.token_ids), dtype=jnp.int32), parts, *starts
   (d_model, *_), _ = lax.scan(segment, none, steps, reverse=True)
   return rounded_once(d_model, model)

@@ -78,7 +78,14 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 def _check(where: str, fields: dict[str, Any]) -> None:
   """Raises ValueError with the line number for fields that cannot be used."""
-  length, hashes = fields.get("input_length"), fields.get("hash_ids")
+  for name in ("input_length", "hash_ids"):
+    if name not in fields:
+      raise ValueError(
+        f"{where} has no {name}; a line of a trace has input_length, hash_ids"
+        " and perhaps a timestamp; token ids make a token file, by"
+        " `token_trace` and `save_token_file`"
+      )
+  length, hashes = fields["input_length"], fields["hash_ids"]
   if not _is_count(length) or length == 0:
     raise ValueError(
       f"{where}: input_length must be a positive integer, got {brief(length)}"

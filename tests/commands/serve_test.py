@@ -40,6 +40,7 @@ def test_keys_are_read_before_anything_is_loaded(command, tmp_path):
     ("--max_waiting=-1", "max_waiting is -1; it must be at least 0."),
     ("--token_budget=0", "token_budget is 0; it must be at least 1."),
     ("--placement=best", "--placement must be one of "),
+    ("--placement=block:64", "'block:64'; the budget is given apart"),
     ("--budget=2", "--budget is for a --placement"),
     ("--eviction=random", "random"),
     ("--state_share=undivided", "--state_share must be a number"),

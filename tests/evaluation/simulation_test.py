@@ -237,7 +237,7 @@ def test_a_share_of_states_is_passed_to_the_store():
 def test_bad_input_is_refused():
   policy, capacity = PlacementPolicy("last"), Capacity("sequences", 3)
   with pytest.raises(
-    ValueError, match="eviction must be one of fifo, lru, got"
+    ValueError, match="must be one of fifo, lru, got 'marconi'; bytes have more"
   ):
     simulate(STREAM, policy, capacity, eviction="marconi")
   with pytest.raises(ValueError, match="requests must not be empty"):

@@ -75,7 +75,7 @@ def test_what_is_no_rule_is_refused(registered):
 
 @pytest.mark.parametrize("name", ["last", "", "a:b"])
 def test_a_name_must_be_new(name):
-  with pytest.raises(ValueError, match="name must be new"):
+  with pytest.raises(ValueError, match="`unregister_placement` takes a name"):
     register_placement(name, Fixed)
 
 

@@ -8,6 +8,10 @@ from sparse_prefix_jax.placement import PlacementPolicy
   "arguments, sentence",
   [
     ({"name": "lru"}, "placement must be one of no_cache, last, block,"),
+    (
+      {"name": "conditional:2"},
+      "got 'conditional:2'; the budget is given apart, not after a colon",
+    ),
     ({"name": "block"}, "placement block needs a budget: tokens between"),
     ({"name": "last", "budget": 3}, "placement last takes no budget, got 3"),
     ({"name": "block", "budget": 0}, "must be at least 1, got 0"),

@@ -36,6 +36,8 @@ def test_reads_blocks_and_times(tmp_path):
   "bad, sentence",
   [
     (line(0, 0, []), "line 2: input_length must be a positive integer, got 0"),
+    ('{"prompt": [1, 2]}', "line 2 has no input_length; a line of a trace has"),
+    ('{"input_length": 3}', "line 2 has no hash_ids; .* `token_trace`"),
     (line(0, 600, ["a"]), "line 2: hash_ids must be a list of integers"),
     (line(0, 600, 3), "line 2: hash_ids must be a list of integers"),
     (line(0, 1100, [1]), "line 2: 1100 tokens are 2 whole blocks of 512, but"),

@@ -95,6 +95,7 @@ def run_server(
     compiling=_tell if warm_up else None,
     ready=ready,
   )
+  del model  # Its weights may be replaced, and go.
   config = uvicorn.Config(
     make_app(service, name, keys=keys),
     log_level=logging.WARNING,

@@ -73,7 +73,8 @@ class Service:
     ready: Callable[[], None] | None = None,
   ) -> None:
     """Answers nobody until `start`."""
-    self.model, self.cache, self.tokenizer = model, cache, tokenizer
+    # The model itself is not kept: weights that are replaced may go.
+    self.cache, self.tokenizer = cache, tokenizer
     self._scheduler, self._compiling = scheduler, compiling
     # Not the scheduler's: other threads look at this one.
     self._watched = WatchedModel(model, cache)

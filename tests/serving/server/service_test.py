@@ -1,9 +1,13 @@
 """What ends an answer, a command or a client ends nothing else."""
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 
+import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 from starlette.testclient import TestClient
@@ -187,6 +191,24 @@ def test_other_weights_end_what_runs_and_the_service_goes_on(
     weight[...] = weight[...] + 1
     assert client.get("/health").status_code == 503
   assert cache.sequences == ()
+
+
+def test_weights_that_were_replaced_take_no_memory(model):
+  """A server that is given new ones now and then holds one model, not two."""
+  first = jax.tree.map(jnp.copy, model)
+  arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(first)]
+  cache = PrefixCache(first, capacity="16MiB")
+  tokenizer = TextTokenizer(recall_tokenizer())
+  service = Service(first, cache, tokenizer, Scheduler(first, cache))
+  del first
+  other = HybridDecoder(model.config, rngs=nnx.Rngs(1))
+  with TestClient(make_app(service, "m")) as client:
+    text_of(client)
+    cache.replace_weights(other)
+    text_of(client)
+    assert client.get("/health").status_code == 200
+    gc.collect()
+    assert all(array() is None for array in arrays)
 
 
 def test_nobody_waits_for_a_service_that_has_ended(service):

@@ -52,7 +52,10 @@ def register_eviction(name: str, make: Callable[[], EvictionRule]) -> None:
   >>> unregister_eviction("oldest")
   """
   if not isinstance(name, str) or not name or name in EVICTIONS:
-    raise ValueError(f"name must be new and not empty, got {name!r}.")
+    raise ValueError(
+      f"name must be new and not empty, got {name!r}; `unregister_eviction`"
+      " takes a name back."
+    )
   if not callable(make):
     raise ValueError(f"make must be callable, such as a class, got {make!r}.")
   _made(make)
@@ -194,8 +197,8 @@ def _known(eviction: Eviction) -> Eviction:
   if named or callable(eviction):
     return eviction
   raise ValueError(
-    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, got "
-    f"{brief(eviction)}."
+    f"eviction must be one of {', '.join(sorted(EVICTIONS))}, or a class of"
+    f" rules, got {brief(eviction)}."
   )
 
 

@@ -207,6 +207,7 @@ class Worth:
     Args:
       fits: Whether there is room for so many offers.
     """
+    self._weighing = None  # It views columns that may grow, and names states.
     back: dict[int, _Offer] = {}
     while self._turned_down and fits(self.offered + len(back) + 1):
       back.update([self._turned_down.pop()])

@@ -132,7 +132,7 @@ def test_what_makes_no_rule_is_refused_when_a_store_is_made(make, complaint):
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_name_of_ones_own_is_given_and_taken_back():
   register_eviction("mine", Lru)
-  with pytest.raises(ValueError, match="name must be new"):
+  with pytest.raises(ValueError, match="unregister_eviction"):
     register_eviction("mine", Lru)
   unregister_eviction("mine")
   for name in ("mine", "lru", None):

@@ -1,5 +1,7 @@
 """Rule `index`: rows of a policy are states, awaited ones, or offers."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -184,6 +186,22 @@ def test_what_was_pinned_may_go_when_it_is_not_any_more():
   index.unpin(running.pin)
   assert index.worth.victim(BYTES) is running.pin.state
   index.check()
+
+
+def test_what_has_weighed_states_goes_when_there_is_room(monkeypatch):
+  """It views columns that a growing table replaces, and names states."""
+  index, policy = busy(3, (0, 100))
+  weighed, weigh = [], policy.weigh
+
+  def noted(**given):
+    leaving = weigh(**given)
+    weighed.append(weakref.ref(leaving))
+    return leaving
+
+  monkeypatch.setattr(policy, "weigh", noted)
+  asked(index, range(200, 204), owner=1)
+  index.free(*index.reserve(1, 1))
+  assert weighed and all(one() is None for one in weighed)
 
 
 def test_pinned_and_awaited_states_stay():
