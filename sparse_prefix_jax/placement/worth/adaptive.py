@@ -95,8 +95,8 @@ class Adaptive:
     tokens = cost or (lambda depth: float(depth * block))
     self._learner = Learner(block, tokens, memory_bytes)
     self._table, self._tree = self._learner.table, self._learner.tree
-    self._step = self._caught_up = 0
     self._leaving: Leaving | None = None
+    self._step = self._caught_up = 0
 
   def observe(self, keys: Keys) -> Visit:
     """Learns from a prompt how often prefixes are asked for again.
@@ -296,7 +296,7 @@ class Adaptive:
 
     Returns:
       What names them: its `least` is what `choose` would name each time. It
-      knows of states that are released, and ends with any other change.
+      ends with any change but a release.
 
     >>> policy = Adaptive(block=64)
     >>> policy.hold(policy.candidates(policy.observe("ab")))
@@ -353,8 +353,7 @@ class Adaptive:
   def expected_lost(self) -> float:
     """Says how many tokens of what is known the next prompt computes again.
 
-    It is the mean under the demand of all candidates for one request, as it
-    was last computed, and with the states that are held now.
+    The mean under the demand for one request, with the states held now.
     """
     self._settle()
     return self._block * flow.lost_blocks(self._table)

@@ -12,7 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from sparse_prefix_jax.placement.worth.fading_counts import MOST, FadingCounts
+from sparse_prefix_jax.placement.worth.fading_counts import (
+  FARTHEST,
+  FadingCounts,
+)
 
 _LEAST_WEIGHT = 0.05
 # What an overlap without a state costs, in blocks per largest offset.
@@ -37,7 +40,7 @@ class EndOffsets(FadingCounts):
     costs the distance to it; without one it costs four times the largest
     offset that was seen.
     """
-    heavy = np.flatnonzero(self.counts[1:MOST] > _LEAST_WEIGHT)
+    heavy = np.flatnonzero(self.counts[1:FARTHEST] > _LEAST_WEIGHT)
     if not heavy.size:
       return ()
     return best_offsets(self.counts[1 : heavy[-1] + 2], _CHOSEN)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MOST = 512
+FARTHEST = 512
 """Whatever lies at this place or beyond is counted as one."""
 
 _DECAY = 0.998
@@ -18,7 +18,7 @@ class FadingCounts:
 
   def __init__(self) -> None:
     """Starts with counts of nothing."""
-    self.counts = np.zeros(MOST + 1)
+    self.counts = np.zeros(FARTHEST + 1)
 
   def observe(self, place: int) -> None:
     """Lets all counts fade, then counts one place.
@@ -27,4 +27,4 @@ class FadingCounts:
       place: Blocks, not negative.
     """
     self.counts *= _DECAY
-    self.counts[min(place, MOST)] += 1
+    self.counts[min(place, FARTHEST)] += 1

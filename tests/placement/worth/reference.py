@@ -126,7 +126,8 @@ def start_depth(counts):
   spared = [depth * sum(reversed(counts[depth:512])) for depth in range(512)]
   best = max(range(512), key=lambda depth: spared[depth])
   common = sum(depth * counts[depth] for depth in range(512))
-  return best if 2 * spared[best] >= common else 0
+  enough = sum(counts) >= 10 and 2 * spared[best] >= common
+  return best if enough else 0
 
 
 class Policy:

@@ -26,12 +26,22 @@ def test_where_prompts_leave_anywhere_there_is_no_depth():
   assert depths.best() is None
 
 
-def test_what_lies_beyond_is_not_counted():
+def test_what_lies_beyond_is_no_depth():
   depths = StartDepth()
-  depths.observe(600)
+  for _ in range(20):
+    depths.observe(600)
   assert depths.best() is None
   depths.observe(511)
   assert depths.best() == 511
+
+
+def test_few_are_no_evidence():
+  depths = StartDepth()
+  for _ in range(10):  # The first ones have faded by now.
+    depths.observe(7)
+  assert depths.best() is None
+  depths.observe(7)
+  assert depths.best() == 7
 
 
 def test_the_first_prompt_of_a_new_kin_keeps_a_state_where_others_left():
