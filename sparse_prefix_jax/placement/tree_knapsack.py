@@ -26,7 +26,7 @@ from sparse_prefix_jax.placement.demand_tree import (
 from sparse_prefix_jax.placement.inputs import check_budget
 
 _MOST_BYTES = 2**31
-"""What the arrays of all nodes may take."""
+"""What the arrays of all nodes may take, and the sums of one with children."""
 
 
 def solve_tree(tree: DemandTree, budget: int) -> TreePlacement:
@@ -176,6 +176,12 @@ def _check_size(tree: DemandTree, depth: list[int], budget: int) -> None:
     if tree.parents[node] != NO_PARENT:
       states[tree.parents[node]] += states[node]
   cells = sum((1 + d) * (1 + min(s, budget)) for d, s in zip(depth, states))
+  # Who shares states out among many children has the sums with each of them.
+  below, sums = [0] * (len(tree) + 1), [0] * (len(tree) + 1)
+  for parent, some in zip(tree.parents.tolist(), states):  # None is the last.
+    below[parent] += some
+    sums[parent] += 1 + min(below[parent], budget)
+  cells += max(sums)
   if 8 * cells > _MOST_BYTES:
     raise ValueError(
       f"a tree of {len(tree)} nodes with demand and a budget of {budget} need"

@@ -56,6 +56,17 @@ def test_large_whole_numbers_stay_exact():
   assert solve_tree(tree, 1).saved == 2**58 + 1
 
 
+@pytest.mark.parametrize("parent", [-1, 0])
+def test_so_many_children_that_their_sums_are_too_large_are_refused(parent):
+  """Each of them has few cells of its own."""
+  count = 40_000
+  parents, depths = [-1, *[parent] * count], [1, *[2] * count]
+  tree = DemandTree.of(parents, depths, [1] * (count + 1))
+  assert solve_tree(tree, 3).nodes.size == 3
+  with pytest.raises(ValueError, match="use solve_tree_priced"):
+    solve_tree(tree, count)
+
+
 def test_a_tree_that_is_too_large_is_refused():
   size = 60_000
   tree = DemandTree.of(
