@@ -37,7 +37,7 @@ class Freed(NamedTuple):
     beside: What the state counts beside blocks, where it frees any that count;
       of no use to what is missing, but to whoever comes next.
 
-  >>> Freed(100, 10).of(3)
+  >>> Freed(100, 10).of(3.0)
   130.0
   """
 
