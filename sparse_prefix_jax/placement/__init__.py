@@ -5,6 +5,7 @@ from .cues import Prompt as Prompt
 from .demand_tree import DemandTree as DemandTree
 from .demand_tree import TreePlacement as TreePlacement
 from .dynamic_program import solve_placement as solve_placement
+from .features import Features as Features
 from .heuristics import HEURISTICS as HEURISTICS
 from .heuristics import balanced as balanced
 from .heuristics import block as block
@@ -14,7 +15,6 @@ from .heuristics import no_cache as no_cache
 from .heuristics import sqrt as sqrt
 from .inputs import linear_cost as linear_cost
 from .inputs import quadratic_cost as quadratic_cost
-from .mixture import Features as Features
 from .mixture import Mixture as Mixture
 from .overlap import OverlapHistogram as OverlapHistogram
 from .overlap import observe as observe

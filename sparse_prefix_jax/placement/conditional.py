@@ -17,8 +17,9 @@ from jaxtyping import Float64
 
 from sparse_prefix_jax.placement.background import PlanWork, pause
 from sparse_prefix_jax.placement.cues import Prompt
+from sparse_prefix_jax.placement.features import Features, check_known
 from sparse_prefix_jax.placement.inputs import concrete_cost
-from sparse_prefix_jax.placement.mixture import Features, Mixture, check_known
+from sparse_prefix_jax.placement.mixture import Mixture
 from sparse_prefix_jax.placement.policy import PlacementPolicy
 from sparse_prefix_jax.placement.priced import (
   CommonPrice,

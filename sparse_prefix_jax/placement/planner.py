@@ -18,6 +18,7 @@ from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
 from sparse_prefix_jax.placement.cues import CueLearner, Prompt
 from sparse_prefix_jax.placement.expectation import depths_of, expected_lost
+from sparse_prefix_jax.placement.features import Features, check_known
 from sparse_prefix_jax.placement.heuristics import spaced
 from sparse_prefix_jax.placement.inputs import Vector, concrete_cost
 from sparse_prefix_jax.placement.learners import (
@@ -25,7 +26,6 @@ from sparse_prefix_jax.placement.learners import (
   learner_of,
   worth_of,
 )
-from sparse_prefix_jax.placement.mixture import Features, check_known
 from sparse_prefix_jax.placement.own import checked_positions, rule_of
 from sparse_prefix_jax.placement.policy import SHARED, PlacementPolicy
 from sparse_prefix_jax.placement.pooled import Pooled

@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from sparse_prefix_jax.placement.background import PlanWork
 from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.dynamic_program import solve_placement
-from sparse_prefix_jax.placement.mixture import Features
+from sparse_prefix_jax.placement.features import Features
 from sparse_prefix_jax.placement.overlap import OverlapHistogram, observe
 from sparse_prefix_jax.placement.paper_rule import solve_paper_rule
 
