@@ -77,7 +77,7 @@ class StoreStats(NamedTuple):
     remembered_bytes: Host memory of the prompts that are remembered; bounded.
     learned_bytes: Host memory of what `adaptive` has learned of prefixes, in
       the cache and beside it to follow shares; bounded but for 6.1 MiB each,
-      room for a quarter more rows, and at most 96 KiB of cues for each of up
+      room for a quarter more rows, and at most 288 KiB of cues for each of up
       to 64 tenants.
     running: Sequences that run.
     requests: Prompts that were begun so far, also if their call then failed.

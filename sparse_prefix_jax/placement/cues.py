@@ -15,10 +15,16 @@ entry, before and behind. Their ratio
 
     departures / (occurrences + 2)
 
-is high for a marker that ends what is shared wherever it stands. The last
-position with the highest ratio is the cue of a prompt. Only pairs count that
-were left after in two contexts: one document may be left at one place for ever,
-which tells nothing of others.
+is high for a marker that ends what is shared wherever it stands. But a template
+has few markers, and what is shared ends at one of several: behind the document,
+not behind the question; after the first header, not after those of each turn.
+So both are counted once more for each *rank* of an occurrence: how many of its
+pair stand before it, and how many behind. The highest of its three ratios is
+that of an occurrence, the pair with the highest is the one to follow, and of
+its occurrences the last that comes near is the cue of a prompt: those that are
+the first and the only one tell nothing of which is right where there are two.
+Only what was left after in two contexts counts: one document may be left at one
+place for ever, which tells nothing of others.
 """
 
 import zlib
@@ -43,12 +49,19 @@ _LEAST_RATIO, _SURE_RATIO = 0.2, 0.5
 # beside requests, which wait for the interpreter meanwhile.
 _REACH = 4096
 
+# Ranks that are told apart: none of the pair, one, two; more, or nobody knows.
+_RANKS = 4
+_WAYS = 1 + 2 * _RANKS
+
+# Of the occurrences of a pair, who has so much of the best ratio is as good.
+_NEAR = 0.8
+
 # The last ids of a prompt, in which its cue is looked for: it waits for that.
 _SEARCHED = 32_768
 
 # What stands before a pair is compared as a hash of so many ids.
 _CONTEXT = 16
-_SEVERAL = -1
+_SEVERAL, _NONE = -1, -2
 
 # A pair is looked up by 16 bits of a product first: a prompt has many pairs.
 _BITS = 16
@@ -72,24 +85,26 @@ class Cues(NamedTuple):
 
   Attributes:
     pairs: int64 [K], the pairs in ascending order, as a * 2**32 + b.
-    departures: float64 [K], how often an entry was left right after each.
-    occurrences: float64 [K], how often each was passed.
-    contexts: int64 [K], a hash of what stood before each when it was first
-      left after; `_SEVERAL` since it was in another context.
+    departures: float64 [K, 9], how often an entry was left right after each:
+      anywhere, by the number of its pair before, and by the number behind.
+    occurrences: float64 [K, 9], how often each was passed.
+    contexts: int64 [K, 9], a hash of what stood before each when it was first
+      left after; `_SEVERAL` since it was in another context, `_NONE` before.
     known: bool [2**16], which hashes pairs have that are cues.
   """
 
   pairs: Int64[np.ndarray, "K"]
-  departures: Float64[np.ndarray, "K"]
-  occurrences: Float64[np.ndarray, "K"]
-  contexts: Int64[np.ndarray, "K"]
+  departures: Float64[np.ndarray, "K ways"]
+  occurrences: Float64[np.ndarray, "K ways"]
+  contexts: Int64[np.ndarray, "K ways"]
   known: Bool[np.ndarray, "hashes"]
 
   @classmethod
   def create(cls) -> "Cues":
     """Returns counts of nothing."""
-    none, nothing = np.zeros(0, np.int64), np.zeros(0, np.float64)
-    return cls(none, nothing, nothing, none, np.zeros(1 << _BITS, bool))
+    counts = np.zeros((0, _WAYS))
+    none, contexts = np.zeros(0, np.int64), np.zeros((0, _WAYS), np.int64)
+    return cls(none, counts, counts, contexts, np.zeros(1 << _BITS, bool))
 
   def observe(self, ids: np.ndarray, overlap: int, decay: float) -> "Cues":
     """Lets the counts fade, then learns from where a prompt left an entry.
@@ -103,26 +118,43 @@ class Cues(NamedTuple):
       The new counts; those that there were, where less than a pair was shared.
 
     >>> cues = Cues.create().observe(np.array([5, 7, 8, 7, 8]), 3, 1.0)
-    >>> cues.departures, cues.occurrences
+    >>> cues.departures[:, 0], cues.occurrences[:, 0]
     (array([1.]), array([2.]))
     """
     if overlap < 2:
       return self
-    first = max(overlap - _REACH, 0)
-    ids, overlap = ids[first : overlap + _REACH], overlap - first
-    passed = _pairs(ids)
-    left, context = passed[overlap - 2], _context(ids[: overlap - 2])
-    counts = self._faded(decay)._with(left, context)
-    place = np.searchsorted(counts.pairs, passed)
-    found = counts.pairs[np.minimum(place, counts.pairs.size - 1)] == passed
-    counts.occurrences[:] += np.bincount(
-      place[found], minlength=counts.pairs.size
+    first, last = max(overlap - _REACH, 0), min(overlap + _REACH, len(ids))
+    passed, left = _pairs(ids[first:last]), overlap - first - 2
+    context = _context(ids[first : overlap - 2])
+    counts = self._faded(decay)._with(passed[left])
+    where, rows = counts._find(passed)
+    ways = _ways(rows, front=not first, behind=last == len(ids))
+    cells = np.bincount(
+      (rows[:, None] * _WAYS + ways).ravel(), minlength=counts.occurrences.size
     )
-    here = int(np.searchsorted(counts.pairs, left))
-    counts.departures[here] += 1
-    if counts.contexts[here] != context:
-      counts.contexts[here] = _SEVERAL
-    return counts._replace(known=_hashed(counts.pairs[counts.ratios() > 0]))
+    counts.occurrences[:] += cells.reshape(counts.occurrences.shape)
+    left = int(np.searchsorted(where, left))
+    counts._leave(rows[left], ways[left], context)
+    known = _hashed(counts.pairs[counts.ratios().any(axis=-1)])
+    return counts._replace(known=known)
+
+  def _find(
+    self, pairs: Int64[np.ndarray, "pairs"]
+  ) -> tuple[Int64[np.ndarray, "found"], Int64[np.ndarray, "found"]]:
+    """Which of some pairs are counted, and in which rows."""
+    rows = np.searchsorted(self.pairs, pairs)
+    rows = np.minimum(rows, self.pairs.size - 1)
+    found = np.flatnonzero(self.pairs[rows] == pairs)
+    return found, rows[found]
+
+  def _leave(
+    self, row: np.int64, ways: Int64[np.ndarray, "3"], context: int
+  ) -> None:
+    """Counts a departure, in counts that may be changed."""
+    self.departures[row, ways] += 1
+    before = self.contexts[row, ways]
+    same = (before == _NONE) | (before == context)
+    self.contexts[row, ways] = np.where(same, context, _SEVERAL)
 
   def _faded(self, decay: float) -> "Cues":
     """The same counts, which may be changed, after some time."""
@@ -132,38 +164,42 @@ class Cues(NamedTuple):
       contexts=self.contexts.copy(),
     )
 
-  def _with(self, pair: np.int64, context: int) -> "Cues":
+  def _with(self, pair: np.int64) -> "Cues":
     """The same counts with room for a pair that may be new."""
     place = int(np.searchsorted(self.pairs, pair))
     if place < self.pairs.size and self.pairs[place] == pair:
       return self
     columns = [
       np.insert(self.pairs, place, pair),
-      np.insert(self.departures, place, 0.0),
-      np.insert(self.occurrences, place, 0.0),
-      np.insert(self.contexts, place, context),
+      np.insert(self.departures, place, 0.0, axis=0),
+      np.insert(self.occurrences, place, 0.0, axis=0),
+      np.insert(self.contexts, place, _NONE, axis=0),
     ]
     if columns[0].size > _MOST:
       # The newcomer stays: it is about to be counted.
-      rank = columns[1].copy()
+      rank = columns[1][:, 0].copy()
       rank[place] = np.inf
       kept = np.arange(rank.size) != int(np.argmin(rank))
       columns = [column[kept] for column in columns]
     pairs, departures, occurrences, contexts = columns
     return Cues(pairs, departures, occurrences, contexts, self.known)
 
-  def ratios(self) -> Float64[np.ndarray, "K"]:
-    """Departures over occurrences, 0 where that may be by chance. [K]"""
+  def ratios(self) -> Float64[np.ndarray, "K ways"]:
+    """Departures over occurrences, 0 where that may be by chance. [K, 9]"""
     ratios = self.departures / (self.occurrences + 2)
     cues = (ratios >= _LEAST_RATIO) & (self.contexts == _SEVERAL)
     return np.where(cues, ratios, 0.0)
 
-  def position(self, ids: np.ndarray, *, sure: bool = False) -> int:
+  def position(
+    self, ids: np.ndarray, *, after: int = 0, sure: bool = False
+  ) -> int:
     """Returns the position of a prompt's cue, 0 for none.
 
     Args:
       ids: The prompt. [t]
-      sure: Whether only pairs count that seldom occur anywhere else.
+      after: Where to begin; what stands before is known.
+      sure: Whether only pairs count that seldom occur anywhere else. How many
+        of them stand before `after` is not counted then, which takes time.
 
     >>> cues = Cues.create()
     >>> for beginning in (4, 5):
@@ -171,20 +207,22 @@ class Cues(NamedTuple):
     >>> cues.position(np.array([1, 2, 7, 8, 3]))
     4
     """
-    if len(ids) < 2 or not self.known.any():
+    first = max(len(ids) - _SEARCHED, after if sure else 0)
+    if len(ids) - first < 2 or not self.known.any():
       return 0
-    first = max(len(ids) - _SEARCHED, 0)
     pairs = _pairs(ids[first:])
-    candidates = np.flatnonzero(self.known[_hash(pairs)])
-    place = np.searchsorted(self.pairs, pairs[candidates])
-    place = np.minimum(place, self.pairs.size - 1)
-    same = self.pairs[place] == pairs[candidates]
-    candidates, ratios = candidates[same], self.ratios()[place[same]]
-    least = _SURE_RATIO if sure else _LEAST_RATIO
-    if not candidates.size or ratios.max() < least:
-      return 0
+    where = np.flatnonzero(self.known[_hash(pairs)])
+    found, rows = self._find(pairs[where])
+    ways = _ways(rows, front=not first, behind=True)
+    ratios = self.ratios()[rows[:, None], ways].max(axis=-1)
     # A pair ends one id after it begins, and what is shared right behind it.
-    return first + int(candidates[ratios == ratios.max()][-1]) + 2
+    positions = first + where[found] + 2
+    ratios[positions <= after] = 0.0
+    best = float(ratios.max(initial=0.0))
+    if best < (_SURE_RATIO if sure else _LEAST_RATIO):
+      return 0
+    follow = rows[np.flatnonzero(ratios == best)[-1]]
+    return int(positions[(rows == follow) & (ratios >= _NEAR * best)][-1])
 
 
 class TenantCues(NamedTuple):
@@ -210,7 +248,9 @@ class TenantCues(NamedTuple):
     """Bytes of all counts."""
     return sum(array.nbytes for cues in self.of.values() for array in cues)
 
-  def position(self, prompt: Prompt, *, sure: bool = False) -> int:
+  def position(
+    self, prompt: Prompt, *, after: int = 0, sure: bool = False
+  ) -> int:
     """Returns the position of a prompt's cue, as `Cues.position`.
 
     >>> cues = TenantCues({})
@@ -221,7 +261,9 @@ class TenantCues(NamedTuple):
     (3, 0)
     """
     own = self.of.get(prompt.tenant)
-    return 0 if own is None else own.position(prompt.ids, sure=sure)
+    if own is None:
+      return 0
+    return own.position(prompt.ids, after=after, sure=sure)
 
 
 class CueLearner:
@@ -286,10 +328,8 @@ class CueLearner:
       A position in tokens, 0 for none.
     """
     self.catch_up()
-    beyond = prompt._replace(ids=prompt.ids[overlap:])
     sure = overlap >= self._chunk
-    found = self._state[0].position(beyond, sure=sure)
-    return overlap + found if found else 0
+    return self._state[0].position(prompt, after=overlap, sure=sure)
 
   @property
   def bytes(self) -> int:
@@ -301,6 +341,34 @@ def _pairs(ids: np.ndarray) -> Int64[np.ndarray, "pairs"]:
   """Every two neighbouring ids as one number."""
   wide = np.asarray(ids).astype(np.int64)
   return (wide[:-1] << 32) + wide[1:]
+
+
+def _ways(
+  rows: Int64[np.ndarray, "n"], *, front: bool, behind: bool
+) -> Int64[np.ndarray, "n 3"]:
+  """The columns that occurrences of pairs count in.
+
+  Args:
+    rows: Of their pairs, in the order of their positions.
+    front: Whether there may be none of them before.
+    behind: Whether there may be none of them behind.
+
+  >>> _ways(np.array([4, 4, 7]), front=True, behind=False)
+  array([[0, 1, 8],
+         [0, 2, 8],
+         [0, 1, 8]])
+  """
+  ways = np.zeros((rows.size, 3), np.int64)
+  ways[:, 1], ways[:, 2] = _RANKS, 2 * _RANKS
+  order, number = np.argsort(rows, kind="stable"), np.arange(rows.size)
+  grouped = rows[order]
+  if front:
+    before = number - np.searchsorted(grouped, grouped)
+    ways[order, 1] = 1 + np.minimum(before, _RANKS - 1)
+  if behind:
+    after = np.searchsorted(grouped, grouped, side="right") - 1 - number
+    ways[order, 2] = 1 + _RANKS + np.minimum(after, _RANKS - 1)
+  return ways
 
 
 def _context(ids: np.ndarray) -> int:

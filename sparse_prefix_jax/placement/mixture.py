@@ -18,7 +18,8 @@ step of expectation maximisation per overlap, so that an offset which recurs
 from one origin soon belongs to that origin. No share falls below a floor, or
 traffic that changes after a long time of one kind could not be learned. The
 classes are entries that matched nothing and entries that did, each with a cue
-or without.
+or without. Of those with a cue nothing is known when the first one comes: they
+start from what is known without, and from the guess that the cue is right.
 
 How often an entry will be left at all depends on how long ago the entry that it
 matched was stored: whoever follows a popular or an old one is needed sooner.
@@ -44,6 +45,10 @@ _REST = 0.5
 
 # Least share of an origin, of all that overlaps of its class were blamed on.
 _LEAST_SHARE = 1e-3
+
+# Which origin is the cue, and how many overlaps speak for an entry being left
+# right there before any was seen. As many speak for the shares without a cue.
+_CUE, _CUES_TELL = 3, 1.0
 
 # Bins of ages: bin b for ages below 2**b, bin 0 for entries without a match.
 _AGES = 64
@@ -101,13 +106,13 @@ class Mixture:
       decay=decay,
       offsets=(Offsets.create(),) * 4,
       # Without a match the second origin is the first, and never used; without
-      # a cue the last one is.
+      # a cue the last one is. With one, `_shares` adds those without.
       shares=np.array(
         [
           [1.0, 0.0, 1.0, 0.0],
           [1.0, 1.0, 1.0, 0.0],
-          [1.0, 0.0, 1.0, 1.0],
-          [1.0, 1.0, 1.0, 1.0],
+          [0.0, 0.0, 0.0, 1.0],
+          [0.0, 0.0, 0.0, 1.0],
         ]
       ),
       left=np.zeros(_AGES, np.float64),
@@ -158,7 +163,7 @@ class Mixture:
     origins = self._origins(matched)
     depth = min(overlap // self.chunk, self._end(matched))
     kind = self._class(matched)
-    blame = self.shares[kind] * self._densities(depth, matched)
+    blame = self._shares(kind) * self._densities(depth, matched)
     blame /= blame.sum()
     shares = self.shares.copy()
     shares[kind] = _floored(shares[kind] * self.decay + blame)
@@ -173,6 +178,11 @@ class Mixture:
     matched = features.overlap >= self.chunk
     return int(matched) + 2 * int(features.cue >= self.chunk)
 
+  def _shares(self, kind: int) -> Float64[np.ndarray, "4"]:
+    """How many overlaps of a class are blamed on each origin."""
+    own, plain = self.shares[kind], self.shares[kind % 2]
+    return own if kind < 2 else own + _CUES_TELL / plain.sum() * plain
+
   def _end(self, features: Features) -> int:
     """The deepest depth bin of an entry."""
     return min(features.length // self.chunk, self.last)
@@ -186,7 +196,7 @@ class Mixture:
   def _seen(self, features: Features) -> "_Seen":
     """All that `survival_at` and `places` look at."""
     origins = self._origins(features)
-    shares = self.shares[self._class(features)]
+    shares = self._shares(self._class(features))
     weights = (self.rate(features) / shares.sum() * shares).tolist()
     # An origin without a share explains nothing, and need not be looked at.
     used = [k for k, weight in enumerate(weights) if weight > 0]
@@ -199,7 +209,10 @@ class Mixture:
 
   def _within(self, k: int, origin: int, end: int) -> Offsets:
     """An origin's counts, as far as they lie at the depths 1 .. end."""
-    return self.offsets[k].between(1 - origin, end - origin)
+    counts = self.offsets[k]
+    if k == _CUE:
+      counts = counts.observe(0, _CUES_TELL, 1.0)
+    return counts.between(1 - origin, end - origin)
 
   def _densities(
     self, depth: int, features: Features

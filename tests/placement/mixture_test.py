@@ -15,9 +15,12 @@ def naive_survival(mixture, features):
   cue = min(features.cue // chunk, end)
   kind = int(features.overlap >= chunk) + 2 * int(features.cue >= chunk)
   shares = mixture.shares[kind]
+  if kind > 1:
+    shares = shares + mixture.shares[kind - 2] / mixture.shares[kind - 2].sum()
   densities = np.zeros((4, end + 1))
   for k, origin in enumerate((0, own, end, cue)):
     counts = [mixture.offsets[k].count(t - origin) for t in range(end + 1)]
+    counts[cue] += k == 3
     rest = mixture.offsets[k].others + 0.5
     total = sum(counts[1:]) + rest
     for t in range(1, end + 1):

@@ -24,7 +24,16 @@ def random_rows(seed, count=60, longest=3000, cues=False):
   return rows
 
 
-def templated(seed, markers, *, documents=30, questions=9, vocabulary=400):
+def templated(
+  seed,
+  markers,
+  *,
+  documents=30,
+  questions=9,
+  vocabulary=400,
+  lengths=(600, 4000),
+  again=(0, 0),
+):
   """Documents with questions, each document in a template of its own.
 
   Args:
@@ -33,6 +42,9 @@ def templated(seed, markers, *, documents=30, questions=9, vocabulary=400):
     documents: How many there are.
     questions: How many each has.
     vocabulary: How many ids there are; those of markers are among them.
+    lengths: From how many ids, to fewer than how many, a document has.
+    again: How often, at least and at most, the marker stands behind a question
+      too, with more text.
   """
   rng, rows, groups = np.random.default_rng(seed), [], []
   odds = 1 / np.arange(3, vocabulary + 3)
@@ -43,9 +55,14 @@ def templated(seed, markers, *, documents=30, questions=9, vocabulary=400):
 
   for group in range(documents):
     marker = np.array(markers[group % len(markers)], np.int64)
-    shared = np.concatenate([text(600, 4000), marker])
+    shared = np.concatenate([text(*lengths), marker])
     for _ in range(questions):
-      rows.append(np.concatenate([shared, text(20, 400), [1, 2]]))
+      row = [shared, text(20, 400)]
+      for _ in range(
+        int(rng.integers(again[0], again[1] + 1)) if again[1] else 0
+      ):
+        row += [marker, text(20, 400)]
+      rows.append(np.concatenate([*row, [1, 2]]))
       groups.append(group)
   order = rng.permutation(len(rows))
   trace = token_trace(
