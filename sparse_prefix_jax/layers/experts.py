@@ -357,9 +357,11 @@ class Experts(ExplicitModule):
     self, x: Float[Array, "block i"], weight: Float[Array, "o i"]
   ) -> Float[Array, "block o"]:
     """Multiplies by a weight with outputs first; nothing is fused into it."""
+    # A barrier each: JAX 0.11 cannot transpose one of which some is no tangent.
     y = jnp.einsum(
       "bi,oi->bo",
-      *barrier((x, weight)),
+      barrier(x),
+      barrier(weight),
       precision=self.numerics.precision,
       preferred_element_type=jnp.float32,
     )
