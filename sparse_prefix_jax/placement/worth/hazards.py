@@ -7,7 +7,8 @@ exactly this far) over *exposure* (how many requests candidates have waited at
 that age). Who waits still, counts as well: its exposure is censored, not over,
 and leaving it out would make every prefix look as if it were asked for soon.
 
-Candidates are alike within a cell (`cells`). Cells nest in six levels, and a
+Candidates are alike within a cell (`cells`). Cells nest in seven levels, from
+all candidates over those of a kind to those that share all six facts, and a
 cell of which little is known leans on the one above it:
 
     hazard = (events + s) / (exposure + s / hazard of the level above),  s = 1
@@ -182,11 +183,9 @@ def _shrunk(
   """Hazards of the finest level, each level leaning on the one above."""
   exposure = exposure.reshape(events.shape)
   rates = _FIRST_GUESS
-  for level in range(len(SHAPE)):
-    # All; kind, passes; passed; turn; gap; depth: finer facts are summed away.
-    known = 0 if level == 0 else level + 1
+  for known in range(len(SHAPE) + 1):  # Finer facts are summed away.
     finer = tuple(range(known, len(SHAPE)))
-    above = rates if level < 2 else rates[..., None, :]
+    above = rates[..., None, :] if known else rates
     rates = (events.sum(finer) + _STRENGTH) / (
       exposure.sum(finer) + _STRENGTH / above
     )

@@ -55,17 +55,17 @@ class Node:
 
 
 class Rates:
-  """Events and exposure of six levels, and hazards."""
+  """Events and exposure of seven levels, and hazards."""
 
   def __init__(self):
-    shapes = [(), *(SHAPE[:known] for known in range(2, 7))]
+    shapes = [SHAPE[:known] for known in range(7)]
     self.events = [np.zeros((*shape, BINS)) for shape in shapes]
     self.exposure = [np.zeros((*shape, BINS)) for shape in shapes]
     self.fit([])
 
   @staticmethod
   def levels(cell):
-    return [(), *(cell[:known] for known in range(2, 7))]
+    return [cell[:known] for known in range(7)]
 
   def expose(self, cell, age):
     for level, where in enumerate(self.levels(cell)):
@@ -81,9 +81,9 @@ class Rates:
       for level, where in enumerate(self.levels(cell)):
         exposure[level][where] += exposure_of(age)
     above = 0.02 / (EDGES[:-1] + 2)
-    for level in range(6):
+    for level in range(7):
       above = np.broadcast_to(
-        above if level < 2 else above[..., None, :], exposure[level].shape
+        above[..., None, :] if level else above, exposure[level].shape
       )
       above = (self.events[level] + 1) / (exposure[level] + 1 / above)
     self.rates = np.minimum(above, 3.0)
