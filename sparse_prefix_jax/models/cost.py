@@ -79,7 +79,9 @@ def _finite(name: str, value: float) -> float:
   """A number of a cost as a float; what is none is refused."""
   number = as_float(value)
   if not math.isfinite(number):
-    raise ValueError(f"{name} is {brief(value)}; it must be a finite number.")
+    raise ValueError(
+      f"{name} of a cost is {brief(value)}; it must be a finite number."
+    )
   return number
 
 
