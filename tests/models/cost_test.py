@@ -63,7 +63,9 @@ def test_nothing_but_depths_costs_anything(depth):
 def test_a_cost_that_is_no_number_is_said(field, value):
   wrong = PrefillCost(2.0, 0.5, "flops")._replace(**{field: value})
   for call in (lambda: wrong.at([1, 2]), lambda: wrong.cumulative(3, 64)):
-    with pytest.raises(ValueError, match=rf"^{field} of a cost is .*finite number\.$"):
+    with pytest.raises(
+      ValueError, match=rf"^{field} of a cost is .*finite number\.$"
+    ):
       call()
 
 
