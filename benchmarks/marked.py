@@ -24,7 +24,7 @@ from benchmarks.record import write_result
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.evaluation import Capacity, ModelSizes, simulate
 from sparse_prefix_jax.placement import Conditional, PlacementPolicy
-from sparse_prefix_jax.placement.cues import CueLearner
+from sparse_prefix_jax.placement.cue_learner import CueLearner
 from sparse_prefix_jax.workloads import Trace, interleave, token_trace
 
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Streams of each layout.", 1)

@@ -1,5 +1,6 @@
 """What kind of object a user gives: refused by name, with where to get one."""
 
+import errno
 import os
 import pathlib
 import reprlib
@@ -107,10 +108,21 @@ def path_of(
   'b'
   """
   try:
-    if isinstance(value, str | os.PathLike) and b"\0" not in os.fsencode(value):
+    if isinstance(value, str | os.PathLike) and _can_be(value):
       return pathlib.Path(value)
-  except (TypeError, UnicodeError):  # of bytes, or half of a character
+  except TypeError:  # of bytes
     pass
   raise ValueError(
     f"{name} is {brief(value)}; it must be the path of a {what}."
   )
+
+
+def _can_be(path: str | os.PathLike[str]) -> bool:
+  """Whether a file can have that path, be there one or not."""
+  try:
+    os.lstat(path)
+  except OSError as error:
+    return error.errno != errno.ENAMETOOLONG
+  except ValueError:  # It holds a zero, or half of a character.
+    return False
+  return True

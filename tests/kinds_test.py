@@ -17,7 +17,9 @@ from sparse_prefix_jax import (
   Numerics,
   OverlapHistogram,
   PlacementPolicy,
+  PrefixCache,
   Sampling,
+  Scheduler,
   TextTokenizer,
   interleave,
   load_mooncake,
@@ -25,6 +27,7 @@ from sparse_prefix_jax import (
   measure_prefill,
   observe,
   page_bytes,
+  prefill,
   prefill_flops,
   preset,
   prometheus_text,
@@ -47,13 +50,15 @@ from sparse_prefix_jax.training.weights import (
   load_weights,
   save_arrays,
 )
+from tests.models_for_tests import small_model
 
 pytestmark = pytest.mark.usefixtures("unchecked_types")
 
 TRACE = token_trace("two", [[1, 2, 3], [1, 2]], [0, 0])
 ODD = (None, 7, "text", [1], {}, np.zeros(2), object())
 NO_NUMBERS = (None, *ODD[2:])
-NO_PATHS = (None, 7, b"bytes", [1], "a\0b", "\ud800")
+NO_PATHS = (None, 7, b"bytes", [1], "a\0b", "\ud800", "a" * 5000)
+LONG = (10**400, np.zeros((2, 2)))
 MASKED = np.ma.masked_array([1, 2], [False, True])
 NO_ARRAYS = (MASKED, [[1], [2, 3]])
 HISTOGRAM = OverlapHistogram.create(4, on_host=True)
@@ -236,6 +241,37 @@ def test_another_kind_is_named(call, odd, sentence):
     with pytest.raises(ValueError, match=sentence) as refused:
       call(value)
     assert "\n" not in str(refused.value)
+
+
+def a_cache(**choices):
+  return PrefixCache(small_model(), **({"capacity": "1MiB"} | choices))
+
+
+@pytest.mark.parametrize("long", LONG, ids=["number", "rows"])
+@pytest.mark.parametrize(
+  "call",
+  [
+    preset,
+    lambda x: preset("tiny", logits_cap=x if x is LONG[1] else -x),
+    lambda x: preset("tiny", width=x),
+    lambda x: a_cache(placement=x),
+    lambda x: a_cache(cost=x),
+    lambda x: a_cache(state_share=x),
+    lambda x: Sampling(seed=x),
+    lambda x: prefill(small_model(), a_cache(), [[1]], salt=x),
+    lambda x: prefill(small_model(), a_cache(), [[x]]),
+    lambda x: prefill(small_model(), a_cache(), [[1]], anchors=[[x]]),
+    lambda x: Scheduler(small_model(), a_cache(), sampler=x),
+    lambda x: Scheduler(small_model(), a_cache()).submit([1], sampling=x),
+    lambda x: Scheduler(small_model(), a_cache()).submit([1], max_tokens=x),
+    lambda x: simulate(TRACE, x, Capacity("sequences", 2)),
+    lambda x: simulate(TRACE, PlacementPolicy("last"), x),
+  ],
+)
+def test_a_long_value_is_told_in_short(call, long):
+  with pytest.raises(ValueError) as refused:
+    call(long)
+  assert "\n" not in (text := str(refused.value)) and "0" * 99 not in text
 
 
 def test_paths_of_all_kinds_are_paths(tmp_path):

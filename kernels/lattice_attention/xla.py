@@ -308,7 +308,7 @@ def attend_blocks(
   def block(index: Array, carry: _Softmax) -> _Softmax:
     start = index * block_pages
     ids = lax.dynamic_slice_in_dim(blocks.pages, start, block_pages)
-    key_position = index * width + jnp.arange(width, dtype=index.dtype)
+    key_position = index * width + jnp.arange(width, dtype=jnp.int32)
     k, v = blocks.load(index, ids)
     # A page that no row sees may hold anything.
     held = key_position < end

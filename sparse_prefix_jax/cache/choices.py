@@ -2,6 +2,7 @@
 
 from sparse_prefix_jax.cache.divided_capacity import DividedCapacity
 from sparse_prefix_jax.cache.index import Eviction, placement_for
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.models.cost import PrefillCost, prefill_flops
 from sparse_prefix_jax.models.sizes import (
@@ -47,7 +48,9 @@ def checked_share(share: float | None, divided: DividedCapacity) -> float:
   real = isinstance(first, int | float) and not isinstance(first, bool)
   if not real or not (0 < first < 1 or first == divided.undivided):
     also = "" if divided.undivided is None else f" or {divided.undivided}"
-    raise ValueError(f"state_share is {share!r}; it must be in (0, 1){also}.")
+    raise ValueError(
+      f"state_share is {brief(share)}; it must be in (0, 1){also}."
+    )
   slots, pages = divided.split(first)
   if slots < 2 or pages < 1:
     raise ValueError(
@@ -72,7 +75,7 @@ def serving_planner(
     ValueError: If the cost is none, or falls.
   """
   if cost is not None and not isinstance(cost, PrefillCost):
-    raise ValueError(f"cost must be a PrefillCost, got {cost!r}.")
+    raise ValueError(f"cost must be a PrefillCost, got {brief(cost)}.")
   numerics = config.numerics
   depths = max(2, numerics.max_length // numerics.chunk)
   known = cost or prefill_flops(config)
@@ -108,7 +111,7 @@ def checked_policy(
   if not isinstance(placement, PlacementPolicy):
     raise ValueError(
       "placement must be a PlacementPolicy or the name of one, got "
-      f"{placement!r}; `register_placement` gives a rule its name."
+      f"{brief(placement)}; `register_placement` gives a rule its name."
     )
   if placement.chunk != chunk:
     raise ValueError(

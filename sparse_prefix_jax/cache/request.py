@@ -159,7 +159,7 @@ def _checked_salt(salt: Any) -> bytes:
     # A lone surrogate, as of a damaged header, is a tenant too.
     salt = salt.encode(errors="surrogatepass")
   if not isinstance(salt, bytes):
-    raise ValueError(f"salt must be a text or bytes, got {salt!r}.")
+    raise ValueError(f"salt must be a text or bytes, got {brief(salt)}.")
   if len(salt) > _LONGEST_SALT:
     raise ValueError(
       f"salt has {len(salt)} bytes; it must have at most {_LONGEST_SALT}, a "
@@ -262,7 +262,8 @@ def check_ids(name: str, ids: Any, vocab_size: int) -> np.ndarray:
   wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
   if wrong.size:
     raise ValueError(
-      f"{name} holds id {wrong[0]}; the vocabulary is 0 to {vocab_size - 1}."
+      f"{name} holds id {brief(int(wrong[0]))}; the vocabulary is 0 to "
+      f"{vocab_size - 1}."
     )
   return tokens.astype(np.int32)
 
@@ -306,7 +307,7 @@ def _positions(
     if not 0 < position <= length or position % step:
       kind = "a position" if step == 1 else f"a multiple of {step}"
       raise ValueError(
-        f"{name} holds {position}; it must be {kind} from 1 to the prompt's "
-        f"{length} tokens."
+        f"{name} holds {brief(position)}; it must be {kind} from 1 to the "
+        f"prompt's {length} tokens."
       )
   return positions

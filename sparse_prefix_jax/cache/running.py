@@ -220,7 +220,7 @@ class Running:
     kept = self.length if keep is None else check_whole("keep", keep)
     if not 0 <= kept <= self.length:
       raise ValueError(
-        f"keep is {keep}; it must be 0 to the {self.length} tokens of "
+        f"keep is {brief(kept)}; it must be 0 to the {self.length} tokens of "
         f"{self.handle}."
       )
     return kept

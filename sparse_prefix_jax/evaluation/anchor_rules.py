@@ -20,7 +20,7 @@ from sparse_prefix_jax.evaluation.capacity import check_eviction
 from sparse_prefix_jax.evaluation.outcomes import Outcome
 from sparse_prefix_jax.evaluation.report import Tally
 from sparse_prefix_jax.placement import Features, Planner, Prompt
-from sparse_prefix_jax.placement.cues import CueLearner
+from sparse_prefix_jax.placement.cue_learner import CueLearner
 from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.workloads import Trace, TraceRequest
 
@@ -129,17 +129,18 @@ def told_depths(
   Yields:
     Depths in blocks, 0 for none, and where only hashes of blocks are known.
   """
-  cues = CueLearner(chunk=chunk)
+  cues, known = CueLearner(chunk=chunk), []
   for place, path in enumerate(paths):
     if trace.block > 1:
       yield 0
       continue
     prompt = Prompt(trace.requests[place].ids)
     overlap = overlap_tokens(trace, path, place, chunk)
+    known.append(overlap)
     yield cues.cue(prompt, overlap) // chunk
     if path.seen:
-      left = trace.requests[path.entry].length
-      cues.observe(overlap, left=left, prompt=prompt)
+      left = Features(trace.requests[path.entry].length, known[path.entry])
+      cues.observe(overlap, matched=left, prompt=prompt)
 
 
 class _Slots:

@@ -84,14 +84,14 @@ def _check(
   """Raises ValueError where arguments of `simulate` do not fit each other."""
   if not isinstance(capacity, Capacity):
     raise ValueError(
-      f"capacity must be a Capacity, of parse_capacity, got {capacity!r}"
+      f"capacity must be a Capacity, of parse_capacity, got {brief(capacity)}"
     )
   if not isinstance(requests, Trace):
     raise ValueError(
       f"requests must be a Trace of workloads, got {type(requests).__name__}"
     )
   if not isinstance(policy, PlacementPolicy):
-    raise ValueError(f"policy must be a PlacementPolicy, got {policy!r}")
+    raise ValueError(f"policy must be a PlacementPolicy, got {brief(policy)}")
   if not len(requests):
     raise ValueError("requests must not be empty")
   if requests.block not in (1, policy.chunk):

@@ -70,8 +70,8 @@ def check_values(choices: Any, least: Mapping[str, int] | None = None) -> None:
     value, low = getattr(choices, field.name), (least or {}).get(field.name, 1)
     if field.type is int and not low <= value <= MOST:
       raise ValueError(
-        f"{field.name} is {value}; it must be at least {low} and at most "
-        f"{MOST}."
+        f"{field.name} is {brief(value)}; it must be at least {low} and at "
+        f"most {MOST}."
       )
 
 
@@ -121,6 +121,6 @@ def check_names(choices: Any, allowed: Mapping[str, tuple[str, ...]]) -> None:
   for name, known in allowed.items():
     if getattr(choices, name) not in known:
       raise ValueError(
-        f"{name} is {getattr(choices, name)!r}; it must be one of "
+        f"{name} is {brief(getattr(choices, name))}; it must be one of "
         f"{', '.join(known)}."
       )

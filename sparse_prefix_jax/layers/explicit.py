@@ -5,6 +5,7 @@ in and comes out. No cache, no slots, no plan: for training, and for whoever has
 a server of their own. The bits are those of prefill and of decode.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -19,7 +20,7 @@ from sparse_prefix_jax.kernels.captures import (
   as_captures,
   check_lattice_captures,
 )
-from sparse_prefix_jax.kernels.checks import check_axes
+from sparse_prefix_jax.kernels.checks import check_array, check_axes
 from sparse_prefix_jax.kernels.chunks import Captures
 from sparse_prefix_jax.kernels.slot_checks import concrete, numbers, widened
 from sparse_prefix_jax.kinds import brief
@@ -230,8 +231,10 @@ def scan(
   length = jnp.full(len(x), t, jnp.int32) if length is None else length
   length = widened(numbers("length", length))
   check_axes("scan", x=(x, "b t d"), length=(length, "b"))
-  capture_at, carry = as_captures(capture_at), _with_wide_position(carry)
+  capture_at = as_captures(capture_at)
   check_scan(carry, length, t, c)
+  # Before anything is added to it: what is narrow cannot tell any room.
+  carry = carry._replace(position=widened(carry.position))
   at = check_lattice_captures(capture_at, t, c)
   counts = carry.position, length.astype(jnp.int32), at
   pools = BranchPools(carry.slots, carry.pages)
@@ -266,8 +269,9 @@ def cell(
   _check_carry(carry)
   check_axes("cell", x=(x, "b d"), **{"carry.position": (carry.position, "b")})
   _check_given(carry, x, numerics)
-  carry, room = _with_wide_position(carry), _capacity(carry, numerics.chunk)
   values = concrete("carry.position", carry.position)
+  carry = carry._replace(position=widened(carry.position))
+  room = _capacity(carry, numerics.chunk)
   if values is not None:
     _check_not_below_0(values)
   if values is not None and (values >= room).any():
@@ -290,11 +294,6 @@ def _check_carry(carry: ExplicitCarry) -> None:
     )
 
 
-def _with_wide_position(carry: ExplicitCarry) -> ExplicitCarry:
-  """The carry whose position can be compared with any room."""
-  return carry._replace(position=widened(carry.position))
-
-
 def _check_not_below_0(position: np.ndarray) -> None:
   """Refuses positions before the first token."""
   if (position < 0).any():
@@ -306,6 +305,7 @@ def _check_not_below_0(position: np.ndarray) -> None:
 def _check_given(carry: ExplicitCarry, x: Array, numerics: Numerics) -> None:
   """Refuses a carry of other requests, and inputs of another dtype."""
   for leaf in jax.tree.leaves((carry.slots, carry.pages)):
+    check_array("the carry", "a leaf", leaf)
     if leaf.shape[:1] != x.shape[:1]:
       raise ValueError(
         f"carry holds an array of shape {leaf.shape}; x has {len(x)} requests."
@@ -327,18 +327,19 @@ def check_kept(carry: ExplicitCarry, kept: BranchPools) -> None:
     ValueError: If it is no carry, or has other arrays.
   """
   _check_carry(carry)
-  given = BranchPools(carry.slots, carry.pages).map(
-    lambda x: (x.shape[1:], x.dtype.name), lambda x: (x.shape[2:], x.dtype.name)
-  )
-  asked = kept.map(*[lambda x: (x.shape, x.dtype.name)] * 2)
-  kinds = jax.tree.structure(kept)
+  pools = BranchPools(carry.slots, carry.pages)
   # States of two kinds of layers are equal as tuples where their shapes are.
-  same = jax.tree.structure(BranchPools(carry.slots, carry.pages)) == kinds
-  if given != asked or not same:
+  same = jax.tree.structure(pools) == jax.tree.structure(kept)
+  if not same or pools.map(_kind(1), _kind(2)) != kept.map(_kind(), _kind()):
     raise ValueError(
       "carry has the arrays of another model; it must be of this one's "
       "`initialize_carry`, `scan` or `cell`."
     )
+
+
+def _kind(axes: int = 0) -> Callable[[Any], Any]:
+  """What a leaf is past its first axes; None of what is no array."""
+  return lambda x: hasattr(x, "dtype") and (x.shape[axes:], x.dtype.name)
 
 
 def _capacity(carry: ExplicitCarry, chunk: int) -> int:

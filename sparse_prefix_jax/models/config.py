@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from sparse_prefix_jax.kinds import check_class
+from sparse_prefix_jax.kinds import brief, check_class
 from sparse_prefix_jax.layers.branch import Branch
 from sparse_prefix_jax.layers.choices import check_values, is_int, is_positive
 from sparse_prefix_jax.layers.normalization import Norm
@@ -174,8 +174,8 @@ class ModelConfig:
       )
     if self.logits_cap is not None and not is_positive(self.logits_cap):
       raise ValueError(
-        f"logits_cap is {self.logits_cap!r}; it must be a finite number above "
-        "0 or None."
+        f"logits_cap is {brief(self.logits_cap)}; it must be a finite "
+        "number above 0 or None."
       )
     _check_kind("final_norm", self.final_norm, Norm)
     _check_kind("numerics", self.numerics, Numerics)

@@ -4,6 +4,7 @@ Placement minimises sum_t w(t) (F(t) - F(deepest state <= t)); this module makes
 F. With recurrent layers alone it is linear, with attention a t + b t^2.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,10 @@ import numpy as np
 
 from sparse_prefix_jax.kinds import brief, host_array
 from sparse_prefix_jax.models.config import ModelConfig, check_config_kind
-from sparse_prefix_jax.whole_numbers import check_at_least
+from sparse_prefix_jax.whole_numbers import as_float, check_at_least
+
+# Positions of 32 bits: no product of two such numbers is too large.
+_MOST = np.iinfo(np.int32).max
 
 
 class PrefillCost(NamedTuple):
@@ -35,13 +39,19 @@ class PrefillCost(NamedTuple):
     """Computes F at these depths in tokens, in float64.
 
     Raises:
-      ValueError: If they are no numbers.
+      ValueError: If they are no numbers of at least 0, or one of the cost is
+        not finite.
     """
     t = host_array("tokens", tokens)
-    if t.size and t.dtype.kind not in "iuf":
-      raise ValueError(f"tokens must be numbers, got {brief(tokens)}.")
-    t = t.astype(np.float64)
-    return self.linear * t + self.quadratic * t * t
+    numbers = not t.size or t.dtype.kind in "iuf"
+    t = t.astype(np.float64) if numbers else np.array(np.nan)
+    if not (np.isfinite(t) & (t >= 0)).all():
+      raise ValueError(
+        f"tokens must be numbers of at least 0, got {brief(tokens)}."
+      )
+    linear = _finite("linear", self.linear)
+    quadratic = _finite("quadratic", self.quadratic)
+    return linear * t + quadratic * t * t
 
   def cumulative(self, depths: int, chunk: int) -> np.ndarray:
     """Computes F at 0, chunk, 2 chunk, ..., as `solve_placement` takes it.
@@ -54,14 +64,25 @@ class PrefillCost(NamedTuple):
       The `cost` to give to the solver. [depths]
 
     Raises:
-      ValueError: If they are no integers, or there is no chunk.
+      ValueError: If they are no integers, or too large, or there is no chunk,
+        or a number of the cost is not finite.
 
     Example:
       >>> PrefillCost(2.0, 0.0, "flops").cumulative(3, chunk=64).tolist()
       [0.0, 128.0, 256.0]
     """
-    depths = check_at_least("depths", depths, 0)
-    return self.at(check_at_least("chunk", chunk, 1) * np.arange(depths))
+    depths = check_at_least("depths", depths, 0, _MOST)
+    return self.at(check_at_least("chunk", chunk, 1, _MOST) * np.arange(depths))
+
+
+def _finite(name: str, value: float) -> float:
+  """A number of a cost as a float; what is none is refused."""
+  number = as_float(value)
+  if not math.isfinite(number):
+    raise ValueError(
+      f"{name} of a cost is {brief(value)}; it must be a finite number."
+    )
+  return number
 
 
 def prefill_flops(config: ModelConfig) -> PrefillCost:

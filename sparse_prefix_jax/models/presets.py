@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.layers import (
   AttentionConfig,
   Branch,
@@ -121,6 +122,6 @@ def preset(name: str, **changes: Any) -> ModelConfig:
   """
   if not isinstance(name, str) or name not in PRESETS:
     raise ValueError(
-      f"preset is {name!r}; the presets are {', '.join(PRESETS)}."
+      f"preset is {brief(name)}; the presets are {', '.join(PRESETS)}."
     )
   return PRESETS[name].replace(**changes)

@@ -1,7 +1,7 @@
 """Which tokens tell where an entry will be left: `Cues`, of each tenant.
 
-`conditional` learns them with its other statistics (`mixture`), `adaptive` by a
-`CueLearner`.
+`conditional` learns them with its other statistics (`mixture`), `adaptive` when
+it has the time (`cue_learner`).
 
 Prompts made from a template end what they share in the same tokens: the marker
 before a question, the header of a turn. An entry that matched nothing cannot
@@ -10,8 +10,11 @@ after the same pair of ids. Pairs are what works: one id alone is found all over
 a text, and that a text was seen elsewhere says nothing of where it ends.
 
 For each pair (a, b) after which an entry was left, two counts are kept: how
-often that happened, and how often the pair occurs in the prompts that left an
-entry, before and behind. Their ratio
+often that happened, and how often the pair occurs in the entries that were
+left, there, elsewhere or at their ends. What an entry shared with others when
+it came was known then, so only what lies beyond tells, and only who goes beyond
+it shows: whoever is left where others were says nothing of a new prompt, and
+the turns of a conversation say that nobody is left at their headers. The ratio
 
     departures / (occurrences + 2)
 
@@ -27,6 +30,7 @@ Only what was left after in two contexts counts: one document may be left at one
 place for ever, which tells nothing of others.
 """
 
+import sys
 import zlib
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
@@ -80,6 +84,22 @@ class Prompt(NamedTuple):
   tenant: Hashable = None
 
 
+class Departure(NamedTuple):
+  """Where a prompt left an entry.
+
+  Attributes:
+    prompt: Its tokens.
+    overlap: How many of its first ids the entry has.
+    entry: Tokens of the entry.
+    shared: How many of those it shared with others when it came.
+  """
+
+  prompt: Prompt
+  overlap: int
+  entry: int = sys.maxsize
+  shared: int = 0
+
+
 class Cues(NamedTuple):
   """Counts of pairs of ids; no method changes it.
 
@@ -106,37 +126,50 @@ class Cues(NamedTuple):
     none, contexts = np.zeros(0, np.int64), np.zeros((0, _WAYS), np.int64)
     return cls(none, counts, counts, contexts, np.zeros(1 << _BITS, bool))
 
-  def observe(self, ids: np.ndarray, overlap: int, decay: float) -> "Cues":
-    """Lets the counts fade, then learns from where a prompt left an entry.
+  def observe(
+    self, ids: np.ndarray, overlap: int, decay: float, *, shared: int = 0
+  ) -> "Cues":
+    """Lets the counts fade, then learns from where an entry was left.
 
     Args:
-      ids: The prompt; the entry that it left is taken to be made alike. [t]
-      overlap: How many of its first ids the entry has.
+      ids: The entry, or a prompt that left it: they are taken to be made alike
+        behind what they share. [t]
+      overlap: After how many ids it was left; all of them for its end, after
+        which nothing departs.
       decay: What is left of every earlier count, in (0, 1].
+      shared: How many of its first ids it shared with others when it came.
 
     Returns:
-      The new counts; those that there were, where less than a pair was shared.
+      The new counts; those that there were, where nothing is told.
 
     >>> cues = Cues.create().observe(np.array([5, 7, 8, 7, 8]), 3, 1.0)
     >>> cues.departures[:, 0], cues.occurrences[:, 0]
     (array([1.]), array([2.]))
+    >>> cues = cues.observe(np.array([6, 7, 8, 7, 8]), 5, 1.0, shared=3)
+    >>> cues.departures[:, 0], cues.occurrences[:, 0]
+    (array([1.]), array([3.]))
     """
-    if overlap < 2:
+    ended = overlap >= len(ids)
+    if overlap < 2 or overlap <= shared or (ended and not self.pairs.size):
       return self
     first, last = max(overlap - _REACH, 0), min(overlap + _REACH, len(ids))
     passed, left = _pairs(ids[first:last]), overlap - first - 2
-    context = _context(ids[first : overlap - 2])
-    counts = self._faded(decay)._with(passed[left])
+    counts = self._faded(decay)
+    if not ended:
+      counts = counts._with(passed[left])
     where, rows = counts._find(passed)
     ways = _ways(rows, front=not first, behind=last == len(ids))
+    new = where + first + 2 > shared
     cells = np.bincount(
-      (rows[:, None] * _WAYS + ways).ravel(), minlength=counts.occurrences.size
+      (rows[new, None] * _WAYS + ways[new]).ravel(),
+      minlength=counts.occurrences.size,
     )
     counts.occurrences[:] += cells.reshape(counts.occurrences.shape)
-    left = int(np.searchsorted(where, left))
-    counts._leave(rows[left], ways[left], context)
-    known = _hashed(counts.pairs[counts.ratios().any(axis=-1)])
-    return counts._replace(known=known)
+    if not ended:
+      left = int(np.searchsorted(where, left))
+      counts._leave(rows[left], ways[left], _context(ids[first : overlap - 2]))
+    cues = counts.pairs[counts.ratios().any(axis=-1)]
+    return counts._replace(known=_hashed(cues))
 
   def _find(
     self, pairs: Int64[np.ndarray, "pairs"]
@@ -203,7 +236,7 @@ class Cues(NamedTuple):
 
     >>> cues = Cues.create()
     >>> for beginning in (4, 5):
-    ...   cues = cues.observe(np.array([beginning, 7, 8]), 3, 1.0)
+    ...   cues = cues.observe(np.array([beginning, 7, 8, 9]), 3, 1.0)
     >>> cues.position(np.array([1, 2, 7, 8, 3]))
     4
     """
@@ -234,11 +267,18 @@ class TenantCues(NamedTuple):
 
   of: Mapping[Hashable, Cues]
 
-  def observe(self, prompt: Prompt, overlap: int, decay: float) -> "TenantCues":
+  def observe(self, departure: Departure, decay: float) -> "TenantCues":
     """Learns from where a prompt left an entry, as `Cues.observe`."""
-    counts = dict(self.of)
-    own = counts.pop(prompt.tenant, None) or Cues.create()
-    counts[prompt.tenant] = own.observe(prompt.ids, overlap, decay)
+    prompt, overlap, entry, shared = departure
+    ids, before = prompt.ids, self.of.get(prompt.tenant) or Cues.create()
+    # Whoever goes on from the end of an entry, or repeats it, leaves nothing.
+    if overlap >= min(entry, len(ids) - 1):
+      ids = ids[:overlap]
+    after = before.observe(ids, overlap, decay, shared=shared)
+    if after is before:
+      return self
+    counts = {t: cues for t, cues in self.of.items() if t != prompt.tenant}
+    counts[prompt.tenant] = after
     if len(counts) > _TENANTS:
       del counts[next(iter(counts))]
     return TenantCues(counts)
@@ -255,8 +295,8 @@ class TenantCues(NamedTuple):
 
     >>> cues = TenantCues({})
     >>> for beginning in (4, 5):
-    ...   ids = np.array([beginning, 7, 8, 9])
-    ...   cues = cues.observe(Prompt(ids), 3, 1.0)
+    ...   ids = np.array([beginning, 7, 8, 9, 9])
+    ...   cues = cues.observe(Departure(Prompt(ids), 3), 1.0)
     >>> cues.position(Prompt(ids)), cues.position(Prompt(ids, tenant="b"))
     (3, 0)
     """
@@ -264,77 +304,6 @@ class TenantCues(NamedTuple):
     if own is None:
       return 0
     return own.position(prompt.ids, after=after, sure=sure)
-
-
-class CueLearner:
-  """The cues of `adaptive`, which learns from a prompt when it has the time.
-
-  What a prompt teaches is noted, and learned by `catch_up`, or else before the
-  next prompt is asked about: its cue is a function of the calls, never of when
-  there was time.
-
-  >>> learner = CueLearner(chunk=2)
-  >>> for beginning in (4, 5):
-  ...   prompt = Prompt(np.array([beginning, 7, 8, 9, 9]))
-  ...   learner.observe(3, left=5, prompt=prompt)
-  >>> learner.cue(Prompt(np.array([1, 2, 7, 8, 3])), 0)
-  4
-  """
-
-  def __init__(self, *, chunk: int, decay: float = 0.99) -> None:
-    """Knows nothing yet.
-
-    Args:
-      chunk: Tokens of a chunk, c.
-      decay: What an overlap leaves of the counts of its tenant.
-    """
-    self._chunk, self._decay = chunk, decay
-    # One attribute, so that an interruption finds the one or the other.
-    self._state: tuple[TenantCues, tuple[Prompt, int] | None] = (
-      TenantCues({}),
-      None,
-    )
-
-  def observe(self, overlap: int, *, left: int, prompt: Prompt) -> None:
-    """Notes where a prompt left an entry; learned as `Cues.observe` says.
-
-    Args:
-      overlap: How many first ids of the prompt the entry has.
-      left: Tokens of the last entry that went so far. Who goes on from its end,
-        or repeats it, shows no place where entries are left.
-      prompt: The tokens that left it.
-    """
-    self.catch_up()
-    if self._chunk <= overlap < min(left, len(prompt.ids) - 1):
-      self._state = (self._state[0], (prompt, overlap))
-
-  def catch_up(self) -> None:
-    """Learns what was noted."""
-    cues, noted = self._state
-    if noted is not None:
-      self._state = (cues.observe(*noted, self._decay), None)
-
-  def cue(self, prompt: Prompt, overlap: int) -> int:
-    """Says where the tokens of a prompt tell that it will be left.
-
-    Only those beyond what is known are asked: where that is left is counted.
-    A prompt that has matched something follows a sure cue only.
-
-    Args:
-      prompt: Its tokens.
-      overlap: How many of them equal a stored prefix.
-
-    Returns:
-      A position in tokens, 0 for none.
-    """
-    self.catch_up()
-    sure = overlap >= self._chunk
-    return self._state[0].position(prompt, after=overlap, sure=sure)
-
-  @property
-  def bytes(self) -> int:
-    """Bytes of host memory that the counts take."""
-    return self._state[0].bytes
 
 
 def _pairs(ids: np.ndarray) -> Int64[np.ndarray, "pairs"]:

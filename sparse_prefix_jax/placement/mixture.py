@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from sparse_prefix_jax.placement.cues import Prompt, TenantCues
+from sparse_prefix_jax.placement.cues import Departure, Prompt, TenantCues
 from sparse_prefix_jax.placement.features import Features
 from sparse_prefix_jax.placement.offsets import Offsets
 
@@ -152,11 +152,10 @@ class Mixture:
       return counted
     left[_age_bin(matched)] += 1.0
     learned = counted._learn(overlap, matched)
-    # Where an entry ends, its end explains that it was left.
-    if prompt is None or not overlap < min(matched.length, len(prompt.ids) - 1):
+    if prompt is None:
       return learned
-    cues = self.cues.observe(prompt, overlap, self.decay)
-    return replace(learned, cues=cues)
+    departure = Departure(prompt, overlap, matched.length, matched.overlap)
+    return replace(learned, cues=self.cues.observe(departure, self.decay))
 
   def _learn(self, overlap: int, matched: Features) -> "Mixture":
     """One step of expectation maximisation for the depth of an overlap."""

@@ -16,7 +16,8 @@ from typing import Any
 from sparse_prefix_jax.kinds import check_class
 from sparse_prefix_jax.placement.background import UnderWay
 from sparse_prefix_jax.placement.conditional import Conditional
-from sparse_prefix_jax.placement.cues import CueLearner, Prompt
+from sparse_prefix_jax.placement.cue_learner import CueLearner
+from sparse_prefix_jax.placement.cues import Prompt
 from sparse_prefix_jax.placement.expectation import depths_of, expected_lost
 from sparse_prefix_jax.placement.features import Features, check_known
 from sparse_prefix_jax.placement.heuristics import spaced
@@ -188,8 +189,7 @@ class Planner:
     length = check_at_least("length", length, 0)
     overlap_tokens = check_at_least("overlap_tokens", overlap_tokens, 0)
     age = 0 if matched is None else max(1, self.observations - matched.born)
-    teller = self._cues or self._learner
-    cue = 0
+    teller, cue = self._cues or self._learner, 0
     if prompt is not None and not isinstance(teller, Pooled | None):
       cue = teller.cue(prompt, overlap_tokens)
     return Features(length, overlap_tokens, age, self.observations, cue)
@@ -226,7 +226,7 @@ class Planner:
     if self._own is not None and entry is not None:
       self._own.observe(entry.length, overlap_tokens)
     if self._cues and matched and prompt is not None:
-      self._cues.observe(overlap_tokens, left=matched.length, prompt=prompt)
+      self._cues.observe(overlap_tokens, matched=matched, prompt=prompt)
     if self._learner is None:
       return
     if not self._settled():

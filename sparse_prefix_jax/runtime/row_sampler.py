@@ -323,7 +323,7 @@ def _start(
     return jnp.sum(jnp.where(keys > key, weights, 0))
 
   def narrow(bit: Int32[Array, ""], key: UInt32[Array, ""]) -> Array:
-    lower = key ^ (jnp.uint32(1 << 31) >> bit.astype(jnp.uint32))
+    lower = key ^ (jnp.uint32(1 << 31) >> jnp.asarray(bit, jnp.uint32))
     return jnp.where(above(lower) < limit, lower, key)
 
   last = jax.lax.fori_loop(0, 32, narrow, jnp.uint32(2**32 - 1))

@@ -136,7 +136,8 @@ class Engine:
       A result per prompt.
 
     Raises:
-      ValueError: If an argument cannot be meant; nothing was computed then.
+      ValueError: If an argument cannot be meant; nothing was computed then. Or
+        if `choose` returns no number of a sample; the prompts stay stored.
       CapacityError: If the sequences do not fit into the cache; what was
         computed stays stored.
       RuntimeError: If somebody else ended a sequence of it.
@@ -188,7 +189,8 @@ class Engine:
       Deltas: those of a sample in a row are its text.
 
     Raises:
-      ValueError: At once, if an argument cannot be meant.
+      ValueError: At once, if an argument cannot be meant; at the end of it, if
+        `choose` returns no number of a sample.
       RuntimeError: While it is iterated, if somebody else ended its sequence.
     """
     variables = checked_variables("template", template)
@@ -223,7 +225,9 @@ class Engine:
     """A prompt as ids, checked."""
     stops = checked_stops(stop)
     if not 1 <= check_whole("n", samples) <= _MOST_SAMPLES:
-      raise ValueError(f"n is {samples}; it must be 1 to {_MOST_SAMPLES}.")
+      raise ValueError(
+        f"n is {brief(samples)}; it must be 1 to {_MOST_SAMPLES}."
+      )
     anchors, messages = (), None
     if isinstance(prompt, str):
       ids = self.tokenizer.encode(prompt)

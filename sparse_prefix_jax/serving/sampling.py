@@ -277,7 +277,7 @@ def _as_number(value: Any) -> float:
 def _check_count(name: str, value: Any, most: int) -> None:
   """Refuses what is no integer from 0 to a bound."""
   if not 0 <= check_whole(name, value) <= most:
-    raise ValueError(f"{name} is {value}; it must be 0 to {most}.")
+    raise ValueError(f"{name} is {brief(value)}; it must be 0 to {most}.")
 
 
 def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:

@@ -1,10 +1,16 @@
 """Cost of prefill: counted, and fed to a placement."""
 
 import numpy as np
+import pytest
 
-from sparse_prefix_jax import preset
+from sparse_prefix_jax import PrefillCost, preset
 from sparse_prefix_jax.models import cost, sizes
 from sparse_prefix_jax.placement import solve_placement
+
+# What is no number of these types is what some tests give.
+unchecked = pytest.mark.usefixtures("unchecked_types")
+NAN, INFINITE = float("nan"), float("inf")
+HUGE = pytest.param(10**400, id="huge")
 
 
 def test_flops_count_every_product_of_the_layer_group():
@@ -40,3 +46,42 @@ def test_sizes_are_those_of_the_models():
   config = preset("qwen3_5_0_8b_group")
   assert sizes.state_bytes(config) == 3 * (16 * 128 * 128 * 4 + 3 * 6144 * 4)
   assert sizes.page_bytes(config) == 2 * 64 * 2 * 256 * 4
+
+
+@unchecked
+@pytest.mark.parametrize(
+  "depth", [-1, -0.5, NAN, INFINITE, "2", None, True, [3, -1], [[NAN]], 1j]
+)
+def test_nothing_but_depths_costs_anything(depth):
+  with pytest.raises(ValueError, match="tokens"):
+    PrefillCost(2.0, 0.5, "flops").at(depth)
+
+
+@unchecked
+@pytest.mark.parametrize("field", ["linear", "quadratic"])
+@pytest.mark.parametrize("value", [None, "2", True, NAN, INFINITE, HUGE, []])
+def test_a_cost_that_is_no_number_is_said(field, value):
+  wrong = PrefillCost(2.0, 0.5, "flops")._replace(**{field: value})
+  for call in (lambda: wrong.at([1, 2]), lambda: wrong.cumulative(3, 64)):
+    with pytest.raises(
+      ValueError, match=rf"^{field} of a cost is .*finite number\.$"
+    ):
+      call()
+
+
+@unchecked
+@pytest.mark.parametrize("count", [0, -1, HUGE, np.uint64(2**63), 2**62])
+def test_lattices_have_sizes_that_a_number_can_tell(count):
+  cost = PrefillCost(2.0, 0.5, "flops")
+  with pytest.raises(ValueError, match=r"^chunk is .*\.$"):
+    cost.cumulative(3, count)
+  if count:
+    with pytest.raises(ValueError, match=r"^depths is .*\.$"):
+      cost.cumulative(count, 64)
+
+
+@unchecked
+def test_depths_may_be_arrays_of_any_kind_of_number():
+  cost = PrefillCost(np.float32(2.0), 1, "flops")
+  assert cost.at(np.array([0, 3], np.uint8)).tolist() == [0.0, 15.0]
+  assert float(cost.at(2.5)) == 11.25

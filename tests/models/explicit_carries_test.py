@@ -14,7 +14,7 @@ from flax import nnx
 
 from sparse_prefix_jax import HybridDecoder, decode, prefill, preset
 from sparse_prefix_jax.contract import ColdRuns
-from sparse_prefix_jax.layers import explicit
+from sparse_prefix_jax.layers import Numerics, RGLRUConfig, explicit
 from sparse_prefix_jax.layers.mamba2 import Mamba2State
 from sparse_prefix_jax.models.decoder import Branches
 from tests.layers import reference
@@ -252,12 +252,24 @@ def test_the_carry_of_another_model_is_refused():
   first, *others = carry.slots
   renamed = Mamba2State(*first)  # of another kind of layer, with equal shapes
   renamed = carry._replace(slots=(renamed, *others))
-  for wrong in (other, carry._replace(slots=()), renamed):
+  text = carry._replace(slots=jax.tree.map(lambda leaf: "x", carry.slots))
+  for wrong in (other, carry._replace(slots=()), renamed, text):
     for call, ids in ((model.scan, tokens), (model.cell, tokens[:, 0])):
       with pytest.raises(ValueError, match="the arrays of another model"):
         call(wrong, ids)
   with pytest.raises(ValueError, match="carry is NoneType; it must be an Expl"):
     model.scan(None, tokens)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("wrong", [["a"], [None], [1.5]])
+def test_a_position_of_another_kind_is_refused(wrong):
+  model = small_model()
+  carry, tokens = model.initialize_carry(1, 64), jnp.zeros((1, 16), jnp.int32)
+  carry = carry._replace(position=np.array(wrong))
+  for call, ids in ((model.scan, tokens), (model.cell, tokens[:, 0])):
+    with pytest.raises(ValueError, match=r"position has dtype .*integers"):
+      call(carry, ids)
 
 
 @pytest.mark.usefixtures("unchecked_types")
@@ -312,3 +324,14 @@ def test_ids_and_captures_that_are_not_known_are_no_numbers():
     assert np.isnan(leaf[1:]).all()
   _, y = cell(model, carry, np.array([-5, 3]))
   assert np.isnan(y[0]).all() and np.isfinite(y[1]).all()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_a_layer_refuses_a_carry_without_arrays():
+  layer = RGLRUConfig(channels=8, heads=1).make(8, Numerics(), rngs=nnx.Rngs(0))
+  carry = layer.initialize_carry((1, 8), capacity=64)
+  carry = carry._replace(slots=jax.tree.map(lambda leaf: "x", carry.slots))
+  x = jnp.zeros((1, 64, 8))
+  for call, given in ((layer.scan, x), (layer.cell, x[:, 0])):
+    with pytest.raises(ValueError, match="a leaf of the carry is a str"):
+      call(carry, given)

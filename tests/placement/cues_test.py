@@ -6,12 +6,8 @@ import pytest
 from sparse_prefix_jax import preset
 from sparse_prefix_jax.evaluation import Capacity, ModelSizes, simulate
 from sparse_prefix_jax.placement import Conditional, PlacementPolicy
-from sparse_prefix_jax.placement.cues import (
-  CueLearner,
-  Cues,
-  Prompt,
-  TenantCues,
-)
+from sparse_prefix_jax.placement.cue_learner import CueLearner
+from sparse_prefix_jax.placement.cues import Cues, Departure, Prompt, TenantCues
 from tests.placement.streams import templated
 
 # Long replays on the host: checks of types would take most of the time.
@@ -33,18 +29,20 @@ def naive_position(observed, ids):
   """The module docstring, pair by pair, from everything observed."""
   left, occurs = collections.Counter(), collections.Counter()
   seen, contexts = set(), collections.defaultdict(set)
-  for prompt, overlap in observed:
-    if overlap < 2:
+  for prompt, overlap, shared in observed:
+    if overlap < 2 or overlap <= shared:
       continue
     pairs = list(zip(prompt.tolist(), prompt.tolist()[1:]))
     ways = ways_of(pairs)
-    seen.add(pairs[overlap - 2])
-    for way in ways[overlap - 2]:
-      left[pairs[overlap - 2], way] += 1
-      context = tuple(prompt[: overlap - 2].tolist()[-16:])
-      contexts[pairs[overlap - 2], way].add(context)
-    for pair, three in zip(pairs, ways):
-      occurs.update((pair, way) for way in three if pair in seen)
+    if overlap < prompt.size:
+      seen.add(pairs[overlap - 2])
+      for way in ways[overlap - 2]:
+        left[pairs[overlap - 2], way] += 1
+        context = tuple(prompt[: overlap - 2].tolist()[-16:])
+        contexts[pairs[overlap - 2], way].add(context)
+    for number, (pair, three) in enumerate(zip(pairs, ways)):
+      if number + 2 > shared:
+        occurs.update((pair, way) for way in three if pair in seen)
 
   def ratio(pair, way):
     ratio = left[pair, way] / (occurs[pair, way] + 2)
@@ -75,15 +73,16 @@ def test_the_cue_is_the_last_good_place_of_the_best_pair(seed, ids):
       prompt[4:6] = 1, 2
     overlap = 6 if rng.random() < 0.5 else int(rng.integers(0, prompt.size))
     overlap = min(overlap, prompt.size)
+    shared = int(rng.integers(0, 9)) if rng.random() < 0.5 else 0
     assert cues.position(prompt) == naive_position(observed, prompt)
-    cues = cues.observe(prompt, overlap, 1.0)
-    observed.append((prompt, overlap))
+    cues = cues.observe(prompt, overlap, 1.0, shared=shared)
+    observed.append((prompt, overlap, shared))
 
 
 def test_a_cue_is_looked_for_in_the_last_ids():
   cues = Cues.create()
   for beginning in (4, 5):
-    cues = cues.observe(np.array([beginning, 7, 8]), 3, 1.0)
+    cues = cues.observe(np.array([beginning, 7, 8, 9]), 3, 1.0)
   rest = np.zeros(40_000, np.int32)
   assert cues.position(np.concatenate([[7, 8], rest])) == 0
   assert cues.position(np.concatenate([rest, [7, 8], rest[:9]])) == 40_002
@@ -93,7 +92,7 @@ def test_pairs_are_forgotten_beyond_a_number():
   """The pair that was left after most often stays."""
   rng, cues = np.random.default_rng(0), Cues.create()
   for beginning in range(1500):
-    cues = cues.observe(np.array([beginning, 2, 3]), 3, 1.0)
+    cues = cues.observe(np.array([beginning, 2, 3, 4]), 3, 1.0)
     cues = cues.observe(rng.integers(0, 2**31, 9), 5, 1.0)
   assert cues.pairs.size == 1024
   assert cues.position(np.array([0, 2, 3, 4])) == 3
@@ -103,8 +102,8 @@ def test_tenants_are_apart_and_bounded():
   cues = TenantCues({})
   for tenant in range(100):
     for beginning in (4, 5):
-      ids = np.array([beginning, 7, 8, 9])
-      cues = cues.observe(Prompt(ids, tenant), 3, 1.0)
+      ids = np.array([beginning, 7, 8, 9, 9])
+      cues = cues.observe(Departure(Prompt(ids, tenant), 3), 1.0)
   assert len(cues.of) == 64
   assert cues.position(Prompt(ids, 99)) == 3
   assert cues.position(Prompt(ids, 0)) == 0
@@ -112,10 +111,10 @@ def test_tenants_are_apart_and_bounded():
 
 
 def test_observing_changes_nothing_that_others_hold():
-  ids = np.array([5, 7, 8, 9])
-  before = TenantCues({}).observe(Prompt(ids), 3, 0.9)
+  left = Departure(Prompt(np.array([5, 7, 8, 9, 9])), 3)
+  before = TenantCues({}).observe(left, 0.9)
   departures = before.of[None].departures.copy()
-  before.observe(Prompt(ids), 3, 0.9)
+  before.observe(left, 0.9)
   np.testing.assert_array_equal(before.of[None].departures, departures)
 
 
@@ -162,43 +161,6 @@ def test_what_is_known_without_cues_is_not_learned_again(markers, monkeypatch):
   monkeypatch.setattr(Conditional, "cue", lambda self, prompt, overlap: 0)
   without = [share_of_all(trace, 0.0) for trace in traces]
   assert min(np.subtract(with_cues, without)) >= -0.002
-
-
-def test_cues_do_not_depend_on_when_there_was_time_to_learn():
-  """Nor on what a prompt shows that repeats an entry or goes on from it."""
-  rng = np.random.default_rng(0)
-  busy, idle = CueLearner(chunk=4), CueLearner(chunk=4)
-  found = []
-  for number in range(60):
-    ids = rng.integers(0, 9, 30)
-    ids[[10, 11]] = 20, 21
-    prompt, overlap = Prompt(ids, number % 2), int(rng.choice([12, 2, 29, 25]))
-    found.append(busy.cue(prompt, 0))
-    assert idle.cue(prompt, 0) == found[-1]
-    for learner in (busy, idle):
-      learner.observe(overlap, left=25, prompt=prompt)
-    idle.catch_up()
-    idle.catch_up()
-  assert found[-1] == 12
-  own = idle._state[0].of[0]
-  assert busy.bytes == idle.bytes > 0
-  assert own.pairs.tolist() == [(20 << 32) + 21]
-
-
-def test_only_what_is_not_known_yet_is_searched():
-  learner = CueLearner(chunk=2)
-  for beginning in (3, 4, 5, 6):
-    prompt = Prompt(np.array([beginning, 7, 8, 9, 9]))
-    learner.observe(3, left=5, prompt=prompt)
-  again = Prompt(np.array([1, 7, 8, 2, 7, 8, 3]))
-  assert learner.cue(again, 0) == 6
-  assert learner.cue(again, 5) == 0
-  # Two in four of them is not sure enough for who has matched something.
-  assert [learner.cue(again, overlap) for overlap in (1, 2)] == [6, 6]
-  for beginning in (3, 4, 5, 6):
-    passing = Prompt(np.array([7, beginning, 7, 8, 9]))
-    learner.observe(2, left=9, prompt=passing)
-  assert [learner.cue(again, overlap) for overlap in (1, 2)] == [6, 0]
 
 
 def saved_by_adaptive(trace):

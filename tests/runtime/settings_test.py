@@ -14,7 +14,7 @@ from sparse_prefix_jax import (
   preset,
   scan_with_capture,
 )
-from sparse_prefix_jax.layers import Numerics, SwiGLUConfig
+from sparse_prefix_jax.layers import AttentionConfig, Numerics, SwiGLUConfig
 from sparse_prefix_jax.runtime import sampler
 from sparse_prefix_jax.serving.sampling import Sampling, sampling_rows
 from sparse_prefix_jax.training.optimization import (
@@ -143,3 +143,25 @@ def test_nothing_that_is_allowed_is_taken_for_a_nan():
   whole = layer.scan(carry, x).y
   with jax.debug_nans(True):
     assert_same_bits(layer.scan(carry, x).y, whole)
+
+
+@pytest.mark.slow  # Operation by operation: half a minute.
+def test_attention_runs_where_nothing_is_compiled():
+  """`jax_disable_jit` hands loops of the number 0 a number of Python."""
+  config = AttentionConfig(heads=2, kv_heads=1, head_width=8, rotary_width=4)
+  layer = config.make(8, Numerics(chunk=16, ladder=(1,)), rngs=nnx.Rngs(0))
+  carry, x = layer.initialize_carry((1, 8), capacity=16), jnp.ones((1, 3, 8))
+  expected = layer.scan(carry, x).y
+  with jax.disable_jit():
+    y = layer.scan(carry, x).y
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_draws_are_made_where_nothing_is_compiled():
+  vocab = 8
+  logits = np.tile(np.arange(vocab, dtype=np.float32), (2, 1))
+  rows = sampling_rows([Sampling(temperature=0.5, top_p=0.5)] * 2, vocab)
+  inputs = logits, rows, sampler.no_counts(vocab, 2), np.zeros(2, np.int32)
+  with jax.disable_jit():
+    drawn = sampler.sample(*inputs)[0]
+  assert np.asarray(drawn.ids).tolist() == [vocab - 1] * 2

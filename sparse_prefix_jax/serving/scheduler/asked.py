@@ -12,7 +12,7 @@ from sparse_prefix_jax.cache.request import (
   check_ids,
   check_request,
 )
-from sparse_prefix_jax.kinds import check_flag
+from sparse_prefix_jax.kinds import brief, check_flag
 from sparse_prefix_jax.whole_numbers import check_at_least, check_whole
 
 
@@ -83,7 +83,7 @@ class Asked:
     if longest > cache.limits.max_length:
       raise ValueError(
         f"a prompt of {request.length} tokens and max_tokens = "
-        f"{self.max_tokens} are more than max_length = "
+        f"{brief(self.max_tokens)} are more than max_length = "
         f"{cache.limits.max_length} of the model's configuration."
       )
     cache.store.check_fits(request)

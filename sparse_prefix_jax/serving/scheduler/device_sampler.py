@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from sparse_prefix_jax.kernels.implementations import current_device
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.config import ModelConfig
 from sparse_prefix_jax.runtime import sampler
 from sparse_prefix_jax.runtime.row_sampler import (
@@ -157,8 +158,8 @@ class DeviceSampler:
       if isinstance(first, Sampling) and 0 <= sample < 2**32:
         return first, sample
     raise ValueError(
-      f"sampling is {sampling!r}; it must be a Sampling, None, or a Sampling "
-      "and the number of a sample."
+      f"sampling is {brief(sampling)}; it must be a Sampling, None, or a "
+      "Sampling and the number of a sample."
     )
 
 

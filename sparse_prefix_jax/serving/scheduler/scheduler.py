@@ -11,7 +11,7 @@ from sparse_prefix_jax import array_typing as at
 from sparse_prefix_jax.byte_sizes import parse_bytes
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
 from sparse_prefix_jax.cache.running import TokenBuffer
-from sparse_prefix_jax.kinds import check_class, check_flag
+from sparse_prefix_jax.kinds import brief, check_class, check_flag
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.checks import check_cache
 from sparse_prefix_jax.serving.scheduler.asked import (
@@ -112,7 +112,7 @@ class Scheduler:
       if sampler is None:
         sampler = DeviceSampler(cache.config, seats)
       if not isinstance(sampler, Sampler):
-        raise ValueError(f"sampler is {sampler!r}; it must be a Sampler.")
+        raise ValueError(f"sampler is {brief(sampler)}; it must be a Sampler.")
       self._stepper = Stepper(
         self._watched,
         cache,
@@ -153,7 +153,7 @@ class Scheduler:
     here = len(line.running) + len(line.waiting)
     if self._most is not None and here + count > self._seats + self._most:
       raise QueueFullError(
-        f"{here} requests run or wait, and {count} more find no place: "
+        f"{here} requests run or wait, and {brief(count)} more find no place: "
         f"max_running is {self._seats} and max_waiting is {self._most}."
       )
 
@@ -294,7 +294,7 @@ class Scheduler:
       life = self._find(handle)
       if keep is not None and check_at_least("keep", keep, 0) > life.known:
         raise ValueError(
-          f"keep is {keep}; it must be 0 to the {life.known} tokens of "
+          f"keep is {brief(keep)}; it must be 0 to the {life.known} tokens of "
           f"{handle}."
         )
       self._stepper.end(life, Ending.CANCELLED, keep)

@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import operator
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -123,12 +124,14 @@ class TextTokenizer:
         additional_chat_templates are read where they are.
 
     Raises:
-      FileNotFoundError: If there is no tokenizer.json.
-      ValueError: If a file is damaged.
+      FileNotFoundError: If it is no folder, or holds no tokenizer.json.
+      ValueError: If a file is damaged, or `directory` is no path.
       MissingExtraError: If `tokenizers` or `jinja2` is not installed.
     """
     folder = path_of("directory", directory, "folder")
     library = extras.optional("tokenizers", "text")
+    if not folder.is_dir():
+      raise FileNotFoundError(f"{folder} is no folder; {_FILE} lies in one.")
     if not (folder / _FILE).is_file():
       raise FileNotFoundError(f"{folder} holds no {_FILE}.")
     try:
@@ -157,7 +160,7 @@ class TextTokenizer:
     size = check_whole("vocab_size", vocab_size)
     if not self.vocab_size <= size < 2 * self.vocab_size:
       raise ValueError(
-        f"tokenizer knows {self.vocab_size} ids and the model {vocab_size}; "
+        f"tokenizer knows {self.vocab_size} ids and the model {brief(size)}; "
         "they do not belong together."
       )
 
@@ -220,7 +223,7 @@ class TextTokenizer:
 
   def is_silent(self, token: int) -> bool:
     """Whether an id has no text at all: a special token, or an unknown id."""
-    return self._piece(token) is None or token in self._special
+    return self._piece(token) is None or operator.index(token) in self._special
 
   def is_byte(self, token: int) -> bool:
     """Whether an id is one byte of a run that is decoded as a whole."""
@@ -251,7 +254,7 @@ class TextTokenizer:
       None where the tokenizer does not tell, or the id has no text.
     """
     name = self.name_of(token)
-    if self.is_silent(token) or token in self._added:
+    if self.is_silent(token) or operator.index(token) in self._added:
       return None
     if self._is_byte_level:
       known = all(character in _CODES for character in name)

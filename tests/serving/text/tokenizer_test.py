@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -173,6 +174,9 @@ def test_faults_of_a_folder_are_one_sentence(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json"):
     TextTokenizer.from_directory(tmp_path)
   (tmp_path / "tokenizer.json").write_text("{}")
+  sentence = r"tokenizer\.json is no folder; tokenizer\.json lies in one\."
+  with pytest.raises(FileNotFoundError, match=sentence):
+    TextTokenizer.from_directory(tmp_path / "tokenizer.json")
   with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
     TextTokenizer.from_directory(tmp_path)
   folder = folder_with(tmp_path, {"chat_template": 5})
@@ -217,6 +221,16 @@ def test_what_is_no_tokenizer_or_text_is_refused():
 def test_what_cannot_be_meant_is_refused(choice, sentence):
   with pytest.raises(ValueError, match=sentence):
     TextTokenizer(KINDS["words"](), **choice)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_ids_of_arrays_are_ids():
+  tokenizer = TextTokenizer(KINDS["byte_fallback"]())
+  for name in ("is_silent", "is_byte", "name_of", "bytes_of"):
+    told = getattr(tokenizer, name)
+    assert (
+      told(3) == told(np.array(3)) == told(np.int8(3)) == told(jnp.array(3))
+    )
 
 
 @pytest.mark.usefixtures("unchecked_types")
