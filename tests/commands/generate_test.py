@@ -165,7 +165,7 @@ def test_bad_input_is_one_sentence(command, model_folder):
   assert "--system is for" in refused(command(*generate, "--system=b"))
   assert "capacity" in refused(command(*generate, "--capacity=much"))
   missing = refused(command(*generate, f"--model={model_folder / 'none'}"))
-  assert "holds no tokenizer.json" in missing
+  assert "is no folder; tokenizer.json lies in one" in missing
   made = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
   made.save(str(model_folder / "tokenizer.json"))
   foreign = refused(command(*generate, f"--model={model_folder}"))
