@@ -20,7 +20,12 @@ from absl import app, flags
 
 from benchmarks import command_line, policy_table
 from benchmarks.record import write_result
-from sparse_prefix_jax.placement.worth import demand, end_offsets, hazards
+from sparse_prefix_jax.placement.worth import (
+  demand,
+  end_offsets,
+  fitting,
+  regime,
+)
 
 _TRACE = flags.DEFINE_multi_string(
   "trace", [], "A Mooncake trace, and numbers of states: FILE@K,K,..."
@@ -29,10 +34,11 @@ _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the result.")
 
 AS_IT_IS = "as it is"
 CONSTANTS: dict[str, tuple[ModuleType, str]] = {
-  "strength": (hazards, "_STRENGTH"),
-  "first guess": (hazards, "_FIRST_GUESS"),
+  "strength": (fitting, "_STRENGTH"),
+  "first guess": (fitting, "_FIRST_GUESS"),
   "frailty": (demand, "_FRAILTY"),
   "without an offset": (end_offsets, "_WITHOUT"),
+  "lead of another guess": (regime, "_AHEAD"),
 }
 
 

@@ -76,7 +76,7 @@ class StoreStats(NamedTuple):
       average over the entries.
     remembered_bytes: Host memory of the prompts that are remembered; bounded.
     learned_bytes: Host memory of what `adaptive` has learned of prefixes, in
-      the cache and beside it to follow shares; bounded but for 6.1 MiB each,
+      the cache and beside it to follow shares; bounded but for 14.0 MiB each,
       room for a quarter more rows, and at most 288 KiB of cues for each of up
       to 64 tenants.
     running: Sequences that run.

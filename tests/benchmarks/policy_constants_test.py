@@ -1,26 +1,26 @@
 import pytest
 
 from benchmarks import policy_constants
-from sparse_prefix_jax.placement.worth import demand, hazards
+from sparse_prefix_jax.placement.worth import demand, fitting
 
 AS_IT_IS = policy_constants.AS_IT_IS
 
 
 def test_a_variant_changes_one_constant_while_it_lasts():
-  before, guess = demand._FRAILTY, hazards._FIRST_GUESS
+  before, guess = demand._FRAILTY, fitting._FIRST_GUESS
   with policy_constants.variant("frailty x 2"):
     assert 2 * before == demand._FRAILTY
-    assert hazards._FIRST_GUESS is guess
+    assert fitting._FIRST_GUESS is guess
   assert before == demand._FRAILTY
   with policy_constants.variant("first guess x 0.5"):
-    assert (guess / 2 == hazards._FIRST_GUESS).all()
+    assert (guess / 2 == fitting._FIRST_GUESS).all()
   with policy_constants.variant(AS_IT_IS):
     assert before == demand._FRAILTY
 
 
 def test_every_constant_is_halved_and_doubled():
   names = policy_constants.variants()
-  assert names[0] == AS_IT_IS and len(names) == 9
+  assert names[0] == AS_IT_IS and len(names) == 11
   for name in names:
     with policy_constants.variant(name):
       assert demand._FRAILTY > 0

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from sparse_prefix_jax.placement.worth.regime import KEPT, News
+
 FARTHEST = 512
 """Whatever lies at this place or beyond is counted as one."""
 
@@ -19,6 +21,7 @@ class FadingCounts:
   def __init__(self) -> None:
     """Starts with counts of nothing."""
     self.counts = np.zeros(FARTHEST + 1)
+    self._since, self._former = np.zeros((2, FARTHEST + 1))
 
   def observe(self, place: int) -> None:
     """Lets all counts fade, then counts one place.
@@ -26,5 +29,21 @@ class FadingCounts:
     Args:
       place: Blocks, not negative.
     """
-    self.counts *= _DECAY
-    self.counts[min(place, FARTHEST)] += 1
+    for counts in (self.counts, self._since):
+      counts *= _DECAY
+      counts[min(place, FARTHEST)] += 1
+
+  def hear(self, news: News) -> None:
+    """Puts aside what was counted before the mark, or counts it again.
+
+    Args:
+      news: What a regime has found, whose mark is this one's as well.
+    """
+    if news is News.CHANGED:
+      self._former = (1 - KEPT) * np.maximum(self.counts - self._since, 0.0)
+      self.counts = self.counts - self._former
+    if news is News.RETURNED:
+      self.counts = self.counts + self._former
+      self._former = np.zeros(FARTHEST + 1)
+    if news is not News.SUSPECTED:
+      self._since = np.zeros(FARTHEST + 1)

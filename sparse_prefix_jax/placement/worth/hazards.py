@@ -9,14 +9,11 @@ and leaving it out would make every prefix look as if it were asked for soon.
 
 Candidates are alike within a cell (`cells`). Cells nest in seven levels, from
 all candidates over those of a kind to those that share all six facts, and a
-cell of which little is known leans on the one above it:
+cell of which little is known leans on the one above it (`fitting`).
 
-    hazard = (events + s) / (exposure + s / hazard of the level above),  s = 1
-
-which is its own rate after many events, and that of the level above before.
-Above the first level stands h0 / (age + 2), h0 = 0.02: with age, prefixes die.
-Nothing fades: after a change of traffic, new candidates are in other cells, and
-forgetting was measured to lose more than it gains.
+Nothing fades: while requests stay of one kind, forgetting was measured to lose
+more than it gains. When others come, what was counted before is put aside
+(`regime`).
 """
 
 import numpy as np
@@ -31,11 +28,8 @@ from sparse_prefix_jax.placement.worth.ages import (
   spread,
 )
 from sparse_prefix_jax.placement.worth.cells import CELLS, SHAPE
-
-_STRENGTH = 1.0
-_FIRST_GUESS = 0.02 / (EDGES[:-1] + 2)
-# More than three visits per request and candidate are noise.
-_MOST = 3.0
+from sparse_prefix_jax.placement.worth.fitting import fitted
+from sparse_prefix_jax.placement.worth.regime import KEPT, News, Regime
 
 _Candidates = tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]
 """Their cells and their ages."""
@@ -54,29 +48,35 @@ class Hazards:
   >>> for _ in range(9):
   ...   hazards.expose(cell, np.array([4]))
   ...   hazards.happen(cell, np.array([4]))
-  >>> hazards.refit(cell, np.array([1]))
+  >>> hazards.refit(cell, np.array([1])).name
+  'NONE'
   >>> float(hazards.integral(cell, np.array([4]))[0]) > 10 * before
   True
   """
 
   def __init__(self) -> None:
     """Starts with no events, and the hazards that follow from none."""
-    self._events = np.zeros((CELLS, BINS))
-    self._exposure = np.zeros((CELLS, BINS))
+    self._events, self._exposure = _nothing()
     self._waited: list[_Candidates] = []
     self._visited: list[_Candidates] = []
+    self._regime = Regime()
+    self._mark = self._former = _nothing()
     nobody = np.zeros(0, np.int64)
     self.refit(nobody, nobody)
 
   @property
   def events(self) -> Float64[np.ndarray, "cells bins"]:
-    """Visits that went exactly as far."""
+    """Visits that went exactly as far, under the present regime."""
     self._settle()
     return self._events
 
   @property
   def exposure(self) -> Float64[np.ndarray, "cells bins"]:
-    """Requests waited, of visits that came."""
+    """Requests waited, of visits that came, under the present regime.
+
+    It is less than nothing where candidates that wait still had waited so long
+    when that began.
+    """
     self._settle()
     return self._exposure
 
@@ -95,8 +95,8 @@ class Hazards:
   def bytes(self) -> int:
     """Bytes of all of it, always as many."""
     arrays = (self._events, self._exposure, self.rates, self._to_edges)
-    arrays += (self._to_horizons,)
-    return sum(array.nbytes for array in arrays)
+    arrays += (self._to_horizons, *self._mark, *self._former)
+    return sum(array.nbytes for array in arrays) + self._regime.bytes
 
   def expose(
     self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
@@ -122,18 +122,38 @@ class Hazards:
 
   def refit(
     self, cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
-  ) -> None:
+  ) -> News:
     """Fits the hazards again.
 
     Args:
       cells: The cells of all candidates that wait now.
       ages: How long they have waited so far.
+
+    Returns:
+      Whether requests are as they were; what is counted is as it says.
     """
-    exposure = self.exposure + _waiting(cells, ages)
-    rates = _shrunk(self.events.reshape(*SHAPE, BINS), exposure)
-    self.rates = np.minimum(rates.reshape(CELLS, BINS), _MOST)
+    waiting = _waiting(cells, ages)
+    counted = self.events, self.exposure + waiting
+    news = self._regime.observe(*counted)
+    self._hear(news)
+    counted = self.events, self.exposure + waiting
+    if news is not News.SUSPECTED:
+      self._mark = counted[0].copy(), counted[1]
+    rates = fitted(*(count.reshape(*SHAPE, BINS) for count in counted))
+    self.rates = rates.reshape(CELLS, BINS)
     self._to_edges = integral_to_edges(self.rates)
     self._to_horizons = self.integral(np.arange(CELLS)[:, None], HORIZONS)
+    return news
+
+  def _hear(self, news: News) -> None:
+    """Puts aside what was counted before the mark, or counts it again."""
+    counts = self._events, self._exposure
+    if news is News.CHANGED:
+      self._former = tuple((1 - KEPT) * mark for mark in self._mark)
+      self._events, self._exposure = map(np.subtract, counts, self._former)
+    if news is News.RETURNED:
+      self._events, self._exposure = map(np.add, counts, self._former)
+      self._former = _nothing()
 
   def integral(
     self, cells: Int64[np.ndarray, "..."], ages: Int64[np.ndarray, "..."]
@@ -160,6 +180,11 @@ class Hazards:
     return self._to_horizons[cells]
 
 
+def _nothing() -> tuple[np.ndarray, np.ndarray]:
+  """No events and no exposure, float64 [CELLS, BINS] each."""
+  return np.zeros((CELLS, BINS)), np.zeros((CELLS, BINS))
+
+
 def _waiting(
   cells: Int64[np.ndarray, "n"], ages: Int64[np.ndarray, "n"]
 ) -> Float64[np.ndarray, "cells bins"]:
@@ -174,19 +199,3 @@ def _waiting(
   here = np.bincount(where, minlength=size).reshape(CELLS, BINS)
   beyond = np.cumsum(here[:, ::-1], axis=1)[:, ::-1] - here
   return inside + beyond * np.diff(EDGES)
-
-
-def _shrunk(
-  events: Float64[np.ndarray, "*shape bins"],
-  exposure: Float64[np.ndarray, "cells bins"],
-) -> Float64[np.ndarray, "*shape bins"]:
-  """Hazards of the finest level, each level leaning on the one above."""
-  exposure = exposure.reshape(events.shape)
-  rates = _FIRST_GUESS
-  for known in range(len(SHAPE) + 1):  # Finer facts are summed away.
-    finer = tuple(range(known, len(SHAPE)))
-    above = rates[..., None, :] if known else rates
-    rates = (events.sum(finer) + _STRENGTH) / (
-      exposure.sum(finer) + _STRENGTH / above
-    )
-  return rates

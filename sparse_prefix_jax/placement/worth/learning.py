@@ -221,7 +221,9 @@ class Learner:
       limit=self._memory_bytes,
     )
     rows = table.rows()
-    self._hazards.refit(table.cell[rows], step - table.last[rows])
+    news = self._hazards.refit(table.cell[rows], step - table.last[rows])
+    self._left_at.hear(news)
+    self._left_after.hear(news)
     self.offsets = self._left_at.best()
     self.start_depth = self._left_after.best()
     self._reflow(step, _ASLEEP_AT_REFITS)

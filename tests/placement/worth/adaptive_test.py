@@ -23,7 +23,13 @@ def served(policy, keys, slots):
 
 @pytest.mark.parametrize("slots", [1, 4, 20])
 @pytest.mark.parametrize(
-  "stream", [streams.conversations, streams.letters, streams.examples]
+  "stream",
+  [
+    streams.conversations,
+    streams.letters,
+    streams.examples,
+    streams.changed,
+  ],
 )
 def test_decides_as_the_specification_does(stream, slots):
   """After every request the same prefixes are held."""
@@ -35,6 +41,8 @@ def test_decides_as_the_specification_does(stream, slots):
     prefixes |= {row: keys[: ours.depth_of(row)] for row in rows}
     held = {prefix for row, prefix in prefixes.items() if ours.is_held(row)}
     assert held == plain.held, step
+  others = ["changed", "returned"] if stream is streams.changed else []
+  assert plain.happened == others
 
 
 def with_the_last_ends(prompts, slots):

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from sparse_prefix_jax.cache.counts import StoreStats
+from sparse_prefix_jax.placement.worth import Adaptive
 from sparse_prefix_jax.placement.worth.ages import EDGES, age_bins, spread
 from sparse_prefix_jax.placement.worth.cells import CELLS, SHAPE, cells_of
 from sparse_prefix_jax.placement.worth.demand import demand
@@ -83,9 +85,7 @@ def test_who_still_waits_lowers_the_hazard():
   before = hazards.rates[7, 5]
   hazards.refit(np.repeat(cell, 1_000), np.full(1_000, 4_000))
   assert hazards.rates[7, 5] < before / 5
-  nobody = np.zeros(0, np.int64)
-  hazards.refit(nobody, nobody)
-  assert hazards.rates[7, 5] == before
+  assert not hazards.exposure.any()  # It is counted when they wait no more.
 
 
 def test_demand_of_every_horizon():
@@ -102,3 +102,9 @@ def test_demand_of_every_horizon():
     for horizon, wanted in zip(reference.HORIZONS, found[row]):
       until = plain.integral(fact, ages[row] + horizon)
       assert wanted == pytest.approx(frailty * (until - so_far), rel=1e-12)
+
+
+def test_what_documents_say_of_their_bytes():
+  said = f"{Hazards().bytes / 2**20:.1f} MiB"
+  assert said in str(Adaptive.remembered_bytes.__doc__)
+  assert said in str(StoreStats.__doc__)

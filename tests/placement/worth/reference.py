@@ -86,13 +86,88 @@ class Rates:
         above[..., None, :] if level else above, exposure[level].shape
       )
       above = (self.events[level] + 1) / (exposure[level] + 1 / above)
-    self.rates = np.minimum(above, 3.0)
+    self.rates, self.total = np.minimum(above, 3.0), exposure
     self.integrals = np.cumsum(self.rates * WIDTHS, -1)
+
+  def copied(self):
+    """Events and exposure, of those who wait as well."""
+    return [[one.copy() for one in self.events], self.total]
+
+  def add(self, others, sign):
+    """Counts what others have, or does so no more."""
+    for ours, theirs in zip((self.events, self.exposure), others):
+      for level, counted in zip(ours, theirs):
+        level += sign * counted
 
   def integral(self, cell, age):
     where = age_bin(age)
     before = self.integrals[cell][where - 1] if where else 0.0
     return before + self.rates[cell][where] * (age - EDGES[where])
+
+
+class Regime:
+  """Whether what is known still tells; by kind and passes, one at a time."""
+
+  def __init__(self):
+    self.known, self.mark, self.former = {}, {}, {}
+    self.ahead, self.age, self.enough = [0.0, 0.0], 0, 20
+
+  @staticmethod
+  def counts(rates, waiting):
+    """Events and exposure of every kind with every number of passes."""
+    found = {}
+    for where in np.ndindex(*SHAPE[:2]):
+      found[where] = [rates.events[2][where], rates.exposure[2][where].copy()]
+    for cell, age in waiting:
+      found[cell[:2]][1] += exposure_of(age)
+    return {where: np.array(both) for where, both in found.items()}
+
+  @staticmethod
+  def plus(counts, others, sign=1):
+    zero = np.zeros((2, BINS))
+    return {
+      where: counts.get(where, zero) + sign * others.get(where, zero)
+      for where in np.ndindex(*SHAPE[:2])
+    }
+
+  @staticmethod
+  def score(fresh, learned):
+    """How likely what is fresh was, by hazards of what was learned."""
+
+    def leaning(cells, above):
+      events, exposure = sum(cells, np.zeros((2, BINS)))
+      return (events + 1) / (exposure + 1 / above)
+
+    of_all = leaning(learned.values(), 0.02 / (EDGES[:-1] + 2))
+    total = 0.0
+    for where, (events, exposure) in fresh.items():
+      alike = [both for one, both in learned.items() if one[0] == where[0]]
+      own = [learned[where]] if where in learned else []
+      rates = np.minimum(leaning(own, leaning(alike, of_all)), 3.0)
+      total += (events * np.log(rates) - exposure * rates).sum()
+    return total
+
+  def look(self, counts):
+    """Returns what happened, None for nothing, and whether the mark moves."""
+    fresh = self.plus(counts, self.known, -1)
+    since = self.plus(self.known, self.mark, -1)
+    expected = self.score(fresh, self.known)
+    for i, other in enumerate(({}, self.former)):
+      score = self.score(fresh, self.plus(other, since))
+      self.ahead[i] += score - expected
+    self.known, self.age = counts, self.age + 1
+    best = max(self.ahead)
+    happened, moves = None, best <= 0 or self.age == 8
+    if best > self.enough and best == self.ahead[0]:
+      happened = "changed"
+      self.former = {where: 0.95 * both for where, both in self.mark.items()}
+      self.known = self.plus(counts, self.former, -1)
+    elif best > self.enough:
+      happened, self.enough = "returned", 4 * self.enough
+      self.known, self.former = self.plus(counts, self.former), {}
+    if moves or happened:
+      self.mark, self.ahead, self.age = self.known, [0.0, 0.0], 0
+    return happened, moves or bool(happened)
 
 
 def offsets(counts, most=2):
@@ -139,6 +214,9 @@ class Policy:
     self.length_through, self.rates = {}, Rates()
     self.counts, self.chosen = np.zeros(513), ()
     self.depths, self.start = np.zeros(513), 0
+    self.regime, self.happened = Regime(), []
+    self.mark, self.lately = self.rates.copied(), np.zeros((2, 513))
+    self.former, self.before = None, np.zeros((2, 513))
 
   def serve(self, keys):
     """One prompt; returns the depth at which it resumes."""
@@ -149,12 +227,14 @@ class Policy:
     resumed = max((len(p) for p in path[:matched] if p in self.held), default=0)
     turn, gap = self.visit(path[:matched], len(path))
     if matched:
-      self.counts *= 0.998
       offset = self.length_through[path[matched - 1]] - matched
-      self.counts[min(offset, 512)] += 1
+      for counts in (self.counts, self.lately[0]):
+        counts *= 0.998
+        counts[min(offset, 512)] += 1
       if path[matched - 1] not in self.nodes:
-        self.depths *= 0.998
-        self.depths[min(matched, 512)] += 1
+        for counts in (self.depths, self.lately[1]):
+          counts *= 0.998
+          counts[min(matched, 512)] += 1
     for prefix in path:
       self.numbers.setdefault(prefix, len(self.numbers) + 1)
       self.length_through[prefix] = len(keys)
@@ -200,7 +280,7 @@ class Policy:
   def recompute(self):
     refit = self.step % 50 == 25
     if refit:
-      self.rates.fit(
+      self.refit(
         [(n.cell(self.block), self.step - n.last) for n in self.nodes.values()]
       )
       self.chosen = offsets(self.counts)
@@ -213,6 +293,26 @@ class Policy:
         node.demand = np.zeros(14)
       else:
         self.want(node)
+
+  def refit(self, waiting):
+    counts = self.regime.counts(self.rates, waiting)
+    happened, moves = self.regime.look(counts)
+    if happened == "changed":
+      self.former = [[0.95 * one for one in both] for both in self.mark]
+      self.rates.add(self.former, -1)
+      self.before = np.array([self.counts, self.depths]) - self.lately
+      self.before = 0.95 * np.maximum(self.before, 0.0)
+      self.counts -= self.before[0]
+      self.depths -= self.before[1]
+    if happened == "returned":
+      self.rates.add(self.former, 1)
+      self.counts += self.before[0]
+      self.depths += self.before[1]
+    if happened:
+      self.happened.append(happened)
+    self.rates.fit(waiting)
+    if moves:
+      self.mark, self.lately = self.rates.copied(), np.zeros((2, 513))
 
   def candidates(self, path, matched, resumed, turn, gap):
     length, wanted = len(path), {}

@@ -57,3 +57,14 @@ def examples(seed, kinds=40):
     known = system + new(9)
     prompts += [tuple(known + new(random.integers(1, 9))) for _ in range(4)]
   return prompts
+
+
+def changed(seed, before=225, others=150, after=120):
+  """A dozen prompts again and again; others, thrice each; then the dozen."""
+  random, fresh = np.random.default_rng(seed), iter(range(10, 10**6))
+  words = [tuple(random.integers(0, 3, 8).tolist()) for _ in range(12)]
+  prompts = [words[i] for i in random.integers(0, 12, before)]
+  for _ in range(others // 3):
+    prompt = tuple(next(fresh) for _ in range(6))
+    prompts += [prompt, prompt[:4], prompt[:2]]
+  return prompts + [words[i] for i in random.integers(0, 12, after)]
