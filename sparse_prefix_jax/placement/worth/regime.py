@@ -31,7 +31,7 @@ from sparse_prefix_jax.placement.worth.ages import BINS
 from sparse_prefix_jax.placement.worth.cells import SHAPE
 from sparse_prefix_jax.placement.worth.fitting import fitted
 
-KEPT = 0.05
+STILL_COUNTED = 0.05
 """What still counts of what was learned before requests changed."""
 
 _AHEAD = 20.0
@@ -54,7 +54,7 @@ class News(Enum):
     NONE: Requests are as they were; the mark moves to now.
     SUSPECTED: They are not quite: the mark stays.
     CHANGED: They are others since the mark: what was known before it is put
-      aside, but for `KEPT` of it.
+      aside, but for `STILL_COUNTED` of it.
     RETURNED: They are as before the last change: what was put aside is known
       again, beside what was learned since.
   """
@@ -107,7 +107,10 @@ class Regime:
 
   def _change(self) -> News:
     """What was known before the mark is put aside, but for a little."""
-    aside = (1 - KEPT) * self._mark[0], (1 - KEPT) * self._mark[1]
+    aside = (
+      (1 - STILL_COUNTED) * self._mark[0],
+      (1 - STILL_COUNTED) * self._mark[1],
+    )
     self._known, self._former = _less(self._known, aside), aside
     self._move()
     return News.CHANGED
