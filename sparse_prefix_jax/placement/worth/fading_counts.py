@@ -40,10 +40,8 @@ class FadingCounts:
       news: What a regime has found, whose mark is this one's as well.
     """
     if news is News.CHANGED:
-      self._former = (1 - STILL_COUNTED) * np.maximum(
-        self.counts - self._since, 0.0
-      )
-      self.counts = self.counts - self._former
+      aside = (1 - STILL_COUNTED) * np.maximum(self.counts - self._since, 0.0)
+      self.counts, self._former = self.counts - aside, self._former + aside
     if news is News.RETURNED:
       self.counts = self.counts + self._former
       self._former = np.zeros(FARTHEST + 1)

@@ -149,8 +149,9 @@ class Hazards:
     """Puts aside what was counted before the mark, or counts it again."""
     counts = self._events, self._exposure
     if news is News.CHANGED:
-      self._former = tuple((1 - STILL_COUNTED) * mark for mark in self._mark)
-      self._events, self._exposure = map(np.subtract, counts, self._former)
+      aside = tuple((1 - STILL_COUNTED) * mark for mark in self._mark)
+      self._events, self._exposure = map(np.subtract, counts, aside)
+      self._former = tuple(map(np.add, self._former, aside))
     if news is News.RETURNED:
       self._events, self._exposure = map(np.add, counts, self._former)
       self._former = _nothing()
