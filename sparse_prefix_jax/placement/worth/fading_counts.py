@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sparse_prefix_jax.placement.worth.regime import KEPT, News
+from sparse_prefix_jax.placement.worth.regime import STILL_COUNTED, News
 
 FARTHEST = 512
 """Whatever lies at this place or beyond is counted as one."""
@@ -40,8 +40,8 @@ class FadingCounts:
       news: What a regime has found, whose mark is this one's as well.
     """
     if news is News.CHANGED:
-      self._former = (1 - KEPT) * np.maximum(self.counts - self._since, 0.0)
-      self.counts = self.counts - self._former
+      aside = (1 - STILL_COUNTED) * np.maximum(self.counts - self._since, 0.0)
+      self.counts, self._former = self.counts - aside, self._former + aside
     if news is News.RETURNED:
       self.counts = self.counts + self._former
       self._former = np.zeros(FARTHEST + 1)

@@ -29,7 +29,7 @@ from sparse_prefix_jax.placement.worth.ages import (
 )
 from sparse_prefix_jax.placement.worth.cells import CELLS, SHAPE
 from sparse_prefix_jax.placement.worth.fitting import fitted
-from sparse_prefix_jax.placement.worth.regime import KEPT, News, Regime
+from sparse_prefix_jax.placement.worth.regime import STILL_COUNTED, News, Regime
 
 _Candidates = tuple[Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]
 """Their cells and their ages."""
@@ -149,8 +149,9 @@ class Hazards:
     """Puts aside what was counted before the mark, or counts it again."""
     counts = self._events, self._exposure
     if news is News.CHANGED:
-      self._former = tuple((1 - KEPT) * mark for mark in self._mark)
-      self._events, self._exposure = map(np.subtract, counts, self._former)
+      aside = tuple((1 - STILL_COUNTED) * mark for mark in self._mark)
+      self._events, self._exposure = map(np.subtract, counts, aside)
+      self._former = tuple(map(np.add, self._former, aside))
     if news is News.RETURNED:
       self._events, self._exposure = map(np.add, counts, self._former)
       self._former = _nothing()

@@ -4,20 +4,20 @@ Hazards do not fade: while requests stay of one kind, forgetting loses more than
 it gains. But when other requests come (another application, the batches of the
 night), tens of thousands of earlier ones would be remembered against the first
 hundreds of these. So guesses are compared at every refit, on what happened
-since the last one and before any has learned from it: hazards of all that is
-known, hazards of what was seen since a *mark* alone, and hazards of what was
-known before requests changed last, with what was seen since the mark. By the
-likelihood of deaths at known exposure,
+since the last one and before any has learned from it: hazards of what is known,
+hazards of what was seen since a *mark* alone, and hazards of all that was ever
+seen. By the likelihood of deaths at known exposure,
 
     score = sum over cells and ages of  events * log(hazard) - exposure * hazard
 
 and while requests stay the same another guess is tens or hundreds behind at
 once: the mark moves to now. If the young one is ahead by 20 instead (e^20 to
 1), what was known before the mark is put aside, but for a twentieth: that is
-better than to know nothing, and soon outweighed. If what was put aside is
-ahead, requests have come back (a day after a night): both are known from then
-on, and to part them again takes four times as much. Where kinds of requests
-alternate, none must be forgotten for another.
+better than to know nothing, and soon outweighed. What is put aside is kept,
+however often that happens. If all that was ever seen is ahead, requests have
+come back (a day after a night): it is known from then on, and to put any of it
+aside again takes four times as much. Where kinds of requests take turns, two or
+more of them, none must be forgotten for another.
 
 Few facts are enough for that: kind and passes, the first two of `cells`.
 """
@@ -31,7 +31,7 @@ from sparse_prefix_jax.placement.worth.ages import BINS
 from sparse_prefix_jax.placement.worth.cells import SHAPE
 from sparse_prefix_jax.placement.worth.fitting import fitted
 
-KEPT = 0.05
+STILL_COUNTED = 0.05
 """What still counts of what was learned before requests changed."""
 
 _AHEAD = 20.0
@@ -54,8 +54,8 @@ class News(Enum):
     NONE: Requests are as they were; the mark moves to now.
     SUSPECTED: They are not quite: the mark stays.
     CHANGED: They are others since the mark: what was known before it is put
-      aside, but for `KEPT` of it.
-    RETURNED: They are as before the last change: what was put aside is known
+      aside, but for `STILL_COUNTED` of it.
+    RETURNED: They are as before some change: whatever was put aside is known
       again, beside what was learned since.
   """
 
@@ -76,7 +76,8 @@ class Regime:
   def __init__(self) -> None:
     """Knows nothing yet."""
     self._known = self._mark = self._former = _NOTHING
-    self._ahead, self._age, self._enough = np.zeros(2), 0, _AHEAD
+    # Of two guesses: what was seen since the mark, and all that ever was.
+    self._ahead, self._age, self._enough = np.zeros(2), 0, [_AHEAD, _AHEAD]
 
   @property
   def bytes(self) -> int:
@@ -98,7 +99,7 @@ class Regime:
     self._compare(_less(seen, self._known), _less(self._known, self._mark))
     self._known, self._age = seen, self._age + 1
     best = int(self._ahead.argmax())
-    if self._ahead[best] > self._enough:
+    if self._ahead[best] > self._enough[best]:
       return (self._change, self._return)[best]()
     if self._ahead[best] > 0 and self._age < _OLDEST_MARK:
       return News.SUSPECTED
@@ -107,24 +108,27 @@ class Regime:
 
   def _change(self) -> News:
     """What was known before the mark is put aside, but for a little."""
-    aside = (1 - KEPT) * self._mark[0], (1 - KEPT) * self._mark[1]
-    self._known, self._former = _less(self._known, aside), aside
+    aside = (
+      (1 - STILL_COUNTED) * self._mark[0],
+      (1 - STILL_COUNTED) * self._mark[1],
+    )
+    self._known = _less(self._known, aside)
+    self._former = _more(self._former, aside)
     self._move()
     return News.CHANGED
 
   def _return(self) -> News:
-    """What was put aside is known as well."""
+    """All that was put aside is known as well."""
     self._known, self._former = _more(self._known, self._former), _NOTHING
-    self._enough *= _TO_PART_AGAIN
+    self._enough[0] *= _TO_PART_AGAIN
     self._move()
     return News.RETURNED
 
   def _compare(self, fresh: _Both, since: _Both) -> None:
     """How likely what is fresh was by other guesses, against what is known."""
     known = _score(fresh, fitted(*self._known))
-    for place, other in enumerate((_NOTHING, self._former)):
-      guess = fitted(*_more(other, since))
-      self._ahead[place] += _score(fresh, guess) - known
+    for place, guess in enumerate((since, _more(self._former, self._known))):
+      self._ahead[place] += _score(fresh, fitted(*guess)) - known
 
   def _move(self) -> None:
     """The mark is now."""

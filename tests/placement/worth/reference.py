@@ -110,7 +110,7 @@ class Regime:
 
   def __init__(self):
     self.known, self.mark, self.former = {}, {}, {}
-    self.ahead, self.age, self.enough = [0.0, 0.0], 0, 20
+    self.ahead, self.age, self.enough = [0.0, 0.0], 0, [20, 20]
 
   @staticmethod
   def counts(rates, waiting):
@@ -152,18 +152,20 @@ class Regime:
     fresh = self.plus(counts, self.known, -1)
     since = self.plus(self.known, self.mark, -1)
     expected = self.score(fresh, self.known)
-    for i, other in enumerate(({}, self.former)):
-      score = self.score(fresh, self.plus(other, since))
-      self.ahead[i] += score - expected
+    for i, guess in enumerate((since, self.plus(self.former, self.known))):
+      self.ahead[i] += self.score(fresh, guess) - expected
     self.known, self.age = counts, self.age + 1
     best = max(self.ahead)
     happened, moves = None, best <= 0 or self.age == 8
-    if best > self.enough and best == self.ahead[0]:
+    found = self.ahead.index(best)
+    if best > self.enough[found] and not found:
       happened = "changed"
-      self.former = {where: 0.95 * both for where, both in self.mark.items()}
-      self.known = self.plus(counts, self.former, -1)
-    elif best > self.enough:
-      happened, self.enough = "returned", 4 * self.enough
+      aside = {where: 0.95 * both for where, both in self.mark.items()}
+      self.known = self.plus(counts, aside, -1)
+      self.former = self.plus(self.former, aside)
+    elif best > self.enough[found]:
+      happened = "returned"
+      self.enough[0] *= 4
       self.known, self.former = self.plus(counts, self.former), {}
     if moves or happened:
       self.mark, self.ahead, self.age = self.known, [0.0, 0.0], 0
@@ -216,7 +218,7 @@ class Policy:
     self.depths, self.start = np.zeros(513), 0
     self.regime, self.happened = Regime(), []
     self.mark, self.lately = self.rates.copied(), np.zeros((2, 513))
-    self.former, self.before = None, np.zeros((2, 513))
+    self.former, self.before = [], np.zeros((2, 513))
 
   def serve(self, keys):
     """One prompt; returns the depth at which it resumes."""
@@ -298,16 +300,20 @@ class Policy:
     counts = self.regime.counts(self.rates, waiting)
     happened, moves = self.regime.look(counts)
     if happened == "changed":
-      self.former = [[0.95 * one for one in both] for both in self.mark]
-      self.rates.add(self.former, -1)
-      self.before = np.array([self.counts, self.depths]) - self.lately
-      self.before = 0.95 * np.maximum(self.before, 0.0)
-      self.counts -= self.before[0]
-      self.depths -= self.before[1]
+      aside = [[0.95 * one for one in both] for both in self.mark]
+      self.rates.add(aside, -1)
+      self.former.append(aside)
+      before = np.array([self.counts, self.depths]) - self.lately
+      before = 0.95 * np.maximum(before, 0.0)
+      self.counts -= before[0]
+      self.depths -= before[1]
+      self.before += before
     if happened == "returned":
-      self.rates.add(self.former, 1)
+      for aside in self.former:
+        self.rates.add(aside, 1)
       self.counts += self.before[0]
       self.depths += self.before[1]
+      self.former, self.before = [], np.zeros((2, 513))
     if happened:
       self.happened.append(happened)
     self.rates.fit(waiting)

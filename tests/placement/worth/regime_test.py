@@ -22,10 +22,20 @@ def lived(hazards, random, *, asked, refits, count=200):
   return heard
 
 
-def until(news, hazards, random, *, asked):
+def never_asked(hazards, random, *, refits):
+  """Candidates that nobody asks for again."""
+  heard = []
+  for _ in range(refits):
+    cells = random.integers(0, CELLS, 200)
+    hazards.expose(cells, np.full(200, 1000))
+    heard.append(hazards.refit(NOBODY, NOBODY))
+  return heard
+
+
+def until(news, hazards, random, *, asked, count=25):
   """How many refits it takes, with so few candidates, until that is heard."""
   for refits in range(1, 40):
-    if lived(hazards, random, asked=asked, refits=1, count=25)[0] is news:
+    if lived(hazards, random, asked=asked, refits=1, count=count)[0] is news:
       return refits
   return 40
 
@@ -83,6 +93,29 @@ def test_what_comes_back_is_known_beside_what_came_between():
   assert hazards.events.sum() == pytest.approx(events)
 
 
+def test_what_was_put_aside_twice_comes_back_whole():
+  """Three kinds of requests take turns: the first is not lost to the third."""
+  hazards, random = Hazards(), np.random.default_rng(6)
+  lived(hazards, random, asked=20, refits=40)
+  assert News.CHANGED in lived(hazards, random, asked=300, refits=4)
+  assert News.CHANGED in never_asked(hazards, random, refits=4)
+  assert News.RETURNED in lived(hazards, random, asked=20, refits=4)
+  assert hazards.events.sum() == pytest.approx(48 * 200)
+
+
+def test_to_come_back_again_takes_no_more_than_the_first_time():
+  """Only to be parted does: what comes back may be known at once."""
+  hazards, random = Hazards(), np.random.default_rng(7)
+  lived(hazards, random, asked=20, refits=40)
+  found = []
+  for _ in range(2):
+    assert News.CHANGED in never_asked(hazards, random, refits=20)
+    found.append(until(News.RETURNED, hazards, random, asked=20, count=1))
+    lived(hazards, random, asked=20, refits=20)
+  assert 1 < found[0] < 8
+  assert found[1] <= found[0] + 1
+
+
 def test_what_has_come_back_is_not_parted_as_soon_again():
   hazards, random = Hazards(), np.random.default_rng(5)
   lived(hazards, random, asked=20, refits=40)
@@ -122,5 +155,17 @@ def test_places_before_a_mark_count_a_twentieth():
   counts.hear(News.CHANGED)
   changed = 0.05 * known + 0.95 * since.counts
   assert np.allclose(counts.counts, changed)
+  counts.hear(News.RETURNED)
+  assert np.allclose(counts.counts, known)
+
+
+def test_places_put_aside_twice_come_back():
+  counts = FadingCounts()
+  counts.observe(3)
+  known = counts.counts.copy()
+  for _ in range(2):
+    counts.hear(News.NONE)
+    counts.hear(News.CHANGED)
+  assert np.allclose(counts.counts, 0.05**2 * known)
   counts.hear(News.RETURNED)
   assert np.allclose(counts.counts, known)
