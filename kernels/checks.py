@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 from jaxtyping import Array
 
 from sparse_prefix_jax.kernels.chunk_algebra import BLOCK
@@ -151,12 +151,14 @@ def as_precision(
     'HIGHEST'
   """
   try:
-    return lax.Precision(precision)
-  except (ValueError, TypeError):
-    raise ValueError(
-      f"precision of {operation} is {precision!r}; it must be default, high or "
-      "highest."
-    ) from None
+    if precision is None or isinstance(precision, str | lax.Precision):
+      return lax.Precision(precision)
+  except ValueError:
+    pass
+  shown = " ".join(repr(precision).split())[:80]
+  raise ValueError(
+    f"precision of {operation} is {shown}; it must be default, high or highest."
+  )
 
 
 def check_axes(operation: str, **arrays: tuple[Any, str]) -> dict[str, int]:
@@ -224,11 +226,25 @@ def check_array(operation: str, name: str, value: Any, axes: str = "") -> None:
       f"{name} of {operation} is {value.dtype}; JAX has no such numbers: "
       "convert it first, to float32 or int32 for example."
     )
+  if isinstance(value, core.Tracer) or not isinstance(value, jax.Array):
+    return
+  if jnp.issubdtype(value.dtype, jax.dtypes.extended):
+    raise ValueError(
+      f"{name} of {operation} is {value.dtype}; it must hold numbers."
+    )
+  if value.is_deleted():
+    raise ValueError(
+      f"{name} of {operation} is deleted: it was donated to a program, whose "
+      "result has its place."
+    )
 
 
 def _has_numbers_of_jax(dtype: np.dtype) -> bool:
-  """Whether bytes stand in the order of the machine, 64 bits at most."""
-  return dtype.isnative and not (dtype.kind == "f" and dtype.itemsize > 8)
+  """Whether they are numbers or bools of 64 bits at most, in native order."""
+  # NumPy counts durations as integers.
+  known = jnp.issubdtype(dtype, np.number) and dtype.kind != "m"
+  fits = dtype.isnative and not (dtype.kind == "f" and dtype.itemsize > 8)
+  return fits and (known or dtype.kind == "b")
 
 
 def _named(value: Any) -> str:
@@ -269,18 +285,21 @@ def check_heads(operation: str, sizes: Mapping[str, int], pool: Array) -> None:
   check_pool(operation, pool, jnp.float32)
 
 
-def check_pool(operation: str, pool: Array, dtype: Any) -> None:
+def check_pool(
+  operation: str, pool: Array, dtype: Any, name: str = "the pool"
+) -> None:
   """Refuses a pool of another dtype: a state would be rounded in silence.
 
   Args:
     operation: The name of the operation, for the message.
     pool: The states.
     dtype: What they must be.
+    name: What the pool is called.
 
   Raises:
     ValueError: Naming both dtypes.
   """
   if pool.dtype != jnp.dtype(dtype):
     raise ValueError(
-      f"the pool of {operation} is {pool.dtype}; it must be {jnp.dtype(dtype)}."
+      f"{name} of {operation} is {pool.dtype}; it must be {jnp.dtype(dtype)}."
     )

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from sparse_prefix_jax.kernels.checks import (
   check_axes,
   check_floating,
+  check_pool,
   inputs_among,
 )
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
@@ -155,6 +156,45 @@ def check_slots(
   segment, runs = np.cumsum(read != CARRY), length > 0
   fields = (x[runs] for x in (read, write, segment))
   _check_apart(name("write"), *fields, what="segment")
+
+
+def check_core(
+  operation: str,
+  length: Array,
+  initial_state: tuple[Array, str],
+  dtype: Any = jnp.float32,
+  **inputs: tuple[Array, str],
+) -> None:
+  """Refuses the arguments of a scan of one request, by the names it has.
+
+  Args:
+    operation: The name of the operation, for the message.
+    length: Real tokens of each chunk. [n]
+    initial_state: The state before the first chunk, and its axes.
+    dtype: Of the state.
+    **inputs: An array and its axes, those of chunks "n c ..."; floating point.
+
+  Raises:
+    ValueError: Naming the first argument that does not fit.
+
+  Example:
+    >>> x, state = jnp.zeros((2, 16, 3)), jnp.zeros(3)
+    >>> given = {"initial_state": (state, "d"), "x": (x, "n c d")}
+    >>> check_core("sum", np.array([16, 17]), **given)
+    Traceback (most recent call last):
+    ValueError: length of sum holds 17; it must be 0 to 16.
+  """
+  state, axes = initial_state
+  sizes = check_axes(
+    operation, **inputs, initial_state=(state, axes), length=(length, "n")
+  )
+  check_floating(operation, **inputs_among(inputs))
+  # JAX takes what NumPy has in 64 bits with 32.
+  kept = jax.dtypes.canonicalize_dtype(state.dtype)
+  if kept != jnp.dtype(dtype):
+    check_pool(operation, state, dtype, "initial_state")
+  name, c = f"length of {operation}", sizes["c"]
+  _check_range(name, concrete(name, length), 0, c + 1, f"0 to {c}")
 
 
 def _check_write(name: str, write: np.ndarray | None, slots: int) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from sparse_prefix_jax.kernels import differentiable
@@ -14,7 +15,11 @@ from sparse_prefix_jax.kernels.causal_conv1d import (
 from sparse_prefix_jax.kernels.checks import check_pool, check_shapes
 from sparse_prefix_jax.kernels.chunks import Captures, Chunks
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
+from sparse_prefix_jax.kernels.slot_checks import (
+  check_core,
+  check_rows,
+  check_slots,
+)
 
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
@@ -105,6 +110,19 @@ def causal_conv1d_core(
     ValueError: As `causal_conv1d`; or if `capture_at` is not made of distinct
       numbers from 1 to n.
   """
+  check_core(
+    "causal_conv1d_core",
+    length,
+    (initial_state, "window d"),
+    getattr(x, "dtype", jnp.float32),  # What is no array is refused first.
+    x=(x, "n c d"),
+    weight=(weight, "w d"),
+  )
+  if initial_state.shape[0] != weight.shape[0] - 1:
+    raise ValueError(
+      f"initial_state of causal_conv1d_core has {initial_state.shape[0]} "
+      f"inputs; before {weight.shape[0]} taps there are {weight.shape[0] - 1}."
+    )
 
   def packed(
     weight: Array, x: Array, pool: Array, chunks: Chunks

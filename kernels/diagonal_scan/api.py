@@ -16,7 +16,11 @@ from sparse_prefix_jax.kernels.diagonal_scan import (
   xla,
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
-from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
+from sparse_prefix_jax.kernels.slot_checks import (
+  check_core,
+  check_rows,
+  check_slots,
+)
 
 IMPLEMENTATIONS = (
   mosaic_gpu.IMPLEMENTATION,
@@ -138,6 +142,16 @@ def diagonal_scan_core(
     ValueError: As `diagonal_scan`; or if `capture_at` is not made of distinct
       numbers from 1 to n.
   """
+  _check(None, (rate, b, c))  # A state has one axis less than a pool.
+  given = {"rate": (rate, "d e"), "b": (b, "n c e"), "c": (c, "n c e")}
+  check_core(
+    "diagonal_scan_core",
+    length,
+    (initial_state, "d" if rate is None else "d e"),
+    x=(x, "n c d"),
+    log_decay=(log_decay, "n c d"),
+    **{k: (u, axes) for k, (u, axes) in given.items() if u is not None},
+  )
 
   def packed(
     rate: Array | None, inputs: Any, pool: Array, chunks: Chunks
@@ -224,7 +238,7 @@ def diagonal_scan_step(
   )
 
 
-def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:
+def _check(pool: Array | None, selective: tuple[Array | None, ...]) -> None:
   """Refuses half of Mamba's form, and a pool of the other form."""
   given = [x is not None for x in selective]
   if any(given) != all(given):
@@ -234,7 +248,7 @@ def _check(pool: Array, selective: tuple[Array | None, ...]) -> None:
     )
   wanted = 2 + all(given)
   # What is no array is refused with its name, behind this.
-  if getattr(pool, "ndim", wanted) != wanted:
+  if pool is not None and getattr(pool, "ndim", wanted) != wanted:
     raise ValueError(
       f"the pool of diagonal_scan has shape {pool.shape}; it must have "
       f"{wanted} axes {'with' if all(given) else 'without'} rate, b and c."

@@ -17,7 +17,11 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
   mosaic_tpu,
   xla,
 )
-from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
+from sparse_prefix_jax.kernels.slot_checks import (
+  check_core,
+  check_rows,
+  check_slots,
+)
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -139,6 +143,16 @@ def kimi_delta_attention_core(
     ValueError: As `kimi_delta_attention`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
+  check_core(
+    "kimi_delta_attention_core",
+    length,
+    (initial_state, "hv k v"),
+    q=(q, "n c h k"),
+    k=(k, "n c h k"),
+    v=(v, "n c hv v"),
+    log_decay=(log_decay, "n c hv k"),
+    beta=(beta, "n c hv"),
+  )
   core = differentiable.core_of(
     kimi_delta_attention,
     xla.chunk,

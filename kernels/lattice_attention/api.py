@@ -104,8 +104,8 @@ def lattice_attention(
   )
   check_pages("lattice_attention", chunks, page_table, sizes)
   check_attention("lattice_attention", page_table, window, sizes)
-  check_pool("lattice_attention", key_pages, k.dtype)
-  check_pool("lattice_attention", value_pages, v.dtype)
+  check_pool("lattice_attention", key_pages, k.dtype, "key_pages")
+  check_pool("lattice_attention", value_pages, v.dtype, "value_pages")
   # NumPy's arrays cannot be indexed inside the scan.
   chunks = Chunks(*(jnp.asarray(field, jnp.int32) for field in chunks))
   page_table = jnp.asarray(page_table, jnp.int32)
@@ -182,8 +182,8 @@ def lattice_attention_step(
   check_floating("lattice_attention_step", q=q, k=k, v=v)
   check_tokens("lattice_attention_step", position, active, page_table, sizes)
   check_attention("lattice_attention_step", page_table, window, sizes)
-  check_pool("lattice_attention_step", key_pages, k.dtype)
-  check_pool("lattice_attention_step", value_pages, v.dtype)
+  check_pool("lattice_attention_step", key_pages, k.dtype, "key_pages")
+  check_pool("lattice_attention_step", value_pages, v.dtype, "value_pages")
   position, page_table = (
     jnp.asarray(x, jnp.int32) for x in (position, page_table)
   )
@@ -301,7 +301,7 @@ def _check_past(name: str, past: Array, new: Array) -> None:
       f"{name} of lattice_attention_core has shape {past.shape}; its chunks "
       f"must be {new.shape[1:]}."
     )
-  check_pool("lattice_attention_core", past, new.dtype)
+  check_pool("lattice_attention_core", past, new.dtype, name)
 
 
 def check_attention(

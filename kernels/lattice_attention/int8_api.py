@@ -217,5 +217,6 @@ def _check_dtypes(
 ) -> None:
   """Refuses pools of another dtype: codes would be cut in silence."""
   kinds = *[k.dtype] * 2, *[jnp.int8] * 2, *[jnp.float32] * 2
-  for pool, dtype in zip((*running, *pages), kinds, strict=True):
-    check_pool(operation, pool, dtype)
+  named = _axes(running, pages)
+  for name, dtype in zip(named, kinds, strict=True):
+    check_pool(operation, named[name][0], dtype, name)

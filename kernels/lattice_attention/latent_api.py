@@ -185,7 +185,7 @@ def _check_values(
   operation: str, latent: Array, latent_pages: Array, value_width: int
 ) -> None:
   """Refuses values that no latent holds, and pages of another dtype."""
-  check_pool(operation, latent_pages, latent.dtype)
+  check_pool(operation, latent_pages, latent.dtype, "latent_pages")
   width = latent.shape[-1]
   whole = isinstance(value_width, int) and not isinstance(value_width, bool)
   if not whole or not 1 <= value_width <= width:

@@ -17,7 +17,11 @@ from sparse_prefix_jax.kernels.linear_attention import (
   mosaic_tpu,
   xla,
 )
-from sparse_prefix_jax.kernels.slot_checks import check_rows, check_slots
+from sparse_prefix_jax.kernels.slot_checks import (
+  check_core,
+  check_rows,
+  check_slots,
+)
 
 _PRECISION = lax.Precision.HIGHEST
 IMPLEMENTATIONS = (
@@ -132,6 +136,15 @@ def linear_attention_core(
     ValueError: As `linear_attention`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
+  check_core(
+    "linear_attention_core",
+    length,
+    (initial_state, "hv k v"),
+    q=(q, "n c h k"),
+    k=(k, "n c h k"),
+    v=(v, "n c hv v"),
+    log_decay=(log_decay, "n c hv"),
+  )
   core = differentiable.core_of(
     linear_attention,
     xla.chunk,

@@ -11,6 +11,7 @@ import numpy as np
 from sparse_prefix_jax.models.config import ModelConfig, differences
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.runtime.programs import FrozenModel, freeze
+from sparse_prefix_jax.runtime.weight_checks import check_model_weights
 
 
 class OtherWeightsError(ValueError):
@@ -35,10 +36,11 @@ def held_model(model: HybridDecoder) -> HeldModel:
   """A model to serve from here on.
 
   Raises:
-    ValueError: If it is not exactly a HybridDecoder, or its weights are divided
-      over devices.
+    ValueError: If it is not exactly a HybridDecoder, or its weights are gone,
+      divided over devices, or not those of its configuration.
   """
   _check_kind(model)
+  check_model_weights(model)
   return HeldModel(model, freeze(model))
 
 
@@ -70,6 +72,7 @@ def hold_equal(model: HybridDecoder, served: HeldModel) -> HeldModel:
     )
   if _are_same(given, known):
     return served
+  check_model_weights(model)
   before = [reference() for reference in served.before]
   if not _are_same(given, before) and fingerprint(given) != fingerprint(known):
     raise OtherWeightsError(

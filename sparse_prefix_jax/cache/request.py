@@ -110,15 +110,14 @@ def check_requests(
   salt = _checked_salt(salt)
   if anchors is not None and capture is not None:
     raise ValueError("anchors and capture were both given; give one of them.")
-  count = _length_of("prompts", prompts)
-  for name, values in (("anchors", anchors), ("capture", capture)):
-    if values is not None and _length_of(name, values) != count:
-      raise ValueError(
-        f"{name} has {len(values)} entries for {count} prompts; it needs one "
-        "per prompt."
-      )
+  prompts = _list_of("prompts", prompts)
   name, rows = ("anchors", anchors) if capture is None else ("capture", capture)
-  rows = [None] * count if rows is None else rows
+  rows = [None] * len(prompts) if rows is None else _list_of(name, rows)
+  if len(rows) != len(prompts):
+    raise ValueError(
+      f"{name} has {len(rows)} entries for {len(prompts)} prompts; it needs "
+      "one per prompt."
+    )
   return [
     _checked(
       limits,
@@ -168,16 +167,22 @@ def _checked_salt(salt: Any) -> bytes:
   return salt
 
 
-def _length_of(
+def _list_of(
   name: str, values: Any, of: str = "with one entry per request"
-) -> int:
-  """Of a sequence; anything else is refused."""
+) -> list[Any]:
+  """What a sequence holds; anything else is refused."""
   plain = isinstance(values, str | bytes | Mapping | Set)
   if plain or not hasattr(values, "__len__"):
     raise ValueError(f"{name} must be a sequence {of}, got {brief(values)}.")
   if getattr(values, "ndim", 1) == 0:
     raise ValueError(f"{name} must be a sequence, got a scalar array.")
-  return len(values)
+  try:
+    return list(values)
+  except (TypeError, RuntimeError):  # A shape alone; an array that is deleted.
+    kind = type(values).__name__
+  raise ValueError(
+    f"{name} has no values ({kind}); it must be a sequence {of}."
+  )
 
 
 def _checked(
@@ -274,13 +279,16 @@ def _array(name: str, ids: Any) -> np.ndarray:
     raise ValueError(f"{name} is a masked array; ids must all be there.")
   try:
     return np.asarray(ids)
-  except (ValueError, TypeError, OverflowError) as error:
+  except (ValueError, TypeError, OverflowError, RuntimeError) as error:
     traced = type(error).__name__.startswith("Tracer")  # JAX's own, unimported
-  raise ValueError(
-    f"{name} is traced: prefill and decode are called outside of jit."
-    if traced
-    else f"{name} is ragged; it must be one row of ids."
-  )
+  if traced:
+    raise ValueError(
+      f"{name} is traced: prefill and decode are called outside of jit."
+    )
+  wrong = "is ragged"
+  if hasattr(ids, "dtype"):  # Deleted, or keys of random numbers.
+    wrong = f"has no values ({type(ids).__name__})"
+  raise ValueError(f"{name} {wrong}; it must be one row of ids.")
 
 
 def listed(values: Any) -> list[Any] | None:
@@ -299,7 +307,7 @@ def _positions(
   name: str, values: Any, length: int, step: int
 ) -> tuple[int, ...]:
   """Positions of one request: multiples of `step`, 1 to `length`."""
-  _length_of(name, values, of="of positions")
+  values = _list_of(name, values, of="of positions")
   positions = tuple(
     check_whole(f"{name}[{i}]", p) for i, p in enumerate(values)
   )

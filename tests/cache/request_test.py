@@ -1,5 +1,7 @@
 """What two prompts share, in chunks that the second could resume after."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,3 +77,30 @@ def test_a_long_salt_is_measured_in_bytes():
   check_requests(limits, [[1]], salt="å" * 512)
   with pytest.raises(ValueError, match="salt has 1026 bytes"):
     check_requests(limits, [[1]], salt="å" * 513)
+
+
+def without_values(kind):
+  if kind == "shape":
+    return jax.ShapeDtypeStruct((2,), jnp.int32)
+  if kind == "length":
+    return type("Lengthy", (), {"__len__": lambda _: 1})()
+  deleted = jnp.arange(2) + 0
+  deleted.delete()
+  return deleted
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("kind", ["shape", "length", "deleted"])
+def test_what_has_a_length_and_no_values_is_refused(kind):
+  limits = Limits(vocab_size=9, max_length=9, chunk=4)
+  given, prompts = without_values(kind), [[1, 2]]
+  told = r"^{} has no values \(\w+\); it must be a sequence"
+  for name in ("anchors", "capture"):
+    with pytest.raises(ValueError, match=told.format(name + r"\[0\]")):
+      check_requests(limits, prompts, **{name: [given]})
+    with pytest.raises(ValueError, match=told.format(name)):
+      check_requests(limits, prompts, **{name: given})
+  with pytest.raises(ValueError, match=told.format("prompts")):
+    check_requests(limits, given)
+  with pytest.raises(ValueError, match=r"^prompts\[0\] has (no|shape)"):
+    check_requests(limits, [given])

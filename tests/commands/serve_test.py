@@ -19,6 +19,12 @@ def test_a_port_that_is_taken_or_none_is_told(command):
   )
 
 
+@pytest.mark.parametrize("host", ["é.ü..", "é" * 70])
+def test_a_host_that_no_name_can_be_is_told(command, host):
+  told = refused(command("serve", f"--host={host}", "--port=0"))
+  assert "host is " in told and "must be a name or an address" in told
+
+
 def test_keys_are_read_before_anything_is_loaded(command, tmp_path):
   path = tmp_path / "keys"
   for content, sentence in (

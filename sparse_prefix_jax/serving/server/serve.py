@@ -10,6 +10,7 @@ from typing import TextIO
 
 from sparse_prefix_jax import extras
 from sparse_prefix_jax.cache.prefix_cache import PrefixCache
+from sparse_prefix_jax.kinds import brief
 from sparse_prefix_jax.models.decoder import HybridDecoder
 from sparse_prefix_jax.serving.scheduler import Scheduler
 from sparse_prefix_jax.serving.server.app import make_app
@@ -25,11 +26,17 @@ def listen(host: str, port: int) -> socket.socket:
     port: 0 for any free one.
 
   Raises:
-    ValueError: If the port is none.
+    ValueError: If the port is none, or the host no name.
     OSError: If the address is taken, or is none of this machine.
   """
   if not 0 <= port < 2**16:
     raise ValueError(f"port is {port}; it must be 0 to {2**16 - 1}.")
+  try:  # The socket would be left open where it is asked first.
+    host.encode("idna")
+  except UnicodeError:
+    raise ValueError(
+      f"host is {brief(host)}; it must be a name or an address."
+    ) from None
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
