@@ -180,7 +180,7 @@ def check_core(
   Example:
     >>> x, state = jnp.zeros((2, 16, 3)), jnp.zeros(3)
     >>> given = {"initial_state": (state, "d"), "x": (x, "n c d")}
-    >>> check_core("sum", np.array([16, 17]), **given)
+    >>> check_core("sum", jnp.array([16, 17]), **given)
     Traceback (most recent call last):
     ValueError: length of sum holds 17; it must be 0 to 16.
   """

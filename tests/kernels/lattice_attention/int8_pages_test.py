@@ -300,7 +300,7 @@ def test_pools_of_another_dtype_are_refused():
   inputs = [sizes.tokens(0, 5)]
   running, pages = free_pools(sizes)
   wrong = pages._replace(keys=pages.keys.astype(jnp.int32))
-  message = "pool of lattice_attention_int8 is int32; it must be int8"
+  message = "pages.keys of lattice_attention_int8 is int32; it must be int8"
   with pytest.raises(ValueError, match=message):
     run(sizes, [Job(5)], inputs, [[3]], (running, wrong))
 
