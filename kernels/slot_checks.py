@@ -193,8 +193,49 @@ def check_core(
   kept = jax.dtypes.canonicalize_dtype(state.dtype)
   if kept != jnp.dtype(dtype):
     check_pool(operation, state, dtype, "initial_state")
-  name, c = f"length of {operation}", sizes["c"]
-  _check_range(name, concrete(name, length), 0, c + 1, f"0 to {c}")
+  check_lengths(operation, length, sizes["c"])
+
+
+def check_matrix_core(
+  operation: str,
+  length: Array,
+  initial_state: Array,
+  q: Array,
+  k: Array,
+  v: Array,
+  **gates: tuple[Array, str],
+) -> None:
+  """Refuses what `check_core` does, of an operation whose state is a matrix.
+
+  Args:
+    operation: The name of the operation, for the message.
+    length: Real tokens of each chunk. [n]
+    initial_state: [hv k v], float32.
+    q: [n c h k].
+    k: [n c h k].
+    v: [n c hv v].
+    **gates: What else it takes, and the axes of that.
+
+  Raises:
+    ValueError: Naming the first argument that does not fit.
+  """
+  inputs = {"q": (q, "n c h k"), "k": (k, "n c h k"), "v": (v, "n c hv v")}
+  check_core(operation, length, (initial_state, "hv k v"), **inputs, **gates)
+
+
+def check_lengths(operation: str, length: Array, chunk: int) -> None:
+  """Refuses numbers of real tokens that no chunk has, where they are known.
+
+  Args:
+    operation: The name of the operation, for the message.
+    length: Real tokens of each chunk. [n]
+    chunk: Tokens of a whole one.
+
+  Raises:
+    ValueError: If one is negative or above it, or they are no integers.
+  """
+  name = f"length of {operation}"
+  _check_range(name, concrete(name, length), 0, chunk + 1, f"0 to {chunk}")
 
 
 def _check_write(name: str, write: np.ndarray | None, slots: int) -> None:

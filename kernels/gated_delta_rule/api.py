@@ -24,7 +24,7 @@ from sparse_prefix_jax.kernels.gated_delta_rule import (
 )
 from sparse_prefix_jax.kernels.implementations import Choice, dispatch, plain
 from sparse_prefix_jax.kernels.slot_checks import (
-  check_core,
+  check_matrix_core,
   check_rows,
   check_slots,
 )
@@ -153,13 +153,11 @@ def gated_delta_rule_core(
     ValueError: As `gated_delta_rule`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
-  check_core(
+  check_matrix_core(
     "gated_delta_rule_core",
     length,
-    (initial_state, "hv k v"),
-    q=(q, "n c h k"),
-    k=(k, "n c h k"),
-    v=(v, "n c hv v"),
+    initial_state,
+    *(q, k, v),
     log_decay=(log_decay, "n c hv"),
     beta=(beta, "n c hv"),
   )

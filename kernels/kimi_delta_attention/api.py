@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.kimi_delta_attention import (
   xla,
 )
 from sparse_prefix_jax.kernels.slot_checks import (
-  check_core,
+  check_matrix_core,
   check_rows,
   check_slots,
 )
@@ -143,13 +143,11 @@ def kimi_delta_attention_core(
     ValueError: As `kimi_delta_attention`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
-  check_core(
+  check_matrix_core(
     "kimi_delta_attention_core",
     length,
-    (initial_state, "hv k v"),
-    q=(q, "n c h k"),
-    k=(k, "n c h k"),
-    v=(v, "n c hv v"),
+    initial_state,
+    *(q, k, v),
     log_decay=(log_decay, "n c hv k"),
     beta=(beta, "n c hv"),
   )

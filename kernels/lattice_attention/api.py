@@ -26,6 +26,7 @@ from sparse_prefix_jax.kernels.lattice_attention import (
 )
 from sparse_prefix_jax.kernels.lattice_attention.over_pools import over_pools
 from sparse_prefix_jax.kernels.slot_checks import (
+  check_lengths,
   check_pages,
   check_tokens,
 )
@@ -242,7 +243,7 @@ def lattice_attention_core(
     ValueError: As `lattice_attention`; or if only one of the pasts is given, or
       they differ in shape, or in dtype from k and v.
   """
-  check_axes(
+  sizes = check_axes(
     "lattice_attention_core",
     q=(q, "n c h k"),
     k=(k, "n c hkv k"),
@@ -250,6 +251,7 @@ def lattice_attention_core(
     length=(length, "n"),
   )
   check_floating("lattice_attention_core", q=q, k=k, v=v)
+  check_lengths("lattice_attention_core", length, sizes["c"])
   precision = as_precision("lattice_attention_core", precision)
   past_keys, past_values = (
     jnp.zeros((0, *new.shape[1:]), new.dtype) if past is None else past

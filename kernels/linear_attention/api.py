@@ -18,7 +18,7 @@ from sparse_prefix_jax.kernels.linear_attention import (
   xla,
 )
 from sparse_prefix_jax.kernels.slot_checks import (
-  check_core,
+  check_matrix_core,
   check_rows,
   check_slots,
 )
@@ -136,13 +136,11 @@ def linear_attention_core(
     ValueError: As `linear_attention`; or if `capture_at` is not made of
       distinct numbers from 1 to n.
   """
-  check_core(
+  check_matrix_core(
     "linear_attention_core",
     length,
-    (initial_state, "hv k v"),
-    q=(q, "n c h k"),
-    k=(k, "n c h k"),
-    v=(v, "n c hv v"),
+    initial_state,
+    *(q, k, v),
     log_decay=(log_decay, "n c hv"),
   )
   core = differentiable.core_of(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparse_prefix_jax.kernels.chunks import CARRY, NONE, ZERO, Chunks
+from sparse_prefix_jax.kernels.lattice_attention import lattice_attention_core
 from tests.kernels import operations
 
 pytestmark = pytest.mark.usefixtures("unchecked_types")
@@ -51,6 +52,16 @@ def test_lengths_of_a_core(operation, length, sentence):
   inputs, _, state = inputs_of(at)
   with pytest.raises(ValueError, match=sentence):
     at.core(*inputs, length, initial_state=state)
+
+
+def test_lengths_of_the_core_of_attention():
+  """One of 2**40 ran as a chunk of nothing."""
+  new = jnp.ones((N, C, 1, C))
+  for length in (C + 1, -1, 2**40):
+    lengths = np.array([C, length])
+    sentence = f"^length of lattice_attention_core holds {length}; it must be"
+    with pytest.raises(ValueError, match=sentence):
+      lattice_attention_core(new, new, new, lengths)
 
 
 def test_inputs_of_a_core_have_names(operation):
